@@ -1,0 +1,1 @@
+"""Commands: absl flags, one qa_jax call, an exit code."""

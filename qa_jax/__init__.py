@@ -1,0 +1,1 @@
+"""qa_jax: extractive question answering in pure JAX."""

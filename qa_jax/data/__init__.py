@@ -1,0 +1,1 @@
+"""Text in, static-shape numpy batches out. No jax here."""

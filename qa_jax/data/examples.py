@@ -1,0 +1,51 @@
+"""Example: a question, its context and its gold answers, with invariants."""
+
+import dataclasses
+
+from qa_jax import errors
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldAnswer:
+  """A gold span: `context[start:start + len(text)] == text`, in characters."""
+
+  text: str
+  start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A question with its context; what a data source yields.
+
+  `answers` is empty iff `impossible`. Offsets are code points into `context`,
+  which is never normalised: predictions are slices of it.
+  """
+
+  id: str
+  question: str
+  context: str
+  answers: tuple[GoldAnswer, ...] = ()
+  impossible: bool = False
+  title: str = ''
+
+  @property
+  def gold_texts(self) -> tuple[str, ...]:
+    return tuple(a.text for a in self.answers)
+
+
+def check_text(text: object, where: str) -> str:
+  """`text` if it is a str that UTF-8 can hold.
+
+  Raises:
+    UserError: not a string, or a lone surrogate (named by its position).
+  """
+  if not isinstance(text, str):
+    raise errors.UserError(
+        f'{where} is {type(text).__name__}, expected a string')
+  try:
+    text.encode('utf-8')
+  except UnicodeEncodeError as e:
+    raise errors.UserError(
+        f'{where} holds a lone surrogate U+{ord(text[e.start]):04X} at '
+        f'character {e.start}; re-encode the text as UTF-8') from None
+  return text

@@ -1,0 +1,20 @@
+"""The one error a user's mistake raises, and the hint of near names."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+  """A mistake of the user's: commands print it as one line and exit with 1.
+
+  The message names what is wrong, where, the value, the bound and the fix.
+  """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+  """' (did you mean …?)' with near names, else the list of all names."""
+  known = sorted(known)
+  near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+  if near:
+    return f'; did you mean {" or ".join(repr(n) for n in near)}?'
+  return f'; known: {", ".join(known)}'

@@ -1,0 +1,26 @@
+"""SpanScores: what every head returns and all that follows understands.
+
+Glossary of shapes: B batch (windows), L window length, W longest span.
+
+  score(i, j) = start[i] + (end[j] + pair[i, j - i]),   0 <= j - i < W
+  null        = start[0] + end[0] (at [CLS]), or an explicit null[B]
+"""
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class SpanScores:
+  """Scores of all spans of a batch of windows, in float32."""
+
+  start: jax.Array  # [B, L]
+  end: jax.Array  # [B, L]
+  pair: jax.Array | None = None  # [B, L, W], indexed by (start, end - start)
+  null: jax.Array | None = None  # [B]
+
+  @property
+  def null_score(self) -> jax.Array:  # [B]
+    if self.null is not None:
+      return self.null
+    return self.start[:, 0] + self.end[:, 0]

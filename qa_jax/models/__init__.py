@@ -1,0 +1,1 @@
+"""The encoder, and the encoder with a span head."""

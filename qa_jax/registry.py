@@ -1,0 +1,58 @@
+"""build(TABLE, 'name(key=literal)'): the only "framework" here.
+
+A spec string names an entry of an explicit table and calls it with keyword
+literals. It can be printed, swept and stored in a config, and cannot run code.
+"""
+
+import ast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qa_jax import errors
+
+
+def parse(spec: str) -> tuple[str, dict[str, Any]]:
+  """'name(a=1, b="x")' → ('name', {'a': 1, 'b': 'x'}).
+
+  Raises:
+    UserError: not a name, or a call with anything but keyword literals.
+  """
+  try:
+    node = ast.parse(spec.strip(), mode='eval').body
+    if isinstance(node, ast.Name):
+      return node.id, {}
+    if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        and not node.args and all(k.arg for k in node.keywords)):
+      return node.func.id, {
+          k.arg: ast.literal_eval(k.value) for k in node.keywords}
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+    pass
+  raise errors.UserError(
+      f'spec {spec[:200]!r} is not of the form name or name(key=literal, …)')
+
+
+def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
+          what: str) -> Any:
+  """Calls the entry of `table` that `spec` names; `what` is for messages.
+
+  Raises:
+    UserError: unknown entry or argument, or a required argument is missing.
+  """
+  name, arguments = parse(spec)
+  if name not in table:
+    raise errors.UserError(
+        f'unknown {what} {name!r}{errors.did_you_mean(name, table)}')
+  # Flax modules carry two fields that are not a user's to set.
+  parameters = {
+      key: p for key, p in inspect.signature(table[name]).parameters.items()
+      if key not in ('parent', 'name')}
+  for key in arguments:
+    if key not in parameters:
+      hint = errors.did_you_mean(key, parameters) if parameters else (
+          '; it takes none')
+      raise errors.UserError(f'{what} {name!r} has no argument {key!r}{hint}')
+  for key, parameter in parameters.items():
+    if parameter.default is parameter.empty and key not in arguments:
+      raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')
+  return table[name](**arguments)
