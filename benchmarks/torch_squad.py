@@ -28,7 +28,8 @@ import transformers
 def read_squad(path):
   """SQuAD JSON → flat list of dicts."""
   rows = []
-  for article in json.load(open(path, encoding='utf-8'))['data']:
+  data = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
+  for article in data['data']:
     for paragraph in article['paragraphs']:
       for qa in paragraph['qas']:
         rows.append({'id': qa['id'], 'question': qa['question'].lstrip(),
@@ -67,7 +68,7 @@ def features(tokenizer, rows, max_length, overlap):
           'row': begin + row, 'input_ids': enc['input_ids'][f],
           'token_type_ids': enc['token_type_ids'][f],
           'offsets': [o if s == 1 else None
-                      for o, s in zip(offsets, sequence)],
+                      for o, s in zip(offsets, sequence, strict=True)],
           'start': start, 'end': end})
   return out
 

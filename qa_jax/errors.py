@@ -1,7 +1,7 @@
 """The one error a user's mistake raises, and the hint of near names."""
 
-import difflib
 from collections.abc import Iterable
+import difflib
 
 
 class UserError(ValueError):

@@ -5,8 +5,8 @@ literals. It can be printed, swept and stored in a config, and cannot run code.
 """
 
 import ast
-import inspect
 from collections.abc import Callable, Mapping
+import inspect
 from typing import Any
 
 from qa_jax import errors

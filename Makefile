@@ -1,0 +1,30 @@
+# make demo   train, evaluate and ask a tiny model; no download but packages
+# make test   ruff and the whole suite
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quickstart
+
+.PHONY: demo test clean
+
+demo: .venv/installed
+	$(BIN)/python -m experiments.train --config=configs/quickstart.py \
+	  --workdir=$(RUN)
+	$(BIN)/python -m experiments.demo --workdir=$(RUN)
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install -q -r requirements.txt
+	touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(BIN)/python -m pip install -q -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,63 @@
+"""Evaluates a run on a data set, or scores a file of predictions.
+
+  python -m experiments.evaluate --workdir=runs/squad --data=dev-v2.0.json
+  python -m experiments.evaluate --data=dev-v2.0.json \
+      --predictions=predictions.json [--na_probs=na_probs.json]
+
+--workdir also takes a Hugging Face directory or hub id of a
+BertForQuestionAnswering. --data takes a path, a source spec, or several
+joined by +. Results go to WORKDIR/eval/<data>/ or --output.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import build
+from qa_jax import errors
+from qa_jax import evaluate
+from qa_jax import files
+from qa_jax import metrics
+from qa_jax import parallel
+from qa_jax import predict
+from qa_jax.data import sources
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
+OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'best, last or a step.')
+PREDICTIONS = flags.DEFINE_string(
+    'predictions', None, 'Score this {id: text} JSON; no model is run.')
+NA_PROBS = flags.DEFINE_string(
+    'na_probs', None, '{id: score} JSON; higher means no answer.')
+
+
+def main() -> None:
+  cli.required(data=DATA.value)
+  if bool(WORKDIR.value) == bool(PREDICTIONS.value):
+    raise errors.UserError('give one of --workdir and --predictions')
+  examples = sources.load(DATA.value)
+  output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+  if PREDICTIONS.value:
+    values = metrics.squad_metrics(
+        examples, metrics.read_predictions(pathlib.Path(PREDICTIONS.value)),
+        na_scores=metrics.read_na_probs(pathlib.Path(NA_PROBS.value))
+        if NA_PROBS.value else None)
+    if output:
+      files.write_json(output / 'metrics.json', values)
+  else:
+    qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
+    workdir = pathlib.Path(WORKDIR.value)
+    if output is None and build.is_run(workdir):
+      output = workdir / 'eval' / evaluate.data_name(DATA.value)
+    windows = build.make_windows(qa.config, examples, qa.tokenizer)
+    values = evaluate.Evaluator(
+        qa.model, windows, qa.config, parallel.data_mesh()).evaluate(
+            qa.params, output=output, progress='evaluate')
+  cli.print_metrics(values)
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,63 @@
+"""Answers one question, or every line of a JSONL file.
+
+  python -m experiments.predict --workdir=runs/squad \
+      --question="Who …?" --context="…"
+  python -m experiments.predict --workdir=runs/squad \
+      --input=in.jsonl --output=out.jsonl
+
+Each input line is an object with `question` and `context`; the output line
+repeats its `id` and adds the answer and the n-best list.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import predict
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+QUESTION = flags.DEFINE_string('question', None, 'The question.')
+CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
+INPUT = flags.DEFINE_string('input', None, 'JSONL of questions.')
+OUTPUT = flags.DEFINE_string('output', None, 'JSONL of answers.')
+N_BEST = flags.DEFINE_integer('n_best', 5, 'Candidates listed per question.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'best, last or a step.')
+
+
+def main() -> None:
+  cli.required(workdir=WORKDIR.value)
+  if bool(INPUT.value) == (QUESTION.value is not None):
+    raise errors.UserError('give --question and --context, or --input and '
+                           '--output')
+  if INPUT.value:
+    cli.required(output=OUTPUT.value)
+    questions = predict.read_questions(pathlib.Path(INPUT.value))
+  else:
+    cli.required(context=CONTEXT.value)
+    questions = [{'question': QUESTION.value, 'context': CONTEXT.value}]
+  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
+                    n_best=N_BEST.value)
+  answers = qa.answer_batch(questions, progress='predict' if INPUT.value
+                            else '')
+  if INPUT.value:
+    files.write_jsonl(pathlib.Path(OUTPUT.value), (
+        {**({'id': q['id']} if 'id' in q else {}), **dataclasses.asdict(a)}
+        for q, a in zip(questions, answers, strict=True)))
+    print(f'{len(answers)} answers in {OUTPUT.value}')
+    return
+  best = answers[0]
+  print(best.text or '(no answer)')
+  for candidate in best.n_best:
+    print(f'  {candidate["score"]:8.3f}  {json.dumps(candidate["text"])}'
+          f'  [{candidate["start"]}:{candidate["end"]}]')
+  print(f'  {best.null_score:8.3f}  (null)')
+
+
+if __name__ == '__main__':
+  cli.run(main)

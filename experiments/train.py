@@ -1,0 +1,42 @@
+"""Trains a config in a workdir, or resumes it.
+
+  python -m experiments.train --config=configs/quickstart.py \
+      --workdir=runs/quickstart [--config.optim.learning_rate=5e-4]
+
+The same command again resumes from the last checkpoint.
+"""
+
+import pathlib
+import pprint
+import sys
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import config as config_lib
+from qa_jax import train
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Print shapes, parameters and steps; train nothing.')
+PRINT_CONFIG = flags.DEFINE_bool(
+    'print_config', False, 'Print the resolved config; train nothing.')
+
+
+def main() -> None:
+  cli.required(config=flags.FLAGS.config)
+  config = config_lib.check(flags.FLAGS.config.to_dict())
+  if PRINT_CONFIG.value:
+    pprint.pprint(config.to_dict(), sort_dicts=False)
+    return
+  if DRY_RUN.value:
+    for key, value in train.Trainer(config).summary().items():
+      print(f'{key:22}{value}')
+    return
+  cli.required(workdir=WORKDIR.value)
+  metrics = train.train(config, pathlib.Path(WORKDIR.value), sys.argv)
+  cli.print_metrics(metrics)
+
+
+if __name__ == '__main__':
+  cli.run(main, config=True)

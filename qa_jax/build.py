@@ -1,0 +1,160 @@
+"""Config → the parts of a run: tokenizer, model, parameters, objective."""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qa_jax import checkpoint
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import heads
+from qa_jax import registry
+from qa_jax import weights
+from qa_jax.data import batches
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import windows
+from qa_jax.data.examples import Example
+from qa_jax.models import bert
+from qa_jax.models import qa
+
+SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
+
+
+def is_run(directory: pathlib.Path) -> bool:
+  """A workdir of ours, as opposed to a Hugging Face directory."""
+  return (directory / 'config.json').is_file() and (
+      directory / 'checkpoints').is_dir()
+
+
+def tokenizer(config: config_lib.Config, source: pathlib.Path | None,
+              examples: Sequence[Example]) -> tokenizer_lib.Tokenizer:
+  """The vocabulary of data.vocab, else of `source`, else learned."""
+  directory = pathlib.Path(config.data.vocab) if config.data.vocab else source
+  if directory is not None:
+    if not directory.is_dir():
+      raise errors.UserError(
+          f'config.data.vocab={str(directory)!r} is not a directory with '
+          'vocab.txt or tokenizer.json')
+    if is_run(directory):
+      directory = directory / 'tokenizer'
+    return tokenizer_lib.from_directory(directory, config.data.lowercase)
+  texts = dict.fromkeys(e.context for e in examples)
+  texts |= dict.fromkeys(e.question for e in examples)
+  return tokenizer_lib.train(
+      texts, vocab_size=config.data.vocab_size,
+      lowercase=config.data.lowercase)
+
+
+def init_source(config: config_lib.Config) -> pathlib.Path | None:
+  """The local directory of model.init_from, fetched if it is a hub id."""
+  if not config.model.init_from:
+    return None
+  directory = pathlib.Path(config.model.init_from)
+  if is_run(directory):
+    return directory
+  return weights.resolve(config.model.init_from)
+
+
+def bert_config(config: config_lib.Config, vocab_size: int,
+                source: pathlib.Path | None) -> bert.BertConfig:
+  """Sizes from the preset, single fields over it, checked with `source`."""
+  asked: dict[str, int] = {}
+  if config.model.preset:
+    if config.model.preset not in bert.PRESETS:
+      raise errors.UserError(
+          f'unknown config.model.preset {config.model.preset!r}'
+          f'{errors.did_you_mean(config.model.preset, bert.PRESETS)}')
+    asked |= bert.PRESETS[config.model.preset]
+  asked |= {k: getattr(config.model, k) for k in SIZES
+            if getattr(config.model, k)}
+  if source is None:
+    missing = [k for k in SIZES if k not in asked]
+    if missing:
+      raise errors.UserError(
+          f'config.model.{missing[0]} is 0 and no preset or init_from gives it')
+    sizes = bert.BertConfig(vocab_size=vocab_size, **asked)
+  elif is_run(source):
+    sizes = run_sizes(source)
+  else:
+    sizes = weights.read_config(source)
+  for key, value in asked.items():
+    if getattr(sizes, key) != value:
+      raise errors.UserError(
+          f'config.model: preset {config.model.preset!r} has {key} {value}, '
+          f'but {source} has {getattr(sizes, key)}; set '
+          "config.model.preset='' to take the checkpoint's sizes")
+  if vocab_size > sizes.vocab_size:
+    raise errors.UserError(
+        f'the vocabulary has {vocab_size} entries, but the embeddings of '
+        f'{source} only {sizes.vocab_size}')
+  if sizes.hidden_size % sizes.num_heads:
+    raise errors.UserError(
+        f'config.model.hidden_size {sizes.hidden_size} is not divisible by '
+        f'num_heads {sizes.num_heads}')
+  if config.data.max_length > sizes.max_position:
+    raise errors.UserError(
+        f'config.data.max_length {config.data.max_length} exceeds the '
+        f"encoder's {sizes.max_position} positions")
+  return dataclasses.replace(
+      sizes, dropout=config.model.dropout,
+      attention_dropout=config.model.attention_dropout)
+
+
+def run_sizes(workdir: pathlib.Path) -> bert.BertConfig:
+  """The encoder's sizes that a run stored."""
+  return bert.BertConfig(**files.read_object(workdir / 'encoder.json'))
+
+
+def model(config: config_lib.Config, sizes: bert.BertConfig) -> qa.QAModel:
+  head = registry.build(heads.HEADS, config.model.head, what='head')
+  return qa.QAModel(
+      config=sizes, head=head,
+      compute_dtype=jnp.dtype(config.precision.compute_dtype))
+
+
+def parameters(net: qa.QAModel, key: jax.Array,
+               source: pathlib.Path | None) -> tuple[Any, list[str]]:
+  """Fresh parameters, or those of `source`; and what to tell the user."""
+  fresh = qa.init_params(net, key)
+  if source is None:
+    return fresh, []
+  if is_run(source):
+    shapes = jax.eval_shape(lambda: fresh)
+    return run_parameters(source, 'best', shapes), []
+  return weights.load_hugging_face(source, fresh)
+
+
+def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
+  """The parameters of a run's checkpoint 'best', 'last' or a step."""
+  store = checkpoint.Checkpoints(workdir / 'checkpoints')
+  try:
+    return store.restore_params(store.resolve(which), jax.tree.map(
+        lambda s: jax.ShapeDtypeStruct(
+            s.shape, s.dtype,
+            sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+        shapes))
+  finally:
+    store.close()
+
+
+def make_windows(config: config_lib.Config, examples: Sequence[Example],
+                 words: tokenizer_lib.Tokenizer) -> windows.WindowSet:
+  return windows.make_windows(
+      examples, words, max_length=config.data.max_length,
+      window_overlap=config.data.window_overlap,
+      max_question_length=config.data.max_question_length)
+
+
+def buckets(config: config_lib.Config) -> tuple[int, ...]:
+  return batches.check_buckets(config.data.buckets, config.data.max_length)
+
+
+def model_inputs(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+  """The entries of a batch that the model reads."""
+  return {k: batch[k] for k in ('token_ids', 'token_type_ids',
+                                'attention_mask', 'context_mask')}

@@ -1,0 +1,167 @@
+"""WordPiece with character offsets into the original text.
+
+No special token is registered with the library, so "[SEP]" typed by a user is
+four characters of text and never the real separator.
+"""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import functools
+import hashlib
+import itertools
+import pathlib
+
+import numpy as np
+import tokenizers
+from tokenizers import models
+from tokenizers import normalizers
+from tokenizers import pre_tokenizers
+from tokenizers import trainers
+
+from qa_jax import errors
+from qa_jax import files
+
+SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+  """Token rows laid end to end; row r is `[ptr[r], ptr[r + 1])`."""
+
+  ids: np.ndarray  # [T] int32
+  offsets: np.ndarray  # [T, 2] int32, code points [begin, end) of the text
+  ptr: np.ndarray  # [rows + 1] int64
+
+  @property
+  def lengths(self) -> np.ndarray:  # [rows]
+    return np.diff(self.ptr)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """BERT's WordPiece (Devlin et al., 2019): vocabulary in id order."""
+
+  vocab: tuple[str, ...]
+  lowercase: bool
+
+  def __post_init__(self):
+    missing = [t for t in SPECIAL[:4] if t not in self.index]
+    if missing:
+      raise errors.UserError(
+          f'vocabulary of {len(self.vocab)} entries lacks '
+          f'{", ".join(missing)}: it is not a BERT WordPiece vocabulary')
+
+  @functools.cached_property
+  def index(self) -> dict[str, int]:
+    return {token: i for i, token in enumerate(self.vocab)}
+
+  @property
+  def pad_id(self) -> int:
+    return self.index['[PAD]']
+
+  @property
+  def cls_id(self) -> int:
+    return self.index['[CLS]']
+
+  @property
+  def sep_id(self) -> int:
+    return self.index['[SEP]']
+
+  @property
+  def fingerprint(self) -> str:
+    text = '\n'.join(self.vocab) + f'\nlowercase={self.lowercase}'
+    return hashlib.sha256(text.encode()).hexdigest()
+
+  @functools.cached_property
+  def _wordpiece(self) -> tokenizers.Tokenizer:
+    return _pipeline(self.index, self.lowercase)
+
+  def encode(self, texts: Sequence[str]) -> Ragged:
+    """Tokenises every text, without adding special tokens."""
+    ids, offsets, lengths = [], [], [0]
+    for begin in range(0, len(texts), 1024):
+      for enc in self._wordpiece.encode_batch(
+          list(texts[begin:begin + 1024]), add_special_tokens=False):
+        ids.append(np.array(enc.ids, np.int32))
+        offsets.append(np.fromiter(
+            itertools.chain.from_iterable(enc.offsets), np.int32,
+            2 * len(ids[-1])))
+        lengths.append(len(ids[-1]))
+    empty = [np.zeros(0, np.int32)]
+    return Ragged(np.concatenate(ids or empty),
+                  np.concatenate(offsets or empty).reshape(-1, 2),
+                  np.cumsum(lengths, dtype=np.int64))
+
+  def save(self, directory: pathlib.Path) -> None:
+    """Writes vocab.txt and tokenizer_config.json, as Hugging Face does."""
+    files.write_text(directory / 'vocab.txt', '\n'.join(self.vocab) + '\n')
+    files.write_json(directory / 'tokenizer_config.json', {
+        'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'})
+
+
+def _pipeline(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+  wordpiece = tokenizers.Tokenizer(models.WordPiece(
+      vocab, unk_token='[UNK]', max_input_chars_per_word=100))
+  wordpiece.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+  wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  return wordpiece
+
+
+def from_directory(directory: str | pathlib.Path,
+                   lowercase: bool | None = None) -> Tokenizer:
+  """Reads `vocab.txt` (or `tokenizer.json`) of a checkpoint directory.
+
+  `lowercase=None` takes what the directory says; a value that contradicts it
+  is an error, since it costs 6.5 F1 unseen (transformers#4549).
+
+  Raises:
+    UserError: no vocabulary, a malformed one, or the wrong case.
+  """
+  directory = pathlib.Path(directory)
+  about, whole = (
+      files.read_object(directory / name) if (directory / name).is_file()
+      else {} for name in ('tokenizer_config.json', 'tokenizer.json'))
+  stored = about.get('do_lower_case')
+  if stored is None and isinstance(whole.get('normalizer'), dict):
+    stored = whole['normalizer'].get('lowercase')
+  if (directory / 'vocab.txt').is_file():
+    text = files.read_text(directory / 'vocab.txt')
+    vocab = tuple(text.rstrip('\n').split('\n'))
+  elif whole:
+    model = whole.get('model') or {}
+    if model.get('type', 'WordPiece') != 'WordPiece' or not isinstance(
+        model.get('vocab'), dict):
+      raise errors.UserError(
+          f'{directory / "tokenizer.json"}: model {model.get("type")!r} is '
+          'not supported; a WordPiece vocabulary is needed')
+    vocab = tuple(sorted(model['vocab'], key=model['vocab'].get))
+  else:
+    raise errors.UserError(
+        f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
+  if None not in (stored, lowercase) and stored != lowercase:
+    raise errors.UserError(
+        f'data.lowercase={lowercase}, but the vocabulary in {directory} is '
+        f'{"lower-cased" if stored else "cased"}; set data.lowercase={stored}')
+  if lowercase is None:
+    lowercase = True if stored is None else bool(stored)
+  return Tokenizer(vocab, lowercase)
+
+
+def train(texts: Iterable[str], *, vocab_size: int,
+          lowercase: bool = True) -> Tokenizer:
+  """Learns a vocabulary of at most `vocab_size` from `texts`.
+
+  The library numbers "##x" pieces in hash order and breaks ties by number.
+  Named up front, in sorted order, they make the same text give the same bytes.
+  """
+  texts = list(texts)
+  wordpiece = _pipeline({'[UNK]': 0}, lowercase)
+  letters = sorted({c for text in texts
+                    for c in wordpiece.normalizer.normalize_str(text)
+                    if not c.isspace()})
+  fixed = [*SPECIAL, *letters, *('##' + c for c in letters)]
+  wordpiece.train_from_iterator(texts, trainers.WordPieceTrainer(
+      vocab_size=vocab_size, special_tokens=fixed, show_progress=False))
+  learned = set(wordpiece.get_vocab()) - set(SPECIAL)
+  return Tokenizer(SPECIAL + tuple(sorted(learned)), lowercase)
+

@@ -1,0 +1,286 @@
+"""Examples → windows: [CLS] question [SEP] context part [SEP].
+
+Glossary of shapes: E examples, N windows, T context tokens laid end to end.
+
+A context is tokenised once however many questions it has; windows are ranges
+into it, so a data set of SQuAD's size is prepared in seconds. Positions inside
+a window count from its [CLS]; spans are inclusive at both ends.
+"""
+
+import collections
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from qa_jax import errors
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data.examples import Example
+
+AUDIT = {
+    'exact': 'the token span is the answer, character by character',
+    'widened': 'the answer begins or ends inside a token; widened to it',
+    'repaired': 'wrong answer_start; the nearest occurrence was taken',
+    'unrecoverable': 'the answer is not a non-empty part of the context',
+    'no_window': 'the span fits in no window',
+}
+MAX_EXAMPLES_PER_FAULT = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSet:
+  """Windows over a list of examples, as flat arrays."""
+
+  examples: Sequence[Example]
+  questions: tokenizer_lib.Ragged  # [E] rows, already cut
+  contexts: tokenizer_lib.Ragged  # one row a distinct context
+  context_of: np.ndarray  # [E] row of `contexts`
+  example_of: np.ndarray  # [N]
+  begin: np.ndarray  # [N] first context token, counted within its context
+  length: np.ndarray  # [N] context tokens in the window
+  best_begin: np.ndarray  # [N] tokens [best_begin, best_end) of the context
+  best_end: np.ndarray  # [N]   have their maximal context in this window
+  start_positions: np.ndarray  # [N] in the window; 0 is [CLS]: no answer here
+  end_positions: np.ndarray  # [N]
+  trainable: np.ndarray  # [N] bool: False where the gold span was lost
+  audit: dict[str, int]  # gold spans by fate, see AUDIT
+  faults: dict[str, list[str]]  # ids of some examples of each fate but exact
+  tokenizer: tokenizer_lib.Tokenizer
+
+  def __len__(self) -> int:
+    return len(self.example_of)
+
+  @property
+  def context_offset(self) -> np.ndarray:
+    """[N] position in the window of its first context token."""
+    return self.questions.lengths[self.example_of] + 2
+
+  @property
+  def total_lengths(self) -> np.ndarray:
+    """[N] tokens of the window, specials included."""
+    return self.context_offset + self.length + 1
+
+  def train_indices(self, without_answer: str) -> np.ndarray:
+    """Windows to train on; `without_answer` is 'cls' or 'drop'.
+
+    'cls' labels a window without the answer with the span at [CLS] (BERT);
+    'drop' leaves such windows of answerable questions out.
+    """
+    keep = self.trainable
+    if without_answer == 'drop':
+      impossible = np.array([e.impossible for e in self.examples], bool)
+      keep = keep & ((self.start_positions > 0)
+                     | impossible[self.example_of])
+    elif without_answer != 'cls':
+      raise errors.UserError(
+          f'data.windows_without_answer={without_answer!r}; choose cls or drop')
+    return np.flatnonzero(keep)
+
+  def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """A batch of static length: int32 [B, length] arrays and labels [B].
+
+    A negative index is a padding row: one [CLS], weight 0. A token is a legal
+    start only in the window that has its maximal context (BERT's rule), so a
+    span is found once.
+    """
+    row = np.maximum(indices, 0)[:, None]  # [B, 1]
+    column = np.arange(length)[None, :]  # [1, L]
+    real_row = (indices >= 0)[:, None]
+    example = self.example_of[row]
+    first = self.context_offset[row] if len(self) else row
+    local = column - first  # context token, counted within the window
+    in_context = (local >= 0) & (local < self.length[row]) & real_row
+    in_question = (column >= 1) & (column < first - 1) & real_row
+    total = np.where(real_row, first + self.length[row] + 1, 1)
+    assert (total <= length).all(), (total.max(), length)
+
+    context = self.contexts.ptr[self.context_of[example]] + self.begin[row]
+    question = self.questions.ptr[example]
+    ids = np.full(in_context.shape, self.tokenizer.pad_id, np.int32)
+    ids = np.where(column < total, self.tokenizer.sep_id, ids)
+    ids[:, 0] = self.tokenizer.cls_id
+    ids[in_context] = self.contexts.ids[(context + local)[in_context]]
+    ids[in_question] = self.questions.ids[
+        (question + column - 1)[in_question]]
+    token = self.begin[row] + local
+    owned = (token >= self.best_begin[row]) & (token < self.best_end[row])
+    return {
+        'token_ids': ids.astype(np.int32),
+        'token_type_ids': ((column >= first) & (column < total)
+                           & real_row).astype(np.int32),
+        'attention_mask': (column < total).astype(np.int32),
+        'context_mask': in_context,
+        'start_mask': in_context & owned,
+        'start_positions': np.where(
+            real_row, self.start_positions[row], 0)[:, 0].astype(np.int32),
+        'end_positions': np.where(
+            real_row, self.end_positions[row], 0)[:, 0].astype(np.int32),
+        'weight': real_row[:, 0].astype(np.float32),
+    }
+
+  def char_spans(self, window: np.ndarray, start: np.ndarray,
+                 end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Window positions → character range [begin, end) of the context."""
+    base = (self.contexts.ptr[self.context_of[self.example_of[window]]]
+            + self.begin[window] - self.context_offset[window])
+    return (self.contexts.offsets[base + start, 0],
+            self.contexts.offsets[base + end, 1])
+
+
+def make_windows(examples: Sequence[Example],
+                 tokenizer: tokenizer_lib.Tokenizer, *, max_length: int,
+                 window_overlap: int, max_question_length: int) -> WindowSet:
+  """Cuts every example into windows of at most `max_length` tokens.
+
+  `window_overlap` context tokens are shared by neighbouring windows (Hugging
+  Face's "stride"; BERT's doc_stride is the step, not the overlap).
+
+  Raises:
+    UserError: no room for the context beside the longest question.
+  """
+  check_lengths(max_length, window_overlap, max_question_length)
+  distinct: dict[str, int] = {}
+  context_of = np.array(
+      [distinct.setdefault(e.context, len(distinct)) for e in examples],
+      np.int64)
+  contexts = tokenizer.encode(list(distinct))
+  questions = _cut(tokenizer.encode([e.question for e in examples]),
+                   max_question_length)
+
+  tokens = contexts.lengths[context_of]  # [E]
+  room = max_length - questions.lengths - 3
+  step = room - window_overlap
+  count = 1 + np.maximum(0, -(-(tokens - room) // step))
+  example_of = np.repeat(np.arange(len(examples)), count)
+  ordinal = np.arange(len(example_of)) - np.repeat(
+      np.cumsum(count) - count, count)
+  begin = ordinal * step[example_of]
+  length = np.minimum(room[example_of], tokens[example_of] - begin)
+  best_begin, best_end = _max_context(
+      begin, length, ordinal == 0, ordinal == count[example_of] - 1)
+
+  spans, fates = _gold_spans(examples, contexts, context_of)
+  start = np.zeros(len(example_of), np.int64)
+  end = np.zeros(len(example_of), np.int64)
+  found = np.zeros(len(examples), bool)
+  offset = questions.lengths + 2
+  first_window = np.cumsum(count) - count
+  for e, gold in enumerate(spans):
+    for a, b in gold:
+      w = slice(first_window[e], first_window[e] + count[e])
+      inside = (begin[w] <= a) & (b < begin[w] + length[w])
+      if not inside.any():
+        continue
+      found[e] = True
+      inside &= start[w] == 0  # the first gold span of a window is its label
+      start[w][inside] = a - begin[w][inside] + offset[e]
+      end[w][inside] = b - begin[w][inside] + offset[e]
+    if gold and not found[e]:
+      fates[e] = ['no_window'] * len(fates[e])
+  lost = np.array([not e.impossible for e in examples], bool) & ~found
+  audit, faults = _audit(examples, fates)
+  return WindowSet(
+      examples=examples, questions=questions, contexts=contexts,
+      context_of=context_of, example_of=example_of, begin=begin,
+      length=length, best_begin=best_begin, best_end=best_end,
+      start_positions=start, end_positions=end,
+      trainable=~lost[example_of], audit=audit, faults=faults,
+      tokenizer=tokenizer)
+
+
+def check_lengths(max_length: int, window_overlap: int,
+                  max_question_length: int) -> None:
+  """Raises a UserError unless every question leaves room to step."""
+  if min(max_length, max_question_length) < 1 or window_overlap < 0:
+    raise errors.UserError(
+        f'max_length {max_length}, max_question_length {max_question_length} '
+        f'and window_overlap {window_overlap} must be positive')
+  room = max_length - max_question_length - 3
+  if window_overlap >= room:
+    raise errors.UserError(
+        f'window_overlap {window_overlap} leaves no step: max_length '
+        f'{max_length} - max_question_length {max_question_length} - 3 = '
+        f'{room} context tokens; lower the overlap below {room}')
+
+
+def _cut(rows: tokenizer_lib.Ragged, longest: int) -> tokenizer_lib.Ragged:
+  """Keeps the first `longest` tokens of each row."""
+  lengths = np.minimum(rows.lengths, longest)
+  ordinal = np.arange(len(rows.ids)) - np.repeat(rows.ptr[:-1], rows.lengths)
+  keep = ordinal < longest
+  return tokenizer_lib.Ragged(
+      rows.ids[keep], rows.offsets[keep],
+      np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+
+
+def _max_context(begin: np.ndarray, length: np.ndarray, is_first: np.ndarray,
+                 is_last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """[N], [N]: the token range whose maximal context is in each window.
+
+  BERT's score of token t in a window is min(left, right) + 0.01 * length, ties
+  to the earlier window. Each score is one peak over t, so neighbours a and b
+  are parted by a single cut, which bisection finds for all pairs at once.
+  """
+  cut = begin + length  # right for the last window of an example
+  a = np.flatnonzero(~is_last)
+  b = a + 1
+  bonus = length[a] - length[b]  # in hundredths of a token
+
+  def prefers_a(token):
+    score_a = 100 * np.minimum(token - begin[a], end_a - 1 - token) + bonus
+    score_b = 100 * np.minimum(token - begin[b], end_b - 1 - token)
+    return (token < end_a) & ((token < begin[b]) | (score_a >= score_b))
+
+  end_a, end_b = cut[a], begin[b] + length[b]
+  low, high = begin[b], end_a  # prefers_a holds below low, fails from high on
+  while (low < high).any():
+    middle = (low + high) // 2
+    keep = prefers_a(middle)
+    low = np.where(keep & (low < high), middle + 1, low)
+    high = np.where(~keep & (low < high), middle, high)
+  cut[a] = low
+  return np.where(is_first, 0, np.concatenate([[0], cut[:-1]])), cut
+
+
+def _gold_spans(examples, contexts, context_of):
+  """Per example: [(first, last)] in context tokens, and each span's fate."""
+  spans, fates = [], []
+  for example, c in zip(examples, context_of, strict=True):
+    offsets = contexts.offsets[contexts.ptr[c]:contexts.ptr[c + 1]]
+    found, fate = [], []
+    for answer in example.answers:
+      text, a = answer.text.strip(), answer.start
+      a += len(answer.text) - len(answer.text.lstrip())
+      wrong = example.context[a:a + len(text)] != text
+      if wrong:
+        a = _nearest(example.context, text, a)
+      first = np.searchsorted(offsets[:, 1], a, side='right')
+      last = np.searchsorted(offsets[:, 0], a + len(text), side='left') - 1
+      if not text or a < 0 or first > last:
+        fate.append('unrecoverable')
+        continue
+      exact = (offsets[first, 0], offsets[last, 1]) == (a, a + len(text))
+      fate.append('repaired' if wrong else 'exact' if exact else 'widened')
+      found.append((int(first), int(last)))
+    spans.append(found)
+    fates.append(fate)
+  return spans, fates
+
+
+def _nearest(context: str, text: str, near: int) -> int:
+  """The occurrence of `text` nearest to `near`, the earlier on ties; or -1."""
+  after = context.find(text, max(near, 0))
+  before = context.rfind(text, 0, max(near, 0) + len(text))
+  hits = [h for h in (before, after) if h >= 0]
+  return min(hits, key=lambda h: abs(h - near), default=-1)
+
+
+def _audit(examples, fates):
+  audit = collections.Counter(dict.fromkeys(AUDIT, 0))
+  faults = {name: [] for name in AUDIT if name != 'exact'}
+  for example, fate in zip(examples, fates, strict=True):
+    audit.update(fate)
+    for name in dict.fromkeys(fate):
+      if name != 'exact' and len(faults[name]) < MAX_EXAMPLES_PER_FAULT:
+        faults[name].append(example.id)
+  return dict(audit), faults

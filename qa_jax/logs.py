@@ -1,0 +1,137 @@
+"""What a run leaves to read: metrics.jsonl, TensorBoard, progress, run.json."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import tensorboardX
+
+from qa_jax import files
+
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
+            'tokenizers', 'safetensors', 'ml_collections')
+ENVIRONMENT = ('XLA_', 'JAX_', 'CUDA_VISIBLE_DEVICES', 'TPU_')
+
+
+def say(message: str) -> None:
+  """One line for the user, on stderr: stdout is for results."""
+  print(message, file=sys.stderr, flush=True)
+
+
+class MetricsLog:
+  """Appends to metrics.jsonl and TensorBoard.
+
+  Opened at step k, it drops the lines after k: they belong to steps that were
+  lost with the interrupted process and will be written again.
+  """
+
+  def __init__(self, workdir: pathlib.Path, step: int):
+    self._path = workdir / 'metrics.jsonl'
+    if self._path.is_file():
+      kept = []
+      for line in self._path.read_text(encoding='utf-8').split('\n'):
+        try:
+          row = json.loads(line)
+        except ValueError:
+          continue  # the torn last line of a killed process
+        if row['step'] <= step:
+          kept.append(row)
+      files.write_jsonl(self._path, kept)
+    self._file = self._path.open('a', encoding='utf-8')
+    self._board = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=step + 1)
+
+  def write(self, step: int, split: str, values: dict[str, float]) -> None:
+    """One line: {"step": …, "split": "train" or an evaluation's, values}."""
+    self._file.write(json.dumps({'step': step, 'split': split, **values})
+                     + '\n')
+    self._file.flush()
+    for name, value in values.items():
+      self._board.add_scalar(f'{split}/{name}', value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    self._board.close()
+
+
+class Progress:
+  """A progress bar with ETA on a terminal, plain lines otherwise."""
+
+  def __init__(self, what: str, total: int, done: int = 0):
+    self._what, self._total, self._begin, self._done = what, total, done, done
+    self._started = time.monotonic()
+    console = rich.console.Console(stderr=True)
+    self._bar = None
+    if console.is_terminal:
+      columns = rich.progress
+      self._bar = columns.Progress(
+          columns.TextColumn('{task.description}'), columns.BarColumn(),
+          columns.MofNCompleteColumn(), columns.TimeRemainingColumn(),
+          columns.TextColumn('{task.fields[note]}'), console=console)
+      self._task = self._bar.add_task(what, total=total, completed=done,
+                                      note='')
+      self._bar.start()
+
+  def update(self, done: int) -> None:
+    self._done = done
+    if self._bar:
+      self._bar.update(self._task, completed=done)
+
+  def note(self, note: str) -> None:
+    """A line with values; `update` moves the bar without one."""
+    if self._bar:
+      self._bar.update(self._task, note=note)
+      return
+    seconds = time.monotonic() - self._started
+    per_unit = seconds / max(self._done - self._begin, 1)
+    eta = per_unit * (self._total - self._done)
+    say(f'{self._what} {self._done}/{self._total}  {note}  '
+        f'ETA {int(eta // 60)}:{int(eta % 60):02d}')
+
+  def close(self) -> None:
+    if self._bar:
+      self._bar.stop()
+
+
+def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
+               hashes: dict[str, str]) -> dict[str, Any]:
+  """What run.json holds: enough to say which code made these numbers.
+
+  Of the environment only an allow-list is kept: it may hold secrets.
+  """
+  return {
+      'seed': seed,
+      'argv': argv,
+      'git': _git(),
+      'python': platform.python_version(),
+      'packages': {name: importlib.metadata.version(name)
+                   for name in PACKAGES},
+      'devices': {'kind': devices[0].device_kind, 'count': len(devices),
+                  'platform': devices[0].platform, 'cores': os.cpu_count()},
+      'environment': {k: v for k, v in sorted(os.environ.items())
+                      if k.startswith(ENVIRONMENT)},
+      'sha256': hashes,
+  }
+
+
+def _git() -> dict[str, str]:
+  root = pathlib.Path(__file__).resolve().parent.parent
+
+  def ask(*command: str) -> str:
+    try:
+      return subprocess.run(
+          ['git', '-C', str(root), *command], capture_output=True, text=True,
+          timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+      return ''
+  return {'commit': ask('rev-parse', 'HEAD').strip(),
+          'diff': ask('diff', 'HEAD')[:1_000_000]}

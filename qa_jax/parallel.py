@@ -1,0 +1,188 @@
+"""One pure step, wrapped as jit | pmap | mesh; batch placement; prefetch.
+
+The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
+wrapper takes the same state (no leading device axis) and the same host batch
+[B, …], and they agree to float32 rounding: dropout is keyed by (step, row of
+the global batch), and sums are divided only after they crossed devices.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Iterator
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from qa_jax import errors
+
+Step = Callable[..., tuple[Any, Any]]
+P = jax.sharding.PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """How a step runs on devices."""
+
+  step: Step  # (state, device batch) → (state, metrics); donates the state
+  place_batch: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+  state_sharding: Callable[[Any], Any]  # a state (or shapes) → shardings
+  mesh: jax.sharding.Mesh
+
+
+def _mesh(devices, axes: dict[str, int]) -> jax.sharding.Mesh:
+  """A mesh with Auto axes: Explicit, the default, breaks Embed and gathers."""
+  return jax.make_mesh(
+      tuple(axes.values()), tuple(axes), devices=devices,
+      axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
+
+
+def data_mesh() -> jax.sharding.Mesh:
+  """All devices on one 'data' axis: how evaluation is spread."""
+  return _mesh(jax.devices(), {'data': jax.device_count()})
+
+
+def _jit(step: Step, devices, axes) -> Parallel:
+  del axes
+  mesh = _mesh(devices[:1], {'data': 1})
+  return _sharded(step, mesh, data=P(), parameters=None)
+
+
+def _data_mesh(step: Step, devices, axes) -> Parallel:
+  """Batch over 'data' and 'fsdp', parameters and optimizer over 'fsdp'."""
+  mesh = _mesh(devices, mesh_axes(axes, len(devices)))
+  return _sharded(step, mesh, data=P(mesh.axis_names), parameters='fsdp')
+
+
+def _sharded(step, mesh, *, data: P, parameters: str | None) -> Parallel:
+  def leaf_sharding(leaf) -> jax.sharding.NamedSharding:
+    size = mesh.shape.get(parameters, 1)
+    axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+    spec = [None] * len(leaf.shape)
+    if size > 1 and axes:
+      spec[max(axes, key=lambda i: leaf.shape[i])] = parameters
+    return jax.sharding.NamedSharding(mesh, P(*spec))
+
+  @functools.cache
+  def compiled(treedef, shapes):
+    state = jax.tree.unflatten(
+        treedef, [leaf_sharding(jax.ShapeDtypeStruct(s, np.float32))
+                  for s in shapes])
+    return jax.jit(step, donate_argnums=0, out_shardings=(
+        state, jax.sharding.NamedSharding(mesh, P())))
+
+  def call(state, batch):
+    leaves, treedef = jax.tree.flatten(state)
+    return compiled(treedef, tuple(x.shape for x in leaves))(state, batch)
+
+  return Parallel(
+      call, lambda batch: jax.device_put(
+          batch, jax.sharding.NamedSharding(mesh, data)),
+      functools.partial(jax.tree.map, leaf_sharding), mesh)
+
+
+def _pmap(step: Step, devices, axes) -> Parallel:
+  """pmap with the state replicated but without a leading device axis."""
+  del axes
+  mesh = _mesh(devices, {'data': len(devices)})
+  replicated = jax.sharding.NamedSharding(mesh, P())
+  split = jax.sharding.NamedSharding(mesh, P('data'))
+  mapped = jax.pmap(
+      functools.partial(step, axis_name='data'), axis_name='data',
+      in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)
+
+  def place(batch):
+    return jax.device_put(
+        {k: v.reshape(len(devices), -1, *v.shape[1:])
+         for k, v in batch.items()}, split)
+
+  return Parallel(mapped, place, functools.partial(
+      jax.tree.map, lambda _: replicated), mesh)
+
+
+MODES: dict[str, Callable[..., Parallel]] = {
+    'pmap': _pmap, 'mesh': _data_mesh, 'jit': _jit}
+
+
+def wrap(step: Step, *, mode: str, devices: list[jax.Device],
+         axes: dict[str, int] | None = None) -> Parallel:
+  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh')."""
+  if mode not in MODES:
+    raise errors.UserError(
+        f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
+  return MODES[mode](step, list(devices), axes)
+
+
+def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:
+  """Axis sizes with one -1 resolved; their product is `num_devices`.
+
+  Raises:
+    UserError: an unknown axis, or sizes that don't multiply to the devices.
+  """
+  axes = {'data': -1, 'fsdp': 1, **(axes or {})}
+  unknown = set(axes) - {'data', 'fsdp'}
+  if unknown:
+    raise errors.UserError(
+        f'parallel.mesh has no axis {unknown.pop()!r}; known: data, fsdp')
+  known = math.prod(n for n in axes.values() if n != -1)
+  if list(axes.values()).count(-1) == 1 and known and num_devices % known == 0:
+    axes = {k: num_devices // known if n == -1 else n
+            for k, n in axes.items()}
+  if math.prod(axes.values()) != num_devices or min(axes.values()) < 1:
+    raise errors.UserError(
+        f'parallel.mesh {axes} does not multiply to {num_devices} devices')
+  return axes
+
+
+def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
+  """Raises a UserError unless rows divide evenly over devices and micro-steps.
+  """
+  if batch_size < 1 or accumulation < 1:
+    raise errors.UserError(
+        f'train.batch_size {batch_size} and train.grad_accumulation '
+        f'{accumulation} must be at least 1')
+  if batch_size % (num_devices * accumulation):
+    raise errors.UserError(
+        f'train.batch_size {batch_size} is not divisible by {num_devices} '
+        f'devices x {accumulation} accumulation steps; choose a multiple of '
+        f'{num_devices * accumulation} or set parallel.num_devices')
+
+
+def prefetch(batches: Iterable[dict[str, np.ndarray]],
+             place: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
+  """Keeps `depth` batches on their way to the devices."""
+  queue: collections.deque[Any] = collections.deque()
+  for batch in batches:
+    queue.append(place(batch))
+    if len(queue) >= depth:
+      yield queue.popleft()
+  yield from queue
+
+
+class RunAhead:
+  """Bounds how many steps are in flight.
+
+  Unbounded dispatch of collectives aborts XLA:CPU within 300 small steps, and
+  on any device it piles up batches.
+  """
+
+  def __init__(self, depth: int):
+    self._depth = depth
+    self._pending: collections.deque[Any] = collections.deque()
+
+  def push(self, item: Any, metrics: Any) -> list[tuple[Any, Any]]:
+    """Adds a dispatched step; returns the (item, metrics) now complete."""
+    self._pending.append((item, metrics))
+    return self._take(self._depth)
+
+  def drain(self) -> list[tuple[Any, Any]]:
+    return self._take(0)
+
+  def _take(self, keep: int) -> list[tuple[Any, Any]]:
+    done = []
+    while len(self._pending) > keep:
+      item, metrics = self._pending.popleft()
+      done.append((item, jax.device_get(metrics)))
+    return done

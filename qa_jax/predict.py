@@ -1,0 +1,183 @@
+"""Ask a question: `load(...)` for notebooks, batches for JSONL."""
+
+from collections.abc import Iterable, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import evaluate
+from qa_jax import files
+from qa_jax import weights
+from qa_jax.data import examples as examples_lib
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.models import qa
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+  """An answer: `context[start:end] == text`; '' at (0, 0) is "no answer"."""
+
+  text: str
+  start: int  # character offsets into the context, end exclusive
+  end: int
+  score: float
+  null_score: float
+  n_best: tuple[dict[str, Any], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanView:
+  """What the pictures draw: one window of one question."""
+
+  tokens: tuple[str, ...]  # L
+  start: np.ndarray  # [L] scores by S
+  end: np.ndarray  # [L] scores by E
+  context_mask: np.ndarray  # [L] bool
+  band: np.ndarray  # [L, W]: score of the span (i, i + d); -inf if illegal
+
+
+@dataclasses.dataclass(frozen=True)
+class QA:
+  """A trained model with its tokenizer and decoding options."""
+
+  model: qa.QAModel
+  params: Any
+  tokenizer: tokenizer_lib.Tokenizer
+  config: config_lib.Config
+
+  def answer(self, *, question: str, context: str) -> Answer:
+    """The best span of the context, or '' if the null rule says so."""
+    return self.answer_batch([{'question': question, 'context': context}])[0]
+
+  def answer_batch(self, questions: Iterable[dict[str, str]],
+                   progress: str = '') -> list[Answer]:
+    """Answers dicts with `question` and `context`, batched and bucketed."""
+    rows = [examples_lib.Example(
+        str(i),
+        examples_lib.check_text(q.get('question'), f'question of row {i}'),
+        examples_lib.check_text(q.get('context'), f'context of row {i}'))
+            for i, q in enumerate(questions)]
+    if not rows:
+      return []
+    windows = build.make_windows(self.config, rows, self.tokenizer)
+    spans = evaluate.score_windows(
+        self.model, self.params, windows, self.config, progress=progress)
+    answers = evaluate.aggregate(windows, spans, self.config.decode)
+    return [self._answer(row, answers, e) for e, row in enumerate(rows)]
+
+  def _answer(self, row: examples_lib.Example, answers: evaluate.Answers,
+              e: int) -> Answer:
+    candidates = evaluate.nbest(row, answers, e)
+    best = candidates[0] if candidates else {
+        'text': '', 'start': 0, 'end': 0, 'score': evaluate.NO_SPAN}
+    if answers.null_minus_best[e] > self.config.decode.null_threshold:
+      best = {**best, 'text': '', 'start': 0, 'end': 0}
+    return Answer(**best, null_score=float(answers.null_score[e]),
+                  n_best=tuple(candidates))
+
+  def spans(self, question: str, context: str) -> SpanView:
+    """Tokens, start and end scores, and the band of the outer sum.
+
+    Raises:
+      UserError: question and context need more than one window.
+    """
+    row = examples_lib.Example(
+        '0', examples_lib.check_text(question, 'question'),
+        examples_lib.check_text(context, 'context'))
+    windows = build.make_windows(self.config, [row], self.tokenizer)
+    if len(windows) > 1:
+      raise errors.UserError(
+          f'the context needs {len(windows)} windows of '
+          f'{self.config.data.max_length} tokens; shorten it to one')
+    batch = windows.gather(np.zeros(1, np.int64),
+                           int(windows.total_lengths[0]))
+    scores = jax.device_get(self.model.apply(
+        {'params': self.params}, **build.model_inputs(batch),
+        deterministic=True))
+    start, end = scores.start[0], scores.end[0]
+    mask = batch['context_mask'][0]
+    width = min(self.config.decode.max_answer_length, len(mask))
+    padded = np.pad(np.where(mask, end, -np.inf), (0, width),
+                    constant_values=-np.inf)
+    band = np.lib.stride_tricks.sliding_window_view(padded, width)[:len(mask)]
+    if scores.pair is not None:
+      band = band + scores.pair[0][:, :width]
+    band = np.where(mask[:, None], start[:, None] + band, -np.inf)
+    tokens = tuple(self.tokenizer.vocab[i] for i in batch['token_ids'][0])
+    return SpanView(tokens, start, end, mask, band)
+
+
+def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
+         **overrides: Any) -> QA:
+  """A workdir, a Hugging Face directory or a hub id → QA.
+
+  `overrides` replace fields of config.decode and config.data, such as
+  `max_answer_length=10` or `null_rule='never'`.
+
+  Raises:
+    UserError: neither of the three, damaged, or an encoder without span head.
+  """
+  directory = pathlib.Path(source)
+  if build.is_run(directory):
+    config = _override(config_lib.read(directory), overrides)
+    words = tokenizer_lib.from_directory(directory / 'tokenizer')
+    model = build.model(config, build.run_sizes(directory))
+    shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
+    params = build.run_parameters(directory, checkpoint, shapes)
+    return QA(model, params, words, config)
+  if (directory / 'config.json').is_file() and (
+      directory / 'encoder.json').is_file():
+    raise errors.UserError(f'{directory} holds no checkpoint; train first')
+  directory = weights.resolve(str(source))
+  words = tokenizer_lib.from_directory(directory)
+  sizes = weights.read_config(directory)
+  config = _override(config_lib.check({
+      'model': {'preset': '', 'init_from': str(source)},
+      'data': {'lowercase': words.lowercase,
+               'max_length': min(384, sizes.max_position)},
+      'train': {'num_steps': 1}}), overrides)
+  model = build.model(config, sizes)
+  fresh = qa.init_params(model, jax.random.key(0))
+  params, notes = weights.load_hugging_face(directory, fresh)
+  if any('head' in note and 'fresh' in note for note in notes):
+    raise errors.UserError(
+        f'{source} is an encoder without a span head: fine-tune it first '
+        '(config.model.init_from)')
+  return QA(model, params, words, config)
+
+
+def _override(config: config_lib.Config,
+              overrides: dict[str, Any]) -> config_lib.Config:
+  values = config.to_dict()
+  for key, value in overrides.items():
+    groups = [g for g in ('decode', 'data') if key in values[g]]
+    if not groups:
+      known = [*values['decode'], *values['data']]
+      raise errors.UserError(
+          f'load() has no option {key!r}{errors.did_you_mean(key, known)}')
+    values[groups[0]][key] = value
+  checked = config_lib.check(values)
+  evaluate.check_decode(checked.decode)
+  return checked
+
+
+def read_questions(path: pathlib.Path) -> Sequence[dict[str, Any]]:
+  """Rows of a JSONL file, each with `question` and `context` (and `id`).
+
+  Raises:
+    UserError: the file is missing or a line is not such an object, by number.
+  """
+  rows = []
+  for number, line in enumerate(files.read_text(path).split('\n'), 1):
+    if line.strip():
+      row = files.parse_object(line, f'{path}:{number}')
+      for key in ('question', 'context'):
+        examples_lib.check_text(row.get(key), f'{path}:{number}: {key}')
+      rows.append(row)
+  return rows
