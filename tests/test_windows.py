@@ -61,7 +61,7 @@ def test_windows_are_berts(tokens, max_length, overlap):
   expected = bert_spans(tokens, room, room - overlap)
   assert list(zip(w.begin, w.length, strict=True)) == expected
   for token in range(tokens):
-    owned = (w.best_begin <= token) & (token < w.best_end)
+    owned = (token >= w.best_begin) & (token < w.best_end)
     assert np.flatnonzero(owned).tolist() == [
         bert_max_context(expected, token)], token
 
@@ -75,7 +75,7 @@ def test_max_context_of_random_cuts_is_berts():
             window_overlap=overlap, max_question_length=1)
     spans = bert_spans(tokens, room, room - overlap)
     for token in range(0, tokens, 3):
-      owned = (w.best_begin <= token) & (token < w.best_end)
+      owned = (token >= w.best_begin) & (token < w.best_end)
       assert np.flatnonzero(owned).tolist() == [
           bert_max_context(spans, token)], (tokens, room, overlap, token)
 
@@ -95,7 +95,7 @@ def test_label_falls_in_every_window_that_holds_the_whole_span():
   w = cut(example(30, answers=[('g h', 12)]))
   positions = np.stack([w.start_positions, w.end_positions], 1)
   for i, (start, end) in enumerate(positions):
-    inside = w.begin[i] <= 6 and 7 < w.begin[i] + w.length[i]
+    inside = w.begin[i] <= 6 and w.begin[i] + w.length[i] > 7
     assert (start > 0) == inside
     if inside:
       batch = w.gather(np.array([i]), 12)
