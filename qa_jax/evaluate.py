@@ -103,8 +103,7 @@ def _searcher(model: qa.QAModel, name: str, max_answer_length: int,
 
   @jax.jit
   def run(params, batch):
-    scores = model.apply({'params': params}, **build.model_inputs(batch),
-                         deterministic=True)
+    scores = model.apply({'params': params}, **build.model_inputs(batch))
     return search.SEARCHES[name](
         scores, batch['start_mask'], batch['context_mask'],
         max_answer_length=max_answer_length, n_best=n_best)

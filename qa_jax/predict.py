@@ -98,8 +98,7 @@ class QA:
     batch = windows.gather(np.zeros(1, np.int64),
                            int(windows.total_lengths[0]))
     scores = jax.device_get(self.model.apply(
-        {'params': self.params}, **build.model_inputs(batch),
-        deterministic=True))
+        {'params': self.params}, **build.model_inputs(batch)))
     start, end = scores.start[0], scores.end[0]
     mask = batch['context_mask'][0]
     width = min(self.config.decode.max_answer_length, len(mask))

@@ -140,7 +140,7 @@ class Trainer:
     def loss_fn(params, batch, key):
       scores = self.model.apply(
           {'params': params}, **build.model_inputs(batch),
-          deterministic=False, dropout_key=key, rows=batch['row'])
+          dropout_key=key, rows=batch['row'])
       return objective(scores, batch)
 
     def step(state, batch, axis_name=None):

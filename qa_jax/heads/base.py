@@ -1,6 +1,7 @@
 """SpanScores: what every head returns and all that follows understands.
 
-Glossary of shapes: B batch (windows), L window length, W longest span.
+Glossary of shapes: B batch (windows), L window length, D hidden size,
+W longest span.
 
   score(i, j) = start[i] + (end[j] + pair[i, j - i]),   0 <= j - i < W
   null        = start[0] + end[0] (at [CLS]), or an explicit null[B]
@@ -24,3 +25,16 @@ class SpanScores:
     if self.null is not None:
       return self.null
     return self.start[:, 0] + self.end[:, 0]
+
+
+@flax.struct.dataclass
+class HeadInput:
+  """What a head may read."""
+
+  layers: tuple[jax.Array, ...]  # embeddings and layer outputs, [B, L, D]
+  context_mask: jax.Array  # [B, L] bool
+  gold_start: jax.Array | None = None  # [B] int32, while training
+
+  @property
+  def hidden(self) -> jax.Array:  # [B, L, D]
+    return self.layers[-1]

@@ -1,0 +1,30 @@
+"""The pair of Dense(1, use_bias=False): start vector S and end vector E.
+
+Glossary of shapes: B batch (windows), L window length, D hidden size.
+
+  start[i] = S · h_i        end[j] = E · h_j
+
+Devlin et al. (2019), section 4.2. One S serves every (question, context) pair
+because h_i is not the token's vector but the token's vector *given the
+question*: self-attention has already compared the two. S only reads that out.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+# BERT's initialiser: Flax's default is 1.8 times as wide at D = 768.
+kernel_init = nn.initializers.truncated_normal(0.02)
+
+
+class Independent(nn.Module):
+  """2D parameters; start and end are scored apart and added."""
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    def scores(name: str):
+      return nn.Dense(1, use_bias=False, kernel_init=kernel_init,
+                      dtype=jnp.float32, name=name)(inputs.hidden)[..., 0]
+    return SpanScores(start=scores('start'), end=scores('end'))

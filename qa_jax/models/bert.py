@@ -1,0 +1,151 @@
+"""The BERT encoder (Devlin et al., 2019), exactly as published.
+
+Glossary of shapes: B batch, L window length, D hidden size, H heads,
+K head size, M size of the MLP.
+
+Post-LayerNorm blocks, erf GELU, learned positions, token types. Parameters
+are float32; with bfloat16 compute the products still accumulate in float32,
+and softmax, LayerNorm and what leaves the encoder are float32.
+"""
+
+import dataclasses
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qa_jax.models import dropout
+from qa_jax.models.dropout import DropoutKeys
+
+# Sizes of Devlin et al. (2019), Turc et al. (2019), Wang et al. (2020).
+PRESETS: dict[str, dict[str, int]] = {
+    name: dict(num_layers=n, hidden_size=d, num_heads=h, mlp_size=4 * d)
+    for name, n, d, h in (
+        ('tiny', 2, 128, 2), ('mini', 4, 256, 4), ('small', 4, 512, 8),
+        ('medium', 8, 512, 8), ('base', 12, 768, 12),
+        ('large', 24, 1024, 16), ('minilm_l6', 6, 384, 12))}
+
+MASKED = -1e9  # finite: a row without any real token keeps finite gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+  """Sizes of an encoder."""
+
+  vocab_size: int
+  hidden_size: int
+  num_layers: int
+  num_heads: int
+  mlp_size: int
+  max_position: int = 512
+  type_vocab_size: int = 2
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  layer_norm_eps: float = 1e-12
+
+
+_init = nn.initializers.truncated_normal(0.02)
+
+
+class Block(nn.Module):
+  """Self-attention and MLP, each followed by residual and LayerNorm."""
+
+  config: BertConfig
+  compute_dtype: jnp.dtype
+  dropout_impl: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
+               attention_mask: jax.Array,  # [B, L] bool
+               keys: DropoutKeys | None) -> jax.Array:
+    c = self.config
+    dense = functools.partial(_dense, dtype=self.compute_dtype)
+    drop = functools.partial(dropout.dropout, keys=keys,
+                             mask=dropout.DROPOUTS[self.dropout_impl])
+    y = self._attention(dense(3 * c.hidden_size, 'query_key_value')(x),
+                        attention_mask, drop)
+    y = drop(dense(c.hidden_size, 'attention_output')(y), c.dropout, place=1)
+    x = _layer_norm(c, 'attention_layer_norm')(x + y, self.compute_dtype)
+    y = _gelu(dense(c.mlp_size, 'intermediate')(x))  # [B, L, M]
+    y = drop(dense(c.hidden_size, 'output')(y), c.dropout, place=2)
+    return _layer_norm(c, 'output_layer_norm')(x + y, self.compute_dtype)
+
+  def _attention(self, qkv: jax.Array,  # [B, L, 3D]
+                 attention_mask: jax.Array, drop) -> jax.Array:
+    c = self.config
+    batch, length, _ = qkv.shape
+    head_size = c.hidden_size // c.num_heads
+    q, k, v = qkv.reshape(
+        batch, length, 3, c.num_heads, head_size).transpose(2, 0, 3, 1, 4)
+    # [B, H, L, L]; float32 from here to the division
+    scores = jnp.einsum('bhqk,bhsk->bhqs', q / math.sqrt(head_size), k,
+                        preferred_element_type=jnp.float32)
+    scores = jnp.where(attention_mask[:, None, None, :], scores, MASKED)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(
+        scores.max(axis=-1, keepdims=True)))
+    total = weights.sum(axis=-1, keepdims=True)
+    weights = drop(weights, c.attention_dropout, place=0)
+    # Dividing after the product costs L·K instead of L·L divisions.
+    y = jnp.einsum('bhqs,bhsk->bhqk', weights.astype(self.compute_dtype), v,
+                   preferred_element_type=jnp.float32) / total
+    return y.transpose(0, 2, 1, 3).reshape(
+        batch, length, c.hidden_size).astype(self.compute_dtype)
+
+
+class BertEncoder(nn.Module):
+  """Token ids → contextual vectors."""
+
+  config: BertConfig
+  compute_dtype: jnp.dtype = jnp.float32
+  dropout_impl: str = 'counter_hash'
+
+  @nn.compact
+  def __call__(self, token_ids: jax.Array,  # [B, L] int32
+               token_type_ids: jax.Array,  # [B, L] int32
+               attention_mask: jax.Array,  # [B, L], 0 at padding
+               keys: DropoutKeys | None = None) -> tuple[jax.Array, ...]:
+    """The embeddings and every layer's output, each [B, L, D] float32.
+
+    Without `keys` nothing is dropped.
+    """
+    c = self.config
+
+    def embed(name: str, size: int, ids: jax.Array) -> jax.Array:
+      return nn.Embed(size, c.hidden_size, embedding_init=_init,
+                      name=f'{name}_embeddings')(ids)
+
+    x = (embed('word', c.vocab_size, token_ids)
+         + embed('position', c.max_position, jnp.arange(
+             token_ids.shape[1]))[None]
+         + embed('token_type', c.type_vocab_size, token_type_ids))
+    x = _layer_norm(c, 'embeddings_layer_norm')(x, self.compute_dtype)
+    x = dropout.dropout(x, c.dropout, keys, -1 % 2**31,
+                        dropout.DROPOUTS[self.dropout_impl])
+    layers = [x]
+    for i in range(c.num_layers):
+      x = Block(c, self.compute_dtype, self.dropout_impl, name=f'layer_{i}')(
+          x, attention_mask > 0, None if keys is None else keys.fold(i))
+      layers.append(x)
+    return tuple(x.astype(jnp.float32) for x in layers)
+
+
+def _dense(features: int, name: str, *, dtype: jnp.dtype):
+  layer = nn.Dense(
+      features, kernel_init=_init, dtype=dtype, name=name,
+      dot_general=functools.partial(
+          jax.lax.dot_general, preferred_element_type=jnp.float32))
+  return lambda x: layer(x).astype(dtype)
+
+
+def _layer_norm(config: BertConfig, name: str):
+  layer = nn.LayerNorm(
+      epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+  return lambda x, dtype: layer(x.astype(jnp.float32)).astype(dtype)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+  """The exact, erf form; tanh differs by up to 5e-4 and breaks parity."""
+  half = jnp.asarray(0.5, x.dtype)
+  return half * x * (1 + jax.lax.erf(x / jnp.asarray(math.sqrt(2), x.dtype)))
