@@ -1,0 +1,180 @@
+"""Span search: the best legal spans of the outer sum start[i] + end[j].
+
+Glossary of shapes: B batch (windows), L window length, W longest span,
+K spans returned.
+
+  score(i, j) = start[i] + (end[j] + pair[i, j - i])   (Devlin et al., 2019,
+  section 4.2), over start_mask[i], end_mask[j], 0 <= j - i < W.
+
+Three programs with one signature and one result, ties included: by score,
+then the earliest start, then the shortest span.
+
+Two-stage is exact. Let b[i] be the score of the best span from start i. If
+(i, j) is among the K best spans but b[i] not among the K largest, then K other
+starts each own a span at least as good. With equal scores top_k prefers the
+lower start, and so does the order above.
+"""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from qa_jax.heads.base import SpanScores
+
+# The score of an illegal span: finite, below any sum of sane scores.
+ILLEGAL = -3e38
+
+
+@flax.struct.dataclass
+class Spans:
+  """The K best spans; slots beyond the last legal span are invalid."""
+
+  start: jax.Array  # [B, K] int32; 0 where invalid
+  end: jax.Array  # [B, K] int32, inclusive; 0 where invalid
+  score: jax.Array  # [B, K] float32; ILLEGAL where invalid
+  valid: jax.Array  # [B, K] bool
+  null_score: jax.Array  # [B] float32
+
+
+Search = Callable[..., Spans]
+
+
+def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
+          max_answer_length: int, n_best: int) -> Spans:
+  """The definition, literally: the masked [L, L] outer sum and top_k.
+
+  Scores must not be NaN and sums must stay above ILLEGAL. `start_mask` and
+  `end_mask` are [B, L] bool; `max_answer_length` counts both ends.
+
+  Raises:
+    ValueError: the pair term is narrower than `max_answer_length`.
+  """
+  start, end, pair = _float32(scores, max_answer_length)
+  batch, length = start.shape
+  i = jnp.arange(length)[:, None]
+  j = jnp.arange(length)[None, :]
+  legal = (start_mask[:, :, None] & end_mask[:, None, :]
+           & ((j >= i) & (j < i + max_answer_length))[None])
+  right = jnp.broadcast_to(end[:, None, :], (batch, length, length))
+  if pair is not None:
+    width = pair.shape[-1]
+    band = jnp.clip(j - i, 0, width - 1)[None]
+    right = right + jnp.take_along_axis(
+        pair, jnp.broadcast_to(band, right.shape), axis=2)
+  table = jnp.where(legal, start[:, :, None] + right, ILLEGAL)
+  best, flat = _top_k(table.reshape(batch, -1), n_best)
+  return _spans(scores, best, flat // length, flat % length)
+
+
+def banded(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
+           max_answer_length: int, n_best: int) -> Spans:
+  """As `dense`, over the [L, W] band of spans that are short enough."""
+  start, end, pair = _float32(scores, max_answer_length)
+  batch, length = start.shape
+  width = min(max_answer_length, length)
+  right = _right(end, end_mask, pair, width)  # [B, L, W]
+  table = _add(start, start_mask, right)
+  best, flat = _top_k(table.reshape(batch, -1), n_best)
+  first = flat // width
+  return _spans(scores, best, first, first + flat % width)
+
+
+def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
+              *, max_answer_length: int, n_best: int) -> Spans:
+  """The K best starts by their best span, then the K·W spans from those.
+
+  Without a pair term the best end of every window comes from log W shifted
+  maxima, and nothing of size L·W is formed.
+  """
+  start, end, pair = _float32(scores, max_answer_length)
+  length = start.shape[1]
+  width = min(max_answer_length, length)
+  if pair is None:
+    right = None
+    reach = _window_max(jnp.where(end_mask, end, ILLEGAL), width)
+  else:
+    right = _right(end, end_mask, pair, width)
+    reach = right.max(axis=-1)
+  bound = _add(start, start_mask, reach)
+  _, starts = jax.lax.top_k(bound, min(n_best, length))
+  starts = jnp.sort(starts, axis=-1)  # row-major order again, for ties
+  take = lambda x: jnp.take_along_axis(x, starts, axis=1)
+  if right is None:
+    columns = starts[:, :, None] + jnp.arange(width)[None, None]  # [B, K, W]
+    padded = jnp.pad(jnp.where(end_mask, end, ILLEGAL),
+                     ((0, 0), (0, width - 1)), constant_values=ILLEGAL)
+    right = jax.vmap(lambda row, index: row[index])(padded, columns)
+  else:
+    right = jnp.take_along_axis(right, starts[:, :, None], axis=1)
+  table = _add(take(start), take(start_mask), right)
+  best, flat = _top_k(table.reshape(len(table), -1), n_best)
+  first = jnp.take_along_axis(starts, flat // width, axis=1)
+  return _spans(scores, best, first, first + flat % width)
+
+
+SEARCHES: dict[str, Search] = {
+    'dense': dense, 'banded': banded, 'two_stage': two_stage}
+
+
+def _float32(scores: SpanScores, max_answer_length: int):
+  """Adding 0.0 turns -0.0, which sorts below 0.0, into 0.0."""
+  pair = scores.pair
+  if pair is not None:
+    need = min(max_answer_length, scores.start.shape[1])
+    if pair.shape[-1] < need:
+      raise ValueError(
+          f'max_answer_length {max_answer_length} exceeds the {pair.shape[-1]} '
+          'lengths that the head scores; lower it or widen the head')
+    pair = pair.astype(jnp.float32) + 0.0
+  return (scores.start.astype(jnp.float32) + 0.0,
+          scores.end.astype(jnp.float32) + 0.0, pair)
+
+
+def _right(end, end_mask, pair, width) -> jax.Array:  # [B, L, W]
+  """end[i + d] (+ pair[i, d]); ILLEGAL where i + d is no legal end."""
+  length = end.shape[1]
+  index = jnp.arange(length)[:, None] + jnp.arange(width)[None, :]
+  inside = index < length
+  index = jnp.minimum(index, length - 1)
+  right = end[:, index]
+  if pair is not None:
+    right = right + pair[:, :, :width]
+  return jnp.where(end_mask[:, index] & inside[None], right, ILLEGAL)
+
+
+def _add(start, start_mask, right) -> jax.Array:
+  """start + right over trailing axes, ILLEGAL wherever either is."""
+  extra = (1,) * (right.ndim - start.ndim)
+  start = start.reshape(*start.shape, *extra)
+  legal = start_mask.reshape(*start_mask.shape, *extra) & (right > ILLEGAL)
+  return jnp.where(legal, start + right, ILLEGAL)
+
+
+def _window_max(x: jax.Array, width: int) -> jax.Array:  # [B, L]
+  """max(x[i], …, x[i + width - 1]), by doubling."""
+  def shifted(y, by):
+    return jnp.pad(y[:, by:], ((0, 0), (0, by)), constant_values=ILLEGAL)
+  span = 1
+  while 2 * span <= width:
+    x = jnp.maximum(x, shifted(x, span))
+    span *= 2
+  return jnp.maximum(x, shifted(x, width - span)) if width > span else x
+
+
+def _top_k(table: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+  """top_k padded to `count` slots when the table is smaller."""
+  k = min(count, table.shape[-1])
+  best, flat = jax.lax.top_k(table, k)
+  pad = ((0, 0), (0, count - k))
+  return (jnp.pad(best, pad, constant_values=ILLEGAL), jnp.pad(flat, pad))
+
+
+def _spans(scores, best, first, last) -> Spans:
+  valid = best > ILLEGAL
+  return Spans(
+      start=jnp.where(valid, first, 0).astype(jnp.int32),
+      end=jnp.where(valid, last, 0).astype(jnp.int32),
+      score=best, valid=valid,
+      null_score=scores.null_score.astype(jnp.float32))
