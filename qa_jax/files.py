@@ -46,10 +46,16 @@ def read_text(path: pathlib.Path) -> str:
     raise errors.UserError(f'{path}: {e.strerror or e}') from None
 
 
-def parse_object(text: str, where: str | pathlib.Path) -> dict[str, Any]:
-  """The JSON object in `text`; `where` begins the UserError otherwise."""
+def parse_object(text: str, where: str | pathlib.Path,
+                 **options: Any) -> dict[str, Any]:
+  """The JSON object in `text`; `where` begins the UserError otherwise.
+
+  `options` are those of json.loads.
+  """
   try:
-    value = json.loads(text)
+    value = json.loads(text, **options)
+  except errors.UserError:
+    raise
   except json.JSONDecodeError as e:
     raise errors.UserError(f'{where}: not JSON: {e.msg} at line {e.lineno}, '
                            f'column {e.colno}') from None

@@ -23,8 +23,10 @@ import jax.numpy as jnp
 
 from qa_jax.heads.base import SpanScores
 
-# The score of an illegal span: finite, below any sum of sane scores.
-ILLEGAL = -3e38
+# A legal span scores at least LOWEST, even if a logit is -inf or a sum
+# overflows, and an illegal one is below it: legality follows the masks alone.
+LOWEST = -3e38
+ILLEGAL = float(jnp.finfo(jnp.float32).min)  # finite, about -3.4e38
 
 
 @flax.struct.dataclass
@@ -45,13 +47,14 @@ def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
           max_answer_length: int, n_best: int) -> Spans:
   """The definition, literally: the masked [L, L] outer sum and top_k.
 
-  Scores must not be NaN and sums must stay above ILLEGAL. `start_mask` and
-  `end_mask` are [B, L] bool; `max_answer_length` counts both ends.
+  `start_mask` and `end_mask` are [B, L] bool; `max_answer_length` counts
+  both ends. Scores below LOWEST count as LOWEST and -0.0 as 0.0; which spans
+  NaN scores select is unspecified.
 
   Raises:
     ValueError: the pair term is narrower than `max_answer_length`.
   """
-  start, end, pair = _float32(scores, max_answer_length)
+  start, end, pair = _ordered(scores, max_answer_length)
   batch, length = start.shape
   i = jnp.arange(length)[:, None]
   j = jnp.arange(length)[None, :]
@@ -61,9 +64,9 @@ def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
   if pair is not None:
     width = pair.shape[-1]
     band = jnp.clip(j - i, 0, width - 1)[None]
-    right = right + jnp.take_along_axis(
-        pair, jnp.broadcast_to(band, right.shape), axis=2)
-  table = jnp.where(legal, start[:, :, None] + right, ILLEGAL)
+    right = _sum(right, jnp.take_along_axis(
+        pair, jnp.broadcast_to(band, right.shape), axis=2))
+  table = jnp.where(legal, _sum(start[:, :, None], right), ILLEGAL)
   best, flat = _top_k(table.reshape(batch, -1), n_best)
   return _spans(scores, best, flat // length, flat % length)
 
@@ -71,7 +74,7 @@ def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
 def banded(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
            max_answer_length: int, n_best: int) -> Spans:
   """As `dense`, over the [L, W] band of spans that are short enough."""
-  start, end, pair = _float32(scores, max_answer_length)
+  start, end, pair = _ordered(scores, max_answer_length)
   batch, length = start.shape
   width = min(max_answer_length, length)
   right = _right(end, end_mask, pair, width)  # [B, L, W]
@@ -88,7 +91,7 @@ def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
   Without a pair term the best end of every window comes from log W shifted
   maxima, and nothing of size L·W is formed.
   """
-  start, end, pair = _float32(scores, max_answer_length)
+  start, end, pair = _ordered(scores, max_answer_length)
   length = start.shape[1]
   width = min(max_answer_length, length)
   if pair is None:
@@ -118,18 +121,28 @@ SEARCHES: dict[str, Search] = {
     'dense': dense, 'banded': banded, 'two_stage': two_stage}
 
 
-def _float32(scores: SpanScores, max_answer_length: int):
-  """Adding 0.0 turns -0.0, which sorts below 0.0, into 0.0."""
+def _ordered(
+    scores: SpanScores, max_answer_length: int,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+  """Start, end and pair in float32, without -0.0 or less than LOWEST."""
   pair = scores.pair
-  if pair is not None:
-    need = min(max_answer_length, scores.start.shape[1])
-    if pair.shape[-1] < need:
-      raise ValueError(
-          f'max_answer_length {max_answer_length} exceeds the {pair.shape[-1]} '
-          'lengths that the head scores; lower it or widen the head')
-    pair = pair.astype(jnp.float32) + 0.0
-  return (scores.start.astype(jnp.float32) + 0.0,
-          scores.end.astype(jnp.float32) + 0.0, pair)
+  if pair is not None and pair.shape[-1] < max_answer_length:
+    raise ValueError(
+        f'max_answer_length {max_answer_length} exceeds the {pair.shape[-1]} '
+        'lengths that the head scores; lower it or widen the head')
+
+  def canonical(x):
+    x = x.astype(jnp.float32)
+    # top_k ranks -0.0 below 0.0. Not x + 0.0: under jit, XLA drops it.
+    return jnp.where(x == 0, 0.0, jnp.maximum(x, LOWEST))
+
+  return (canonical(scores.start), canonical(scores.end),
+          None if pair is None else canonical(pair))
+
+
+def _sum(left: jax.Array, right: jax.Array) -> jax.Array:
+  """Of legal scores: never -inf, so never NaN; monotone, so max commutes."""
+  return jnp.maximum(left + right, LOWEST)
 
 
 def _right(end, end_mask, pair, width) -> jax.Array:  # [B, L, W]
@@ -140,7 +153,7 @@ def _right(end, end_mask, pair, width) -> jax.Array:  # [B, L, W]
   index = jnp.minimum(index, length - 1)
   right = end[:, index]
   if pair is not None:
-    right = right + pair[:, :, :width]
+    right = _sum(right, pair[:, :, :width])
   return jnp.where(end_mask[:, index] & inside[None], right, ILLEGAL)
 
 
@@ -149,7 +162,7 @@ def _add(start, start_mask, right) -> jax.Array:
   extra = (1,) * (right.ndim - start.ndim)
   start = start.reshape(*start.shape, *extra)
   legal = start_mask.reshape(*start_mask.shape, *extra) & (right > ILLEGAL)
-  return jnp.where(legal, start + right, ILLEGAL)
+  return jnp.where(legal, _sum(start, right), ILLEGAL)
 
 
 def _window_max(x: jax.Array, width: int) -> jax.Array:  # [B, L]

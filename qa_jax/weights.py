@@ -4,8 +4,7 @@ A checkpoint is read strictly: a missing name, an extra name or a wrong shape is
 an error that lists them. Nothing is executed: safetensors only.
 """
 
-from collections.abc import Callable, Mapping
-import json
+from collections.abc import Mapping
 import os
 import pathlib
 import re
@@ -28,14 +27,14 @@ Arrays = Mapping[str, np.ndarray]
 # layer. A Dense "kernel" is the transpose of a torch "weight".
 LAYER = 'encoder.layer.{i}.'
 TABLE = {
-    'embeddings.{part}_embeddings': 'encoder/{part}_embeddings/embedding',
-    'embeddings.LayerNorm': 'encoder/embeddings_layer_norm',
-    LAYER + 'attention.output.dense': 'encoder/layer_{i}/attention_output',
+    'embeddings.{part}_embeddings': 'encoder/embeddings/{part}/embedding',
+    'embeddings.LayerNorm': 'encoder/embeddings/layer_norm',
+    LAYER + 'attention.output.dense': 'encoder/layer_{i}/attention/output',
     LAYER + 'attention.output.LayerNorm':
-        'encoder/layer_{i}/attention_layer_norm',
-    LAYER + 'intermediate.dense': 'encoder/layer_{i}/intermediate',
-    LAYER + 'output.dense': 'encoder/layer_{i}/output',
-    LAYER + 'output.LayerNorm': 'encoder/layer_{i}/output_layer_norm',
+        'encoder/layer_{i}/attention/layer_norm',
+    LAYER + 'intermediate.dense': 'encoder/layer_{i}/mlp/intermediate',
+    LAYER + 'output.dense': 'encoder/layer_{i}/mlp/output',
+    LAYER + 'output.LayerNorm': 'encoder/layer_{i}/mlp/layer_norm',
 }
 # Parts of other tasks, that a span model never reads.
 IGNORED = re.compile(
@@ -96,9 +95,17 @@ def read_config(directory: pathlib.Path) -> bert.BertConfig:
     if type(config.get(name)) is not int or config[name] < 1:
       raise errors.UserError(
           f'{path}: {name} is {config.get(name)!r}, expected a positive int')
+  hidden_size, num_heads = config['hidden_size'], config['num_attention_heads']
+  if hidden_size % num_heads:
+    raise errors.UserError(f'{path}: hidden_size {hidden_size} is not '
+                           f'divisible by num_attention_heads {num_heads}')
+  eps = config.get('layer_norm_eps', 1e-12)
+  if type(eps) not in (int, float) or not 0 < eps < 1:
+    raise errors.UserError(
+        f'{path}: layer_norm_eps is {eps!r}, expected a number in (0, 1)')
   return bert.BertConfig(
       **{ours: config[theirs] for ours, theirs in names.items()},
-      layer_norm_eps=float(config.get('layer_norm_eps', 1e-12)))
+      layer_norm_eps=float(eps))
 
 
 def load_hugging_face(directory: pathlib.Path,
@@ -112,10 +119,15 @@ def load_hugging_face(directory: pathlib.Path,
   Raises:
     UserError: damaged files, or names and shapes that do not fit; one line.
   """
-  theirs = _read_tensors(directory)
-  theirs = {k: v for k, v in theirs.items() if not IGNORED.match(k)}
-  theirs = {k.removeprefix('bert.'): v for k, v in theirs.items()}
-  notes = []
+  tensors = _read_tensors(directory)
+  ignored = sorted(k for k in tensors if IGNORED.match(k))
+  notes = [f'not read, a span model has no use for them: {_few(ignored)}'
+           ] if ignored else []
+  theirs = {k.removeprefix('bert.'): v
+            for k, v in tensors.items() if k not in ignored}
+  if len(theirs) + len(ignored) < len(tensors):
+    raise errors.UserError(
+        f'{directory}: the weights hold names both with and without "bert."')
   ours = flax.traverse_util.flatten_dict(template, sep='/')
   expected = to_hugging_face(template)
   expected.pop('qa_outputs.bias', None)
@@ -139,10 +151,14 @@ def load_hugging_face(directory: pathlib.Path,
 def save_hugging_face(directory: pathlib.Path, params: Any,
                       config: bert.BertConfig) -> None:
   """Writes config.json and model.safetensors for transformers."""
-  directory.mkdir(parents=True, exist_ok=True)
   tensors = to_hugging_face(params)
+  if 'qa_outputs.weight' not in tensors:
+    raise errors.UserError(
+        'only the independent head has a place in a BertForQuestionAnswering, '
+        f'not one with {_few(sorted(params["head"]))}')
   tensors = {k if k.startswith('qa_outputs') else f'bert.{k}':
              np.ascontiguousarray(v) for k, v in tensors.items()}
+  directory.mkdir(parents=True, exist_ok=True)
   partial = directory / 'model.safetensors.partial'
   safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt'})
   os.replace(partial, directory / 'model.safetensors')
@@ -167,7 +183,7 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
   out = {}
   for path, value in ours.items():
     if match := re.fullmatch(
-        r'encoder/layer_(\d+)/query_key_value/(kernel|bias)', path):
+        r'encoder/layer_(\d+)/attention/query_key_value/(kernel|bias)', path):
       parts = np.split(value, 3, axis=-1)
       kind = 'weight' if match[2] == 'kernel' else 'bias'
       for name, part in zip(('query', 'key', 'value'), parts, strict=True):
@@ -190,7 +206,7 @@ def from_hugging_face(tensors: Arrays) -> dict[str, np.ndarray]:
         r'encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)'
         r'\.(weight|bias)', name):
       kind = 'kernel' if match[3] == 'weight' else 'bias'
-      path = f'encoder/layer_{match[1]}/query_key_value/{kind}'
+      path = f'encoder/layer_{match[1]}/attention/query_key_value/{kind}'
       fused.setdefault(path, {})[match[2]] = value.T
     elif name == 'qa_outputs.weight':
       out['head/start/kernel'] = value[:1].T
@@ -270,15 +286,11 @@ def _read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
       raise errors.UserError(
           f'{path} is missing; pickled .bin weights are not read: convert '
           'them to safetensors')
-    tensors |= _guard(lambda p=path: safetensors.numpy.load_file(p), path)
+    try:
+      tensors |= safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
+            OSError) as e:
+      raise errors.UserError(
+          f'{path}: not a whole safetensors file ({e}); fetch it again'
+      ) from None
   return tensors
-
-
-def _guard(read: Callable[[], Arrays], path: pathlib.Path) -> Arrays:
-  try:
-    return read()
-  except (safetensors.SafetensorError, json.JSONDecodeError, KeyError,
-          ValueError, TypeError, OSError) as e:
-    raise errors.UserError(
-        f'{path}: not a whole safetensors file ({e}); fetch it again'
-    ) from None

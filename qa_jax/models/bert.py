@@ -8,6 +8,7 @@ are float32; with bfloat16 compute the products still accumulate in float32,
 and softmax, LayerNorm and what leaves the encoder are float32.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
@@ -46,38 +47,49 @@ class BertConfig:
   layer_norm_eps: float = 1e-12
 
 
+# x, rate, place → x with units dropped
+Drop = Callable[..., jax.Array]
 _init = nn.initializers.truncated_normal(0.02)
 
 
-class Block(nn.Module):
-  """Self-attention and MLP, each followed by residual and LayerNorm."""
+class Embeddings(nn.Module):
+  """Sum of word, position and token-type vectors, then LayerNorm."""
 
   config: BertConfig
   compute_dtype: jnp.dtype
-  dropout_impl: str
+
+  @nn.compact
+  def __call__(self, token_ids: jax.Array,  # [B, L] int32
+               token_type_ids: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
+    c = self.config
+
+    def embed(name: str, size: int, ids: jax.Array) -> jax.Array:
+      return nn.Embed(
+          size, c.hidden_size, embedding_init=_init, name=name)(ids)
+
+    positions = jnp.arange(token_ids.shape[1])[None]  # [1, L]
+    x = (embed('word', c.vocab_size, token_ids)
+         + embed('position', c.max_position, positions)
+         + embed('token_type', c.type_vocab_size, token_type_ids))
+    return _layer_norm(c)(x, self.compute_dtype)
+
+
+class Attention(nn.Module):
+  """Self-attention, residual, LayerNorm."""
+
+  config: BertConfig
+  compute_dtype: jnp.dtype
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
                attention_mask: jax.Array,  # [B, L] bool
-               keys: DropoutKeys | None) -> jax.Array:
+               drop: Drop) -> jax.Array:
     c = self.config
     dense = functools.partial(_dense, dtype=self.compute_dtype)
-    drop = functools.partial(dropout.dropout, keys=keys,
-                             mask=dropout.DROPOUTS[self.dropout_impl])
-    y = self._attention(dense(3 * c.hidden_size, 'query_key_value')(x),
-                        attention_mask, drop)
-    y = drop(dense(c.hidden_size, 'attention_output')(y), c.dropout, place=1)
-    x = _layer_norm(c, 'attention_layer_norm')(x + y, self.compute_dtype)
-    y = _gelu(dense(c.mlp_size, 'intermediate')(x))  # [B, L, M]
-    y = drop(dense(c.hidden_size, 'output')(y), c.dropout, place=2)
-    return _layer_norm(c, 'output_layer_norm')(x + y, self.compute_dtype)
-
-  def _attention(self, qkv: jax.Array,  # [B, L, 3D]
-                 attention_mask: jax.Array, drop) -> jax.Array:
-    c = self.config
-    batch, length, _ = qkv.shape
+    batch, length, _ = x.shape
     head_size = c.hidden_size // c.num_heads
-    q, k, v = qkv.reshape(
+    qkv = dense(3 * c.hidden_size, 'query_key_value')(x)  # [B, L, 3D]
+    q, k, v = qkv.reshape(  # [B, H, L, K] each
         batch, length, 3, c.num_heads, head_size).transpose(2, 0, 3, 1, 4)
     # [B, H, L, L]; float32 from here to the division
     scores = jnp.einsum('bhqk,bhsk->bhqs', q / math.sqrt(head_size), k,
@@ -90,8 +102,43 @@ class Block(nn.Module):
     # Dividing after the product costs L·K instead of L·L divisions.
     y = jnp.einsum('bhqs,bhsk->bhqk', weights.astype(self.compute_dtype), v,
                    preferred_element_type=jnp.float32) / total
-    return y.transpose(0, 2, 1, 3).reshape(
+    y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
+    y = drop(dense(c.hidden_size, 'output')(y), c.dropout, place=1)
+    return _layer_norm(c)(x + y, self.compute_dtype)
+
+
+class MLP(nn.Module):
+  """Two products around a GELU, residual, LayerNorm."""
+
+  config: BertConfig
+  compute_dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, drop: Drop) -> jax.Array:  # [B, L, D]
+    c = self.config
+    dense = functools.partial(_dense, dtype=self.compute_dtype)
+    y = _gelu(dense(c.mlp_size, 'intermediate')(x))  # [B, L, M]
+    y = drop(dense(c.hidden_size, 'output')(y), c.dropout, place=2)
+    return _layer_norm(c)(x + y, self.compute_dtype)
+
+
+class Block(nn.Module):
+  """One layer of the encoder."""
+
+  config: BertConfig
+  compute_dtype: jnp.dtype
+  dropout_impl: str
+
+  @nn.compact
+  def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
+               attention_mask: jax.Array,  # [B, L] bool
+               keys: DropoutKeys | None) -> jax.Array:
+    drop = functools.partial(dropout.dropout, keys=keys,
+                             mask=dropout.DROPOUTS[self.dropout_impl])
+    x = Attention(self.config, self.compute_dtype, name='attention')(
+        x, attention_mask, drop)
+    return MLP(self.config, self.compute_dtype, name='mlp')(x, drop)
 
 
 class BertEncoder(nn.Module):
@@ -111,16 +158,8 @@ class BertEncoder(nn.Module):
     Without `keys` nothing is dropped.
     """
     c = self.config
-
-    def embed(name: str, size: int, ids: jax.Array) -> jax.Array:
-      return nn.Embed(size, c.hidden_size, embedding_init=_init,
-                      name=f'{name}_embeddings')(ids)
-
-    x = (embed('word', c.vocab_size, token_ids)
-         + embed('position', c.max_position, jnp.arange(
-             token_ids.shape[1]))[None]
-         + embed('token_type', c.type_vocab_size, token_type_ids))
-    x = _layer_norm(c, 'embeddings_layer_norm')(x, self.compute_dtype)
+    x = Embeddings(c, self.compute_dtype, name='embeddings')(
+        token_ids, token_type_ids)
     x = dropout.dropout(x, c.dropout, keys, -1 % 2**31,
                         dropout.DROPOUTS[self.dropout_impl])
     layers = [x]
@@ -139,9 +178,9 @@ def _dense(features: int, name: str, *, dtype: jnp.dtype):
   return lambda x: layer(x).astype(dtype)
 
 
-def _layer_norm(config: BertConfig, name: str):
+def _layer_norm(config: BertConfig):
   layer = nn.LayerNorm(
-      epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+      epsilon=config.layer_norm_eps, dtype=jnp.float32, name='layer_norm')
   return lambda x, dtype: layer(x.astype(jnp.float32)).astype(dtype)
 
 
