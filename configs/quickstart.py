@@ -27,8 +27,8 @@ def get_config() -> ml_collections.ConfigDict:
       data=c(dict(
           train='synthetic(seed=0, size=20000)',
           eval='synthetic(seed=1, size=1000, split="eval")',
-          max_length=64, window_overlap=8, max_question_length=20,
-          lowercase=True, vocab='', vocab_size=1500, buckets=(48,),
+          max_length=80, window_overlap=8, max_question_length=20,
+          lowercase=True, vocab='', vocab_size=1500, buckets=(48, 64),
           windows_without_answer='cls')),
       train=c(dict(
           batch_size=32, eval_batch_size=64, num_epochs=0.0, num_steps=3000,

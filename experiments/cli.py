@@ -8,6 +8,7 @@ import sys
 
 from absl import app
 from absl import flags
+from absl import logging
 from ml_collections import config_flags
 
 from qa_jax import errors
@@ -37,6 +38,7 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
 
   def guarded(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)  # orbax tells all it does
     try:
       main()
     except errors.UserError as e:

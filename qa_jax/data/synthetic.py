@@ -1,0 +1,161 @@
+"""A generated corpus of invented people, ships, rivers, books and battles.
+
+Nothing in it can be known beforehand, and train and eval share no invented
+word: whoever answers its questions has read the passage.
+"""
+
+import random
+
+from qa_jax import errors
+from qa_jax.data import templates
+from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
+
+ONSETS = ('b', 'd', 'f', 'g', 'h', 'k', 'l', 'm', 'n', 'p', 'r', 's', 't', 'v',
+          'z', 'br', 'dr', 'gr', 'kr', 'st')
+VOWELS = ('a', 'e', 'i', 'o', 'u')
+CODAS = ('', '', 'l', 'n', 'r', 's', 'th')
+SPLITS = ('train', 'eval')
+QUESTIONS_PER_PASSAGE = 4
+
+
+def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
+              facts: int = 4, sentences: int = 0, impossible: float = 0.0,
+              repeats: float = 0.2, split: str = 'train') -> list[Example]:
+  """`size` questions; the same arguments give the same bytes anywhere.
+
+  A passage says `facts` things about each of its `subjects`, which share
+  their relations, so that with several of them the right sentence is only
+  found by name. `sentences` asides lengthen it (a thousand tokens need about
+  120), a share `repeats` of passages mentions an answer twice, and a share
+  `impossible` of the questions asks for what the passage does not say.
+
+  Raises:
+    UserError: a parameter of the wrong type or out of bounds.
+  """
+  for name, value, low, high in (
+      ('seed', seed, 0, 2**63), ('size', size, 1, 10**7),
+      ('subjects', subjects, 1, 8), ('facts', facts, 1, 8),
+      ('sentences', sentences, 0, 10**5), ('impossible', impossible, 0, 1),
+      ('repeats', repeats, 0, 1)):
+    kinds = (int, float) if name in ('impossible', 'repeats') else (int,)
+    if type(value) not in kinds or not low <= value <= high:
+      raise errors.UserError(
+          f'synthetic: {name}={value!r} must be '
+          f'{"a number" if float in kinds else "an integer"} in '
+          f'{low} … {high}')
+  if split not in SPLITS:
+    raise errors.UserError(f'synthetic: unknown split {split!r}'
+                           f'{errors.did_you_mean(str(split), SPLITS)}')
+  rng = random.Random(f'{split} {seed}')
+  examples: list[Example] = []
+  while len(examples) < size:
+    passage = _Passage(rng, SPLITS.index(split), subjects, facts, sentences,
+                       repeats)
+    for _ in range(min(QUESTIONS_PER_PASSAGE, subjects * facts,
+                       size - len(examples))):
+      question, answers = passage.ask(rng, impossible)
+      examples.append(Example(
+          f'synthetic-{split}-{seed}-{len(examples)}', question,
+          passage.context, answers, not answers, passage.title))
+  return examples
+
+
+class _Passage:
+  """A context, and what can be asked of it."""
+
+  def __init__(self, rng: random.Random, parity: int, subjects: int,
+               facts: int, sentences: int, repeats: float):
+    names = _Names(rng, parity)
+    kind = templates.KINDS[rng.choice(list(templates.KINDS))]
+    stated = _choose(rng, kind.relations, facts)
+    self._unstated = [r for r in kind.relations if r not in stated]
+    self._names = [names.fill(kind.name) for _ in range(subjects)]
+    self.title = self._names[0]
+    pronoun = rng.choice(kind.pronouns)
+    told = [(subject, relation, names.of(relation.answer))
+            for subject in self._names for relation in stated]
+    rng.shuffle(told)
+    # (sentence with {A} open, answer, the fact it states or None)
+    lines = []
+    for n, (subject, relation, answer) in enumerate(told):
+      known = n and subjects == 1 and rng.random() < 0.8
+      lines.append((rng.choice(relation.statements).replace(
+          '{S}', pronoun if known else subject).replace('{N}', subject),
+                    answer, (subject, relation)))
+    asides = [(kind, names.of(kind)) for kind in rng.choices(
+        list(templates.ASIDES), k=sentences)]
+    if rng.random() < repeats:
+      _, relation, answer = rng.choice(told)
+      asides.append((relation.answer, answer))
+    for answer_kind, answer in asides:
+      lines.insert(rng.randrange(len(lines) + 1), (
+          rng.choice(templates.ASIDES[answer_kind]), answer, None))
+    self._open: list[tuple[str, templates.Relation, GoldAnswer]] = []
+    self.context = ''
+    for line, answer, fact in lines:
+      before, after = line.split('{A}')
+      sentence = before + answer + after
+      space = ' ' if self.context else ''
+      begin = len(self.context) + len(space) + len(before)
+      self.context += space + sentence[0].upper() + sentence[1:]
+      if fact:
+        self._open.append((*fact, GoldAnswer(answer, begin)))
+    rng.shuffle(self._open)
+
+  def ask(self, rng: random.Random,
+          impossible: float) -> tuple[str, tuple[GoldAnswer, ...]]:
+    """A question not asked before, and its gold answers."""
+    subject, relation, gold = self._open.pop()
+    answers: tuple[GoldAnswer, ...] = (gold,)
+    if rng.random() < impossible:
+      relation, answers = rng.choice(self._unstated), ()
+    return rng.choice(relation.questions).replace('{N}', subject), answers
+
+
+class _Names:
+  """Invented names, none twice in a passage."""
+
+  def __init__(self, rng: random.Random, parity: int):
+    self._rng, self._parity, self._used = rng, parity, set()
+
+  def fill(self, pattern: str) -> str:
+    while '{W}' in pattern:
+      pattern = pattern.replace('{W}', self._word(), 1)
+    return pattern
+
+  def of(self, kind: str) -> str:
+    if kind in ('year', 'count'):
+      low, high = (1100, 1999) if kind == 'year' else (11, 999)
+      return self._fresh(lambda: str(self._rng.randint(low, high)))
+    return self.fill('{W} {W}' if kind == 'person' else '{W}')
+
+  def _word(self) -> str:
+    return self._fresh(self._syllables)
+
+  def _fresh(self, make) -> str:
+    while (name := make()) in self._used:
+      pass
+    self._used.add(name)
+    return name
+
+  def _syllables(self) -> str:
+    """Two syllables whose indices add up to the split's parity.
+
+    A word spells its syllables unambiguously, so no word has both parities.
+    """
+    parts = [self._rng.randrange(len(ONSETS) * len(VOWELS)) for _ in range(2)]
+    if sum(parts) % 2 != self._parity:
+      parts[1] ^= 1
+    return ''.join(
+        ONSETS[p // len(VOWELS)] + VOWELS[p % len(VOWELS)] for p in parts
+    ).capitalize() + self._rng.choice(CODAS)
+
+
+def _choose(rng: random.Random, relations: tuple[templates.Relation, ...],
+            facts: int) -> list[templates.Relation]:
+  """`facts` relations, two of them at least of one answer type."""
+  chosen = rng.sample(relations, facts)
+  while facts > 1 and len({r.answer for r in chosen}) == facts:
+    chosen = rng.sample(relations, facts)
+  return chosen
