@@ -2,11 +2,12 @@
 
 Glossary of shapes: B batch (windows), L window length.
 
-An objective is a function (scores, batch) → [B] float32. The caller weights
-and averages: a sum of losses over a sum of weights, across all devices.
+An objective's loss is a function (scores, batch) → [B] float32. The caller
+weights and averages: a sum of losses over a sum of weights, over all devices.
 """
 
 from collections.abc import Callable, Mapping
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,21 @@ from qa_jax import errors
 from qa_jax.heads.base import SpanScores
 
 Batch = Mapping[str, jax.Array]
-Objective = Callable[[SpanScores, Batch], jax.Array]
+Loss = Callable[[SpanScores, Batch], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """A loss, and what it asks of a head."""
+
+  loss: Loss
+  # Fields of SpanScores that must be there: 'pair', 'null', 'boundary', or
+  # 'conditional'.
+  needs: frozenset[str] = frozenset()
+  # Whether it adds start and end of spans other than the gold one, which the
+  # training scores of a conditional head do not allow.
+  spans: bool = False
+
 
 # Finite, so that a row with nothing in the domain has finite gradients.
 MASKED = -1e30
@@ -39,7 +54,7 @@ def cross_entropy(*, domain: str = 'context',
              + position_loss(scores.end, batch['end_positions'], mask))
     return total / 2 if reduction == 'mean' else total
 
-  return loss
+  return Objective(loss)
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

@@ -140,8 +140,9 @@ class Trainer:
     def loss_fn(params, batch, key):
       scores = self.model.apply(
           {'params': params}, **build.model_inputs(batch),
-          dropout_key=key, rows=batch['row'])
-      return objective(scores, batch)
+          dropout_key=key, rows=batch['row'],
+          gold_start=batch['start_positions'])
+      return objective.loss(scores, batch)
 
     def step(state, batch, axis_name=None):
       return train_step(

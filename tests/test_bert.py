@@ -87,7 +87,7 @@ def test_loss_and_gradients_equal_transformers(golden, params):
   objective = objectives.cross_entropy(domain='all')
 
   def loss_fn(params):
-    return objective(score(params, inputs(golden)), golden).mean()
+    return objective.loss(score(params, inputs(golden)), golden).mean()
 
   loss, gradients = jax.value_and_grad(loss_fn)(params)
   np.testing.assert_allclose(loss, golden['loss'], atol=1e-5)
@@ -180,7 +180,7 @@ def test_a_row_without_real_tokens_has_finite_scores_and_gradients(
     scores = score(params, arrays, compute_dtype=dtype)
     batch = golden | {
         'context_mask': jnp.asarray(arrays['token_type_ids'] > 0)}
-    return objective(scores, batch).sum()
+    return objective.loss(scores, batch).sum()
 
   loss, gradients = jax.value_and_grad(loss_fn)(params)
   assert np.isfinite(loss)

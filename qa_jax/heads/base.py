@@ -7,6 +7,8 @@ W longest span.
   null        = start[0] + end[0] (at [CLS]), or an explicit null[B]
 """
 
+from typing import Optional
+
 import flax.struct
 import jax
 
@@ -19,6 +21,12 @@ class SpanScores:
   end: jax.Array  # [B, L]
   pair: jax.Array | None = None  # [B, L, W], indexed by (start, end - start)
   null: jax.Array | None = None  # [B]
+  # Start and end scores of their own, trained beside these by the compound
+  # objective and never decoded.
+  boundary: Optional['SpanScores'] = None
+  # While training with a gold start: `end` is given that start, so start and
+  # end must not be added for any other span.
+  conditional: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def null_score(self) -> jax.Array:  # [B]
