@@ -13,7 +13,7 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -23,7 +23,7 @@ def get_config() -> ml_collections.ConfigDict:
       objective='cross_entropy',
       decode=c(dict(
           max_answer_length=10, n_best=10, search='two_stage',
-          null_rule='never', null_threshold=0.0)),
+          null_rule='never', null_threshold=0.0, merge='none')),
       data=c(dict(
           train='synthetic(seed=0, size=20000)',
           eval='synthetic(seed=1, size=1000, split="eval")',
@@ -36,7 +36,8 @@ def get_config() -> ml_collections.ConfigDict:
           checkpoint_every_steps=500, log_every_steps=100)),
       optim=c(dict(
           learning_rate=1e-3, warmup_fraction=0.1, schedule='linear',
-          weight_decay=0.01, clip_norm=1.0, layer_decay=1.0)),
+          weight_decay=0.01, clip_norm=1.0, layer_decay=1.0,
+          bias_correction=True, eps=1e-8)),
       parallel=c(dict(
           mode='pmap', num_devices=0, mesh=c(dict(data=-1, fsdp=1)))),
       precision=c(dict(compute_dtype='float32')),

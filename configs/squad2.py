@@ -33,7 +33,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       objective='cross_entropy',
       decode=c(dict(
           max_answer_length=30, n_best=20, search='two_stage',
-          null_rule='min_null', null_threshold=0.0)),
+          null_rule='min_null', null_threshold=0.0, merge='none')),
       data=c(dict(
           train='synthetic(seed=0, size=8000, impossible=0.3)' if tiny
           else 'tfds(name="squad/v2.0", split="train")',
@@ -52,7 +52,8 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       optim=c(dict(
           learning_rate=1e-3 if tiny else 1e-4 if mini else 5e-5,
           warmup_fraction=0.1, schedule='linear', weight_decay=0.01,
-          clip_norm=1.0, layer_decay=1.0)),
+          clip_norm=1.0, layer_decay=1.0,
+          bias_correction=True, eps=1e-8)),
       parallel=c(dict(
           mode='pmap', num_devices=0, mesh=c(dict(data=-1, fsdp=1)))),
       precision=c(dict(compute_dtype='float32')),

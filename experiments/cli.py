@@ -4,35 +4,48 @@ Exit codes: 0 done, 1 a mistake in data or config, 2 a mistake in the flags.
 """
 
 from collections.abc import Callable
+import dataclasses
+import re
 import sys
+import textwrap
+import traceback
+from typing import get_type_hints
 
 from absl import app
 from absl import flags
 from absl import logging
 from ml_collections import config_flags
 
+from qa_jax import config as config_lib
 from qa_jax import errors
 
 
 def run(main: Callable[[], None], *, config: bool = False) -> None:
   """Runs a command; a UserError becomes one line on stderr."""
-  if config:
-    config_flags.DEFINE_config_file(
-        'config', None, 'Config file, FILE[:arg]; --config.a.b=v overrides.',
-        lock_config=True)
   module = sys.modules['__main__']
+  logging.set_verbosity(logging.ERROR)  # ours are enough, until then
+  if config:
+    # Fields that the file leaves out are accepted; config.check names typos.
+    config_flags.DEFINE_config_file(
+        'config', None, 'Config file; --config.a.b=v overrides a field.',
+        lock_config=False, accept_new_attributes=True)
 
   def parse(argv: list[str]) -> list[str]:
-    if any(a in ('--help', '-h', '-help', '--helpshort') for a in argv[1:]):
-      print(_help(module, config))
+    own = sorted(
+        [f.name for f in flags.FLAGS.get_key_flags_for_module(module)]
+        + ['config'] * config)
+    if {'--help', '-h', '-help', '--helpshort'} & set(argv[1:]):
+      print(_help(module, own))
       sys.exit(0)
     try:
       rest = flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError,
-            OSError, ImportError, SyntaxError, NameError) as e:
-      _fail(_first_line(e), 2)
+    except flags.UnrecognizedFlagError as e:
+      hint = errors.did_you_mean(e.flagname.split('.')[0], own)
+      _fail(f'unknown flag --{e.flagname}{hint}', 2)
+    except Exception as e:  # a config file is code: it may raise anything
+      _fail(_reason(e), 2)
     if len(rest) > 1:
-      hint = errors.did_you_mean(rest[1].lstrip('-'), _own_flags(module))
+      hint = errors.did_you_mean(rest[1].lstrip('-').split('=')[0], own)
       _fail(f'unexpected argument {rest[1]!r}{hint}', 2)
     return rest
 
@@ -49,6 +62,21 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
   app.run(guarded, flags_parser=parse)
 
 
+def config() -> config_lib.Config:
+  """The config that --config and its overrides give, checked."""
+  given = flags.FLAGS.config
+  required(config=given)
+  try:
+    fields = given.to_dict()
+  except OSError as e:  # reading was put off until now
+    raise errors.UserError(_reason(e)) from None
+  except AttributeError:
+    raise errors.UserError(
+        f'--config: get_config() gives a {type(given).__name__}, expected an '
+        'ml_collections.ConfigDict') from None
+  return config_lib.check(fields)
+
+
 def required(**values: object) -> None:
   """Raises a UserError naming the first flag that has no value."""
   for name, value in values.items():
@@ -56,25 +84,48 @@ def required(**values: object) -> None:
       raise errors.UserError(f'--{name} is needed; see --help')
 
 
-def _own_flags(module) -> list[str]:
-  return [f.name for f in flags.FLAGS.get_key_flags_for_module(module)]
-
-
-def _help(module, config: bool) -> str:
-  lines = [(module.__doc__ or '').strip(), '', 'Flags:']
-  if config:
-    lines.append('  --config=FILE[:arg]  config file; --config.a.b=v overrides '
-                 'a field')
-  for f in sorted(flags.FLAGS.get_key_flags_for_module(module),
-                  key=lambda f: f.name):
-    default = '' if f.default in (None, '') else f' [{f.default}]'
-    lines.append(f'  --{f.name:18} {f.help}{default}')
+def _help(module, own: list[str]) -> str:
+  lines = [(module.__doc__ or '').strip(), '', 'Flags [default]:']
+  for f in (flags.FLAGS[name] for name in own):
+    kind = ('' if f.boolean else '=FILE[:arg]' if f.name == 'config'
+            else f'={f.flag_type().upper()}')
+    default = '' if f.default is None else f' [{f.default}]'
+    lines.append(f'  --{f.name + kind:19} {f.help}{default}')
+  if 'config' in own:
+    lines += ['', 'Config fields, --config.FIELD=VALUE, with their defaults:',
+              *_fields(config_lib.Config(), '')]
   return '\n'.join(lines)
 
 
-def _first_line(e: BaseException) -> str:
-  text = str(e.args[0] if e.args and isinstance(e.args[0], str) else e)
-  return f'flags: {" ".join(text.split())[:400]}'
+def _fields(group: object, path: str) -> list[str]:
+  """One paragraph for each group of fields, nested groups after it."""
+  own, nested = [], []
+  for name in get_type_hints(type(group)):
+    value = getattr(group, name)
+    if dataclasses.is_dataclass(value):
+      nested += _fields(value, f'{path}{name}.')
+    else:
+      own.append(f'{path}{name}={value!r}'.replace(' ', ''))
+  return [textwrap.fill(' '.join(own), 78, initial_indent='  ',
+                        subsequent_indent='  '), *nested]
+
+
+def _reason(e: BaseException) -> str:
+  """One line: a bad flag's own message, else the cause and its place."""
+  if isinstance(e, flags.Error) and 'parsing config file' not in str(e):
+    return ' '.join(str(e).split())
+  while e.__cause__ or e.__context__:
+    e = e.__cause__ or e.__context__
+  if isinstance(e, OSError):
+    return f'--config: {str(e).splitlines()[-1].strip()}'
+  place = traceback.extract_tb(e.__traceback__)[-1]
+  where = f'{place.filename}:{place.lineno}'
+  if re.search(r'^<|[/\\](absl|ml_collections)[/\\]', place.filename):
+    where = '--config'  # not within the config file
+    if isinstance(e, KeyError):
+      hint = errors.did_you_mean(e.args[0], get_type_hints(config_lib.Config))
+      return f'config has no field {e.args[0]!r}{hint}'
+  return f'{where}: {type(e).__name__}: {" ".join(str(e).split())}'
 
 
 def _fail(message: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""Answers one question, or every line of a JSONL file.
+r"""Answers one question, or every line of a JSONL file.
 
   python -m experiments.predict --workdir=runs/squad \
       --question="Who …?" --context="…"
@@ -32,20 +32,21 @@ CHECKPOINT = flags.DEFINE_string(
 
 def main() -> None:
   cli.required(workdir=WORKDIR.value)
-  if bool(INPUT.value) == (QUESTION.value is not None):
+  given = {f.name for f in (QUESTION, CONTEXT, INPUT, OUTPUT)
+           if f.value is not None}  # an empty question or context is one
+  if given not in ({'question', 'context'}, {'input', 'output'}):
     raise errors.UserError('give --question and --context, or --input and '
                            '--output')
-  if INPUT.value:
-    cli.required(output=OUTPUT.value)
+  if INPUT.value is not None:
+    files.check_writable(pathlib.Path(OUTPUT.value))
     questions = predict.read_questions(pathlib.Path(INPUT.value))
   else:
-    cli.required(context=CONTEXT.value)
     questions = [{'question': QUESTION.value, 'context': CONTEXT.value}]
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     n_best=N_BEST.value)
   answers = qa.answer_batch(questions, progress='predict' if INPUT.value
                             else '')
-  if INPUT.value:
+  if INPUT.value is not None:
     files.write_jsonl(pathlib.Path(OUTPUT.value), (
         {**({'id': q['id']} if 'id' in q else {}), **dataclasses.asdict(a)}
         for q, a in zip(questions, answers, strict=True)))

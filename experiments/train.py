@@ -1,4 +1,4 @@
-"""Trains a config in a workdir, or resumes it.
+r"""Trains a config in a workdir, or resumes it.
 
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart [--config.optim.learning_rate=5e-4]
@@ -13,19 +13,17 @@ import sys
 from absl import flags
 
 from experiments import cli
-from qa_jax import config as config_lib
 from qa_jax import train
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print shapes, parameters and steps; train nothing.')
+    'dry_run', False, 'Print shapes, sizes and steps; train nothing.')
 PRINT_CONFIG = flags.DEFINE_bool(
-    'print_config', False, 'Print the resolved config; train nothing.')
+    'print_config', False, 'Print the whole config; train nothing.')
 
 
 def main() -> None:
-  cli.required(config=flags.FLAGS.config)
-  config = config_lib.check(flags.FLAGS.config.to_dict())
+  config = cli.config()
   if PRINT_CONFIG.value:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return

@@ -107,7 +107,11 @@ def bert_config(config: config_lib.Config, vocab_size: int,
 
 def run_sizes(workdir: pathlib.Path) -> bert.BertConfig:
   """The encoder's sizes that a run stored."""
-  return bert.BertConfig(**files.read_object(workdir / 'encoder.json'))
+  path = workdir / 'encoder.json'
+  try:
+    return bert.BertConfig(**files.read_object(path))
+  except TypeError as e:  # a field too many or too few
+    raise errors.UserError(f'{path}: {e}') from None
 
 
 def model(config: config_lib.Config, sizes: bert.BertConfig) -> qa.QAModel:

@@ -33,7 +33,8 @@ class Decode:
   n_best: int = 20
   search: str = 'two_stage'
   null_rule: str = 'min_null'
-  null_threshold: float = 0.0  # no answer iff null - best exceeds it
+  null_threshold: float = 0.0  # no answer iff the rule's score exceeds it
+  merge: str = 'none'  # 'surface_form': equal texts of the n-best are one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ class Optim:
   weight_decay: float = 0.01
   clip_norm: float = 1.0  # 0: no clipping
   layer_decay: float = 1.0
+  bias_correction: bool = True  # of Adam; False and eps 1e-6 as BERT's code
+  eps: float = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,8 @@ BOUNDS = {
     'train.log_every_steps': (1, None),
     'optim.learning_rate': (0, None), 'optim.warmup_fraction': (0, 1),
     'optim.weight_decay': (0, None), 'optim.clip_norm': (0, None),
-    'optim.layer_decay': (0, 1), 'parallel.num_devices': (0, None),
+    'optim.layer_decay': (0, 1), 'optim.eps': (1e-12, 1),
+    'parallel.num_devices': (0, None),
 }
 
 

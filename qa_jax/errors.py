@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 import difflib
 
+MAX_NAMES = 30
+
 
 class UserError(ValueError):
   """A mistake of the user's: commands print it as one line and exit with 1.
@@ -12,9 +14,10 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """' (did you mean …?)' with near names, else the list of all names."""
+  """'; did you mean …?' with near names, else the first names there are."""
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
   if near:
     return f'; did you mean {" or ".join(repr(n) for n in near)}?'
-  return f'; known: {", ".join(known)}'
+  more = ', …' * (len(known) > MAX_NAMES)
+  return f'; known: {", ".join(known[:MAX_NAMES])}{more}'

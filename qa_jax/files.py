@@ -1,23 +1,43 @@
 """Whole files or nothing: written by rename, read with one-line errors."""
 
 from collections.abc import Iterable
+import contextlib
+import gzip
 import json
 import os
 import pathlib
 from typing import Any
+import zlib
 
 from qa_jax import errors
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes UTF-8 text so that `path` is the old file or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
+  """Writes UTF-8 text so that `path` is the old file or the new one.
+
+  Raises:
+    UserError: a directory stands there, no space, no permission, …
+  """
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding='utf-8', newline='\n')
     os.replace(partial, path)
+  except OSError as e:
+    raise errors.UserError(f'{path}: cannot be written: {e.strerror}') from None
   finally:
-    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      partial.unlink()
+
+
+def check_writable(path: pathlib.Path) -> None:
+  """Raises a UserError if `path` cannot be written; before long work."""
+  above = next(p for p in path.absolute().parents if os.path.exists(p))
+  if path.is_dir():
+    raise errors.UserError(f'{path}: a directory, expected a file to write')
+  if not above.is_dir() or not os.access(above, os.W_OK):
+    raise errors.UserError(
+        f'{path}: cannot be written: {above} is not a directory to write in')
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -32,18 +52,25 @@ def write_jsonl(path: pathlib.Path, rows: Iterable[Any]) -> None:
 
 
 def read_text(path: pathlib.Path) -> str:
-  """UTF-8 text, a byte-order mark dropped.
+  """UTF-8 text, a byte-order mark dropped, unzipped if `path` ends in .gz.
 
   Raises:
-    UserError: missing, a directory, unreadable, or not UTF-8.
+    UserError: missing, a directory, unreadable, damaged, or not UTF-8.
   """
+  opener = gzip.open if path.suffix == '.gz' else open
   try:
-    return path.read_text(encoding='utf-8-sig')
+    with opener(path, 'rt', encoding='utf-8-sig') as f:
+      return f.read()
   except UnicodeDecodeError as e:
     raise errors.UserError(
         f'{path}: not UTF-8 at byte {e.start}; re-encode it') from None
+  except (gzip.BadGzipFile, EOFError, zlib.error) as e:
+    raise errors.UserError(
+        f'{path}: not a whole gzip file ({e}); fetch it again') from None
   except OSError as e:
     raise errors.UserError(f'{path}: {e.strerror or e}') from None
+  except ValueError as e:  # a name no file can have, such as one with NUL
+    raise errors.UserError(f'{str(path)!r}: {e}') from None
 
 
 def parse_object(text: str, where: str | pathlib.Path,
@@ -59,8 +86,8 @@ def parse_object(text: str, where: str | pathlib.Path,
   except json.JSONDecodeError as e:
     raise errors.UserError(f'{where}: not JSON: {e.msg} at line {e.lineno}, '
                            f'column {e.colno}') from None
-  except (ValueError, RecursionError) as e:
-    raise errors.UserError(f'{where}: not JSON: {e}') from None
+  except (ValueError, RecursionError) as e:  # 5000 digits, 5000 brackets
+    raise errors.UserError(f'{where}: JSON out of bounds: {e}') from None
   if not isinstance(value, dict):
     raise errors.UserError(
         f'{where}: {type(value).__name__}, expected a JSON object')

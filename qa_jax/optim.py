@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from qa_jax import errors
@@ -64,18 +65,33 @@ def make_schedule(name: str, *, learning_rate: float, num_steps: int,
 def adamw(
     schedule: optax.Schedule, *, weight_decay: float = 0.01,
     clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
+    bias_correction: bool = True,
     eps: float = 1e-8) -> optax.GradientTransformation:
   """Clip by global norm → Adam → decoupled decay → layer-wise rate → rate.
 
   Feed it gradients that are already averaged over devices: the clip must see
-  the global norm. `clip_norm` 0 turns clipping off.
+  the global norm. `clip_norm` 0 turns clipping off. Without `bias_correction`
+  early updates are up to 6.6 times as long, as in BERT's code; fine-tuning gets
+  unstable (Zhang et al., 2021, section 4).
   """
   return optax.chain(
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-      optax.scale_by_adam(eps=eps),
+      _scale_by_adam(bias_correction, eps),
       optax.add_decayed_weights(weight_decay, decay_mask),
       _scale_layers(layer_decay, num_layers),
       optax.scale_by_learning_rate(schedule))
+
+
+def _scale_by_adam(bias_correction, eps) -> optax.GradientTransformation:
+  adam = optax.scale_by_adam(eps=eps)
+  if bias_correction:
+    return adam
+
+  def update(updates, state, params=None):
+    _, state = adam.update(updates, state, params)
+    return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps),
+                        state.mu, state.nu), state
+  return optax.GradientTransformation(adam.init, update)
 
 
 def decay_mask(params: Any) -> Any:

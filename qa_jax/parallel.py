@@ -1,4 +1,4 @@
-"""One pure step, wrapped as jit | pmap | mesh; batch placement; prefetch.
+"""One pure step, wrapped as jit | pmap | mesh; batch placement; run-ahead.
 
 The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
 wrapper takes the same state (no leading device axis) and the same host batch
@@ -7,10 +7,11 @@ the global batch), and sums are divided only after they crossed devices.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 import dataclasses
 import functools
 import math
+import resource
 from typing import Any
 
 import jax
@@ -150,15 +151,12 @@ def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
         f'{num_devices * accumulation} or set parallel.num_devices')
 
 
-def prefetch(batches: Iterable[dict[str, np.ndarray]],
-             place: Callable[[Any], Any], depth: int = 2) -> Iterator[Any]:
-  """Keeps `depth` batches on their way to the devices."""
-  queue: collections.deque[Any] = collections.deque()
-  for batch in batches:
-    queue.append(place(batch))
-    if len(queue) >= depth:
-      yield queue.popleft()
-  yield from queue
+def peak_megabytes(device: jax.Device) -> float:
+  """The most memory in use so far: of a device, on CPU of the process."""
+  stats = device.memory_stats()
+  if stats and 'peak_bytes_in_use' in stats:
+    return stats['peak_bytes_in_use'] / 2**20
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB
 
 
 class RunAhead:

@@ -1,21 +1,27 @@
 """Ask a question: `load(...)` for notebooks, batches for JSONL."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
+from qa_jax import aggregate
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import fit
+from qa_jax import objectives
+from qa_jax import registry
 from qa_jax import weights
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
 
 
@@ -63,20 +69,17 @@ class QA:
         examples_lib.check_text(q.get('question'), f'question of row {i}'),
         examples_lib.check_text(q.get('context'), f'context of row {i}'))
             for i, q in enumerate(questions)]
-    if not rows:
-      return []
     windows = build.make_windows(self.config, rows, self.tokenizer)
-    spans = evaluate.score_windows(
+    answers = evaluate.answer(
         self.model, self.params, windows, self.config, progress=progress)
-    answers = evaluate.aggregate(windows, spans, self.config.decode)
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]
 
-  def _answer(self, row: examples_lib.Example, answers: evaluate.Answers,
+  def _answer(self, row: examples_lib.Example, answers: aggregate.Answers,
               e: int) -> Answer:
-    candidates = evaluate.nbest(row, answers, e)
+    candidates = aggregate.nbest(row, answers, e)
     best = candidates[0] if candidates else {
-        'text': '', 'start': 0, 'end': 0, 'score': evaluate.NO_SPAN}
-    if answers.null_minus_best[e] > self.config.decode.null_threshold:
+        'text': '', 'start': 0, 'end': 0, 'score': aggregate.NO_SPAN}
+    if answers.na_score[e] > self.config.decode.null_threshold:
       best = {**best, 'text': '', 'start': 0, 'end': 0}
     return Answer(**best, null_score=float(answers.null_score[e]),
                   n_best=tuple(candidates))
@@ -95,21 +98,29 @@ class QA:
       raise errors.UserError(
           f'the context needs {len(windows)} windows of '
           f'{self.config.data.max_length} tokens; shorten it to one')
-    batch = windows.gather(np.zeros(1, np.int64),
-                           int(windows.total_lengths[0]))
-    scores = jax.device_get(self.model.apply(
-        {'params': self.params}, **build.model_inputs(batch)))
-    start, end = scores.start[0], scores.end[0]
-    mask = batch['context_mask'][0]
+    length = int(windows.total_lengths[0])
+    bucket = next(b for b in build.buckets(self.config) if b >= length)
+    batch = windows.gather(np.zeros(1, np.int64), bucket)
+    scores = jax.device_get(_scorer(self.model)(
+        self.params, build.model_inputs(batch)))
+    start, end = scores.start[0, :length], scores.end[0, :length]
+    mask = batch['context_mask'][0, :length]
     width = min(self.config.decode.max_answer_length, len(mask))
     padded = np.pad(np.where(mask, end, -np.inf), (0, width),
                     constant_values=-np.inf)
     band = np.lib.stride_tricks.sliding_window_view(padded, width)[:len(mask)]
     if scores.pair is not None:
-      band = band + scores.pair[0][:, :width]
+      band = band + scores.pair[0, :length, :width]
     band = np.where(mask[:, None], start[:, None] + band, -np.inf)
-    tokens = tuple(self.tokenizer.vocab[i] for i in batch['token_ids'][0])
+    tokens = tuple(self.tokenizer.vocab[i]
+                   for i in batch['token_ids'][0, :length])
     return SpanView(tokens, start, end, mask, band)
+
+
+@functools.cache
+def _scorer(model: qa.QAModel) -> Callable[..., SpanScores]:
+  return jax.jit(lambda params, inputs: model.apply(
+      {'params': params}, **inputs))
 
 
 def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
@@ -127,6 +138,7 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
     config = _override(config_lib.read(directory), overrides)
     words = tokenizer_lib.from_directory(directory / 'tokenizer')
     model = build.model(config, build.run_sizes(directory))
+    _check_fits(model, config)
     shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
     params = build.run_parameters(directory, checkpoint, shapes)
     return QA(model, params, words, config)
@@ -142,6 +154,7 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
                'max_length': min(384, sizes.max_position)},
       'train': {'num_steps': 1}}), overrides)
   model = build.model(config, sizes)
+  _check_fits(model, config)
   fresh = qa.init_params(model, jax.random.key(0))
   params, notes = weights.load_hugging_face(directory, fresh)
   if any('head' in note and 'fresh' in note for note in notes):
@@ -161,9 +174,16 @@ def _override(config: config_lib.Config,
       raise errors.UserError(
           f'load() has no option {key!r}{errors.did_you_mean(key, known)}')
     values[groups[0]][key] = value
-  checked = config_lib.check(values)
-  evaluate.check_decode(checked.decode)
-  return checked
+  return config_lib.check(values)
+
+
+def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
+  if config.data.max_length > model.config.max_position:
+    raise errors.UserError(
+        f'config.data.max_length={config.data.max_length} exceeds the '
+        f"encoder's {model.config.max_position} positions")
+  fit.check_decode(config.decode, model.head, registry.build(
+      objectives.OBJECTIVES, config.objective, what='objective'))
 
 
 def read_questions(path: pathlib.Path) -> Sequence[dict[str, Any]]:
@@ -178,5 +198,7 @@ def read_questions(path: pathlib.Path) -> Sequence[dict[str, Any]]:
       row = files.parse_object(line, f'{path}:{number}')
       for key in ('question', 'context'):
         examples_lib.check_text(row.get(key), f'{path}:{number}: {key}')
+      if 'id' in row and type(row['id']) is not int:
+        examples_lib.check_text(row['id'], f'{path}:{number}: id')
       rows.append(row)
   return rows

@@ -11,6 +11,9 @@ from typing import Any
 
 from qa_jax import errors
 
+# Annotation of an argument → types of literals it takes.
+LITERALS = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
+
 
 def parse(spec: str) -> tuple[str, dict[str, Any]]:
   """'name(a=1, b="x")' → ('name', {'a': 1, 'b': 'x'}).
@@ -23,7 +26,8 @@ def parse(spec: str) -> tuple[str, dict[str, Any]]:
     if isinstance(node, ast.Name):
       return node.id, {}
     if (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        and not node.args and all(k.arg for k in node.keywords)):
+        and not node.args and all(k.arg for k in node.keywords)
+        and len({k.arg for k in node.keywords}) == len(node.keywords)):
       return node.func.id, {
           k.arg: ast.literal_eval(k.value) for k in node.keywords}
   except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
@@ -37,21 +41,25 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
   """Calls the entry of `table` that `spec` names; `what` is for messages.
 
   Raises:
-    UserError: unknown entry or argument, or a required argument is missing.
+    UserError: unknown entry or argument, an argument of another type than
+      its annotation, or a required argument is missing.
   """
   name, arguments = parse(spec)
   if name not in table:
     raise errors.UserError(
         f'unknown {what} {name!r}{errors.did_you_mean(name, table)}')
-  # Flax modules carry two fields that are not a user's to set.
-  parameters = {
-      key: p for key, p in inspect.signature(table[name]).parameters.items()
-      if key not in ('parent', 'name')}
-  for key in arguments:
+  parameters = dict(inspect.signature(table[name]).parameters)
+  if 'parent' in parameters:  # a Flax module: two are not a user's to set
+    del parameters['parent'], parameters['name']
+  for key, value in arguments.items():
     if key not in parameters:
       hint = errors.did_you_mean(key, parameters) if parameters else (
           '; it takes none')
       raise errors.UserError(f'{what} {name!r} has no argument {key!r}{hint}')
+    kind = parameters[key].annotation
+    if kind in LITERALS and type(value) not in LITERALS[kind]:
+      raise errors.UserError(f'{what} {name!r}: {key}={value!r}, expected '
+                             f'{kind.__name__}')
   for key, parameter in parameters.items():
     if parameter.default is parameter.empty and key not in arguments:
       raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')

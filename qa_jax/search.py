@@ -6,8 +6,10 @@ K spans returned.
   score(i, j) = start[i] + (end[j] + pair[i, j - i])   (Devlin et al., 2019,
   section 4.2), over start_mask[i], end_mask[j], 0 <= j - i < W.
 
-Three programs with one signature and one result, ties included: by score,
-then the earliest start, then the shortest span.
+Three exact programs with one signature and one result, ties included: by
+score, then the earliest start, then the shortest span. And, to compare with,
+what others search with: the exact search of fewer starts and ends, so that no
+span is illegal or overrated, and none is found faster.
 
 Two-stage is exact. Let b[i] be the score of the best span from start i. If
 (i, j) is among the K best spans but b[i] not among the K largest, then K other
@@ -21,6 +23,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
+from qa_jax import registry
 from qa_jax.heads.base import SpanScores
 
 # A legal span scores at least LOWEST, even if a logit is -inf or a sum
@@ -117,8 +121,96 @@ def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
   return _spans(scores, best, first, first + flat % width)
 
 
-SEARCHES: dict[str, Search] = {
-    'dense': dense, 'banded': banded, 'two_stage': two_stage}
+def top_k(*, k: int = 20) -> Search:
+  """The k best starts times the k best ends of *all* positions, then masks.
+
+  As run_squad.py (Devlin et al., 2019) and transformers' run_qa.py search.
+  Question, [CLS] and padding hold places among the k, so legal spans can be
+  missed or none be left: every slot is invalid then, where BERT returns the
+  text "empty". Further differences: k need not be `n_best`; equal scores are
+  ordered as everywhere here, not by rank of start and end; equal texts stay
+  (see `decode.merge`); padding reaches to the bucket, not to `max_length`.
+  """
+  _check_count('top_k', 'k', k)
+  return _within(lambda scores, start_mask, end_mask: (
+      start_mask & _among_best(scores.start, k),
+      end_mask & _among_best(scores.end, k)))
+
+
+def argmax() -> Search:
+  """The best legal start and, on its own, the best legal end: one span.
+
+  It is invalid, so that the window has no answer at all, if the end comes
+  before the start or too far behind it.
+  """
+  return _within(lambda scores, start_mask, end_mask: (
+      start_mask & _among_best(scores.start, 1, start_mask),
+      end_mask & _among_best(scores.end, 1, end_mask)))
+
+
+def beam(*, width: int = 5) -> Search:
+  """The `width` best legal starts by their own score, then every end of each.
+
+  Yang et al. (2019, XLNet), whose code keeps as many ends as starts.
+  """
+  _check_count('beam', 'width', width)
+  return _within(lambda scores, start_mask, end_mask: (
+      start_mask & _among_best(scores.start, width, start_mask), end_mask))
+
+
+SEARCHES: dict[str, Callable[..., Search]] = {
+    'dense': lambda: dense, 'banded': lambda: banded,
+    'two_stage': lambda: two_stage,
+    'top_k': top_k, 'argmax': argmax, 'beam': beam,
+}
+EXACT = frozenset({'dense', 'banded', 'two_stage'})
+
+
+def is_exact(spec: str) -> bool:
+  """Whether a spec of SEARCHES names an exact search."""
+  return registry.parse(spec)[0] in EXACT
+
+
+def log_normaliser(scores: SpanScores, mask: jax.Array,  # [B, L] bool
+                   *, max_answer_length: int) -> jax.Array:  # [B]
+  """log Σ exp score(i, j) over the spans within `mask`, null not among them.
+
+  ILLEGAL if there is none. With the whole context as the mask it is that of
+  the span softmax in training; a search starts at owned tokens only.
+  """
+  start, end, pair = _ordered(scores, max_answer_length)
+  width = min(max_answer_length, start.shape[1])
+  table = _add(start, mask, _right(end, mask, pair, width))
+  return jax.nn.logsumexp(table, axis=(1, 2))
+
+
+def _within(narrow: Callable[..., tuple[jax.Array, jax.Array]]) -> Search:
+  """The exact search, but of the starts and ends that `narrow` leaves.
+
+  `narrow` sees no pair term: that counts once the candidates are chosen.
+  """
+  def search(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
+             *, max_answer_length: int, n_best: int) -> Spans:
+    return two_stage(scores, *narrow(scores, start_mask, end_mask),
+                     max_answer_length=max_answer_length, n_best=n_best)
+  return search
+
+
+def _check_count(search: str, name: str, value: int) -> None:
+  if value < 1:
+    raise errors.UserError(
+        f'search {search!r}: {name}={value} must be at least 1')
+
+
+def _among_best(x: jax.Array, count: int,
+                mask: jax.Array | None = None) -> jax.Array:
+  """[B, L] bool: the `count` largest (within `mask`), the first of equals."""
+  length = x.shape[1]
+  x = _canonical(x)
+  if mask is not None:
+    x = jnp.where(mask, x, ILLEGAL)
+  _, best = jax.lax.top_k(x, min(count, length))
+  return jax.nn.one_hot(best, length, dtype=bool).any(axis=1)
 
 
 def _ordered(
@@ -131,13 +223,14 @@ def _ordered(
         f'max_answer_length {max_answer_length} exceeds the {pair.shape[-1]} '
         'lengths that the head scores; lower it or widen the head')
 
-  def canonical(x):
-    x = x.astype(jnp.float32)
-    # top_k ranks -0.0 below 0.0. Not x + 0.0: under jit, XLA drops it.
-    return jnp.where(x == 0, 0.0, jnp.maximum(x, LOWEST))
+  return (_canonical(scores.start), _canonical(scores.end),
+          None if pair is None else _canonical(pair))
 
-  return (canonical(scores.start), canonical(scores.end),
-          None if pair is None else canonical(pair))
+
+def _canonical(x: jax.Array) -> jax.Array:
+  x = x.astype(jnp.float32)
+  # top_k ranks -0.0 below 0.0. Not x + 0.0: under jit, XLA drops it.
+  return jnp.where(x == 0, 0.0, jnp.maximum(x, LOWEST))
 
 
 def _sum(left: jax.Array, right: jax.Array) -> jax.Array:

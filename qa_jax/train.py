@@ -1,20 +1,15 @@
-"""Training: one pure step, and the loop around it.
+"""Training: a run from its config to its final metrics, and the loop in it."""
 
-Glossary of shapes: B batch (windows) over all devices and micro-steps.
-"""
-
-from collections.abc import Callable
 import dataclasses
 import math
+import os
 import pathlib
 import sys
 import time
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
-import optax
 
 from qa_jax import build
 from qa_jax import checkpoint
@@ -22,66 +17,14 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import fit
 from qa_jax import logs
 from qa_jax import objectives
 from qa_jax import optim
 from qa_jax import parallel
-from qa_jax import registry
+from qa_jax import update
 from qa_jax.data import batches
 from qa_jax.data import sources
-
-Loss = Callable[[Any, dict[str, jax.Array], jax.Array], jax.Array]
-
-
-@flax.struct.dataclass
-class TrainState:
-  """What an update changes."""
-
-  step: jax.Array  # [] int32, updates made so far
-  params: Any
-  opt_state: Any
-
-
-def train_step(state: TrainState, batch: dict[str, jax.Array],
-               axis_name: str | None = None, *, loss_fn: Loss,
-               optimizer: optax.GradientTransformation, key: jax.Array,
-               accumulation: int = 1) -> tuple[TrainState, dict[str, Any]]:
-  """One update from sums: Σ w·∇loss / Σ w over rows, micro-steps, devices.
-
-  `loss_fn(params, batch, key) → [rows]`. Dividing once, at the end, by the
-  global weight is what makes uneven padding exact on any number of devices.
-  """
-  key = jax.random.fold_in(key, state.step)
-
-  def weighted(params, rows):
-    losses = loss_fn(params, rows, key)
-    return jnp.sum(losses * rows['weight']), jnp.sum(rows['weight'])
-
-  def sums(rows):
-    (loss, weight), grads = jax.value_and_grad(weighted, has_aux=True)(
-        state.params, rows)
-    return loss, weight, grads
-
-  if accumulation == 1:
-    totals = sums(batch)
-  else:
-    # Row r goes to micro-step r mod A, so a device keeps its own rows.
-    micro = jax.tree.map(lambda x: x.reshape(
-        -1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
-    zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(
-        sums, jax.tree.map(lambda x: x[0], micro)))
-    totals, _ = jax.lax.scan(
-        lambda total, rows: (jax.tree.map(jnp.add, total, sums(rows)), None),
-        zero, micro)
-  if axis_name:
-    totals = jax.lax.psum(totals, axis_name)
-  loss, weight, grads = totals
-  weight = jnp.maximum(weight, 1e-8)
-  grads = jax.tree.map(lambda g: g / weight, grads)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  state = TrainState(step=state.step + 1, opt_state=opt_state,
-                     params=optax.apply_updates(state.params, updates))
-  return state, {'loss': loss / weight, 'grad_norm': optax.tree.norm(grads)}
 
 
 def devices_of(config: config_lib.Config) -> list[jax.Device]:
@@ -104,9 +47,7 @@ class Trainer:
     parallel.check_batch(config.train.batch_size, len(self.devices),
                          config.train.grad_accumulation)
     self.buckets = build.buckets(config)
-    objective = registry.build(
-        objectives.OBJECTIVES, config.objective, what='objective')
-    evaluate.check_decode(config.decode)
+    objective = fit.check_objective(config.objective, config.model.head)
     if not config.data.train:
       raise errors.UserError('config.data.train is empty; name a data source')
     source = build.init_source(config)
@@ -114,13 +55,16 @@ class Trainer:
     self.tokenizer = build.tokenizer(config, source, examples)
     self.sizes = build.bert_config(config, len(self.tokenizer.vocab), source)
     self.model = build.model(config, self.sizes)
+    fit.check_decode(config.decode, self.model.head, objective)
     began = time.perf_counter()
     self.windows = build.make_windows(config, examples, self.tokenizer)
     self.seconds_features = time.perf_counter() - began
     self.batches = batches.TrainBatches(
         self.windows,
         self.windows.train_indices(config.data.windows_without_answer),
-        config.train.batch_size, self.buckets, config.seed)
+        config.train.batch_size, self.buckets, config.seed,
+        group_questions=objective.grouped, devices=len(self.devices),
+        accumulation=config.train.grad_accumulation)
     self.num_steps = config.train.num_steps or math.ceil(
         config.train.num_epochs * self.batches.steps_per_epoch)
     self.schedule = optim.make_schedule(
@@ -131,23 +75,30 @@ class Trainer:
         self.schedule, weight_decay=config.optim.weight_decay,
         clip_norm=config.optim.clip_norm,
         layer_decay=config.optim.layer_decay,
+        bias_correction=config.optim.bias_correction, eps=config.optim.eps,
         num_layers=self.sizes.num_layers)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     params, self.notes = build.parameters(self.model, init_key, source)
-    self.state = TrainState(step=jnp.zeros((), jnp.int32), params=params,
-                            opt_state=self.optimizer.init(params))
+    self.state = update.TrainState(
+        step=jnp.zeros((), jnp.int32), params=params,
+        opt_state=self.optimizer.init(params),
+        key_data=jax.random.key_data(dropout_key))
 
     def loss_fn(params, batch, key):
       scores = self.model.apply(
           {'params': params}, **build.model_inputs(batch),
           dropout_key=key, rows=batch['row'],
           gold_start=batch['start_positions'])
-      return objective.loss(scores, batch)
+      rows = {'loss': objective.loss(scores, batch)}
+      if not scores.conditional:
+        rows['valid_mass'] = objectives.valid_mass(
+            scores, batch, max_answer_length=config.decode.max_answer_length)
+      return rows
 
     def step(state, batch, axis_name=None):
-      return train_step(
+      return update.train_step(
           state, batch, axis_name, loss_fn=loss_fn, optimizer=self.optimizer,
-          key=dropout_key, accumulation=config.train.grad_accumulation)
+          accumulation=config.train.grad_accumulation)
 
     self.parallel = parallel.wrap(
         step, mode=config.parallel.mode, devices=self.devices,
@@ -227,6 +178,7 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
       saves = last or evaluates or step % config.checkpoint_every_steps == 0
       if evaluates or saves:
         meter.add(ahead.drain())
+      began = time.perf_counter()
       if evaluates and trainer.evaluator:
         metrics = trainer.evaluator.evaluate(
             state.params, output=_output(trainer, workdir) if last else None)
@@ -237,8 +189,10 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
         store.save(step, params=state.params,
                    optimizer={'opt_state': state.opt_state,
                               'step': state.step},
-                   meta={'position': trainer.batches.position},
+                   meta={'position': trainer.batches.position,
+                         'devices': len(trainer.devices)},
                    metrics=metrics if evaluates else {})
+      meter.leave_out(time.perf_counter() - began)
     if last:
       break
     batch = next(trainer.batches)
@@ -259,8 +213,13 @@ class _Meter:
     self._rows = self._tokens = 0.0
 
   def batch(self, batch: dict[str, Any]) -> None:
-    self._rows += float(batch['weight'].sum())
-    self._tokens += float(batch['attention_mask'].sum())
+    tokens = batch['attention_mask'].sum(axis=1)
+    self._rows += float((tokens > 1).sum())  # a padding row is one [CLS]
+    self._tokens += float(tokens[tokens > 1].sum())
+
+  def leave_out(self, seconds: float) -> None:
+    """Time that was not training's."""
+    self._began += seconds
 
   def add(self, done: list[tuple[int, Any]]) -> None:
     for step, values in done:
@@ -276,7 +235,9 @@ class _Meter:
                 'learning_rate': float(self._trainer.schedule(step - 1)),
                 'epoch': step / self._trainer.batches.steps_per_epoch,
                 'examples_per_second': self._rows / seconds,
-                'tokens_per_second': self._tokens / seconds}
+                'tokens_per_second': self._tokens / seconds,
+                'peak_megabytes': parallel.peak_megabytes(
+                    self._trainer.devices[0])}
         self._log.write(step, 'train', line)
         self._progress.note(f'loss {line["loss"]:.4f}  '
                             f'{line["examples_per_second"]:.1f} examples/s')
@@ -287,6 +248,7 @@ def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
   """Refuses a workdir that holds something else than this config's run."""
   if workdir.exists() and not workdir.is_dir():
     raise errors.UserError(f'--workdir={workdir} is a file, not a directory')
+  files.check_writable(workdir / 'config.json')
   if not (workdir / 'config.json').is_file():
     if workdir.is_dir() and any(workdir.iterdir()):
       raise errors.UserError(
@@ -305,22 +267,24 @@ def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
 
 def _write_run(trainer: Trainer, workdir: pathlib.Path,
                argv: list[str]) -> None:
-  """config.json last: a directory that has it has everything else."""
-  workdir.mkdir(parents=True, exist_ok=True)
+  """All at once, by a rename: a workdir is empty or it is a run."""
   if (workdir / 'config.json').is_file():
     return
   hashes = {'vocabulary': trainer.tokenizer.fingerprint,
             'train': evaluate.fingerprint(trainer.windows.examples)}
   if trainer.evaluator:
     hashes['eval'] = evaluate.fingerprint(trainer.evaluator.windows.examples)
-  trainer.tokenizer.save(workdir / 'tokenizer')
-  files.write_json(workdir / 'encoder.json', dataclasses.asdict(trainer.sizes))
-  files.write_json(workdir / 'alignment.json', {
+  target = workdir.resolve()
+  partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
+  trainer.tokenizer.save(partial / 'tokenizer')
+  files.write_json(partial / 'encoder.json', dataclasses.asdict(trainer.sizes))
+  files.write_json(partial / 'alignment.json', {
       'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
-  files.write_json(workdir / 'run.json', logs.run_record(
+  files.write_json(partial / 'run.json', logs.run_record(
       seed=trainer.config.seed, argv=argv or sys.argv,
       devices=trainer.devices, hashes=hashes))
-  files.write_json(workdir / 'config.json', trainer.config.to_dict())
+  files.write_json(partial / 'config.json', trainer.config.to_dict())
+  partial.replace(target)
 
 
 def _restore(trainer: Trainer, store: checkpoint.Checkpoints) -> int:
@@ -337,9 +301,16 @@ def _restore(trainer: Trainer, store: checkpoint.Checkpoints) -> int:
   params, optimizer, meta = store.restore(
       step, params=shapes.params,
       optimizer={'opt_state': shapes.opt_state, 'step': shapes.step})
-  trainer.state = TrainState(params=params, **optimizer)
+  trainer.state = update.TrainState(
+      params=params, **optimizer,
+      key_data=jax.device_put(state.key_data, shardings.key_data))
   trainer.batches.seek(meta['position'])
   logs.say(f'resuming from step {step} of {trainer.num_steps}')
+  if meta['devices'] != len(trainer.devices):
+    regrouped = ('; questions are grouped anew, so this epoch may repeat or '
+                 'skip windows' if trainer.batches.group_questions else '')
+    logs.say(f'{meta["devices"]} devices before, {len(trainer.devices)} now: '
+             f'equal but for rounding{regrouped}')
   return step
 
 

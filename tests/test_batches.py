@@ -45,18 +45,26 @@ def test_eval_plan_holds_every_window_once(n):
   assert sorted(rows[rows >= 0]) == list(range(n))
 
 
-def stream():
-  w = test_windows.cut(*[test_windows.example(n) for n in range(1, 20)])
-  return batches.TrainBatches(w, np.arange(len(w)), 4, (12,), seed=3)
+def stream(**grouping):
+  sizes = [*range(1, 20), *[1, 2, 3] * 12]  # 1 to 4 windows
+  w = test_windows.cut(*[test_windows.example(n) for n in sizes])
+  return batches.TrainBatches(
+      w, np.arange(len(w)), 16 if grouping else 4, (10, 12), seed=3,
+      **grouping)
 
 
-def test_a_restored_position_gives_the_same_next_batches():
-  whole = stream()
+GROUPING = [dict(group_questions=True, devices=d, accumulation=a)
+            for d, a in ((1, 1), (2, 1), (1, 4), (2, 2))]
+
+
+@pytest.mark.parametrize('grouping', [{}, GROUPING[3]])
+def test_a_restored_position_gives_the_same_next_batches(grouping):
+  whole = stream(**grouping)
   expected = list(itertools.islice(whole, 25))
-  other = stream()
+  other = stream(**grouping)
   for _ in range(11):
     next(other)
-  resumed = stream()
+  resumed = stream(**grouping)
   resumed.seek(other.position)
   for a, b in zip(expected[11:], itertools.islice(resumed, 14), strict=True):
     assert all((a[k] == b[k]).all() for k in a)
@@ -70,3 +78,68 @@ def test_bucket_out_of_range_is_refused(bad):
 
 def test_longest_bucket_is_always_max_length():
   assert batches.check_buckets((8, 8, 4), 12) == (4, 8, 12)
+
+
+@pytest.mark.parametrize('grouping', GROUPING)
+def test_windows_of_a_question_stand_where_one_micro_step_sees_them(grouping):
+  made = stream(**grouping)
+  rows = np.arange(16)
+  device, micro_step = rows // (16 // made.devices), rows % made.accumulation
+  for _ in range(made.steps_per_epoch):
+    batch = next(made)
+    indices = made._plan[made.index - 1][1]
+    real = indices >= 0
+    question = np.where(real, made.windows.example_of[indices], -1 - rows)
+    for q in set(question):
+      mine = np.flatnonzero(question == q)
+      assert len({*zip(device[mine], micro_step[mine], strict=True)}) == 1
+      assert np.flatnonzero(
+          batch['group'] == batch['group'][mine[0]]).tolist() == mine.tolist()
+      assert batch['weight'][mine].tolist() == (
+          [float(q >= 0)] + [0] * (len(mine) - 1))
+
+
+@pytest.mark.parametrize('grouping', GROUPING)
+def test_a_grouped_epoch_holds_every_window_once_in_batches_of_one_size(
+    grouping):
+  made = stream(**grouping)
+  for epoch in range(3):
+    seen, weight, shapes = [], 0.0, set()
+    for _ in range(made.steps_per_epoch):
+      batch = next(made)
+      seen += made._plan[made.index - 1][1].tolist()
+      weight += batch['weight'].sum()
+      shapes.add(batch['token_ids'].shape)
+    assert (made.epoch, made.index) == (epoch, made.steps_per_epoch)
+    assert sorted(i for i in seen if i >= 0) == list(range(len(made.windows)))
+    assert weight == len(made.windows.examples)
+    assert shapes == {(16, 10), (16, 12)}
+
+
+def test_grouped_epochs_differ_but_are_equally_long():
+  size = np.random.default_rng(0).integers(1, 5, 400)
+  question = np.repeat(np.arange(400), size)
+  lengths = np.random.default_rng(1).integers(5, 13, len(question))
+  made = [batches.plan_grouped(
+      lengths, np.arange(len(question)), question, batch_size=16, shards=2,
+      buckets=BUCKETS, seed=seed, epoch=epoch)
+          for seed, epoch in ((0, 0), (0, 1), (0, 2), (0, 2), (1, 2))]
+  flat = [np.concatenate([r for _, r in plan]).tolist() for plan in made]
+  assert len(made[0]) == len(made[1]) == len(made[2])
+  assert len(made[0]) <= 1.03 * len(question) / 16 + 1
+  assert flat[2] == flat[3]
+  assert flat[0] != flat[1] and flat[2] != flat[4]
+  together = [{frozenset(r[r >= 0].tolist()) for _, r in p} for p in made]
+  assert len(together[0] & together[1]) < 0.1 * len(made[0])
+  assert all(lengths[r[r >= 0]].max() <= length
+             for plan in made for length, r in plan)
+
+
+def test_a_question_with_more_windows_than_rows_is_refused():
+  w = test_windows.cut(*[test_windows.example(n) for n in range(1, 20)])
+  with pytest.raises(errors.UserError, match=(
+      r"question 'q16' has 4 windows, but train.batch_size 8 over 2 devices x "
+      r'2 accumulation steps leaves 2 rows.* raise it to 16')) as e:
+    batches.TrainBatches(w, np.arange(len(w)), 8, (12,), seed=3,
+                         group_questions=True, devices=2, accumulation=2)
+  assert '\n' not in str(e.value)

@@ -10,10 +10,12 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {'errors', 'files', 'registry'},
-    {'data', 'metrics'},
+    {'data', 'metrics', 'significance', 'null_rules', 'aggregate'},
     {'models', 'heads', 'objectives', 'search'},
-    {'optim', 'parallel', 'checkpoint', 'weights', 'logs', 'pictures'},
-    {'config', 'build', 'evaluate', 'predict', 'train'},
+    {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'logs',
+     'pictures'},
+    {'config', 'build', 'fit', 'evaluate', 'predict', 'train', 'sweep',
+     'engines', 'compare', 'report'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}
 NO_DATA = LAYERS[2] | LAYERS[3]

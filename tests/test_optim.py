@@ -79,3 +79,21 @@ def test_first_update_is_adamw_by_hand():
   # Bias-corrected, the first Adam direction is the sign of the gradient.
   expected = -0.1 * (np.array([1.0, -1.0]) + 0.5 * np.array([1.0, 3.0]))
   np.testing.assert_allclose(updates['kernel'], expected, atol=1e-6)
+
+
+def test_without_bias_correction_it_is_the_code_of_bert():
+  """AdamWeightDecayOptimizer of google-research/bert, three updates."""
+  rng = np.random.default_rng(0)
+  params = {'kernel': jnp.asarray(rng.normal(size=3), jnp.float32)}
+  tx = optim.adamw(optax.constant_schedule(0.1), weight_decay=0.01,
+                   clip_norm=0.0, bias_correction=False, eps=1e-6)
+  state = tx.init(params)
+  weight, m, v = np.asarray(params['kernel'], np.float64), 0.0, 0.0
+  for _ in range(3):
+    grad = rng.normal(size=3)
+    m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+    weight = weight - 0.1 * (m / (np.sqrt(v) + 1e-6) + 0.01 * weight)
+    updates, state = tx.update(
+        {'kernel': jnp.asarray(grad, jnp.float32)}, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(params['kernel'], weight, rtol=1e-5)

@@ -1,4 +1,5 @@
-"""Span search against brute force, in every implementation."""
+"""Exact searches against brute force; the others against their definitions.
+"""
 
 import functools
 
@@ -7,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qa_jax import errors
+from qa_jax import registry
 from qa_jax import search
 from qa_jax.heads.base import SpanScores
 
-NAMES = sorted(search.SEARCHES)
+NAMES = sorted(search.EXACT)
 
 
 def brute_force(start, end, pair, start_mask, end_mask, longest, count):
@@ -27,10 +30,14 @@ def brute_force(start, end, pair, start_mask, end_mask, longest, count):
   return [(i, j, -s) for s, i, j in sorted(spans)[:count]]
 
 
+def build(spec):
+  return registry.build(search.SEARCHES, spec, what='search')
+
+
 @functools.cache
-def compiled(name, longest, count):
+def compiled(spec, longest, count):
   return jax.jit(functools.partial(
-      search.SEARCHES[name], max_answer_length=longest, n_best=count))
+      build(spec), max_answer_length=longest, n_best=count))
 
 
 def check(name, start, end, pair, start_mask, end_mask, longest, count):
@@ -193,8 +200,7 @@ def test_jit_equals_eager(name, with_pair):
   scores = SpanScores(draw(3, 20), draw(3, 20),  # has both zeros
                       draw(3, 20, 4) if with_pair else None)
   mask = np.ones((3, 20), bool)
-  eager = search.SEARCHES[name](scores, mask, mask, max_answer_length=4,
-                                n_best=5)
+  eager = build(name)(scores, mask, mask, max_answer_length=4, n_best=5)
   jax.tree.map(np.testing.assert_array_equal, eager,
                compiled(name, 4, 5)(scores, mask, mask))
 
@@ -215,4 +221,152 @@ def test_pair_term_narrower_than_the_cap_is_refused(name):
                       np.zeros((1, 9, 3)))
   mask = np.ones((1, 9), bool)
   with pytest.raises(ValueError, match='max_answer_length 4 exceeds the 3'):
-    search.SEARCHES[name](scores, mask, mask, max_answer_length=4, n_best=1)
+    build(name)(scores, mask, mask, max_answer_length=4, n_best=1)
+
+
+# --- what others search with
+
+
+def berts_spans(start, end, start_mask, end_mask, longest, k):
+  """write_predictions of google-research/bert: loops over index lists."""
+  def best_indexes(logits):
+    ranked = sorted(enumerate(logits), key=lambda x: x[1], reverse=True)
+    return [i for i, _ in ranked[:k]]
+  spans = []
+  for i in best_indexes(start):
+    for j in best_indexes(end):
+      if not start_mask[i] or not end_mask[j] or j < i:
+        continue
+      if j - i + 1 > longest:
+        continue
+      spans.append((i, j))
+  return spans
+
+
+def argmax_spans(start, end, start_mask, end_mask, longest):
+  legal = lambda x, mask: [x[i] if mask[i] else -np.inf for i in range(len(x))]
+  if not start_mask.any() or not end_mask.any():
+    return []
+  i, j = (int(np.argmax(legal(x, mask)))
+          for x, mask in ((start, start_mask), (end, end_mask)))
+  return [(i, j)] if i <= j < i + longest else []
+
+
+def beam_spans(start, end, start_mask, end_mask, longest, width):
+  order = sorted(np.flatnonzero(start_mask).tolist(), key=lambda i: -start[i])
+  return [(i, j) for i in order[:width] for j in range(len(start))
+          if end_mask[j] and i <= j < i + longest]
+
+
+INEXACT = [
+    ('top_k', functools.partial(berts_spans, k=20)),
+    ('top_k(k=4)', functools.partial(berts_spans, k=4)),
+    ('top_k(k=1)', functools.partial(berts_spans, k=1)),
+    ('argmax', argmax_spans),
+    ('beam', functools.partial(beam_spans, width=5)),
+    ('beam(width=1)', functools.partial(beam_spans, width=1)),
+]
+
+
+def test_every_search_is_exact_or_has_a_definition_here():
+  names = {registry.parse(spec)[0] for spec, _ in INEXACT}
+  assert names | search.EXACT == search.SEARCHES.keys()
+  assert not names & search.EXACT
+  for spec, _ in INEXACT:
+    assert not search.is_exact(spec)
+
+
+@pytest.mark.parametrize(('spec', 'definition'), INEXACT,
+                         ids=[spec for spec, _ in INEXACT])
+@pytest.mark.parametrize('with_pair', [False, True])
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize(('length', 'longest'), [(3, 9), (24, 6)])
+def test_inexact_search_is_its_definition(
+    spec, definition, with_pair, tied, length, longest):
+  rng = np.random.default_rng([length, longest, with_pair, tied])
+  draw = (lambda *s: rng.integers(-2, 3, s).astype(np.float32)) if tied else (
+      lambda *s: rng.normal(0, 3, s).astype(np.float32))
+  batch, count = 8, 30
+  start, end = draw(batch, length), draw(batch, length)
+  pair = draw(batch, length, longest) if with_pair else None
+  owned, context = masks(rng, batch, length)
+  found = jax.device_get(compiled(spec, longest, count)(
+      SpanScores(start, end, pair), owned, context))
+  for b in range(batch):
+    ranked = sorted(
+        (-(start[b, i] + (end[b, j] if pair is None
+                          else end[b, j] + pair[b, i, j - i])), i, j)
+        for i, j in definition(start[b], end[b], owned[b], context[b],
+                               longest))[:count]
+    n = len(ranked)
+    assert found.valid[b].tolist() == [True] * n + [False] * (count - n)
+    assert list(zip((-found.score[b, :n]).tolist(), found.start[b, :n],
+                    found.end[b, :n], strict=True)) == ranked
+
+
+@pytest.mark.parametrize('spec', [spec for spec, _ in INEXACT])
+def test_inexact_search_finds_legal_spans_no_better_than_the_best(spec):
+  rng = np.random.default_rng(1)
+  scores = SpanScores(*rng.normal(0, 3, (2, 64, 48)).astype(np.float32),
+                      rng.normal(0, 1, (64, 48, 6)).astype(np.float32))
+  owned, context = masks(rng, 64, 48)
+  found, best = (jax.device_get(compiled(s, 6, 9)(scores, owned, context))
+                 for s in (spec, 'dense'))
+  assert (found.score <= best.score).all()
+  assert (found.score[:, 0] < best.score[:, 0]).any()
+  row, column = np.nonzero(found.valid)
+  i, j = found.start[row, column], found.end[row, column]
+  assert owned[row, i].all() and context[row, j].all()
+  assert ((i <= j) & (j < i + 6)).all()
+
+
+def test_question_and_padding_crowd_out_the_context_of_top_k_alone():
+  start = np.array([[9, 8, 7, 1, 0, 9]], np.float32)
+  mask = np.array([[False, False, False, True, True, False]])
+  for spec, found in (('top_k(k=3)', False), ('top_k(k=5)', True),
+                      ('argmax', True), ('beam(width=1)', True)):
+    out = compiled(spec, 4, 2)(SpanScores(start, start), mask, mask)
+    assert out.valid[0, 0] == found, spec
+    assert (out.start[0, 0], out.end[0, 0]) == ((3, 3) if found else (0, 0))
+
+
+@pytest.mark.parametrize(('end', 'valid'), [(1, False), (2, True), (3, True),
+                                            (4, False)])
+def test_argmax_of_a_reversed_or_too_long_span_is_no_span(end, valid):
+  start_scores, end_scores = np.zeros((2, 1, 6), np.float32)
+  start_scores[0, 2] = end_scores[0, end] = 1
+  mask = np.ones((1, 6), bool)
+  out = compiled('argmax', 2, 3)(
+      SpanScores(start_scores, end_scores), mask, mask)
+  assert out.valid.tolist() == [[valid, False, False]]
+  assert out.score[0, 0] == (2 if valid else np.float32(search.ILLEGAL))
+
+
+@pytest.mark.parametrize('spec', ['top_k(k=0)', 'beam(width=-1)'])
+def test_search_of_nothing_is_refused(spec):
+  with pytest.raises(errors.UserError, match='must be at least 1'):
+    build(spec)
+
+
+# --- the normaliser
+
+
+@pytest.mark.parametrize('with_pair', [False, True])
+@pytest.mark.parametrize('scale', [1, 100])
+def test_normaliser_is_the_log_sum_of_all_spans_within_the_mask(
+    with_pair, scale):
+  rng = np.random.default_rng(4)
+  draw = lambda *s: rng.normal(0, scale, s).astype(np.float32)
+  start, end = draw(6, 20), draw(6, 20)
+  pair = draw(6, 20, 5) if with_pair else None
+  mask, _ = masks(rng, 6, 20)
+  mask[2] = False
+  found = search.log_normaliser(SpanScores(start, end, pair), mask,
+                                max_answer_length=5)
+  for b in range(6):
+    spans = [s for _, _, s in brute_force(
+        *np.float64([start[b], end[b]]), None if pair is None else pair[b],
+        mask[b], mask[b], 5, 999)]
+    expected = np.logaddexp.reduce(np.float64(spans)) if spans else (
+        search.ILLEGAL)
+    assert found[b] == pytest.approx(expected, rel=1e-6)

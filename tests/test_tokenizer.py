@@ -1,7 +1,11 @@
 """WordPiece with offsets: exact text, closed special tokens."""
 
 import json
+import unicodedata
 
+import hypothesis
+from hypothesis import strategies as st
+import numpy as np
 import pytest
 
 from qa_jax import errors
@@ -33,6 +37,55 @@ def test_accents_and_case_are_folded_but_offsets_are_of_the_original(words):
   (plain, _), = rows(words.encode(['cafe']))
   assert list(ids) == list(plain)
   assert (offsets[0][0], offsets[-1][1]) == (0, 4)
+
+
+# What has come out of tokenizers wrong, in one system or another: controls,
+# joiners, combining marks, letters that lower-casing makes two of, no spaces.
+ODD = ('aSz1.-[#]  \t\n\r\0\x01\x7f\x85\xa0\xad\u0301\u0308\u0591\u200b\u200d'
+       '\u2028\u3000\ufe0f\ufeff\ufffd\ue000\U0010ffff東京かカ한éüÅøİıßŒﬁⅷא👩🏽🇩')
+
+
+@pytest.fixture(scope='module')
+def odd_words():
+  return tokenizer.train([ODD, ' '.join(ODD)], vocab_size=300)
+
+
+def fold(text: str) -> str:
+  """What BERT makes of a text, said in Python's own Unicode tables."""
+  return ''.join(
+      c for c in unicodedata.normalize('NFD', text) if c != '\ufffd'
+      and unicodedata.category(c) not in ('Cc', 'Cf', 'Co', 'Mn')).lower()
+
+
+@hypothesis.given(st.text(max_size=30) | st.text(st.sampled_from(ODD))
+                  | st.sampled_from(ODD).map(lambda c: 300 * c))
+@hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
+def test_offsets_of_any_text_are_in_order_and_spell_the_tokens(odd_words, text):
+  ragged = odd_words.encode([text])
+  flat = ragged.offsets.reshape(-1)
+  assert (np.diff(flat) >= 0).all() and (np.diff(ragged.offsets) > 0).all()
+  assert not len(flat) or (flat[0] >= 0 and flat[-1] <= len(text))
+  for token, (begin, end) in zip(ragged.ids, ragged.offsets, strict=True):
+    piece = odd_words.vocab[token].removeprefix('##')
+    assert piece in ('[UNK]', fold(text[begin:end]))
+
+
+@pytest.mark.parametrize('text', [
+    'a' * 10**5, '\u0301' * 10**5, '東' * 10**5, '\0' * 10**5, '👩' * 10**5])
+def test_a_word_of_any_length_is_tokenised(words, text):
+  offsets = words.encode([text]).offsets
+  assert len(offsets) == {'a': 1, '東': 10**5, '👩': 1}.get(text[0], 0)
+  assert offsets.max(initial=0) <= len(text)
+
+
+@hypothesis.given(st.lists(st.text(st.sampled_from(ODD), max_size=9)))
+@hypothesis.settings(max_examples=50, deadline=None, derandomize=True)
+def test_a_text_is_tokenised_alike_alone_and_among_others(odd_words, texts):
+  for text, (ids, offsets) in zip(texts, rows(odd_words.encode(texts)),
+                                  strict=True):
+    alone = odd_words.encode([text])
+    np.testing.assert_array_equal(alone.ids, ids)
+    np.testing.assert_array_equal(alone.offsets, offsets)
 
 
 def test_typed_special_tokens_are_text(words):
@@ -70,6 +123,14 @@ def test_wrong_case_is_refused(words, tmp_path):
     ('other.txt', b'x', 'no vocabulary'),
     ('vocab.txt', b'a\nb\n', r'lacks \[PAD\]'),
     ('vocab.txt', b'\xff\xfe', 'not UTF-8'),
+    ('vocab.txt', b'', r'lacks \[PAD\]'),
+    ('tokenizer_config.json', b'{"do_lower_case": "yes"}', "is 'yes'"),
+    ('tokenizer.json', b'{"model": []}', r'model \[\] is not supported'),
+    ('tokenizer.json', b'{"model": {"vocab": []}}', 'WordPiece'),
+    ('tokenizer.json', b'{"model": {"vocab": {"a": 0, "b": 2}}}', '0 … 1'),
+    ('tokenizer.json', b'{"model": {"vocab": {"a": 0, "b": 0}}}', '0 … 1'),
+    ('tokenizer.json', b'{"model": {"vocab": {"a": "0", "b": 1}}}', '0 … 1'),
+    ('tokenizer.json', b'{"model": {"vocab": {"\\ud800": 0}}}', 'U\\+D800'),
     ('tokenizer.json', b'{', 'not JSON'),
     ('tokenizer.json', b'[]', 'expected a JSON object'),
     ('tokenizer.json', b'{"model": {"type": "BPE"}}', "'BPE'"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from qa_jax import errors
+from qa_jax.data import alignment
 from qa_jax.data import tokenizer
 from qa_jax.data import windows
 from qa_jax.data.examples import Example
@@ -112,7 +113,7 @@ def test_label_falls_in_every_window_that_holds_the_whole_span():
 def test_audit_names_the_fate_of_a_gold_span(answer, fate):
   # The vocabulary has single letters only, so any letter is a token.
   w = cut(example(context='abc de fgh ij', answers=[answer]), max_length=40)
-  assert w.audit == {**dict.fromkeys(windows.AUDIT, 0), fate: 1}
+  assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), fate: 1}
 
 
 def test_span_inside_an_unknown_word_is_widened():
@@ -127,6 +128,53 @@ def test_span_longer_than_every_window_is_counted_and_not_trained_on():
   w = cut(example(30, answers=[(text, 0)]))
   assert w.audit['no_window'] == 1
   assert len(w.train_indices('cls')) == 0
+
+
+def test_gold_spans_are_all_answers_that_a_window_holds_whole():
+  rng = np.random.default_rng(0)
+  examples = []
+  for n in rng.integers(1, 60, 40):  # every token is a letter and a space
+    starts = rng.integers(0, n, rng.integers(1, 6))
+    spans = [(int(a), int(rng.integers(a, min(a + 5, n)))) for a in starts]
+    text = example(n).context
+    examples.append(example(n, answers=[
+        (text[2 * a:2 * b + 1], 2 * a) for a, b in spans]))
+  w = cut(*examples)
+  sizes = []
+  for i, golds in enumerate(w.gather(np.arange(len(w)), 12)['gold_spans']):
+    e = w.examples[w.example_of[i]]
+    spans = dict.fromkeys((a.start // 2, (a.start + len(a.text)) // 2)
+                          for a in e.answers)
+    shift = w.context_offset[i] - w.begin[i]
+    expected = [[a + shift, b + shift] for a, b in spans if (
+        w.begin[i] <= a and b < w.begin[i] + w.length[i])]
+    assert golds.tolist() == (
+        expected + [[-1, -1]] * (len(golds) - len(expected)))
+    label = [w.start_positions[i], w.end_positions[i]]
+    assert label == (expected or [[0, 0]])[0]
+    sizes.append(len(expected))
+  assert 0 in sizes and w.gold_spans.shape[1] == max(sizes) > 2
+
+
+def test_more_gold_spans_than_a_window_keeps_are_counted():
+  most = alignment.MAX_GOLD_SPANS
+  text = example(30).context
+  answers = [(text[2 * i], 2 * i) for i in range(most + 3)] + [(text[0], 0)] * 4
+  w = cut(example(30, answers=answers), max_length=60)
+  assert w.gold_spans.shape == (1, most, 2)
+  assert w.gold_spans[0, :, 0].tolist() == list(range(4, 4 + most))
+  assert w.audit['surplus'] == 3 and w.audit['exact'] == most + 4
+  assert w.faults['surplus'] == ['q30']
+  # In windows of 6 tokens there is room for all of them.
+  assert cut(example(30, answers=answers)).audit['surplus'] == 0
+
+
+def test_the_fate_of_each_answer_is_its_own():
+  text = example(30).context
+  w = cut(example(30, answers=[('zz', 0), (text, 0), ('a', 0)]))
+  fates = {k for k, n in w.audit.items() if n}
+  assert fates == {'unrecoverable', 'no_window', 'exact'}
+  assert len(w.train_indices('cls')) == len(w)
 
 
 def test_unrecoverable_answer_never_becomes_a_no_answer_label():
@@ -166,6 +214,13 @@ def test_padding_row_has_weight_zero_and_no_context():
   assert batch['weight'].tolist() == [1, 0]
   assert not batch['context_mask'][1].any()
   assert batch['attention_mask'][1].sum() == 1
+
+
+def test_padding_row_has_no_gold_span():
+  w = cut(example(3, answers=[('a', 0)]))
+  golds = w.gather(np.array([0, -1]), 10)['gold_spans']
+  assert golds.tolist() == [[[4, 4]], [[-1, -1]]]
+  assert golds.dtype == np.int32
 
 
 def test_other_text_in_one_window_changes_no_other():

@@ -1,6 +1,6 @@
 """Windows → static-shape numpy batches: permutation, buckets, padding rows.
 
-Glossary of shapes: N windows, B batch, L bucket length.
+Glossary of shapes: N windows, B batch, L bucket length, Q questions.
 
 A plan is a list of (L, indices [B]); index -1 is a padding row of weight 0. An
 epoch's plan is a function of (seed, epoch) alone, so a position in the data is
@@ -54,6 +54,66 @@ def plan_epoch(lengths: np.ndarray, indices: np.ndarray, *, batch_size: int,
   return [plan[k] for k in rng.permutation(len(plan))]
 
 
+def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
+                 question_of: np.ndarray, *, batch_size: int, shards: int,
+                 buckets: Sequence[int], seed: int, epoch: int) -> Plan:
+  """As `plan_epoch`, but all windows of a question stand in one shard.
+
+  A batch is `shards` runs of B / shards rows, each padded by itself. The seed
+  draws the order of the questions, an epoch exchanges those that are alike in
+  bucket and number of windows: so all epochs have as many batches.
+  """
+  rows = batch_size // shards
+  indices = indices[np.argsort(question_of[indices], kind='stable')]
+  _, first, size = np.unique(
+      question_of[indices], return_index=True, return_counts=True)  # [Q]
+  bucket_of = np.searchsorted(
+      np.asarray(buckets), np.maximum.reduceat(lengths[indices], first))
+  order = np.random.default_rng(seed).permutation(len(first))
+  rng = np.random.default_rng([seed, epoch])
+  kind = bucket_of * (rows + 1) + size
+  for k in np.unique(kind):
+    alike = np.flatnonzero(kind[order] == k)
+    order[alike] = rng.permutation(order[alike])
+
+  def batch(packed: list[list[int]]) -> np.ndarray:  # [B]
+    windows = [np.concatenate([indices[first[q]:first[q] + size[q]]
+                               for q in shard]) for shard in packed]
+    windows += [indices[:0]] * (shards - len(packed))
+    return np.concatenate([_pad(shard, rows) for shard in windows])
+
+  plan, left = [], []
+  for b, length in enumerate(buckets):
+    packed = _pack([*left, *order[bucket_of[order] == b]], size, rows)
+    full = len(packed) // shards * shards
+    plan += [(length, batch(packed[i:i + shards]))
+             for i in range(0, full, shards)]
+    left = [q for shard in packed[full:] for q in shard]
+  if left:
+    plan.append((buckets[bucket_of[left].max()], batch(packed[full:])))
+  return [plan[k] for k in rng.permutation(len(plan))]
+
+
+def _pack(questions: Sequence[int], size: np.ndarray,
+          rows: int) -> list[list[int]]:
+  """Questions → shards of at most `rows` windows, the fullest first.
+
+  Best fit: each question goes where it leaves the least room.
+  """
+  shards: list[list[int]] = []
+  with_room: list[list[int]] = [[] for _ in range(rows + 1)]
+  for q in questions:
+    room = next((r for r in range(size[q], rows + 1) if with_room[r]), rows)
+    if with_room[room]:
+      shard = with_room[room].pop()
+    else:
+      shard = len(shards)
+      shards.append([])
+    shards[shard].append(q)
+    with_room[room - size[q]].append(shard)
+  return [shards[s] for same in with_room for s in same]
+
+
 def plan_eval(lengths: np.ndarray, *, batch_size: int,
               buckets: Sequence[int]) -> Plan:
   """Every window once, shortest first, so that little is padding."""
@@ -72,13 +132,22 @@ def _pad(rows: np.ndarray, batch_size: int) -> np.ndarray:
 
 @dataclasses.dataclass
 class TrainBatches:
-  """An endless stream of training batches whose position can be restored."""
+  """An endless stream of training batches whose position can be restored.
+
+  With `group_questions` all windows of a question stand in the rows that one
+  micro-step of one device sees, 'group' is equal in them, and the weight of
+  the question, 1, is on the first. Batches then depend on `devices` and
+  `accumulation`.
+  """
 
   windows: windows_lib.WindowSet
   indices: np.ndarray  # [N] windows to train on
   batch_size: int
   buckets: tuple[int, ...]
   seed: int
+  group_questions: bool = False
+  devices: int = 1
+  accumulation: int = 1
   epoch: int = 0
   index: int = 0
 
@@ -86,17 +155,39 @@ class TrainBatches:
     if not len(self.indices):
       raise errors.UserError(
           'no window to train on: no example has an answer that was found')
+    if self.group_questions:
+      self._check_groups()
     self._lengths = self.windows.total_lengths
     self._plan = self._make_plan()
 
+  def _check_groups(self) -> None:
+    shards = self.devices * self.accumulation
+    count = np.bincount(self.windows.example_of[self.indices])
+    most = int(count.argmax())
+    if count[most] > self.batch_size // shards:
+      raise errors.UserError(
+          f'question {self.windows.examples[most].id!r} has {count[most]} '
+          f'windows, but train.batch_size {self.batch_size} over '
+          f'{self.devices} devices x {self.accumulation} accumulation steps '
+          f'leaves {self.batch_size // shards} rows to keep them in; raise it '
+          f'to {count[most] * shards} or use fewer devices or steps')
+
   def _make_plan(self) -> Plan:
-    return plan_epoch(
-        self._lengths, self.indices, batch_size=self.batch_size,
-        buckets=self.buckets, seed=self.seed, epoch=self.epoch)
+    common = dict(batch_size=self.batch_size, buckets=self.buckets,
+                  seed=self.seed, epoch=self.epoch)
+    if not self.group_questions:
+      return plan_epoch(self._lengths, self.indices, **common)
+    plan = plan_grouped(
+        self._lengths, self.indices, self.windows.example_of,
+        shards=self.devices * self.accumulation, **common)
+    # Row r of a device goes to micro-step r mod `accumulation`.
+    shape = self.devices, self.accumulation, -1
+    return [(length, rows.reshape(shape).swapaxes(1, 2).reshape(-1))
+            for length, rows in plan]
 
   @property
   def steps_per_epoch(self) -> int:
-    return -(-len(self.indices) // self.batch_size)
+    return len(self._plan)
 
   @property
   def position(self) -> dict[str, int]:
@@ -117,4 +208,12 @@ class TrainBatches:
     self.index += 1
     batch = self.windows.gather(rows, length)
     batch['row'] = np.arange(self.batch_size, dtype=np.int32)  # keys dropout
+    if self.group_questions:
+      # A padding row is a question of its own.
+      question = np.where(
+          rows >= 0, self.windows.example_of[rows], -1 - batch['row'])
+      _, first, inverse = np.unique(
+          question, return_index=True, return_inverse=True)
+      batch['group'] = first[inverse].astype(np.int32)
+      batch['weight'] *= batch['group'] == batch['row']
     return batch

@@ -17,8 +17,9 @@ class GoldAnswer:
 class Example:
   """A question with its context; what a data source yields.
 
-  `answers` is empty iff `impossible`. Offsets are code points into `context`,
-  which is never normalised: predictions are slices of it.
+  `answers` is empty if `impossible`, and where a file gives none. Offsets are
+  code points into `context`, which is never normalised: predictions are slices
+  of it.
   """
 
   id: str

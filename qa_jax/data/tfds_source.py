@@ -1,10 +1,14 @@
 """SQuAD and its kin out of TensorFlow Datasets, without TensorFlow."""
 
+import contextlib
+import io
 import os
 import pathlib
 import socket
+import sys
 from typing import Any
 import urllib.parse
+import urllib.request
 
 from qa_jax import errors
 from qa_jax.data.examples import Example
@@ -12,13 +16,15 @@ from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
 
 PROBE_SECONDS = 3.0
+FEATURES = ('id', 'question', 'context', 'answers')
 
 
 def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
   """A TFDS data set with SQuAD's features, such as `squad/v1.1`.
 
   Prepared once as array_record. The raw files are looked for in
-  DATA_DIR/downloads/manual/ before the network is tried.
+  DATA_DIR/downloads/manual/ before the network is tried. Order is TFDS's, not
+  that of the raw file; `split` may be a slice, such as `train[:10%]`.
 
   Raises:
     UserError: unknown name or split, damaged files, or no network.
@@ -29,43 +35,54 @@ def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
   try:
     builder = library.builder(
         name, data_dir=str(where), file_format='array_record')
-  except (library.core.registered.DatasetNotFoundError, ValueError,
-          AssertionError) as e:
+  except library.core.registered.DatasetNotFoundError:
+    known = library.list_builders(with_community_datasets=False)
     raise errors.UserError(
-        f'tfds has no data set {name!r}: {_one_line(e)}') from None
+        f'tfds has no data set {name!r}'
+        f'{errors.did_you_mean(name.split("/")[0], known)}') from None
+  except Exception as e:  # the library's errors share no base class
+    raise errors.UserError(
+        f'tfds {name!r} in {where}: {_one_line(e)}') from None
+  lacks = [f for f in FEATURES if f not in builder.info.features]
+  if lacks:
+    raise errors.UserError(
+        f'tfds {name!r} has no {" and no ".join(lacks)}: it is not a data set '
+        'of questions, contexts and answers')
   if not pathlib.Path(builder.data_dir).is_dir():
-    _prepare(builder, where, library)
-  if split.split('[')[0] not in builder.info.splits:
+    _prepare(builder, where)
+  splits = builder.info.splits
+  try:
+    if splits and not splits[split].num_examples:
+      return []
+  except (KeyError, ValueError):
     raise errors.UserError(
         f'tfds {name!r} has no split {split!r}'
-        f'{errors.did_you_mean(split, builder.info.splits)}')
+        f'{errors.did_you_mean(split, splits)}') from None
   try:
-    rows = builder.as_data_source(split=split)
     return [_example(row, f'tfds {name} {split}[{i}]')
-            for i, row in enumerate(rows)]
-  except (RuntimeError, ValueError) as e:
-    if isinstance(e, errors.UserError):
-      raise
+            for i, row in enumerate(builder.as_data_source(split=split))]
+  except errors.UserError:
+    raise
+  except Exception as e:  # whatever damaged records decode to
     raise errors.UserError(
         f'{builder.data_dir}: damaged ({_one_line(e)}); delete it to prepare '
         'it again') from None
 
 
-def _prepare(builder: Any, where: pathlib.Path, library: Any) -> None:
+def _prepare(builder: Any, where: pathlib.Path) -> None:
   manual = where / 'downloads' / 'manual'
   needed = {pathlib.PurePosixPath(urllib.parse.urlparse(url).path).name: url
-            for url in builder.url_infos}
+            for url in builder.url_infos or {}}
   wanted = _wanted(builder, needed)
   missing = [f for f in wanted if not (manual / f).is_file()]
   if missing and not _reachable(needed[missing[0]]):
     raise errors.UserError(
         f'tfds {builder.name}: not prepared in {where}, and the network is '
         f'down; put {", ".join(missing)} into {manual}')
+  shown = sys.stderr if sys.stderr.isatty() else io.StringIO()
   try:
-    builder.download_and_prepare(
-        download_dir=str(where / 'downloads'),
-        download_config=library.download.DownloadConfig(
-            manual_dir=str(manual)), file_format='array_record')
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+      builder.download_and_prepare(download_dir=str(where / 'downloads'))
   except Exception as e:  # the library's errors share no base class
     raise errors.UserError(
         f'tfds {builder.name}: could not be prepared in {where} '
@@ -79,8 +96,13 @@ def _wanted(builder: Any, needed: dict[str, str]) -> list[str]:
 
 
 def _reachable(url: str) -> bool:
-  """Whether the host answers: the library would retry for minutes."""
+  """Whether the host answers: the library would retry for minutes.
+
+  Behind a proxy it need not, so that there the library is left to try.
+  """
   parts = urllib.parse.urlparse(url)
+  if parts.scheme in urllib.request.getproxies():
+    return True
   port = parts.port or (443 if parts.scheme == 'https' else 80)
   try:
     socket.create_connection((parts.hostname, port), PROBE_SECONDS).close()
@@ -108,4 +130,4 @@ def _text(value: Any, at: str) -> str:
 
 
 def _one_line(e: BaseException) -> str:
-  return ' '.join(str(e).split())[:200]
+  return ' '.join(str(e).split())[:300]

@@ -10,6 +10,8 @@ import functools
 import hashlib
 import itertools
 import pathlib
+import reprlib
+from typing import Any
 
 import numpy as np
 import tokenizers
@@ -20,6 +22,7 @@ from tokenizers import trainers
 
 from qa_jax import errors
 from qa_jax import files
+from qa_jax.data.examples import check_text
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
@@ -124,17 +127,14 @@ def from_directory(directory: str | pathlib.Path,
   stored = about.get('do_lower_case')
   if stored is None and isinstance(whole.get('normalizer'), dict):
     stored = whole['normalizer'].get('lowercase')
+  if stored not in (None, False, True):
+    raise errors.UserError(
+        f'{directory}: lower-casing is {stored!r}, expected true or false')
   if (directory / 'vocab.txt').is_file():
     text = files.read_text(directory / 'vocab.txt')
     vocab = tuple(text.rstrip('\n').split('\n'))
   elif whole:
-    model = whole.get('model') or {}
-    if model.get('type', 'WordPiece') != 'WordPiece' or not isinstance(
-        model.get('vocab'), dict):
-      raise errors.UserError(
-          f'{directory / "tokenizer.json"}: model {model.get("type")!r} is '
-          'not supported; a WordPiece vocabulary is needed')
-    vocab = tuple(sorted(model['vocab'], key=model['vocab'].get))
+    vocab = _json_vocab(whole.get('model'), directory / 'tokenizer.json')
   else:
     raise errors.UserError(
         f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
@@ -145,6 +145,22 @@ def from_directory(directory: str | pathlib.Path,
   if lowercase is None:
     lowercase = True if stored is None else bool(stored)
   return Tokenizer(vocab, lowercase)
+
+
+def _json_vocab(model: Any, path: pathlib.Path) -> tuple[str, ...]:
+  kind = model.get('type', 'WordPiece') if isinstance(model, dict) else model
+  if kind != 'WordPiece' or not isinstance(model.get('vocab'), dict):
+    raise errors.UserError(
+        f'{path}: model {reprlib.repr(kind)} is not supported; a WordPiece '
+        'vocabulary is needed')
+  ids = model['vocab']
+  if not all(type(i) is int for i in ids.values()) or (
+      sorted(ids.values()) != list(range(len(ids)))):
+    raise errors.UserError(
+        f'{path}: its {len(ids)} tokens are not numbered 0 … {len(ids) - 1}')
+  vocab = tuple(sorted(ids, key=ids.get))
+  check_text('\n'.join(vocab), f'{path}: vocabulary')
+  return vocab
 
 
 def train(texts: Iterable[str], *, vocab_size: int,

@@ -1,30 +1,21 @@
 """Examples → windows: [CLS] question [SEP] context part [SEP].
 
-Glossary of shapes: E examples, N windows, T context tokens laid end to end.
+Glossary of shapes: E examples, N windows, G gold spans of a window.
 
 A context is tokenised once however many questions it has; windows are ranges
 into it, so a data set of SQuAD's size is prepared in seconds. Positions inside
 a window count from its [CLS]; spans are inclusive at both ends.
 """
 
-import collections
 from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 
 from qa_jax import errors
+from qa_jax.data import alignment
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
-
-AUDIT = {
-    'exact': 'the token span is the answer, character by character',
-    'widened': 'the answer begins or ends inside a token; widened to it',
-    'repaired': 'wrong answer_start; the nearest occurrence was taken',
-    'unrecoverable': 'the answer is not a non-empty part of the context',
-    'no_window': 'the span fits in no window',
-}
-MAX_EXAMPLES_PER_FAULT = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +31,23 @@ class WindowSet:
   length: np.ndarray  # [N] context tokens in the window
   best_begin: np.ndarray  # [N] tokens [best_begin, best_end) of the context
   best_end: np.ndarray  # [N]   have their maximal context in this window
-  start_positions: np.ndarray  # [N] in the window; 0 is [CLS]: no answer here
-  end_positions: np.ndarray  # [N]
+  gold_spans: np.ndarray  # [N, G, 2] int32, see alignment.place
   trainable: np.ndarray  # [N] bool: False where the gold span was lost
-  audit: dict[str, int]  # gold spans by fate, see AUDIT
+  audit: dict[str, int]  # gold spans by fate, see alignment.AUDIT
   faults: dict[str, list[str]]  # ids of some examples of each fate but exact
   tokenizer: tokenizer_lib.Tokenizer
 
   def __len__(self) -> int:
     return len(self.example_of)
+
+  @property
+  def start_positions(self) -> np.ndarray:
+    """[N] of the first gold span; 0 is [CLS]: no answer here."""
+    return np.maximum(self.gold_spans[:, 0, 0], 0)
+
+  @property
+  def end_positions(self) -> np.ndarray:
+    return np.maximum(self.gold_spans[:, 0, 1], 0)
 
   @property
   def context_offset(self) -> np.ndarray:
@@ -79,9 +78,10 @@ class WindowSet:
   def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
     """A batch of static length: int32 [B, length] arrays and labels [B].
 
-    A negative index is a padding row: one [CLS], weight 0. A token is a legal
-    start only in the window that has its maximal context (BERT's rule), so a
-    span is found once.
+    A negative index is a padding row: one [CLS], weight 0. The label is the
+    first of a window's gold spans, or 0, 0. A token is a legal start only in
+    the window that has its maximal context (BERT's rule), so a span is found
+    once.
     """
     row = np.maximum(indices, 0)[:, None]  # [B, 1]
     column = np.arange(length)[None, :]  # [1, L]
@@ -104,6 +104,7 @@ class WindowSet:
         (question + column - 1)[in_question]]
     token = self.begin[row] + local
     owned = (token >= self.best_begin[row]) & (token < self.best_end[row])
+    golds = np.where(real_row[:, :, None], self.gold_spans[row[:, 0]], -1)
     return {
         'token_ids': ids.astype(np.int32),
         'token_type_ids': ((column >= first) & (column < total)
@@ -111,10 +112,9 @@ class WindowSet:
         'attention_mask': (column < total).astype(np.int32),
         'context_mask': in_context,
         'start_mask': in_context & owned,
-        'start_positions': np.where(
-            real_row, self.start_positions[row], 0)[:, 0].astype(np.int32),
-        'end_positions': np.where(
-            real_row, self.end_positions[row], 0)[:, 0].astype(np.int32),
+        'start_positions': np.maximum(golds[:, 0, 0], 0),
+        'end_positions': np.maximum(golds[:, 0, 1], 0),
+        'gold_spans': golds,
         'weight': real_row[:, 0].astype(np.float32),
     }
 
@@ -159,33 +159,19 @@ def make_windows(examples: Sequence[Example],
   best_begin, best_end = _max_context(
       begin, length, ordinal == 0, ordinal == count[example_of] - 1)
 
-  spans, fates = _gold_spans(examples, contexts, context_of)
-  start = np.zeros(len(example_of), np.int64)
-  end = np.zeros(len(example_of), np.int64)
-  found = np.zeros(len(examples), bool)
-  offset = questions.lengths + 2
-  first_window = np.cumsum(count) - count
-  for e, gold in enumerate(spans):
-    for a, b in gold:
-      w = slice(first_window[e], first_window[e] + count[e])
-      inside = (begin[w] <= a) & (b < begin[w] + length[w])
-      if not inside.any():
-        continue
-      found[e] = True
-      inside &= start[w] == 0  # the first gold span of a window is its label
-      start[w][inside] = a - begin[w][inside] + offset[e]
-      end[w][inside] = b - begin[w][inside] + offset[e]
-    if gold and not found[e]:
-      fates[e] = ['no_window'] * len(fates[e])
-  lost = np.array([not e.impossible for e in examples], bool) & ~found
-  audit, faults = _audit(examples, fates)
+  owners, spans, fates = alignment.find(examples, contexts, context_of)
+  gold_spans, fates = alignment.place(
+      owners, spans, fates, count=count, begin=begin, length=length,
+      offset=questions.lengths + 2)
+  lost = np.array([not e.impossible for e in examples], bool)
+  lost[example_of[gold_spans[:, 0, 0] > 0]] = False
+  audit, faults = alignment.audit(examples, owners, fates)
   return WindowSet(
       examples=examples, questions=questions, contexts=contexts,
       context_of=context_of, example_of=example_of, begin=begin,
       length=length, best_begin=best_begin, best_end=best_end,
-      start_positions=start, end_positions=end,
-      trainable=~lost[example_of], audit=audit, faults=faults,
-      tokenizer=tokenizer)
+      gold_spans=gold_spans, trainable=~lost[example_of], audit=audit,
+      faults=faults, tokenizer=tokenizer)
 
 
 def check_lengths(max_length: int, window_overlap: int,
@@ -240,47 +226,3 @@ def _max_context(begin: np.ndarray, length: np.ndarray, is_first: np.ndarray,
     high = np.where(~keep & (low < high), middle, high)
   cut[a] = low
   return np.where(is_first, 0, np.concatenate([[0], cut[:-1]])), cut
-
-
-def _gold_spans(examples, contexts, context_of):
-  """Per example: [(first, last)] in context tokens, and each span's fate."""
-  spans, fates = [], []
-  for example, c in zip(examples, context_of, strict=True):
-    offsets = contexts.offsets[contexts.ptr[c]:contexts.ptr[c + 1]]
-    found, fate = [], []
-    for answer in example.answers:
-      text, a = answer.text.strip(), answer.start
-      a += len(answer.text) - len(answer.text.lstrip())
-      wrong = example.context[a:a + len(text)] != text
-      if wrong:
-        a = _nearest(example.context, text, a)
-      first = np.searchsorted(offsets[:, 1], a, side='right')
-      last = np.searchsorted(offsets[:, 0], a + len(text), side='left') - 1
-      if not text or a < 0 or first > last:
-        fate.append('unrecoverable')
-        continue
-      exact = (offsets[first, 0], offsets[last, 1]) == (a, a + len(text))
-      fate.append('repaired' if wrong else 'exact' if exact else 'widened')
-      found.append((int(first), int(last)))
-    spans.append(found)
-    fates.append(fate)
-  return spans, fates
-
-
-def _nearest(context: str, text: str, near: int) -> int:
-  """The occurrence of `text` nearest to `near`, the earlier on ties; or -1."""
-  after = context.find(text, max(near, 0))
-  before = context.rfind(text, 0, max(near, 0) + len(text))
-  hits = [h for h in (before, after) if h >= 0]
-  return min(hits, key=lambda h: abs(h - near), default=-1)
-
-
-def _audit(examples, fates):
-  audit = collections.Counter(dict.fromkeys(AUDIT, 0))
-  faults = {name: [] for name in AUDIT if name != 'exact'}
-  for example, fate in zip(examples, fates, strict=True):
-    audit.update(fate)
-    for name in dict.fromkeys(fate):
-      if name != 'exact' and len(faults[name]) < MAX_EXAMPLES_PER_FAULT:
-        faults[name].append(example.id)
-  return dict(audit), faults

@@ -11,6 +11,7 @@ from typing import Optional
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 
 @flax.struct.dataclass
@@ -44,5 +45,5 @@ class HeadInput:
   gold_start: jax.Array | None = None  # [B] int32, while training
 
   @property
-  def hidden(self) -> jax.Array:  # [B, L, D]
-    return self.layers[-1]
+  def hidden(self) -> jax.Array:  # [B, L, D] float32: heads compute in it
+    return self.layers[-1].astype(jnp.float32)

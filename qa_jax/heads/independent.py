@@ -10,13 +10,10 @@ question*: self-attention has already compared the two. S only reads that out.
 """
 
 import flax.linen as nn
-import jax.numpy as jnp
 
+from qa_jax.heads import parts
 from qa_jax.heads.base import HeadInput
 from qa_jax.heads.base import SpanScores
-
-# BERT's initialiser: Flax's default is 1.8 times as wide at D = 768.
-kernel_init = nn.initializers.truncated_normal(0.02)
 
 
 class Independent(nn.Module):
@@ -24,7 +21,5 @@ class Independent(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
-    def scores(name: str):
-      return nn.Dense(1, use_bias=False, kernel_init=kernel_init,
-                      dtype=jnp.float32, name=name)(inputs.hidden)[..., 0]
-    return SpanScores(start=scores('start'), end=scores('end'))
+    return SpanScores(start=parts.project('start', inputs.hidden),
+                      end=parts.project('end', inputs.hidden))

@@ -1,0 +1,35 @@
+r"""Compares the runs of sweeps, or any runs, with the first one's variant.
+
+  python -m experiments.report --workdir=runs/heads
+  python -m experiments.report --workdir=runs/a,runs/b,runs/c --output=report
+
+Runs that differ in the seed alone are one variant. Writes report.md, .csv, .tex
+and .png to --output, or to WORKDIR/report of the first; prints report.md.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import compare
+from qa_jax import files
+from qa_jax import report
+
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Sweeps and runs, separated by commas.')
+OUTPUT = flags.DEFINE_string('output', None, 'Directory for the report.')
+
+
+def main() -> None:
+  cli.required(workdir=WORKDIR.value)
+  workdirs = [pathlib.Path(w) for w in WORKDIR.value.split(',')]
+  output = pathlib.Path(OUTPUT.value or workdirs[0] / 'report')
+  files.check_writable(output / 'report.md')
+  comparison = compare.compare(workdirs)
+  report.write(comparison, output)
+  print(report.markdown(comparison), end='')
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,149 @@
+"""The best spans of all windows → one n-best list per question.
+
+Glossary of shapes: N windows, K candidates per window, E questions, C kept
+candidates of all questions together.
+
+Vectorised numpy, no jax.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from qa_jax import metrics
+from qa_jax import null_rules
+from qa_jax.data import windows as windows_lib
+from qa_jax.data.examples import Example
+
+NO_SPAN = -1e9  # the best score of a question without any legal span
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSpans:
+  """The best spans of every window, in window positions."""
+
+  start: np.ndarray  # [N, K] int32
+  end: np.ndarray  # [N, K] int32, inclusive
+  score: np.ndarray  # [N, K] float32, descending
+  valid: np.ndarray  # [N, K] bool
+  null: np.ndarray  # [N] float32
+  normaliser: np.ndarray | None = None  # [N] float32, if the null rule asks
+  exact: np.ndarray | None = None  # [N] float32, best by an exact search
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """The best spans of every question, in characters of its context.
+
+  Candidates lie end to end, best first; question e owns [ptr[e], ptr[e + 1]).
+  """
+
+  begin: np.ndarray  # [C]
+  end: np.ndarray  # [C], exclusive
+  score: np.ndarray  # [C] float64
+  window: np.ndarray  # [C]
+  ptr: np.ndarray  # [E + 1]
+  null_score: np.ndarray  # [E] the minimum over windows
+  na_score: np.ndarray  # [E] of the null rule; -inf: always answer
+  # [E] what the search missed: exact best - found best. 0 where there is no
+  # legal span, inf where there is but none was found. None: it is exact.
+  regret: np.ndarray | None = None
+
+
+def answers(windows: windows_lib.WindowSet, spans: WindowSpans, *,
+            n_best: int, null_rule: str, merge: str = 'none') -> Answers:
+  """Merges the windows of each question into one n-best list.
+
+  Order: score descending, then the earlier window, then its search order. Null
+  rules and regret are about spans: they come before `merge`, one of MERGES.
+  """
+  num = len(windows.examples)
+  first = np.searchsorted(windows.example_of, np.arange(num))
+  row, column = np.nonzero(spans.valid)
+  score = spans.score[row, column].astype(np.float64)
+  order = np.lexsort((column, row, -score, windows.example_of[row]))
+  row, column, score = row[order], column[order], score[order]
+  question = windows.example_of[row]
+  ptr = np.searchsorted(question, np.arange(num + 1))
+  kept = np.arange(len(row)) - ptr[question] < n_best
+  row, column, score = row[kept], column[kept], score[kept]
+  question = question[kept]
+  begin, end = windows.char_spans(
+      row, spans.start[row, column], spans.end[row, column])
+  found = Answers(
+      begin=begin, end=end, score=score, window=row,
+      ptr=np.searchsorted(question, np.arange(num + 1)),
+      null_score=np.minimum.reduceat(spans.null, first).astype(np.float64),
+      na_score=null_rules.NULL_RULES[null_rule].score(
+          _window_scores(spans, first)),
+      regret=None if spans.exact is None else _regret(spans, first))
+  return MERGES[merge](windows.examples, found)
+
+
+def _window_scores(spans: WindowSpans,
+                   first: np.ndarray) -> null_rules.WindowScores:
+  floored = lambda x: np.maximum(x.astype(np.float64), NO_SPAN)
+  return null_rules.WindowScores(
+      null=spans.null.astype(np.float64), best=floored(spans.score[:, 0]),
+      first=first, normaliser=None if spans.normaliser is None
+      else floored(spans.normaliser))
+
+
+def _regret(spans: WindowSpans, first: np.ndarray) -> np.ndarray:  # [E]
+  # Scores are search.ILLEGAL, the least of all, where there is no span.
+  best, exact = (np.maximum.reduceat(x.astype(np.float64), first)
+                 for x in (spans.score[:, 0], spans.exact))
+  found = np.logical_or.reduceat(spans.valid[:, 0], first)
+  return np.where(found | (exact == best), exact - best, np.inf)
+
+
+def surface_forms(examples: Sequence[Example], found: Answers) -> Answers:
+  """Merges a question's candidates whose normalised texts are equal.
+
+  Their score is the log of their summed exp, so within a window probabilities
+  add up; place and text are the best one's, ties go in the order there was.
+  """
+  question = np.repeat(np.arange(len(examples)), np.diff(found.ptr))
+  number: dict[tuple[int, str], int] = {}  # best first within a question
+  form = np.array([
+      number.setdefault((q, metrics.normalize_answer(
+          examples[q].context[begin:end])), len(number))
+      for q, begin, end in zip(question.tolist(), found.begin.tolist(),
+                               found.end.tolist(), strict=True)], np.int64)
+  _, best = np.unique(form, return_index=True)
+  peak = found.score[best]
+  score = peak + np.log(np.bincount(
+      form, np.exp(found.score - peak[form]), len(peak)))
+  order = np.lexsort((-score, question[best]))  # stable
+  best = best[order]
+  return dataclasses.replace(
+      found, begin=found.begin[best], end=found.end[best], score=score[order],
+      window=found.window[best],
+      ptr=np.searchsorted(question[best], np.arange(len(examples) + 1)))
+
+
+MERGES: dict[str, Callable[[Sequence[Example], Answers], Answers]] = {
+    'none': lambda examples, found: found,
+    'surface_form': surface_forms,
+}
+
+
+def texts(examples: Sequence[Example], found: Answers) -> dict[str, str]:
+  """Question id → its best span's text, '' where there is no legal span."""
+  out = {}
+  for e, example in enumerate(examples):
+    c = found.ptr[e]
+    out[example.id] = (
+        example.context[found.begin[c]:found.end[c]]
+        if c < found.ptr[e + 1] else '')
+  return out
+
+
+def nbest(example: Example, found: Answers, e: int) -> list[dict[str, Any]]:
+  """The candidates of question e: text, character range, score."""
+  return [{'text': example.context[found.begin[c]:found.end[c]],
+           'start': int(found.begin[c]), 'end': int(found.end[c]),
+           'score': float(found.score[c])}
+          for c in range(found.ptr[e], found.ptr[e + 1])]

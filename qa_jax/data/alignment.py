@@ -1,0 +1,121 @@
+"""Gold answers → token spans of the context → spans of every window.
+
+Glossary of shapes: E examples, A gold answers of all examples, N windows, G
+gold spans of a window.
+
+Spans are inclusive at both ends. What cannot be kept as it was given is
+counted: the audit.
+"""
+
+import collections
+from collections.abc import Sequence
+
+import numpy as np
+
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data.examples import Example
+
+AUDIT = {
+    'exact': 'the token span is the answer, character by character',
+    'widened': 'the answer begins or ends inside a token; widened to it',
+    'repaired': 'wrong answer_start; the nearest occurrence was taken',
+    'unrecoverable': 'the answer is not a non-empty part of the context',
+    'no_window': 'the span fits in no window',
+    'surplus': 'left out of a window that holds MAX_GOLD_SPANS before it',
+}
+MAX_EXAMPLES_PER_FAULT = 20
+MAX_GOLD_SPANS = 16  # of one window
+
+
+def find(examples: Sequence[Example], contexts: tokenizer_lib.Ragged,
+         context_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Every answer's example [A], span in context tokens [A, 2], fate [A].
+
+  The span is -1, -1 if there is none.
+  """
+  owners, spans, fates = [], [], []
+  for e, (example, c) in enumerate(zip(examples, context_of, strict=True)):
+    offsets = contexts.offsets[contexts.ptr[c]:contexts.ptr[c + 1]]
+    for answer in example.answers:
+      text, a = answer.text.strip(), answer.start
+      a += len(answer.text) - len(answer.text.lstrip())
+      wrong = example.context[a:a + len(text)] != text
+      if wrong:
+        a = _nearest(example.context, text, a)
+      first = np.searchsorted(offsets[:, 1], a, side='right')
+      last = np.searchsorted(offsets[:, 0], a + len(text), side='left') - 1
+      if not text or a < 0 or first > last:
+        fate, first, last = 'unrecoverable', -1, -1
+      elif wrong:
+        fate = 'repaired'
+      else:
+        exact = (offsets[first, 0], offsets[last, 1]) == (a, a + len(text))
+        fate = 'exact' if exact else 'widened'
+      owners.append(e)
+      spans.append((first, last))
+      fates.append(fate)
+  return (np.array(owners, np.int64), np.array(spans, np.int64).reshape(-1, 2),
+          np.array(fates, object))
+
+
+def place(owners: np.ndarray, spans: np.ndarray, fates: np.ndarray, *,
+          count: np.ndarray,  # [E] windows of each example
+          begin: np.ndarray,  # [N] first context token
+          length: np.ndarray,  # [N] context tokens
+          offset: np.ndarray,  # [E] position in a window of its first token
+          ) -> tuple[np.ndarray, np.ndarray]:
+  """Puts what `find` found into every window that holds all of a span.
+
+  Returns [N, G, 2] int32 in window positions: distinct spans in the order of
+  the answers, at most MAX_GOLD_SPANS, padded with -1 to the most that a window
+  has, or to one. And the fates [A], with 'no_window' and 'surplus' noted.
+  """
+  found = np.flatnonzero(spans[:, 0] >= 0)
+  # One row for every answer and every window of its example.
+  windows = count[owners[found]]
+  answer = np.repeat(found, windows)
+  first_row = np.repeat(np.cumsum(windows) - windows, windows)
+  window = (np.cumsum(count) - count)[owners[answer]] + (
+      np.arange(len(answer)) - first_row)
+  first, last = spans[answer].T
+  inside = (begin[window] <= first) & (last < begin[window] + length[window])
+  answer, window = answer[inside], window[inside]
+  fates = fates.copy()
+  fates[np.setdiff1d(found, answer)] = 'no_window'
+
+  # Of equal spans of a window the first stays: the label of training is the
+  # first answer.
+  order = np.lexsort((answer, *spans[answer].T, window))
+  row = np.column_stack([window, spans[answer]])[order]
+  again = np.zeros(len(row), bool)
+  again[1:] = (row[1:] == row[:-1]).all(axis=1)
+  answer, window = answer[order[~again]], window[order[~again]]
+  order = np.lexsort((answer, window))
+  answer, window = answer[order], window[order]
+  rank = np.arange(len(answer)) - np.searchsorted(window, window)
+  kept = rank < MAX_GOLD_SPANS
+  fates[answer[~kept]] = 'surplus'
+  answer, window, rank = answer[kept], window[kept], rank[kept]
+  gold_spans = np.full(
+      (len(begin), rank.max(initial=0) + 1, 2), -1, np.int32)
+  gold_spans[window, rank] = spans[answer] + (
+      offset[owners[answer]] - begin[window])[:, None]
+  return gold_spans, fates
+
+
+def audit(examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
+          ) -> tuple[dict[str, int], dict[str, list[str]]]:
+  """Answers by fate, and the ids of some examples of each but 'exact'."""
+  counts = {**dict.fromkeys(AUDIT, 0), **collections.Counter(fates.tolist())}
+  return counts, {
+      name: [examples[e].id for e in np.unique(owners[fates == name])[
+          :MAX_EXAMPLES_PER_FAULT]]
+      for name in AUDIT if name != 'exact'}
+
+
+def _nearest(context: str, text: str, near: int) -> int:
+  """The occurrence of `text` nearest to `near`, the earlier on ties; or -1."""
+  after = context.find(text, max(near, 0))
+  before = context.rfind(text, 0, max(near, 0) + len(text))
+  hits = [h for h in (before, after) if h >= 0]
+  return min(hits, key=lambda h: abs(h - near), default=-1)

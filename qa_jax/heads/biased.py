@@ -1,0 +1,25 @@
+"""The independent pair with biases, as BERT's code has it: provably a no-op.
+
+  start[i] = S · h_i + b_s        end[j] = E · h_j + b_e
+
+The paper (Devlin et al., 2019, section 4.2) has no bias; run_squad.py has.
+Softmax over positions does not see a constant: ∂loss/∂b = Σ_i p(i) - 1 = 0.
+Nor does a prediction: null and every span alike shift by b_s + b_e. So a
+difference between this head and `independent` is noise. Only a loss without a
+softmax, such as sigmoid boundaries, can use b.
+"""
+
+import flax.linen as nn
+
+from qa_jax.heads import parts
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+
+class Biased(nn.Module):
+  """2D + 2 parameters; S and E start as those of `independent`."""
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    return SpanScores(start=parts.project('start', inputs.hidden, bias=True),
+                      end=parts.project('end', inputs.hidden, bias=True))

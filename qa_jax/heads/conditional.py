@@ -1,0 +1,98 @@
+"""The end given the start: p(i, j) = p(i) p(j | i).
+
+Glossary of shapes: B batch (windows), L window length, D hidden size,
+H units of the hidden layer, K starts, W longest span.
+
+  log p(i)     = log softmax_i  S · h_i
+  log p(j | i) = log softmax_j  w · LN(tanh(W [h_j; h_i] + b)),         H = D
+                 log softmax_j  w · gelu(W [h_j; h_i] + b),             H = 512
+
+over context tokens and [CLS]. The first form is XLNet's (Yang et al., 2019,
+code: get_qa_outputs), the second ELECTRA's (Clark et al., 2020, code:
+qa_tasks).
+
+In training i is the gold start, so plain cross-entropy on `start` and `end` is
+-log p(i) - log p(j | i). Decoding does not know it and takes the K best starts
+in turn; every other start scores about NEVER. W [h_j; h_i] is
+W_j h_j + W_i h_i, so beyond the two products a start costs L·H operations.
+"""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qa_jax.heads import parts
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+# form → units (0 for D) and what follows the product
+FORMS: dict[str, tuple[int, Callable[[jax.Array], jax.Array]]] = {
+    'xlnet': (0, lambda x: parts.normalise(jnp.tanh(x))),
+    'electra': (512, lambda x: nn.gelu(x, approximate=False)),
+}
+NEVER = -1e9  # log p(j | i) of a start outside the beam; finite
+
+
+class Conditional(nn.Module):
+  """D + H(2D + 2) parameters."""
+
+  form: str = 'xlnet'
+  beam: int = 5  # K
+  width: int = 30
+
+  def __post_init__(self):
+    parts.choose('conditional', 'form', self.form, tuple(FORMS))
+    parts.check_at_least(1, 'conditional', beam=self.beam, width=self.width)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    hidden, mask = inputs.hidden, inputs.context_mask
+    size, activation = FORMS[self.form]
+    size = size or hidden.shape[-1]
+    start = parts.project('start', hidden)  # [B, L]
+    log_start = parts.log_softmax(start, mask)
+    if inputs.gold_start is not None:
+      starts = inputs.gold_start[:, None]  # [B, 1]
+    else:
+      starts = _beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
+
+    token = parts.dense(size, 'end_token')(hidden)  # [B, L, H]
+    given = parts.dense(size, 'given_start', bias=True)(
+        jnp.take_along_axis(hidden, starts[:, :, None], axis=1))
+    w = self.param('end', parts.kernel_init, (size,))
+    ends = jax.lax.map(  # [1 + K, B, L]; one start at a time holds [B, L, H]
+        lambda x: activation(token + x[:, None]) @ w, given.swapaxes(0, 1))
+
+    if inputs.gold_start is not None:
+      return SpanScores(start=start, end=ends[0], conditional=True)
+    log_end = parts.log_softmax(ends, mask).swapaxes(0, 1)  # [B, 1 + K, L]
+    return SpanScores(
+        start=log_start, end=jnp.zeros_like(log_start),
+        pair=_band(log_end[:, 1:], starts[:, 1:], self.width),
+        null=log_start[:, 0] + log_end[:, 0, 0])
+
+
+def _beam(log_start: jax.Array, context_mask: jax.Array,
+          beam: int) -> jax.Array:  # [B, 1 + K]
+  """[CLS], then the `beam` most probable context tokens.
+
+  Where there are fewer, others follow, which no search lets start a span.
+  """
+  _, best = jax.lax.top_k(jnp.where(context_mask, log_start, parts.MASKED),
+                          min(beam, log_start.shape[1]))
+  return jnp.pad(best, ((0, 0), (1, 0)))
+
+
+def _band(log_end: jax.Array,  # [B, K, L]
+          starts: jax.Array,  # [B, K]
+          width: int) -> jax.Array:  # [B, L, W]
+  """log p(i + d | i) in the rows of `starts`, NEVER in all others."""
+  batch, _, length = log_end.shape
+  columns = starts[:, :, None] + jnp.arange(width)[None, None]  # [B, K, W]
+  rows = jnp.take_along_axis(
+      log_end, jnp.minimum(columns, length - 1), axis=2)
+  table = jnp.full((batch, length, width), NEVER)
+  return table.at[jnp.arange(batch)[:, None], starts].set(rows)

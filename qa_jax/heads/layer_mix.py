@@ -1,0 +1,31 @@
+"""The independent pair on a learned mixture of all encoder layers.
+
+Glossary of shapes: B batch (windows), L window length, D hidden size,
+N layers, the embeddings included.
+
+  h_i = γ Σ_n softmax(α)_n h_i^(n)        start[i] = S · h_i, end[j] = E · h_j
+
+Peters et al. (2018, ELMo), section 3.2, equation 1. It starts as the mean of
+the layers; where α goes shows which layer knows where answers are.
+"""
+
+import flax.linen as nn
+import jax
+
+from qa_jax.heads import parts
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+
+class LayerMix(nn.Module):
+  """2D + N + 1 parameters."""
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    alpha = self.param('alpha', nn.initializers.zeros, (len(inputs.layers),))
+    gamma = self.param('gamma', nn.initializers.ones, ())
+    weights = jax.nn.softmax(alpha)
+    hidden = gamma * sum(  # [B, L, D]
+        weights[n] * layer for n, layer in enumerate(inputs.layers))
+    return SpanScores(start=parts.project('start', hidden),
+                      end=parts.project('end', hidden))

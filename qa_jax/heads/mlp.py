@@ -1,0 +1,44 @@
+"""A hidden layer in front of S, and another in front of E.
+
+Glossary of shapes: B batch (windows), L window length, D hidden size,
+H units of the hidden layer.
+
+  start[i] = w_s · LN(gelu(W_s h_i + b_s))        end[j] = w_e · LN(gelu(…))
+
+The layer is that of BERT's masked-word head (Devlin et al., 2019, code). If
+it is no better than `independent`, the encoder already lays start and end out
+along two directions.
+"""
+
+import flax.linen as nn
+import jax
+
+from qa_jax.heads import parts
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+
+class Mlp(nn.Module):
+  """2H(D + 2) parameters."""
+
+  hidden_size: int = 0  # H; 0 for D
+
+  def __post_init__(self):
+    parts.check_at_least(0, 'mlp', hidden_size=self.hidden_size)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    size = self.hidden_size or inputs.hidden.shape[-1]
+    return SpanScores(start=_Trunk(size, name='start')(inputs.hidden),
+                      end=_Trunk(size, name='end')(inputs.hidden))
+
+
+class _Trunk(nn.Module):
+  hidden_size: int
+
+  @nn.compact
+  def __call__(self, hidden: jax.Array) -> jax.Array:  # [B, L, D] → [B, L]
+    x = parts.dense(self.hidden_size, 'hidden', bias=True)(hidden)
+    x = parts.normalise(nn.gelu(x, approximate=False))  # [B, L, H]
+    return parts.project('output', x)

@@ -1,0 +1,51 @@
+"""An MLP over start and end together, for every span of the band.
+
+Glossary of shapes: B batch (windows), L window length, D hidden size,
+H units of the hidden layer, W longest span.
+
+  score(i, j) = w · LN(relu(W_s h_i + W_e h_j + b))
+
+Lee et al. (2016, RaSoR), with LN Lee et al. (2019, ORQA, code: orqa_model).
+Nothing separates: `start` and `end` are zero, `pair` is all, and cross-entropy
+on start and end has nothing to train; the null score is score(0, 0).
+
+The dearest head: about 10·L·W·H operations that are no matrix product, and in
+training, where they are done again, about four times that. At L = 384, W = 30,
+H = 768 the hidden units of a window are 453 MB in float32 over all pairs, 35
+MB over the band, and 1.2 MB of one offset, which is all that is held.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from qa_jax.heads import parts
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+
+class MlpSpan(nn.Module):
+  """2H(D + 1) parameters."""
+
+  hidden_size: int = 0  # H; 0 for D
+  width: int = 30
+
+  def __post_init__(self):
+    parts.check_at_least(0, 'mlp_span', hidden_size=self.hidden_size)
+    parts.check_at_least(1, 'mlp_span', width=self.width)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    hidden = inputs.hidden
+    size = self.hidden_size or hidden.shape[-1]
+    left = parts.dense(size, 'start', bias=True)(hidden)  # [B, L, H]
+    right = parts.dense(size, 'end')(hidden)
+    w = self.param('output', parts.kernel_init, (size,))
+
+    def score(end: jax.Array) -> jax.Array:  # [B, L, H] → [B, L]
+      return parts.normalise(nn.relu(left + end)) @ w
+
+    pair = parts.over_band(score, right, self.width)
+    zeros = jnp.zeros(hidden.shape[:2])
+    return SpanScores(start=zeros, end=zeros, pair=pair, null=pair[:, 0, 0])

@@ -1,0 +1,43 @@
+"""The trilinear similarity of BiDAF between start and end.
+
+Glossary of shapes: B batch (windows), L window length, D hidden size,
+W longest span.
+
+  score(i, j) = w · [q_i; h_j; q_i ⊙ h_j],        q_i = Q h_i
+              = w_q · q_i + w_h · h_j + (q_i ⊙ w_m) · h_j
+
+Seo et al. (2017), equation 1, there between context and question; Fajcik et
+al. (2021) put start and end in (`multi_add` in their code). The first two
+terms are `start` and `end`, the last is `pair`; the null score lacks the
+last. Their biases are left out: of Q's, one part acts as w_h can and the rest
+is constant.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from qa_jax.heads import parts
+from qa_jax.heads.base import HeadInput
+from qa_jax.heads.base import SpanScores
+
+
+class Trilinear(nn.Module):
+  """D² + 3D parameters."""
+
+  width: int = 30
+
+  def __post_init__(self):
+    parts.check_at_least(1, 'trilinear', width=self.width)
+    super().__post_init__()
+
+  @nn.compact
+  def __call__(self, inputs: HeadInput) -> SpanScores:
+    hidden = inputs.hidden
+    query = parts.dense(hidden.shape[-1], 'query')(hidden)  # [B, L, D]
+    weights = self.param('product', parts.kernel_init, hidden.shape[-1:])
+    left = query * weights[None, None]
+    return SpanScores(
+        start=parts.project('start', query),
+        end=parts.project('end', hidden),
+        pair=parts.over_band(lambda end: jnp.sum(left * end, axis=-1), hidden,
+                             self.width))

@@ -1,0 +1,200 @@
+"""A comparison → report.md, .csv, .tex (booktabs) and .png."""
+
+from collections.abc import Callable, Sequence
+import csv
+import io
+import math
+import pathlib
+
+from matplotlib import figure
+
+from qa_jax import compare
+from qa_jax import files
+from qa_jax import pictures
+from qa_jax import significance
+
+TITLES = {  # of entries of metrics.json; what no run has is left out
+    'exact_match': 'EM', 'f1': 'F1', 'has_answer_exact_match': 'HasAns EM',
+    'has_answer_f1': 'HasAns F1', 'no_answer_exact_match': 'NoAns',
+    'best_f1': 'best F1'}
+COSTS = {'step_time': 'step time', 'memory': 'memory'}
+
+LATEX = str.maketrans({
+    **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},
+    '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}'})
+
+READING = (
+    'Δ is variant − default in percentage points, on the same questions and '
+    'averaged over the seeds that both have; ± is the standard deviation over '
+    'those seeds. The floor is what seeds alone do: the standard deviation of '
+    'the difference between two means over as many seeds of the default. The '
+    'interval is a 95 % percentile bootstrap over questions '
+    f'({significance.BOOTSTRAPS} draws). p is that of a two-sided paired '
+    'sign-flip permutation test over questions, on scores averaged over seeds '
+    f'({significance.RESAMPLES} patterns of signs, or all there are); p (Holm) '
+    'is corrected for the number of variants, each score by itself. A '
+    'difference counts if p (Holm) < 0.05 and |Δ| exceeds the floor.')
+
+
+def write(comparison: compare.Comparison, output: pathlib.Path) -> None:
+  """Writes all four files into `output`."""
+  files.write_text(output / 'report.md', markdown(comparison))
+  files.write_text(output / 'report.csv', table(comparison))
+  files.write_text(output / 'report.tex', latex(comparison))
+  picture(comparison, output / 'report.png')
+
+
+def markdown(comparison: compare.Comparison) -> str:
+  """The report to read."""
+  shown, costs = _shown(comparison), _costs(comparison)
+  known = [k for k in COSTS if any(not math.isnan(c[k]) for c in costs)]
+  variants = comparison.variants
+  blocks = [
+      f'# {len(variants)} variants on {comparison.questions} questions',
+      f'Data: `{comparison.data}`. The default has {comparison.default}.'
+      if comparison.default else f'Data: `{comparison.data}`.',
+      _grid(['variant', 'seeds', *(TITLES[k] for k in shown),
+             *(COSTS[k] for k in known)],
+            [[v.label, str(len(v.runs)),
+              *(_spread(v.mean(k), v.sd(k)) for k in shown),
+              *(_number(cost[k], '{:.2f} ×') for k in known)]
+             for v, cost in zip(variants, costs, strict=True)]),
+      '± is the standard deviation over seeds. ' + (
+          'Step time and memory are relative to the default; they mean '
+          'something if the trials ran alike.' if known else '')]
+  for score in compare.SCORES:
+    compared = [v for v in variants if score in v.deltas]
+    if compared:
+      blocks += [
+          f'## {TITLES[score]} against the default',
+          _grid(['variant', 'Δ', 'floor', '95 % interval', 'p', 'p (Holm)',
+                 'counts'], [_delta(v.label, v.deltas[score])
+                             for v in compared])]
+  if len(variants) > 1:
+    blocks += [READING, '![Per-seed scores](report.png)']
+  if comparison.incomplete:
+    blocks += ['## Not complete', '\n'.join(
+        f'- `{run}`: {reason}'
+        for run, reason in comparison.incomplete.items())]
+  return '\n\n'.join(block.strip() for block in blocks) + '\n'
+
+
+def table(comparison: compare.Comparison) -> str:
+  """One line a variant, everything in it, as CSV; unknown is empty."""
+  rows = []
+  for v, cost in zip(comparison.variants, _costs(comparison), strict=True):
+    row: dict[str, str | float] = {'variant': v.label, 'seeds': len(v.runs)}
+    for name in _shown(comparison):
+      row |= {name: v.mean(name), f'{name}_sd': v.sd(name)}
+    for score in compare.SCORES:
+      delta = v.deltas.get(score, compare.Delta(*[math.nan] * 7))
+      row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd,
+              f'{score}_floor': delta.floor, f'{score}_low': delta.low,
+              f'{score}_high': delta.high, f'{score}_p': delta.p,
+              f'{score}_p_holm': delta.p_holm}
+    rows.append({**row, **cost})
+  out = io.StringIO()
+  writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows({k: '' if x != x else x for k, x in row.items()}
+                   for row in rows)
+  return out.getvalue()
+
+
+def latex(comparison: compare.Comparison) -> str:
+  r"""A table for a paper; it needs \usepackage{booktabs}."""
+  scores = [TITLES[score] for score in compare.SCORES]
+  lines = [r'\begin{tabular}{l' + 'r' * 4 * len(scores) + '}', r'\toprule',
+           ' & '.join(['Variant', *scores, *(
+               rf'$\Delta$ {s} & floor & $p$' for s in scores)]) + r' \\',
+           r'\midrule']
+  for v in comparison.variants:
+    cells = [_escape(v.label), *(
+        _spread(v.mean(s), v.sd(s)) for s in compare.SCORES)]
+    for score in compare.SCORES:
+      delta = v.deltas.get(score)
+      cells += ['', '', ''] if delta is None else [
+          _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
+          _number(delta.p_holm, '{:.4f}')]
+    lines.append(' & '.join(cells).replace('±', r'$\pm$').replace(
+        '−', '$-$').replace('–', '--') + r' \\')
+  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}']) + '\n'
+
+
+def picture(comparison: compare.Comparison, path: pathlib.Path) -> None:
+  """A dot a seed, a line for their mean, a band for the default's floor."""
+  variants = comparison.variants
+  fig = figure.Figure(figsize=(9, 1.4 + 0.32 * len(variants)),
+                      layout='constrained')
+  panels = fig.subplots(1, len(compare.SCORES), sharey=True)
+  for panel, score in zip(panels, compare.SCORES, strict=True):
+    default = variants[0].mean(score)
+    floor = variants[0].sd(score) * math.sqrt(2 / len(variants[0].runs))
+    panel.axvline(default, color='0.6', linewidth=1)
+    if floor > 0:
+      panel.axvspan(default - floor, default + floor, color='0.9',
+                    label='seed-noise floor')
+    for y, v in enumerate(variants):
+      panel.plot([run.metrics[score] for run in v.runs], [y] * len(v.runs),
+                 'o', color=pictures.START, markersize=5, alpha=0.7,
+                 label='a seed' if y == 0 else None)
+      panel.plot([v.mean(score)], [y], '|', color=pictures.END, markersize=16,
+                 markeredgewidth=2, label='mean' if y == 0 else None)
+    panel.set(xlabel=f'{TITLES[score]} (%)')
+    panel.margins(y=0.6 / (len(variants) + 1))
+  panels[0].set_yticks(range(len(variants)), [v.label for v in variants],
+                       fontsize=8)
+  panels[0].invert_yaxis()
+  panels[-1].legend(loc='best', fontsize=7)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  fig.savefig(path, dpi=110)
+
+
+def _shown(comparison: compare.Comparison) -> list[str]:
+  """The metrics that some run has."""
+  return [name for name in TITLES if any(
+      name in run.metrics for v in comparison.variants for run in v.runs)]
+
+
+def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
+  """Mean step time and memory of each variant over those of the default."""
+  def mean(of: Callable[[compare.Run], float], v: compare.Variant) -> float:
+    known = [of(run) for run in v.runs if not math.isnan(of(run))]
+    return sum(known) / len(known) if known else math.nan
+
+  seconds = lambda run: 1 / run.examples_per_second
+  memory = lambda run: run.peak_megabytes
+  default = comparison.variants[0]
+  return [{'step_time': mean(seconds, v) / mean(seconds, default),
+           'memory': mean(memory, v) / mean(memory, default)}
+          for v in comparison.variants]
+
+
+def _delta(label: str, delta: compare.Delta) -> list[str]:
+  return [label, _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
+          f'{_number(delta.low, "{:+.2f}")} … {_number(delta.high, "{:+.2f}")}',
+          _number(delta.p, '{:.4f}'), _number(delta.p_holm, '{:.4f}'),
+          '–' if math.isnan(delta.floor) else 'no' if not delta.counts
+          else 'better' if delta.mean > 0 else 'worse']
+
+
+def _spread(mean: float, sd: float, sign: str = '') -> str:
+  text = _number(mean, f'{{:{sign}.2f}}')
+  return text if math.isnan(sd) else f'{text} ± {sd:.2f}'
+
+
+def _number(value: float, form: str = '{:.2f}') -> str:
+  """A proper minus; a dash for what is not known."""
+  return '–' if math.isnan(value) else form.format(value).replace('-', '−')
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A Markdown table, the first column to the left, others to the right."""
+  lines = [head, [':--', *['--:'] * (len(head) - 1)], *rows]
+  return '\n'.join('| ' + ' | '.join(
+      cell.replace('|', r'\|') for cell in line) + ' |' for line in lines)
+
+
+def _escape(text: str) -> str:
+  return text.translate(LATEX)

@@ -1,0 +1,508 @@
+"""Evaluation against plain loops, over a model whose scores are looked up."""
+
+import collections
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax import aggregate
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import evaluate
+from qa_jax import files
+from qa_jax import metrics
+from qa_jax import null_rules
+from qa_jax import parallel
+from qa_jax.data import tokenizer
+from qa_jax.data import windows as windows_lib
+from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
+from qa_jax.heads.base import SpanScores
+
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+WORDS = tokenizer.Tokenizer((*tokenizer.SPECIAL, *LETTERS), True)
+TRACED = collections.Counter()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookup:
+  """A model whose scores are small integers, so that sums are exact.
+
+  A token has a start and an end score, whatever its place. Null is the sum of
+  the window's ids, modulo 7: its own, or half of it at each end of [CLS].
+  """
+
+  own_null: bool = False
+  name: str = ''
+
+  def apply(self, variables, token_ids, token_type_ids, attention_mask,
+            context_mask):
+    del token_type_ids, context_mask
+    TRACED[self.name, token_ids.shape] += 1
+    start, end = (variables['params'][k][token_ids] for k in ('start', 'end'))
+    null = ((token_ids * attention_mask).sum(axis=1) % 7).astype(jnp.float32)
+    if self.own_null:
+      return SpanScores(start, end, null=null)
+    return SpanScores(start.at[:, 0].set(null / 2), end.at[:, 0].set(null / 2))
+
+
+def text(rng, count):
+  return ' '.join(rng.choice(list(LETTERS[:12]), count))
+
+
+def make_examples(seed=0, lengths=(9, 0, 30, 7, 61, 1)):
+  """One-letter words, so that word i is token i and character 2 * i."""
+  rng = np.random.default_rng(seed)
+  out = []
+  for n, length in enumerate(lengths):
+    context = text(rng, length)
+    start = 2 * int(rng.integers(max(length, 1)))
+    gold = () if n % 2 else (GoldAnswer(context[start:start + 3], start),)
+    out.append(Example(f'q{n}', text(rng, n % 4), context, gold,
+                       impossible=not gold))
+  return out
+
+
+PARAMS = {k: np.random.default_rng(n).integers(-3, 4, len(WORDS.vocab)).astype(
+    np.float32) for n, k in enumerate(('start', 'end'))}
+
+
+def make_config(buckets=(12, 16), eval_batch_size=4, **decode):
+  return config_lib.check({
+      'data': {'max_length': 20, 'window_overlap': 6, 'buckets': buckets,
+               'max_question_length': 4},
+      'decode': {'max_answer_length': 4, 'n_best': 5, **decode},
+      'train': {'num_steps': 1, 'eval_batch_size': eval_batch_size}})
+
+
+def cut(examples):
+  return windows_lib.make_windows(examples, WORDS, max_length=20,
+                                  window_overlap=6, max_question_length=4)
+
+
+EXAMPLES = make_examples()
+WINDOWS = cut(EXAMPLES)
+
+
+def model_for(rule):
+  return Lookup(own_null='null' in null_rules.NULL_RULES[rule].needs)
+
+
+def run(model=None, params=PARAMS, windows=WINDOWS, output=None, mesh=None,
+        **config):
+  config = make_config(**config)
+  model = model or model_for(config.decode.null_rule)
+  return evaluate.Evaluator(model, windows, config, mesh).evaluate(
+      params, output=output)
+
+
+def read_lines(path):
+  return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- one answer per question, by loops
+
+
+def score_of(kind, letter):
+  return float(PARAMS[kind][WORDS.index[letter]])
+
+
+def loop_windows(e, longest=4):
+  """[(null, [(score, i, j)], log Σ exp of all)] of the windows of question e.
+
+  Which tokens a window has and owns is tested in test_windows.
+  """
+  example, out = EXAMPLES[e], []
+  context, question = example.context.split(), example.question.split()
+  for n in np.flatnonzero(WINDOWS.example_of == e):
+    a, b = WINDOWS.begin[n], WINDOWS.begin[n] + WINDOWS.length[n]
+    row = ['[CLS]', *question, '[SEP]', *context[a:b], '[SEP]']
+    null = float(sum(WORDS.index[t] for t in row) % 7)
+    spans = [(score_of('start', context[i]) + score_of('end', context[j]),
+              i, j) for i in range(a, b) for j in range(i, min(i + longest, b))]
+    owned = [s for s in spans if WINDOWS.best_begin[n] <= s[1]
+             < WINDOWS.best_end[n]]
+    out.append((null, owned, math.log(sum(math.exp(s) for s, _, _ in spans))
+                if spans else aggregate.NO_SPAN))
+  return out
+
+
+def loop_answers(e, n_best):
+  example = EXAMPLES[e]
+  ranked = sorted((-score, n, i, j) for n, (_, spans, _) in enumerate(
+      loop_windows(e)) for score, i, j in spans)[:n_best]
+  return [{'text': example.context[2 * i:2 * j + 1], 'start': 2 * i,
+           'end': 2 * j + 1, 'score': -s} for s, _, i, j in ranked]
+
+
+def odds(p):
+  return math.log(p / (1 - p))
+
+
+def loop_na_score(rule, windows):
+  best = [max((s for s, _, _ in spans), default=aggregate.NO_SPAN)
+          for _, spans, _ in windows]
+  null = [null for null, _, _ in windows]
+  return {
+      'never': lambda: -math.inf,
+      'min_null': lambda: min(null) - max(best),
+      'margin': lambda: min(n - b for n, b in zip(null, best, strict=True)),
+      'classifier': lambda: min(null),
+      'product': lambda: odds(math.prod(
+          1 / (1 + math.exp(-n)) for n in null)),
+      # of p(null) = exp(null) / (exp(null) + Σ exp(span))
+      'posterior': lambda: min(n - z for n, _, z in windows),
+  }[rule]()
+
+
+@pytest.mark.parametrize('rule', null_rules.NULL_RULES)
+@pytest.mark.parametrize('n_best', [1, 5, 400])
+def test_answers_are_those_of_loops_over_windows(rule, n_best):
+  found = evaluate.answer(model_for(rule), PARAMS, WINDOWS, make_config(
+      n_best=n_best, null_rule=rule))
+  assert (WINDOWS.example_of == 4).sum() == 5
+  for e, example in enumerate(EXAMPLES):
+    windows = loop_windows(e)
+    assert aggregate.nbest(example, found, e) == loop_answers(e, n_best)
+    assert found.null_score[e] == min(null for null, _, _ in windows)
+    assert found.na_score[e] == pytest.approx(loop_na_score(rule, windows),
+                                              rel=1e-6, abs=1e-6)
+
+
+def test_every_legal_span_is_found_once_though_windows_overlap():
+  found = evaluate.answer(Lookup(), PARAMS, WINDOWS, make_config(n_best=999))
+  for e, example in enumerate(EXAMPLES):
+    part = slice(found.ptr[e], found.ptr[e + 1])
+    spans = list(zip(found.begin[part] // 2, (found.end[part] - 1) // 2,
+                     strict=True))
+    length = len(example.context.split())
+    assert sorted(spans) == [(i, j) for i in range(length)
+                             for j in range(i, min(i + 4, length))]
+
+
+def test_equal_scores_are_ordered_by_window_then_start_then_length():
+  zero = {k: np.zeros_like(v) for k, v in PARAMS.items()}
+  found = evaluate.answer(Lookup(), zero, WINDOWS, make_config(n_best=999))
+  part = slice(found.ptr[4], found.ptr[5])
+  keys = list(zip(found.window[part], found.begin[part], found.end[part],
+                  strict=True))
+  assert keys == sorted(keys) and len(keys) > 100
+
+
+@pytest.mark.parametrize('rule', null_rules.NULL_RULES)
+def test_empty_context_has_an_empty_answer_in_finite_files(rule, tmp_path):
+  windows = cut(EXAMPLES[1:2])
+  values = run(windows=windows, output=tmp_path, null_rule=rule)
+  assert values['exact_match'] == 100
+  assert files.read_object(tmp_path / 'predictions.json') == {'q1': ''}
+  assert read_lines(tmp_path / 'nbest.jsonl')[0]['answers'] == []
+
+
+def test_no_question_is_refused_to_evaluate_and_no_trouble_to_answer():
+  with pytest.raises(errors.UserError, match='has no question'):
+    run(windows=cut([]))
+  found = evaluate.answer(Lookup(), PARAMS, cut([]), make_config())
+  assert found.ptr.tolist() == [0] and not len(found.na_score)
+
+
+# --- null rules
+
+
+def scores(null, best, first=(0,)):
+  return null_rules.WindowScores(
+      np.float64(null), np.float64(best), np.array(first), np.float64(best))
+
+
+def na_score(rule, *args):
+  return null_rules.NULL_RULES[rule].score(scores(*args)).tolist()
+
+
+def test_min_of_differences_is_not_difference_of_mins():
+  args = [5, 1, 2], [6, 0, 9], (0, 2)
+  assert na_score('min_null', *args) == [1 - 6, 2 - 9]
+  assert na_score('margin', *args) == [min(5 - 6, 1 - 0), 2 - 9]
+
+
+def test_doubts_add_up_in_the_product_alone():
+  args = [1, 1, 1, 1], [0, 0, 0, 0]
+  assert na_score('classifier', *args) == [1]
+  assert na_score('product', *args) == pytest.approx(
+      [odds((1 / (1 + math.exp(-1))) ** 4)])
+
+
+@pytest.mark.parametrize('null', [-1e9, -800, 0, 800, 1e9])
+def test_product_of_extreme_nulls_is_finite_and_in_order(null):
+  assert np.isfinite(na_score('product', [null, null], [0, 0])).all()
+  assert na_score('product', [null], [0]) <= na_score(
+      'product', [null + 1], [0])
+
+
+@pytest.mark.parametrize('rule', [r for r in null_rules.NULL_RULES
+                                  if r != 'never'])
+def test_more_null_is_less_answer(rule):
+  rng = np.random.default_rng(2)
+  for _ in range(50):
+    null, best = rng.normal(0, 3, (2, 6))
+    low, high = (na_score(rule, x, best, (0, 4)) for x in (null, null + 1))
+    assert high[0] > low[0] and high[1] > low[1]
+
+
+@pytest.mark.parametrize('rule', [r for r in null_rules.NULL_RULES
+                                  if r != 'never'])
+def test_threshold_turns_an_answer_into_none_only_above_it(rule, tmp_path):
+  run(null_rule=rule, output=tmp_path)
+  na = files.read_object(tmp_path / 'na_probs.json')
+  threshold = na['q0']
+  for at, silent in ((threshold, False),
+                     (float(np.nextafter(threshold, -np.inf)), True)):
+    run(null_rule=rule, null_threshold=at, output=tmp_path)
+    found = files.read_object(tmp_path / 'predictions.json')
+    assert (found['q0'] == '') == silent
+
+
+# --- files
+
+
+def right(e):
+  """Question e, its gold answer being the one that scores best."""
+  best = loop_answers(e, 1)[0]
+  return dataclasses.replace(EXAMPLES[e], answers=(
+      GoldAnswer(best['text'], best['start']),), impossible=False)
+
+
+def test_files_are_consistent_with_each_other_and_the_metrics(tmp_path):
+  examples = [e if e.impossible else right(n) for n, e in enumerate(EXAMPLES)]
+  threshold = -5.0
+  values = run(windows=cut(examples), output=tmp_path, null_threshold=threshold)
+  assert {p.name for p in tmp_path.iterdir()} == {
+      'metrics.json', 'predictions.json', 'na_probs.json', 'nbest.jsonl'}
+  assert files.read_object(tmp_path / 'metrics.json') == values
+  predictions = metrics.read_predictions(tmp_path / 'predictions.json')
+  na = metrics.read_na_probs(tmp_path / 'na_probs.json')
+  rows = read_lines(tmp_path / 'nbest.jsonl')
+  assert [e.id for e in examples] == [*predictions] == [*na] == [
+      r['id'] for r in rows]
+  always = {}
+  for example, row in zip(examples, rows, strict=True):
+    for answer in row['answers']:
+      assert example.context[answer['start']:answer['end']] == answer['text']
+    always[row['id']] = row['answers'][0]['text'] if row['answers'] else ''
+    assert predictions[row['id']] == (
+        '' if na[row['id']] > threshold else always[row['id']])
+  assert values == metrics.squad_metrics(
+      examples, predictions, na_scores=na, always_answer=always)
+  # Some right answer is withheld here, which the best threshold gives back.
+  assert values != metrics.squad_metrics(
+      examples, predictions, na_scores=na, always_answer=predictions)
+
+
+def test_without_a_null_rule_there_are_no_na_probs(tmp_path):
+  values = run(output=tmp_path, null_rule='never')
+  assert not (tmp_path / 'na_probs.json').exists()
+  assert not any('best' in name for name in values)
+  predictions = metrics.read_predictions(tmp_path / 'predictions.json')
+  assert [k for k, v in predictions.items() if not v] == ['q1']
+
+
+@pytest.mark.parametrize(('spec', 'name'), [
+    ('data/dev-v2.0.json', 'dev-v2.0'), ('NQ.jsonl.gz', 'NQ'),
+    ('tfds(name="squad/v2.0", split="validation")',
+     'tfds_name_squad_v2.0_split_validation'),
+    ('x/a.json+y/b.jsonl', 'a_b'), ('../..', 'data'), ('///', 'data')])
+def test_data_has_a_folder_name(spec, name):
+  assert evaluate.data_name(spec) == name
+
+
+def test_fingerprint_is_of_what_is_asked_and_expected():
+  prints = {evaluate.fingerprint([e]) for e in (
+      EXAMPLES[0], *(dataclasses.replace(EXAMPLES[0], **{k: v}) for k, v in (
+          ('id', 'x'), ('question', 'x'), ('context', 'x'), ('answers', ()))))}
+  assert len(prints) == 5
+  assert evaluate.fingerprint(EXAMPLES) == evaluate.fingerprint(
+      make_examples())
+
+
+# --- batches, buckets, devices
+
+
+def spans_of(model=Lookup(), windows=WINDOWS, mesh=None, **config):
+  return evaluate.score_windows(
+      model, PARAMS, windows, make_config(null_rule='posterior', **config),
+      mesh=mesh)
+
+
+@pytest.fixture(scope='module')
+def spans():
+  return spans_of()
+
+
+def assert_equal(a, b):
+  jax.tree.map(np.testing.assert_array_equal, dataclasses.asdict(a),
+               dataclasses.asdict(b))
+
+
+@pytest.mark.parametrize(('eval_batch_size', 'buckets', 'devices'), [
+    (1, (), 0), (3, (11, 12, 19), 0), (1000, (), 0), (1000, (12,), 1),
+    (5, (12, 16), 2), (4, (16,), 8), (1000, (), 8)])
+def test_evaluation_does_not_depend_on_batches_buckets_and_devices(
+    spans, eval_batch_size, buckets, devices):
+  mesh = jax.make_mesh((devices,), ('data',), devices=jax.devices()[:devices],
+                       axis_types=(jax.sharding.AxisType.Auto,)
+                       ) if devices else None
+  found = spans_of(eval_batch_size=eval_batch_size, buckets=buckets, mesh=mesh)
+  # Sums of another order: the one figure here that is no small integer.
+  np.testing.assert_allclose(found.normaliser, spans.normaliser, rtol=1e-6)
+  assert_equal(dataclasses.replace(found, normaliser=None),
+               dataclasses.replace(spans, normaliser=None))
+
+
+def test_other_text_in_one_window_changes_no_other():
+  before = EXAMPLES[4]
+  after = dataclasses.replace(before, context=before.context[:-1] + 'z')
+  changed = cut([after if e is before else e for e in EXAMPLES])
+  a, b = (spans_of(windows=w, n_best=40) for w in (WINDOWS, changed))
+  last = np.flatnonzero(WINDOWS.example_of == 4)[-1]
+  rest = np.arange(len(WINDOWS)) != last
+  for field in ('start', 'end', 'score', 'valid', 'null', 'normaliser'):
+    np.testing.assert_array_equal(getattr(a, field)[rest],
+                                  getattr(b, field)[rest])
+  assert (a.score[last] != b.score[last]).any()
+
+
+@pytest.mark.parametrize('search', ['two_stage', 'beam'])
+def test_only_n_best_spans_leave_the_devices(monkeypatch, search):
+  shapes, push = set(), parallel.RunAhead.push
+
+  def spy(self, item, found):
+    shapes.update(x.shape for x in jax.tree.leaves(found))
+    return push(self, item, found)
+
+  monkeypatch.setattr(parallel.RunAhead, 'push', spy)
+  spans_of(search=search, n_best=3, eval_batch_size=4)
+  assert shapes == {(4, 3), (4,)}
+
+
+def test_one_compilation_per_bucket():
+  model = Lookup(name='counted')
+  for _ in range(2):
+    spans_of(model=model, eval_batch_size=2, buckets=(12, 16))
+  found = {k: v for k, v in TRACED.items() if k[0] == 'counted'}
+  assert found == {('counted', (2, length)): 1 for length in (12, 16, 20)}
+
+
+def test_thresholds_and_merges_share_one_program():
+  model = Lookup(name='shared')
+  for decode in ({}, {'null_threshold': 3.0}, {'merge': 'surface_form'},
+                 {'null_rule': 'margin'}):
+    run(model, buckets=(), **decode)
+  assert TRACED['shared', (4, 20)] == 1
+
+
+# --- searches that are not exact
+
+
+def best_scores(search):
+  found = evaluate.answer(Lookup(), PARAMS, WINDOWS, make_config(search=search))
+  return [found.score[a] if a < b else None
+          for a, b in zip(found.ptr[:-1], found.ptr[1:], strict=True)]
+
+
+@pytest.mark.parametrize('search', ['top_k(k=2)', 'top_k', 'argmax',
+                                    'beam(width=1)', 'beam(width=99)'])
+def test_regret_is_the_difference_of_two_evaluations(search):
+  exact, found = best_scores('two_stage'), best_scores(search)
+  missed = [e - f for e, f in zip(exact, found, strict=True)
+            if f is not None]
+  values = run(search=search)
+  assert values['decode_regret'] == pytest.approx(
+      sum(missed) / (len(missed) + 1))  # and 0 for the empty context
+  assert values['decode_regret_share'] == pytest.approx(
+      100 * sum(e != f for e, f in zip(exact, found, strict=True))
+      / len(EXAMPLES))
+  assert (values['decode_regret_share'] == 0) == (
+      search in ('top_k', 'beam(width=99)'))
+
+
+def test_regret_of_a_search_that_finds_nothing_is_a_share_alone():
+  assert evaluate.decode_regret(np.array([np.inf, np.inf])) == {
+      'decode_regret_share': 100.0}
+
+
+def test_an_exact_search_has_no_regret_to_report():
+  for search in ('dense', 'banded', 'two_stage'):
+    assert not any('regret' in k for k in run(search=search))
+
+
+# --- merging
+
+
+def loop_merged(candidates):
+  groups = collections.defaultdict(list)
+  for c in candidates:
+    groups[metrics.normalize_answer(c['text'])].append(c)
+  merged = [{**group[0], 'score': math.log(sum(
+      math.exp(c['score']) for c in group))} for group in groups.values()]
+  return sorted(merged, key=lambda c: -c['score'])
+
+
+@pytest.mark.parametrize('n_best', [1, 5, 400])
+def test_merged_candidates_are_those_of_a_loop(n_best):
+  found = evaluate.answer(Lookup(), PARAMS, WINDOWS, make_config(
+      n_best=n_best, merge='surface_form'))
+  merged = 0
+  for e, example in enumerate(EXAMPLES):
+    candidates = loop_answers(e, n_best)
+    expected = loop_merged(candidates)
+    merged += len(candidates) - len(expected)
+    values = aggregate.nbest(example, found, e)
+    # Groups may differ by less than rounding: equal sums, in another order.
+    assert sorted(c['text'] for c in values) == sorted(
+        c['text'] for c in expected)
+    np.testing.assert_allclose([c['score'] for c in values],
+                               [c['score'] for c in expected], rtol=1e-12)
+    by_text = {c['text']: c for c in expected}
+    for c in values:
+      assert c == {**by_text[c['text']], 'score': c['score']}
+  assert (merged > 0) == (n_best == 400)
+
+
+def candidates(texts, scores, context):
+  begin = np.array([context.index(t) for t in texts])
+  return aggregate.Answers(
+      begin=begin, end=begin + [len(t) for t in texts],
+      score=np.array(scores), window=np.arange(len(texts)),
+      ptr=np.array([0, len(texts)]), null_score=np.zeros(1),
+      na_score=np.zeros(1))
+
+
+def test_merging_lets_two_halves_overtake_the_best():
+  context = 'the cat, a dog! The  Cat'
+  example = Example('q', '', context)
+  found = aggregate.surface_forms([example], candidates(
+      ['a dog!', 'the cat', 'Cat', 'dog'], [2.0, 1.9, 1.8, -50.0], context))
+  assert aggregate.texts([example], found) == {'q': 'the cat'}
+  assert found.score == pytest.approx(
+      [math.log(math.exp(1.9) + math.exp(1.8)), 2.0])
+  assert found.window.tolist() == [1, 0]
+  assert found.ptr.tolist() == [0, 2]
+
+
+def test_merged_ties_keep_their_order_and_huge_scores_stay_finite():
+  context = 'x y z'
+  found = aggregate.surface_forms([Example('q', '', context)], candidates(
+      ['z', 'x', 'y'], [1e30, 1e30, -3e38], context))
+  assert found.window.tolist() == [0, 1, 2]
+  assert found.score.tolist() == [1e30, 1e30, -3e38]
+
+
+def test_merging_changes_no_null_score(tmp_path):
+  for merge in aggregate.MERGES:
+    run(merge=merge, output=tmp_path / merge)
+  one, other = (files.read_object(tmp_path / merge / 'na_probs.json')
+                for merge in aggregate.MERGES)
+  assert one == other

@@ -1,0 +1,124 @@
+"""What a run leaves to read: metrics after a resume, progress, run.json."""
+
+import json
+import re
+
+import jax
+import pytest
+import rich.console
+
+from qa_jax import logs
+
+
+@pytest.fixture
+def open_log(tmp_path):
+  """Opens the MetricsLog of tmp_path at a step; closes it after the test."""
+  opened = []
+
+  def open_at(step):
+    opened.append(logs.MetricsLog(tmp_path, step))
+    return opened[-1]
+  yield open_at
+  for log in opened:
+    log.close()
+
+
+def lines(tmp_path):
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert text.endswith('\n') or not text
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_has_step_split_and_values(tmp_path, open_log):
+  log = open_log(0)
+  log.write(1, 'train', {'loss': 2.5, 'grad_norm': 1.0})
+  log.write(2, 'eval', {'f1': 50.0})
+  assert lines(tmp_path) == [  # before it is closed: a killed run has them
+      {'step': 1, 'split': 'train', 'loss': 2.5, 'grad_norm': 1.0},
+      {'step': 2, 'split': 'eval', 'f1': 50.0}]
+
+
+@pytest.mark.parametrize(('step', 'kept'), [
+    (0, []), (2, [1, 2, 2]), (3, [1, 2, 2, 3]), (9, [1, 2, 2, 3])])
+def test_lines_after_the_resumed_step_are_dropped(
+    tmp_path, open_log, step, kept):
+  log = open_log(0)
+  for number, split in ((1, 'train'), (2, 'train'), (2, 'eval'), (3, 'train')):
+    log.write(number, split, {'x': 0.0})
+  log.close()
+  open_log(step).write(4, 'train', {'x': 1.0})
+  assert [row['step'] for row in lines(tmp_path)] == [*kept, 4]
+
+
+@pytest.mark.parametrize('torn', ['{"step": 2, "spl', '{', '\0\0\0'])
+def test_torn_last_line_is_dropped(tmp_path, open_log, torn):
+  whole = '{"step": 1, "split": "train"}\n'
+  (tmp_path / 'metrics.jsonl').write_text(whole + torn)
+  open_log(5).write(6, 'train', {})
+  assert [row['step'] for row in lines(tmp_path)] == [1, 6]
+
+
+def test_values_go_to_tensorboard_too(tmp_path, open_log):
+  log = open_log(0)
+  log.write(1, 'train', {'loss': 2.5})
+  events, = (tmp_path / 'tensorboard').iterdir()
+  log.close()
+  assert b'train/loss' in events.read_bytes()
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
+  progress = logs.Progress('train', total=10, done=4)
+  progress.update(6)
+  progress.note('loss 1.5')
+  progress.close()
+  out, err = capsys.readouterr()
+  assert not out
+  assert re.fullmatch(r'train 6/10  loss 1\.5  ETA 0:00\n', err)
+
+
+def test_eta_is_of_this_session_alone(capsys, monkeypatch):
+  clock = iter([100.0, 160.0])
+  monkeypatch.setattr(logs.time, 'monotonic', lambda: next(clock))
+  progress = logs.Progress('train', total=100, done=50)
+  progress.update(60)  # 10 steps in 60 s, 40 to go
+  progress.note('')
+  assert 'ETA 4:00' in capsys.readouterr().err
+
+
+def test_progress_before_the_first_step_has_an_eta(capsys):
+  progress = logs.Progress('train', total=10)
+  progress.note('starting')
+  assert 'train 0/10' in capsys.readouterr().err
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+  console = rich.console.Console
+  monkeypatch.setattr(rich.console, 'Console', lambda **options: console(
+      **options, force_terminal=True, width=100))
+  progress = logs.Progress('train', total=10)
+  progress.update(5)
+  progress.note('loss 1.5')
+  progress.close()
+  err = capsys.readouterr().err
+  assert '5/10' in err and 'loss 1.5' in err and 'ETA' not in err
+
+
+def test_run_record_keeps_no_secret(monkeypatch):
+  monkeypatch.setenv('SECRET_TOKEN', 'hunter2')
+  monkeypatch.setenv('HF_TOKEN', 'hunter2')
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=')
+  record = logs.run_record(seed=1, argv=['train', '--config=x'],
+                           devices=jax.devices(), hashes={'train': 'abc'})
+  assert 'hunter2' not in json.dumps(record)
+  assert record['environment']['XLA_FLAGS'] == '--xla_dump_to='
+  assert all(k.startswith(logs.ENVIRONMENT) for k in record['environment'])
+
+
+def test_run_record_says_what_made_the_numbers():
+  record = logs.run_record(seed=1, argv=['train'], devices=jax.devices(),
+                           hashes={'train': 'abc'})
+  assert record['seed'] == 1 and record['argv'] == ['train']
+  assert record['packages']['jax'] == jax.__version__
+  assert record['devices']['count'] == 8
+  assert record['sha256'] == {'train': 'abc'}
+  assert json.loads(json.dumps(record)) == record

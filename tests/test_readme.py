@@ -1,0 +1,49 @@
+"""What the README shows works."""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from qa_jax import aggregate
+from qa_jax import heads
+from qa_jax import null_rules
+from qa_jax import objectives
+from qa_jax import parallel
+from qa_jax import search
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def test_the_added_head_passes_every_test_of_heads(tmp_path):
+  diff = re.search(r'```diff\n(.*?)```', README, re.DOTALL)[1]
+  assert len([x for x in diff.splitlines() if x.startswith('+')]) <= 25
+  for name in ('qa_jax', 'tests', 'pyproject.toml'):
+    copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+    copy(ROOT / name, tmp_path / name)
+  subprocess.run(['git', 'apply', '--unidiff-zero', '-'], input=diff, text=True,
+                 cwd=tmp_path, check=True)
+  done = subprocess.run(
+      [sys.executable, '-m', 'pytest', '-k', 'cosine', 'tests/test_heads.py',
+       'tests/test_fit.py'],
+      cwd=tmp_path, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stdout[-3000:]
+  assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 15
+
+
+def test_every_choice_is_in_the_table():
+  for table in (heads.HEADS, objectives.OBJECTIVES, search.SEARCHES,
+                null_rules.NULL_RULES, aggregate.MERGES, parallel.MODES):
+    for name in table:
+      assert re.search(rf'`{name}(\(base=…\))?`', README), name
+
+
+def test_every_file_it_names_is_there():
+  for name in re.findall(r'--config=(\S+?\.py)', README):
+    assert (ROOT / name).is_file(), name
+  for module in re.findall(r'python -m (experiments\.\w+)', README):
+    assert (ROOT / f'{module.replace(".", "/")}.py').is_file(), module
+  for link in re.findall(r'\]\(([^)#]+)\)', README):
+    assert (ROOT / link).exists(), link

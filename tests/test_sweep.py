@@ -1,0 +1,399 @@
+"""Sweeps: the plan, what is refused before it starts, and the local engine.
+
+The engine runs stand-ins for training: a process that says it has started, and
+then does what the test asks for.
+"""
+
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qa_jax import config as config_lib
+from qa_jax import engines
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import sweep
+from qa_jax import train
+from tests import test_cli
+from tests import tiny
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+ROOT = test_cli.ROOT
+SWEEPS = sorted((ROOT / 'configs').glob('sweep_*.py'))
+TWO = ({'objective': 'cross_entropy'}, {'objective': 'span_softmax'})
+STAND_IN = '''
+import os, pathlib, signal, sys, time
+metrics, started = map(pathlib.Path, sys.argv[1:])
+started.parent.mkdir(parents=True, exist_ok=True)
+with started.open('a') as f: f.write(str(os.getpid()) + '\\n')
+attempt = len(started.read_text().split())
+def die(): os.kill(os.getpid(), signal.SIGKILL)
+def finish():
+  metrics.parent.mkdir(parents=True)
+  metrics.write_text('{"exact_match": 50.0, "f1": 60.0}')
+'''
+
+
+def plan(workdir, variants=TWO, seeds=1, **changes):
+  return sweep.plan(tiny.config(**changes), variants, seeds, workdir)
+
+
+def started(trial: sweep.Trial) -> pathlib.Path:
+  return trial.workdir / 'started' / trial.name
+
+
+def starts(trial: sweep.Trial) -> int:
+  path = started(trial)
+  return len(path.read_text().split()) if path.exists() else 0
+
+
+def stand_in(trial: sweep.Trial, code: str) -> list[str]:
+  return [sys.executable, '-S', '-c', STAND_IN + code, str(trial.metrics),
+          str(started(trial))]
+
+
+def run(trials, *codes: str, workers: int = 2) -> dict[str, str]:
+  """Runs trials that do what `codes` say, in turn."""
+  code = {t.name: codes[i % len(codes)] for i, t in enumerate(trials)}
+  return engines.local(trials, lambda t: stand_in(t, code[t.name]),
+                       [{}] * workers)
+
+
+# The plan.
+
+
+def test_trials_are_variants_times_seeds_seed_by_seed(tmp_path):
+  trials = plan(tmp_path, seeds=3)
+  assert [(t.config.seed, t.config.objective) for t in trials] == [
+      (seed, v['objective']) for seed in (3, 4, 5) for v in TWO]
+  assert trials[1].name == 'objective-span_softmax.seed-3'
+  assert trials[1].run == tmp_path / 'trials' / trials[1].name
+  assert trials[1].overrides == {'objective': 'span_softmax', 'seed': 3}
+  assert not any(t.source for t in trials)
+
+
+@pytest.mark.parametrize('value', [
+    '../../x', '/x', 'biaffine(rank=3)', 'a b;$(rm -rf)', '-x', 'é\n\0', '',
+    'x' * 300, '{x,y}'])
+def test_names_are_plain_files_in_the_workdir(tmp_path, value):
+  trial, other = plan(tmp_path, (
+      {'model.head': value}, {'model.head': value + ' '}))
+  assert trial.name != other.name
+  assert set(trial.name) <= set(
+      'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-')
+  assert len(trial.name) < 100 and trial.name[0].isalpha()
+  assert trial.run.resolve().parent == tmp_path / 'trials'
+  assert shlex.quote(trial.name) == trial.name
+
+
+def test_trials_that_differ_in_decode_share_the_first_ones_training(tmp_path):
+  trials = plan(tmp_path, (
+      {'decode.n_best': 4}, {'decode.search': 'argmax'}, *TWO[1:],
+      {**TWO[1], 'decode.n_best': 3}), seeds=2)
+  names = [t.name for t in trials]
+  assert [t.source for t in trials] == [
+      '', names[0], '', names[2], '', names[4], '', names[6]]
+
+
+@pytest.mark.parametrize(('variants', 'message'), [
+    ([], '0 variants × 1 seeds: nothing to run'),
+    ([{'modle.head': 'shared'}], "modle.head-shared: config has no field "
+     "'modle'; did you mean 'model'"),
+    ([{'model.haed': 'shared'}], "no field 'model.haed'; did you mean"),
+    ([{'seed.x': 1}], "no field 'seed.x'"),
+    ([{'seed': 1}], 'a sweep over seeds is --seeds=N'),
+    ([{'model': 'x'}], "config.model is 'x', expected fields"),
+    ([{'train.batch_size': 'x'}], "batch_size='x', expected int"),
+    ([*TWO, TWO[1]], 'objective-span_softmax and objective-span_softmax are '
+     'the same config'),
+    ([{}, TWO[0]], 'default and objective-cross_entropy are the same config')])
+def test_a_bad_variant_is_one_line(tmp_path, variants, message):
+  with pytest.raises(errors.UserError) as caught:
+    plan(tmp_path, variants)
+  assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('variant', 'message'), [
+    ({'model.head': 'biafine'}, "unknown head 'biafine'; did you mean"),
+    ({'model.head': 'biaffine(rnk=3)'}, "no argument 'rnk'"),
+    ({'objective': 'joint'}, 'Heads that fit: biaffine'),
+    ({'objective': 'join'}, "did you mean 'joint'"),
+    ({'model.preset': 'bse'}, "did you mean 'base'"),
+    ({'model.num_heads': 3}, 'not divisible by num_heads 3'),
+    ({'model.init_from': '/no/where'}, 'nor a hub id'),
+    ({'decode.null_rule': 'classifier'}, "null_rule='classifier' needs"),
+    ({'decode.search': 'argmx'}, "did you mean 'argmax'"),
+    ({'train.batch_size': 9}, 'batch_size 9 is not divisible by 2'),
+    ({'parallel.num_devices': 4}, 'num_devices=4, but a trial has 2'),
+    ({'data.buckets': (99,)}, 'data.buckets has 99'),
+    ({'optim.schedule': 'lineal'}, "did you mean 'linear'"),
+    ({'data.train': 'nowhere.json'}, 'nowhere.json: No such file'),
+    ({'data.eval': ''}, 'config.data.eval is empty')])
+def test_what_training_would_refuse_is_refused_first(
+    tmp_path, variant, message):
+  trials = plan(tmp_path, ({}, variant), seeds=2)
+  with pytest.raises(errors.UserError) as caught:
+    sweep.check(trials, devices=2)
+  assert message in str(caught.value) and '\n' not in str(caught.value)
+  assert str(caught.value).startswith(f'{trials[1].name}: ')
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_of_another_config_is_refused(tmp_path):
+  trials = plan(tmp_path)
+  files.write_json(trials[1].run / 'config.json', tiny.config().to_dict())
+  with pytest.raises(errors.UserError,
+                     match=r'objective +.cross_entropy. → .span_softmax.'):
+    sweep.check(trials)
+
+
+@pytest.mark.parametrize('path', SWEEPS, ids=lambda p: p.stem)
+def test_shipped_sweep_fits_together(tmp_path, path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  result = test_cli.command(
+      'sweep', f'--config=configs/{path.name}:tiny',
+      f'--workdir={tmp_path}/x', '--seeds=2', '--print')
+  assert (result.code, result.err) == (0, '')
+  assert result.out.count('.seed-0 ') == result.out.count('.seed-1 ') > 1
+  assert not (tmp_path / 'x').exists()
+
+
+# The local engine.
+
+
+def test_a_trial_is_run_once_and_not_again(tmp_path, capsys):
+  trials = plan(tmp_path, seeds=2)
+  assert run(trials, 'finish()') == {}
+  assert [starts(t) for t in trials] == [1, 1, 1, 1]
+  assert 'sweep 4/4  ' in capsys.readouterr().err
+  assert run(trials, 'finish()') == {}
+  assert [starts(t) for t in trials] == [1, 1, 1, 1]
+
+
+def test_a_trial_that_dies_is_started_again(tmp_path, capsys):
+  trials = plan(tmp_path)
+  assert run(trials, 'finish() if attempt == 3 else die()', 'finish()') == {}
+  assert [starts(t) for t in trials] == [3, 1]
+  assert capsys.readouterr().err.count('died of signal 9 (Killed); star') == 2
+
+
+@pytest.mark.parametrize(('code', 'reason', 'attempts'), [
+    ('die()', 'died of signal 9 (Killed)', 3),
+    ('print("step 1"); raise ValueError("no luck")', 'ValueError: no luck', 3),
+    ('sys.exit("error: no such head")', 'no such head', 1),
+    ('print("done?")', 'done?', 3)])
+def test_the_others_go_on_after_a_failure(tmp_path, code, reason, attempts):
+  trials = plan(tmp_path, seeds=2)
+  failed = run(trials, code, 'finish()', 'finish()', 'finish()', workers=1)
+  assert failed == {trials[0].name: reason}
+  assert [starts(t) for t in trials] == [attempts, 1, 1, 1]
+  assert reason in trials[0].log.read_text()
+  assert run(trials, 'finish()') == {}
+  assert [starts(t) for t in trials] == [attempts + 1, 1, 1, 1]
+
+
+def test_workers_have_cores_and_devices_of_their_own(tmp_path):
+  cores = os.sched_getaffinity(0)
+  trials = plan(tmp_path)
+  code = ('time.sleep(0.2)\nprint(*os.sched_getaffinity(0), '
+          'os.environ["CUDA_VISIBLE_DEVICES"])\nfinish()')
+  engines.local(trials, lambda t: stand_in(t, code),
+                [{'CUDA_VISIBLE_DEVICES': n} for n in 'ab'])
+  said = [t.log.read_text().split('\n')[-2].split() for t in trials]
+  assert [s.pop() for s in said] == ['a', 'b']
+  if len(cores) > 1:
+    assert not set(said[0]) & set(said[1])
+    assert {int(c) for s in said for c in s} == cores
+
+
+def test_a_trial_whose_source_failed_fails_too(tmp_path):
+  trials = plan(tmp_path, ({}, {'decode.search': 'argmax'}, TWO[1]))
+  failed = run(trials, 'sys.exit("error: bad")', 'finish()', 'finish()')
+  assert failed[trials[0].name] == 'bad'
+  assert failed[trials[1].name] == (
+      f'{trials[0].name} failed, whose training it shares')
+  assert [starts(t) for t in trials] == [1, 0, 1]
+
+
+@pytest.mark.parametrize('deaf', [False, True])
+def test_processes_end_with_the_engine(tmp_path, monkeypatch, deaf):
+  monkeypatch.setattr(engines, 'GRACE_SECONDS', 0.3)
+  trials = plan(tmp_path)
+  code = ('signal.signal(signal.SIGTERM, signal.SIG_IGN)\n' * deaf
+          + 'started.with_suffix(".up").touch()\ntime.sleep(60)')
+
+  def command(trial):
+    if trial is trials[0]:
+      return stand_in(trial, code)
+    while not started(trials[0]).with_suffix('.up').exists():
+      time.sleep(0.02)
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    engines.local(trials, command, [{}, {}])
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(started(trials[0]).read_text()), 0)
+  assert run(trials, 'finish()') == {}
+
+
+DRIVER = '''
+import pathlib, sys
+from tests import test_sweep
+test_sweep.run(test_sweep.plan(pathlib.Path(sys.argv[1])), sys.argv[2])
+'''
+
+
+def test_a_sweep_that_was_killed_is_waited_for(tmp_path, capsys):
+  trials = plan(tmp_path)
+  slow = 'time.sleep(2)\nfinish()'
+  driver = subprocess.Popen(
+      [sys.executable, '-c', DRIVER, str(tmp_path), slow], cwd=ROOT,
+      stderr=subprocess.DEVNULL)
+  deadline = time.monotonic() + 60
+  while not all(starts(t) for t in trials):
+    assert driver.poll() is None and time.monotonic() < deadline
+    time.sleep(0.02)
+  driver.send_signal(signal.SIGKILL)
+  driver.wait()
+  assert not any(t.metrics.exists() for t in trials)
+  assert run(trials, 'finish()') == {}
+  assert 'waiting for the process that runs it' in capsys.readouterr().err
+  assert [starts(t) for t in trials] == [1, 1]
+
+
+@pytest.mark.parametrize(('arguments', 'visible', 'count'), [
+    (('cpu', 1, 0, ''), [None], 1),
+    (('cpu', 1, 3, ''), [None] * 3, 1),
+    (('gpu', 4, 0, ''), ['0', '1', '2', '3'], 1),
+    (('gpu', 8, 2, ''), ['0,1,2,3', '4,5,6,7'], 4),
+    (('gpu', 3, 2, '5,6,GPU-7f'), ['5', '6'], 1),
+    (('gpu', 8, 1, ''), [None], 8),
+    (('tpu', 4, 0, ''), [None], 4)])
+def test_devices_are_shared_out(arguments, visible, count):
+  devices = engines.share(*arguments)
+  assert [e.get('CUDA_VISIBLE_DEVICES')
+          for e in devices.environments] == visible
+  assert devices.count == count
+
+
+@pytest.mark.parametrize(('platform', 'most'), [('gpu', 4), ('tpu', 1)])
+def test_more_workers_than_devices_are_refused(platform, most):
+  with pytest.raises(errors.UserError, match=f'4 {platform}.* most {most}$'):
+    engines.share(platform, 4, 5, '')
+
+
+# Trials that share a training.
+
+
+def test_a_shared_training_gives_what_its_own_would(tmp_path):
+  change = {'decode.search': 'argmax', 'decode.null_rule': 'never'}
+  fields = {'train': {'num_steps': 2}, 'parallel': {'num_devices': 1}}
+  source, trial = plan(tmp_path, ({}, change), **fields)
+  alone = plan(tmp_path / 'alone', (change,), **fields)[0]
+  train.train(source.config, source.run)
+  sweep.share_training(source, trial)
+  assert not trial.metrics.exists()
+  shared = train.train(trial.config, trial.run)
+  assert not (trial.run / 'metrics.jsonl').exists()  # it has not trained
+  assert shared == train.train(alone.config, alone.run)
+  assert shared != files.read_object(source.metrics)
+  predictions = [t.metrics.with_name('predictions.json').read_bytes()
+                 for t in (trial, alone, source)]
+  assert predictions[0] == predictions[1] != predictions[2]
+  assert config_lib.read(trial.run) == trial.config
+  assert files.read_object(trial.run / 'run.json')['trained_in'] == source.name
+  assert 'trained_in' not in files.read_object(source.run / 'run.json')
+
+
+# The command.
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> pathlib.Path:
+  """A config file of two steps with a sweep that trains once."""
+  path = tmp_path_factory.mktemp('configs') / 'tiny_sweep.py'
+  fields = tiny.config(train={'num_steps': 2}, data={'max_length': 48},
+                       parallel={'num_devices': 1})
+  path.write_text(test_cli.CONFIG.format(fields=fields.to_dict()) + '''
+def sweep():
+  yield {'decode.search': 'two_stage'}
+  yield {'decode.search': 'top_k(k=2)'}
+''')
+  return path
+
+
+def test_sweep_trains_evaluates_and_repeats_nothing(config, tmp_path):
+  argv = ('sweep', f'--config={config}', f'--workdir={tmp_path}/x',
+          '--seeds=1', '--config.seed=8', '--workers=1')
+  result = test_cli.command(*argv)
+  assert result.code == 0, result
+  assert result.out.startswith('2 trials are complete')
+  trials = files.read_object(tmp_path / 'x' / 'sweep.json')['trials']
+  assert [t.rpartition('.')[2] for t in trials] == ['seed-8'] * 2
+  for name in trials:
+    assert len(list((tmp_path / 'x' / 'trials' / name).glob(
+        'eval/*/predictions.json'))) == 1
+  before = test_cli.files_of(tmp_path / 'x')
+  assert test_cli.command(*argv).out == result.out
+  assert test_cli.files_of(tmp_path / 'x') == before
+  report = test_cli.command('report', f'--workdir={tmp_path}/x')
+  assert report.code == 0 and '\n| search=top_k(k=2) | ' in report.out
+
+
+def test_print_gives_commands_and_runs_nothing(config, tmp_path):
+  result = test_cli.command(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/a b', '--seeds=2',
+      '--config.model.head=mlp(hidden_size=2)', '--print')
+  assert (result.code, result.err) == (0, '')
+  *commands, rest = result.out.splitlines()
+  assert [shlex.split(c)[1:] for c in commands] == [[
+      '-m', 'experiments.train', f'--config={config}',
+      f'--workdir={tmp_path}/a b/trials/decode.search-two_stage.seed-{seed}',
+      '--config.model.head=mlp(hidden_size=2)',
+      '--config.decode.search=two_stage', f'--config.seed={seed}']
+                                                for seed in (3, 4)]
+  assert rest.startswith('# Then, without --print') and '2 trials' in rest
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['--engine=ray'], '--engine=ray: not there yet; known: local'),
+    (['--seeds=0'], '× 0 seeds: nothing to run'),
+    (['--workers=-1'], '--workers=-1 must be at least 0'),
+    (['--workdir='], '--workdir is needed'),
+    (['--config.decode.search=argmax'], '--config.decode.search: '),
+    (['--config.objective=joint'], 'Heads that fit: biaffine')])
+def test_mistake_is_one_line(config, tmp_path, argv, message):
+  assert message in test_cli.refusal(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x', '--print',
+      *argv)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('code', 'message'), [
+    ('def sweep(): yield 3', 'sweep() yields 3, expected overrides'),
+    ('def sweep(): yield {1: 2}', 'sweep() yields {1: 2}, expected overrides'),
+    ('def sweep(): return 1 / 0', 'sweep(): ZeroDivisionError: division'),
+    ('def sweep(x): pass', 'sweep(): TypeError: sweep() missing 1'),
+    ('def sweep(): return []', '0 variants × 3 seeds: nothing to run')])
+def test_bad_sweep_function_is_one_line(config, tmp_path, code, message):
+  path = tmp_path / 'bad.py'
+  path.write_text(config.read_text() + code)
+  assert message in test_cli.refusal(
+      'sweep', f'--config={path}', f'--workdir={tmp_path}/x')
+
+
+def test_config_without_a_sweep_is_one_variant(config, tmp_path):
+  path = tmp_path / 'plain.py'
+  path.write_text(config.read_text().partition('def sweep')[0])
+  result = test_cli.command('sweep', f'--config={path}', '--print',
+                            f'--workdir={tmp_path}/x')
+  assert [c.split('/')[-1].split()[0] for c in result.out.splitlines()] == [
+      'default.seed-3', 'default.seed-4', 'default.seed-5']

@@ -1,0 +1,336 @@
+"""Training: one step however it is wrapped, and runs that survive a kill."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qa_jax import build
+from qa_jax import checkpoint
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import evaluate
+from qa_jax import files
+from qa_jax import objectives
+from qa_jax import parallel
+from qa_jax import predict
+from qa_jax import train
+from qa_jax import update
+from qa_jax.data import sources
+from tests import tiny
+
+WRAPPERS = [('jit', 1, {}), ('pmap', 1, {}), ('pmap', 2, {}), ('pmap', 4, {}),
+            ('pmap', 8, {}), ('mesh', 8, {'data': 8}),
+            ('mesh', 8, {'data': 2, 'fsdp': 4}),
+            ('mesh', 4, {'data': 1, 'fsdp': -1})]
+
+
+@pytest.fixture(scope='module')
+def trainer() -> train.Trainer:
+  return train.Trainer(tiny.config())
+
+
+@pytest.fixture(scope='module')
+def batch(trainer) -> dict[str, np.ndarray]:
+  """16 rows, 5 of them padding: the last device has none that is real."""
+  rows = np.concatenate([np.arange(11), np.full(5, -1)])
+  return {**trainer.windows.gather(rows, 64),
+          'row': np.arange(16, dtype=np.int32)}
+
+
+def loss_fn(trainer, params, batch, key):
+  scores = trainer.model.apply(
+      {'params': params}, **build.model_inputs(batch), dropout_key=key,
+      rows=batch['row'])
+  return {'loss': objectives.cross_entropy().loss(scores, batch)}
+
+
+def sgd_update(trainer, batch, mode, devices, axes, accumulation=1):
+  """(loss, gradient norm, updated parameters) of one step of SGD."""
+  optimizer = optax.sgd(1.0)
+  state = update.TrainState(
+      step=jnp.zeros((), jnp.int32), params=trainer.state.params,
+      opt_state=optimizer.init(trainer.state.params),
+      key_data=jax.random.key_data(jax.random.key(5)))
+  wrapped = parallel.wrap(
+      functools.partial(
+          update.train_step, loss_fn=functools.partial(loss_fn, trainer),
+          optimizer=optimizer, accumulation=accumulation),
+      mode=mode, devices=jax.devices()[:devices], axes=axes)
+  state = jax.device_put(jax.tree.map(jnp.copy, state),
+                         wrapped.state_sharding(state))
+  state, values = wrapped.step(state, wrapped.place_batch(batch))
+  return jax.device_get((values['loss'], values['grad_norm'], state.params))
+
+
+@pytest.fixture(scope='module')
+def reference(trainer, batch):
+  """The same update from the real rows alone, by the definition."""
+  real = {k: jnp.asarray(v[:11]) for k, v in batch.items()}
+  key = jax.random.fold_in(jax.random.key(5), 0)
+  mean = lambda params: loss_fn(trainer, params, real, key)['loss'].mean()
+  loss, grads = jax.jit(jax.value_and_grad(mean))(trainer.state.params)
+  return jax.device_get((loss, optax.tree.norm(grads), jax.tree.map(
+      jnp.subtract, trainer.state.params, grads)))
+
+
+@pytest.mark.parametrize(('mode', 'devices', 'axes'), WRAPPERS)
+def test_loss_gradient_and_update_do_not_depend_on_the_wrapper(
+    trainer, batch, reference, mode, devices, axes):
+  found = sgd_update(trainer, batch, mode, devices, axes)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-6, atol=1e-6), found, reference)
+
+
+@pytest.mark.parametrize('accumulation', [2, 4])
+def test_accumulation_changes_nothing(trainer, batch, reference, accumulation):
+  found = sgd_update(trainer, batch, 'pmap', 2, {}, accumulation)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-6, atol=1e-6), found, reference)
+
+
+def test_a_batch_of_padding_alone_changes_nothing(trainer, batch):
+  empty = {**batch, 'weight': np.zeros(16, np.float32)}
+  loss, norm, params = sgd_update(trainer, empty, 'pmap', 2, {})
+  assert loss == norm == 0
+  jax.tree.map(np.testing.assert_array_equal, params,
+               jax.device_get(trainer.state.params))
+
+
+def rows_of(workdir: pathlib.Path) -> list[dict]:
+  """metrics.jsonl without what the machine has a part in."""
+  rows = [json.loads(line) for line in (
+      workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in row.items()
+           if not k.endswith(('per_second', 'megabytes'))} for row in rows]
+
+
+def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
+  """Every array of a checkpoint, by name."""
+  store = checkpoint.Checkpoints(workdir / 'checkpoints')
+  trainer = train.Trainer(config_lib.read(workdir))
+  shapes = jax.eval_shape(lambda: trainer.state)
+  place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(
+          jax.devices()[0])), tree)
+  params, optimizer, meta = store.restore(
+      step, params=place(shapes.params), optimizer=place(
+          {'opt_state': shapes.opt_state, 'step': shapes.step}))
+  store.close()
+  leaves = jax.tree_util.tree_leaves_with_path((params, optimizer))
+  return {**{jax.tree_util.keystr(k): np.asarray(v) for k, v in leaves},
+          'position': meta['position']}
+
+
+class Killed(BaseException):
+  """Stands for a signal: nothing but the process's end handles it."""
+
+
+def train_until_killed(config, workdir, step, monkeypatch):
+  """Trains, and dies with steps in flight."""
+  push = parallel.RunAhead.push
+
+  def dying(self, item, metrics):
+    if item == step:
+      raise Killed
+    return push(self, item, metrics)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(parallel.RunAhead, 'push', dying)
+    with pytest.raises(Killed):
+      train.train(config, workdir)
+
+
+@pytest.mark.parametrize(('parallel_fields', 'train_fields'), [
+    ({'mode': 'pmap', 'num_devices': 1}, {}),
+    ({'mode': 'pmap', 'num_devices': 4}, {'grad_accumulation': 2}),
+    ({'mode': 'mesh', 'num_devices': 4, 'mesh': {'data': 2, 'fsdp': 2}},
+     {'eval_every_steps': 3}),
+    ({'mode': 'jit', 'num_devices': 1}, {})])
+def test_a_killed_run_resumes_bit_for_bit(
+    tmp_path, monkeypatch, parallel_fields, train_fields):
+  config = tiny.config(parallel=parallel_fields, train=train_fields)
+  metrics = train.train(config, tmp_path / 'whole')
+  for step in (2, 6):
+    train_until_killed(config, tmp_path / 'killed', step, monkeypatch)
+  assert train.train(config, tmp_path / 'killed') == metrics
+  assert rows_of(tmp_path / 'killed') == rows_of(tmp_path / 'whole')
+  whole, killed = (state_of(tmp_path / w, 7) for w in ('whole', 'killed'))
+  assert whole.keys() == killed.keys() and len(whole) > 20
+  for name, value in whole.items():
+    np.testing.assert_array_equal(value, killed[name], err_msg=name)
+
+
+@pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8)])
+def test_a_run_goes_on_with_another_number_of_devices(
+    tmp_path, monkeypatch, capsys, before, after):
+  devices = jax.devices()
+  config = tiny.config(parallel={'num_devices': 0})
+
+  def on(count):
+    monkeypatch.setattr(train, 'devices_of', lambda _: devices[:count])
+  on(before)
+  train.train(config, tmp_path / 'whole')
+  train_until_killed(config, tmp_path / 'moved', 5, monkeypatch)
+  on(after)
+  train.train(config, tmp_path / 'moved')
+  assert f'{before} devices before, {after} now' in capsys.readouterr().err
+  for a, b in zip(rows_of(tmp_path / 'whole'), rows_of(tmp_path / 'moved'),
+                  strict=True):
+    assert a['split'] == b['split'] and a['step'] == b['step']
+    if a['split'] == 'train':
+      assert a['loss'] == pytest.approx(b['loss'], rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  train.train(tiny.config(), workdir, ['train', '--x'])
+  return workdir
+
+
+def contents(workdir: pathlib.Path) -> dict[str, bytes]:
+  return {str(p.relative_to(workdir)): p.read_bytes()
+          for p in sorted(workdir.rglob('*')) if p.is_file()}
+
+
+def test_a_run_directory_stands_alone(finished):
+  record = files.read_object(finished / 'run.json')
+  assert record['seed'] == 3 and record['argv'] == ['train', '--x']
+  assert set(record['sha256']) == {'vocabulary', 'train', 'eval'}
+  assert record['devices']['count'] == 2 and 'jax' in record['packages']
+  assert config_lib.read(finished) == tiny.config()
+  for name in ('encoder.json', 'alignment.json', 'tokenizer/vocab.txt'):
+    assert (finished / name).is_file()
+  output = finished / 'eval' / evaluate.data_name(tiny.config().data.eval)
+  for name in ('metrics.json', 'predictions.json', 'nbest.jsonl'):
+    assert (output / name).is_file()
+  assert list((finished / 'tensorboard').iterdir())
+
+
+def test_a_complete_run_is_left_as_it_is(finished, capsys):
+  before = contents(finished)
+  metrics = train.train(tiny.config(), finished)
+  assert 'is complete at step 7' in capsys.readouterr().err
+  assert contents(finished) == before
+  assert metrics == files.read_object(
+      finished / 'eval' / evaluate.data_name(tiny.config().data.eval)
+      / 'metrics.json')
+
+
+def test_another_config_is_refused_with_a_table_of_the_differences(finished):
+  before = contents(finished)
+  with pytest.raises(errors.UserError) as caught:
+    train.train(tiny.config(seed=4, optim={'learning_rate': 1e-3}), finished)
+  message = str(caught.value)
+  assert 'optim.learning_rate  0.01 → 0.001' in message
+  assert 'seed                 3 → 4' in message
+  assert contents(finished) == before
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'notes.txt').write_text('mine')
+  with pytest.raises(errors.UserError, match='not empty and not a run'):
+    train.train(tiny.config(), tmp_path)
+  with pytest.raises(errors.UserError, match='is a file'):
+    train.train(tiny.config(), tmp_path / 'notes.txt')
+  assert [p.name for p in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_a_loaded_run_answers_as_its_evaluation_did(finished):
+  qa = predict.load(finished, checkpoint='last')
+  output = finished / 'eval' / evaluate.data_name(qa.config.data.eval)
+  rows = [json.loads(line) for line in (
+      output / 'nbest.jsonl').read_text().splitlines()]
+  examples = sources.load(qa.config.data.eval)
+  answers = qa.answer_batch([
+      {'question': e.question, 'context': e.context} for e in examples])
+  for example, answer, row in zip(examples, answers, rows, strict=True):
+    assert row['id'] == example.id
+    assert [c['text'] for c in answer.n_best] == [
+        c['text'] for c in row['answers']]
+    np.testing.assert_allclose([c['score'] for c in answer.n_best],
+                               [c['score'] for c in row['answers']], atol=1e-5)
+
+
+def test_every_checkpoint_has_the_state_before_its_step(finished):
+  store = checkpoint.Checkpoints(finished / 'checkpoints')
+  steps = store.steps
+  store.close()
+  # An epoch is six steps, and a position only moves when a batch is taken.
+  positions = {6: {'epoch': 0, 'index': 6}, 7: {'epoch': 1, 'index': 1}}
+  assert steps == list(positions)
+  for step, position in positions.items():
+    state = state_of(finished, step)
+    assert state["[1]['step']"] == step
+    assert state['position'] == position
+
+
+def test_a_run_can_start_from_a_run(finished, tmp_path):
+  config = tiny.config(model={'init_from': str(finished), 'hidden_size': 0,
+                              'num_layers': 0, 'num_heads': 0, 'mlp_size': 0})
+  started = train.Trainer(config)
+  qa = predict.load(finished)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params), jax.device_get(qa.params))
+  assert started.tokenizer == qa.tokenizer
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_kept(tmp_path):
+  config = tiny.config(optim={'learning_rate': 1e30, 'clip_norm': 0.0,
+                              'warmup_fraction': 0.0})
+  with pytest.raises(errors.UserError, match='not finite'):
+    train.train(config, tmp_path / 'run')
+  store = checkpoint.Checkpoints(tmp_path / 'run' / 'checkpoints')
+  assert store.latest is None
+  store.close()
+
+
+def test_training_overfits_what_it_has_seen(tmp_path):
+  config = tiny.config(
+      model={'hidden_size': 32, 'dropout': 0.0, 'attention_dropout': 0.0},
+      data={'train': 'synthetic(size=8)', 'eval': 'synthetic(size=8)'},
+      train={'num_steps': 120, 'log_every_steps': 40,
+             'checkpoint_every_steps': 120},
+      parallel={'num_devices': 1})
+  metrics = train.train(config, tmp_path / 'run')
+  assert metrics['exact_match'] == 100.0
+  losses = [r['loss'] for r in rows_of(tmp_path / 'run')
+            if r['split'] == 'train']
+  assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'train': {'batch_size': 9}}, 'batch_size 9 is not divisible by 2'),
+    ({'parallel': {'num_devices': 9}}, 'num_devices=9, but there are 8'),
+    ({'parallel': {'mode': 'pmapp'}}, "did you mean 'pmap'"),
+    ({'parallel': {'mode': 'mesh', 'mesh': {'data': 3}}}, 'does not multiply'),
+    ({'parallel': {'mode': 'mesh', 'mesh': {'model': 2}}}, "no axis 'model'"),
+    ({'model': {'head': 'independant'}}, "did you mean 'independent'"),
+    ({'model': {'preset': 'bse'}}, "did you mean 'base'"),
+    ({'model': {'num_heads': 3}}, 'not divisible by num_heads 3'),
+    ({'model': {'num_layers': 0}}, 'num_layers is 0'),
+    ({'model': {'init_from': '/no/where'}}, 'nor a hub id'),
+    ({'objective': 'cross_entropi'}, "did you mean 'cross_entropy'"),
+    ({'objective': 'cross_entropy(domain="al")'}, "did you mean 'all'"),
+    ({'data': {'train': ''}}, 'data.train is empty'),
+    ({'data': {'buckets': (99,)}}, 'data.buckets has 99'),
+    ({'data': {'window_overlap': 60}}, 'leaves no step'),
+    ({'data': {'windows_without_answer': 'keep'}}, 'choose cls or drop'),
+    ({'data': {'vocab': '/no/where'}}, 'is not a directory'),
+    ({'optim': {'schedule': 'lineal'}}, "did you mean 'linear'")])
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    train.train(tiny.config(**changes), tmp_path / 'run')
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_schedule_ends_with_the_run(trainer):
+  assert float(trainer.schedule(trainer.num_steps)) == 0
+  assert float(trainer.schedule(trainer.num_steps - 1)) > 0
