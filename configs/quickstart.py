@@ -17,21 +17,22 @@ def get_config() -> ml_collections.ConfigDict:
   return c(dict(
       seed=0,
       model=c(dict(
-          preset='tiny', hidden_size=0, num_layers=0, num_heads=0, mlp_size=0,
-          dropout=0.0, attention_dropout=0.0, init_from='',
-          head='independent')),
+          preset='tiny', hidden_size=0, num_layers=0, num_heads=4, mlp_size=0,
+          dropout=0.0, attention_dropout=0.0, initializer_range=0.09,
+          init_from='', head='independent')),
       objective='cross_entropy',
       decode=c(dict(
           max_answer_length=10, n_best=10, search='two_stage',
           null_rule='never', null_threshold=0.0, merge='none')),
       data=c(dict(
-          train='synthetic(seed=0, size=20000)',
-          eval='synthetic(seed=1, size=1000, split="eval")',
+          train='synthetic(seed=0, size=40000, paraphrases=1, repeats=0.0)',
+          eval='synthetic(seed=1, size=1000, paraphrases=1, repeats=0.0, '
+          'split="eval")',
           max_length=80, window_overlap=8, max_question_length=20,
           lowercase=True, vocab='', vocab_size=1500, buckets=(48, 64),
           windows_without_answer='cls')),
       train=c(dict(
-          batch_size=32, eval_batch_size=64, num_epochs=0.0, num_steps=3000,
+          batch_size=32, eval_batch_size=64, num_epochs=0.0, num_steps=3500,
           grad_accumulation=1, eval_every_steps=500,
           checkpoint_every_steps=500, log_every_steps=100)),
       optim=c(dict(

@@ -26,18 +26,20 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
   return c(dict(
       seed=0,
       model=c(dict(
-          preset=variant, hidden_size=0, num_layers=0, num_heads=0, mlp_size=0,
+          preset=variant, hidden_size=0, num_layers=0,
+          num_heads=4 if tiny else 0, mlp_size=0,
           dropout=0.0 if tiny else 0.1,
           attention_dropout=0.0 if tiny else 0.1,
+          initializer_range=0.09 if tiny else 0.02,
           init_from=ENCODERS[variant], head='independent')),
       objective='cross_entropy',
       decode=c(dict(
           max_answer_length=30, n_best=20, search='two_stage',
           null_rule='never', null_threshold=0.0, merge='none')),
       data=c(dict(
-          train='synthetic(seed=0, size=8000)' if tiny
+          train='synthetic(seed=0, size=8000, paraphrases=1)' if tiny
           else 'tfds(name="squad/v1.1", split="train")',
-          eval='synthetic(seed=1, size=500, split="eval")'
+          eval='synthetic(seed=1, size=500, paraphrases=1, split="eval")'
           if tiny else 'tfds(name="squad/v1.1", split="validation")',
           max_length=80 if tiny else 384, window_overlap=8 if tiny else 128,
           max_question_length=20 if tiny else 64, lowercase=True, vocab='',

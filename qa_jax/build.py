@@ -102,7 +102,8 @@ def bert_config(config: config_lib.Config, vocab_size: int,
         f"encoder's {sizes.max_position} positions")
   return dataclasses.replace(
       sizes, dropout=config.model.dropout,
-      attention_dropout=config.model.attention_dropout)
+      attention_dropout=config.model.attention_dropout,
+      initializer_range=config.model.initializer_range)
 
 
 def run_sizes(workdir: pathlib.Path) -> bert.BertConfig:

@@ -23,6 +23,7 @@ class Model:
   mlp_size: int = 0
   dropout: float = 0.1
   attention_dropout: float = 0.1
+  initializer_range: float = 0.02  # of an encoder from scratch
   init_from: str = ''  # '': from scratch
   head: str = 'independent'
 
@@ -109,6 +110,7 @@ BOUNDS = {
     'seed': (0, 2**31 - 1),
     'model.hidden_size': (0, None), 'model.num_layers': (0, None),
     'model.num_heads': (0, None), 'model.mlp_size': (0, None),
+    'model.initializer_range': (1e-6, 1),
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
     'decode.max_answer_length': (1, None), 'decode.n_best': (1, None),
     'data.max_length': (8, 512), 'data.vocab_size': (100, None),

@@ -122,8 +122,8 @@ def test_parameter_count_of_preset(preset):
 def test_default_fields_are_berts():
   config = bert.BertConfig(vocab_size=9, **bert.PRESETS['tiny'])
   assert (config.max_position, config.type_vocab_size, config.dropout,
-          config.attention_dropout, config.layer_norm_eps) == (
-              512, 2, 0.1, 0.1, 1e-12)
+          config.attention_dropout, config.layer_norm_eps,
+          config.initializer_range) == (512, 2, 0.1, 0.1, 1e-12, 0.02)
 
 
 def test_garbage_in_padding_changes_no_real_position(golden, params):
@@ -248,6 +248,21 @@ def test_initial_values_are_berts():
       off = 4 / (2 * value.size) ** 0.5
       assert float(value.std()) == pytest.approx(0.02 * 0.8796, rel=off), name
       assert abs(value).max() <= 0.04 + 1e-6, name
+
+
+def test_initializer_range_scales_the_encoder_alone():
+  config = bert.BertConfig(vocab_size=50, hidden_size=32, num_layers=1,
+                           num_heads=2, mlp_size=64)
+  narrow, wide = (qa.init_params(
+      qa.QAModel(dataclasses.replace(config, initializer_range=scale),
+                 heads.HEADS['independent']()), jax.random.key(0))
+      for scale in (0.02, 0.08))
+  for name, value in flax.traverse_util.flatten_dict(wide, sep='/').items():
+    scale = 4 if name.startswith('encoder/') and not name.endswith(
+        ('bias', 'scale')) else 1
+    np.testing.assert_allclose(
+        value, scale * flax.traverse_util.flatten_dict(narrow, sep='/')[name],
+        rtol=1e-6, err_msg=name)
 
 
 def test_initial_values_do_not_depend_on_the_length():

@@ -74,6 +74,19 @@ def test_repeats_mention_the_answer_of_a_fact_twice():
   assert all(e.context.count(e.answers[0].text) >= 2 for e in examples)
 
 
+def test_kinds_are_those_asked_for():
+  examples = synthetic.synthetic(size=200, kinds='ship,river')
+  subjects = {e.title.split()[-1] == 'river' for e in examples}
+  assert subjects == {True, False}
+  assert all(e.title.startswith('the ') for e in examples)
+
+
+def test_one_paraphrase_says_and_asks_each_relation_in_one_way():
+  for e in synthetic.synthetic(size=400, paraphrases=1, kinds='book'):
+    pattern = e.question.replace(e.title, '{N}')
+    assert pattern in {r.questions[0] for r in templates.BOOK.relations}
+
+
 def test_sentences_make_passages_of_several_windows():
   example = synthetic.synthetic(size=1, sentences=200)[0]
   assert len(example.context.split()) > 800
@@ -85,6 +98,8 @@ def test_sentences_make_passages_of_several_windows():
     ({'size': 1.5}, r'size=1.5 must be an integer'),
     ({'impossible': 2}, r'impossible=2 must be a number in 0 … 1'),
     ({'seed': 'a'}, r"seed='a' must be an integer"),
+    ({'kinds': 'person,boat'}, r"unknown kind 'boat'"),
+    ({'paraphrases': 0}, r'paraphrases=0 must be an integer in 1'),
     ({'split': 'evil'}, r"unknown split 'evil'.*eval")])
 def test_bad_parameters_are_named(arguments, message):
   with pytest.raises(errors.UserError, match=message):
