@@ -13,6 +13,7 @@ from absl import flags
 from experiments import cli
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import logs
 from qa_jax import pictures
 from qa_jax import predict
 from qa_jax.data import sources
@@ -35,9 +36,7 @@ def main() -> None:
       for e, a in zip(asked, answers, strict=True)],
                  plots / 'two_questions.png')
   pictures.learning_curve(
-      [files.parse_object(line, 'metrics.jsonl') for line in files.read_text(
-          workdir / 'metrics.jsonl').split('\n') if line],
-      plots / 'learning_curve.png')
+      logs.read_metrics(workdir), plots / 'learning_curve.png')
   metrics = files.read_object(
       workdir / 'eval' / evaluate.data_name(qa.config.data.eval)
       / 'metrics.json')

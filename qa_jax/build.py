@@ -96,14 +96,20 @@ def bert_config(config: config_lib.Config, vocab_size: int,
     raise errors.UserError(
         f'config.model.hidden_size {sizes.hidden_size} is not divisible by '
         f'num_heads {sizes.num_heads}')
-  if config.data.max_length > sizes.max_position:
-    raise errors.UserError(
-        f'config.data.max_length {config.data.max_length} exceeds the '
-        f"encoder's {sizes.max_position} positions")
+  check_positions(config, sizes)
   return dataclasses.replace(
       sizes, dropout=config.model.dropout,
       attention_dropout=config.model.attention_dropout,
       initializer_range=config.model.initializer_range)
+
+
+def check_positions(config: config_lib.Config,
+                    sizes: bert.BertConfig) -> None:
+  """Raises a UserError for windows longer than the encoder has positions."""
+  if config.data.max_length > sizes.max_position:
+    raise errors.UserError(
+        f'config.data.max_length={config.data.max_length} exceeds the '
+        f"encoder's {sizes.max_position} positions")
 
 
 def run_sizes(workdir: pathlib.Path) -> bert.BertConfig:

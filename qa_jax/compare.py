@@ -19,6 +19,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import logs
 from qa_jax import metrics
 from qa_jax import significance
 from qa_jax.data import sources
@@ -201,21 +202,12 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None) -> str:
   said = [line.strip() for line in lines if line.strip()]
   if said:
     return said[-1].removeprefix('error: ')[:300]
-  steps = [row['step'] for row in _log(path)]
+  steps = [row['step'] for row in logs.read_metrics(path)]
   return f'stopped after step {steps[-1]}' if steps else 'not started'
 
 
 def _results(path: pathlib.Path, spec: str, name: str) -> pathlib.Path:
   return path / 'eval' / evaluate.data_name(spec) / name
-
-
-def _log(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl; the torn last one of a killed run is left out.
-  """
-  if not (path / 'metrics.jsonl').is_file():
-    return []
-  *lines, _ = files.read_text(path / 'metrics.jsonl').split('\n')
-  return [files.parse_object(line, path / 'metrics.jsonl') for line in lines]
 
 
 def _read(paths: Sequence[pathlib.Path]) -> tuple[list[Run], str]:
@@ -236,7 +228,8 @@ def _read(paths: Sequence[pathlib.Path]) -> tuple[list[Run], str]:
   runs = []
   for path, config in configs.items():
     # The first row has the compilation in it.
-    rows = [row for row in _log(path) if row['split'] == 'train'][1:]
+    rows = [row for row in logs.read_metrics(path)
+            if row['split'] == 'train'][1:]
     predictions = metrics.read_predictions(
         _results(path, config.data.eval, 'predictions.json'))
     runs.append(Run(

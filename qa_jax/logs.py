@@ -63,6 +63,16 @@ class MetricsLog:
     self._board.close()
 
 
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl; the torn last one of a killed run is left out.
+  """
+  path = workdir / 'metrics.jsonl'
+  if not path.is_file():
+    return []
+  *lines, _ = files.read_text(path).split('\n')
+  return [files.parse_object(line, path) for line in lines]
+
+
 class Progress:
   """A progress bar with ETA on a terminal, plain lines otherwise."""
 

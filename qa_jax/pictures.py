@@ -27,7 +27,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]],
                colour, marker='o', label=name)
   right.set(xlabel='step', ylabel='held-out score (%)', ylim=(0, 101))
   right.legend()
-  _save(fig, path)
+  save(fig, path)
 
 
 def spans(views: Sequence[tuple[str, Any, str]],
@@ -69,7 +69,7 @@ def spans(views: Sequence[tuple[str, Any, str]],
     bottom.set_yticks(where, tokens, fontsize=6)
     bottom.set(xlabel='end token j', ylabel='start token i')
     fig.colorbar(image, ax=bottom, label='S·h_i + E·h_j')
-  _save(fig, path)
+  save(fig, path)
 
 
 def _softmax(scores: np.ndarray) -> np.ndarray:
@@ -77,6 +77,7 @@ def _softmax(scores: np.ndarray) -> np.ndarray:
   return exp / exp.sum()
 
 
-def _save(fig: figure.Figure, path: pathlib.Path) -> None:
+def save(fig: figure.Figure, path: pathlib.Path) -> None:
+  """Writes a figure, and the folders above it."""
   path.parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(path, dpi=110)

@@ -178,10 +178,7 @@ def _override(config: config_lib.Config,
 
 
 def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
-  if config.data.max_length > model.config.max_position:
-    raise errors.UserError(
-        f'config.data.max_length={config.data.max_length} exceeds the '
-        f"encoder's {model.config.max_position} positions")
+  build.check_positions(config, model.config)
   fit.check_decode(config.decode, model.head, registry.build(
       objectives.OBJECTIVES, config.objective, what='objective'))
 

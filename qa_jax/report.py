@@ -147,8 +147,7 @@ def picture(comparison: compare.Comparison, path: pathlib.Path) -> None:
                        fontsize=8)
   panels[0].invert_yaxis()
   panels[-1].legend(loc='best', fontsize=7)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  fig.savefig(path, dpi=110)
+  pictures.save(fig, path)
 
 
 def _shown(comparison: compare.Comparison) -> list[str]:

@@ -113,8 +113,8 @@ def check(trials: Sequence[Trial], devices: int | None = None) -> None:
       if trial.config.seed != trials[0].config.seed:
         continue  # seeds share the rest
       _check_parts(trial.config, devices)
-      for name in ('train', 'eval'):
-        spec = getattr(trial.config.data, name)
+      data = trial.config.data
+      for name, spec in (('train', data.train), ('eval', data.eval)):
         if not spec:
           raise errors.UserError(
               f'config.data.{name} is empty; name a data source')

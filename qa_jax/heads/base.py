@@ -47,3 +47,8 @@ class HeadInput:
   @property
   def hidden(self) -> jax.Array:  # [B, L, D] float32: heads compute in it
     return self.layers[-1].astype(jnp.float32)
+
+
+def softmax_domain(context_mask: jax.Array) -> jax.Array:
+  """[B, L] bool: the context tokens, and [CLS] for "no answer here"."""
+  return context_mask | (jnp.arange(context_mask.shape[1]) == 0)[None]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax import errors
+from qa_jax.heads.base import softmax_domain
 
 # BERT's initialiser, for every head: Flax's default is 1.8 times as wide at
 # D = 768, and a comparison of heads would compare that too.
@@ -47,8 +48,7 @@ def normalise(x: jax.Array) -> jax.Array:  # […, H]
 def log_softmax(scores: jax.Array,  # […, L]
                 context_mask: jax.Array) -> jax.Array:  # [B, L] bool → […, L]
   """log p over the context tokens and [CLS]; about MASKED elsewhere."""
-  domain = context_mask | (jnp.arange(context_mask.shape[1]) == 0)[None]
-  domain = jnp.broadcast_to(domain, scores.shape)
+  domain = jnp.broadcast_to(softmax_domain(context_mask), scores.shape)
   return jax.nn.log_softmax(jnp.where(domain, scores, MASKED))
 
 

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 
 from qa_jax import registry
 from qa_jax.heads.base import SpanScores
+from qa_jax.heads.base import softmax_domain
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
 from qa_jax.objectives.base import require
-from qa_jax.objectives.base import softmax_domain
 from qa_jax.objectives.positions import boundary_kernel
 from qa_jax.objectives.positions import conditional
 from qa_jax.objectives.positions import cross_entropy

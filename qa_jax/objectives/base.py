@@ -50,11 +50,6 @@ class Objective:
 MASKED = -1e30
 
 
-def softmax_domain(context_mask: jax.Array) -> jax.Array:
-  """[B, L] bool: the context tokens, and [CLS] for "no answer here"."""
-  return context_mask.at[:, 0].set(True)
-
-
 def masked_logsumexp(x: jax.Array, mask: jax.Array,
                      axis: int | tuple[int, ...]) -> jax.Array:
   """log Σ exp where `mask`; about MASKED where nothing is."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.heads.base import SpanScores
+from qa_jax.heads.base import softmax_domain
 from qa_jax.objectives import base
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
@@ -64,7 +65,7 @@ def label_smoothing(*, epsilon: float = 0.1,
   base.choose('label_smoothing', 'domain', domain, DOMAINS)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    valid = base.softmax_domain(batch['context_mask']).astype(jnp.float32)
+    valid = softmax_domain(batch['context_mask']).astype(jnp.float32)
     even = valid / valid.sum(axis=1, keepdims=True)
 
     def target(positions):
@@ -114,7 +115,7 @@ def sigmoid() -> Objective:
   bias in the head matters: no softmax cancels it.
   """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    valid = base.softmax_domain(batch['context_mask'])
+    valid = softmax_domain(batch['context_mask'])
 
     def one(x, positions):
       gold = jax.nn.one_hot(positions, x.shape[1])
@@ -128,7 +129,7 @@ def sigmoid() -> Objective:
 
 def marginal_loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
   """-log Σ p(start) - log Σ p(end), halved, over all gold starts and ends."""
-  domain = base.softmax_domain(batch['context_mask'])
+  domain = softmax_domain(batch['context_mask'])
   present = batch['gold_spans'][..., 0] >= 0
   answered = present.any(axis=1, keepdims=True)
   null = jnp.arange(domain.shape[1])[None] == 0
@@ -205,7 +206,7 @@ def _soft_loss(scores: SpanScores, mask: jax.Array | None,
 
 
 def _domain(batch: Batch, domain: str) -> jax.Array | None:
-  return None if domain == 'all' else base.softmax_domain(batch['context_mask'])
+  return None if domain == 'all' else softmax_domain(batch['context_mask'])
 
 
 def _members(positions: jax.Array,  # [B, G]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.heads.base import SpanScores
+from qa_jax.heads.base import softmax_domain
 from qa_jax.objectives import base
 from qa_jax.objectives import positions
 from qa_jax.objectives import table
@@ -60,7 +61,7 @@ def compound(*, constrained: bool = True,
       'compound', constrained, max_answer_length))
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    apart, domain = scores.boundary, base.softmax_domain(batch['context_mask'])
+    apart, domain = scores.boundary, softmax_domain(batch['context_mask'])
     return (joint_loss(scores, batch)
             + positions.position_loss(
                 apart.start, batch['start_positions'], domain)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from qa_jax import errors
 from qa_jax.heads.base import SpanScores
+from qa_jax.heads.base import softmax_domain
 from qa_jax.objectives import base
 
 
@@ -54,7 +55,7 @@ def log_sum_of_pairs(scores: SpanScores, mask: jax.Array) -> jax.Array:  # [B]
   """
   start, end, length = scores.start, scores.end, mask.shape[1]
   width = 1 if scores.pair is None else min(scores.pair.shape[-1], length)
-  domain = base.softmax_domain(mask)
+  domain = softmax_domain(mask)
   before = jax.lax.cumlogsumexp(
       jnp.where(domain, end, base.MASKED), axis=1)
   behind = jax.lax.cumlogsumexp(
