@@ -19,7 +19,8 @@ def get_config() -> ml_collections.ConfigDict:
       model=c(dict(
           preset='tiny', hidden_size=0, num_layers=0, num_heads=4, mlp_size=0,
           dropout=0.0, attention_dropout=0.0, initializer_range=0.09,
-          init_from='', head='independent')),
+          init_from='', init_head=True,
+          head='independent')),
       objective='cross_entropy',
       decode=c(dict(
           max_answer_length=10, n_best=10, search='two_stage',
@@ -30,7 +31,7 @@ def get_config() -> ml_collections.ConfigDict:
           'split="eval")',
           max_length=80, window_overlap=8, max_question_length=20,
           lowercase=True, vocab='', vocab_size=1500, buckets=(48, 64),
-          windows_without_answer='cls')),
+          packing=False, windows_without_answer='cls')),
       train=c(dict(
           batch_size=32, eval_batch_size=64, num_epochs=0.0, num_steps=3500,
           grad_accumulation=1, eval_every_steps=500,

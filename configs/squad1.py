@@ -31,7 +31,8 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
           dropout=0.0 if tiny else 0.1,
           attention_dropout=0.0 if tiny else 0.1,
           initializer_range=0.09 if tiny else 0.02,
-          init_from=ENCODERS[variant], head='independent')),
+          init_from=ENCODERS[variant], init_head=True,
+          head='independent')),
       objective='cross_entropy',
       decode=c(dict(
           max_answer_length=30, n_best=20, search='two_stage',
@@ -45,7 +46,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
           max_question_length=20 if tiny else 64, lowercase=True, vocab='',
           vocab_size=1500, buckets=(48, 64) if tiny
           else (96, 128, 160, 192, 224, 256, 320),
-          windows_without_answer='cls')),
+          packing=False, windows_without_answer='cls')),
       train=c(dict(
           batch_size=16 if mini else 32, eval_batch_size=32,
           num_epochs=2.0 if tiny or mini else 3.0, num_steps=0,

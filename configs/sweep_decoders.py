@@ -32,6 +32,7 @@ def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
           attention_dropout=0.0 if tiny else 0.1,
           initializer_range=0.09 if tiny else 0.02,
           init_from='' if tiny else 'sentence-transformers/all-MiniLM-L6-v2',
+          init_head=True,
           head='independent')),
       objective='cross_entropy',
       decode=c(dict(
@@ -48,7 +49,7 @@ def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
           max_question_length=20 if tiny else 64, lowercase=True, vocab='',
           vocab_size=1500, buckets=(48, 64) if tiny
           else (96, 128, 160, 192, 224, 256, 320),
-          windows_without_answer='cls')),
+          packing=False, windows_without_answer='cls')),
       train=c(dict(
           batch_size=32 if tiny else 16, eval_batch_size=32,
           num_epochs=2.0, num_steps=0, grad_accumulation=1, eval_every_steps=0,

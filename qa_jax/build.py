@@ -128,16 +128,27 @@ def model(config: config_lib.Config, sizes: bert.BertConfig) -> qa.QAModel:
       compute_dtype=jnp.dtype(config.precision.compute_dtype))
 
 
-def parameters(net: qa.QAModel, key: jax.Array,
-               source: pathlib.Path | None) -> tuple[Any, list[str]]:
-  """Fresh parameters, or those of `source`; and what to tell the user."""
+def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
+               *, init_head: bool = True) -> tuple[Any, list[str]]:
+  """Fresh parameters, or those of `source`; and what to tell the user.
+
+  A head comes from `source` too if it is one like `net`'s and `init_head`.
+  """
   fresh = qa.init_params(net, key)
   if source is None:
     return fresh, []
-  if is_run(source):
-    shapes = jax.eval_shape(lambda: fresh)
-    return run_parameters(source, 'best', shapes), []
-  return weights.load_hugging_face(source, fresh)
+  if not is_run(source):
+    params, notes = weights.load_hugging_face(source, fresh)
+    return (params if init_head else {**params, 'head': fresh['head']}), notes
+  stored = config_lib.read(source)
+  other = model(stored, net.config)
+  params = run_parameters(source, 'best', jax.eval_shape(
+      lambda: qa.init_params(other, key)))
+  if init_head and other.head == net.head:
+    return params, []
+  return {**params, 'head': fresh['head']}, [
+      f'the head is fresh; {source}, whose head is {stored.model.head}, gives '
+      'the encoder']
 
 
 def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
@@ -165,7 +176,12 @@ def buckets(config: config_lib.Config) -> tuple[int, ...]:
   return batches.check_buckets(config.data.buckets, config.data.max_length)
 
 
-def model_inputs(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def model_inputs(batch: Mapping[str, jax.Array]) -> dict[str, Any]:
   """The entries of a batch that the model reads."""
-  return {k: batch[k] for k in ('token_ids', 'token_type_ids',
-                                'attention_mask', 'context_mask')}
+  inputs = {k: batch[k] for k in ('token_ids', 'token_type_ids',
+                                  'attention_mask', 'context_mask')}
+  if 'segment_ids' in batch:
+    inputs['packed'] = qa.Packed(**{
+        field.name: batch[field.name]
+        for field in dataclasses.fields(qa.Packed)})
+  return inputs

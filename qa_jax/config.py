@@ -25,6 +25,7 @@ class Model:
   attention_dropout: float = 0.1
   initializer_range: float = 0.02  # of an encoder from scratch
   init_from: str = ''  # '': from scratch
+  init_head: bool = True  # False: a fresh head, whatever init_from has
   head: str = 'independent'
 
 
@@ -49,6 +50,7 @@ class Data:
   vocab: str = ''  # '': of init_from, else learned from data.train
   vocab_size: int = 2000  # of a learned vocabulary
   buckets: tuple = ()  # batch lengths; max_length is always one
+  packing: bool = False  # several windows a row of max_length, no buckets
   windows_without_answer: str = 'cls'
 
 

@@ -8,6 +8,7 @@ devices.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import functools
 import hashlib
 import pathlib
@@ -29,9 +30,14 @@ from qa_jax import parallel
 from qa_jax import registry
 from qa_jax import search
 from qa_jax.data import batches
+from qa_jax.data import packing
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.models import qa
+
+# What the model and the search read of a batch.
+INPUTS = ('token_ids', 'token_type_ids', 'attention_mask', 'context_mask',
+          'start_mask', *(f.name for f in dataclasses.fields(qa.Packed)))
 
 
 def _needs(decode: config_lib.Decode) -> frozenset[str]:
@@ -77,8 +83,14 @@ def score_windows(model: qa.QAModel, params: Any,
   # A power of two, so that few questions at a time compile few programs.
   few = 1 << max(len(windows) - 1, 0).bit_length()
   size = -(-min(config.train.eval_batch_size, few) // count) * count
-  plan = batches.plan_eval(windows.total_lengths, batch_size=size,
-                           buckets=build.buckets(config))
+  buckets = build.buckets(config)
+  if config.data.packing:
+    plan = batches.plan_packed(
+        windows.total_lengths, batch_size=size, row_length=buckets[-1],
+        shards=count)
+  else:
+    plan = batches.plan_eval(
+        windows.total_lengths, batch_size=size, buckets=buckets)
   one = lambda: np.zeros(len(windows), np.float32)
   each = lambda dtype: np.zeros((len(windows), decode.n_best), dtype)
   out = aggregate.WindowSpans(
@@ -103,10 +115,11 @@ def score_windows(model: qa.QAModel, params: Any,
 
   for number, (length, rows) in enumerate(plan, 1):
     batch = windows.gather(rows, length)
-    inputs = {k: batch[k] for k in (
-        'token_ids', 'token_type_ids', 'attention_mask', 'context_mask',
-        'start_mask')}
-    keep(ahead.push((number, rows), run(params, place(inputs))))
+    if config.data.packing:
+      batch = packing.pack(batch, np.arange(size).reshape(count, -1), length,
+                           real=rows >= 0)
+    keep(ahead.push((number, rows), run(params, place(
+        {k: batch[k] for k in INPUTS if k in batch}))))
   keep(ahead.drain())
   if bar:
     bar.close()

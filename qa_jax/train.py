@@ -63,8 +63,8 @@ class Trainer:
         self.windows,
         self.windows.train_indices(config.data.windows_without_answer),
         config.train.batch_size, self.buckets, config.seed,
-        group_questions=objective.grouped, devices=len(self.devices),
-        accumulation=config.train.grad_accumulation)
+        group_questions=objective.grouped, packing=config.data.packing,
+        devices=len(self.devices), accumulation=config.train.grad_accumulation)
     self.num_steps = config.train.num_steps or math.ceil(
         config.train.num_epochs * self.batches.steps_per_epoch)
     self.schedule = optim.make_schedule(
@@ -78,7 +78,8 @@ class Trainer:
         bias_correction=config.optim.bias_correction, eps=config.optim.eps,
         num_layers=self.sizes.num_layers)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    params, self.notes = build.parameters(self.model, init_key, source)
+    params, self.notes = build.parameters(
+        self.model, init_key, source, init_head=config.model.init_head)
     self.state = update.TrainState(
         step=jnp.zeros((), jnp.int32), params=params,
         opt_state=self.optimizer.init(params),
@@ -121,12 +122,16 @@ class Trainer:
         'windows': len(self.windows),
         'windows_trained_on': len(self.batches.indices),
         'alignment': self.windows.audit,
-        'batch_shapes': [[self.config.train.batch_size, b]
-                         for b in self.buckets],
+        'batch_shapes': self._shapes(),
         'steps_per_epoch': self.batches.steps_per_epoch,
         'steps': self.num_steps,
         'vocabulary': len(self.tokenizer.vocab),
     }
+
+  def _shapes(self) -> list[list[int]] | str:
+    if self.config.data.packing:
+      return f'packed in rows of {self.buckets[-1]}'
+    return [[self.config.train.batch_size, b] for b in self.buckets]
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,

@@ -94,6 +94,12 @@ def test_squad_json_is_read_in_order_with_all_golds(tmp_path):
   assert sources.load(write(tmp_path / 'a.json', SQUAD)) == SQUAD_EXAMPLES
 
 
+def test_unanswerable_questions_can_be_left_out(tmp_path):
+  spec = write(tmp_path / 'a.json', SQUAD)
+  assert sources.load(f'squad_json(path="{spec}", impossible=False)') == [
+      e for e in SQUAD_EXAMPLES if e.answers]
+
+
 def test_version_1_needs_neither_title_nor_is_impossible(tmp_path):
   data = changed(SQUAD, ('data', 0, 'paragraphs', 0, 'qas'), [
       {'id': 'who', 'question': 'Who?',

@@ -281,6 +281,22 @@ def test_a_run_can_start_from_a_run(finished, tmp_path):
   assert started.tokenizer == qa.tokenizer
 
 
+@pytest.mark.parametrize('fields', [
+    {'head': 'mlp'}, {'init_head': False}])
+def test_a_fresh_head_can_start_on_the_encoder_of_a_run(finished, fields):
+  started = train.Trainer(tiny.config(model={
+      'init_from': str(finished), 'hidden_size': 0, 'num_layers': 0,
+      'num_heads': 0, 'mlp_size': 0, **fields}))
+  stored = jax.device_get(predict.load(finished).params)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params['encoder']),
+               stored['encoder'])
+  assert not any(
+      np.isin(leaf, stored['head']['start']['kernel']).any()
+      for leaf in jax.tree.leaves(jax.device_get(started.state.params['head'])))
+  assert 'the head is fresh' in started.notes[0]
+
+
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_kept(tmp_path):
   config = tiny.config(optim={'learning_rate': 1e30, 'clip_norm': 0.0,
                               'warmup_fraction': 0.0})

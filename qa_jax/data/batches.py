@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 
 from qa_jax import errors
+from qa_jax.data import packing
 from qa_jax.data import windows as windows_lib
 
 Plan = list[tuple[int, np.ndarray]]
@@ -126,6 +127,22 @@ def plan_eval(lengths: np.ndarray, *, batch_size: int,
   return plan
 
 
+def plan_packed(lengths: np.ndarray, *, batch_size: int, row_length: int,
+                shards: int) -> Plan:
+  """Every window once, in order, each batch dealt to its shards in turn."""
+  plan = []
+  for begin in range(0, len(lengths), batch_size):
+    rows = np.arange(begin, min(begin + batch_size, len(lengths)))
+    plan.append((row_length, _deal(_pad(rows, batch_size), lengths,
+                                   shards).reshape(-1)))
+  return plan
+
+
+def _deal(rows: np.ndarray, lengths: np.ndarray,
+          shards: int) -> np.ndarray:  # [B] → [S, B / S]
+  return rows[packing.deal(np.where(rows >= 0, lengths[rows], 0), shards)]
+
+
 def _pad(rows: np.ndarray, batch_size: int) -> np.ndarray:
   return np.concatenate([rows, np.full(batch_size - len(rows), -1)])
 
@@ -146,6 +163,7 @@ class TrainBatches:
   buckets: tuple[int, ...]
   seed: int
   group_questions: bool = False
+  packing: bool = False  # rows of the longest bucket, see packing.py
   devices: int = 1
   accumulation: int = 1
   epoch: int = 0
@@ -173,17 +191,25 @@ class TrainBatches:
           f'to {count[most] * shards} or use fewer devices or steps')
 
   def _make_plan(self) -> Plan:
-    common = dict(batch_size=self.batch_size, buckets=self.buckets,
-                  seed=self.seed, epoch=self.epoch)
-    if not self.group_questions:
-      return plan_epoch(self._lengths, self.indices, **common)
-    plan = plan_grouped(
-        self._lengths, self.indices, self.windows.example_of,
-        shards=self.devices * self.accumulation, **common)
-    # Row r of a device goes to micro-step r mod `accumulation`.
-    shape = self.devices, self.accumulation, -1
-    return [(length, rows.reshape(shape).swapaxes(1, 2).reshape(-1))
-            for length, rows in plan]
+    common = dict(
+        batch_size=self.batch_size, seed=self.seed, epoch=self.epoch,
+        buckets=self.buckets[-1:] if self.packing else self.buckets)
+    shards = self.devices * self.accumulation
+    if self.group_questions:
+      plan = plan_grouped(self._lengths, self.indices, self.windows.example_of,
+                          shards=shards, **common)
+      return [(length, self._spread(rows.reshape(shards, -1)))
+              for length, rows in plan]
+    plan = plan_epoch(self._lengths, self.indices, **common)
+    if self.packing:
+      plan = [(length, self._spread(_deal(rows, self._lengths, shards)))
+              for length, rows in plan]
+    return plan
+
+  def _spread(self, shards: np.ndarray) -> np.ndarray:  # [S, B / S] → [B]
+    """Row r of a device goes to its micro-step r mod `accumulation`."""
+    return shards.reshape(self.devices, self.accumulation, -1).swapaxes(
+        1, 2).reshape(-1)
 
   @property
   def steps_per_epoch(self) -> int:
@@ -216,4 +242,10 @@ class TrainBatches:
           question, return_index=True, return_inverse=True)
       batch['group'] = first[inverse].astype(np.int32)
       batch['weight'] *= batch['group'] == batch['row']
+    if self.packing:
+      shards = batch['row'].reshape(self.devices, -1, self.accumulation)
+      batch = packing.pack(
+          batch, shards.swapaxes(1, 2).reshape(
+              self.devices * self.accumulation, -1), length,
+          real=rows >= 0)
     return batch

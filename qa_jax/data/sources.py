@@ -22,10 +22,11 @@ from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
 
 
-def squad_json(*, path: str) -> list[Example]:
+def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
   """SQuAD 1.1 or 2.0 (Rajpurkar et al., 2016; 2018); plausible answers are
-  not answers."""
-  return list(parse_squad(files.read_object(pathlib.Path(path)), path))
+  not answers. `impossible=False` leaves unanswerable questions out."""
+  examples = parse_squad(files.read_object(pathlib.Path(path)), path)
+  return [e for e in examples if impossible or not e.impossible]
 
 
 def parse_squad(data: dict[str, Any], path: str) -> Iterator[Example]:

@@ -17,7 +17,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qa_jax.models import attention
 from qa_jax.models import dropout
+from qa_jax.models import products
 from qa_jax.models.dropout import DropoutKeys
 
 # Sizes of Devlin et al. (2019), Turc et al. (2019), Wang et al. (2020).
@@ -27,8 +29,6 @@ PRESETS: dict[str, dict[str, int]] = {
         ('tiny', 2, 128, 2), ('mini', 4, 256, 4), ('small', 4, 512, 8),
         ('medium', 8, 512, 8), ('base', 12, 768, 12),
         ('large', 24, 1024, 16), ('minilm_l6', 6, 384, 12))}
-
-MASKED = -1e9  # finite: a row without any real token keeps finite gradients
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,19 +61,39 @@ class Embeddings(nn.Module):
   compute_dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, token_ids: jax.Array,  # [B, L] int32
-               token_type_ids: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
+  def __call__(self, token_ids: jax.Array,  # [B, L] int32, as are the others
+               token_type_ids: jax.Array,
+               position_ids: jax.Array | None) -> jax.Array:  # [B, L, D]
     c = self.config
+    if position_ids is None:
+      position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
     def embed(name: str, size: int, ids: jax.Array) -> jax.Array:
       return nn.Embed(
           size, c.hidden_size, embedding_init=_init(c), name=name)(ids)
 
-    positions = jnp.arange(token_ids.shape[1])[None]  # [1, L]
     x = (embed('word', c.vocab_size, token_ids)
-         + embed('position', c.max_position, positions)
+         + embed('position', c.max_position, position_ids)
          + embed('token_type', c.type_vocab_size, token_type_ids))
     return _layer_norm(c)(x, self.compute_dtype)
+
+
+class Dense(nn.Module):
+  """x W + b; the sum is rounded once, to the compute dtype."""
+
+  config: BertConfig
+  features: int
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:  # […, D] → […, F]
+    kernel = self.param(
+        'kernel', _init(self.config), (x.shape[-1], self.features))
+    bias = self.param('bias', nn.initializers.zeros, (self.features,))
+    y = products.einsum(
+        'nd,df->nf', x.reshape(-1, x.shape[-1]), kernel, self.dtype)
+    return (y + bias[None]).astype(self.dtype).reshape(
+        *x.shape[:-1], self.features)
 
 
 class Attention(nn.Module):
@@ -84,29 +104,18 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               attention_mask: jax.Array,  # [B, L] bool
-               drop: Drop) -> jax.Array:
+               visible: attention.Visible, drop: Drop) -> jax.Array:
     c = self.config
-    dense = functools.partial(_dense, c, dtype=self.compute_dtype)
+    dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     batch, length, _ = x.shape
-    head_size = c.hidden_size // c.num_heads
-    qkv = dense(3 * c.hidden_size, 'query_key_value')(x)  # [B, L, 3D]
+    qkv = dense(3 * c.hidden_size, name='query_key_value')(x)  # [B, L, 3D]
     q, k, v = qkv.reshape(  # [B, H, L, K] each
-        batch, length, 3, c.num_heads, head_size).transpose(2, 0, 3, 1, 4)
-    # [B, H, L, L]; float32 from here to the division
-    scores = jnp.einsum('bhqk,bhsk->bhqs', q / math.sqrt(head_size), k,
-                        preferred_element_type=jnp.float32)
-    scores = jnp.where(attention_mask[:, None, None, :], scores, MASKED)
-    weights = jnp.exp(scores - jax.lax.stop_gradient(
-        scores.max(axis=-1, keepdims=True)))
-    total = weights.sum(axis=-1, keepdims=True)
-    weights = drop(weights, c.attention_dropout, place=0)
-    # Dividing after the product costs L·K instead of L·L divisions.
-    y = jnp.einsum('bhqs,bhsk->bhqk', weights.astype(self.compute_dtype), v,
-                   preferred_element_type=jnp.float32) / total
+        batch, length, 3, c.num_heads, -1).transpose(2, 0, 3, 1, 4)
+    y = attention.xla(q, k, v, visible, functools.partial(
+        drop, rate=c.attention_dropout, place=0))
     y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
-    y = drop(dense(c.hidden_size, 'output')(y), c.dropout, place=1)
+    y = drop(dense(c.hidden_size, name='output')(y), c.dropout, place=1)
     return _layer_norm(c)(x + y, self.compute_dtype)
 
 
@@ -119,9 +128,9 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, drop: Drop) -> jax.Array:  # [B, L, D]
     c = self.config
-    dense = functools.partial(_dense, c, dtype=self.compute_dtype)
-    y = _gelu(dense(c.mlp_size, 'intermediate')(x))  # [B, L, M]
-    y = drop(dense(c.hidden_size, 'output')(y), c.dropout, place=2)
+    dense = functools.partial(Dense, c, dtype=self.compute_dtype)
+    y = _gelu(dense(c.mlp_size, name='intermediate')(x))  # [B, L, M]
+    y = drop(dense(c.hidden_size, name='output')(y), c.dropout, place=2)
     return _layer_norm(c)(x + y, self.compute_dtype)
 
 
@@ -134,12 +143,12 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               attention_mask: jax.Array,  # [B, L] bool
+               visible: attention.Visible,
                keys: DropoutKeys | None) -> jax.Array:
     drop = functools.partial(dropout.dropout, keys=keys,
                              mask=dropout.DROPOUTS[self.dropout_impl])
     x = Attention(self.config, self.compute_dtype, name='attention')(
-        x, attention_mask, drop)
+        x, visible, drop)
     return MLP(self.config, self.compute_dtype, name='mlp')(x, drop)
 
 
@@ -154,34 +163,31 @@ class BertEncoder(nn.Module):
   def __call__(self, token_ids: jax.Array,  # [B, L] int32
                token_type_ids: jax.Array,  # [B, L] int32
                attention_mask: jax.Array,  # [B, L], 0 at padding
-               keys: DropoutKeys | None = None) -> tuple[jax.Array, ...]:
+               keys: DropoutKeys | None = None,
+               segment_ids: jax.Array | None = None,  # [B, L] int32
+               position_ids: jax.Array | None = None,  # [B, L] int32
+               ) -> tuple[jax.Array, ...]:
     """The embeddings and every layer's output, each [B, L, D] float32.
 
-    Without `keys` nothing is dropped.
+    Without `keys` nothing is dropped. In a packed row tokens see those with
+    their own of `segment_ids`, and `position_ids` begin anew.
     """
     c = self.config
     x = Embeddings(c, self.compute_dtype, name='embeddings')(
-        token_ids, token_type_ids)
+        token_ids, token_type_ids, position_ids)
     x = dropout.dropout(x, c.dropout, keys, -1 % 2**31,
                         dropout.DROPOUTS[self.dropout_impl])
+    visible = attention.Visible(attention_mask > 0, segment_ids)
     layers = [x]
     for i in range(c.num_layers):
       x = Block(c, self.compute_dtype, self.dropout_impl, name=f'layer_{i}')(
-          x, attention_mask > 0, None if keys is None else keys.fold(i))
+          x, visible, None if keys is None else keys.fold(i))
       layers.append(x)
     return tuple(x.astype(jnp.float32) for x in layers)
 
 
 def _init(config: BertConfig) -> nn.initializers.Initializer:
   return nn.initializers.truncated_normal(config.initializer_range)
-
-
-def _dense(config: BertConfig, features: int, name: str, *, dtype: jnp.dtype):
-  layer = nn.Dense(
-      features, kernel_init=_init(config), dtype=dtype, name=name,
-      dot_general=functools.partial(
-          jax.lax.dot_general, preferred_element_type=jnp.float32))
-  return lambda x: layer(x).astype(dtype)
 
 
 def _layer_norm(config: BertConfig):

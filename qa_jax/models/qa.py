@@ -1,11 +1,13 @@
 """Encoder + head → SpanScores.
 
-Glossary of shapes: B batch (windows), L window length.
+Glossary of shapes: B batch (windows), L window length, D hidden size; if
+packed: S shards, R rows of a shard, P row length.
 """
 
 from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 
@@ -13,6 +15,30 @@ from qa_jax.heads.base import HeadInput
 from qa_jax.heads.base import SpanScores
 from qa_jax.models import bert
 from qa_jax.models.dropout import DropoutKeys
+
+
+@flax.struct.dataclass
+class Packed:
+  """Where the windows stand in the encoder's rows; see data/packing.py."""
+
+  segment_ids: jax.Array  # [S, R, P] int32
+  position_ids: jax.Array  # [S, R, P] int32
+  packed_row: jax.Array  # [S, R] int32: numbers the rows
+  first: jax.Array  # [B] int32, in the R·P tokens of the window's shard
+
+  def unpack(self, x: jax.Array,  # [S·R, P, D]
+             attention_mask: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
+    """One window a row again, with zeros behind its end."""
+    shards, rows, row_length = self.segment_ids.shape
+    tokens = x.reshape(shards, rows * row_length, -1)
+    column = jnp.arange(attention_mask.shape[1])
+    index = jnp.minimum(self.first[:, None] + column[None],
+                        tokens.shape[1] - 1)  # [B, L]
+    # Shard by shard: no token leaves the device that computed it.
+    x = jax.vmap(lambda tokens, index: tokens[index])(
+        tokens, index.reshape(shards, -1))  # [S, B / S · L, D]
+    return jnp.where(attention_mask[:, :, None] > 0,
+                     x.reshape(*index.shape, -1), 0)
 
 
 class QAModel(nn.Module):
@@ -27,18 +53,28 @@ class QAModel(nn.Module):
     self.encoder = bert.BertEncoder(
         self.config, self.compute_dtype, self.dropout_impl)
 
-  def __call__(self, token_ids: jax.Array,  # [B, L] int32
-               token_type_ids: jax.Array,  # [B, L] int32
+  def __call__(self, token_ids: jax.Array,  # [B, L] int32; packed [S, R, P]
+               token_type_ids: jax.Array,  # as token_ids
                attention_mask: jax.Array,  # [B, L]
                context_mask: jax.Array,  # [B, L] bool
-               *, dropout_key: jax.Array | None = None,
+               *, packed: Packed | None = None,
+               dropout_key: jax.Array | None = None,
                rows: jax.Array | None = None,  # [B] row of the global batch
                gold_start: jax.Array | None = None) -> SpanScores:
     """Scores of every position; drops units only if given a `dropout_key`."""
     keys = None
     if dropout_key is not None:
-      keys = DropoutKeys.of(dropout_key, rows)
-    layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
+      keys = DropoutKeys.of(dropout_key, packed.packed_row.reshape(-1)
+                            if packed else rows)
+    if packed:
+      ids, types, segments, positions = (
+          x.reshape(-1, x.shape[-1]) for x in (
+              token_ids, token_type_ids, packed.segment_ids,
+              packed.position_ids))
+      layers = self.encoder(ids, types, segments, keys, segments, positions)
+      layers = tuple(packed.unpack(x, attention_mask) for x in layers)
+    else:
+      layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
     return self.head(HeadInput(layers, context_mask, gold_start))
 
 
