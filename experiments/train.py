@@ -13,6 +13,7 @@ import sys
 from absl import flags
 
 from experiments import cli
+from qa_jax import errors
 from qa_jax import train
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
@@ -20,6 +21,19 @@ DRY_RUN = flags.DEFINE_bool(
     'dry_run', False, 'Print shapes, sizes and steps; train nothing.')
 PRINT_CONFIG = flags.DEFINE_bool(
     'print_config', False, 'Print the whole config; train nothing.')
+PROFILE_STEPS = flags.DEFINE_string(
+    'profile_steps', None, 'FIRST:END, steps to trace in WORKDIR/profile.')
+
+
+def profile_steps() -> range:
+  text = PROFILE_STEPS.value
+  if text is None:
+    return range(0)
+  first, _, end = text.partition(':')
+  if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
+    raise errors.UserError(
+        f'--profile_steps={text}: expected FIRST:END, such as 10:13')
+  return range(int(first), int(end))
 
 
 def main() -> None:
@@ -32,7 +46,8 @@ def main() -> None:
       print(f'{key:22}{value}')
     return
   cli.required(workdir=WORKDIR.value)
-  metrics = train.train(config, pathlib.Path(WORKDIR.value), sys.argv)
+  metrics = train.train(config, pathlib.Path(WORKDIR.value), sys.argv,
+                        profile_steps())
   cli.print_metrics(metrics)
 
 

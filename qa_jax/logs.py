@@ -63,6 +63,24 @@ class MetricsLog:
     self._board.close()
 
 
+class Trace:
+  """A profile of some steps, for TensorBoard or Perfetto."""
+
+  def __init__(self, directory: pathlib.Path, steps: range):
+    self._directory, self._steps, self._on = directory, steps, False
+
+  def before(self, step: int, state: Any) -> None:
+    """To be called before each step; `state` is what all steps before made."""
+    if self._on != (step in self._steps):
+      jax.block_until_ready(state)
+      if self._on:
+        jax.profiler.stop_trace()
+        say(f'profile of {len(self._steps)} steps in {self._directory}')
+      else:
+        jax.profiler.start_trace(self._directory)
+      self._on = not self._on
+
+
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl; the torn last one of a killed run is left out.
   """

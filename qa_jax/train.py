@@ -97,9 +97,11 @@ class Trainer:
       return rows
 
     def step(state, batch, axis_name=None):
-      return update.train_step(
+      rate = self.schedule(state.step)
+      state, values = update.train_step(
           state, batch, axis_name, loss_fn=loss_fn, optimizer=self.optimizer,
           accumulation=config.train.grad_accumulation)
+      return state, {**values, 'learning_rate': rate}
 
     self.parallel = parallel.wrap(
         step, mode=config.parallel.mode, devices=self.devices,
@@ -135,8 +137,11 @@ class Trainer:
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
-          argv: list[str] | None = None) -> dict[str, float]:
+          argv: list[str] | None = None,
+          profile_steps: range = range(0)) -> dict[str, float]:
   """Trains `config` in `workdir`, or resumes it; returns the final metrics.
+
+  A trace of `profile_steps` goes to WORKDIR/profile.
 
   Raises:
     UserError: a bad config or data, another config in `workdir`, or a loss
@@ -159,7 +164,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     log = logs.MetricsLog(workdir, start)
     progress = logs.Progress('train', trainer.num_steps, start)
     try:
-      return _loop(trainer, store, log, progress, workdir, start)
+      return _loop(trainer, store, log, progress, workdir, start,
+                   logs.Trace(workdir / 'profile', profile_steps))
     finally:
       progress.close()
       log.close()
@@ -169,7 +175,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
 
 def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
           log: logs.MetricsLog, progress: logs.Progress,
-          workdir: pathlib.Path, start: int) -> dict[str, float]:
+          workdir: pathlib.Path, start: int,
+          trace: logs.Trace) -> dict[str, float]:
   """Evaluate → checkpoint → next batch → step, in that order."""
   config, state = trainer.config.train, trainer.state
   ahead = parallel.RunAhead(2 if jax.default_backend() == 'cpu' else 8)
@@ -198,6 +205,7 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
                          'devices': len(trainer.devices)},
                    metrics=metrics if evaluates else {})
       meter.leave_out(time.perf_counter() - began)
+    trace.before(step, state)
     if last:
       break
     batch = next(trainer.batches)
@@ -237,7 +245,6 @@ class _Meter:
       if step % self._trainer.config.train.log_every_steps == 0:
         seconds = time.perf_counter() - self._began
         line = {**{k: float(v) for k, v in values.items()},
-                'learning_rate': float(self._trainer.schedule(step - 1)),
                 'epoch': step / self._trainer.batches.steps_per_epoch,
                 'examples_per_second': self._rows / seconds,
                 'tokens_per_second': self._tokens / seconds,

@@ -13,7 +13,7 @@ LAYERS = (
     {'data', 'metrics', 'significance', 'null_rules', 'aggregate'},
     {'models', 'heads', 'objectives', 'search'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'logs',
-     'pictures'},
+     'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'train', 'sweep',
      'engines', 'compare', 'report'},
 )

@@ -350,3 +350,29 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
 def test_the_schedule_ends_with_the_run(trainer):
   assert float(trainer.schedule(trainer.num_steps)) == 0
   assert float(trainer.schedule(trainer.num_steps - 1)) > 0
+
+
+def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
+  loop = train._loop
+
+  def guarded(*args):
+    with jax.transfer_guard('disallow'):
+      return loop(*args)
+
+  monkeypatch.setattr(train, '_loop', guarded)
+  train.train(tiny.config(data={'eval': ''}, train={'num_steps': 3}),
+              tmp_path / 'run')
+
+
+def test_metrics_are_read_when_later_steps_are_on_their_way():
+  ahead = parallel.RunAhead(2)
+  pushed = [ahead.push(step, {'loss': jnp.full((), step)})
+            for step in range(4)]
+  assert [[step for step, _ in done] for done in pushed] == [[], [], [0], [1]]
+  assert [values['loss'] for _, values in ahead.drain()] == [2, 3]
+
+
+def test_a_profile_holds_the_steps_asked_for(tmp_path):
+  train.train(tiny.config(data={'eval': ''}, train={'num_steps': 4}),
+              tmp_path / 'run', profile_steps=range(1, 3))
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
