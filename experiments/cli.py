@@ -18,7 +18,6 @@ from ml_collections import config_flags
 
 from qa_jax import config as config_lib
 from qa_jax import errors
-from qa_jax import runtime
 
 
 def run(main: Callable[[], None], *, config: bool = False) -> None:
@@ -53,7 +52,6 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
   def guarded(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax tells all it does
-    runtime.configure()
     try:
       main()
     except errors.UserError as e:

@@ -16,6 +16,7 @@ from qa_jax import files
 from qa_jax import logs
 from qa_jax import pictures
 from qa_jax import predict
+from qa_jax import runtime
 from qa_jax.data import sources
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
@@ -24,6 +25,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 def main() -> None:
   cli.required(workdir=WORKDIR.value)
   workdir = pathlib.Path(WORKDIR.value)
+  runtime.configure()
   qa = predict.load(workdir)
   examples = sources.load(qa.config.data.eval)
   context = examples[0].context

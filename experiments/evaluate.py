@@ -66,6 +66,9 @@ def _evaluate(examples: Sequence[Example],
   from qa_jax import evaluate
   from qa_jax import parallel
   from qa_jax import predict
+  from qa_jax import runtime
+
+  runtime.configure()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
   workdir = pathlib.Path(WORKDIR.value)
   if output is None and build.is_run(workdir):

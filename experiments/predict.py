@@ -19,6 +19,7 @@ from experiments import cli
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import predict
+from qa_jax import runtime
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 QUESTION = flags.DEFINE_string('question', None, 'The question.')
@@ -42,6 +43,7 @@ def main() -> None:
     questions = predict.read_questions(pathlib.Path(INPUT.value))
   else:
     questions = [{'question': QUESTION.value, 'context': CONTEXT.value}]
+  runtime.configure()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     n_best=N_BEST.value)
   answers = qa.answer_batch(questions, progress='predict' if INPUT.value

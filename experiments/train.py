@@ -14,6 +14,7 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
+from qa_jax import runtime
 from qa_jax import train
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
@@ -46,6 +47,7 @@ def main() -> None:
       print(f'{key:22}{value}')
     return
   cli.required(workdir=WORKDIR.value)
+  runtime.configure()
   metrics = train.train(config, pathlib.Path(WORKDIR.value), sys.argv,
                         profile_steps())
   cli.print_metrics(metrics)
