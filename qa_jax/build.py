@@ -138,7 +138,7 @@ def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
   if source is None:
     return fresh, []
   if not is_run(source):
-    params, notes = weights.load_hugging_face(source, fresh)
+    params, notes = weights.load(source, fresh)
     return (params if init_head else {**params, 'head': fresh['head']}), notes
   stored = config_lib.read(source)
   other = model(stored, net.config)

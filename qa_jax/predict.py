@@ -16,9 +16,10 @@ from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
 from qa_jax import fit
+from qa_jax import logs
 from qa_jax import objectives
+from qa_jax import pretrained
 from qa_jax import registry
-from qa_jax import weights
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.heads.base import SpanScores
@@ -125,13 +126,13 @@ def _scorer(model: qa.QAModel) -> Callable[..., SpanScores]:
 
 def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
          **overrides: Any) -> QA:
-  """A workdir, a Hugging Face directory or a hub id → QA.
+  """A workdir, a Hugging Face or TensorFlow directory, or a hub id → QA.
 
   `overrides` replace fields of config.decode and config.data, such as
   `max_answer_length=10` or `null_rule='never'`.
 
   Raises:
-    UserError: neither of the three, damaged, or an encoder without span head.
+    UserError: none of these, damaged, or an encoder without span head.
   """
   directory = pathlib.Path(source)
   if build.is_run(directory):
@@ -145,23 +146,16 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   if (directory / 'config.json').is_file() and (
       directory / 'encoder.json').is_file():
     raise errors.UserError(f'{directory} holds no checkpoint; train first')
-  directory = weights.resolve(str(source))
-  words = tokenizer_lib.from_directory(directory)
-  sizes = weights.read_config(directory)
-  config = _override(config_lib.check({
-      'model': {'preset': '', 'init_from': str(source)},
-      'data': {'lowercase': words.lowercase,
-               'max_length': min(384, sizes.max_position)},
-      'train': {'num_steps': 1}}), overrides)
-  model = build.model(config, sizes)
-  _check_fits(model, config)
-  fresh = qa.init_params(model, jax.random.key(0))
-  params, notes = weights.load_hugging_face(directory, fresh)
-  if any('head' in note and 'fresh' in note for note in notes):
+  found = pretrained.read(str(source))
+  if not found.has_head:
     raise errors.UserError(
         f'{source} is an encoder without a span head: fine-tune it first '
         '(config.model.init_from)')
-  return QA(model, params, words, config)
+  for note in found.notes:
+    logs.say(note)
+  config = _override(found.config, overrides)
+  _check_fits(found.model, config)
+  return QA(found.model, found.params, found.tokenizer, config)
 
 
 def _override(config: config_lib.Config,

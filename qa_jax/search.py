@@ -116,7 +116,7 @@ def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
   else:
     right = jnp.take_along_axis(right, starts[:, :, None], axis=1)
   table = _add(take(start), take(start_mask), right)
-  best, flat = _top_k(table.reshape(len(table), -1), n_best)
+  best, flat = _top_k(table.reshape(table.shape[0], -1), n_best)
   first = jnp.take_along_axis(starts, flat // width, axis=1)
   return _spans(scores, best, first, first + flat % width)
 

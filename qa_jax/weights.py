@@ -1,29 +1,25 @@
-"""Hugging Face checkpoints ↔ our parameters: one table, both directions.
+"""Checkpoints of Hugging Face and TensorFlow ↔ our parameters, strictly.
 
-A checkpoint is read strictly: a missing name, an extra name or a wrong shape is
-an error that lists them. Nothing is executed: safetensors only.
+A missing name, an extra name or a wrong shape is an error that lists them.
 """
 
 from collections.abc import Mapping
-import os
 import pathlib
 import re
 from typing import Any
 
 import flax.traverse_util
 import huggingface_hub
-import ml_dtypes  # noqa: F401  lets safetensors read bfloat16
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from qa_jax import errors
-from qa_jax import files
+from qa_jax import weight_files
+from qa_jax import weight_names
 from qa_jax.models import bert
 
 Arrays = Mapping[str, np.ndarray]
 
-# Our path → Hugging Face's, for what is one tensor on both sides. {i} is the
+# Hugging Face's path → ours, for what is one tensor on both sides. {i} is the
 # layer. A Dense "kernel" is the transpose of a torch "weight".
 LAYER = 'encoder.layer.{i}.'
 TABLE = {
@@ -36,11 +32,10 @@ TABLE = {
     LAYER + 'output.dense': 'encoder/layer_{i}/mlp/output',
     LAYER + 'output.LayerNorm': 'encoder/layer_{i}/mlp/layer_norm',
 }
-# Parts of other tasks, that a span model never reads.
-IGNORED = re.compile(
-    r'(bert\.)?(pooler\.|embeddings\.position_ids$)|cls\.')
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+PAIRS = ({'start/kernel', 'end/kernel'},
+         {'start/kernel', 'end/kernel', 'start/bias', 'end/bias'})
 FRESH_HEAD = ('the checkpoint has no span head: S and E are freshly '
               'initialised')
 
@@ -53,10 +48,12 @@ def resolve(source: str) -> pathlib.Path:
   """
   directory = pathlib.Path(source)
   if directory.is_dir():
-    if not (directory / 'config.json').is_file():
+    if not any((directory / name).is_file()
+               for name in ('config.json', 'bert_config.json')):
       raise errors.UserError(
           f'{source} has no config.json: it is neither a run nor a Hugging '
-          'Face checkpoint directory')
+          'Face checkpoint directory; nor has it the bert_config.json of a '
+          'TensorFlow BERT')
     return directory
   if directory.exists() or not re.fullmatch(
       r'[\w.-]+(/[\w.-]+)?', source) or source.startswith(('.', '/')):
@@ -73,111 +70,102 @@ def resolve(source: str) -> pathlib.Path:
 
 
 def read_config(directory: pathlib.Path) -> bert.BertConfig:
-  """Sizes from a Hugging Face config.json.
+  """Sizes from a config.json, or the bert_config.json of TensorFlow.
+
+  GELU is the erf form, as transformers has it for both.
 
   Raises:
     UserError: another architecture, or a field that BERT needs is missing.
   """
-  path = directory / 'config.json'
-  config = files.read_object(path)
-  for key, supported in (('model_type', 'bert'), ('hidden_act', 'gelu'),
-                         ('position_embedding_type', 'absolute')):
-    value = config.get(key, supported if key != 'model_type' else None)
+  path, config, kind = weight_files.read_type(directory)
+  architecture = weight_names.ARCHITECTURES[kind]
+  for key, supported in architecture.supported.items():
+    value = config.get(key, supported)
     if value != supported:
       raise errors.UserError(
           f'{path}: {key} {value!r} is not supported; only {supported!r} is')
-  names = {'hidden_size': 'hidden_size', 'num_layers': 'num_hidden_layers',
-           'num_heads': 'num_attention_heads',
-           'mlp_size': 'intermediate_size', 'vocab_size': 'vocab_size',
-           'max_position': 'max_position_embeddings',
-           'type_vocab_size': 'type_vocab_size'}
-  for name in names.values():
+  for name in architecture.fields.values():
     if type(config.get(name)) is not int or config[name] < 1:
       raise errors.UserError(
           f'{path}: {name} is {config.get(name)!r}, expected a positive int')
-  hidden_size, num_heads = config['hidden_size'], config['num_attention_heads']
+  sizes = {ours: config[name] for ours, name in architecture.fields.items()}
+  hidden_size, num_heads = sizes['hidden_size'], sizes['num_heads']
   if hidden_size % num_heads:
-    raise errors.UserError(f'{path}: hidden_size {hidden_size} is not '
-                           f'divisible by num_attention_heads {num_heads}')
+    names = architecture.fields
+    raise errors.UserError(
+        f'{path}: {names["hidden_size"]} {hidden_size} is not divisible by '
+        f'{names["num_heads"]} {num_heads}')
+  width = config.get('embedding_size', hidden_size)
+  if width != hidden_size:
+    raise errors.UserError(
+        f'{path}: embedding_size {width!r} differs from hidden_size '
+        f'{hidden_size}: an encoder that projects its embeddings is not '
+        'supported')
   eps = config.get('layer_norm_eps', 1e-12)
   if type(eps) not in (int, float) or not 0 < eps < 1:
     raise errors.UserError(
         f'{path}: layer_norm_eps is {eps!r}, expected a number in (0, 1)')
-  return bert.BertConfig(
-      **{ours: config[theirs] for ours, theirs in names.items()},
-      layer_norm_eps=float(eps))
+  return bert.BertConfig(**sizes, layer_norm_eps=float(eps))
 
 
-def load_hugging_face(directory: pathlib.Path,
-                      template: Any) -> tuple[Any, list[str]]:
-  """Parameters of a directory in the shape of `template`, and notes.
+def head_of(tensors: Arrays) -> str:
+  """The head that a checkpoint's tensors are: '' if they have none."""
+  if 'qa_outputs.weight' not in tensors:
+    return ''
+  bias = tensors.get('qa_outputs.bias')
+  return 'independent' if bias is None or not bias.any() else 'biased'
 
-  Names may or may not begin with "bert."; a checkpoint without `qa_outputs`
-  keeps the template's head, and a bias of the head is dropped: constant over
-  positions, it changes neither the best span nor null - best.
+
+def fit(tensors: Arrays, template: Any,
+        directory: pathlib.Path) -> tuple[Any, list[str]]:
+  """Parameters in the shape of `template`, and notes.
+
+  The template's head stays where the checkpoint has none, or where it is no
+  pair of S and E. A bias has a place in the `biased` head alone; elsewhere it
+  is dropped: constant over positions, it changes neither the best span nor
+  null - best.
 
   Raises:
-    UserError: damaged files, or names and shapes that do not fit; one line.
+    UserError: names and shapes that do not fit `template`; one line.
   """
-  tensors = _read_tensors(directory)
-  ignored = sorted(k for k in tensors if IGNORED.match(k))
-  notes = [f'not read, a span model has no use for them: {_few(ignored)}'
-           ] if ignored else []
-  theirs = {k.removeprefix('bert.'): v
-            for k, v in tensors.items() if k not in ignored}
-  if len(theirs) + len(ignored) < len(tensors):
-    raise errors.UserError(
-        f'{directory}: the weights hold names both with and without "bert."')
-  ours = flax.traverse_util.flatten_dict(template, sep='/')
+  tensors, notes = dict(tensors), []
   expected = to_hugging_face(template)
-  expected.pop('qa_outputs.bias', None)
-  bias = theirs.pop('qa_outputs.bias', None)
-  if bias is not None and bias.any():
-    notes.append(f'the bias {bias.tolist()} of the checkpoint\'s head is '
-                 'dropped: it changes no prediction')
-  has_head = 'qa_outputs.weight' in theirs
-  if not has_head:
-    notes.append(FRESH_HEAD)
-    expected.pop('qa_outputs.weight', None)
-  _compare({k: v.shape for k, v in theirs.items()},
+  weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
+  if weight not in tensors or weight not in expected:
+    if weight not in tensors:
+      notes.append(FRESH_HEAD)
+    else:
+      notes.append('the span head of the checkpoint, a pair of S and E, is '
+                   'dropped: the head asked for is freshly initialised')
+    for part in (weight, bias):
+      tensors.pop(part, None)
+      expected.pop(part, None)
+  elif 'bias' in template['head']['start']:
+    tensors.setdefault(bias, np.zeros(2, np.float32))
+  else:
+    expected.pop(bias)
+    dropped = tensors.pop(bias, np.zeros(2))
+    if dropped.any():
+      notes.append(f"the bias {dropped.tolist()} of the checkpoint's head is "
+                   "dropped: it changes no prediction; the head 'biased' "
+                   'keeps it')
+  _compare({k: v.shape for k, v in tensors.items()},
            {k: v.shape for k, v in expected.items()}, directory)
-  loaded = from_hugging_face(theirs)
-  fresh = {k: np.asarray(v) for k, v in ours.items()
-           if k.startswith('head/') and not has_head}
-  return flax.traverse_util.unflatten_dict(
-      {**loaded, **fresh}, sep='/'), notes
+  loaded = from_hugging_face(tensors)
+  ours = flax.traverse_util.flatten_dict(template, sep='/')
+  fresh = {k: np.asarray(v) for k, v in ours.items() if k not in loaded}
+  return flax.traverse_util.unflatten_dict({**loaded, **fresh}, sep='/'), notes
 
 
-def save_hugging_face(directory: pathlib.Path, params: Any,
-                      config: bert.BertConfig) -> None:
-  """Writes config.json and model.safetensors for transformers."""
-  tensors = to_hugging_face(params)
-  if 'qa_outputs.weight' not in tensors:
-    raise errors.UserError(
-        'only the independent head has a place in a BertForQuestionAnswering, '
-        f'not one with {_few(sorted(params["head"]))}')
-  tensors = {k if k.startswith('qa_outputs') else f'bert.{k}':
-             np.ascontiguousarray(v) for k, v in tensors.items()}
-  directory.mkdir(parents=True, exist_ok=True)
-  partial = directory / 'model.safetensors.partial'
-  safetensors.numpy.save_file(tensors, partial, metadata={'format': 'pt'})
-  os.replace(partial, directory / 'model.safetensors')
-  files.write_json(directory / 'config.json', {
-      'architectures': ['BertForQuestionAnswering'], 'model_type': 'bert',
-      'hidden_size': config.hidden_size,
-      'num_hidden_layers': config.num_layers,
-      'num_attention_heads': config.num_heads,
-      'intermediate_size': config.mlp_size, 'vocab_size': config.vocab_size,
-      'max_position_embeddings': config.max_position,
-      'type_vocab_size': config.type_vocab_size, 'hidden_act': 'gelu',
-      'layer_norm_eps': config.layer_norm_eps,
-      'hidden_dropout_prob': config.dropout,
-      'attention_probs_dropout_prob': config.attention_dropout,
-      'pad_token_id': 0, 'dtype': 'float32'})
+def load(directory: pathlib.Path, template: Any) -> tuple[Any, list[str]]:
+  """What is in the files of `directory`, in the shape of `template`."""
+  tensors, ignored = weight_files.read(directory)
+  params, notes = fit(tensors, template, directory)
+  return params, ignored + notes
 
 
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
-  """Our tree → their flat names, without the "bert." prefix."""
+  """Our tree → common names; without qa_outputs if the head is no pair."""
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(params, sep='/').items()}
   out = {}
@@ -190,15 +178,18 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
         out[f'encoder.layer.{match[1]}.attention.self.{name}.{kind}'] = part.T
     elif not path.startswith('head/'):
       out[_translate(path)] = value.T if path.endswith('kernel') else value
-  if 'head/start/kernel' in ours:
+  head = {k.removeprefix('head/') for k in ours if k.startswith('head/')}
+  if head in PAIRS:
     out['qa_outputs.weight'] = np.concatenate(
         [ours['head/start/kernel'], ours['head/end/kernel']], axis=1).T
-    out['qa_outputs.bias'] = np.zeros(2, np.float32)
+    out['qa_outputs.bias'] = np.concatenate(
+        [ours.get(f'head/{end}/bias', np.zeros(1, np.float32))
+         for end in ('start', 'end')])
   return out
 
 
 def from_hugging_face(tensors: Arrays) -> dict[str, np.ndarray]:
-  """Their flat names (no "bert.") → our flat paths, all float32."""
+  """Common names → our flat paths, all float32; a bias only if there is."""
   tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
   out, fused = {}, {}
   for name, value in tensors.items():
@@ -211,6 +202,8 @@ def from_hugging_face(tensors: Arrays) -> dict[str, np.ndarray]:
     elif name == 'qa_outputs.weight':
       out['head/start/kernel'] = value[:1].T
       out['head/end/kernel'] = value[1:].T
+    elif name == 'qa_outputs.bias':
+      out['head/start/bias'], out['head/end/bias'] = value[:1], value[1:]
     else:
       path = _translate_back(name)
       out[path] = value.T if path.endswith('kernel') else value
@@ -252,45 +245,12 @@ def _compare(found: Mapping[str, tuple], expected: Mapping[str, tuple],
   for what, names in (('missing', expected.keys() - found.keys()),
                       ('unknown', found.keys() - expected.keys())):
     if names:
-      faults.append(f'{len(names)} {what}: {_few(sorted(names))}')
+      faults.append(f'{len(names)} {what}: {weight_files.few(sorted(names))}')
   wrong = [f'{k} {found[k]} for {expected[k]}'
            for k in sorted(found.keys() & expected.keys())
            if found[k] != expected[k]]
   if wrong:
-    faults.append(f'{len(wrong)} of another shape: {_few(wrong)}')
+    faults.append(f'{len(wrong)} of another shape: {weight_files.few(wrong)}')
   if faults:
     raise errors.UserError(
         f'{directory}: weights do not fit the model; {"; ".join(faults)}')
-
-
-def _few(names: list[str], count: int = 4) -> str:
-  more = f' and {len(names) - count} more' if len(names) > count else ''
-  return ', '.join(names[:count]) + more
-
-
-def _read_tensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
-  """All tensors of model.safetensors, or of the shards of its index."""
-  index = directory / 'model.safetensors.index.json'
-  names = ['model.safetensors']
-  if not (directory / names[0]).is_file() and index.is_file():
-    shards = files.read_object(index).get('weight_map')
-    if not isinstance(shards, dict) or not all(
-        isinstance(v, str) and re.fullmatch(r'[\w.-]+\.safetensors', v)
-        for v in shards.values()):
-      raise errors.UserError(f'{index}: weight_map does not name shards')
-    names = sorted(set(shards.values()))
-  tensors: dict[str, np.ndarray] = {}
-  for name in names:
-    path = directory / name
-    if not path.is_file():
-      raise errors.UserError(
-          f'{path} is missing; pickled .bin weights are not read: convert '
-          'them to safetensors')
-    try:
-      tensors |= safetensors.numpy.load_file(path)
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
-            OSError) as e:
-      raise errors.UserError(
-          f'{path}: not a whole safetensors file ({e}); fetch it again'
-      ) from None
-  return tensors

@@ -47,7 +47,7 @@ def make_model(**fields) -> qa.QAModel:
 @pytest.fixture(scope='module')
 def params():
   template = qa.init_params(make_model(), jax.random.key(0))
-  return weights.load_hugging_face(TINY, template)[0]
+  return weights.load(TINY, template)[0]
 
 
 def inputs(golden) -> dict[str, np.ndarray]:

@@ -12,9 +12,11 @@ LAYERS = (
     {'errors', 'files', 'registry'},
     {'data', 'metrics', 'significance', 'null_rules', 'aggregate'},
     {'models', 'heads', 'objectives', 'search'},
-    {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'logs',
+    {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
+     'weight_names', 'tensor_bundle', 'logs',
      'pictures', 'runtime'},
-    {'config', 'build', 'fit', 'evaluate', 'predict', 'train', 'sweep',
+    {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
+     'export', 'runner', 'train', 'sweep',
      'engines', 'compare', 'report'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}

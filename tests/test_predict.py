@@ -7,6 +7,7 @@ import string
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from qa_jax import build
 from qa_jax import config as config_lib
@@ -235,13 +236,20 @@ def test_run_without_a_checkpoint_is_refused(tmp_path):
     predict.load(tmp_path)
 
 
-def test_encoder_without_a_span_head_is_refused(directory, monkeypatch):
-  load = predict.weights.load_hugging_face
-  monkeypatch.setattr(
-      predict.weights, 'load_hugging_face', lambda *args: (
-          load(*args)[0], [predict.weights.FRESH_HEAD]))
+def test_encoder_without_a_span_head_is_refused(directory, tmp_path):
+  path = shutil.copytree(directory, tmp_path / 'encoder')
+  tensors = safetensors.numpy.load_file(path / 'model.safetensors')
+  safetensors.numpy.save_file(
+      {k: v for k, v in tensors.items() if not k.startswith('qa_outputs.')},
+      path / 'model.safetensors')
   with pytest.raises(errors.UserError, match='without a span head'):
-    predict.load(directory)
+    predict.load(path)
+
+
+def test_a_bias_of_the_head_is_kept_and_told(directory, capsys):
+  qa = predict.load(directory, **OPTIONS)
+  assert qa.config.model.head == 'biased'
+  assert "the head 'biased'" in capsys.readouterr().err
 
 
 # --- files of questions

@@ -1,4 +1,4 @@
-"""Hugging Face directories in and out: bitwise, strict, one-line errors."""
+"""Checkpoints of Hugging Face → our parameters: bitwise, strict."""
 
 import json
 import pathlib
@@ -14,22 +14,33 @@ import safetensors.numpy
 
 from qa_jax import errors
 from qa_jax import heads
+from qa_jax import weight_files
 from qa_jax import weights
 from qa_jax.models import qa
 
-TINY = pathlib.Path(__file__).resolve().parent / 'golden' / 'tiny_bert'
+GOLDEN = pathlib.Path(__file__).resolve().parent / 'golden'
+TINY = GOLDEN / 'tiny_bert'
 HEAD = ('qa_outputs.weight', 'qa_outputs.bias')
 QUERY = 'encoder.layer.2.attention.self.query.weight'
 
 
-def model(directory: pathlib.Path = TINY) -> qa.QAModel:
-  return qa.QAModel(
-      weights.read_config(directory), heads.HEADS['independent']())
+def model(directory: pathlib.Path = TINY,
+          head: str = 'independent') -> qa.QAModel:
+  return qa.QAModel(weights.read_config(directory), heads.HEADS[head]())
+
+
+def fresh(head: str = 'independent', directory: pathlib.Path = TINY):
+  """Parameters as fresh as drawn ones, and nothing to compile."""
+  shapes = jax.eval_shape(
+      lambda: qa.init_params(model(directory, head), jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+      lambda x: rng.standard_normal(x.shape, np.float32), shapes)
 
 
 @pytest.fixture(scope='module')
 def template():
-  return qa.init_params(model(), jax.random.key(0))
+  return fresh()
 
 
 @pytest.fixture(scope='module')
@@ -58,20 +69,8 @@ def assert_trees_equal(a, b) -> None:
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_round_trip_is_bit_equal_in_every_tensor(template, tensors, tmp_path):
-  params, _ = weights.load_hugging_face(TINY, template)
-  weights.save_hugging_face(tmp_path, params, weights.read_config(TINY))
-  back = safetensors.numpy.load_file(tmp_path / 'model.safetensors')
-  assert back.keys() == tensors.keys()
-  for name, value in tensors.items():
-    expected = np.zeros(2) if name == 'qa_outputs.bias' else value
-    np.testing.assert_array_equal(back[name], expected, err_msg=name)
-    assert back[name].dtype == np.float32
-  assert_trees_equal(weights.load_hugging_face(tmp_path, template)[0], params)
-
-
 def test_loaded_tree_has_the_structure_and_type_of_the_template(template):
-  params, _ = weights.load_hugging_face(TINY, template)
+  params, _ = weights.load(TINY, template)
   assert jax.tree.structure(params) == jax.tree.structure(template)
   def kinds(tree):
     return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
@@ -80,7 +79,7 @@ def test_loaded_tree_has_the_structure_and_type_of_the_template(template):
 
 def test_kernels_are_transposed_and_query_key_value_are_joined(
     template, tensors):
-  layer = weights.load_hugging_face(
+  layer = weights.load(
       TINY, template)[0]['encoder']['layer_1']
   prefix = 'bert.encoder.layer.1.'
   np.testing.assert_array_equal(
@@ -94,44 +93,22 @@ def test_kernels_are_transposed_and_query_key_value_are_joined(
 
 
 def test_rows_of_qa_outputs_are_start_then_end(template, tensors):
-  head = weights.load_hugging_face(TINY, template)[0]['head']
+  head = weights.load(TINY, template)[0]['head']
   weight = tensors['qa_outputs.weight']  # [2, D]
   np.testing.assert_array_equal(head['start']['kernel'][:, 0], weight[0])
   np.testing.assert_array_equal(head['end']['kernel'][:, 0], weight[1])
 
 
-def test_written_files_are_what_transformers_expects(template, tmp_path):
-  weights.save_hugging_face(
-      tmp_path / 'new' / 'folder', template, weights.read_config(TINY))
-  path = tmp_path / 'new' / 'folder' / 'model.safetensors'
-  with safetensors.safe_open(path, 'np') as file:
-    assert file.metadata() == {'format': 'pt'}
-  written = json.loads((path.parent / 'config.json').read_text())
-  reference = json.loads((TINY / 'config.json').read_text())
-  assert written['architectures'] == ['BertForQuestionAnswering']
-  assert {k: reference[k] for k in written} == written
-  # Nothing half-written is left beside them.
-  assert {f.name for f in path.parent.iterdir()} == {
-      'config.json', 'model.safetensors'}
-
-
-def test_config_survives_the_round_trip(template, tmp_path):
-  config = weights.read_config(TINY)
-  weights.save_hugging_face(tmp_path, template, config)
-  assert weights.read_config(tmp_path) == config
-
-
 def test_names_without_prefix_load_the_same(template, tensors, tmp_path):
   write(tmp_path, {k.removeprefix('bert.'): v for k, v in tensors.items()})
-  assert_trees_equal(weights.load_hugging_face(tmp_path, template),
-                     weights.load_hugging_face(TINY, template))
+  assert_trees_equal(weights.load(tmp_path, template),
+                     weights.load(TINY, template))
 
 
 def test_names_with_and_without_prefix_at_once_are_refused(
     template, tensors, tmp_path):
   write(tmp_path, tensors | {QUERY: tensors['bert.' + QUERY] + 1})
-  assert 'both with and without "bert."' in refusal(
-      weights.load_hugging_face, tmp_path, template)
+  assert f'{QUERY} twice' in refusal(weights.load, tmp_path, template)
 
 
 @pytest.mark.parametrize('prefix', ['bert.', ''])
@@ -142,33 +119,91 @@ def test_parts_of_other_tasks_are_skipped_and_noted(
             'cls.predictions.bias': np.ones(100, np.float32)}
   write(tmp_path, {prefix + k.removeprefix('bert.') if k not in HEAD else k: v
                    for k, v in tensors.items()} | others)
-  params, notes = weights.load_hugging_face(tmp_path, template)
-  assert_trees_equal(params, weights.load_hugging_face(TINY, template)[0])
+  params, notes = weights.load(tmp_path, template)
+  assert_trees_equal(params, weights.load(TINY, template)[0])
   assert all(any(name in note for note in notes) for name in others)
 
 
 def test_without_a_head_the_fresh_one_stays_and_is_noted(
     template, tensors, tmp_path):
   write(tmp_path, {k: v for k, v in tensors.items() if k not in HEAD})
-  params, notes = weights.load_hugging_face(tmp_path, template)
+  params, notes = weights.load(tmp_path, template)
   assert notes == [
       'the checkpoint has no span head: S and E are freshly initialised']
   assert_trees_equal(params['head'], template['head'])
-  assert_trees_equal(params['encoder'], weights.load_hugging_face(
+  assert_trees_equal(params['encoder'], weights.load(
       TINY, template)[0]['encoder'])
 
 
-def test_a_bias_of_the_head_is_noted_unless_zero(template, tensors, tmp_path):
+def test_a_bias_is_dropped_by_the_independent_head_and_noted_unless_zero(
+    template, tensors, tmp_path):
   assert any('bias' in n and 'dropped' in n
-             for n in weights.load_hugging_face(TINY, template)[1])
+             for n in weights.load(TINY, template)[1])
   write(tmp_path, tensors | {'qa_outputs.bias': np.zeros(2, np.float32)})
-  assert weights.load_hugging_face(tmp_path, template)[1] == []
+  assert weights.load(tmp_path, template)[1] == []
+
+
+def test_a_bias_is_kept_by_the_biased_head(tensors, tmp_path):
+  template = fresh('biased')
+  params, notes = weights.load(TINY, template)
+  assert notes == []
+  bias = tensors['qa_outputs.bias']
+  assert bias.all()
+  for i, end in enumerate(('start', 'end')):
+    np.testing.assert_array_equal(params['head'][end]['bias'], bias[i:i + 1])
+  write(tmp_path, {k: v for k, v in tensors.items() if k != HEAD[1]})
+  params, _ = weights.load(tmp_path, template)
+  assert not params['head']['start']['bias'].any()
+  assert weights.head_of(weight_files.read(TINY)[0]) == 'biased'
+  assert weights.head_of(weight_files.read(tmp_path)[0]) == 'independent'
+
+
+@pytest.mark.parametrize('head', ['biaffine', 'layer_mix', 'shared'])
+def test_a_head_that_is_no_pair_stays_fresh_and_is_noted(head):
+  template = fresh(head)
+  params, notes = weights.load(TINY, template)
+  assert len(notes) == 1 and 'dropped' in notes[0] and 'fresh' in notes[0]
+  assert_trees_equal(params['head'], template['head'])
+  assert jax.tree.structure(params) == jax.tree.structure(template)
+
+
+@pytest.mark.parametrize('name', ['distilbert', 'electra'])
+def test_other_architectures_give_transformers_logits(name):
+  directory = GOLDEN / f'tiny_{name}'
+  net = model(directory, 'biased')
+  params, notes = weights.load(directory, fresh('biased', directory))
+  assert notes == []
+  with np.load(GOLDEN / 'others_golden.npz') as golden:
+    # DistilBERT has no token types: they must not matter.
+    scores = jax.jit(net.apply)(
+        {'params': params}, golden['token_ids'], golden['token_type_ids'],
+        golden['attention_mask'], golden['token_type_ids'] > 0)
+    for end in ('start', 'end'):
+      np.testing.assert_allclose(
+          getattr(scores, end), golden[f'{name}_{end}'], atol=1e-5, rtol=0)
+
+
+def test_parts_of_an_electra_discriminator_are_skipped(tmp_path):
+  directory = shutil.copytree(GOLDEN / 'tiny_electra', tmp_path / 'electra')
+  path = directory / 'model.safetensors'
+  safetensors.numpy.save_file(safetensors.numpy.load_file(path) | {
+      'discriminator_predictions.dense.bias': np.ones(3, np.float32)}, path)
+  tensors, notes = weight_files.read(directory)
+  assert 'discriminator_predictions.dense.bias' in notes[0]
+  assert tensors.keys() == weight_files.read(GOLDEN / 'tiny_electra')[0].keys()
+
+
+def test_projected_embeddings_of_a_small_electra_are_refused(tmp_path):
+  fields = json.loads((GOLDEN / 'tiny_electra' / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps(
+      fields | {'embedding_size': 8}))
+  assert 'embedding_size 8' in refusal(weights.read_config, tmp_path)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
 def test_half_precision_is_read_as_float32(template, tensors, tmp_path, dtype):
   write(tmp_path, {k: v.astype(dtype) for k, v in tensors.items()})
-  params, _ = weights.load_hugging_face(tmp_path, template)
+  params, _ = weights.load(tmp_path, template)
   embedding = params['encoder']['embeddings']['word']['embedding']
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
   np.testing.assert_array_equal(embedding, tensors[
@@ -193,25 +228,25 @@ def shards(directory: pathlib.Path, tensors) -> pathlib.Path:
 
 def test_shards_load_the_same(template, tensors, tmp_path):
   assert_trees_equal(
-      weights.load_hugging_face(shards(tmp_path, tensors), template),
-      weights.load_hugging_face(TINY, template))
+      weights.load(shards(tmp_path, tensors), template),
+      weights.load(TINY, template))
 
 
 def test_a_missing_shard_is_named(template, tensors, tmp_path):
   (shards(tmp_path, tensors) / 'model-00002-of-00002.safetensors').unlink()
   assert 'model-00002-of-00002.safetensors is missing' in refusal(
-      weights.load_hugging_face, tmp_path, template)
+      weights.load, tmp_path, template)
 
 
 def test_an_index_that_points_outside_is_refused(template, tensors, tmp_path):
   index = shards(tmp_path, tensors) / 'model.safetensors.index.json'
   index.write_text(json.dumps({'weight_map': {'a': '../x.safetensors'}}))
-  assert 'weight_map' in refusal(weights.load_hugging_face, tmp_path, template)
+  assert 'weight_map' in refusal(weights.load, tmp_path, template)
 
 
 def test_missing_names_are_listed_and_counted(template, tensors, tmp_path):
   write(tmp_path, {k: v for k, v in tensors.items() if '.layer.2.' not in k})
-  message = refusal(weights.load_hugging_face, tmp_path, template)
+  message = refusal(weights.load, tmp_path, template)
   assert '16 missing' in message and 'encoder.layer.2.' in message
   assert 'and 12 more' in message and str(tmp_path) in message
 
@@ -220,7 +255,7 @@ def test_unknown_names_are_listed(template, tensors, tmp_path):
   write(tmp_path, tensors | {
       'bert.encoder.layer.3.output.dense.bias': np.ones(32, np.float32),
       'classifier.weight': np.ones((2, 32), np.float32)})
-  message = refusal(weights.load_hugging_face, tmp_path, template)
+  message = refusal(weights.load, tmp_path, template)
   assert '2 unknown' in message and 'classifier.weight' in message
   assert 'encoder.layer.3.output.dense.bias' in message
 
@@ -230,7 +265,7 @@ def test_unknown_names_are_listed(template, tensors, tmp_path):
     ('bert.embeddings.word_embeddings.weight', (101, 32))])
 def test_wrong_shapes_are_listed(template, tensors, tmp_path, name, shape):
   write(tmp_path, tensors | {name: np.ones(shape, np.float32)})
-  message = refusal(weights.load_hugging_face, tmp_path, template)
+  message = refusal(weights.load, tmp_path, template)
   assert f'1 of another shape: {name.removeprefix("bert.")} {shape}' in message
   assert str(tensors[name].shape) in message
 
@@ -239,19 +274,19 @@ def test_wrong_shapes_are_listed(template, tensors, tmp_path, name, shape):
 def test_a_truncated_file_is_named(template, tensors, tmp_path, size):
   path = write(tmp_path, tensors) / 'model.safetensors'
   path.write_bytes(path.read_bytes()[:size])
-  assert str(path) in refusal(weights.load_hugging_face, tmp_path, template)
+  assert str(path) in refusal(weights.load, tmp_path, template)
 
 
 def test_a_file_of_another_format_is_named(template, tmp_path):
   path = write(tmp_path, {}) / 'model.safetensors'
   path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0')
-  assert str(path) in refusal(weights.load_hugging_face, tmp_path, template)
+  assert str(path) in refusal(weights.load, tmp_path, template)
 
 
 def test_pickled_weights_alone_are_refused(template, tmp_path):
   (write(tmp_path, {}) / 'model.safetensors').rename(
       tmp_path / 'pytorch_model.bin')
-  assert 'convert' in refusal(weights.load_hugging_face, tmp_path, template)
+  assert 'convert' in refusal(weights.load, tmp_path, template)
 
 
 @pytest.mark.parametrize('field, value', [
@@ -286,13 +321,6 @@ def test_config_is_read_field_by_field(tensors, tmp_path):
 def test_without_layer_norm_eps_it_is_berts(tensors, tmp_path):
   write(tmp_path, tensors, layer_norm_eps=None)
   assert weights.read_config(tmp_path).layer_norm_eps == 1e-12
-
-
-def test_only_the_independent_head_is_exported(template, tmp_path):
-  other = {'encoder': template['encoder'], 'head': {'biaffine': {}}}
-  assert 'independent' in refusal(weights.save_hugging_face, tmp_path / 'out',
-                                  other, weights.read_config(TINY))
-  assert not (tmp_path / 'out').exists()
 
 
 def test_the_name_table_covers_every_parameter_both_ways(template):

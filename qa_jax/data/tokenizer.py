@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import pathlib
+import re
 import reprlib
 from typing import Any
 
@@ -138,6 +139,9 @@ def from_directory(directory: str | pathlib.Path,
   else:
     raise errors.UserError(
         f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
+  if stored is None and any(
+      re.search('[A-Z]', t) for t in vocab if not t.startswith('[')):
+    stored = False  # only a cased vocabulary has capitals
   if None not in (stored, lowercase) and stored != lowercase:
     raise errors.UserError(
         f'data.lowercase={lowercase}, but the vocabulary in {directory} is '

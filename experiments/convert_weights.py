@@ -1,0 +1,52 @@
+r"""Converts a checkpoint into a Hugging Face directory, or into a run.
+
+  python -m experiments.convert_weights --source=runs/squad --target=hf/squad
+  python -m experiments.convert_weights --source=uncased_L-12_H-768_A-12 \
+      --target=hf/bert
+  python -m experiments.convert_weights --source=DIR_OR_HUB_ID \
+      --target=runs/theirs --format=qa_jax
+
+--source is a run, a Hugging Face directory or hub id (BERT, DistilBERT,
+ELECTRA as safetensors), or a directory with TensorFlow's bert_model.ckpt,
+bert_config.json and vocab.txt. Neither needs TensorFlow or torch.
+"""
+
+import pathlib
+import sys
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import convert
+from qa_jax import errors
+from qa_jax import logs
+
+SOURCE = flags.DEFINE_string('source', None, 'Run, checkpoint or hub id.')
+TARGET = flags.DEFINE_string('target', None, 'New directory.')
+FORMAT = flags.DEFINE_string('format', 'hf', 'hf or qa_jax (a run).')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'Of a run: best, last or a step.')
+
+
+def main() -> None:
+  cli.required(source=SOURCE.value, target=TARGET.value)
+  if FORMAT.value not in convert.FORMATS:
+    raise errors.UserError(
+        f'--format={FORMAT.value!r}'
+        f'{errors.did_you_mean(FORMAT.value, convert.FORMATS)}')
+  target = pathlib.Path(TARGET.value)
+  convert.check_target(target)
+  source = convert.read(SOURCE.value, CHECKPOINT.value)
+  for note in source.model.notes:
+    logs.say(note)
+  if not source.model.has_head:
+    logs.say('the checkpoint has no span head: an encoder alone')
+  if FORMAT.value == 'hf':
+    convert.write_hugging_face(source, target)
+  else:
+    convert.write_run(source, target, sys.argv)
+  print(f'{SOURCE.value} as {FORMAT.value} in {target}')
+
+
+if __name__ == '__main__':
+  cli.run(main)
