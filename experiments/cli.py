@@ -87,9 +87,11 @@ def required(**values: object) -> None:
 def _help(module, own: list[str]) -> str:
   lines = [(module.__doc__ or '').strip(), '', 'Flags [default]:']
   for f in (flags.FLAGS[name] for name in own):
+    several = isinstance(f.default, list)
     kind = ('' if f.boolean else '=FILE[:arg]' if f.name == 'config'
-            else f'={f.flag_type().upper()}')
-    default = '' if f.default is None else f' [{f.default}]'
+            else '=A,B' if several else f'={f.flag_type().upper()}')
+    shown = ','.join(f.default) if several else f.default
+    default = '' if shown is None else f' [{shown}]'
     lines.append(f'  --{f.name + kind:19} {f.help}{default}')
   if 'config' in own:
     lines += ['', 'Config fields, --config.FIELD=VALUE, with their defaults:',

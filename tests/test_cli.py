@@ -115,7 +115,8 @@ def test_help_is_short_and_names_every_flag_with_its_default(name):
   lines = result.out.splitlines()
   assert len(lines) < 50 and max(map(len, lines)) <= 80
   assert f'python -m experiments.{name}' in result.out
-  assert '--workdir=STRING' in result.out
+  assert ('--source=STRING' if name == 'convert_weights'
+          else '--workdir=STRING') in result.out
   if name == 'predict':
     assert '--n_best=INT          Candidates listed per question. [5]' in (
         result.out)
