@@ -98,7 +98,7 @@ def check_platforms(names: Sequence[str]) -> None:
   for name in names:
     if name not in PLATFORMS:
       raise errors.UserError(
-          f'unknown platform {name!r}{errors.did_you_mean(name, PLATFORMS)}')
+          f'unknown platform {name!r}; choose from {", ".join(PLATFORMS)}')
 
 
 def export(model: predict.QA, target: pathlib.Path,

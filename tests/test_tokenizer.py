@@ -140,3 +140,8 @@ def test_bad_vocabulary_is_one_line(tmp_path, name, content, message):
   with pytest.raises(errors.UserError, match=message) as e:
     tokenizer.from_directory(tmp_path)
   assert '\n' not in str(e.value)
+
+
+def test_capitals_in_a_bare_vocabulary_make_it_cased(tmp_path):
+  (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nParis\n')
+  assert not tokenizer.from_directory(tmp_path).lowercase
