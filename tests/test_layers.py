@@ -17,7 +17,7 @@ LAYERS = (
      'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'sweep',
-     'engines', 'compare', 'report'},
+     'engines', 'compare', 'report', 'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}
 NO_DATA = LAYERS[2] | LAYERS[3]

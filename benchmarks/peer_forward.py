@@ -1,0 +1,123 @@
+"""Inference by torch + transformers, and by ONNX Runtime on CPU."""
+
+import importlib.util
+import os
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+import peer_batches
+import torch
+import transformers
+
+BATCH = 32
+NAMES = ('input_ids', 'attention_mask', 'token_type_ids')
+
+
+class Forward:
+
+  def build(self, folder):
+    """Loads the weights both sides start from, and the windows."""
+    self.folder = pathlib.Path(folder)
+    self.windows = peer_batches.Windows(self.folder / 'windows.npz')
+    model = transformers.BertForQuestionAnswering.from_pretrained(
+        folder, attn_implementation='sdpa').to(peer_batches.DEVICE).eval()
+    self.models = {'': lambda **batch: _logits(model(**batch))}
+    if peer_batches.DEVICE == 'cuda':
+      compiled = torch.compile(model, dynamic=True)
+      self.models[' compiled'] = lambda **batch: _logits(compiled(**batch))
+
+  def variants(self):
+    names = [f'{dtype} {layout}{how}' for dtype in ('float32', 'bfloat16')
+             for layout in peer_batches.LAYOUTS for how in self.models]
+    if peer_batches.DEVICE == 'cpu' and importlib.util.find_spec(
+        'onnxruntime'):
+      names += [f'float32 {layout} onnxruntime'
+                for layout in peer_batches.LAYOUTS]
+    return names
+
+  def logits(self, name, target):
+    """Writes start and end logits [N, L], NaN where there is no token."""
+    shape = len(self.windows.length), self.windows.width
+    out = {side: np.full(shape, np.nan, np.float32)
+           for side in ('start', 'end')}
+    for (rows, _), found in zip(self._plan(name), self._run(name),
+                                strict=True):
+      for k, row in enumerate(rows):
+        n = self.windows.length[row]
+        for side, values in zip(('start', 'end'), found, strict=True):
+          out[side][row, :n] = values[k, :n]
+    np.savez(target, **out)
+
+  def run(self, name):
+    """Seconds until the logits of all windows are on the host."""
+    began = time.perf_counter()
+    self._run(name)
+    return time.perf_counter() - began
+
+  def _plan(self, name):
+    layout = next(x for x in peer_batches.LAYOUTS if x in name)
+    return self.windows.plan(layout, BATCH, shuffled=False)
+
+  def _run(self, name):
+    how = name.rpartition(' ')[2]
+    if how == 'onnxruntime' and how not in self.models:
+      self.models[how] = _onnx(self.folder)
+    model = self.models.get(how if how == 'onnxruntime' else f' {how}',
+                            self.models[''])
+    found = []
+    with torch.inference_mode(), peer_batches.autocast(name.split()[0]):
+      for rows, length in self._plan(name):
+        batch = self.windows.batch(rows, length, labels=False)
+        found.append([x.float().cpu().numpy() if torch.is_tensor(x) else x
+                      for x in model(**batch)])
+    return found
+
+
+def _logits(output):
+  return output.start_logits, output.end_logits
+
+
+def _onnx(folder):
+  """An ONNX Runtime session, its graph fused by its own BERT optimizer."""
+  import onnxruntime
+  from onnxruntime.transformers import optimizer
+  model = transformers.BertForQuestionAnswering.from_pretrained(
+      folder, attn_implementation='eager').eval()
+
+  class Exported(torch.nn.Module):
+
+    def __init__(self):
+      super().__init__()
+      self.model = model
+
+    def forward(self, *inputs):
+      return _logits(self.model(**dict(zip(NAMES, inputs, strict=True))))
+
+  example = tuple(torch.ones(2, 16, dtype=torch.int64) for _ in NAMES)
+  with tempfile.TemporaryDirectory() as temporary:
+    path = pathlib.Path(temporary) / 'model.onnx'
+    torch.onnx.export(
+        Exported(), example, str(path), input_names=list(NAMES),
+        output_names=['start', 'end'], dynamo=False, opset_version=17,
+        dynamic_axes={name: {0: 'batch', 1: 'length'}
+                      for name in (*NAMES, 'start', 'end')})
+    optimized = optimizer.optimize_model(
+        str(path), model_type='bert',
+        num_heads=model.config.num_attention_heads,
+        hidden_size=model.config.hidden_size, opt_level=0)
+    optimized.save_model_to_file(str(path))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = onnxruntime.InferenceSession(
+        str(path), options, providers=['CPUExecutionProvider'])
+
+  return lambda **batch: session.run(
+      ['start', 'end'], {name: batch[name].numpy() for name in NAMES})
+
+
+def calls():
+  forward = Forward()
+  return {'build': forward.build, 'variants': forward.variants,
+          'logits': forward.logits, 'run': forward.run}

@@ -1,0 +1,106 @@
+r"""Measures speed beside torch + transformers; outputs are compared first.
+
+  python -m experiments.benchmark --suite=all --output=bench.json \
+      --model=MINILM_DIR --data=train-v2.0.json [--peer_python=PYTHON]
+
+Suites: train, forward, search, features, evaluate, input, startup (all of them
+by "all"), and scaling, which draws docs/scaling_{step,search}.svg. The peer is
+what requirements-peers.txt installs, into this or another Python; without it
+ours is measured alone. --set=precision.compute_dtype=bfloat16 sets a config
+field of ours, as often as wanted.
+"""
+
+import pathlib
+import sys
+import tempfile
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import logs
+from qa_jax import weights
+from qa_jax.bench import harness
+from qa_jax.bench import session as session_lib
+from qa_jax.bench import suites
+from qa_jax.bench import table
+from qa_jax.bench.suites import scaling
+
+SUITE = flags.DEFINE_string('suite', None, 'Suites, separated by commas.')
+OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
+DATA = flags.DEFINE_string(
+    'data', '', "Data SPEC; '': generated, lengths as SQuAD's.")
+MODEL = flags.DEFINE_string(
+    'model', '', "MiniLM-L6 checkpoint; '': random weights.")
+ENCODERS = flags.DEFINE_string(
+    'encoders', 'minilm_l6,base', 'Sizes that train is measured with.')
+PEER_PYTHON = flags.DEFINE_string(
+    'peer_python', sys.executable, 'Interpreter that has the peer.')
+THREADS = flags.DEFINE_integer('threads', 2, 'Cores that a side may use.')
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'Runs of each, in turn.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of weights, data and dropout.')
+SET = flags.DEFINE_multi_string('set', [], 'Config field of ours, FIELD=VALUE.')
+QUICK = flags.DEFINE_bool(
+    'quick', False, 'Tiny sizes: runs everything, measures nothing.')
+FIGURES = flags.DEFINE_string('figures', 'docs', 'Directory for the figures.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory to keep intermediate files in.')
+
+
+def main() -> None:
+  cli.required(suite=SUITE.value)
+  names = chosen(SUITE.value)
+  if OUTPUT.value:
+    files.check_writable(pathlib.Path(OUTPUT.value))
+  with tempfile.TemporaryDirectory(prefix='qa_jax_bench_') as scratch:
+    session = make_session(pathlib.Path(WORKDIR.value or scratch).absolute())
+    outcomes = {}
+    for name in names:
+      logs.say(f'suite {name}')
+      try:
+        outcomes[name] = suites.SUITES[name](session)
+      except harness.WorkerError as e:
+        raise errors.UserError(f'suite {name}: {e}') from None
+      if outcomes[name].curves:
+        for path in scaling.draw(outcomes[name].curves,
+                                 pathlib.Path(FIGURES.value)):
+          logs.say(f'wrote {path}')
+    record = table.record(session, outcomes, sys.argv)
+    print(table.plain(record, list(outcomes.values())), end='')
+    if OUTPUT.value:
+      files.write_json(pathlib.Path(OUTPUT.value), record)
+
+
+def chosen(names: str) -> tuple[str, ...]:
+  """'all' or 'a,b' → names of suites."""
+  picked = suites.ALL if names == 'all' else tuple(names.split(','))
+  for name in picked:
+    if name not in suites.SUITES:
+      raise errors.UserError(f'--suite={name}: there is none such'
+                             f'{errors.did_you_mean(name, suites.SUITES)}')
+  return picked
+
+
+def make_session(scratch: pathlib.Path) -> session_lib.Session:
+  """The flags, checked."""
+  scratch.mkdir(parents=True, exist_ok=True)
+  for name, flag in (('threads', THREADS), ('rounds', ROUNDS)):
+    if flag.value < 1:
+      raise errors.UserError(f'--{name}={flag.value} must be at least 1')
+  encoders = tuple(ENCODERS.value.split(','))
+  for encoder in encoders:
+    if encoder not in session_lib.NAMES:
+      raise errors.UserError(
+          f'--encoders={encoder}: there is none such'
+          f'{errors.did_you_mean(encoder, session_lib.NAMES)}')
+  return session_lib.Session(
+      sizes=session_lib.TINY if QUICK.value else session_lib.FULL,
+      scratch=scratch, data=DATA.value, encoders=encoders,
+      encoder=str(weights.resolve(MODEL.value)) if MODEL.value else '',
+      overrides=session_lib.parse_overrides(SET.value), rounds=ROUNDS.value,
+      threads=THREADS.value, seed=SEED.value, peer_python=PEER_PYTHON.value)
+
+
+if __name__ == '__main__':
+  cli.run(main)

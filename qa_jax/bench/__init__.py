@@ -1,0 +1,1 @@
+"""Speed beside a peer's: two processes in turn, outputs compared first."""

@@ -1,0 +1,95 @@
+"""Suite startup: seconds from process start to the first completed step.
+
+`experiments.train` as a user runs it, once with empty caches and once with what
+that run left in them.
+"""
+
+from collections.abc import Mapping
+import pathlib
+import subprocess
+import sys
+import time
+
+from qa_jax import logs
+from qa_jax.bench import harness
+from qa_jax.bench.session import BUCKETS
+from qa_jax.bench.session import ROOT
+from qa_jax.bench.session import TARGETS
+from qa_jax.bench.session import Outcome
+from qa_jax.bench.session import Session
+from qa_jax.bench.suites import search
+
+FIRST_STEP = 'train 1/1 '  # how progress begins once step 1 is read back
+
+
+def cache_environment(folder: pathlib.Path) -> dict[str, str]:
+  """Variables that put every cache under `folder`."""
+  return {'XDG_CACHE_HOME': str(folder),
+          'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled')}
+
+
+def run(session: Session) -> Outcome:
+  """Empty caches against warm ones, in turn."""
+  out, losses = Outcome(), {'empty': [], 'warm': []}
+  count = 0
+
+  def start(which: str) -> float:
+    nonlocal count
+    count += which == 'empty'  # the warm run opens what the empty one left
+    workdir = session.scratch / f'startup_{count}_{which}'
+    seconds = first_step(
+        command(session, workdir), harness.environment(session.threads)
+        | cache_environment(session.scratch / f'cache_{count}'))
+    losses[which].append(logs.read_metrics(workdir)[0]['loss'])
+    return seconds
+
+  contenders = [harness.Contender(
+      'ours', f'{which} caches', lambda which=which: start(which), 1,
+      unit='starts') for which in ('empty', 'warm')]
+  harness.interleave(contenders, session.rounds)
+  empty, warm = (c.timing for c in contenders)
+  out.timings += [empty, warm]
+  out.notes.append(f'startup: first step after {warm.median:.1f} s with warm '
+                   f'caches, {empty.median:.1f} s with empty ones')
+  check = harness.Check('loss of the first step', harness.largest(
+      abs(a - b) for a, b in zip(*losses.values(), strict=True)), 0)
+  target = TARGETS['startup']
+  out.rows.append(harness.Row(
+      'startup', 'process start → first step', warm, empty, target.gate,
+      target.goal, (check,), 'without cache'))
+  return out
+
+
+def command(session: Session, workdir: pathlib.Path) -> list[str]:
+  """One step of the first encoder."""
+  fields = {
+      'model.init_from': session.encoder,
+      'data.train': session.source(), 'data.eval': '', 'seed': session.seed,
+      'data.buckets': str(BUCKETS).replace(' ', ''),
+      **{key.replace('__', '.'): value
+         for key, value in search.vocabulary(session).items()},
+      'train.num_epochs': 0.0, 'train.num_steps': 1,
+      'train.log_every_steps': 1, 'parallel.num_devices': 1,
+      **session.overrides}
+  config = ROOT / 'configs' / 'squad2.py'
+  return [sys.executable, '-m', 'experiments.train',
+          f'--config={config}:{session.encoders[0]}', f'--workdir={workdir}',
+          *(f'--config.{key}={value}' for key, value in fields.items())]
+
+
+def first_step(command: list[str], environment: Mapping[str, str]) -> float:
+  """Seconds until the command says that step 1 is done; waits for its end.
+
+  Raises:
+    WorkerError: it ended without; what it said last is the reason.
+  """
+  began, seconds, said = time.perf_counter(), 0.0, ''
+  with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL, text=True) as process:
+    for line in process.stderr:
+      said = line.strip() or said
+      if line.startswith(FIRST_STEP) and not seconds:
+        seconds = time.perf_counter() - began
+  if process.returncode or not seconds:
+    raise harness.WorkerError(f'experiments.train: {said}')
+  return seconds
