@@ -36,7 +36,7 @@ MODEL = flags.DEFINE_string(
 ENCODERS = flags.DEFINE_string(
     'encoders', 'minilm_l6,base', 'Sizes that train is measured with.')
 PEER_PYTHON = flags.DEFINE_string(
-    'peer_python', sys.executable, 'Interpreter that has the peer.')
+    'peer_python', '', "Interpreter that has the peer; '': this one.")
 THREADS = flags.DEFINE_integer('threads', 2, 'Cores that a side may use.')
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'Runs of each, in turn.')
 SEED = flags.DEFINE_integer('seed', 0, 'Of weights, data and dropout.')
@@ -99,7 +99,7 @@ def make_session(scratch: pathlib.Path) -> session_lib.Session:
       scratch=scratch, data=DATA.value, encoders=encoders,
       encoder=str(weights.resolve(MODEL.value)) if MODEL.value else '',
       overrides=session_lib.parse_overrides(SET.value), rounds=ROUNDS.value,
-      threads=THREADS.value, seed=SEED.value, peer_python=PEER_PYTHON.value)
+      threads=THREADS.value, seed=SEED.value, peer_python=PEER_PYTHON.value or sys.executable)
 
 
 if __name__ == '__main__':

@@ -87,12 +87,15 @@ def required(**values: object) -> None:
 def _help(module, own: list[str]) -> str:
   lines = [(module.__doc__ or '').strip(), '', 'Flags [default]:']
   for f in (flags.FLAGS[name] for name in own):
-    several = isinstance(f.default, list)
+    again = isinstance(f, flags.MultiFlag)  # its help says so at length
+    several = isinstance(f.default, list) and not again
     kind = ('' if f.boolean else '=FILE[:arg]' if f.name == 'config'
-            else '=A,B' if several else f'={f.flag_type().upper()}')
-    shown = ','.join(f.default) if several else f.default
+            else '=A,B' if several else '=STRING' if again
+            else f'={f.flag_type().upper()}')
+    shown = (','.join(f.default) if several else None if again else f.default)
     default = '' if shown is None else f' [{shown}]'
-    lines.append(f'  --{f.name + kind:19} {f.help}{default}')
+    text = f.help.partition(';\n')[0]
+    lines.append(f'  --{f.name + kind:19} {text}{default}')
   if 'config' in own:
     lines += ['', 'Config fields, --config.FIELD=VALUE, with their defaults:',
               *_fields(config_lib.Config(), '')]
