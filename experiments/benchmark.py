@@ -99,7 +99,8 @@ def make_session(scratch: pathlib.Path) -> session_lib.Session:
       scratch=scratch, data=DATA.value, encoders=encoders,
       encoder=str(weights.resolve(MODEL.value)) if MODEL.value else '',
       overrides=session_lib.parse_overrides(SET.value), rounds=ROUNDS.value,
-      threads=THREADS.value, seed=SEED.value, peer_python=PEER_PYTHON.value or sys.executable)
+      threads=THREADS.value, seed=SEED.value,
+      peer_python=PEER_PYTHON.value or sys.executable)
 
 
 if __name__ == '__main__':
