@@ -16,6 +16,7 @@ from qa_jax import heads
 from qa_jax import registry
 from qa_jax import weights
 from qa_jax.data import batches
+from qa_jax.data import cache
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
 from qa_jax.data.examples import Example
@@ -23,6 +24,9 @@ from qa_jax.models import bert
 from qa_jax.models import qa
 
 SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
+# What the model reads of a batch, and of a packed one besides.
+INPUTS = ('token_ids', 'token_type_ids', 'attention_mask', 'context_mask')
+PACKED = tuple(f.name for f in dataclasses.fields(qa.Packed))
 
 
 def is_run(directory: pathlib.Path) -> bool:
@@ -43,11 +47,8 @@ def tokenizer(config: config_lib.Config, source: pathlib.Path | None,
     if is_run(directory):
       directory = directory / 'tokenizer'
     return tokenizer_lib.from_directory(directory, config.data.lowercase)
-  texts = dict.fromkeys(e.context for e in examples)
-  texts |= dict.fromkeys(e.question for e in examples)
-  return tokenizer_lib.train(
-      texts, vocab_size=config.data.vocab_size,
-      lowercase=config.data.lowercase)
+  return cache.Learned(
+      config.data.vocab_size, config.data.lowercase).tokenizer(examples)
 
 
 def init_source(config: config_lib.Config) -> pathlib.Path | None:
@@ -164,6 +165,16 @@ def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
     store.close()
 
 
+def write_run(directory: pathlib.Path, config: config_lib.Config,
+              sizes: bert.BertConfig, words: tokenizer_lib.Tokenizer,
+              record: Mapping[str, Any]) -> None:
+  """What a run directory holds from its first moment; `record` is run.json."""
+  words.save(directory / 'tokenizer')
+  files.write_json(directory / 'encoder.json', dataclasses.asdict(sizes))
+  files.write_json(directory / 'run.json', record)
+  files.write_json(directory / 'config.json', config.to_dict())
+
+
 def make_windows(config: config_lib.Config, examples: Sequence[Example],
                  words: tokenizer_lib.Tokenizer) -> windows.WindowSet:
   return windows.make_windows(
@@ -178,10 +189,7 @@ def buckets(config: config_lib.Config) -> tuple[int, ...]:
 
 def model_inputs(batch: Mapping[str, jax.Array]) -> dict[str, Any]:
   """The entries of a batch that the model reads."""
-  inputs = {k: batch[k] for k in ('token_ids', 'token_type_ids',
-                                  'attention_mask', 'context_mask')}
+  inputs = {k: batch[k] for k in INPUTS}
   if 'segment_ids' in batch:
-    inputs['packed'] = qa.Packed(**{
-        field.name: batch[field.name]
-        for field in dataclasses.fields(qa.Packed)})
+    inputs['packed'] = qa.Packed(**{k: batch[k] for k in PACKED})
   return inputs

@@ -23,6 +23,7 @@ from qa_jax import logs
 from qa_jax import metrics
 from qa_jax import significance
 from qa_jax.data import sources
+from qa_jax.data import store
 
 SCORES = ('exact_match', 'f1')  # [C]; those that are compared
 
@@ -222,7 +223,7 @@ def _read(paths: Sequence[pathlib.Path]) -> tuple[list[Run], str]:
   configs = {path: config_lib.read(path) for path in paths}
   spec = configs[first].data.eval
   examples = sources.load(spec)
-  if evaluate.fingerprint(examples) != hashes[first]:
+  if store.fingerprint(examples) != hashes[first]:
     raise errors.UserError(
         f'{spec} is not what {first} was evaluated on; restore the file')
   runs = []

@@ -5,6 +5,7 @@ frozen dataclasses, so that a typo or a wrong type is one line before any work.
 """
 
 from collections.abc import Mapping
+import copy
 import dataclasses
 import json
 import pathlib
@@ -190,6 +191,21 @@ def _cast(kind: type, value: Any, where: str) -> Any:
   wanted = {tuple: 'a list of ints', Mapping: 'names to ints'}.get(
       kind, kind.__name__)
   raise errors.UserError(f'config.{where}={value!r}, expected {wanted}')
+
+
+def override(fields: Mapping[str, Any],
+             changes: Mapping[str, Any]) -> dict[str, Any]:
+  """Nested fields with dotted ones replaced, or added if there are none."""
+  out: dict[str, Any] = copy.deepcopy(dict(fields))
+  for path, value in changes.items():
+    *groups, last = path.split('.')
+    inner = out
+    for group in groups:
+      inner = inner.setdefault(group, {})
+      if not isinstance(inner, dict):
+        raise errors.UserError(f'config has no field {path!r}')
+    inner[last] = value
+  return out
 
 
 def differences(stored: Mapping[str, Any], new: Mapping[str, Any],

@@ -1,11 +1,8 @@
 """A model of ours → a Hugging Face directory, or a run directory."""
 
-from collections.abc import Callable
 import dataclasses
 import json
-import os
 import pathlib
-import shutil
 from typing import Any
 
 import huggingface_hub
@@ -75,17 +72,14 @@ def write_hugging_face(source: Source, target: pathlib.Path) -> None:
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
         "'independent' and 'biased' have a place in a BertForQuestionAnswering")
-  if model.has_head:
-    tensors = {k if k.startswith('qa_outputs.') else f'bert.{k}': v
-               for k, v in tensors.items()}
-  else:
+  if not model.has_head:
     tensors = {k: v for k, v in tensors.items()
                if not k.startswith('qa_outputs.')}
 
+  check_target(target)
+
   def write(directory: pathlib.Path) -> None:
-    (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
-        {k: np.ascontiguousarray(v) for k, v in tensors.items()},
-        metadata={'format': 'pt'}))
+    write_weights(tensors, directory)
     architecture = 'BertForQuestionAnswering' if model.has_head else 'BertModel'
     files.write_json(directory / 'config.json', {
         **hugging_face_config(model.model.config, architecture),
@@ -93,7 +87,16 @@ def write_hugging_face(source: Source, target: pathlib.Path) -> None:
     write_tokenizer(model.tokenizer, model.model.config.max_position, directory)
     files.write_text(directory / 'README.md', model_card(source))
 
-  write_whole(target, write)
+  files.write_directory(target, write)
+
+
+def write_weights(tensors: weights.Arrays, directory: pathlib.Path) -> None:
+  """model.safetensors; beside a span head, "bert." begins the other names."""
+  begin = 'bert.' if 'qa_outputs.weight' in tensors else ''
+  (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
+      {name if name.startswith('qa_outputs.') else begin + name:
+       np.ascontiguousarray(value) for name, value in tensors.items()},
+      metadata={'format': 'pt'}))
 
 
 def hugging_face_config(sizes: bert.BertConfig,
@@ -211,15 +214,14 @@ def write_run(source: Source, target: pathlib.Path, argv: list[str]) -> None:
     raise errors.UserError(
         f'{source.name} is an encoder without a span head: fine-tune it '
         '(config.model.init_from takes it as it is), or choose --format=hf')
+  check_target(target)
 
   def write(directory: pathlib.Path) -> None:
-    model.tokenizer.save(directory / 'tokenizer')
-    files.write_json(directory / 'encoder.json',
-                     dataclasses.asdict(model.model.config))
-    files.write_json(directory / 'run.json', logs.run_record(
-        seed=model.config.seed, argv=argv, devices=jax.devices(),
-        hashes={'vocabulary': model.tokenizer.fingerprint}))
-    files.write_json(directory / 'config.json', model.config.to_dict())
+    build.write_run(
+        directory, model.config, model.model.config, model.tokenizer,
+        logs.run_record(
+            seed=model.config.seed, argv=argv, devices=jax.devices(),
+            hashes={'vocabulary': model.tokenizer.fingerprint}))
     store = checkpoint.Checkpoints(directory / 'checkpoints')
     try:
       store.save(0, params=jax.tree.map(np.asarray, model.params),
@@ -228,7 +230,7 @@ def write_run(source: Source, target: pathlib.Path, argv: list[str]) -> None:
     finally:
       store.close()
 
-  write_whole(target, write)
+  files.write_directory(target, write)
 
 
 FORMATS = ('hf', 'qa_jax')
@@ -239,20 +241,3 @@ def check_target(target: pathlib.Path) -> None:
   files.check_writable(target / 'config.json')
   if target.is_dir() and any(target.iterdir()):
     raise errors.UserError(f'{target} is not empty; choose another directory')
-
-
-def write_whole(target: pathlib.Path,
-                 write: Callable[[pathlib.Path], None]) -> None:
-  """Lets `write` fill a directory that appears at `target` by a rename."""
-  check_target(target)
-  final = target.resolve()
-  partial = final.with_name(f'{final.name}.{os.getpid()}.partial')
-  try:
-    partial.mkdir(parents=True)
-    write(partial)
-    partial.replace(final)
-  except OSError as e:
-    raise errors.UserError(
-        f'{target}: cannot be written: {e.strerror}') from None
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)

@@ -7,10 +7,8 @@ Shared by training, `evaluate` and `predict`. Only [N, K] spans ever leave the
 devices.
 """
 
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Callable
 import functools
-import hashlib
 import pathlib
 import re
 from typing import Any
@@ -32,15 +30,12 @@ from qa_jax import search
 from qa_jax.data import batches
 from qa_jax.data import packing
 from qa_jax.data import windows as windows_lib
-from qa_jax.data.examples import Example
+from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
 
-# What the model and the search read of a batch.
-INPUTS = ('token_ids', 'token_type_ids', 'attention_mask', 'context_mask',
-          'start_mask', *(f.name for f in dataclasses.fields(qa.Packed)))
 
-
-def _needs(decode: config_lib.Decode) -> frozenset[str]:
+def needs(decode: config_lib.Decode) -> frozenset[str]:
+  """What the null rule reads beyond null scores and spans."""
   return null_rules.NULL_RULES[decode.null_rule].needs
 
 
@@ -54,17 +49,29 @@ def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
   def run(params, batch):
     scores = model.apply({'params': params}, **build.model_inputs(batch))
     masks = batch['start_mask'], batch['context_mask']
-    spans = find(scores, *masks, max_answer_length=longest, n_best=n_best)
-    found = {'start': spans.start, 'end': spans.end, 'score': spans.score,
-             'valid': spans.valid, 'null': spans.null_score}
-    if normaliser:
-      found['normaliser'] = search.log_normaliser(
-          scores, batch['context_mask'], max_answer_length=longest)
+    found = fields(find, scores, *masks, longest=longest, n_best=n_best,
+                   normaliser=normaliser)
     if not search.is_exact(spec):
       found['exact'] = search.two_stage(
           scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]
     return found
   return run
+
+
+def fields(find: search.Search, scores: SpanScores,
+           start_mask: jax.Array,  # [B, L] bool
+           context_mask: jax.Array,  # [B, L] bool
+           *, longest: int, n_best: int,
+           normaliser: bool) -> dict[str, jax.Array]:
+  """What is kept of a batch's scores, by the names of WindowSpans."""
+  spans = find(scores, start_mask, context_mask, max_answer_length=longest,
+               n_best=n_best)
+  found = {'start': spans.start, 'end': spans.end, 'score': spans.score,
+           'valid': spans.valid, 'null': spans.null_score}
+  if normaliser:
+    found['normaliser'] = search.log_normaliser(
+        scores, context_mask, max_answer_length=longest)
+  return found
 
 
 def score_windows(model: qa.QAModel, params: Any,
@@ -77,7 +84,7 @@ def score_windows(model: qa.QAModel, params: Any,
   batch and are dropped. `progress` names a progress bar, '' shows none.
   """
   decode, count = config.decode, mesh.size if mesh else 1
-  normaliser = 'normaliser' in _needs(decode)
+  normaliser = 'normaliser' in needs(decode)
   run = _searcher(model, decode.search, decode.max_answer_length,
                   decode.n_best, normaliser)
   # A power of two, so that few questions at a time compile few programs.
@@ -118,8 +125,9 @@ def score_windows(model: qa.QAModel, params: Any,
     if config.data.packing:
       batch = packing.pack(batch, np.arange(size).reshape(count, -1), length,
                            real=rows >= 0)
+    inputs = (*build.INPUTS, *build.PACKED, 'start_mask')
     keep(ahead.push((number, rows), run(params, place(
-        {k: batch[k] for k in INPUTS if k in batch}))))
+        {k: batch[k] for k in inputs if k in batch}))))
   keep(ahead.drain())
   if bar:
     bar.close()
@@ -195,11 +203,3 @@ def data_name(spec: str) -> str:
       p.rsplit('/', 1)[-1] for p in spec.split('+')]
   stem = '_'.join(re.sub(r'\.(jsonl|json)(\.gz)?$', '', p) for p in parts)
   return re.sub(r'[^A-Za-z0-9.-]+', '_', stem).strip('._-')[:80] or 'data'
-
-
-def fingerprint(examples: Sequence[Example]) -> str:
-  """sha256 over ids, questions, contexts and gold answers."""
-  digest = hashlib.sha256()
-  for e in examples:
-    digest.update(repr((e.id, e.question, e.context, e.answers)).encode())
-  return digest.hexdigest()

@@ -23,7 +23,8 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import convert
 from qa_jax import errors
-from qa_jax import null_rules
+from qa_jax import evaluate
+from qa_jax import files
 from qa_jax import predict
 from qa_jax import registry
 from qa_jax import runner
@@ -38,7 +39,7 @@ def program(model: qa.QAModel,
             decode: config_lib.Decode) -> Callable[..., dict[str, jax.Array]]:
   """What is exported, a function of parameters and windows."""
   find = registry.build(search.SEARCHES, decode.search, what='search')
-  normaliser = 'normaliser' in null_rules.NULL_RULES[decode.null_rule].needs
+  normaliser = 'normaliser' in evaluate.needs(decode)
 
   def run(params: Mapping[str, jax.Array],  # by names, as in safetensors
           token_ids: jax.Array,  # [B, L] int32
@@ -55,14 +56,10 @@ def program(model: qa.QAModel,
         token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
         token_type_ids=((position >= begin) & (position <= end)).astype(
             jnp.int32), context_mask=context_mask)
-    spans = find(scores, start_mask, context_mask, n_best=decode.n_best,
-                 max_answer_length=decode.max_answer_length)
-    return {'start': spans.start, 'end': spans.end, 'score': spans.score,
-            'valid': spans.valid, 'null': spans.null_score,
-            'normaliser': search.log_normaliser(
-                scores, context_mask,
-                max_answer_length=decode.max_answer_length)
-            if normaliser else jnp.zeros_like(spans.null_score)}
+    found = evaluate.fields(
+        find, scores, start_mask, context_mask, n_best=decode.n_best,
+        longest=decode.max_answer_length, normaliser=normaliser)
+    return {'normaliser': jnp.zeros_like(found['null']), **found}
   return run
 
 
@@ -151,5 +148,6 @@ def export(model: predict.QA, target: pathlib.Path,
     for name, content in contents.items():
       (directory / name).write_bytes(content)
 
-  convert.write_whole(target, write)
+  convert.check_target(target)
+  files.write_directory(target, write)
   return {name: len(content) for name, content in contents.items()}

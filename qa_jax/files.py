@@ -1,11 +1,12 @@
 """Whole files or nothing: written by rename, read with one-line errors."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 import contextlib
 import gzip
 import json
 import os
 import pathlib
+import shutil
 from typing import Any
 import zlib
 
@@ -28,6 +29,38 @@ def write_text(path: pathlib.Path, text: str) -> None:
   finally:
     with contextlib.suppress(OSError):
       partial.unlink()
+
+
+def write_directory(target: pathlib.Path,
+                    fill: Callable[[pathlib.Path], None]) -> None:
+  """Lets `fill` write a directory that appears at `target` by a rename.
+
+  Raises:
+    UserError: `target` holds something, no space, no permission, …
+  """
+  final = target.resolve()
+  partial = final.with_name(f'{final.name}.{os.getpid()}.partial')
+  try:
+    # A process that was killed may have had our number, in a container say.
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fill(partial)
+    partial.replace(final)
+  except OSError as e:
+    raise errors.UserError(
+        f'{target}: cannot be written: {e.strerror}') from None
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def cache_home() -> pathlib.Path | None:
+  """Where caches of this user go (XDG base directory specification).
+
+  None without a home directory.
+  """
+  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+  # Without a home directory, "~" stays what it is.
+  return pathlib.Path(home) / 'qa_jax' if os.path.isabs(home) else None
 
 
 def check_writable(path: pathlib.Path) -> None:

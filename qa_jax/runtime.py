@@ -11,6 +11,8 @@ import platform
 
 import jax
 
+from qa_jax import files
+
 CACHE_BYTES = 4 * 2**30  # of compiled programs; the least recently used go
 
 # Of <malloc.h>, with the value each gets.
@@ -28,20 +30,15 @@ def configure() -> None:
   JAX_ENABLE_COMPILATION_CACHE=false does without. A setting of malloc's own
   (MALLOC_…, GLIBC_TUNABLES) in the environment is left in force.
   """
-  if jax.config.jax_compilation_cache_dir is None:
-    use_compilation_cache(cache_home() / 'compiled' / _processor())
+  home = files.cache_home()
+  if jax.config.jax_compilation_cache_dir is None and home:
+    use_compilation_cache(home / 'compiled' / _processor())
   # XLA's CPU client asks malloc for every temporary array. Blocks of more than
   # 32 MiB are mapped and unmapped each time, and every page faults anew.
   if platform.system() == 'Linux' and not any(
       name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES'
       for name in os.environ):
     tune_malloc()
-
-
-def cache_home() -> pathlib.Path:
-  """Where caches of this user go (XDG base directory specification)."""
-  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(home) / 'qa_jax'
 
 
 def use_compilation_cache(directory: pathlib.Path) -> None:

@@ -11,7 +11,6 @@ without the evaluation, which then is all that is left to do.
 """
 
 from collections.abc import Mapping, Sequence
-import copy
 import dataclasses
 import functools
 import hashlib
@@ -83,7 +82,8 @@ def plan(config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
       if 'seed' in variant:
         raise errors.UserError(f'{label}: a sweep over seeds is --seeds=N')
       try:
-        varied = config_lib.check(_override(config.to_dict(), overrides))
+        varied = config_lib.check(
+            config_lib.override(config.to_dict(), overrides))
       except errors.UserError as e:
         raise errors.UserError(f'{label}: {e}') from None
       twin = label_of.get(_key(varied))
@@ -164,21 +164,6 @@ def _link(source: str, target: str) -> None:
     os.link(source, target)
   except OSError:  # across file systems, or on one without links
     shutil.copy2(source, target)
-
-
-def _override(fields: Mapping[str, Any],
-              changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested fields with dotted ones replaced, or added if there are none."""
-  out: dict[str, Any] = copy.deepcopy(dict(fields))
-  for path, value in changes.items():
-    *groups, last = path.split('.')
-    inner = out
-    for group in groups:
-      inner = inner.setdefault(group, {})
-      if not isinstance(inner, dict):
-        raise errors.UserError(f'config has no field {path!r}')
-    inner[last] = value
-  return out
 
 
 def _key(config: config_lib.Config) -> str:

@@ -1,8 +1,6 @@
 """Training: a run from its config to its final metrics, and the loop in it."""
 
-import dataclasses
 import math
-import os
 import pathlib
 import sys
 import time
@@ -25,6 +23,7 @@ from qa_jax import parallel
 from qa_jax import update
 from qa_jax.data import batches
 from qa_jax.data import sources
+from qa_jax.data import store as store_lib
 
 
 def devices_of(config: config_lib.Config) -> list[jax.Device]:
@@ -283,20 +282,19 @@ def _write_run(trainer: Trainer, workdir: pathlib.Path,
   if (workdir / 'config.json').is_file():
     return
   hashes = {'vocabulary': trainer.tokenizer.fingerprint,
-            'train': evaluate.fingerprint(trainer.windows.examples)}
+            'train': store_lib.fingerprint(trainer.windows.examples)}
   if trainer.evaluator:
-    hashes['eval'] = evaluate.fingerprint(trainer.evaluator.windows.examples)
-  target = workdir.resolve()
-  partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
-  trainer.tokenizer.save(partial / 'tokenizer')
-  files.write_json(partial / 'encoder.json', dataclasses.asdict(trainer.sizes))
-  files.write_json(partial / 'alignment.json', {
-      'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
-  files.write_json(partial / 'run.json', logs.run_record(
-      seed=trainer.config.seed, argv=argv or sys.argv,
-      devices=trainer.devices, hashes=hashes))
-  files.write_json(partial / 'config.json', trainer.config.to_dict())
-  partial.replace(target)
+    hashes['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
+
+  def write(directory: pathlib.Path) -> None:
+    files.write_json(directory / 'alignment.json', {
+        'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
+    build.write_run(
+        directory, trainer.config, trainer.sizes, trainer.tokenizer,
+        logs.run_record(seed=trainer.config.seed, argv=argv or sys.argv,
+                        devices=trainer.devices, hashes=hashes))
+
+  files.write_directory(workdir, write)
 
 
 def _restore(trainer: Trainer, store: checkpoint.Checkpoints) -> int:

@@ -1,5 +1,6 @@
 """Runs → Hugging Face and back: to the bit, whole or not at all."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -18,7 +19,6 @@ import yaml
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import convert
-from qa_jax import errors
 from qa_jax import files
 from qa_jax import heads
 from qa_jax import predict
@@ -26,6 +26,7 @@ from qa_jax import pretrained
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
 from qa_jax.models import qa
+from tests import refusals
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / 'tests' / 'golden'
@@ -72,12 +73,7 @@ def exported(run, tmp_path_factory) -> pathlib.Path:
   return path
 
 
-def refusal(call, *arguments) -> str:
-  with pytest.raises(errors.UserError) as caught:
-    call(*arguments)
-  message = str(caught.value)
-  assert '\n' not in message and len(message) < 500
-  return message
+refusal = functools.partial(refusals.refusal, longest=500)
 
 
 def source(head: str, directory: pathlib.Path) -> convert.Source:
@@ -285,7 +281,7 @@ def test_what_fails_half_way_leaves_nothing(tmp_path):
     raise OSError(28, 'No space left on device')
 
   assert 'No space left' in refusal(
-      convert.write_whole, tmp_path / 'a' / 'out', write)
+      files.write_directory, tmp_path / 'a' / 'out', write)
   assert not list((tmp_path / 'a').iterdir())
 
 

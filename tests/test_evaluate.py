@@ -18,6 +18,7 @@ from qa_jax import files
 from qa_jax import metrics
 from qa_jax import null_rules
 from qa_jax import parallel
+from qa_jax.data import store
 from qa_jax.data import tokenizer
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
@@ -319,11 +320,11 @@ def test_data_has_a_folder_name(spec, name):
 
 
 def test_fingerprint_is_of_what_is_asked_and_expected():
-  prints = {evaluate.fingerprint([e]) for e in (
+  prints = {store.fingerprint([e]) for e in (
       EXAMPLES[0], *(dataclasses.replace(EXAMPLES[0], **{k: v}) for k, v in (
           ('id', 'x'), ('question', 'x'), ('context', 'x'), ('answers', ()))))}
   assert len(prints) == 5
-  assert evaluate.fingerprint(EXAMPLES) == evaluate.fingerprint(
+  assert store.fingerprint(EXAMPLES) == store.fingerprint(
       make_examples())
 
 

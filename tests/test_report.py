@@ -17,6 +17,7 @@ from qa_jax import files
 from qa_jax import metrics
 from qa_jax import report
 from qa_jax.data import sources
+from qa_jax.data import store
 from tests import test_cli
 from tests import tiny
 
@@ -33,7 +34,7 @@ def fake(path: pathlib.Path, wrong=(), *, head='independent', seed=0,
                        **changes)
   files.write_json(path / 'config.json', config.to_dict())
   files.write_json(path / 'run.json', {
-      'sha256': {'eval': evaluate.fingerprint(examples)}})
+      'sha256': {'eval': store.fingerprint(examples)}})
   if rates:
     files.write_jsonl(path / 'metrics.jsonl', [
         {'step': 10 * i, 'split': 'train', 'examples_per_second': rate,

@@ -21,17 +21,10 @@ from qa_jax import weight_names
 from qa_jax import weights
 from qa_jax.models import qa
 from tests.golden import record_tf
+from tests.refusals import refusal
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / 'golden'
 RELEASES = {'tf1_bert': True, 'tf2_bert': False}  # whether it has a head
-
-
-def refusal(call, *arguments) -> str:
-  with pytest.raises(errors.UserError) as caught:
-    call(*arguments)
-  message = str(caught.value)
-  assert '\n' not in message and len(message) < 1000
-  return message
 
 
 # --- an independent writer, after LevelDB's table_format.md

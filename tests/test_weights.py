@@ -12,11 +12,11 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from qa_jax import errors
 from qa_jax import heads
 from qa_jax import weight_files
 from qa_jax import weights
 from qa_jax.models import qa
+from tests.refusals import refusal
 
 GOLDEN = pathlib.Path(__file__).resolve().parent / 'golden'
 TINY = GOLDEN / 'tiny_bert'
@@ -55,14 +55,6 @@ def write(directory: pathlib.Path, arrays, **config) -> pathlib.Path:
       {k: v for k, v in fields.items() if v is not None}))
   safetensors.numpy.save_file(arrays, directory / 'model.safetensors')
   return directory
-
-
-def refusal(call, *arguments) -> str:
-  with pytest.raises(errors.UserError) as caught:
-    call(*arguments)
-  message = str(caught.value)
-  assert '\n' not in message and len(message) < 1000
-  return message
 
 
 def assert_trees_equal(a, b) -> None:

@@ -175,13 +175,12 @@ class Session:
 
   def config(self, **fields: Any) -> dict[str, Any]:
     """The defaults under `fields`, 'a.b' as a__b, under the user's own."""
-    config = config_lib.Config().to_dict()
     common = {'seed': self.seed, 'data.buckets': list(BUCKETS),
               'data.train': self.source(), 'train.num_steps': 1000,
               'parallel.num_devices': 1}
     named = {key.replace('__', '.'): value for key, value in fields.items()}
-    for path, value in {**common, **named, **self.overrides}.items():
-      set_field(config, path, value)
+    config = config_lib.override(
+        config_lib.Config().to_dict(), {**common, **named, **self.overrides})
     config_lib.check(config)
     return config
 
@@ -192,16 +191,6 @@ def generated(questions: int) -> str:
   return '+'.join(
       f'synthetic(seed={seed}, size={each}, sentences={sentences})'
       for seed, sentences in enumerate(SENTENCES))
-
-
-def set_field(config: dict[str, Any], path: str, value: Any) -> None:
-  """Sets 'a.b' of a nested dict; config.check names what does not exist."""
-  *groups, key = path.split('.')
-  for group in groups:
-    if not isinstance(config.get(group, {}), dict):
-      raise errors.UserError(f'config.{path}: {group!r} is not a group')
-    config = config.setdefault(group, {})
-  config[key] = value
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:

@@ -221,8 +221,10 @@ class TrainBatches:
 
   def seek(self, position: dict[str, int]) -> None:
     """Goes to a `position`; the next batch is the one that came after it."""
-    self.epoch, self.index = position['epoch'], position['index']
-    self._plan = self._make_plan()
+    self.index = position['index']
+    if position['epoch'] != self.epoch:
+      self.epoch = position['epoch']
+      self._plan = self._make_plan()
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self

@@ -69,11 +69,9 @@ def directory(setting: str) -> pathlib.Path | None:
   if '\0' in setting:
     raise errors.UserError(
         f'config.data.cache={setting!r} is no name of a directory')
-  if setting != 'auto':
-    return pathlib.Path(os.path.expanduser(setting)) if setting else None
-  home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  # Without a home directory, "~" stays what it is.
-  return pathlib.Path(home) / 'qa_jax' if os.path.isabs(home) else None
+  if setting == 'auto':
+    return files.cache_home()
+  return pathlib.Path(os.path.expanduser(setting)) if setting else None
 
 
 def windows(spec: str, vocabulary: tokenizer_lib.Tokenizer | Learned, *,

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from qa_jax import aggregate
-from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import metrics
 from qa_jax.bench import harness
@@ -23,7 +22,6 @@ from qa_jax.bench.session import TARGETS
 from qa_jax.bench.session import Outcome
 from qa_jax.bench.session import Session
 from qa_jax.bench.suites import search
-from qa_jax.data import sources
 from qa_jax.heads.base import SpanScores
 
 BATCH = 256
@@ -41,12 +39,8 @@ class Ours:
               folder: str) -> dict[str, float]:
     """Writes logits [N, L] of all windows."""
     checked = config_lib.check(config)
-    self._examples = sources.load(checked.data.train)
-    tokenizer = build.tokenizer(
-        checked, build.init_source(checked), self._examples)
-    tokenizer.save(pathlib.Path(folder))
-    self._windows = windows = build.make_windows(
-        checked, self._examples, tokenizer)
+    self._windows = windows = search.windows_of(checked)
+    windows.tokenizer.save(pathlib.Path(folder))
     count, length = len(windows), checked.data.max_length
     rng = np.random.default_rng(checked.seed)
     self._logits = rng.normal(size=(2, count, length)).astype(np.float32)
@@ -57,13 +51,13 @@ class Ours:
     self._logits += np.float32(search.CONTEXT) * self._mask
     self._logits[:, :, 0] += search.CONTEXT
     np.savez(target, start=self._logits[0], end=self._logits[1])
-    return {'questions': len(self._examples), 'windows': count,
+    return {'questions': len(self._windows.examples), 'windows': count,
             'tokens': float(windows.total_lengths.sum())}
 
   def score(self) -> dict[str, float]:
     """EM and F1, and those of the best thresholds."""
     spans = self._search()
-    examples = self._examples
+    examples = self._windows.examples
     found = aggregate.answers(self._windows, spans, n_best=search.N_BEST,
                               null_rule='min_null')
     always = aggregate.texts(examples, found)

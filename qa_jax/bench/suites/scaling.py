@@ -25,7 +25,7 @@ from qa_jax.heads.base import SpanScores
 LENGTH, BATCH, CAP = 128, 8, 30  # what is held while another grows
 SEARCHES = ('two_stage', 'banded', 'dense')
 SEARCH_LENGTH, SEARCH_BATCH = 384, 32
-COLOURS = ('#0072B2', '#D55E00', '#009E73')  # Wong (2011)
+COLOURS = (pictures.START, pictures.END, '#009E73')
 
 
 class Ours:

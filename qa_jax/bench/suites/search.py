@@ -22,10 +22,18 @@ from qa_jax.bench.session import TARGETS
 from qa_jax.bench.session import Outcome
 from qa_jax.bench.session import Session
 from qa_jax.data import sources
+from qa_jax.data import windows as windows_lib
 from qa_jax.heads.base import SpanScores
 
 CAP, N_BEST = 30, 20
 CONTEXT = 3.0  # deviations that scores are higher there
+
+
+def windows_of(config: config_lib.Config) -> windows_lib.WindowSet:
+  """Those of data.train; a vocabulary is learned if none is given."""
+  examples = sources.load(config.data.train)
+  return build.make_windows(config, examples, build.tokenizer(
+      config, build.init_source(config), examples))
 
 
 class Ours:
@@ -38,9 +46,7 @@ class Ours:
               target: str) -> dict[str, float]:
     """Writes random scores [N, L] and the masks of real windows."""
     checked = config_lib.check(config)
-    examples = sources.load(checked.data.train)
-    made = build.make_windows(checked, examples, build.tokenizer(
-        checked, build.init_source(checked), examples))
+    made = windows_of(checked)
     rng = np.random.default_rng(checked.seed)
     rows = rng.permutation(len(made))[:windows]
     mask = made.gather(rows, checked.data.max_length)['context_mask']

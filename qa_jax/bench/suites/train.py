@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import safetensors.numpy
 
 from qa_jax import config as config_lib
 from qa_jax import convert
@@ -115,11 +114,8 @@ class _Way:
 
 def write_start(trainer: train.Trainer, folder: pathlib.Path) -> None:
   """Weights, vocabulary and windows to train on, for both sides."""
-  tensors = weights.to_hugging_face(trainer.state.params)
-  safetensors.numpy.save_file(
-      {name if name.startswith('qa_outputs.') else f'bert.{name}':
-       np.ascontiguousarray(value) for name, value in tensors.items()},
-      folder / 'model.safetensors', metadata={'format': 'pt'})
+  convert.write_weights(
+      weights.to_hugging_face(trainer.state.params), folder)
   files.write_json(folder / 'config.json', convert.hugging_face_config(
       trainer.sizes, 'BertForQuestionAnswering'))
   trainer.tokenizer.save(folder)
