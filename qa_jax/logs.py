@@ -69,8 +69,9 @@ class Trace:
   def __init__(self, directory: pathlib.Path, steps: range):
     self._directory, self._steps, self._on = directory, steps, False
 
-  def before(self, step: int, state: Any) -> None:
-    """To be called before each step; `state` is what all steps before made."""
+  def before(self, step: int | None, state: Any) -> None:
+    """To be called before each step, and with None after the last; `state` is
+    what all steps before made."""
     if self._on != (step in self._steps):
       jax.block_until_ready(state)
       if self._on:

@@ -204,7 +204,7 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
                          'devices': len(trainer.devices)},
                    metrics=metrics if evaluates else {})
       meter.leave_out(time.perf_counter() - began)
-    trace.before(step, state)
+    trace.before(None if last else step, state)
     if last:
       break
     batch = next(trainer.batches)
