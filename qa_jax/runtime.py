@@ -15,11 +15,13 @@ from qa_jax import files
 
 CACHE_BYTES = 4 * 2**30  # of compiled programs; the least recently used go
 
-# Of <malloc.h>, with the value each gets.
+# Of glibc's <malloc.h>: variable → number of the parameter, and its value.
 MALLOC = {
-    -4: 0,  # M_MMAP_MAX: large blocks come from the heap,
-    -1: 2**31 - 1,  # M_TRIM_THRESHOLD: which is not given back,
-    -2: 2**28,  # M_TOP_PAD: and grows by 256 MiB.
+    'MALLOC_MMAP_MAX_': (-4, 0),  # large blocks come from the heap,
+    'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1),  # which is not given back,
+    'MALLOC_TOP_PAD_': (-2, 2**28),  # and grows by 256 MiB.
+    # A thread's own heap ends at 64 MiB: what is larger is mapped after all.
+    'MALLOC_ARENA_MAX': (-8, 1),
 }
 
 
@@ -62,7 +64,7 @@ def tune_malloc() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError):
     return False
-  return all(mallopt(name, value) for name, value in MALLOC.items())
+  return all(mallopt(number, value) for number, value in MALLOC.values())
 
 
 def _processor() -> str:

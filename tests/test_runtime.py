@@ -77,3 +77,33 @@ begin, end = (int(x, 16) for x in heap.split()[0].split('-'))
 print(begin <= block < end)
 ''', XDG_CACHE_HOME=str(tmp_path), **environment)
   assert told == str(tuned)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone has mallopt')
+@pytest.mark.parametrize(('environment', 'tuned'), [
+    ({}, True), ({'MALLOC_TRIM_THRESHOLD_': '100000000'}, False)])
+def test_a_thread_keeps_the_memory_that_it_frees(tmp_path, environment, tuned):
+  """As XLA's do: a block, freed and taken again, faults no page anew."""
+  told = run('''
+import ctypes, resource, threading
+from qa_jax import runtime
+runtime.configure()
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+c.malloc.argtypes = [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+def take():
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  block = c.malloc(100 * 2**20)
+  c.memset(block, 1, 100 * 2**20)
+  c.free(block)
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+def work():
+  take()
+  print(take() < 1000)
+thread = threading.Thread(target=work)
+thread.start()
+thread.join()
+''', XDG_CACHE_HOME=str(tmp_path), **environment)
+  assert told == str(tuned)

@@ -15,11 +15,10 @@ import subprocess
 from typing import Any
 
 from qa_jax import errors
+from qa_jax import runtime
 
-# glibc gives memory above 32 MB back on every free, and XLA:CPU and torch pay
-# page faults for it again and again; both sides keep theirs.
-ALLOCATOR = {'MALLOC_MMAP_MAX_': '0', 'MALLOC_TOP_PAD_': str(2**28),
-             'MALLOC_TRIM_THRESHOLD_': str(2**31 - 1)}
+# Of both sides: XLA:CPU and torch pay for the same page faults.
+ALLOCATOR = {name: str(value) for name, (_, value) in runtime.MALLOC.items()}
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'RAYON_NUM_THREADS',
            'OPENBLAS_NUM_THREADS')
 
