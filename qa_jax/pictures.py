@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
+from matplotlib import axes as axes_lib
 from matplotlib import figure
 import numpy as np
+
+from qa_jax import errors
 
 START, END = '#0072B2', '#D55E00'  # colour-blind safe (Wong, 2011)
 
@@ -30,51 +33,83 @@ def learning_curve(rows: Sequence[Mapping[str, Any]],
   save(fig, path)
 
 
-def spans(views: Sequence[tuple[str, Any, str]],
-          path: pathlib.Path) -> None:
+def spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
+          by_layer: bool = False) -> None:
   """Draws, per (question, SpanView, answer), what S and E read out.
 
-  Above, the softmax of both scores over the context tokens; below, the band
-  of the outer sum start[i] + end[j], the best span marked. The same passage
-  under two questions shows the point: S and E are the same two vectors, the
-  tokens are the same, and other numbers come out, since the encoder has put
-  the question into every token's vector.
-  """
-  fig = figure.Figure(figsize=(8 * len(views), 7), layout='constrained')
-  for column, (question, view, answer) in enumerate(views):
-    keep = np.flatnonzero(view.context_mask)
-    tokens = [view.tokens[i] for i in keep]
-    top = fig.add_subplot(2, len(views), column + 1)
-    where = np.arange(len(keep))
-    top.bar(where - 0.2, _softmax(view.start[keep]), 0.4, color=START,
-            label='p(start) = softmax(S·h)')
-    top.bar(where + 0.2, _softmax(view.end[keep]), 0.4, color=END,
-            label='p(end) = softmax(E·h)')
-    top.set(title=f'{question}\n→ {answer or "(no answer)"}',
-            ylabel='probability', ylim=(0, 1))
-    top.set_xticks(where, tokens, rotation=90, fontsize=7)
-    top.legend(loc='upper right')
+  Above, the probability of each context token as start and as end; below, the
+  band of the outer sum start[i] + end[j], the best span marked. `by_layer`
+  adds what S and E would read from each layer, where the head has both. The
+  same passage under two questions shows the point: S and E are the same two
+  vectors, the tokens are the same, and other numbers come out, since the
+  encoder has put the question into every token's vector.
 
-    square = np.full((len(keep), len(keep)), np.nan)
-    for row, i in enumerate(keep):
-      width = min(view.band.shape[1], len(keep) - row)
-      square[row, row:row + width] = view.band[i, :width]
-    square[~np.isfinite(square)] = np.nan
-    bottom = fig.add_subplot(2, len(views), len(views) + column + 1)
-    image = bottom.imshow(square, cmap='viridis')
-    best = np.unravel_index(np.nanargmax(square), square.shape)
-    bottom.plot(best[1], best[0], 's', markersize=9, markerfacecolor='none',
-                markeredgecolor=END, markeredgewidth=2)
-    bottom.set_xticks(where, tokens, rotation=90, fontsize=6)
-    bottom.set_yticks(where, tokens, fontsize=6)
-    bottom.set(xlabel='end token j', ylabel='start token i')
-    fig.colorbar(image, ax=bottom, label='S·h_i + E·h_j')
+  Raises:
+    UserError: a context without any token.
+  """
+  by_layer = by_layer and all(
+      v.start_by_layer is not None for _, v, _ in views)
+  longest = max(int(v.context_mask.sum()) for _, v, _ in views)
+  width = max(8.0, 0.11 * longest)
+  ratios = [0.45, 1.0] + by_layer * [0.25, 0.25]
+  fig = figure.Figure(figsize=(width * len(views), width * sum(ratios) * 0.6),
+                      layout='constrained')
+  axes = fig.subplots(len(ratios), len(views), squeeze=False,
+                      height_ratios=ratios)
+  for column, (question, view, answer) in zip(axes.T, views, strict=True):
+    keep = np.flatnonzero(view.context_mask)
+    if not len(keep):
+      raise errors.UserError('the context has no token to draw')
+    column[0].set_title(f'{question}\n→ {answer or "(no answer)"}', wrap=True,
+                        parse_math=False)
+    _probabilities(column[0], view, keep)
+    _band(column[1], view, keep)
+    if by_layer:
+      _depth(column[2], view.start_by_layer, 'S·h', view, keep)
+      _depth(column[3], view.end_by_layer, 'E·h', view, keep)
   save(fig, path)
 
 
-def _softmax(scores: np.ndarray) -> np.ndarray:
-  exp = np.exp(scores - scores.max())
-  return exp / exp.sum()
+def _probabilities(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
+  where = np.arange(len(keep))
+  ax.bar(where - 0.2, view.p_start[keep], 0.4, color=START, label='p(start)')
+  ax.bar(where + 0.2, view.p_end[keep], 0.4, color=END, label='p(end)')
+  ax.set(ylabel='probability', ylim=(0, 1))
+  ax.set_xticks(where, [view.tokens[i] for i in keep], rotation=90,
+                fontsize=7, parse_math=False)
+  ax.legend(loc='upper right')
+
+
+def _band(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
+  tokens = [view.tokens[i] for i in keep]
+  where = np.arange(len(keep))
+  square = np.full((len(keep), len(keep)), np.nan)
+  for row, i in enumerate(keep):
+    width = min(view.band.shape[1], len(keep) - row)
+    square[row, row:row + width] = view.band[i, :width]
+  square[~np.isfinite(square)] = np.nan
+  image = ax.imshow(square, cmap='viridis')
+  best = np.unravel_index(np.nanargmax(square), square.shape)
+  ax.plot(best[1], best[0], 's', markersize=9, markerfacecolor='none',
+          markeredgecolor=END, markeredgewidth=2)
+  ax.set_xticks(where, tokens, rotation=90, fontsize=6, parse_math=False)
+  ax.set_yticks(where, tokens, fontsize=6, parse_math=False)
+  ax.set(xlabel='end token j', ylabel='start token i')
+  ax.figure.colorbar(image, ax=ax, label='score of the span' if view.joint
+                     else 'S·h_i + E·h_j')
+
+
+def _depth(ax: axes_lib.Axes, scores: np.ndarray,  # [1 + N, L]
+           name: str, view: Any, keep: np.ndarray) -> None:
+  """One row a layer; a mark at the best token of each."""
+  image = ax.imshow(scores[:, keep], cmap='viridis', aspect='auto')
+  ax.plot(scores[:, keep].argmax(axis=1), np.arange(len(scores)), 's',
+          markersize=6, markerfacecolor='none', markeredgecolor=END)
+  ax.set_xticks(np.arange(len(keep)), [view.tokens[i] for i in keep],
+                rotation=90, fontsize=6, parse_math=False)
+  ax.set_yticks(np.arange(len(scores)))
+  ax.set(ylabel=f'{name}\nafter layer')
+  ax.figure.colorbar(image, ax=ax)
 
 
 def save(fig: figure.Figure, path: pathlib.Path) -> None:

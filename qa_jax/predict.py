@@ -1,13 +1,11 @@
 """Ask a question: `load(...)` for notebooks, batches for JSONL."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 
 from qa_jax import aggregate
 from qa_jax import build
@@ -20,9 +18,9 @@ from qa_jax import logs
 from qa_jax import objectives
 from qa_jax import pretrained
 from qa_jax import registry
+from qa_jax import view
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
-from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
 
 
@@ -36,17 +34,6 @@ class Answer:
   score: float
   null_score: float
   n_best: tuple[dict[str, Any], ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class SpanView:
-  """What the pictures draw: one window of one question."""
-
-  tokens: tuple[str, ...]  # L
-  start: np.ndarray  # [L] scores by S
-  end: np.ndarray  # [L] scores by E
-  context_mask: np.ndarray  # [L] bool
-  band: np.ndarray  # [L, W]: score of the span (i, i + d); -inf if illegal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +72,7 @@ class QA:
     return Answer(**best, null_score=float(answers.null_score[e]),
                   n_best=tuple(candidates))
 
-  def spans(self, question: str, context: str) -> SpanView:
+  def spans(self, question: str, context: str) -> view.SpanView:
     """Tokens, start and end scores, and the band of the outer sum.
 
     Raises:
@@ -94,34 +81,8 @@ class QA:
     row = examples_lib.Example(
         '0', examples_lib.check_text(question, 'question'),
         examples_lib.check_text(context, 'context'))
-    windows = build.make_windows(self.config, [row], self.tokenizer)
-    if len(windows) > 1:
-      raise errors.UserError(
-          f'the context needs {len(windows)} windows of '
-          f'{self.config.data.max_length} tokens; shorten it to one')
-    length = int(windows.total_lengths[0])
-    bucket = next(b for b in build.buckets(self.config) if b >= length)
-    batch = windows.gather(np.zeros(1, np.int64), bucket)
-    scores = jax.device_get(_scorer(self.model)(
-        self.params, build.model_inputs(batch)))
-    start, end = scores.start[0, :length], scores.end[0, :length]
-    mask = batch['context_mask'][0, :length]
-    width = min(self.config.decode.max_answer_length, len(mask))
-    padded = np.pad(np.where(mask, end, -np.inf), (0, width),
-                    constant_values=-np.inf)
-    band = np.lib.stride_tricks.sliding_window_view(padded, width)[:len(mask)]
-    if scores.pair is not None:
-      band = band + scores.pair[0, :length, :width]
-    band = np.where(mask[:, None], start[:, None] + band, -np.inf)
-    tokens = tuple(self.tokenizer.vocab[i]
-                   for i in batch['token_ids'][0, :length])
-    return SpanView(tokens, start, end, mask, band)
-
-
-@functools.cache
-def _scorer(model: qa.QAModel) -> Callable[..., SpanScores]:
-  return jax.jit(lambda params, inputs: model.apply(
-      {'params': params}, **inputs))
+    return view.view(self.model, self.params, build.make_windows(
+        self.config, [row], self.tokenizer), self.config)
 
 
 def load(source: str | pathlib.Path, *, checkpoint: str = 'best',

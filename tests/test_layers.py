@@ -16,7 +16,7 @@ LAYERS = (
      'weight_names', 'tensor_bundle', 'logs',
      'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
-     'export', 'runner', 'train', 'sweep',
+     'export', 'runner', 'train', 'sweep', 'view', 'web',
      'engines', 'compare', 'report', 'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}

@@ -1,7 +1,7 @@
 """Encoder + head → SpanScores.
 
 Glossary of shapes: B batch (windows), L window length, D hidden size; if
-packed: S shards, R rows of a shard, P row length.
+packed: S shards, R rows of a shard, P row length. N encoder layers.
 """
 
 from typing import Any
@@ -76,6 +76,23 @@ class QAModel(nn.Module):
     else:
       layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
     return self.head(HeadInput(layers, context_mask, gold_start))
+
+  def by_layer(self, token_ids: jax.Array,  # [B, L] int32
+               token_type_ids: jax.Array,  # [B, L] int32
+               attention_mask: jax.Array,  # [B, L]
+               context_mask: jax.Array,  # [B, L] bool
+               ) -> tuple[SpanScores, jax.Array, jax.Array]:
+    """The scores; then start and end, [1 + N, B, L], layer by layer.
+
+    Row n is what the head scores if layer n stands in place of every layer;
+    row 0 are the embeddings. Where in the depth does the answer appear?
+    """
+    layers = self.encoder(token_ids, token_type_ids, attention_mask)
+    count, batch = len(layers), token_ids.shape[0]
+    alone = self.head(HeadInput(
+        (jnp.concatenate(layers),) * count, jnp.tile(context_mask, (count, 1))))
+    return (self.head(HeadInput(layers, context_mask)),
+            *(x.reshape(count, batch, -1) for x in (alone.start, alone.end)))
 
 
 def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:

@@ -1,0 +1,60 @@
+r"""Shows what S and E read out of a passage, as one HTML page.
+
+  python -m experiments.inspect_spans --workdir=runs/squad \
+      --question="Who …?" --context="…" --output=page.html
+
+With --second_question the same passage stands under two questions, side by
+side; --png draws the same with matplotlib, for a paper.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import pictures
+from qa_jax import predict
+from qa_jax import runtime
+from qa_jax.web import page
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+QUESTION = flags.DEFINE_string('question', None, 'The question.')
+SECOND_QUESTION = flags.DEFINE_string(
+    'second_question', None, 'Another one on the same passage.')
+CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
+OUTPUT = flags.DEFINE_string('output', None, 'HTML file.')
+PNG = flags.DEFINE_string('png', None, 'Picture, too.')
+N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'best, last or a step.')
+
+
+def main() -> None:
+  cli.required(workdir=WORKDIR.value, output=OUTPUT.value,
+               context=CONTEXT.value)
+  if QUESTION.value is None:  # an empty question is one
+    raise errors.UserError('--question is needed; see --help')
+  outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
+  for path in outputs:
+    files.check_writable(path)
+  runtime.configure()
+  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
+                    n_best=N_BEST.value)
+  questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
+               if q is not None]
+  html = page.render(qa, questions, CONTEXT.value, title=(
+      f'What the head reads: {pathlib.Path(WORKDIR.value).name}'))
+  if PNG.value:
+    answers = qa.answer_batch([
+        {'question': q, 'context': CONTEXT.value} for q in questions])
+    pictures.spans([(q, qa.spans(q, CONTEXT.value), a.text)
+                    for q, a in zip(questions, answers, strict=True)],
+                   pathlib.Path(PNG.value), by_layer=True)
+  files.write_text(pathlib.Path(OUTPUT.value), html)
+  print(', '.join(map(str, outputs)))
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,1 @@
+"""Pages that show a model at work, and the server that lets one ask it."""
