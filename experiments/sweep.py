@@ -26,6 +26,8 @@ from qa_jax import errors
 from qa_jax import files
 from qa_jax import logs
 from qa_jax import sweep
+from qa_jax.engines import devices as devices_lib
+from qa_jax.engines import schedule
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
 SEEDS = flags.DEFINE_integer(
@@ -53,12 +55,12 @@ def main() -> None:
     sweep.check(trials)
     _print(trials)
     return
-  devices = engines.devices(WORKERS.value)
+  devices = devices_lib.devices(WORKERS.value)
   sweep.check(trials, devices.count)
   files.write_json(workdir / 'sweep.json', {'trials': [t.name for t in trials]})
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the trials
   failed = engines.ENGINES[ENGINE.value](
-      trials, _command, devices.environments)
+      trials, _command, schedule.Setup(devices.environments, WORKERS.value))
   if failed:
     for name, reason in failed.items():
       logs.say(f'failed: {name}: {reason}')

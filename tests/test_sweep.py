@@ -15,11 +15,13 @@ import time
 import pytest
 
 from qa_jax import config as config_lib
-from qa_jax import engines
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import sweep
 from qa_jax import train
+from qa_jax.engines import devices as devices_lib
+from qa_jax.engines import local
+from qa_jax.engines import schedule
 from tests import test_cli
 from tests import tiny
 
@@ -62,8 +64,8 @@ def stand_in(trial: sweep.Trial, code: str) -> list[str]:
 def run(trials, *codes: str, workers: int = 2) -> dict[str, str]:
   """Runs trials that do what `codes` say, in turn."""
   code = {t.name: codes[i % len(codes)] for i, t in enumerate(trials)}
-  return engines.local(trials, lambda t: stand_in(t, code[t.name]),
-                       [{}] * workers)
+  return local.run(trials, lambda t: stand_in(t, code[t.name]),
+                   schedule.Setup([{}] * workers))
 
 
 # The plan.
@@ -204,8 +206,8 @@ def test_workers_have_cores_and_devices_of_their_own(tmp_path):
   trials = plan(tmp_path)
   code = ('time.sleep(0.2)\nprint(*os.sched_getaffinity(0), '
           'os.environ["CUDA_VISIBLE_DEVICES"])\nfinish()')
-  engines.local(trials, lambda t: stand_in(t, code),
-                [{'CUDA_VISIBLE_DEVICES': n} for n in 'ab'])
+  local.run(trials, lambda t: stand_in(t, code), schedule.Setup(
+      [{'CUDA_VISIBLE_DEVICES': n} for n in 'ab']))
   said = [t.log.read_text().split('\n')[-2].split() for t in trials]
   assert [s.pop() for s in said] == ['a', 'b']
   if len(cores) > 1:
@@ -224,7 +226,7 @@ def test_a_trial_whose_source_failed_fails_too(tmp_path):
 
 @pytest.mark.parametrize('deaf', [False, True])
 def test_processes_end_with_the_engine(tmp_path, monkeypatch, deaf):
-  monkeypatch.setattr(engines, 'GRACE_SECONDS', 0.3)
+  monkeypatch.setattr(schedule, 'GRACE_SECONDS', 0.3)
   trials = plan(tmp_path)
   code = ('signal.signal(signal.SIGTERM, signal.SIG_IGN)\n' * deaf
           + 'started.with_suffix(".up").touch()\ntime.sleep(60)')
@@ -237,7 +239,7 @@ def test_processes_end_with_the_engine(tmp_path, monkeypatch, deaf):
     raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    engines.local(trials, command, [{}, {}])
+    local.run(trials, command, schedule.Setup([{}, {}]))
   with pytest.raises(ProcessLookupError):
     os.kill(int(started(trials[0]).read_text()), 0)
   assert run(trials, 'finish()') == {}
@@ -277,7 +279,7 @@ def test_a_sweep_that_was_killed_is_waited_for(tmp_path, capsys):
     (('gpu', 8, 1, ''), [None], 8),
     (('tpu', 4, 0, ''), [None], 4)])
 def test_devices_are_shared_out(arguments, visible, count):
-  devices = engines.share(*arguments)
+  devices = devices_lib.share(*arguments)
   assert [e.get('CUDA_VISIBLE_DEVICES')
           for e in devices.environments] == visible
   assert devices.count == count
@@ -286,7 +288,7 @@ def test_devices_are_shared_out(arguments, visible, count):
 @pytest.mark.parametrize(('platform', 'most'), [('gpu', 4), ('tpu', 1)])
 def test_more_workers_than_devices_are_refused(platform, most):
   with pytest.raises(errors.UserError, match=f'4 {platform}.* most {most}$'):
-    engines.share(platform, 4, 5, '')
+    devices_lib.share(platform, 4, 5, '')
 
 
 # Trials that share a training.

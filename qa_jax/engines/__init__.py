@@ -1,0 +1,19 @@
+"""ENGINES: what runs the trials of a sweep.
+
+An engine takes trials whose configs are checked, a command for each and a
+Setup; it runs what is missing, and says which ones failed and why. A new one
+is a file and a line; if it only starts processes elsewhere, schedule.drive does
+the rest.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from qa_jax import sweep
+from qa_jax.engines import local
+from qa_jax.engines import schedule
+
+Engine = Callable[
+    [Sequence[sweep.Trial], schedule.Command, schedule.Setup],
+    Mapping[str, str]]
+
+ENGINES: dict[str, Engine] = {'local': local.run}

@@ -1,0 +1,187 @@
+"""The order of trials: what may begin, what became of it, what is next.
+
+An engine starts processes; here it is decided when, and for which trial. The
+lock of a trial's log says whether somebody runs it.
+"""
+
+import collections
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import dataclasses
+import fcntl
+import pathlib
+import signal
+import time
+from typing import BinaryIO, Protocol
+
+from qa_jax import files
+from qa_jax import logs
+from qa_jax import sweep
+
+RETRIES = 2  # of a trial that died; a user's mistake would only come again
+GRACE_SECONDS = 10.0  # between asking a trial to end and ending it
+POLL_SECONDS = 0.1
+LOG_MARK = 'sweep: '  # begins what is not the trial's own
+
+Command = Callable[[sweep.Trial], Sequence[str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What an engine is told beside trials; each takes what concerns it."""
+
+  environments: Sequence[Mapping[str, str]] = ({},)  # one a worker, here
+  workers: int = 0  # trials side by side; 0: one a device, else one
+
+
+class Process(Protocol):
+  """A trial that runs somewhere."""
+
+  def poll(self) -> int | None:
+    """Exit code, negative for a signal; None while it runs."""
+
+  def end(self, force: bool) -> None:
+    """Asks it to end, or ends it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """A trial that is to begin."""
+
+  worker: int
+  trial: sweep.Trial
+  log: BinaryIO  # locked; who starts it closes it
+
+
+def drive(queue: 'Queue', workers: int,
+          start: Callable[[Sequence[Start]], Iterable[Process]],
+          ) -> dict[str, str]:
+  """Runs a queue, at most `workers` trials at once → {name: why it failed}.
+
+  `start` gives the processes one by one: what has begun when it raises is
+  ended here. A trial that dies is started again and resumes; one that ends
+  with a message is not.
+  """
+  running: dict[int, tuple[sweep.Trial, Process]] = {}
+  try:
+    while queue.waiting or running:
+      for worker, (trial, process) in [*running.items()]:
+        code = process.poll()
+        if code is not None:
+          del running[worker]
+          queue.ended(trial, code)
+      starts = []
+      for worker in range(workers):
+        if worker not in running:
+          trial, log = queue.next()
+          if trial:
+            starts.append(Start(worker, trial, log))
+      for s, process in zip(starts, start(starts) if starts else (),
+                            strict=True):
+        running[s.worker] = s.trial, process
+      time.sleep(POLL_SECONDS)
+  finally:
+    stop([process for _, process in running.values()])
+    queue.progress.close()
+  return queue.failed
+
+
+def stop(processes: Sequence[Process]) -> None:
+  """Asks processes to end, then ends them."""
+  for force in (False, True):
+    for process in processes:
+      if process.poll() is None:
+        process.end(force)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while (any(process.poll() is None for process in processes)
+           and time.monotonic() < deadline):
+      time.sleep(POLL_SECONDS)
+
+
+class Queue:
+  """What became of the trials so far."""
+
+  def __init__(self, trials: Sequence[sweep.Trial]):
+    self.waiting = list(trials)
+    self.failed: dict[str, str] = {}
+    self.progress = logs.Progress('sweep', len(trials), sum(
+        trial.metrics.is_file() for trial in trials))
+    self._trials = {trial.name: trial for trial in trials}
+    self._done: set[str] = set()
+    self._attempts: collections.Counter[str] = collections.Counter()
+    self._locked: set[str] = set()
+
+  def next(self) -> tuple[sweep.Trial, BinaryIO] | tuple[None, None]:
+    """A trial that can begin and its log, which is locked; or none."""
+    for trial in [*self.waiting]:
+      if trial.source in self.failed:
+        self.waiting.remove(trial)
+        self._fail(trial, f'{trial.source} failed, whose training it shares')
+      if trial.source and trial.source not in self._done:
+        continue
+      log = lock(trial.log)
+      if log is None:
+        if trial.name not in self._locked:
+          logs.say(f'{trial.name}: waiting for the process that runs it')
+        self._locked.add(trial.name)
+        continue
+      self.waiting.remove(trial)
+      if trial.metrics.is_file():
+        log.close()
+        self._done.add(trial.name)
+        continue
+      if trial.source and not trial.run.exists():
+        sweep.share_training(self._trials[trial.source], trial)
+      self._attempts[trial.name] += 1
+      return trial, log
+    return None, None
+
+  def ended(self, trial: sweep.Trial, code: int) -> None:
+    """Takes note of a trial whose process has ended."""
+    if trial.metrics.is_file():
+      self._done.add(trial.name)
+      found = files.read_object(trial.metrics)
+      self._note(f'{trial.name}: EM {found["exact_match"]:.2f} '
+                 f'F1 {found["f1"]:.2f}')
+      return
+    reason = _reason(trial.log, code)
+    if reason.startswith('error: ') or self._attempts[trial.name] > RETRIES:
+      self._fail(trial, reason.removeprefix('error: '))
+    else:
+      logs.say(f'{trial.name}: {reason}; starting it again')
+      self.waiting.insert(0, trial)
+
+  def _fail(self, trial: sweep.Trial, reason: str) -> None:
+    self.failed[trial.name] = reason
+    self._note(f'{trial.name}: failed: {reason}')
+
+  def _note(self, note: str) -> None:
+    self.progress.update(len(self._done) + len(self.failed))
+    self.progress.note(note)
+
+
+def lock(path: pathlib.Path) -> BinaryIO | None:
+  """The open log, which only its holders can open so; None if there is one.
+
+  The lock belongs to the open file, which a trial inherits as its output: it
+  lasts until both have ended, however they do.
+  """
+  path.parent.mkdir(parents=True, exist_ok=True)
+  log = path.open('ab')
+  try:
+    fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    log.close()
+    return None
+  return log
+
+
+def _reason(log: pathlib.Path, code: int) -> str:
+  """Why a process ended so: a signal, or the last line that it wrote."""
+  if code < 0:
+    reason = f'died of signal {-code} ({signal.strsignal(-code)})'
+    with log.open('a', encoding='utf-8') as file:
+      file.write(f'{LOG_MARK}{reason}\n')
+    return reason
+  lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
+  last = next(line for line in reversed(lines) if line.strip())
+  return last.strip()[:300]
