@@ -1,15 +1,19 @@
-r"""Trains every variant of a config with several seeds, to be compared.
+r"""Trains variants of a config with several seeds, to be compared.
 
   python -m experiments.sweep --config=configs/sweep_heads.py:tiny \
       --workdir=runs/heads [--seeds=3] [--workers=2] [--config.seed=7]
+  python -m experiments.sweep --config=configs/sweep_rates.py:tiny \
+      --workdir=runs/rates --sampler=tpe --trials=20 --pruner=halving
 
 The variants are what sweep() in the config file yields, dicts of overrides such
 as {'model.head': 'biaffine'}, the default first; without it there is one, the
-config as it is. A trial is a run in WORKDIR/trials. The same command again
-finishes what is missing.
+config as it is. --sampler=random or tpe draws them from search_space() instead.
+A trial is a run in WORKDIR/trials. The same command again finishes what is
+missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
 import pathlib
 import runpy
 import shlex
@@ -21,10 +25,14 @@ from absl import flags
 import jax
 
 from experiments import cli
+from qa_jax import config as config_lib
 from qa_jax import engines
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import logs
+from qa_jax import pruners
+from qa_jax import search_space
+from qa_jax import study as study_lib
 from qa_jax import sweep
 from qa_jax.engines import devices as devices_lib
 from qa_jax.engines import schedule
@@ -35,50 +43,99 @@ SEEDS = flags.DEFINE_integer(
 ENGINE = flags.DEFINE_string('engine', 'local', 'What runs the trials.')
 WORKERS = flags.DEFINE_integer(
     'workers', 0, 'Trials side by side; 0: one a GPU, else one.')
+SAMPLER = flags.DEFINE_string(
+    'sampler', 'grid', 'Variants: grid of sweep(); random or tpe.')
+TRIALS = flags.DEFINE_integer(
+    'trials', 20, 'Variants of random and tpe, beside the default.')
+PRUNER = flags.DEFINE_string(
+    'pruner', 'none', 'Ends trials early: none, halving, wilcoxon.')
+STORAGE = flags.DEFINE_string(
+    'storage', '', "The study's database, a URL [WORKDIR/study.db].")
 PRINT = flags.DEFINE_bool(
     'print', False, 'Print a command for each trial; run nothing.')
 
 
 def main() -> None:
   config = cli.config()
-  cli.required(workdir=WORKDIR.value)
-  if ENGINE.value not in engines.ENGINES:
-    raise errors.UserError(f'--engine={ENGINE.value}: not there yet; '
-                           f'known: {", ".join(engines.ENGINES)}')
-  if WORKERS.value < 0:
-    raise errors.UserError(f'--workers={WORKERS.value} must be at least 0')
+  _check_flags(config)
   workdir = pathlib.Path(WORKDIR.value)
-  files.check_writable(workdir / 'sweep.json')
   jax.config.update('jax_platforms', 'cpu')  # the devices are the trials'
-  trials = sweep.plan(config, _variants(), SEEDS.value, workdir)
+  plan = lambda variants: sweep.plan(config, variants, SEEDS.value, workdir)
+  if SAMPLER.value == 'grid':
+    variants, space = _variants(), {}
+  else:
+    space = search_space.parse(_call('search_space'))
+    variants = sweep.drawn(workdir)
+  trials = plan(variants or [{}])
   if PRINT.value:
     sweep.check(trials)
     _print(trials)
     return
   devices = devices_lib.devices(WORKERS.value)
   sweep.check(trials, devices.count)
-  files.write_json(workdir / 'sweep.json', {'trials': [t.name for t in trials]})
+  study = study_lib.open_study(
+      workdir, STORAGE.value, pruner=PRUNER.value, space=space,
+      eval_every_steps=config.train.eval_every_steps)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the trials
-  failed = engines.ENGINES[ENGINE.value](
-      trials, _command, schedule.Setup(devices.environments, WORKERS.value))
-  if failed:
-    for name, reason in failed.items():
-      logs.say(f'failed: {name}: {reason}')
-    raise errors.UserError(f'{len(failed)} of {len(trials)} trials failed; '
-                           f'see {workdir}/logs')
-  print(f'{len(trials)} trials are complete; compare them by\n'
-        f'  python -m experiments.report --workdir={workdir}')
+  setup = schedule.Setup(devices.environments, WORKERS.value, study)
+  failed: dict[str, str] = {}
+  for part in [variants] if not space else _rounds(
+      study, space, config, variants, len(devices.environments)):
+    known, trials = trials, plan(part)
+    sweep.check([t for t in trials if t not in known], devices.count)
+    sweep.write(workdir, trials, drawn=part if space else None)
+    failed |= engines.ENGINES[ENGINE.value](
+        [t for t in trials if not {t.name, t.source} & failed.keys()],
+        _command, setup)
+    study.settle(trials, failed)
+  _conclude(trials, failed)
+
+
+def _check_flags(config: config_lib.Config) -> None:
+  cli.required(workdir=WORKDIR.value)
+  for name, value, table in (
+      ('engine', ENGINE.value, engines.ENGINES),
+      ('sampler', SAMPLER.value, ('grid', *search_space.SAMPLERS))):
+    if value not in table:
+      raise errors.UserError(
+          f'--{name}={value}{errors.did_you_mean(value, table)}')
+  for name, value, least in (('workers', WORKERS.value, 0),
+                             ('trials', TRIALS.value, 1)):
+    if value < least:
+      raise errors.UserError(f'--{name}={value} must be at least {least}')
+  if PRINT.value and SAMPLER.value != 'grid':
+    raise errors.UserError(f'--print: what --sampler={SAMPLER.value} draws is '
+                           'not known before; it goes with grid')
+  pruners.check(PRUNER.value, seeds=SEEDS.value,
+                eval_every_steps=config.train.eval_every_steps)
+  files.check_writable(pathlib.Path(WORKDIR.value) / 'sweep.json')
+
+
+def _call(name: str) -> Any:
+  """What a function of the config file gives, a generator's as a list."""
+  path = flags.FLAGS['config'].config_filename.split(':')[0]
+  make = runpy.run_path(path).get(name)
+  if make is None:
+    raise errors.UserError(
+        f'{path} has no {name}(), which --sampler={SAMPLER.value} needs')
+  try:
+    found = make()
+    return list(found) if isinstance(found, Iterator) else found
+  except Exception as e:  # a config file is code: it may raise anything
+    raise errors.UserError(
+        f'{path}: {name}(): {type(e).__name__}: {e}') from None
 
 
 def _variants() -> list[Mapping[str, Any]]:
   """What sweep() in the config file yields, checked to be overrides."""
   path = flags.FLAGS['config'].config_filename.split(':')[0]
-  make = runpy.run_path(path).get('sweep', lambda: [{}])
-  try:
-    variants = list(make())
-  except Exception as e:  # a config file is code: it may raise anything
-    raise errors.UserError(
-        f'{path}: sweep(): {type(e).__name__}: {e}') from None
+  functions = runpy.run_path(path)
+  if 'sweep' not in functions and 'search_space' not in functions:
+    return [{}]
+  variants = _call('sweep')
+  if not isinstance(variants, Iterable):
+    raise errors.UserError(f'{path}: sweep() gives {variants!r}, expected '
+                           'a list of overrides')
   given = flags.FLAGS['config'].override_values
   for variant in variants:
     if not isinstance(variant, Mapping) or not all(
@@ -88,7 +145,20 @@ def _variants() -> list[Mapping[str, Any]]:
     for key in given.keys() & variant.keys():
       raise errors.UserError(
           f'--config.{key}: {path} varies it; leave it to sweep()')
-  return variants
+    if 'seed' in variant and flags.FLAGS['seeds'].present:
+      raise errors.UserError(f'--seeds: {path} sets seeds; leave them to it')
+  return list(variants)
+
+
+def _rounds(study: study_lib.Study, space: Mapping[str, Any],
+            config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
+            workers: int) -> Iterator[list[Mapping[str, Any]]]:
+  """As many at a time as keep the workers busy; random ones all at once."""
+  size = (TRIALS.value if SAMPLER.value == 'random'
+          else math.ceil(workers / SEEDS.value))
+  return search_space.rounds(
+      study, space, SAMPLER.value, config=config, variants=variants,
+      count=TRIALS.value, size=size)
 
 
 def _command(trial: sweep.Trial) -> list[str]:
@@ -109,6 +179,20 @@ def _print(trials: Sequence[sweep.Trial]) -> None:
   if shared:
     print(f'# Then, without --print, what is left: {shared} trials that share '
           'the training of these.')
+
+
+def _conclude(trials: Sequence[sweep.Trial],
+              failed: Mapping[str, str]) -> None:
+  """Raises a UserError if trials have failed."""
+  if failed:
+    for name, reason in failed.items():
+      logs.say(f'failed: {name}: {reason}')
+    raise errors.UserError(f'{len(failed)} of {len(trials)} trials failed; '
+                           f'see {WORKDIR.value}/logs')
+  pruned = sum(t.pruned.is_file() and not t.metrics.is_file() for t in trials)
+  print(f'{len(trials) - pruned} trials are complete'
+        + f' and {pruned} pruned' * bool(pruned) + '; compare them by\n'
+        f'  python -m experiments.report --workdir={WORKDIR.value}')
 
 
 if __name__ == '__main__':

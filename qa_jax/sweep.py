@@ -48,12 +48,22 @@ class Trial:
   source: str = ''  # the trial whose training this one shares
 
   @property
+  def variant(self) -> dict[str, Any]:
+    """The overrides but for the seed."""
+    return {k: v for k, v in self.overrides.items() if k != 'seed'}
+
+  @property
   def run(self) -> pathlib.Path:
     return self.workdir / 'trials' / self.name
 
   @property
   def log(self) -> pathlib.Path:
     return self.workdir / 'logs' / f'{self.name}.log'
+
+  @property
+  def pruned(self) -> pathlib.Path:
+    """With this file, a trial is not to go on: {"reason": …}."""
+    return self.workdir / 'pruned' / f'{self.name}.json'
 
   @property
   def metrics(self) -> pathlib.Path:
@@ -66,37 +76,63 @@ def plan(config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
          seeds: int, workdir: pathlib.Path) -> list[Trial]:
   """All trials, seed by seed, so that half a sweep can be compared.
 
+  A variant that sets `seed` has that one, others have `seeds` of them.
+
   Raises:
     UserError: nothing to run, a field that does not exist or a value that it
-      does not take, or two variants with one config.
+      does not take, or two trials with one config or one name.
   """
   if seeds < 1 or not variants:
     raise errors.UserError(
         f'{len(variants)} variants × {seeds} seeds: nothing to run')
-  trials: list[Trial] = []
+  runs = sorted(
+      ({**variant, 'seed': seed} for variant in variants for seed in (
+          [variant['seed']] if 'seed' in variant
+          else range(config.seed, config.seed + seeds))),
+      key=lambda run: run['seed'] if isinstance(run['seed'], int) else 0)
+  trials: dict[str, Trial] = {}
   label_of: dict[str, str] = {}  # config → variant
   trained_by: dict[str, str] = {}  # config without decode → trial
-  for seed in range(config.seed, config.seed + seeds):
-    for variant in variants:
-      label, overrides = _label(variant), {**variant, 'seed': seed}
-      if 'seed' in variant:
-        raise errors.UserError(f'{label}: a sweep over seeds is --seeds=N')
-      try:
-        varied = config_lib.check(
-            config_lib.override(config.to_dict(), overrides))
-      except errors.UserError as e:
-        raise errors.UserError(f'{label}: {e}') from None
-      twin = label_of.get(_key(varied))
-      if twin:
-        raise errors.UserError(f'{twin} and {label} are the same config; '
-                               'drop one')
-      label_of[_key(varied)] = label
-      name = f'{label}.seed-{seed}'
-      source = trained_by.setdefault(_key(dataclasses.replace(
-          varied, decode=config_lib.Decode())), name)
-      trials.append(Trial(name, overrides, varied, workdir,
-                          '' if source == name else source))
-  return trials
+  for overrides in runs:
+    label = _label({k: v for k, v in overrides.items() if k != 'seed'})
+    try:
+      varied = config_lib.check(
+          config_lib.override(config.to_dict(), overrides))
+    except errors.UserError as e:
+      raise errors.UserError(f'{label}: {e}') from None
+    twin = label_of.get(_key(varied))
+    if twin:
+      raise errors.UserError(f'{twin} and {label} are the same config; '
+                             'drop one')
+    label_of[_key(varied)] = label
+    name = f'{label}.seed-{varied.seed}'
+    if name in trials:
+      raise errors.UserError(
+          f'{dict(trials[name].variant)} and {overrides} would both be runs '
+          f'named {name}; change one')
+    source = trained_by.setdefault(_key(dataclasses.replace(
+        varied, decode=config_lib.Decode())), name)
+    trials[name] = Trial(name, overrides, varied, workdir,
+                         '' if source == name else source)
+  return [*trials.values()]
+
+
+def write(workdir: pathlib.Path, trials: Sequence[Trial],
+          drawn: Sequence[Mapping[str, Any]] | None) -> None:
+  """Names a sweep's trials, and the variants if a sampler drew them."""
+  names = {'trials': [t.name for t in trials]}
+  files.write_json(workdir / 'sweep.json', names if drawn is None
+                   else {**names, 'drawn': drawn})
+
+
+def drawn(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The variants that a sampler drew for a sweep before."""
+  path = workdir / 'sweep.json'
+  found = files.read_object(path).get('drawn', []) if path.is_file() else []
+  if not isinstance(found, list) or not all(
+      isinstance(variant, dict) for variant in found):
+    raise errors.UserError(f'{path}: drawn: expected a list of overrides')
+  return found
 
 
 def check(trials: Sequence[Trial], devices: int | None = None) -> None:

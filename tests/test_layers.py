@@ -9,15 +9,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
-    {'errors', 'files', 'registry'},
+    {'errors', 'files', 'registry', 'grid'},
     {'data', 'metrics', 'significance', 'null_rules', 'aggregate'},
     {'models', 'heads', 'objectives', 'search'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',
      'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
-     'export', 'runner', 'train', 'sweep', 'view', 'web',
-     'engines', 'compare', 'report', 'bench'},
+     'export', 'runner', 'train', 'sweep', 'study', 'pruners',
+     'search_space', 'view', 'web', 'engines', 'compare', 'report', 'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}
 NO_DATA = LAYERS[2] | LAYERS[3]
@@ -70,9 +70,9 @@ def test_nothing_imports_configs_or_experiments(folder):
     assert not any(n.split('.')[0] == folder for n in imports(path)), path
 
 
-def test_configs_import_nothing_but_ml_collections():
+def test_configs_import_nothing_but_ml_collections_and_grid():
   for path in (ROOT / 'configs').glob('*.py'):
-    assert imports(path) <= {'ml_collections'}, path
+    assert imports(path) <= {'ml_collections', 'qa_jax.grid'}, path
 
 
 def test_data_and_metrics_load_without_jax():

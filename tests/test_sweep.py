@@ -17,6 +17,7 @@ import pytest
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import files
+from qa_jax import grid
 from qa_jax import sweep
 from qa_jax import train
 from qa_jax.engines import devices as devices_lib
@@ -81,6 +82,30 @@ def test_trials_are_variants_times_seeds_seed_by_seed(tmp_path):
   assert not any(t.source for t in trials)
 
 
+def test_a_variant_may_set_its_seed(tmp_path):
+  trials = plan(tmp_path, grid.product(
+      grid.over('objective', ['cross_entropy', 'span_softmax']),
+      grid.seeds(2)), seeds=3)
+  assert [(t.variant['objective'], t.config.seed) for t in trials] == [
+      ('cross_entropy', 0), ('span_softmax', 0),
+      ('cross_entropy', 1), ('span_softmax', 1)]
+
+
+def test_grids_by_hand():
+  a, b = grid.over('a', [1, 2]), grid.over('b', 'xy')
+  assert grid.product(a, b) == [
+      {'a': 1, 'b': 'x'}, {'a': 1, 'b': 'y'},
+      {'a': 2, 'b': 'x'}, {'a': 2, 'b': 'y'}]
+  assert grid.together(a, b) == [{'a': 1, 'b': 'x'}, {'a': 2, 'b': 'y'}]
+  assert grid.chain(a, b, [{}]) == [
+      {'a': 1}, {'a': 2}, {'b': 'x'}, {'b': 'y'}, {}]
+  assert grid.product() == [{}]
+  with pytest.raises(ValueError, match='a is varied twice'):
+    grid.product(a, a)
+  with pytest.raises(ValueError, match='shorter'):
+    grid.together(a, b[:1])
+
+
 @pytest.mark.parametrize('value', [
     '../../x', '/x', 'biaffine(rank=3)', 'a b;$(rm -rf)', '-x', 'é\n\0', '',
     'x' * 300, '{x,y}'])
@@ -110,7 +135,10 @@ def test_trials_that_differ_in_decode_share_the_first_ones_training(tmp_path):
      "'modle'; did you mean 'model'"),
     ([{'model.haed': 'shared'}], "no field 'model.haed'; did you mean"),
     ([{'seed.x': 1}], "no field 'seed.x'"),
-    ([{'seed': 1}], 'a sweep over seeds is --seeds=N'),
+    ([{'seed': 'x'}], "default: config.seed='x', expected int"),
+    ([{'seed': 1}, {'seed': 1}], 'default and default are the same config'),
+    ([{'data.train': 'a.data.eval-b'}, {'data.train': 'a', 'data.eval': 'b'}],
+     'would both be runs named data.train-a.data.eval-b.seed-3'),
     ([{'model': 'x'}], "config.model is 'x', expected fields"),
     ([{'train.batch_size': 'x'}], "batch_size='x', expected int"),
     ([*TWO, TWO[1]], 'objective-span_softmax and objective-span_softmax are '
@@ -366,7 +394,13 @@ def test_print_gives_commands_and_runs_nothing(config, tmp_path):
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
-    (['--engine=ray'], '--engine=ray: not there yet; known: local'),
+    (['--engine=rai'], "--engine=rai; did you mean 'ray'"),
+    (['--sampler=tpee'], "--sampler=tpee; did you mean 'tpe'"),
+    (['--sampler=tpe'], '--print: what --sampler=tpe draws is not known'),
+    (['--trials=0'], '--trials=0 must be at least 1'),
+    (['--pruner=halfing'], "did you mean 'halving'"),
+    (['--pruner=halving'], 'set config.train.eval_every_steps'),
+    (['--pruner=wilcoxon'], '3 seeds cannot tell'),
     (['--seeds=0'], '× 0 seeds: nothing to run'),
     (['--workers=-1'], '--workers=-1 must be at least 0'),
     (['--workdir='], '--workdir is needed'),

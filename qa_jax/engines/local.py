@@ -30,7 +30,8 @@ def run(trials: Sequence[sweep.Trial], command: schedule.Command,
         yield Process(command(s.trial), s.log, setup.environments[s.worker],
                       cores=_cores(s.worker, workers))
 
-  return schedule.drive(schedule.Queue(trials), workers, start)
+  return schedule.drive(
+      schedule.Queue(trials, setup.study), workers, start)
 
 
 class Process:

@@ -15,6 +15,7 @@ from typing import BinaryIO, Protocol
 
 from qa_jax import files
 from qa_jax import logs
+from qa_jax import study as study_lib
 from qa_jax import sweep
 
 RETRIES = 2  # of a trial that died; a user's mistake would only come again
@@ -31,6 +32,9 @@ class Setup:
 
   environments: Sequence[Mapping[str, str]] = ({},)  # one a worker, here
   workers: int = 0  # trials side by side; 0: one a device, else one
+  # Where results are recorded, and who says that a trial need not go on.
+  study: study_lib.Study = dataclasses.field(
+      default_factory=study_lib.in_memory)
 
 
 class Process(Protocol):
@@ -61,14 +65,16 @@ def drive(queue: 'Queue', workers: int,
   ended here. A trial that dies is started again and resumes; one that ends
   with a message is not.
   """
-  running: dict[int, tuple[sweep.Trial, Process]] = {}
+  running: dict[int, _Running] = {}
   try:
     while queue.waiting or running:
-      for worker, (trial, process) in [*running.items()]:
-        code = process.poll()
-        if code is not None:
-          del running[worker]
-          queue.ended(trial, code)
+      for worker, job in [*running.items()]:
+        code = job.process.poll()
+        if code is None:
+          _prune(job, queue)
+          continue
+        del running[worker]
+        queue.ended(job.trial, code, job.hopeless)
       starts = []
       for worker in range(workers):
         if worker not in running:
@@ -77,12 +83,30 @@ def drive(queue: 'Queue', workers: int,
             starts.append(Start(worker, trial, log))
       for s, process in zip(starts, start(starts) if starts else (),
                             strict=True):
-        running[s.worker] = s.trial, process
+        running[s.worker] = _Running(s.trial, process)
       time.sleep(POLL_SECONDS)
   finally:
-    stop([process for _, process in running.values()])
+    stop([job.process for job in running.values()])
     queue.progress.close()
   return queue.failed
+
+
+@dataclasses.dataclass
+class _Running:
+  trial: sweep.Trial
+  process: Process
+  hopeless: str = ''  # why it has been asked to end
+  deadline: float = 0.0  # by when
+
+
+def _prune(job: _Running, queue: 'Queue') -> None:
+  if not job.hopeless:
+    job.hopeless = queue.study.hopeless(job.trial)
+    if job.hopeless:
+      job.process.end(force=False)
+      job.deadline = time.monotonic() + GRACE_SECONDS
+  elif time.monotonic() > job.deadline:
+    job.process.end(force=True)
 
 
 def stop(processes: Sequence[Process]) -> None:
@@ -100,23 +124,24 @@ def stop(processes: Sequence[Process]) -> None:
 class Queue:
   """What became of the trials so far."""
 
-  def __init__(self, trials: Sequence[sweep.Trial]):
+  def __init__(self, trials: Sequence[sweep.Trial], study: study_lib.Study):
+    study.register(trials)
+    self.study = study
     self.waiting = list(trials)
     self.failed: dict[str, str] = {}
     self.progress = logs.Progress('sweep', len(trials), sum(
         trial.metrics.is_file() for trial in trials))
     self._trials = {trial.name: trial for trial in trials}
     self._done: set[str] = set()
+    self._pruned: set[str] = set()
     self._attempts: collections.Counter[str] = collections.Counter()
     self._locked: set[str] = set()
 
   def next(self) -> tuple[sweep.Trial, BinaryIO] | tuple[None, None]:
     """A trial that can begin and its log, which is locked; or none."""
     for trial in [*self.waiting]:
-      if trial.source in self.failed:
-        self.waiting.remove(trial)
-        self._fail(trial, f'{trial.source} failed, whose training it shares')
       if trial.source and trial.source not in self._done:
+        self._share_end(trial)
         continue
       log = lock(trial.log)
       if log is None:
@@ -125,23 +150,50 @@ class Queue:
         self._locked.add(trial.name)
         continue
       self.waiting.remove(trial)
-      if trial.metrics.is_file():
+      if self._is_over(trial):
         log.close()
-        self._done.add(trial.name)
         continue
       if trial.source and not trial.run.exists():
         sweep.share_training(self._trials[trial.source], trial)
       self._attempts[trial.name] += 1
+      self.study.begin(trial)
       return trial, log
     return None, None
 
-  def ended(self, trial: sweep.Trial, code: int) -> None:
-    """Takes note of a trial whose process has ended."""
+  def _share_end(self, trial: sweep.Trial) -> None:
+    """Takes note of a trial that waits for a training in vain."""
+    if trial.source in self.failed:
+      self.waiting.remove(trial)
+      self._fail(trial, f'{trial.source} failed, whose training it shares')
+    elif trial.source in self._pruned:
+      self.waiting.remove(trial)
+      self._prune(trial, f'{trial.source} was, whose training it shares')
+
+  def _is_over(self, trial: sweep.Trial) -> bool:
+    """Takes note of a trial that need not begin."""
     if trial.metrics.is_file():
       self._done.add(trial.name)
+      self.study.complete(trial)
+      return True
+    if trial.pruned.is_file():
+      self._pruned.add(trial.name)
+      return True
+    reason = self.study.superfluous(trial)
+    if reason:
+      self._prune(trial, reason)
+    return bool(reason)
+
+  def ended(self, trial: sweep.Trial, code: int, hopeless: str) -> None:
+    """Takes note of a trial whose process has ended, or was ended."""
+    if trial.metrics.is_file():
+      self._done.add(trial.name)
+      self.study.complete(trial)
       found = files.read_object(trial.metrics)
       self._note(f'{trial.name}: EM {found["exact_match"]:.2f} '
                  f'F1 {found["f1"]:.2f}')
+      return
+    if hopeless:
+      self._prune(trial, hopeless)
       return
     reason = _reason(trial.log, code)
     if reason.startswith('error: ') or self._attempts[trial.name] > RETRIES:
@@ -152,10 +204,17 @@ class Queue:
 
   def _fail(self, trial: sweep.Trial, reason: str) -> None:
     self.failed[trial.name] = reason
+    self.study.fail(trial, reason)
     self._note(f'{trial.name}: failed: {reason}')
 
+  def _prune(self, trial: sweep.Trial, reason: str) -> None:
+    self._pruned.add(trial.name)
+    self.study.prune(trial, reason)
+    self._note(f'{trial.name}: pruned: {reason}')
+
   def _note(self, note: str) -> None:
-    self.progress.update(len(self._done) + len(self.failed))
+    self.progress.update(
+        len(self._done) + len(self.failed) + len(self._pruned))
     self.progress.note(note)
 
 
