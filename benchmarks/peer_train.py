@@ -15,6 +15,9 @@ class Train:
     """Loads the weights both sides start from."""
     self.model = transformers.BertForQuestionAnswering.from_pretrained(
         folder, attn_implementation='sdpa').to(peer_batches.DEVICE)
+    # torch leaves the gradient of [PAD]'s embedding out, though padding has a
+    # share in a softmax over all positions.
+    self.model.bert.embeddings.word_embeddings.padding_idx = None
     no_decay = ('bias', 'LayerNorm.weight')
     groups = [
         {'params': [p for n, p in self.model.named_parameters()

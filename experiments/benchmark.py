@@ -4,7 +4,8 @@ r"""Measures speed beside torch + transformers; outputs are compared first.
       --model=MINILM_DIR --data=train-v2.0.json [--peer_python=PYTHON]
 
 Suites: train, forward, search, features, evaluate, input, startup (all of them
-by "all"), and scaling, which draws docs/scaling_{step,search}.svg. The peer is
+by "all"); scaling, which draws docs/scaling_{step,search}.svg; variants, every
+head, objective and search beside the default. The peer is
 what requirements-peers.txt installs, into this or another Python; without it
 ours is measured alone. --set=precision.compute_dtype=bfloat16 sets a config
 field of ours, as often as wanted.

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {'errors', 'files', 'registry', 'grid'},
-    {'data', 'metrics', 'significance', 'null_rules', 'aggregate'},
+    {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate'},
     {'models', 'heads', 'objectives', 'search'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',

@@ -13,15 +13,17 @@ from qa_jax.bench.suites import scaling
 from qa_jax.bench.suites import search
 from qa_jax.bench.suites import startup
 from qa_jax.bench.suites import train
+from qa_jax.bench.suites import variants
 
 SUITES: dict[str, Callable[[Session], Outcome]] = {
     'train': train.run, 'forward': forward.run, 'search': search.run,
     'features': features.run, 'evaluate': evaluate.run, 'input': inputs.run,
-    'startup': startup.run, 'scaling': scaling.run}
-ALL = tuple(name for name in SUITES if name != 'scaling')  # of the targets
+    'startup': startup.run, 'scaling': scaling.run, 'variants': variants.run}
+ALL = tuple(  # of the targets
+    name for name in SUITES if name not in ('scaling', 'variants'))
 
 # Objects whose `calls()` a worker answers, by name.
 SIDES: dict[str, Callable[[], Any]] = {
     'train': train.Ours, 'forward': forward.Ours, 'search': search.Ours,
     'features': features.Ours, 'evaluate': evaluate.Ours,
-    'input': inputs.Ours, 'scaling': scaling.Ours}
+    'input': inputs.Ours, 'scaling': scaling.Ours, 'variants': variants.Ours}

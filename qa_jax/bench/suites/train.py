@@ -65,7 +65,7 @@ class Ours:
     batch = next(trainer.batches)
     np.savez(target, **batch)
     _, metrics = trainer.parallel.step(
-        _placed(trainer), trainer.parallel.place_batch(batch))
+        placed(trainer), trainer.parallel.place_batch(batch))
     return {key: float(metrics[key]) for key in ('loss', 'grad_norm')}
 
   def build(self, name: str, config: dict[str, Any],
@@ -96,7 +96,7 @@ class _Way:
     self.windows = len(batches.indices) * share
     self.tokens = float(self.trainer.windows.total_lengths[
         batches.indices].sum()) * share
-    self._state = _placed(self.trainer)
+    self._state = placed(self.trainer)
 
   def run(self) -> float:
     """Seconds of the chosen batches, host work included."""
@@ -135,7 +135,8 @@ def spread(sizes: list[int], count: int) -> list[int]:
           for i in range(count)]
 
 
-def _placed(trainer: train.Trainer) -> Any:
+def placed(trainer: train.Trainer) -> Any:
+  """The train state where its step wants it."""
   return jax.device_put(
       trainer.state, trainer.parallel.state_sharding(trainer.state))
 

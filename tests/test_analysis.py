@@ -1,0 +1,113 @@
+"""Analysis of errors against enumeration and other libraries' definitions."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from qa_jax import analysis
+from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
+
+CONTEXT = 'Ada met Bob in Rome and Bob met Eve in Bonn.'
+
+
+def example(number: int, *answers: str, question: str = 'Who met Bob?',
+            last: bool = False) -> Example:
+  find = CONTEXT.rindex if last else CONTEXT.index
+  return Example(str(number), question, CONTEXT, tuple(
+      GoldAnswer(a, find(a)) for a in answers), impossible=not answers)
+
+
+def spans(*texts: str) -> list[dict]:
+  return [{'text': t, 'start': CONTEXT.index(t),
+           'end': CONTEXT.index(t) + len(t), 'score': -float(k)}
+          for k, t in enumerate(texts)]
+
+
+@pytest.mark.parametrize(('question', 'word'), [
+    ('Who met Bob?', 'who'), ('In what year?', 'what'),
+    ('How many people met?', 'how many'), ('how did they meet', 'how'),
+    ('Name a city.', 'other'), ('By whom was it?', 'whom'),
+    ('Somewhere, where?', 'where')])
+def test_a_question_is_sorted_by_its_first_question_word(question, word):
+  assert analysis.question_word(example(0, 'Ada', question=question)) == word
+
+
+def test_more_candidates_reach_the_answer():
+  found = analysis.candidate_scores(
+      [example(0, 'Ada'), example(1, 'Rome')],
+      {'0': spans('Bob', 'Ada'), '1': spans('Rome')})
+  assert found['exact_match'] == {
+      '1': 50, '2': 100, '5': 100, '10': 100, '20': 100}
+  assert found['f1']['1'] == 50
+
+
+@pytest.mark.parametrize(('golds', 'found', 'true'), [
+    (['Ada'], ['Ada'], {'start', 'end', 'span', 'in_candidates'}),
+    (['Ada met Bob'], ['Ada', 'Bob', 'Ada met Bob'],
+     {'start', 'in_candidates', 'recombined'}),
+    (['Ada met Bob'], ['Ada', 'Bob'], {'start', 'recombined'}),
+    (['Ada met', 'met Bob'], ['Ada met Bob'], {'start', 'end', 'splice'}),
+    (['Rome'], [], set())])
+def test_boundaries_of_one_question(golds, found, true):
+  told = analysis.boundaries([example(0, *golds)], {'0': spans(*found)})
+  assert {name for name, share in told.items() if share} == true
+  assert set(told.values()) <= {0.0, 100.0}
+
+
+def test_right_text_at_the_wrong_place_is_told_apart():
+  told = analysis.boundaries([example(0, 'Bob', last=True)],
+                             {'0': spans('Bob')})
+  assert told['text_elsewhere'] == 100 and told['span'] == 0
+
+
+def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
+  confidence = np.array([3.0, 1.0, 1.0, 1.0, 0.0])
+  score = np.array([1.0, 1.0, 0.0, 0.5, 0.0])
+  found = analysis.risk_coverage(confidence, score)
+  at_80, areas = [], []
+  for ties in itertools.permutations([1, 2, 3]):
+    reached = np.cumsum(score[[0, *ties, 4]]) / np.arange(1, 6) * 100
+    at_80.append(reached[3])
+    areas.append(reached.mean())
+  np.testing.assert_allclose(found['score_at_80'], np.mean(at_80))
+  np.testing.assert_allclose(found['area'], np.mean(areas))
+  assert found['score_at_100'] == pytest.approx(50)
+  assert found['curve'][-1] == [100, pytest.approx(50)]
+
+
+def test_average_precision_is_the_area_under_its_steps():
+  """0.9 0.8 0.8 0.3 with positives 0.9, one 0.8 and 0.3, by hand."""
+  found = analysis.average_precision(
+      np.array([0.8, 0.9, 0.3, 0.8]), np.array([True, True, True, False]))
+  assert found == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
+
+
+def test_slices_add_up_to_the_whole():
+  asked = [example(0, 'Ada'), example(1, 'Rome', question='Where?'),
+           example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
+  found = analysis.analyse(
+      asked, {'0': 'Ada', '1': 'Bonn', '2': 'met Bob', '3': ''},
+      {'0': spans('Ada'), '1': spans('Bonn'), '2': spans('met Bob'),
+       '3': spans('Eve')}, na_scores={'0': -1, '1': 0, '2': -2, '3': 1},
+      windows={'0': 1, '1': 1, '2': 2, '3': 1})
+  assert set(found['slices']) == {*analysis.SLICES, 'windows'}
+  for parts in found['slices'].values():
+    total = sum(p['total'] for p in parts.values())
+    right = sum(p['total'] * p['exact_match']['mean'] for p in parts.values())
+    assert total == 3
+    assert right / total == pytest.approx(200 / 3)
+  assert found['no_answer'] == {'accuracy': 100, 'average_precision': 100}
+  low, mean, high = (found['exact_match'][k] for k in ('low', 'mean', 'high'))
+  assert low <= mean == 75 <= high
+
+
+def test_without_no_answer_scores_the_lead_of_the_best_is_confidence():
+  asked = [example(0, 'Ada'), example(1, 'Rome')]
+  sure, torn = spans('Ada', 'Bob'), spans('Bonn', 'Rome')
+  sure[1]['score'], torn[1]['score'] = -9.0, -0.1
+  found = analysis.analyse(asked, {'0': 'Ada', '1': 'Bonn'},
+                           {'0': sure, '1': torn})
+  assert found['coverage']['curve'][49][1] == 100  # half answered: Ada alone
+  assert 'no_answer' not in found
