@@ -31,6 +31,7 @@ from qa_jax import errors
 from qa_jax import files
 from qa_jax import logs
 from qa_jax import pruners
+from qa_jax import runtime
 from qa_jax import search_space
 from qa_jax import study as study_lib
 from qa_jax import sweep
@@ -40,7 +41,9 @@ from qa_jax.engines import schedule
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
 SEEDS = flags.DEFINE_integer(
     'seeds', 3, 'Seeds of a variant, from config.seed on.')
-ENGINE = flags.DEFINE_string('engine', 'local', 'What runs the trials.')
+ENGINE = flags.DEFINE_string(
+    'engine', 'local', 'local: processes; population: those that differ in '
+    'seed or rates as one program.')
 WORKERS = flags.DEFINE_integer(
     'workers', 0, 'Trials side by side; 0: one a GPU, else one.')
 SAMPLER = flags.DEFINE_string(
@@ -59,7 +62,11 @@ def main() -> None:
   config = cli.config()
   _check_flags(config)
   workdir = pathlib.Path(WORKDIR.value)
-  jax.config.update('jax_platforms', 'cpu')  # the devices are the trials'
+  in_process = ENGINE.value == 'population'
+  if in_process:
+    runtime.configure()
+  else:
+    jax.config.update('jax_platforms', 'cpu')  # the devices are the trials'
   plan = lambda variants: sweep.plan(config, variants, SEEDS.value, workdir)
   if SAMPLER.value == 'grid':
     variants, space = _variants(), {}
@@ -71,7 +78,7 @@ def main() -> None:
     sweep.check(trials)
     _print(trials)
     return
-  devices = devices_lib.devices(WORKERS.value)
+  devices = devices_lib.devices(1 if in_process else WORKERS.value)
   sweep.check(trials, devices.count)
   study = study_lib.open_study(
       workdir, STORAGE.value, pruner=PRUNER.value, space=space,
@@ -106,6 +113,13 @@ def _check_flags(config: config_lib.Config) -> None:
   if PRINT.value and SAMPLER.value != 'grid':
     raise errors.UserError(f'--print: what --sampler={SAMPLER.value} draws is '
                            'not known before; it goes with grid')
+  if ENGINE.value == 'population':
+    if WORKERS.value > 1:
+      raise errors.UserError(f'--workers={WORKERS.value}: --engine=population '
+                             'has one, this process; leave it out')
+    if PRUNER.value != 'none':
+      raise errors.UserError(f'--pruner={PRUNER.value}: the members of '
+                             '--engine=population run to the end')
   pruners.check(PRUNER.value, seeds=SEEDS.value,
                 eval_every_steps=config.train.eval_every_steps)
   files.check_writable(pathlib.Path(WORKDIR.value) / 'sweep.json')

@@ -7,10 +7,11 @@ the global batch), and sums are divided only after they crossed devices.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import math
+import operator
 import resource
 from typing import Any
 
@@ -114,6 +115,51 @@ def wrap(step: Step, *, mode: str, devices: list[jax.Device],
     raise errors.UserError(
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
   return MODES[mode](step, list(devices), axes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Population:
+  """How members, each with a state of its own, run on devices.
+
+  A tree of them has leading axes [D devices, m members of one]; the last
+  member stands in for those that are missing.
+  """
+
+  step: Step  # (states, rates, batches) → (states, metrics); donates states
+  place: Callable[[Sequence[Any]], Any]  # a host tree a member → on devices
+  take: Callable[[Any], list[Any]]  # back to a host tree a member
+
+
+def population(step: Step, *, members: int,
+               devices: Sequence[jax.Device]) -> Population:
+  """pmap over devices of vmap over members of step(state, rates, batch).
+
+  Batches may differ in shape: zeros make every array as long as the longest
+  member's.
+  """
+  devices = list(devices[:members])
+  each = -(-members // len(devices))
+  split = jax.sharding.NamedSharding(
+      _mesh(devices, {'data': len(devices)}), P('data'))
+
+  def stack(*leaves: np.ndarray) -> np.ndarray:
+    shape = np.max([np.shape(x) for x in leaves], axis=0).astype(int)
+    out = np.zeros((len(devices) * each, *shape), np.asarray(leaves[0]).dtype)
+    for i in range(len(out)):
+      leaf = leaves[min(i, members - 1)]
+      out[(i, *(slice(n) for n in np.shape(leaf)))] = leaf
+    return out.reshape(len(devices), each, *shape)
+
+  def take(tree: Any) -> list[Any]:
+    flat = jax.tree.map(
+        lambda x: x.reshape(-1, *x.shape[2:]), jax.device_get(tree))
+    return [jax.tree.map(operator.itemgetter((i, ...)), flat)
+            for i in range(members)]
+
+  return Population(
+      jax.pmap(jax.vmap(step), axis_name='data', donate_argnums=0,
+               devices=devices),
+      lambda trees: jax.device_put(jax.tree.map(stack, *trees), split), take)
 
 
 def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:

@@ -38,72 +38,39 @@ def devices_of(config: config_lib.Config) -> list[jax.Device]:
 
 
 class Trainer:
-  """Everything a run needs, built and checked before anything is written."""
+  """Everything a run needs, built and checked before anything is written.
 
-  def __init__(self, config: config_lib.Config):
-    self.config = config
-    self.devices = devices_of(config)
-    parallel.check_batch(config.train.batch_size, len(self.devices),
-                         config.train.grad_accumulation)
-    self.buckets = build.buckets(config)
-    objective = fit.check_objective(config.objective, config.model.head)
-    if not config.data.train:
-      raise errors.UserError('config.data.train is empty; name a data source')
-    source = build.init_source(config)
-    examples = sources.load(config.data.train)
-    self.tokenizer = build.tokenizer(config, source, examples)
-    self.sizes = build.bert_config(config, len(self.tokenizer.vocab), source)
-    self.model = build.model(config, self.sizes)
-    fit.check_decode(config.decode, self.model.head, objective)
-    began = time.perf_counter()
-    self.windows = build.make_windows(config, examples, self.tokenizer)
-    self.seconds_features = time.perf_counter() - began
+  With `like`, whose config has another seed or other rates and nothing else,
+  what was read, tokenised and compiled is `like`'s.
+  """
+
+  def __init__(self, config: config_lib.Config, like: 'Trainer | None' = None):
+    if like:
+      vars(self).update(vars(like))
+      self.config = config
+    else:
+      self._read(config)
     self.batches = batches.TrainBatches(
         self.windows,
         self.windows.train_indices(config.data.windows_without_answer),
         config.train.batch_size, self.buckets, config.seed,
-        group_questions=objective.grouped, packing=config.data.packing,
+        group_questions=self.objective.grouped, packing=config.data.packing,
         devices=len(self.devices), accumulation=config.train.grad_accumulation)
     self.num_steps = config.train.num_steps or math.ceil(
         config.train.num_epochs * self.batches.steps_per_epoch)
-    self.schedule = optim.make_schedule(
-        config.optim.schedule, learning_rate=config.optim.learning_rate,
-        num_steps=self.num_steps,
-        warmup_fraction=config.optim.warmup_fraction)
-    self.optimizer = optim.adamw(
-        self.schedule, weight_decay=config.optim.weight_decay,
-        clip_norm=config.optim.clip_norm,
-        layer_decay=config.optim.layer_decay,
-        bias_correction=config.optim.bias_correction, eps=config.optim.eps,
-        num_layers=self.sizes.num_layers)
+    self.schedule, self.optimizer = self._optimizer(
+        config.optim.learning_rate, config.optim.weight_decay)
     init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
     params, self.notes = build.parameters(
-        self.model, init_key, source, init_head=config.model.init_head)
+        self.model, init_key, self.source, init_head=config.model.init_head)
     self.state = update.TrainState(
         step=jnp.zeros((), jnp.int32), params=params,
         opt_state=self.optimizer.init(params),
         key_data=jax.random.key_data(dropout_key))
-
-    def loss_fn(params, batch, key):
-      scores = self.model.apply(
-          {'params': params}, **build.model_inputs(batch),
-          dropout_key=key, rows=batch['row'],
-          gold_start=batch['start_positions'])
-      rows = {'loss': objective.loss(scores, batch)}
-      if not scores.conditional:
-        rows['valid_mass'] = objectives.valid_mass(
-            scores, batch, max_answer_length=config.decode.max_answer_length)
-      return rows
-
-    def step(state, batch, axis_name=None):
-      rate = self.schedule(state.step)
-      state, values = update.train_step(
-          state, batch, axis_name, loss_fn=loss_fn, optimizer=self.optimizer,
-          accumulation=config.train.grad_accumulation)
-      return state, {**values, 'learning_rate': rate}
-
+    if like:
+      return
     self.parallel = parallel.wrap(
-        step, mode=config.parallel.mode, devices=self.devices,
+        self.step, mode=config.parallel.mode, devices=self.devices,
         axes=dict(config.parallel.mesh))
     self.evaluator = None
     if config.data.eval:
@@ -111,6 +78,67 @@ class Trainer:
           config, sources.load(config.data.eval), self.tokenizer)
       self.evaluator = evaluate.Evaluator(
           self.model, held_out, config, mesh=self.parallel.mesh)
+
+  def _read(self, config: config_lib.Config) -> None:
+    """What does not depend on the seed or the rates."""
+    self.config = config
+    self.devices = devices_of(config)
+    parallel.check_batch(config.train.batch_size, len(self.devices),
+                         config.train.grad_accumulation)
+    self.buckets = build.buckets(config)
+    self.objective = fit.check_objective(config.objective, config.model.head)
+    if not config.data.train:
+      raise errors.UserError('config.data.train is empty; name a data source')
+    self.source = build.init_source(config)
+    examples = sources.load(config.data.train)
+    self.tokenizer = build.tokenizer(config, self.source, examples)
+    self.sizes = build.bert_config(
+        config, len(self.tokenizer.vocab), self.source)
+    self.model = build.model(config, self.sizes)
+    fit.check_decode(config.decode, self.model.head, self.objective)
+    began = time.perf_counter()
+    self.windows = build.make_windows(config, examples, self.tokenizer)
+    self.seconds_features = time.perf_counter() - began
+
+  def _optimizer(self, learning_rate, weight_decay):
+    optim_config = self.config.optim
+    schedule = optim.make_schedule(
+        optim_config.schedule, learning_rate=learning_rate,
+        num_steps=self.num_steps,
+        warmup_fraction=optim_config.warmup_fraction)
+    return schedule, optim.adamw(
+        schedule, weight_decay=weight_decay,
+        clip_norm=optim_config.clip_norm,
+        layer_decay=optim_config.layer_decay,
+        bias_correction=optim_config.bias_correction, eps=optim_config.eps,
+        num_layers=self.sizes.num_layers)
+
+  def _loss(self, params, batch, key) -> update.Rows:
+    scores = self.model.apply(
+        {'params': params}, **build.model_inputs(batch),
+        dropout_key=key, rows=batch['row'],
+        dropout_lengths=batch.get('dropout_lengths'),
+        gold_start=batch['start_positions'])
+    rows = {'loss': self.objective.loss(scores, batch)}
+    if not scores.conditional:
+      rows['valid_mass'] = objectives.valid_mass(
+          scores, batch,
+          max_answer_length=self.config.decode.max_answer_length)
+    return rows
+
+  def step(self, state: update.TrainState, batch: dict[str, jax.Array],
+           axis_name: str | None = None, *,
+           rates: dict[str, jax.Array] | None = None) -> tuple[Any, Any]:
+    """An update; `rates` are the config's learning_rate and weight_decay
+    where they are not its own, but arguments of the program."""
+    schedule, optimizer = self.schedule, self.optimizer
+    if rates is not None:
+      schedule, optimizer = self._optimizer(**rates)
+    rate = schedule(state.step)
+    state, values = update.train_step(
+        state, batch, axis_name, loss_fn=self._loss, optimizer=optimizer,
+        accumulation=self.config.train.grad_accumulation)
+    return state, {**values, 'learning_rate': rate}
 
   def summary(self) -> dict[str, Any]:
     """What --dry_run prints."""
@@ -153,13 +181,14 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
   logs.say(f'{len(trainer.windows)} windows of {len(trainer.windows.examples)}'
            f' questions in {trainer.seconds_features:.1f} s; alignment of '
            f'gold spans {trainer.windows.audit}')
-  _write_run(trainer, workdir, argv or [])
+  write_run(trainer, workdir, argv or [])
   store = checkpoint.Checkpoints(workdir / 'checkpoints')
   try:
-    start = _restore(trainer, store)
+    restore(trainer, store, store.latest)
+    start = store.latest or 0
     if start == trainer.num_steps:
       logs.say(f'{workdir} is complete at step {start}; nothing to do')
-      return _final_metrics(trainer, workdir)
+      return final_metrics(trainer, workdir)
     log = logs.MetricsLog(workdir, start)
     progress = logs.Progress('train', trainer.num_steps, start)
     try:
@@ -177,49 +206,77 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
           workdir: pathlib.Path, start: int,
           trace: logs.Trace) -> dict[str, float]:
   """Evaluate → checkpoint → next batch → step, in that order."""
-  config, state = trainer.config.train, trainer.state
-  ahead = parallel.RunAhead(2 if jax.default_backend() == 'cpu' else 8)
-  meter = _Meter(log, progress, trainer)
-  metrics: dict[str, float] = {}
+  state = trainer.state
+  ahead = parallel.RunAhead(run_ahead())
+  meter = Meter(log, trainer, progress)
+  keeper = Keeper(trainer, store, log, workdir)
   for step in range(start, trainer.num_steps + 1):
-    last = step == trainer.num_steps
-    if step > start:
-      evaluates = last or (config.eval_every_steps
-                           and step % config.eval_every_steps == 0)
-      saves = last or evaluates or step % config.checkpoint_every_steps == 0
-      if evaluates or saves:
-        meter.add(ahead.drain())
+    if step > start and keeper.due(step):
+      meter.add(ahead.drain())
       began = time.perf_counter()
-      if evaluates and trainer.evaluator:
-        metrics = trainer.evaluator.evaluate(
-            state.params, output=_output(trainer, workdir) if last else None)
-        log.write(step, 'eval', metrics)
-        progress.note(f'eval EM {metrics["exact_match"]:.2f} '
-                      f'F1 {metrics["f1"]:.2f}')
-      if saves:
-        store.save(step, params=state.params,
-                   optimizer={'opt_state': state.opt_state,
-                              'step': state.step},
-                   meta={'position': trainer.batches.position,
-                         'devices': len(trainer.devices)},
-                   metrics=metrics if evaluates else {})
+      note = keeper.keep(step, state)
+      if note:
+        progress.note(note)
       meter.leave_out(time.perf_counter() - began)
-    trace.before(None if last else step, state)
-    if last:
+    trace.before(step if step < trainer.num_steps else None, state)
+    if step == trainer.num_steps:
       break
     batch = next(trainer.batches)
     meter.batch(batch)
     state, values = trainer.parallel.step(
         state, trainer.parallel.place_batch(batch))
     meter.add(ahead.push(step + 1, values))
-  return metrics
+  return keeper.metrics
 
 
-class _Meter:
+def run_ahead() -> int:
+  """How many steps may be in flight."""
+  return 2 if jax.default_backend() == 'cpu' else 8
+
+
+class Keeper:
+  """Evaluates and saves a run at the steps that its config says."""
+
+  def __init__(self, trainer: Trainer, store: checkpoint.Checkpoints,
+               log: logs.MetricsLog, workdir: pathlib.Path):
+    self._trainer, self._store = trainer, store
+    self._log, self._workdir = log, workdir
+    self.metrics: dict[str, float] = {}  # of the latest evaluation
+
+  def _evaluates(self, step: int) -> bool:
+    every = self._trainer.config.train.eval_every_steps
+    return (step == self._trainer.num_steps
+            or bool(every and step % every == 0))
+
+  def due(self, step: int) -> bool:
+    """Whether there is something to `keep` before this step."""
+    every = self._trainer.config.train.checkpoint_every_steps
+    return self._evaluates(step) or step % every == 0
+
+  def keep(self, step: int, state: update.TrainState) -> str:
+    """Evaluates, if it is time, then saves; what to tell the user, or ''."""
+    trainer, metrics = self._trainer, {}
+    if self._evaluates(step) and trainer.evaluator:
+      last = step == trainer.num_steps
+      self.metrics = metrics = trainer.evaluator.evaluate(
+          state.params,
+          output=_output(trainer, self._workdir) if last else None)
+      self._log.write(step, 'eval', metrics)
+    self._store.save(
+        step, params=state.params,
+        optimizer={'opt_state': state.opt_state, 'step': state.step},
+        meta={'position': trainer.batches.position,
+              'devices': len(trainer.devices)}, metrics=metrics)
+    if not metrics:
+      return ''
+    return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
+
+
+class Meter:
   """Turns step metrics, read late, into log lines."""
 
-  def __init__(self, log: logs.MetricsLog, progress: logs.Progress,
-               trainer: Trainer):
+  def __init__(self, log: logs.MetricsLog, trainer: Trainer,
+               progress: logs.Progress | None = None):
     self._log, self._progress, self._trainer = log, progress, trainer
     self._began = time.perf_counter()
     self._rows = self._tokens = 0.0
@@ -240,7 +297,8 @@ class _Meter:
             f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at '
             f'step {step}: not finite; nothing after the last checkpoint is '
             'kept. Lower config.optim.learning_rate or use float32')
-      self._progress.update(step)
+      if self._progress:
+        self._progress.update(step)
       if step % self._trainer.config.train.log_every_steps == 0:
         seconds = time.perf_counter() - self._began
         line = {**{k: float(v) for k, v in values.items()},
@@ -250,8 +308,9 @@ class _Meter:
                 'peak_megabytes': parallel.peak_megabytes(
                     self._trainer.devices[0])}
         self._log.write(step, 'train', line)
-        self._progress.note(f'loss {line["loss"]:.4f}  '
-                            f'{line["examples_per_second"]:.1f} examples/s')
+        if self._progress:
+          self._progress.note(f'loss {line["loss"]:.4f}  '
+                              f'{line["examples_per_second"]:.1f} examples/s')
         self._began, self._rows, self._tokens = time.perf_counter(), 0.0, 0.0
 
 
@@ -276,9 +335,12 @@ def check_workdir(config: config_lib.Config, workdir: pathlib.Path) -> None:
         f'another --workdir or undo:\n{rows}')
 
 
-def _write_run(trainer: Trainer, workdir: pathlib.Path,
-               argv: list[str]) -> None:
-  """All at once, by a rename: a workdir is empty or it is a run."""
+def write_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
+              more: dict[str, Any] | None = None) -> None:
+  """All at once, by a rename: a workdir is empty or it is a run.
+
+  `more` goes into run.json.
+  """
   if (workdir / 'config.json').is_file():
     return
   hashes = {'vocabulary': trainer.tokenizer.fingerprint,
@@ -292,19 +354,20 @@ def _write_run(trainer: Trainer, workdir: pathlib.Path,
     build.write_run(
         directory, trainer.config, trainer.sizes, trainer.tokenizer,
         logs.run_record(seed=trainer.config.seed, argv=argv or sys.argv,
-                        devices=trainer.devices, hashes=hashes))
+                        devices=trainer.devices, hashes=hashes)
+        | (more or {}))
 
   files.write_directory(workdir, write)
 
 
-def _restore(trainer: Trainer, store: checkpoint.Checkpoints) -> int:
-  """Puts the state on the devices, from the latest checkpoint if any."""
+def restore(trainer: Trainer, store: checkpoint.Checkpoints,
+            step: int | None) -> None:
+  """Puts the state of checkpoint `step` on the devices; None: as it begins."""
   state = trainer.state
   shardings = trainer.parallel.state_sharding(state)
-  step = store.latest
   if step is None:
     trainer.state = jax.device_put(state, shardings)
-    return 0
+    return
   shapes = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       state, shardings)
@@ -321,14 +384,13 @@ def _restore(trainer: Trainer, store: checkpoint.Checkpoints) -> int:
                  'skip windows' if trainer.batches.group_questions else '')
     logs.say(f'{meta["devices"]} devices before, {len(trainer.devices)} now: '
              f'equal but for rounding{regrouped}')
-  return step
 
 
 def _output(trainer: Trainer, workdir: pathlib.Path) -> pathlib.Path:
   return workdir / 'eval' / evaluate.data_name(trainer.config.data.eval)
 
 
-def _final_metrics(trainer: Trainer, workdir: pathlib.Path) -> dict[str, Any]:
+def final_metrics(trainer: Trainer, workdir: pathlib.Path) -> dict[str, Any]:
   if not trainer.evaluator:
     return {}
   path = _output(trainer, workdir) / 'metrics.json'

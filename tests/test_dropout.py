@@ -101,6 +101,19 @@ def test_a_row_keeps_its_mask_in_another_batch(impl):
   np.testing.assert_array_equal(part, whole[jnp.array([3, 1])])
 
 
+def test_a_longer_batch_keeps_the_mask_of_the_length_asked_for(impl):
+  if impl == 'bernoulli':
+    pytest.skip('draws a row as a whole')
+  mask = dropout.DROPOUTS[impl]
+  keys = keys_of(rows=2)
+  longer = dropout.dropout(
+      jnp.ones((2, 3, 12, 12)), 0.5, keys.replace(lengths=jnp.array([8, 5])),
+      0, mask)
+  for row, length in enumerate((8, 5)):
+    own = dropout.dropout(jnp.ones((2, 3, length, length)), 0.5, keys, 0, mask)
+    np.testing.assert_array_equal(longer[row, :, :length, :length], own[row])
+
+
 def test_without_keys_or_rate_nothing_changes(impl):
   x = jnp.arange(8.0).reshape(2, 4)
   mask = dropout.DROPOUTS[impl]

@@ -16,7 +16,7 @@ LAYERS = (
      'weight_names', 'tensor_bundle', 'logs',
      'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
-     'export', 'runner', 'train', 'sweep', 'study', 'pruners',
+     'export', 'runner', 'train', 'population', 'sweep', 'study', 'pruners',
      'search_space', 'view', 'web', 'engines', 'compare', 'report', 'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}

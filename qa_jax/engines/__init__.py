@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from qa_jax import sweep
 from qa_jax.engines import local
+from qa_jax.engines import population
 from qa_jax.engines import schedule
 
 Engine = Callable[
     [Sequence[sweep.Trial], schedule.Command, schedule.Setup],
     Mapping[str, str]]
 
-ENGINES: dict[str, Engine] = {'local': local.run}
+ENGINES: dict[str, Engine] = {
+    'local': local.run, 'population': population.run}

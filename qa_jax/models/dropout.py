@@ -3,7 +3,8 @@
 Keyed by row, a mask does not depend on how rows are spread over devices or
 micro-steps: one config gives the same losses on 1 or 8 devices.
 
-Glossary of shapes: B rows here, N elements of one row.
+Glossary of shapes: B rows here, N elements of one row, which for attention
+weights are [H, L, L].
 """
 
 from collections.abc import Callable
@@ -19,16 +20,20 @@ class DropoutKeys:
   """One key per row of the batch."""
 
   keys: jax.Array  # [B] typed PRNG keys
+  # [B] int32: attention weights get the masks that they have at this L, though
+  # theirs is longer; None: at theirs. Only `counter_hash` can.
+  lengths: jax.Array | None = None
 
   @classmethod
-  def of(cls, key: jax.Array, rows: jax.Array) -> 'DropoutKeys':
+  def of(cls, key: jax.Array, rows: jax.Array,
+         lengths: jax.Array | None = None) -> 'DropoutKeys':
     """`rows` [B] int32 number the rows of the global batch."""
-    return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows))
+    return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), lengths)
 
   def fold(self, number: int) -> 'DropoutKeys':
     """Independent keys for another place of the network."""
-    return DropoutKeys(
-        jax.vmap(jax.random.fold_in, (0, None))(self.keys, number))
+    return self.replace(
+        keys=jax.vmap(jax.random.fold_in, (0, None))(self.keys, number))
 
 
 def bernoulli(keys: jax.Array, count: int, rate: float) -> jax.Array:
@@ -37,7 +42,9 @@ def bernoulli(keys: jax.Array, count: int, rate: float) -> jax.Array:
       lambda key: jax.random.bernoulli(key, 1 - rate, (count,)))(keys)
 
 
-def counter_hash(keys: jax.Array, count: int, rate: float) -> jax.Array:
+def counter_hash(keys: jax.Array, count: int, rate: float,
+                 index: jax.Array | None = None,  # [B, N] uint32
+                 ) -> jax.Array:
   """[B, N] bool: two rounds of an integer hash over the element's index.
 
   About twelve integer operations that fuse into the consumer, where threefry
@@ -45,7 +52,8 @@ def counter_hash(keys: jax.Array, count: int, rate: float) -> jax.Array:
   2018), seeded per row by 64 bits of the key.
   """
   seeds = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
-  index = jax.lax.broadcasted_iota(jnp.uint32, (len(keys), count), 1)
+  if index is None:
+    index = jax.lax.broadcasted_iota(jnp.uint32, (len(keys), count), 1)
   bits = _lowbias32(_lowbias32(index ^ seeds[:, :1]) ^ seeds[:, 1:])
   return bits >= jnp.uint32(round(rate * 2**32))
 
@@ -56,16 +64,30 @@ def _lowbias32(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-DROPOUTS: dict[str, Callable[[jax.Array, int, float], jax.Array]] = {
+DROPOUTS: dict[str, Callable[..., jax.Array]] = {
     'bernoulli': bernoulli, 'counter_hash': counter_hash}
 
 
 def dropout(x: jax.Array,  # [B, …]
             rate: float, keys: DropoutKeys | None, place: int,
-            mask: Callable[[jax.Array, int, float], jax.Array]) -> jax.Array:
+            mask: Callable[..., jax.Array]) -> jax.Array:
   """x / (1 - rate) where kept, else 0; x itself if there are no keys."""
   if keys is None or rate == 0:
     return x
-  kept = mask(keys.fold(place).keys, math.prod(x.shape[1:]), rate)
+  own = {}
+  if keys.lengths is not None and x.ndim == 4:
+    own = {'index': _index(x.shape, keys.lengths)}
+  kept = mask(keys.fold(place).keys, math.prod(x.shape[1:]), rate, **own)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
   return jnp.where(kept.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
+
+
+def _index(shape: tuple[int, ...],  # B, H, L, L
+           lengths: jax.Array,  # [B]
+           ) -> jax.Array:  # [B, H·L·L] uint32
+  """The number that an element would have among [H, length, length]."""
+  head, query, key = (
+      jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis)
+      for axis in (1, 2, 3))
+  length = lengths.astype(jnp.uint32)[:, None, None, None]
+  return ((head * length + query) * length + key).reshape(shape[0], -1)

@@ -60,12 +60,14 @@ class QAModel(nn.Module):
                *, packed: Packed | None = None,
                dropout_key: jax.Array | None = None,
                rows: jax.Array | None = None,  # [B] row of the global batch
+               # [B] int32: as if L were this to dropout, see dropout.py
+               dropout_lengths: jax.Array | None = None,
                gold_start: jax.Array | None = None) -> SpanScores:
     """Scores of every position; drops units only if given a `dropout_key`."""
     keys = None
     if dropout_key is not None:
       keys = DropoutKeys.of(dropout_key, packed.packed_row.reshape(-1)
-                            if packed else rows)
+                            if packed else rows, dropout_lengths)
     if packed:
       ids, types, segments, positions = (
           x.reshape(-1, x.shape[-1]) for x in (

@@ -1,0 +1,197 @@
+"""A population: runs that differ in seed and rates alone, as one program.
+
+pmap over devices of vmap over members. Each member has parameters, batches and
+dropout of its own, and leaves an ordinary run directory: its losses are those
+of its config trained alone, to rounding.
+
+A batch is padded to the longest of its step's members. Padding changes nothing,
+and dropout is told the length that a member's rows have alone.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from qa_jax import checkpoint
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import logs
+from qa_jax import parallel
+from qa_jax import train
+from qa_jax import update
+
+# What members may differ in: arguments of the program, not part of it.
+RATES = ('learning_rate', 'weight_decay')
+
+
+def kind(config: config_lib.Config) -> str:
+  """Equal for configs that can be members of one population.
+
+  In mode 'mesh' a run may need several devices, so its kind is its own.
+  """
+  if config.parallel.mode == 'mesh':
+    return json.dumps(config.to_dict(), sort_keys=True)
+  common = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
+      config.optim, **dict.fromkeys(RATES, 0.0)))
+  return json.dumps(common.to_dict(), sort_keys=True)
+
+
+@dataclasses.dataclass
+class _Member:
+  """A run of the population, and what is open for it."""
+
+  trainer: train.Trainer
+  workdir: pathlib.Path
+  store: checkpoint.Checkpoints
+  log: logs.MetricsLog | None = None
+  meter: train.Meter | None = None
+  keeper: train.Keeper | None = None
+  outcome: dict[str, float] | errors.UserError | None = None
+
+  @property
+  def failed(self) -> bool:
+    return isinstance(self.outcome, errors.UserError)
+
+  def begin(self, step: int) -> None:
+    """Puts the state of checkpoint `step` on the host; 0: as it begins."""
+    # Of all members at once, states might not fit a device.
+    train.restore(self.trainer, self.store, step or None)
+    if step == self.trainer.num_steps:
+      self.outcome = train.final_metrics(self.trainer, self.workdir)
+    self.trainer.state = jax.device_get(self.trainer.state)
+    self.log = logs.MetricsLog(self.workdir, step)
+    self.meter = train.Meter(self.log, self.trainer)
+    self.keeper = train.Keeper(
+        self.trainer, self.store, self.log, self.workdir)
+
+  def read(self, step: int, values: dict[str, np.ndarray]) -> None:
+    """Logs a step; a loss that is not finite ends this member alone."""
+    if not self.failed:
+      try:
+        self.meter.add([(step, values)])
+      except errors.UserError as e:
+        self.outcome = e
+        logs.say(f'{self.workdir}: {e}')
+
+  def keep(self, step: int, state: update.TrainState) -> str:
+    """Evaluates and saves, as train.Keeper does."""
+    note = self.keeper.keep(step, jax.device_put(
+        state, self.trainer.parallel.state_sharding(state)))
+    if step == self.trainer.num_steps:
+      self.outcome = self.keeper.metrics
+    return note
+
+  def close(self) -> None:
+    self.store.close()
+    if self.log:
+      self.log.close()
+
+
+def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
+        argv: list[str] | None = None,
+        ) -> list[dict[str, float] | errors.UserError]:
+  """Trains all, or resumes them; final metrics, or why a member has none.
+
+  They go on from the newest step of which every member has a checkpoint, so
+  that a population that was killed repeats the undisturbed one bit for bit.
+  run.json of each names them all.
+
+  Raises:
+    UserError: a bad config or data, configs of several kinds, or another
+      config in one of `workdirs`.
+  """
+  if len({kind(config) for config in configs}) != 1:
+    raise errors.UserError(
+        'a population differs in seed, optim.learning_rate and '
+        'optim.weight_decay alone, and has no parallel.mode mesh')
+  for config, workdir in zip(configs, workdirs, strict=True):
+    train.check_workdir(config, workdir)
+  first = train.Trainer(configs[0])
+  members = []
+  try:
+    for config, workdir in zip(configs, workdirs, strict=True):
+      trainer = train.Trainer(config, like=first)
+      trainer.state = jax.device_get(trainer.state)
+      train.write_run(trainer, workdir, argv or [], {
+          'population': [other.name for other in workdirs]})
+      members.append(_Member(
+          trainer, workdir, checkpoint.Checkpoints(workdir / 'checkpoints')))
+    # Where questions are grouped, an epoch's steps depend on the seed.
+    for num_steps in sorted({m.trainer.num_steps for m in members}):
+      _train([m for m in members if m.trainer.num_steps == num_steps])
+    return [member.outcome for member in members]
+  finally:
+    for member in members:
+      member.close()
+
+
+def _train(members: Sequence[_Member]) -> None:
+  """Evaluate → checkpoint → next batch → step, as train.py does."""
+  first = members[0].trainer
+  start = max(set.intersection(*({0, *m.store.steps} for m in members)))
+  for member in members:
+    member.begin(start)
+  if start == first.num_steps:
+    return
+  logs.say(f'{len(members)} runs as one program, from step {start}')
+  program = parallel.population(
+      lambda state, rates, batch: first.step(state, batch, rates=rates),
+      members=len(members), devices=first.devices)
+  rates = program.place([
+      {name: np.float32(getattr(m.trainer.config.optim, name))
+       for name in RATES} for m in members])
+  states = program.place([m.trainer.state for m in members])
+  ahead = parallel.RunAhead(train.run_ahead())
+  progress = logs.Progress('population', first.num_steps, start)
+  try:
+    for step in range(start, first.num_steps + 1):
+      if step > start and members[0].keeper.due(step):
+        _read(members, program, progress, ahead.drain())
+        _keep(members, program, progress, step, states)
+      if step == first.num_steps or all(m.failed for m in members):
+        return
+      states, values = program.step(states, rates, program.place(
+          [_batch(m) for m in members]))
+      _read(members, program, progress, ahead.push(step + 1, values))
+  finally:
+    progress.close()
+
+
+def _batch(member: _Member) -> dict[str, np.ndarray]:
+  trainer = member.trainer
+  batch = next(trainer.batches)
+  member.meter.batch(batch)
+  if len(trainer.buckets) > 1 and not trainer.config.data.packing:
+    rows, length = batch['token_ids'].shape
+    batch['dropout_lengths'] = np.full(rows, length, np.int32)
+  return batch
+
+
+def _read(members: Sequence[_Member], program: parallel.Population,
+          progress: logs.Progress, done: list[tuple[int, Any]]) -> None:
+  """Logs the steps that are `done`."""
+  every = members[0].trainer.config.train.log_every_steps
+  for step, values in done:
+    values = program.take(values)
+    for member, own in zip(members, values, strict=True):
+      member.read(step, own)
+    progress.update(step)
+    losses = [float(own['loss']) for member, own in zip(
+        members, values, strict=True) if not member.failed]
+    if step % every == 0 and losses:
+      progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
+
+
+def _keep(members: Sequence[_Member], program: parallel.Population,
+          progress: logs.Progress, step: int, states: Any) -> None:
+  """Evaluates and saves every member, one after another on all devices."""
+  for member, state in zip(members, program.take(states), strict=True):
+    if not member.failed:
+      note = member.keep(step, state)
+      if note:
+        progress.note(f'{member.workdir.name}: {note}')
