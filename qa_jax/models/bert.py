@@ -101,18 +101,19 @@ class Attention(nn.Module):
 
   config: BertConfig
   compute_dtype: jnp.dtype
+  implementation: str
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               visible: attention.Visible, drop: Drop) -> jax.Array:
+               visible: attention.Visible, drop: Drop,
+               drop_weights: attention.Drop) -> jax.Array:
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     batch, length, _ = x.shape
     qkv = dense(3 * c.hidden_size, name='query_key_value')(x)  # [B, L, 3D]
     q, k, v = qkv.reshape(  # [B, H, L, K] each
         batch, length, 3, c.num_heads, -1).transpose(2, 0, 3, 1, 4)
-    y = attention.xla(q, k, v, visible, functools.partial(
-        drop, rate=c.attention_dropout, place=0))
+    y = attention.attend(self.implementation, q, k, v, visible, drop_weights)
     y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout, place=1)
@@ -140,15 +141,19 @@ class Block(nn.Module):
   config: BertConfig
   compute_dtype: jnp.dtype
   dropout_impl: str
+  implementation: str  # of attention
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
                visible: attention.Visible,
                keys: DropoutKeys | None) -> jax.Array:
-    drop = functools.partial(dropout.dropout, keys=keys,
-                             mask=dropout.DROPOUTS[self.dropout_impl])
-    x = Attention(self.config, self.compute_dtype, name='attention')(
-        x, visible, drop)
+    mask = dropout.DROPOUTS[self.dropout_impl]
+    drop = functools.partial(dropout.dropout, keys=keys, mask=mask)
+    x = Attention(
+        self.config, self.compute_dtype, self.implementation,
+        name='attention')(
+            x, visible, drop,
+            attention.Drop(keys, self.config.attention_dropout, mask))
     return MLP(self.config, self.compute_dtype, name='mlp')(x, drop)
 
 
@@ -158,6 +163,7 @@ class BertEncoder(nn.Module):
   config: BertConfig
   compute_dtype: jnp.dtype = jnp.float32
   dropout_impl: str = 'counter_hash'
+  attention: str = 'auto'  # of attention.ATTENTION
 
   @nn.compact
   def __call__(self, token_ids: jax.Array,  # [B, L] int32
@@ -180,8 +186,9 @@ class BertEncoder(nn.Module):
     visible = attention.Visible(attention_mask > 0, segment_ids)
     layers = [x]
     for i in range(c.num_layers):
-      x = Block(c, self.compute_dtype, self.dropout_impl, name=f'layer_{i}')(
-          x, visible, None if keys is None else keys.fold(i))
+      x = Block(c, self.compute_dtype, self.dropout_impl, self.attention,
+                name=f'layer_{i}')(
+                    x, visible, None if keys is None else keys.fold(i))
       layers.append(x)
     return tuple(x.astype(jnp.float32) for x in layers)
 

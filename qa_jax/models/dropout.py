@@ -51,10 +51,24 @@ def counter_hash(keys: jax.Array, count: int, rate: float,
   needs a hundred and a pass over memory. The round is "lowbias32" (Wellons,
   2018), seeded per row by 64 bits of the key.
   """
-  seeds = jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+  seed = seeds(keys)
   if index is None:
     index = jax.lax.broadcasted_iota(jnp.uint32, (len(keys), count), 1)
-  bits = _lowbias32(_lowbias32(index ^ seeds[:, :1]) ^ seeds[:, 1:])
+  return kept(index, seed[:, :1], seed[:, 1:], rate)
+
+
+def seeds(keys: jax.Array) -> jax.Array:
+  """[B, 2] uint32: what `counter_hash` takes of each key."""
+  return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
+
+
+def kept(index: jax.Array, first: jax.Array, second: jax.Array,
+         rate: float) -> jax.Array:
+  """Whether the elements numbered `index`, uint32, of a row are kept.
+
+  The row's two seeds broadcast against `index`.
+  """
+  bits = _lowbias32(_lowbias32(index ^ first) ^ second)
   return bits >= jnp.uint32(round(rate * 2**32))
 
 
@@ -77,9 +91,9 @@ def dropout(x: jax.Array,  # [B, …]
   own = {}
   if keys.lengths is not None and x.ndim == 4:
     own = {'index': _index(x.shape, keys.lengths)}
-  kept = mask(keys.fold(place).keys, math.prod(x.shape[1:]), rate, **own)
+  keep = mask(keys.fold(place).keys, math.prod(x.shape[1:]), rate, **own)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
-  return jnp.where(kept.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
+  return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
 
 
 def _index(shape: tuple[int, ...],  # B, H, L, L

@@ -48,10 +48,11 @@ class QAModel(nn.Module):
   head: nn.Module
   compute_dtype: jnp.dtype = jnp.float32
   dropout_impl: str = 'counter_hash'
+  attention: str = 'auto'  # of attention.ATTENTION
 
   def setup(self):
     self.encoder = bert.BertEncoder(
-        self.config, self.compute_dtype, self.dropout_impl)
+        self.config, self.compute_dtype, self.dropout_impl, self.attention)
 
   def __call__(self, token_ids: jax.Array,  # [B, L] int32; packed [S, R, P]
                token_type_ids: jax.Array,  # as token_ids
@@ -98,6 +99,7 @@ class QAModel(nn.Module):
 
 
 def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:
-  """Fresh float32 parameters; their shapes do not depend on `length`."""
+  """Fresh float32 parameters; their shapes do not depend on `length`, nor on
+  how attention is computed."""
   ids = jnp.zeros((1, length), jnp.int32)
-  return jax.jit(model.init)(key, ids, ids, ids + 1, ids > 0)['params']
+  return jax.jit(model.clone(attention='xla').init)(key, ids, ids, ids + 1, ids > 0)['params']

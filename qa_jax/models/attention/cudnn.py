@@ -1,0 +1,19 @@
+"""cuDNN's fused attention: NVIDIA GPUs, 16-bit operands, unpacked rows."""
+
+import jax
+import jax.numpy as jnp
+
+from qa_jax.models.attention.base import Drop, Visible
+
+
+def attend(q: jax.Array,  # [B, H, L, K] bfloat16, as are k and v
+           k: jax.Array, v: jax.Array, visible: Visible,
+           drop: Drop) -> jax.Array:  # [B, H, L, K] float32
+  """Real tokens are the first of a row; the result is rounded to 16 bits."""
+  assert visible.segment_ids is None and not drop.active
+  # A row without any real token sees its first: no softmax over nothing.
+  lengths = jnp.maximum(visible.attention_mask.sum(axis=1, dtype=jnp.int32), 1)
+  q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # [B, L, H, K]
+  y = jax.nn.dot_product_attention(
+      q, k, v, key_value_seq_lengths=lengths, implementation='cudnn')
+  return y.transpose(0, 2, 1, 3).astype(jnp.float32)

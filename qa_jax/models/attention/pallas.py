@@ -1,0 +1,230 @@
+"""Our own fused attention: one Pallas kernel each way, by Triton, for GPUs.
+
+Glossary of shapes: B rows, L length, P length padded to tiles, H heads, K head
+size, T tile.
+
+Scores exist a tile of queries by a tile of keys at a time. The softmax adds up
+over tiles of keys and, backwards, is computed again from the maximum and the
+sum that were kept (Dao et al., 2022, algorithms 1 and 4). Dropout hashes the
+index of a weight (models/dropout.py): the mask of `xla` bit for bit, in both
+directions, and stored in neither. On a CPU the kernels are interpreted.
+"""
+
+from collections.abc import Callable
+import functools
+from typing import Any
+
+import jax
+from jax.experimental import pallas as pl
+import jax.numpy as jnp
+
+from qa_jax.models import dropout
+from qa_jax.models.attention.base import by_rows, Drop, MASKED, scaled, Visible
+
+HEAD_SIZES = (16, 32, 64, 128)  # what Triton's products take
+LONGEST = 512  # tokens
+TILES = (64, 32, 16)
+BEYOND = 2 * MASKED  # score of a key past the end: exp(BEYOND - MASKED) is 0
+
+
+def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
+           k: jax.Array, v: jax.Array, visible: Visible,
+           drop: Drop) -> jax.Array:  # [B, H, L, K] float32
+  """As `xla`, with no array of L·L elements in either direction."""
+  length = q.shape[2]
+  missing = -length % TILES[-1]
+  rate, seeds = 0.0, jnp.zeros((len(q), 2), jnp.uint32)
+  if drop.active:
+    assert drop.mask is dropout.counter_hash
+    rate, seeds = drop.rate, dropout.seeds(drop.keys.fold(0).keys)
+  q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
+             for x in (scaled(q), k, v))
+  query_ids, key_ids = (
+      jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
+      for x, none in zip(visible.ids(), (-1, -2), strict=True))
+  y = _fused(length, rate, q, k, v, query_ids, key_ids, seeds)
+  return y[:, :, :length]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(length: int, rate: float,
+           q: jax.Array, k: jax.Array, v: jax.Array,  # [B, H, P, K]
+           query_ids: jax.Array, key_ids: jax.Array,  # [B, P] int32
+           seeds: jax.Array) -> jax.Array:  # [B, 2] uint32 → [B, H, P, K]
+  return _forward(length, rate, q, k, v, query_ids, key_ids, seeds)[0]
+
+
+def _forward(length, rate, q, k, v, query_ids, key_ids, seeds):
+  y, top, total = by_rows(
+      functools.partial(_forward_call, length, rate),
+      (q, k, v, query_ids, key_ids, seeds))
+  return y, (q, k, v, query_ids, key_ids, seeds, y, top, total)
+
+
+def _backward(length, rate, kept, g):
+  q, k, v, query_ids, key_ids, seeds, y, top, total = kept
+  centre = (g * y).sum(axis=-1)  # [B, H, P]
+  gradients = by_rows(
+      functools.partial(_backward_call, length, rate),
+      (q, k, v, query_ids, key_ids, seeds, g.astype(q.dtype), top, total,
+       centre))
+  return *gradients, None, None, None
+
+
+_fused.defvjp(_forward, _backward)
+
+
+def _forward_call(length, rate, q, k, v, query_ids, key_ids, seeds):
+  """y [B, H, P, K], and of each query's scores the maximum and the sum of
+  exp(score - maximum), [B, H, P]; all float32."""
+  batch, heads, padded, size = q.shape
+  tile = _tile(padded)
+  of_head, of_tile, ids, tile_ids, both = _blocks(padded, size, tile)
+  statistic = pl.BlockSpec((None, None, tile), lambda b, h, n: (b, h, n))
+  return _call(
+      functools.partial(_forward_kernel, length, rate), q, k, v, query_ids,
+      key_ids, seeds, grid=(batch, heads, padded // tile),
+      in_specs=[of_tile, of_head, of_head, tile_ids, ids, both],
+      out_specs=[of_tile, statistic, statistic],
+      out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32)]
+      + 2 * [jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)])
+
+
+def _backward_call(length, rate, q, k, v, query_ids, key_ids, seeds, g, top,
+                   total, centre):
+  """The gradients of q, k and v, [B, H, P, K], in their dtypes."""
+  batch, heads, padded, size = q.shape
+  tile = _tile(padded)
+  of_head, of_tile, ids, _, both = _blocks(padded, size, tile)
+  statistic = pl.BlockSpec((None, None, padded), lambda b, h, n: (b, h, 0))
+  return _call(
+      functools.partial(_backward_kernel, length, rate, tile), q, k, v,
+      query_ids, key_ids, seeds, g, top, total, centre,
+      grid=(batch, heads, padded // tile),
+      in_specs=[of_head, of_head, of_head, ids, ids, both, of_head,
+                statistic, statistic, statistic],
+      out_specs=[of_tile, of_tile, of_tile],
+      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)])
+
+
+def _tile(padded: int) -> int:
+  return next(t for t in TILES if padded % t == 0)
+
+
+def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
+  """Of a program (row, head, tile): the head and the tile of [B, H, P, K], the
+  row and the tile of [B, P], the row of [B, 2]."""
+  return [
+      pl.BlockSpec((None, None, padded, size), lambda b, h, n: (b, h, 0, 0)),
+      pl.BlockSpec((None, None, tile, size), lambda b, h, n: (b, h, n, 0)),
+      pl.BlockSpec((None, padded), lambda b, h, n: (b, 0)),
+      pl.BlockSpec((None, tile), lambda b, h, n: (b, n)),
+      pl.BlockSpec((None, 2), lambda b, h, n: (b, 0))]
+
+
+def _call(kernel: Callable[..., None], *arrays: jax.Array,
+          **options: Any) -> Any:
+  # Deferred: a twentieth of a command's start-up, for GPUs alone.
+  from jax.experimental.pallas import triton
+
+  return jax.lax.platform_dependent(
+      *arrays, cpu=pl.pallas_call(kernel, interpret=True, **options),
+      default=pl.pallas_call(kernel, compiler_params=triton.CompilerParams(
+          num_warps=4, num_stages=2), **options))
+
+
+def _forward_kernel(length, rate, q_ref, k_ref, v_ref, query_ids_ref,
+                    key_ids_ref, seeds_ref, y_ref, top_ref, total_ref):
+  q, query_ids = q_ref[...], query_ids_ref[...]  # [T, K], [T]
+  tile = len(query_ids)
+  this = pl.program_id(2)
+  weigh = functools.partial(_factor, length, rate, seeds_ref, pl.program_id(1))
+
+  def add(n, sums):
+    top, total, y = sums
+    at = pl.ds(n * tile, tile)
+    scores, _ = _scores(length, q, k_ref[at, :], query_ids, key_ids_ref[at], n)
+    higher = jnp.maximum(top, scores.max(axis=1))
+    weights = jnp.exp(scores - higher[:, None])
+    shrink = jnp.exp(top - higher)
+    v = v_ref[at, :]
+    y = y * shrink[:, None] + _product(
+        (weights * weigh(this, n, tile)).astype(v.dtype), v, 1, 0)
+    return higher, total * shrink + weights.sum(axis=1), y
+
+  top, total, y = jax.lax.fori_loop(
+      0, k_ref.shape[0] // tile, add,
+      (jnp.full((tile,), BEYOND, jnp.float32),
+       jnp.zeros((tile,), jnp.float32), jnp.zeros(q.shape, jnp.float32)))
+  y_ref[...] = y / total[:, None]
+  top_ref[...] = top
+  total_ref[...] = total
+
+
+def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
+                     key_ids_ref, seeds_ref, g_ref, top_ref, total_ref,
+                     centre_ref, dq_ref, dk_ref, dv_ref):
+  """Tile n of keys by all queries, then tile n of queries by all keys."""
+  this = pl.program_id(2)
+  weigh = functools.partial(_factor, length, rate, seeds_ref, pl.program_id(1))
+
+  def pair(i, j):
+    """Of query tile i and key tile j, [T, T] each: the dropped weights and the
+    gradient of the scores."""
+    rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
+    scores, seen = _scores(
+        length, q_ref[rows, :], k_ref[columns, :], query_ids_ref[rows],
+        key_ids_ref[columns], j)
+    weights = (jnp.exp(scores - top_ref[rows][:, None])
+               / total_ref[rows][:, None])
+    factor = weigh(i, j, tile)
+    slope = _product(g_ref[rows, :], v_ref[columns, :], 1, 1) * factor
+    slope = jnp.where(
+        seen, weights * (slope - centre_ref[rows][:, None]), 0.0)
+    return ((weights * factor).astype(g_ref.dtype), slope.astype(g_ref.dtype))
+
+  def by_keys(i, sums):
+    dk, dv = sums
+    weights, slope = pair(i, this)
+    rows = pl.ds(i * tile, tile)
+    return (dk + _product(slope, q_ref[rows, :], 0, 0),
+            dv + _product(weights, g_ref[rows, :], 0, 0))
+
+  def by_queries(j, dq):
+    return dq + _product(
+        pair(this, j)[1], k_ref[pl.ds(j * tile, tile), :], 1, 0)
+
+  count = k_ref.shape[0] // tile
+  zeros = jnp.zeros((tile, k_ref.shape[1]), jnp.float32)
+  dk, dv = jax.lax.fori_loop(0, count, by_keys, (zeros, zeros))
+  dk_ref[...] = dk.astype(dk_ref.dtype)
+  dv_ref[...] = dv.astype(dv_ref.dtype)
+  dq = jax.lax.fori_loop(0, count, by_queries, zeros)
+  dq_ref[...] = dq.astype(dq_ref.dtype)
+
+
+def _scores(length, q, k, query_ids, key_ids, n):
+  """[T, T] float32 with MASKED and BEYOND in place, and [T, T] bool: seen;
+  n numbers the tile of keys."""
+  seen = query_ids[:, None] == key_ids[None, :]
+  scores = jnp.where(seen, _product(q, k, 1, 1), MASKED)
+  column = n * seen.shape[1] + jax.lax.broadcasted_iota(
+      jnp.int32, seen.shape, 1)
+  return jnp.where(column < length, scores, BEYOND), seen
+
+
+def _factor(length, rate, seeds_ref, head, i, j, tile):
+  """What dropout multiplies the weights of query tile i, key tile j with."""
+  if not rate:
+    return jnp.ones((tile, tile), jnp.float32)
+  iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (tile, tile))
+  index = (head * length + i * tile + iota(0)) * length + j * tile + iota(1)
+  kept = dropout.kept(
+      index.astype(jnp.uint32), seeds_ref[0], seeds_ref[1], rate)
+  return jnp.where(kept, 1 / (1 - rate), 0.0)
+
+
+def _product(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
+  """Σ over axis i of a and axis j of b, in float32."""
+  return jax.lax.dot_general(
+      a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32)

@@ -1,0 +1,44 @@
+"""Attention as written, for XLA to compile: the reference, and by rows.
+
+Glossary of shapes: B rows, L length, H heads, K head size.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qa_jax.models import products
+from qa_jax.models.attention.base import Drop, MASKED, scaled, Visible
+
+
+def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
+           k: jax.Array, v: jax.Array, visible: Visible,
+           drop: Drop) -> jax.Array:  # [B, H, L, K] float32
+  """The definition, with a float32 softmax."""
+  scores = products.einsum('bhqk,bhsk->bhqs', scaled(q), k, q.dtype)
+  if visible.segment_ids is None:
+    seen = visible.attention_mask[:, None, None, :]
+  else:
+    ids = visible.segment_ids
+    seen = ids[:, None, :, None] == ids[:, None, None, :]
+  scores = jnp.where(seen, scores, MASKED)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(
+      scores.max(axis=-1, keepdims=True)))
+  total = weights.sum(axis=-1, keepdims=True)
+  # Dividing after the product costs L·K instead of L·L divisions.
+  return products.einsum(
+      'bhqs,bhsk->bhqk', drop(weights), v, q.dtype) / total
+
+
+def blocked(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
+            drop: Drop) -> jax.Array:
+  """Row by row, so that the scores of one stay in the cache.
+
+  Inference only: a gradient would keep all the scores after all.
+  """
+  assert not drop.active
+
+  def row(arrays):
+    one = jax.tree.map(lambda x: x[None], arrays)
+    return attend(*one, drop)[0]
+
+  return jax.lax.map(row, (q, k, v, visible))
