@@ -18,7 +18,8 @@ def get_config() -> ml_collections.ConfigDict:
       seed=0,
       model=c(dict(
           preset='tiny', hidden_size=0, num_layers=0, num_heads=4, mlp_size=0,
-          dropout=0.0, attention_dropout=0.0, initializer_range=0.09,
+          dropout=0.0, attention_dropout=0.0, attention='auto',
+          initializer_range=0.09,
           init_from='', init_head=True,
           head='independent')),
       objective='cross_entropy',

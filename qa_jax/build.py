@@ -20,6 +20,7 @@ from qa_jax.data import cache
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
 from qa_jax.data.examples import Example
+from qa_jax.models import attention
 from qa_jax.models import bert
 from qa_jax.models import qa
 
@@ -113,6 +114,45 @@ def check_positions(config: config_lib.Config,
         f"encoder's {sizes.max_position} positions")
 
 
+def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
+                    training: bool, platform: str | None = None) -> None:
+  """Raises a UserError for an attention that cannot do what is asked of it.
+
+  `platform` is jax's name of it: None is that of this process, '' any.
+  """
+  attention.check(
+      config.model.attention, _use(config, sizes, training, platform),
+      'config.model.attention')
+
+
+def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
+                     ) -> tuple[config_lib.Config, str]:
+  """The config of a run for inference here, and what to tell the user, or ''.
+
+  A run may have been trained by what this machine does not have.
+  """
+  name = config.model.attention
+  problem = (attention.misfit(name, _use(config, sizes, False, None))
+             if name in attention.ATTENTION else 'is unknown here')
+  if not problem:
+    return config, ''
+  return (
+      dataclasses.replace(config, model=dataclasses.replace(
+          config.model, attention='auto')),
+      f'config.model.attention={name!r} of the run {problem}: auto is used')
+
+
+def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
+         platform: str | None) -> attention.Use:
+  return attention.Use(
+      platform=jax.default_backend() if platform is None else platform,
+      length=config.data.max_length,
+      head_size=sizes.hidden_size // sizes.num_heads,
+      dtype=jnp.dtype(config.precision.compute_dtype),
+      packed=config.data.packing, training=training,
+      dropout=sizes.attention_dropout)
+
+
 def run_sizes(workdir: pathlib.Path) -> bert.BertConfig:
   """The encoder's sizes that a run stored."""
   path = workdir / 'encoder.json'
@@ -126,7 +166,8 @@ def model(config: config_lib.Config, sizes: bert.BertConfig) -> qa.QAModel:
   head = registry.build(heads.HEADS, config.model.head, what='head')
   return qa.QAModel(
       config=sizes, head=head,
-      compute_dtype=jnp.dtype(config.precision.compute_dtype))
+      compute_dtype=jnp.dtype(config.precision.compute_dtype),
+      attention=config.model.attention)
 
 
 def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,

@@ -24,6 +24,7 @@ class Model:
   mlp_size: int = 0
   dropout: float = 0.1
   attention_dropout: float = 0.1
+  attention: str = 'auto'  # what computes it; the result is one
   initializer_range: float = 0.02  # of an encoder from scratch
   init_from: str = ''  # '': from scratch
   init_head: bool = True  # False: a fresh head, whatever init_from has

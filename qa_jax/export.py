@@ -37,7 +37,11 @@ PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
 
 def program(model: qa.QAModel,
             decode: config_lib.Decode) -> Callable[..., dict[str, jax.Array]]:
-  """What is exported, a function of parameters and windows."""
+  """What is exported, a function of parameters and windows.
+
+  Attention is `xla`: plain StableHLO, which runs on every platform.
+  """
+  model = model.clone(attention='xla')
   find = registry.build(search.SEARCHES, decode.search, what='search')
   normaliser = 'normaliser' in evaluate.needs(decode)
 

@@ -90,7 +90,8 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   """A workdir, a Hugging Face or TensorFlow directory, or a hub id → QA.
 
   `overrides` replace fields of config.decode and config.data, such as
-  `max_answer_length=10` or `null_rule='never'`.
+  `max_answer_length=10` or `null_rule='never'`, and `attention`. Without that,
+  a run's own is used if it can be here, else `auto`.
 
   Raises:
     UserError: none of these, damaged, or an encoder without span head.
@@ -99,7 +100,12 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   if build.is_run(directory):
     config = _override(config_lib.read(directory), overrides)
     words = tokenizer_lib.from_directory(directory / 'tokenizer')
-    model = build.model(config, build.run_sizes(directory))
+    sizes = build.run_sizes(directory)
+    if 'attention' not in overrides:
+      config, note = build.usable_attention(config, sizes)
+      if note:
+        logs.say(note)
+    model = build.model(config, sizes)
     _check_fits(model, config)
     shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
     params = build.run_parameters(directory, checkpoint, shapes)
@@ -115,17 +121,20 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   for note in found.notes:
     logs.say(note)
   config = _override(found.config, overrides)
-  _check_fits(found.model, config)
-  return QA(found.model, found.params, found.tokenizer, config)
+  model = found.model.clone(attention=config.model.attention)
+  _check_fits(model, config)
+  return QA(model, found.params, found.tokenizer, config)
 
 
 def _override(config: config_lib.Config,
               overrides: dict[str, Any]) -> config_lib.Config:
   values = config.to_dict()
+  fields = {'decode': values['decode'], 'data': values['data'],
+            'model': ('attention',)}
   for key, value in overrides.items():
-    groups = [g for g in ('decode', 'data') if key in values[g]]
+    groups = [group for group, names in fields.items() if key in names]
     if not groups:
-      known = [*values['decode'], *values['data']]
+      known = [name for names in fields.values() for name in names]
       raise errors.UserError(
           f'load() has no option {key!r}{errors.did_you_mean(key, known)}')
     values[groups[0]][key] = value
@@ -134,6 +143,7 @@ def _override(config: config_lib.Config,
 
 def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
   build.check_positions(config, model.config)
+  build.check_attention(config, model.config, training=False)
   fit.check_decode(config.decode, model.head, registry.build(
       objectives.OBJECTIVES, config.objective, what='objective'))
 

@@ -173,6 +173,7 @@ def _check_parts(config: config_lib.Config, devices: int | None) -> None:
                       warmup_fraction=0.0)
   objective = fit.check_objective(config.objective, config.model.head)
   sizes = build.bert_config(config, 1, build.init_source(config))
+  build.check_attention(config, sizes, training=True, platform='')
   fit.check_decode(config.decode, build.model(config, sizes).head, objective)
 
 

@@ -94,6 +94,7 @@ class Trainer:
     self.tokenizer = build.tokenizer(config, self.source, examples)
     self.sizes = build.bert_config(
         config, len(self.tokenizer.vocab), self.source)
+    build.check_attention(config, self.sizes, training=True)
     self.model = build.model(config, self.sizes)
     fit.check_decode(config.decode, self.model.head, self.objective)
     began = time.perf_counter()

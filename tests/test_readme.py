@@ -12,6 +12,7 @@ from qa_jax import null_rules
 from qa_jax import objectives
 from qa_jax import parallel
 from qa_jax import search
+from qa_jax.models import attention
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -35,7 +36,8 @@ def test_the_added_head_passes_every_test_of_heads(tmp_path):
 
 def test_every_choice_is_in_the_table():
   for table in (heads.HEADS, objectives.OBJECTIVES, search.SEARCHES,
-                null_rules.NULL_RULES, aggregate.MERGES, parallel.MODES):
+                null_rules.NULL_RULES, aggregate.MERGES, parallel.MODES,
+                attention.ATTENTION):
     for name in table:
       assert re.search(rf'`{name}(\(base=…\))?`', README), name
 

@@ -102,4 +102,5 @@ def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:
   """Fresh float32 parameters; their shapes do not depend on `length`, nor on
   how attention is computed."""
   ids = jnp.zeros((1, length), jnp.int32)
-  return jax.jit(model.clone(attention='xla').init)(key, ids, ids, ids + 1, ids > 0)['params']
+  return jax.jit(model.clone(attention='xla').init)(
+      key, ids, ids, ids + 1, ids > 0)['params']

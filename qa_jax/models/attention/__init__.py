@@ -70,9 +70,9 @@ def choose(use: Use) -> str:
   return 'xla' if misfit(fast, use) else fast
 
 
-def _runs_on(*platforms: str) -> tuple[Callable[[Use], bool], str]:
-  return (lambda use: use.platform not in ('', *platforms),
-          f'runs on {" and ".join(platforms)}, not on {{use.platform}}')
+def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
+  return (lambda use: use.platform not in ('', platform),
+          f'runs on a {platform.upper()}, and this is a {{use.platform}}')
 
 
 _DROPS_NOTHING = (lambda use: use.training and use.dropout > 0,
@@ -92,9 +92,10 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
          'takes heads of multiples of 8 up to 128, not {use.head_size}'),
         _DROPS_NOTHING),
     'pallas': (
-        _runs_on('gpu', 'cpu'),
+        _runs_on('gpu'),
         (lambda use: use.head_size not in pallas.HEAD_SIZES,
-         f'takes heads of {pallas.HEAD_SIZES}, not {{use.head_size}}'),
+         f'takes heads of {", ".join(map(str, pallas.HEAD_SIZES))}, not '
+         '{use.head_size}'),
         (lambda use: use.length > pallas.LONGEST,
          f'takes up to {pallas.LONGEST} tokens, not {{use.length}}')),
     'splash': (_runs_on('tpu'), _DROPS_NOTHING),

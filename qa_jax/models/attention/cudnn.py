@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from qa_jax.models.attention.base import Drop, Visible
+from qa_jax.models.attention.base import Drop
+from qa_jax.models.attention.base import Visible
 
 
 def attend(q: jax.Array,  # [B, H, L, K] bfloat16, as are k and v

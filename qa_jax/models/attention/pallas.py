@@ -7,7 +7,7 @@ Scores exist a tile of queries by a tile of keys at a time. The softmax adds up
 over tiles of keys and, backwards, is computed again from the maximum and the
 sum that were kept (Dao et al., 2022, algorithms 1 and 4). Dropout hashes the
 index of a weight (models/dropout.py): the mask of `xla` bit for bit, in both
-directions, and stored in neither. On a CPU the kernels are interpreted.
+directions, and stored in neither. On a CPU, for tests, they are interpreted.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,14 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from qa_jax.models import dropout
-from qa_jax.models.attention.base import by_rows, Drop, MASKED, scaled, Visible
+from qa_jax.models.attention import base
+from qa_jax.models.attention.base import Drop
+from qa_jax.models.attention.base import Visible
 
 HEAD_SIZES = (16, 32, 64, 128)  # what Triton's products take
 LONGEST = 512  # tokens
 TILES = (64, 32, 16)
-BEYOND = 2 * MASKED  # score of a key past the end: exp(BEYOND - MASKED) is 0
+BEYOND = 2 * base.MASKED  # of a key past the end: exp(BEYOND - MASKED) is 0
 
 
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
@@ -38,7 +40,7 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
     assert drop.mask is dropout.counter_hash
     rate, seeds = drop.rate, dropout.seeds(drop.keys.fold(0).keys)
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
-             for x in (scaled(q), k, v))
+             for x in (base.scaled(q), k, v))
   query_ids, key_ids = (
       jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
       for x, none in zip(visible.ids(), (-1, -2), strict=True))
@@ -55,7 +57,7 @@ def _fused(length: int, rate: float,
 
 
 def _forward(length, rate, q, k, v, query_ids, key_ids, seeds):
-  y, top, total = by_rows(
+  y, top, total = base.by_rows(
       functools.partial(_forward_call, length, rate),
       (q, k, v, query_ids, key_ids, seeds))
   return y, (q, k, v, query_ids, key_ids, seeds, y, top, total)
@@ -64,7 +66,7 @@ def _forward(length, rate, q, k, v, query_ids, key_ids, seeds):
 def _backward(length, rate, kept, g):
   q, k, v, query_ids, key_ids, seeds, y, top, total = kept
   centre = (g * y).sum(axis=-1)  # [B, H, P]
-  gradients = by_rows(
+  gradients = base.by_rows(
       functools.partial(_backward_call, length, rate),
       (q, k, v, query_ids, key_ids, seeds, g.astype(q.dtype), top, total,
        centre))
@@ -207,7 +209,7 @@ def _scores(length, q, k, query_ids, key_ids, n):
   """[T, T] float32 with MASKED and BEYOND in place, and [T, T] bool: seen;
   n numbers the tile of keys."""
   seen = query_ids[:, None] == key_ids[None, :]
-  scores = jnp.where(seen, _product(q, k, 1, 1), MASKED)
+  scores = jnp.where(seen, _product(q, k, 1, 1), base.MASKED)
   column = n * seen.shape[1] + jax.lax.broadcasted_iota(
       jnp.int32, seen.shape, 1)
   return jnp.where(column < length, scores, BEYOND), seen

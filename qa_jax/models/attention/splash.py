@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from qa_jax.models.attention.base import by_rows, Drop, scaled, Visible
+from qa_jax.models.attention import base
+from qa_jax.models.attention.base import Drop
+from qa_jax.models.attention.base import Visible
 
 LANES = 128  # a length must be a multiple
 
@@ -30,7 +32,7 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   query_ids, key_ids = (jnp.pad(x, ((0, 0), (0, missing)))  # [B, P]
                         for x in (query_ids, key_ids))
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
-             for x in (scaled(q), k, v))  # [B, H, P, K]
+             for x in (base.scaled(q), k, v))  # [B, H, P, K]
   tables, kernel = jax.tree.flatten(_kernel(heads, length + missing))
   y = _spread(kernel, tables, q, k, v, query_ids, key_ids)
   return y[:, :, :length].astype(jnp.float32)
@@ -52,7 +54,7 @@ def _kernel(heads: int, length: int) -> Any:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _spread(kernel: Any, tables: Sequence[jax.Array],
             *arrays: jax.Array) -> jax.Array:  # [B, H, P, K]
-  return by_rows(functools.partial(_rows, kernel), arrays, tables)
+  return base.by_rows(functools.partial(_rows, kernel), arrays, tables)
 
 
 def _forward(kernel, tables, *arrays):
@@ -67,7 +69,7 @@ def _backward(kernel, kept, g):
     _, pull = jax.vjp(lambda q, k, v: _rows(
         kernel, q, k, v, query_ids, key_ids, *tables), q, k, v)
     return pull(g)
-  return None, *by_rows(gradients, (*arrays, g), tables), None, None
+  return None, *base.by_rows(gradients, (*arrays, g), tables), None, None
 
 
 _spread.defvjp(_forward, _backward)

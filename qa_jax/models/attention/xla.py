@@ -7,20 +7,22 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax.models import products
-from qa_jax.models.attention.base import Drop, MASKED, scaled, Visible
+from qa_jax.models.attention import base
+from qa_jax.models.attention.base import Drop
+from qa_jax.models.attention.base import Visible
 
 
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
   """The definition, with a float32 softmax."""
-  scores = products.einsum('bhqk,bhsk->bhqs', scaled(q), k, q.dtype)
+  scores = products.einsum('bhqk,bhsk->bhqs', base.scaled(q), k, q.dtype)
   if visible.segment_ids is None:
     seen = visible.attention_mask[:, None, None, :]
   else:
     ids = visible.segment_ids
     seen = ids[:, None, :, None] == ids[:, None, None, :]
-  scores = jnp.where(seen, scores, MASKED)
+  scores = jnp.where(seen, scores, base.MASKED)
   weights = jnp.exp(scores - jax.lax.stop_gradient(
       scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1, keepdims=True)
