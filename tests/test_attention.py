@@ -44,11 +44,12 @@ def visible_of(case: str) -> attention.Visible:
       x if x is None else jnp.asarray(x) for x in CASES[case]))
 
 
-def drop_of(rate: float, rows: int = B) -> attention.Drop:
+def drop_of(rate: float, rows: int = B,
+            lengths: jax.Array | None = None) -> attention.Drop:
   if not rate:
     return attention.Drop()
-  return attention.Drop(
-      dropout.DropoutKeys.of(jax.random.key(7), jnp.arange(rows)), rate)
+  return attention.Drop(dropout.DropoutKeys.of(
+      jax.random.key(7), jnp.arange(rows), lengths), rate)
 
 
 @functools.cache
@@ -154,7 +155,8 @@ def test_bfloat16_differs_by_the_rounding_of_its_operands(name):
 
 
 @functools.cache
-def read_out(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def read_out(name: str, lengths: tuple[int, int] | None = None,
+             ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Of equal scores, half of them dropped: which weights are kept, by rows of
   one-hot values [2, H, S, S]; y of normal values [2, H, S, S]; the values."""
   size = 48  # for pallas: three tiles
@@ -164,7 +166,7 @@ def read_out(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   zeros = jnp.zeros((2, H, size, 64), jnp.bfloat16)
   y = np.asarray(jax.jit(values(name, 0.5))(
       zeros, zeros, v, attention.Visible(jnp.ones((2, size), bool)),
-      drop_of(0.5, 2).keys))
+      drop_of(0.5, 2, lengths and jnp.array(lengths)).keys))
   return y[..., :size] > 0, y[..., size:], np.asarray(
       v[..., size:], np.float64)
 
@@ -177,10 +179,14 @@ def test_bfloat16_products_accumulate_in_float32(name):
       y, np.einsum('bhqs,bhsk->bhqk', 2.0 * kept, v) / v.shape[2], atol=1e-6)
 
 
-def test_pallas_drops_what_xla_drops_bit_for_bit():
-  kept, _, _ = read_out('xla')
-  np.testing.assert_array_equal(read_out('pallas')[0], kept)
+@pytest.mark.parametrize('lengths', [None, (31, 48)])
+def test_pallas_drops_what_xla_drops_bit_for_bit(lengths):
+  kept, _, _ = read_out('xla', lengths)
+  np.testing.assert_array_equal(read_out('pallas', lengths)[0], kept)
   assert abs(kept.mean() - 0.5) < 0.02
+  if lengths:  # a row of another length has other masks, one of its own has not
+    same = (kept == read_out('xla')[0]).all(axis=(1, 2, 3))
+    assert same.tolist() == [False, True]
 
 
 # --- On several devices -----------------------------------------------------

@@ -26,6 +26,7 @@ from qa_jax.models.attention.base import Visible
 HEAD_SIZES = (16, 32, 64, 128)  # what Triton's products take
 LONGEST = 512  # tokens
 TILES = (64, 32, 16)
+SEEDS = 4  # of a row: two of its key, the length that dropout knows, none
 BEYOND = 2 * base.MASKED  # of a key past the end: exp(BEYOND - MASKED) is 0
 
 
@@ -35,10 +36,12 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   """As `xla`, with no array of L·L elements in either direction."""
   length = q.shape[2]
   missing = -length % TILES[-1]
-  rate, seeds = 0.0, jnp.zeros((len(q), 2), jnp.uint32)
+  rate, seeds = 0.0, jnp.zeros((len(q), SEEDS), jnp.uint32)
   if drop.active:
     assert drop.mask is dropout.counter_hash
-    rate, seeds = drop.rate, dropout.seeds(drop.keys.fold(0).keys)
+    rate, keys = drop.rate, drop.keys.fold(0)
+    seeds = seeds.at[:, :2].set(dropout.seeds(keys.keys)).at[:, 2].set(
+        length if keys.lengths is None else keys.lengths.astype(jnp.uint32))
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
              for x in (base.scaled(q), k, v))
   query_ids, key_ids = (
@@ -52,7 +55,7 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
 def _fused(length: int, rate: float,
            q: jax.Array, k: jax.Array, v: jax.Array,  # [B, H, P, K]
            query_ids: jax.Array, key_ids: jax.Array,  # [B, P] int32
-           seeds: jax.Array) -> jax.Array:  # [B, 2] uint32 → [B, H, P, K]
+           seeds: jax.Array) -> jax.Array:  # [B, SEEDS] uint32 → [B, H, P, K]
   return _forward(length, rate, q, k, v, query_ids, key_ids, seeds)[0]
 
 
@@ -115,13 +118,13 @@ def _tile(padded: int) -> int:
 
 def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
   """Of a program (row, head, tile): the head and the tile of [B, H, P, K], the
-  row and the tile of [B, P], the row of [B, 2]."""
+  row and the tile of [B, P], the row of [B, SEEDS]."""
   return [
       pl.BlockSpec((None, None, padded, size), lambda b, h, n: (b, h, 0, 0)),
       pl.BlockSpec((None, None, tile, size), lambda b, h, n: (b, h, n, 0)),
       pl.BlockSpec((None, padded), lambda b, h, n: (b, 0)),
       pl.BlockSpec((None, tile), lambda b, h, n: (b, n)),
-      pl.BlockSpec((None, 2), lambda b, h, n: (b, 0))]
+      pl.BlockSpec((None, SEEDS), lambda b, h, n: (b, 0))]
 
 
 def _call(kernel: Callable[..., None], *arrays: jax.Array,
@@ -140,7 +143,7 @@ def _forward_kernel(length, rate, q_ref, k_ref, v_ref, query_ids_ref,
   q, query_ids = q_ref[...], query_ids_ref[...]  # [T, K], [T]
   tile = len(query_ids)
   this = pl.program_id(2)
-  weigh = functools.partial(_factor, length, rate, seeds_ref, pl.program_id(1))
+  weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
 
   def add(n, sums):
     top, total, y = sums
@@ -168,7 +171,7 @@ def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
                      centre_ref, dq_ref, dk_ref, dv_ref):
   """Tile n of keys by all queries, then tile n of queries by all keys."""
   this = pl.program_id(2)
-  weigh = functools.partial(_factor, length, rate, seeds_ref, pl.program_id(1))
+  weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
 
   def pair(i, j):
     """Of query tile i and key tile j, [T, T] each: the dropped weights and the
@@ -215,14 +218,16 @@ def _scores(length, q, k, query_ids, key_ids, n):
   return jnp.where(column < length, scores, BEYOND), seen
 
 
-def _factor(length, rate, seeds_ref, head, i, j, tile):
+def _factor(rate, seeds_ref, head, i, j, tile):
   """What dropout multiplies the weights of query tile i, key tile j with."""
   if not rate:
     return jnp.ones((tile, tile), jnp.float32)
   iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (tile, tile))
-  index = (head * length + i * tile + iota(0)) * length + j * tile + iota(1)
-  kept = dropout.kept(
-      index.astype(jnp.uint32), seeds_ref[0], seeds_ref[1], rate)
+  query, key = ((n * tile + iota(axis)).astype(jnp.uint32)
+                for axis, n in enumerate((i, j)))
+  length = seeds_ref[2]
+  index = (jnp.uint32(head) * length + query) * length + key
+  kept = dropout.kept(index, seeds_ref[0], seeds_ref[1], rate)
   return jnp.where(kept, 1 / (1 - rate), 0.0)
 
 
