@@ -13,6 +13,7 @@ missing.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import dataclasses
 import math
 import pathlib
 import runpy
@@ -46,6 +47,10 @@ ENGINE = flags.DEFINE_string(
     'seed or rates as one program.')
 WORKERS = flags.DEFINE_integer(
     'workers', 0, 'Trials side by side; 0: one a GPU, else one.')
+ADDRESS = flags.DEFINE_string(
+    'address', 'auto', 'Of a Ray cluster, HOST:PORT; local starts one.')
+SLURM = flags.DEFINE_list(
+    'slurm', [], "submitit's parameters, timeout_min=240,mem_gb=16,…")
 SAMPLER = flags.DEFINE_string(
     'sampler', 'grid', 'Variants: grid of sweep(); random or tpe.')
 TRIALS = flags.DEFINE_integer(
@@ -62,8 +67,7 @@ def main() -> None:
   config = cli.config()
   _check_flags(config)
   workdir = pathlib.Path(WORKDIR.value)
-  in_process = ENGINE.value == 'population'
-  if in_process:
+  if ENGINE.value == 'population':
     runtime.configure()
   else:
     jax.config.update('jax_platforms', 'cpu')  # the devices are the trials'
@@ -78,24 +82,41 @@ def main() -> None:
     sweep.check(trials)
     _print(trials)
     return
-  devices = devices_lib.devices(1 if in_process else WORKERS.value)
-  sweep.check(trials, devices.count)
+  setup, devices = _setup()
+  sweep.check(trials, devices)
   study = study_lib.open_study(
       workdir, STORAGE.value, pruner=PRUNER.value, space=space,
       eval_every_steps=config.train.eval_every_steps)
+  setup = dataclasses.replace(setup, study=study)
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the trials
-  setup = schedule.Setup(devices.environments, WORKERS.value, study)
   failed: dict[str, str] = {}
   for part in [variants] if not space else _rounds(
-      study, space, config, variants, len(devices.environments)):
+      study, space, config, variants,
+      max(WORKERS.value, len(setup.environments))):
     known, trials = trials, plan(part)
-    sweep.check([t for t in trials if t not in known], devices.count)
+    sweep.check([t for t in trials if t not in known], devices)
     sweep.write(workdir, trials, drawn=part if space else None)
     failed |= engines.ENGINES[ENGINE.value](
         [t for t in trials if not {t.name, t.source} & failed.keys()],
         _command, setup)
     study.settle(trials, failed)
   _conclude(trials, failed)
+
+
+def _setup() -> tuple[schedule.Setup, int | None]:
+  """What the engine is told, and the devices of a trial if they are known."""
+  options = dict(item.partition('=')[::2] for item in SLURM.value)
+  setup = schedule.Setup(
+      workers=WORKERS.value, address=ADDRESS.value, slurm={
+          key: int(value) if value.isdigit() else value
+          for key, value in options.items()})
+  if ENGINE.value in engines.ELSEWHERE:
+    engines.ELSEWHERE[ENGINE.value](setup)
+    return setup, None
+  devices = devices_lib.devices(
+      1 if ENGINE.value == 'population' else WORKERS.value)
+  return (dataclasses.replace(setup, environments=devices.environments),
+          devices.count)
 
 
 def _check_flags(config: config_lib.Config) -> None:

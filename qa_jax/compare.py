@@ -38,6 +38,9 @@ class Run:
   examples_per_second: float  # NaN: not recorded
   peak_megabytes: float  # NaN: not recorded
   scores: np.ndarray  # [C, N], of every question in percent
+  curve: Sequence[tuple[int, float]] = ()  # (step, F1) while training
+  device_seconds: float = math.nan  # NaN: not recorded, or not trained
+  compile_seconds: float = math.nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +75,10 @@ class Variant:
 
   def sd(self, name: str) -> float:
     return _sd(self._values(name))
+
+  def half_width(self, name: str) -> float:
+    """Of the 95 % interval of the mean over seeds."""
+    return significance.half_width(self._values(name))
 
   def _values(self, name: str) -> list[float]:
     return [run.metrics.get(name, math.nan) for run in self.runs]
@@ -199,6 +206,9 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None) -> str:
       return 'config.data.eval is empty: it has not been evaluated'
     if _results(path, config.data.eval, 'metrics.json').is_file():
       return ''
+  mark = log and log.parent.parent / 'pruned' / f'{path.name}.json'
+  if mark and mark.is_file():
+    return f'pruned: {files.read_object(mark).get("reason", "")}'
   lines = files.read_text(log).split('\n') if log and log.is_file() else []
   said = [line.strip() for line in lines if line.strip()]
   if said:
@@ -228,21 +238,30 @@ def _read(paths: Sequence[pathlib.Path]) -> tuple[list[Run], str]:
         f'{spec} is not what {first} was evaluated on; restore the file')
   runs = []
   for path, config in configs.items():
-    # The first row has the compilation in it.
-    rows = [row for row in logs.read_metrics(path)
-            if row['split'] == 'train'][1:]
+    rows = logs.read_metrics(path)
+    # The first of them has the compilation in it.
+    trained = [row for row in rows if row['split'] == 'train'][1:]
     predictions = metrics.read_predictions(
         _results(path, config.data.eval, 'predictions.json'))
     runs.append(Run(
         path=path, config=config,
         metrics=files.read_object(
             _results(path, config.data.eval, 'metrics.json')),
-        examples_per_second=_median(rows, 'examples_per_second'),
-        peak_megabytes=_median(rows, 'peak_megabytes'),
-        scores=100 * np.stack(metrics.per_question(examples, predictions))))
+        examples_per_second=_median(trained, 'examples_per_second'),
+        peak_megabytes=_median(trained, 'peak_megabytes'),
+        scores=100 * np.stack(metrics.per_question(examples, predictions)),
+        curve=[(row['step'], row['f1']) for row in rows
+               if row['split'] == 'eval'],
+        device_seconds=_sum(rows, 'device_seconds'),
+        compile_seconds=_sum(rows, 'compile_seconds')))
   return runs, spec
 
 
 def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float:
   values = [row[name] for row in rows if row.get(name)]
   return float(np.median(values)) if values else math.nan
+
+
+def _sum(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+  values = [row[name] for row in rows if name in row]
+  return float(sum(values)) if values else math.nan

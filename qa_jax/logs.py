@@ -63,6 +63,36 @@ class MetricsLog:
     self._board.close()
 
 
+class Costs:
+  """Seconds of a process since it began, for devices it holds, and of them
+  those in which XLA compiled or a compiled program was fetched.
+
+  `share` is the run's part of them, where one program trains several.
+  """
+
+  EVENT = '/jax/core/compile/backend_compile_duration'
+
+  def __init__(self, share: float = 1.0) -> None:
+    self._began, self._compiling = time.perf_counter(), 0.0
+    self._share = share
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, seconds: float, **_: str | int) -> None:
+    if event == self.EVENT:
+      self._compiling += seconds
+
+  def spent(self, devices: int) -> dict[str, float]:
+    """Since the last call: a run's rows add up, those of resumed ones too."""
+    now = time.perf_counter()
+    spent = {'device_seconds': self._share * devices * (now - self._began),
+             'compile_seconds': self._share * self._compiling}
+    self._began, self._compiling = now, 0.0
+    return spent
+
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
 class Trace:
   """A profile of some steps, for TensorBoard or Perfetto."""
 

@@ -51,13 +51,14 @@ class _Member:
   log: logs.MetricsLog | None = None
   meter: train.Meter | None = None
   keeper: train.Keeper | None = None
+  costs: logs.Costs | None = None
   outcome: dict[str, float] | errors.UserError | None = None
 
   @property
   def failed(self) -> bool:
     return isinstance(self.outcome, errors.UserError)
 
-  def begin(self, step: int) -> None:
+  def begin(self, step: int, costs: logs.Costs) -> None:
     """Puts the state of checkpoint `step` on the host; 0: as it begins."""
     # Of all members at once, states might not fit a device.
     train.restore(self.trainer, self.store, step or None)
@@ -65,9 +66,10 @@ class _Member:
       self.outcome = train.final_metrics(self.trainer, self.workdir)
     self.trainer.state = jax.device_get(self.trainer.state)
     self.log = logs.MetricsLog(self.workdir, step)
-    self.meter = train.Meter(self.log, self.trainer)
+    self.costs = costs
+    self.meter = train.Meter(self.log, self.trainer, costs)
     self.keeper = train.Keeper(
-        self.trainer, self.store, self.log, self.workdir)
+        self.trainer, self.store, self.log, costs, self.workdir)
 
   def read(self, step: int, values: dict[str, np.ndarray]) -> None:
     """Logs a step; a loss that is not finite ends this member alone."""
@@ -90,6 +92,7 @@ class _Member:
     self.store.close()
     if self.log:
       self.log.close()
+      self.costs.close()
 
 
 def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
@@ -135,7 +138,7 @@ def _train(members: Sequence[_Member]) -> None:
   first = members[0].trainer
   start = max(set.intersection(*({0, *m.store.steps} for m in members)))
   for member in members:
-    member.begin(start)
+    member.begin(start, logs.Costs(share=1 / len(members)))
   if start == first.num_steps:
     return
   logs.say(f'{len(members)} runs as one program, from step {start}')

@@ -1,15 +1,17 @@
-"""A comparison → report.md, .csv, .tex (booktabs) and .png."""
+"""A comparison → report.md, .html, .csv, .tex (booktabs) and .png."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import csv
 import io
 import math
 import pathlib
 
 from matplotlib import figure
+import numpy as np
 
 from qa_jax import compare
 from qa_jax import files
+from qa_jax import page
 from qa_jax import pictures
 from qa_jax import significance
 
@@ -17,7 +19,10 @@ TITLES = {  # of entries of metrics.json; what no run has is left out
     'exact_match': 'EM', 'f1': 'F1', 'has_answer_exact_match': 'HasAns EM',
     'has_answer_f1': 'HasAns F1', 'no_answer_exact_match': 'NoAns',
     'best_f1': 'best F1'}
-COSTS = {'step_time': 'step time', 'memory': 'memory'}
+COSTS = {  # title, form
+    'step_time': ('step time', '{:.2f} ×'), 'memory': ('memory', '{:.2f} ×'),
+    'device_seconds': ('device-seconds', '{:,.0f}'),
+    'compile_seconds': ('compiling (s)', '{:.1f}')}
 
 LATEX = str.maketrans({
     **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},
@@ -38,46 +43,70 @@ READING = (
 
 
 def write(comparison: compare.Comparison, output: pathlib.Path) -> None:
-  """Writes all four files into `output`."""
+  """Writes all files into `output`; report_curves.png if runs have curves."""
+  pictures_of = {'report.png': picture, 'report_curves.png': curves}
+  if not has_curves(comparison):
+    del pictures_of['report_curves.png']
+  for name, draw in pictures_of.items():
+    draw(comparison, output / name)
   files.write_text(output / 'report.md', markdown(comparison))
   files.write_text(output / 'report.csv', table(comparison))
   files.write_text(output / 'report.tex', latex(comparison))
-  picture(comparison, output / 'report.png')
+  files.write_text(output / 'report.html', page.html(
+      blocks(comparison), output))
 
 
-def markdown(comparison: compare.Comparison) -> str:
-  """The report to read."""
+def blocks(comparison: compare.Comparison) -> list[page.Block]:
+  """The report to read, part by part."""
   shown, costs = _shown(comparison), _costs(comparison)
   known = [k for k in COSTS if any(not math.isnan(c[k]) for c in costs)]
   variants = comparison.variants
-  blocks = [
-      f'# {len(variants)} variants on {comparison.questions} questions',
-      f'Data: `{comparison.data}`. The default has {comparison.default}.'
-      if comparison.default else f'Data: `{comparison.data}`.',
-      _grid(['variant', 'seeds', *(TITLES[k] for k in shown),
-             *(COSTS[k] for k in known)],
-            [[v.label, str(len(v.runs)),
-              *(_spread(v.mean(k), v.sd(k)) for k in shown),
-              *(_number(cost[k], '{:.2f} ×') for k in known)]
-             for v, cost in zip(variants, costs, strict=True)]),
-      '± is the standard deviation over seeds. ' + (
-          'Step time and memory are relative to the default; they mean '
-          'something if the trials ran alike.' if known else '')]
+  best = max(variants, key=lambda v: v.mean('f1'))
+  data = f'Data: {comparison.data}.'
+  if comparison.default:
+    data += f' The default has {comparison.default}.'
+  made = [
+      page.Title(
+          1, f'{len(variants)} variants on {comparison.questions} questions'),
+      page.Text(data),
+      page.Text(f'Best F1: {best.label}, '
+                f'{_spread(best.mean("f1"), best.sd("f1"))} over '
+                f'{len(best.runs)} seeds; its config is '
+                f'{best.runs[0].path}/config.json.'),
+      page.Table(
+          ['variant', 'seeds', *(TITLES[k] for k in shown),
+           'F1, 95 % over seeds', *(COSTS[k][0] for k in known)],
+          [[v.label, str(len(v.runs)),
+            *(_spread(v.mean(k), v.sd(k)) for k in shown), _interval(v, 'f1'),
+            *(_number(cost[k], COSTS[k][1]) for k in known)]
+           for v, cost in zip(variants, costs, strict=True)]),
+      page.Text('± is the standard deviation over seeds; the 95 % interval is '
+                "Student's, of the mean over seeds. " + (
+                    'Step time and memory are relative to the default; they '
+                    'mean something if the trials ran alike. Device-seconds '
+                    'are a mean over runs, of all that led to the result, '
+                    'compiling and evaluation among it.' if known else ''))]
   for score in compare.SCORES:
     compared = [v for v in variants if score in v.deltas]
     if compared:
-      blocks += [
-          f'## {TITLES[score]} against the default',
-          _grid(['variant', 'Δ', 'floor', '95 % interval', 'p', 'p (Holm)',
-                 'counts'], [_delta(v.label, v.deltas[score])
-                             for v in compared])]
+      made += [
+          page.Title(2, f'{TITLES[score]} against the default'),
+          page.Table(['variant', 'Δ', 'floor', '95 % interval', 'p',
+                      'p (Holm)', 'counts'],
+                     [_delta(v.label, v.deltas[score]) for v in compared])]
   if len(variants) > 1:
-    blocks += [READING, '![Per-seed scores](report.png)']
+    made += [page.Text(READING)]
+  made += [page.Picture('Per-seed scores', 'report.png')]
+  if has_curves(comparison):
+    made += [page.Picture('Learning curves', 'report_curves.png')]
   if comparison.incomplete:
-    blocks += ['## Not complete', '\n'.join(
-        f'- `{run}`: {reason}'
-        for run, reason in comparison.incomplete.items())]
-  return '\n\n'.join(block.strip() for block in blocks) + '\n'
+    made += [page.Title(2, 'Not complete'),
+             page.Items(list(comparison.incomplete.items()))]
+  return made
+
+
+def markdown(comparison: compare.Comparison) -> str:
+  return page.markdown(blocks(comparison))
 
 
 def table(comparison: compare.Comparison) -> str:
@@ -136,6 +165,10 @@ def picture(comparison: compare.Comparison, path: pathlib.Path) -> None:
       panel.axvspan(default - floor, default + floor, color='0.9',
                     label='seed-noise floor')
     for y, v in enumerate(variants):
+      panel.errorbar(
+          [v.mean(score)], [y], xerr=[np.nan_to_num(v.half_width(score))],
+          color=pictures.END, linewidth=1, capsize=3,
+          label='95 % interval' if y == 0 and len(v.runs) > 1 else None)
       panel.plot([run.metrics[score] for run in v.runs], [y] * len(v.runs),
                  'o', color=pictures.START, markersize=5, alpha=0.7,
                  label='a seed' if y == 0 else None)
@@ -150,6 +183,31 @@ def picture(comparison: compare.Comparison, path: pathlib.Path) -> None:
   pictures.save(fig, path)
 
 
+def has_curves(comparison: compare.Comparison) -> bool:
+  """Whether some run was evaluated more than at its end."""
+  return any(len(run.curve) > 1 for v in comparison.variants for run in v.runs)
+
+
+def curves(comparison: compare.Comparison, path: pathlib.Path) -> None:
+  """F1 over steps: a thin line a seed, a thick one for a variant's mean."""
+  fig = figure.Figure(figsize=(9, 4), layout='constrained')
+  axes = fig.subplots()
+  for i, v in enumerate(comparison.variants):
+    colour = f'C{i % 10}'
+    for run in v.runs:
+      axes.plot(*zip(*run.curve, strict=True) if run.curve else ([], []),
+                color=colour, linewidth=0.7, alpha=0.5)
+    steps = set.intersection(*(
+        {step for step, _ in run.curve} for run in v.runs))
+    axes.plot(sorted(steps), [
+        np.mean([dict(run.curve)[step] for run in v.runs])
+        for step in sorted(steps)], color=colour, linewidth=2, label=v.label,
+        linestyle=('-', '--', ':', '-.')[i // 10 % 4])
+  axes.set(xlabel='step', ylabel='F1 on data.eval (%)')
+  axes.legend(loc='best', fontsize=7)
+  pictures.save(fig, path)
+
+
 def _shown(comparison: compare.Comparison) -> list[str]:
   """The metrics that some run has."""
   return [name for name in TITLES if any(
@@ -157,7 +215,7 @@ def _shown(comparison: compare.Comparison) -> list[str]:
 
 
 def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
-  """Mean step time and memory of each variant over those of the default."""
+  """Of each variant; step time and memory are over those of the default."""
   def mean(of: Callable[[compare.Run], float], v: compare.Variant) -> float:
     known = [of(run) for run in v.runs if not math.isnan(of(run))]
     return sum(known) / len(known) if known else math.nan
@@ -166,7 +224,9 @@ def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
   memory = lambda run: run.peak_megabytes
   default = comparison.variants[0]
   return [{'step_time': mean(seconds, v) / mean(seconds, default),
-           'memory': mean(memory, v) / mean(memory, default)}
+           'memory': mean(memory, v) / mean(memory, default),
+           'device_seconds': mean(lambda run: run.device_seconds, v),
+           'compile_seconds': mean(lambda run: run.compile_seconds, v)}
           for v in comparison.variants]
 
 
@@ -188,11 +248,10 @@ def _number(value: float, form: str = '{:.2f}') -> str:
   return '–' if math.isnan(value) else form.format(value).replace('-', '−')
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """A Markdown table, the first column to the left, others to the right."""
-  lines = [head, [':--', *['--:'] * (len(head) - 1)], *rows]
-  return '\n'.join('| ' + ' | '.join(
-      cell.replace('|', r'\|') for cell in line) + ' |' for line in lines)
+def _interval(v: compare.Variant, name: str) -> str:
+  mean, half = v.mean(name), v.half_width(name)
+  return ('–' if math.isnan(half) else
+          f'{_number(mean - half)} … {_number(mean + half)}')
 
 
 def _escape(text: str) -> str:

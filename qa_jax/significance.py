@@ -60,3 +60,11 @@ def holm(p_values: Sequence[float]) -> np.ndarray:  # [V]
   adjusted = np.empty_like(p)
   adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
   return adjusted
+
+
+def half_width(values: Sequence[float]) -> float:
+  """Of the 95 % interval of a mean, by Student's t; NaN for one value."""
+  n = len(values)
+  if n < 2:
+    return float('nan')
+  return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)

@@ -176,7 +176,15 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
       that is not finite.
   """
   check_workdir(config, workdir)
-  trainer = Trainer(config)
+  costs = logs.Costs()
+  try:
+    return _train(Trainer(config), workdir, argv, profile_steps, costs)
+  finally:
+    costs.close()
+
+
+def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
+           profile_steps: range, costs: logs.Costs) -> dict[str, float]:
   for note in trainer.notes:
     logs.say(note)
   logs.say(f'{len(trainer.windows)} windows of {len(trainer.windows.examples)}'
@@ -194,7 +202,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     progress = logs.Progress('train', trainer.num_steps, start)
     try:
       return _loop(trainer, store, log, progress, workdir, start,
-                   logs.Trace(workdir / 'profile', profile_steps))
+                   logs.Trace(workdir / 'profile', profile_steps), costs)
     finally:
       progress.close()
       log.close()
@@ -205,12 +213,12 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
 def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
           log: logs.MetricsLog, progress: logs.Progress,
           workdir: pathlib.Path, start: int,
-          trace: logs.Trace) -> dict[str, float]:
+          trace: logs.Trace, costs: logs.Costs) -> dict[str, float]:
   """Evaluate → checkpoint → next batch → step, in that order."""
   state = trainer.state
   ahead = parallel.RunAhead(run_ahead())
-  meter = Meter(log, trainer, progress)
-  keeper = Keeper(trainer, store, log, workdir)
+  meter = Meter(log, trainer, costs, progress)
+  keeper = Keeper(trainer, store, log, costs, workdir)
   for step in range(start, trainer.num_steps + 1):
     if step > start and keeper.due(step):
       meter.add(ahead.drain())
@@ -239,9 +247,10 @@ class Keeper:
   """Evaluates and saves a run at the steps that its config says."""
 
   def __init__(self, trainer: Trainer, store: checkpoint.Checkpoints,
-               log: logs.MetricsLog, workdir: pathlib.Path):
+               log: logs.MetricsLog, costs: logs.Costs,
+               workdir: pathlib.Path):
     self._trainer, self._store = trainer, store
-    self._log, self._workdir = log, workdir
+    self._log, self._costs, self._workdir = log, costs, workdir
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
   def _evaluates(self, step: int) -> bool:
@@ -262,7 +271,8 @@ class Keeper:
       self.metrics = metrics = trainer.evaluator.evaluate(
           state.params,
           output=_output(trainer, self._workdir) if last else None)
-      self._log.write(step, 'eval', metrics)
+      self._log.write(step, 'eval', {
+          **metrics, **self._costs.spent(len(trainer.devices))})
     self._store.save(
         step, params=state.params,
         optimizer={'opt_state': state.opt_state, 'step': state.step},
@@ -276,8 +286,9 @@ class Keeper:
 class Meter:
   """Turns step metrics, read late, into log lines."""
 
-  def __init__(self, log: logs.MetricsLog, trainer: Trainer,
+  def __init__(self, log: logs.MetricsLog, trainer: Trainer, costs: logs.Costs,
                progress: logs.Progress | None = None):
+    self._costs = costs
     self._log, self._progress, self._trainer = log, progress, trainer
     self._began = time.perf_counter()
     self._rows = self._tokens = 0.0
@@ -307,7 +318,8 @@ class Meter:
                 'examples_per_second': self._rows / seconds,
                 'tokens_per_second': self._tokens / seconds,
                 'peak_megabytes': parallel.peak_megabytes(
-                    self._trainer.devices[0])}
+                    self._trainer.devices[0]),
+                **self._costs.spent(len(self._trainer.devices))}
         self._log.write(step, 'train', line)
         if self._progress:
           self._progress.note(f'loss {line["loss"]:.4f}  '

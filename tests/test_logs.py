@@ -38,6 +38,24 @@ def test_every_line_has_step_split_and_values(tmp_path, open_log):
       {'step': 2, 'split': 'eval', 'f1': 50.0}]
 
 
+def test_costs_count_time_and_compilation_once(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(logs.time, 'perf_counter', lambda: now[0])
+  costs = logs.Costs()
+  try:
+    now[0] = 103.0
+    jax.monitoring.record_event_duration_secs(logs.Costs.EVENT, 0.5)
+    jax.monitoring.record_event_duration_secs('/jax/another', 9.0)
+    assert costs.spent(4) == {'device_seconds': 12.0, 'compile_seconds': 0.5}
+    assert costs.spent(4) == {'device_seconds': 0.0, 'compile_seconds': 0.0}
+    jax.jit(lambda x: x * 2.5 + 17)(1.0)
+    assert costs.spent(1)['compile_seconds'] > 0
+  finally:
+    costs.close()
+  jax.monitoring.record_event_duration_secs(logs.Costs.EVENT, 0.5)
+  assert costs.spent(1)['compile_seconds'] == 0
+
+
 @pytest.mark.parametrize(('step', 'kept'), [
     (0, []), (2, [1, 2, 2]), (3, [1, 2, 2, 3]), (9, [1, 2, 2, 3])])
 def test_lines_after_the_resumed_step_are_dropped(

@@ -1,6 +1,8 @@
 """Reports, from run directories written by hand: every number is worked out."""
 
+import base64
 import csv
+import html.parser
 import json
 import math
 import pathlib
@@ -240,14 +242,118 @@ def test_picture_has_a_dot_for_every_seed(runs, tmp_path):
   assert blue.sum() > 6 * 10  # START, translucent on white
 
 
-def test_command_writes_four_files_and_prints_the_report(runs, tmp_path):
+def test_interval_over_seeds_by_hand(runs):
+  """Of 75 and 70: t(0.975, 1) is 12.706, the standard error is 2.5."""
+  default = compare.compare(runs).variants[0]
+  assert default.half_width('exact_match') == pytest.approx(
+      12.7062 * 2.5, rel=1e-5)
+  assert math.isnan(compare.compare(runs[:1]).variants[0].half_width('f1'))
+  row = report.markdown(compare.compare(runs)).split('| default ')[1]
+  mean = default.mean('f1')
+  half = default.half_width('f1')
+  assert f'| {mean - half:.2f} … {mean + half:.2f} |' in row.split(
+      '\n')[0].replace('−', '-')
+
+
+def with_rows(path, *rows):
+  files.write_jsonl(path / 'metrics.jsonl', rows)
+
+
+def test_costs_are_sums_over_rows_and_means_over_runs(tmp_path):
+  runs = [fake(tmp_path / 'a'), fake(tmp_path / 'b', seed=1),
+          fake(tmp_path / 'c', head='mlp')]
+  train = {'step': 5, 'split': 'train', 'device_seconds': 2000.0,
+           'compile_seconds': 1.5}
+  held_out = {'step': 9, 'split': 'eval', 'f1': 3.0, 'device_seconds': 500.0,
+              'compile_seconds': 0.5}
+  with_rows(runs[0], train, held_out)
+  with_rows(runs[1], train)
+  found = compare.compare(runs)
+  assert '| device-seconds | compiling (s) |' in report.markdown(found)
+  rows = list(csv.DictReader(report.table(found).splitlines()))
+  assert [r['device_seconds'] for r in rows] == ['2250.0', '']
+  assert [r['compile_seconds'] for r in rows] == ['1.75', '']
+  assert '| 2,250 | 1.8 |' in report.markdown(found)
+
+
+def test_best_is_named(runs):
+  assert 'Best F1: head=shared, ' in report.markdown(compare.compare(runs))
+
+
+def test_curves_are_drawn_if_there_are_any(runs, tmp_path):
+  report.write(compare.compare(runs), tmp_path / 'none')
+  assert not (tmp_path / 'none' / 'report_curves.png').exists()
+  for path in runs[:3]:
+    with_rows(path, *({'step': step, 'split': 'eval', 'f1': 30.0 + step}
+                      for step in (10, 20, 30)))
+  found = compare.compare(runs)
+  assert found.variants[0].runs[0].curve == [(10, 40.0), (20, 50.0),
+                                             (30, 60.0)]
+  report.write(found, tmp_path / 'some')
+  pixels = image.imread(tmp_path / 'some' / 'report_curves.png')[..., :3]
+  blue = np.all(np.abs(pixels - (0.12, 0.47, 0.71)) < 0.05, axis=-1)  # C0
+  assert blue.sum() > 200
+  text = (tmp_path / 'some' / 'report.md').read_text()
+  assert '![Learning curves](report_curves.png)' in text
+
+
+class Reader(html.parser.HTMLParser):
+  """Tags, text and what a page refers to."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.tags, self.links, self.text, self.meta = [], [], '', []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.links += [v for k, v in attrs if k in ('src', 'href')]
+    self.meta += [v for k, v in attrs if tag == 'meta' and k == 'content']
+
+  def handle_data(self, data):
+    self.text += data
+
+
+def test_page_needs_no_other_file_and_runs_nothing(tmp_path):
+  bad = '<script>alert("x")</script>'
+  runs = [fake(tmp_path / 'trials' / 'a'),
+          fake(tmp_path / 'trials' / 'b', head=f'mlp(x={bad!r})')]
+  sweep_of(tmp_path, 'a', 'b', 'c')
+  files.write_text(tmp_path / 'logs' / 'c.log', f'error: {bad}')
+  found = compare.compare([tmp_path])
+  report.write(found, tmp_path / 'out')
+  page = Reader((tmp_path / 'out' / 'report.html').read_text())
+  assert 'script' not in page.tags
+  assert page.text.count(bad) == 4  # a label in three tables, a reason
+  assert len(page.links) == 1 and page.tags.count('img') == 1
+  head, _, data = page.links[0].partition(',')
+  assert head == 'data:image/png;base64'
+  assert base64.b64decode(data) == (
+      tmp_path / 'out' / 'report.png').read_bytes()
+  assert page.meta[0].startswith("default-src 'none'; img-src data:;")
+  assert page.tags.count('tr') == sum(
+      len(re.findall('^\\|', report.markdown(found), re.M)) - n
+      for n in [page.tags.count('table')])  # less a rule for each table
+  assert runs
+
+
+def test_pruned_trials_are_listed_with_their_reason(tmp_path):
+  fake(tmp_path / 'trials' / 'a')
+  sweep_of(tmp_path, 'a', 'b')
+  files.write_text(tmp_path / 'logs' / 'b.log', 'step 3')
+  files.write_json(tmp_path / 'pruned' / 'b.json', {'reason': 'F1 3.00'})
+  assert 'trials/b`: pruned: F1 3.00' in report.markdown(
+      compare.compare([tmp_path]))
+
+
+def test_command_writes_its_files_and_prints_the_report(runs, tmp_path):
   result = test_cli.command(
       'report', '--workdir=' + ','.join(map(str, runs)),
       f'--output={tmp_path}/out')
   assert (result.code, result.err) == (0, '')
   assert result.out == (tmp_path / 'out' / 'report.md').read_text()
   assert {p.name for p in (tmp_path / 'out').iterdir()} == {
-      f'report.{kind}' for kind in ('md', 'csv', 'tex', 'png')}
+      f'report.{kind}' for kind in ('md', 'html', 'csv', 'tex', 'png')}
   again = test_cli.command('report', f'--workdir={runs[0]}')
   assert again.code == 0 and (runs[0] / 'report' / 'report.md').is_file()
 

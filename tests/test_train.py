@@ -107,7 +107,8 @@ def rows_of(workdir: pathlib.Path) -> list[dict]:
   rows = [json.loads(line) for line in (
       workdir / 'metrics.jsonl').read_text().splitlines()]
   return [{k: v for k, v in row.items()
-           if not k.endswith(('per_second', 'megabytes'))} for row in rows]
+           if not k.endswith(('_second', '_seconds', 'megabytes'))}
+          for row in rows]
 
 
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:

@@ -11,11 +11,23 @@ from collections.abc import Callable, Mapping, Sequence
 from qa_jax import sweep
 from qa_jax.engines import local
 from qa_jax.engines import population
+from qa_jax.engines import ray
 from qa_jax.engines import schedule
+from qa_jax.engines import slurm
 
 Engine = Callable[
     [Sequence[sweep.Trial], schedule.Command, schedule.Setup],
     Mapping[str, str]]
 
 ENGINES: dict[str, Engine] = {
-    'local': local.run, 'population': population.run}
+    'local': local.run,
+    'population': population.run,
+    'ray': ray.run,
+    'slurm': slurm.run,
+}
+# Those that use other machines; each says before anything is written whether it
+# can. The others share out the devices of this one.
+ELSEWHERE: dict[str, Callable[[schedule.Setup], None]] = {
+    'ray': ray.check,
+    'slurm': slurm.check,
+}

@@ -11,7 +11,7 @@ import fcntl
 import pathlib
 import signal
 import time
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from qa_jax import files
 from qa_jax import logs
@@ -32,6 +32,9 @@ class Setup:
 
   environments: Sequence[Mapping[str, str]] = ({},)  # one a worker, here
   workers: int = 0  # trials side by side; 0: one a device, else one
+  address: str = 'auto'  # of a Ray cluster
+  # What submitit passes on to SLURM; cluster='local' rehearses without one.
+  slurm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   # Where results are recorded, and who says that a trial need not go on.
   study: study_lib.Study = dataclasses.field(
       default_factory=study_lib.in_memory)
@@ -238,9 +241,14 @@ def _reason(log: pathlib.Path, code: int) -> str:
   """Why a process ended so: a signal, or the last line that it wrote."""
   if code < 0:
     reason = f'died of signal {-code} ({signal.strsignal(-code)})'
-    with log.open('a', encoding='utf-8') as file:
-      file.write(f'{LOG_MARK}{reason}\n')
+    note(log, reason)
     return reason
   lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
-  last = next(line for line in reversed(lines) if line.strip())
-  return last.strip()[:300]
+  last = next((line for line in reversed(lines) if line.strip()), 'no log')
+  return last.strip().removeprefix(LOG_MARK)[:300]
+
+
+def note(log: pathlib.Path, text: str) -> None:
+  """Adds a line to a trial's log that is not its own."""
+  with log.open('a', encoding='utf-8') as file:
+    file.write(f'{LOG_MARK}{text}\n')

@@ -1,0 +1,149 @@
+"""Trials as tasks of a Ray cluster, whose machines share a file system.
+
+Its name is that of the library, which is imported when it is needed alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import os
+import socket
+from typing import Any
+
+from qa_jax import errors
+from qa_jax import sweep
+from qa_jax.engines import remote
+from qa_jax.engines import schedule
+
+CONNECT_SECONDS = 3.0
+# HTTP/2, which Ray's servers speak: the client's preface and empty settings.
+PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
+    [0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+def check(setup: schedule.Setup) -> None:
+  """Refuses an address where nothing answers; Ray would wait for minutes.
+
+  Raises:
+    UserError: as said, or Ray is not installed.
+  """
+  try:
+    import ray  # noqa: F401
+  except ImportError:
+    raise errors.UserError("--engine=ray needs Ray: pip install -e '.[ray]'"
+                           ) from None
+  address = setup.address.removeprefix('ray://')
+  if address in ('auto', 'local'):
+    return
+  host, _, port = address.rpartition(':')
+  if not host or not port.isdigit():
+    raise errors.UserError(
+        f'--address={setup.address}: expected HOST:PORT, auto or local')
+  try:
+    with socket.create_connection((host, int(port)), CONNECT_SECONDS) as link:
+      link.settimeout(CONNECT_SECONDS)
+      link.sendall(PREFACE)
+      if link.recv(9)[3:4] != b'\4':  # its settings
+        raise OSError('what answers is not Ray')
+  except (OSError, OverflowError) as e:
+    raise errors.UserError(
+        f'--address={setup.address}: no Ray cluster there: '
+        f'{getattr(e, "strerror", None) or e}; `ray start --head` starts one'
+        ) from None
+
+
+def run(trials: Sequence[sweep.Trial], command: schedule.Command,
+        setup: schedule.Setup) -> dict[str, str]:
+  """Runs trials → {name: why it failed}; `setup.address` is the cluster's.
+
+  A trial has the GPUs or TPU chips that share() gives it. What ends this
+  function ends its trials.
+
+  Raises:
+    UserError: no cluster, or more workers than it has devices.
+  """
+  import ray
+  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # it would phone home
+  # Tasks without a GPU must not see one: Ray's default until it is another.
+  os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '1')
+  here = ({'include_dashboard': False, '_node_ip_address': '127.0.0.1'}
+          if setup.address == 'local' else {})
+  try:
+    ray.init(address=setup.address, log_to_driver=False,
+             logging_level='ERROR', **here)
+  except (ConnectionError, SystemExit, RuntimeError) as e:
+    reason = str(e).split('\n')[0]
+    raise errors.UserError(f'--address={setup.address}: {reason}') from None
+  try:
+    workers, resources = share(
+        [node['Resources'] for node in ray.nodes() if node['Alive']],
+        setup.workers)
+    task = ray.remote(max_retries=0, **resources)(_call)
+
+    def start(starts: Sequence[schedule.Start]) -> Iterator[Process]:
+      for s in starts:
+        s.log.close()  # the lock is for the task
+        yield Process(ray, task.remote(remote.Work(
+            command(s.trial), s.trial.log, s.trial.metrics)), s.trial)
+
+    return schedule.drive(
+        schedule.Queue(trials, setup.study), workers, start)
+  finally:
+    ray.shutdown()
+
+
+def share(nodes: Sequence[Mapping[str, float]], workers: int,
+          ) -> tuple[int, dict[str, Any]]:
+  """Trials side by side, and what each asks for; `workers` 0: one a device.
+
+  A trial is on one machine. Those of TPUs and without accelerators have it to
+  themselves if `workers` is 0.
+
+  Raises:
+    UserError: more workers than devices; Ray would wait for ever.
+  """
+  for kind, count in (('GPU', 1), ('TPU', 0)):
+    having = [int(node[kind]) for node in nodes if node.get(kind)]
+    if not having:
+      continue
+    each = count or max(having)  # a TPU host's chips are one process's
+    if workers and count:
+      # The most for each that `workers` trials can have.
+      each = next((n for n in range(max(having), 0, -1) if sum(
+          number // n for number in having) >= workers), 0)
+    most = sum(number // max(each, 1) for number in having)
+    if workers > most:
+      raise errors.UserError(
+          f'--workers={workers}, but the cluster takes at most {most} trials '
+          f'on its {sum(having)} {kind}s')
+    asked = {'num_gpus': each} if kind == 'GPU' else {'resources': {kind: each}}
+    return workers or most, {'num_cpus': 1, **asked}
+  cores = [int(node.get('CPU', 0)) for node in nodes]
+  each = next((n for n in range(max(cores, default=0), 0, -1) if sum(
+      number // n for number in cores) >= (workers or len(cores))), 0)
+  if not each:
+    raise errors.UserError(f'--workers={workers}, but the cluster has '
+                           f'{sum(cores)} CPU cores')
+  return workers or sum(n // each for n in cores), {'num_cpus': each}
+
+
+def _call(work: remote.Work) -> int:
+  return work()
+
+
+class Process:
+  """A task that may be lost with its machine."""
+
+  def __init__(self, ray: Any, task: Any, trial: sweep.Trial):
+    self._ray, self._task, self._trial = ray, task, trial
+    self._code: int | None = None
+
+  def poll(self) -> int | None:
+    if self._code is None and self._ray.wait([self._task], timeout=0)[0]:
+      try:
+        self._code = self._ray.get(self._task)
+      except self._ray.exceptions.RayError as e:
+        schedule.note(self._trial.log, str(e).strip().split('\n')[-1])
+        self._code = 1
+    return self._code
+
+  def end(self, force: bool) -> None:
+    self._ray.cancel(self._task, force=force)

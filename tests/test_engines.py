@@ -1,0 +1,237 @@
+"""Engines that use other machines: rehearsed on this one."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from qa_jax import errors
+from qa_jax import study as study_lib
+from qa_jax.engines import local
+from qa_jax.engines import ray as ray_engine
+from qa_jax.engines import remote
+from qa_jax.engines import schedule
+from qa_jax.engines import slurm
+from tests import test_cli
+from tests import test_study
+from tests import test_sweep
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+# One finishes, one dies first, one has a mistake in it, one shares the training
+# of that, one is hopeless.
+VARIANTS = ({}, {'optim.eps': 1e-5}, {'optim.eps': 1e-6},
+            {'optim.eps': 1e-6, 'decode.n_best': 9}, {'optim.eps': 1e-7})
+CODES = ('finish()', 'die() if attempt == 1 else finish()',
+         'sys.exit("error: bad")', 'finish()',
+         test_study.SLOW.replace('SCORE', '20.0'))
+DRIVER = '''
+import json, pathlib, sys
+from tests import test_engines
+print(json.dumps(test_engines.table(sys.argv[1], pathlib.Path(sys.argv[2]))))
+'''
+RUNS = {
+    'local': (local.run, schedule.Setup([{}, {}])),
+    'ray': (ray_engine.run, schedule.Setup(workers=2, address='local')),
+    'slurm': (slurm.run, schedule.Setup(slurm={'cluster': 'local'}))}
+
+
+def table(engine: str, workdir: pathlib.Path) -> dict:
+  """What became of five trials; run again, nothing starts."""
+  trials = test_sweep.plan(workdir, VARIANTS)
+  codes = dict(zip([t.name for t in trials], CODES, strict=True))
+  test_study.measure(trials[0], 50.0)
+  study = study_lib.open_study(workdir, pruner='halving', eval_every_steps=10)
+  run, setup = RUNS[engine]
+  setup = schedule.Setup(setup.environments, setup.workers, setup.address,
+                         setup.slurm, study)
+  command = lambda t: test_sweep.stand_in(t, codes[t.name])
+  failed = run(trials, command, setup)
+  return {
+      'failed': failed, 'starts': [test_sweep.starts(t) for t in trials],
+      'complete': [t.metrics.is_file() for t in trials],
+      'rows': {name: (row.state.name, row.value)
+               for name, row in test_study.rows(study).items()},
+      'pruned': [t.pruned.is_file() for t in trials],
+      'alive': [pid for t in trials if test_sweep.starts(t) for pid in map(
+          int, test_sweep.started(t).read_text().split())
+          if pathlib.Path(f'/proc/{pid}').exists()]}
+
+
+def driven(engine: str, workdir: pathlib.Path) -> dict:
+  """`table` in a process of its own: engines leave threads behind."""
+  done = subprocess.run(
+      [sys.executable, '-c', DRIVER, engine, str(workdir)], cwd=test_cli.ROOT,
+      capture_output=True, text=True, timeout=240, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize('engine', ['ray', 'slurm'])
+def test_the_same_trials_give_the_same_table_as_here(tmp_path, engine):
+  if engine == 'ray':
+    pytest.importorskip('ray')
+  here = driven('local', tmp_path / 'a')
+  assert here['starts'] == [0, 2, 1, 0, 1]
+  assert here['complete'] == [True, True, False, False, False]
+  assert here['pruned'] == [False] * 4 + [True]
+  assert 'bad' in here['failed'].values() and not here['alive']
+  assert driven(engine, tmp_path / 'b') == here
+
+
+# Work on another machine.
+
+
+def work(trial, code) -> remote.Work:
+  trial.log.parent.mkdir(parents=True, exist_ok=True)
+  return remote.Work(test_sweep.stand_in(trial, code), trial.log,
+                     trial.metrics)
+
+
+def test_of_two_that_run_a_trial_the_second_finds_it_complete(tmp_path):
+  trial = test_sweep.plan(tmp_path)[0]
+  codes = []
+  threads = [threading.Thread(target=lambda: codes.append(
+      work(trial, 'time.sleep(0.3)\nfinish()')())) for _ in range(2)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert codes == [0, 0] and test_sweep.starts(trial) == 1
+
+
+def test_what_interrupts_work_ends_its_process(tmp_path, monkeypatch):
+  trial = test_sweep.plan(tmp_path)[0]
+
+  def interrupt(seconds):
+    del seconds
+    if test_sweep.starts(trial):
+      monkeypatch.undo()
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(remote.time, 'sleep', interrupt)
+  with pytest.raises(KeyboardInterrupt):
+    work(trial, 'time.sleep(60)')()
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(test_sweep.started(trial).read_text()), 0)
+
+
+# SLURM.
+
+
+def test_a_job_that_is_preempted_is_submitted_again(tmp_path):
+  """SIGUSR2 is what submitit has SLURM send then."""
+  import submitit
+  trial = test_sweep.plan(tmp_path)[0]
+  executor = submitit.AutoExecutor(tmp_path / 'slurm', cluster='local')
+  executor.update_parameters(timeout_min=60)
+  trial.log.parent.mkdir()
+  job = executor.submit(slurm.Work(
+      test_sweep.stand_in(trial, 'time.sleep(60)'), trial.log, trial.metrics))
+  deadline = time.monotonic() + 60
+  while not test_sweep.starts(trial):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  time.sleep(0.2)
+  job._interrupt()
+  job._process.wait(60)
+  said = job.paths.stderr.read_text() + job.paths.stdout.read_text()
+  assert 'Requeued job' in said
+  with pytest.raises(ProcessLookupError):
+    os.kill(int(test_sweep.started(trial).read_text()), 0)
+  again = submitit.core.utils.DelayedSubmission.load(
+      job.paths.submitted_pickle)
+  assert isinstance(again.function, slurm.Work)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({}, 'srun'),
+    ({'cluster': 'lokal'}, "lokal"),
+    ({'cluster': 'local', 'slurm_partitoin': 'x'}, 'slurm_partitoin'),
+    ({'cluster': 'local', 'timeout_min': 'x'}, 'timeout_min')])
+def test_bad_slurm_options_are_one_line(options, message):
+  with pytest.raises(errors.UserError) as caught:
+    slurm.check(schedule.Setup(slurm=options))
+  assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+# Ray.
+
+
+@pytest.mark.parametrize(('nodes', 'workers', 'expected'), [
+    ([{'CPU': 4}], 0, (1, {'num_cpus': 4})),
+    ([{'CPU': 4}, {'CPU': 2}], 0, (3, {'num_cpus': 2})),
+    ([{'CPU': 4}, {'CPU': 4}], 4, (4, {'num_cpus': 2})),
+    ([{'CPU': 4}, {'CPU': 4}], 3, (3, {'num_cpus': 2})),
+    ([{'CPU': 8, 'GPU': 4}], 0, (4, {'num_cpus': 1, 'num_gpus': 1})),
+    ([{'CPU': 8, 'GPU': 8}] * 2, 4, (4, {'num_cpus': 1, 'num_gpus': 4})),
+    ([{'CPU': 8, 'GPU': 8}, {'CPU': 9}], 3,
+     (3, {'num_cpus': 1, 'num_gpus': 2})),
+    ([{'CPU': 8, 'TPU': 4}] * 2, 0,
+     (2, {'num_cpus': 1, 'resources': {'TPU': 4}}))])
+def test_a_cluster_is_shared_out(nodes, workers, expected):
+  assert ray_engine.share(nodes, workers) == expected
+
+
+@pytest.mark.parametrize(('nodes', 'workers', 'message'), [
+    ([{'CPU': 4}], 5, 'workers=5, but the cluster has 4 CPU'),
+    ([{'GPU': 4, 'CPU': 9}], 5, 'at most 4 trials on its 4 GPUs'),
+    ([{'TPU': 4, 'CPU': 9}], 2, 'at most 1 trials on its 4 TPUs')])
+def test_more_than_a_cluster_has_is_one_line(nodes, workers, message):
+  with pytest.raises(errors.UserError, match=message):
+    ray_engine.share(nodes, workers)
+
+
+@pytest.fixture
+def impostor():
+  """A server that takes a connection and never says a word, or nonsense."""
+  server = socket.create_server(('127.0.0.1', 0))
+  kept = []
+
+  def answer():
+    link, _ = server.accept()
+    kept.append(link)
+    link.sendall(b'SSH-2.0-x')
+
+  thread = threading.Thread(target=answer, daemon=True)
+  thread.start()
+  yield server.getsockname()[1]
+  server.close()
+  for link in kept:
+    link.close()
+
+
+def test_an_impostor_is_one_line(impostor):
+  with pytest.raises(errors.UserError, match='what answers is not Ray'):
+    ray_engine.check(schedule.Setup(address=f'127.0.0.1:{impostor}'))
+
+
+def test_a_silent_address_is_one_line_and_soon(monkeypatch):
+  monkeypatch.setattr(ray_engine, 'CONNECT_SECONDS', 0.2)
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(errors.UserError, match='no Ray cluster there: timed'):
+      ray_engine.check(schedule.Setup(address=f'127.0.0.1:{port}'))
+
+
+@pytest.mark.parametrize(('address', 'message'), [
+    ('127.0.0.1:1', 'no Ray cluster there: Connection refused'),
+    ('ray://127.0.0.1:1', 'no Ray cluster there: Connection refused'),
+    ('no.such.host.invalid:6379', 'no Ray cluster there: '),
+    ('127.0.0.1:99999', 'no Ray cluster there: '),
+    ('6379', 'expected HOST:PORT'), ('host:', 'expected HOST:PORT')])
+def test_an_unreachable_cluster_is_one_line(
+    address, message, tmp_path, sweep_config):
+  said = test_cli.refusal(
+      'sweep', f'--config={sweep_config}', f'--workdir={tmp_path}/x',
+      '--engine=ray', f'--address={address}')
+  assert message in said and not (tmp_path / 'x').exists()
+
+
+sweep_config = test_sweep.config
