@@ -1,8 +1,11 @@
 """Engines that use other machines: rehearsed on this one."""
 
+import io
 import json
+import math
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
@@ -10,9 +13,12 @@ import threading
 import time
 
 import pytest
+import rich.console
 
 from qa_jax import errors
+from qa_jax import files
 from qa_jax import study as study_lib
+from qa_jax.engines import live
 from qa_jax.engines import local
 from qa_jax.engines import ray as ray_engine
 from qa_jax.engines import remote
@@ -34,7 +40,7 @@ CODES = ('finish()', 'die() if attempt == 1 else finish()',
 DRIVER = '''
 import json, pathlib, sys
 from tests import test_engines
-print(json.dumps(test_engines.table(sys.argv[1], pathlib.Path(sys.argv[2]))))
+print(json.dumps(test_engines.table('ray', pathlib.Path(sys.argv[1]))))
 '''
 RUNS = {
     'local': (local.run, schedule.Setup([{}, {}])),
@@ -64,25 +70,83 @@ def table(engine: str, workdir: pathlib.Path) -> dict:
           if pathlib.Path(f'/proc/{pid}').exists()]}
 
 
-def driven(engine: str, workdir: pathlib.Path) -> dict:
-  """`table` in a process of its own: engines leave threads behind."""
-  done = subprocess.run(
-      [sys.executable, '-c', DRIVER, engine, str(workdir)], cwd=test_cli.ROOT,
+@pytest.fixture(scope='module')
+def here(tmp_path_factory) -> dict:
+  found = table('local', tmp_path_factory.mktemp('here'))
+  assert found['starts'] == [0, 2, 1, 0, 1]
+  assert found['complete'] == [True, True, False, False, False]
+  assert found['pruned'] == [False] * 4 + [True]
+  assert 'bad' in found['failed'].values() and not found['alive']
+  return found
+
+
+def test_ray_gives_the_same_table_as_here(tmp_path, here):
+  pytest.importorskip('ray')
+  done = subprocess.run(  # it leaves threads behind
+      [sys.executable, '-c', DRIVER, str(tmp_path)], cwd=test_cli.ROOT,
       capture_output=True, text=True, timeout=240, check=False)
   assert done.returncode == 0, done.stderr[-3000:]
-  return json.loads(done.stdout.splitlines()[-1])
+  assert json.loads(done.stdout.splitlines()[-1]) == json.loads(
+      json.dumps(here))
 
 
-@pytest.mark.parametrize('engine', ['ray', 'slurm'])
-def test_the_same_trials_give_the_same_table_as_here(tmp_path, engine):
-  if engine == 'ray':
-    pytest.importorskip('ray')
-  here = driven('local', tmp_path / 'a')
-  assert here['starts'] == [0, 2, 1, 0, 1]
-  assert here['complete'] == [True, True, False, False, False]
-  assert here['pruned'] == [False] * 4 + [True]
-  assert 'bad' in here['failed'].values() and not here['alive']
-  assert driven(engine, tmp_path / 'b') == here
+def test_slurm_gives_the_same_table_as_here(tmp_path, here):
+  assert table('slurm', tmp_path) == here
+
+
+# What is shown.
+
+
+def test_eta_by_hand():
+  half = live.Row('a', 5, 0.5, 1.0, 30.0)  # takes 60, 30 are left
+  begun = live.Row('b', 0, 0.0, 1.0, 10.0)  # of 60, as the other promises
+  assert math.isnan(live.eta([begun], 3, 1, []))
+  assert live.eta([half, begun], 2, 2, []) == (30 + 50 + 2 * 60) / 2
+  assert live.eta([half, begun], 2, 2, [100.0, 140.0]) == (
+      30 + 110 + 2 * 120) / 2
+  assert live.eta([], 0, 2, [100.0]) == 0
+
+
+def test_a_row_is_what_metrics_say(tmp_path):
+  steps, epochs = (test_sweep.plan(tmp_path / name, [{}], train=fields)[0]
+                   for name, fields in (
+                       ('a', {'num_steps': 40}),
+                       ('b', {'num_steps': 0, 'num_epochs': 2.0})))
+  assert live.row(steps, 3.0).fraction == 0
+  for trial in (steps, epochs):
+    files.write_jsonl(trial.run / 'metrics.jsonl', [
+        {'step': 10, 'split': 'train', 'epoch': 0.8},
+        {'step': 10, 'split': 'eval', 'f1': 33.0}])
+  assert live.row(steps, 3.0) == live.Row(steps.name, 10, 0.25, 33.0, 3.0)
+  assert live.row(epochs, 3.0).fraction == 0.4
+
+
+def test_the_table_has_every_trial_that_runs():
+  out = io.StringIO()
+  console = rich.console.Console(file=out, width=100)
+  console.print(live.table([
+      live.Row('head-[red]x', 10, 0.25, 33.0, 60.0),
+      live.Row('other', 0, 0.0, math.nan, 3661.0)], 2, 7, 3700.0))
+  said = out.getvalue()
+  assert '2 of 7 trials, ETA 1:01:40' in said and 'head-[red]x' in said
+  assert re.search(r'10 +│ +25 % +│ +33.00 +│ +1:00 +│ +3:00', said)
+  assert re.search(r'0 +│ +0 % +│ +– +│ +1:01:01 +│ +–', said)
+
+
+def test_a_terminal_has_the_table_and_a_file_has_lines(tmp_path, capsys,
+                                                       monkeypatch):
+  trials = test_sweep.plan(tmp_path)
+  run = lambda code: local.run(
+      trials, lambda t: test_sweep.stand_in(t, code), schedule.Setup([{}]))
+  run('sys.exit("error: x")')
+  assert capsys.readouterr().err.splitlines()[0].startswith(
+      f'sweep 1/2  {trials[0].name}: failed: x')
+  monkeypatch.setenv('FORCE_COLOR', '1')
+  monkeypatch.setattr(live, 'REFRESH_SECONDS', 0.0)
+  run('time.sleep(0.5)\nfinish()')
+  said = capsys.readouterr().err
+  assert '0 of 2 trials, ETA –' in said and 'sweep 1/2' not in said
+  assert f'{trials[0].name}: EM 50.00 F1 60.00' in said
 
 
 # Work on another machine.

@@ -17,6 +17,7 @@ from qa_jax import files
 from qa_jax import logs
 from qa_jax import study as study_lib
 from qa_jax import sweep
+from qa_jax.engines import live
 
 RETRIES = 2  # of a trial that died; a user's mistake would only come again
 GRACE_SECONDS = 10.0  # between asking a trial to end and ending it
@@ -69,6 +70,7 @@ def drive(queue: 'Queue', workers: int,
   with a message is not.
   """
   running: dict[int, _Running] = {}
+  took: list[float] = []  # seconds, of those that have ended
   try:
     while queue.waiting or running:
       for worker, job in [*running.items()]:
@@ -78,6 +80,7 @@ def drive(queue: 'Queue', workers: int,
           continue
         del running[worker]
         queue.ended(job.trial, code, job.hopeless)
+        took.append(time.monotonic() - job.began)
       starts = []
       for worker in range(workers):
         if worker not in running:
@@ -87,10 +90,15 @@ def drive(queue: 'Queue', workers: int,
       for s, process in zip(starts, start(starts) if starts else (),
                             strict=True):
         running[s.worker] = _Running(s.trial, process)
+      if queue.board.is_due:
+        now = time.monotonic()
+        rows = [live.row(j.trial, now - j.began) for j in running.values()]
+        queue.board.show(
+            rows, live.eta(rows, len(queue.waiting), workers, took))
       time.sleep(POLL_SECONDS)
   finally:
     stop([job.process for job in running.values()])
-    queue.progress.close()
+    queue.board.close()
   return queue.failed
 
 
@@ -98,6 +106,7 @@ def drive(queue: 'Queue', workers: int,
 class _Running:
   trial: sweep.Trial
   process: Process
+  began: float = dataclasses.field(default_factory=time.monotonic)
   hopeless: str = ''  # why it has been asked to end
   deadline: float = 0.0  # by when
 
@@ -132,7 +141,7 @@ class Queue:
     self.study = study
     self.waiting = list(trials)
     self.failed: dict[str, str] = {}
-    self.progress = logs.Progress('sweep', len(trials), sum(
+    self.board = live.Board(len(trials), sum(
         trial.metrics.is_file() for trial in trials))
     self._trials = {trial.name: trial for trial in trials}
     self._done: set[str] = set()
@@ -216,9 +225,8 @@ class Queue:
     self._note(f'{trial.name}: pruned: {reason}')
 
   def _note(self, note: str) -> None:
-    self.progress.update(
-        len(self._done) + len(self.failed) + len(self._pruned))
-    self.progress.note(note)
+    self.board.ended(
+        len(self._done) + len(self.failed) + len(self._pruned), note)
 
 
 def lock(path: pathlib.Path) -> BinaryIO | None:
