@@ -29,7 +29,9 @@ from qa_jax import registry
 from qa_jax import search
 from qa_jax.data import batches
 from qa_jax.data import packing
+from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
+from qa_jax.data.examples import Example
 from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
 
@@ -132,6 +134,27 @@ def score_windows(model: qa.QAModel, params: Any,
   if bar:
     bar.close()
   return out
+
+
+def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
+            words: tokenizer_lib.Tokenizer) -> int:
+  """Compiles what `answer` may run on one device, unpacked; how many programs.
+
+  They are one for each bucket and each power of two of windows, up to
+  train.eval_batch_size.
+  """
+  decode = config.decode
+  run = _searcher(model, decode.search, decode.max_answer_length,
+                  decode.n_best, 'normaliser' in needs(decode))
+  most = config.train.eval_batch_size
+  sizes = {min(1 << n, most) for n in range(most.bit_length() + 1)}
+  windows = build.make_windows(config, [Example('0', '', '')], words)
+  for length in build.buckets(config):
+    for size in sizes:
+      batch = windows.gather(np.full(size, -1), length)
+      jax.block_until_ready(run(params, jax.device_put(
+          {k: batch[k] for k in (*build.INPUTS, 'start_mask')})))
+  return len(sizes) * len(build.buckets(config))
 
 
 def answer(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,

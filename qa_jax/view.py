@@ -14,7 +14,9 @@ import numpy as np
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
+from qa_jax.data.examples import Example
 from qa_jax.heads import conditional
 from qa_jax.models import qa
 
@@ -112,6 +114,16 @@ def view(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
       null_score=float(scores.null_score[0]), joint=scores.pair is not None,
       start_by_layer=by_layer[0][:, 0, :length] if own else None,
       end_by_layer=by_layer[1][:, 0, :length] if own else None)
+
+
+def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
+            words: tokenizer_lib.Tokenizer) -> int:
+  """Compiles what `view` may run, one program for each bucket; how many."""
+  windows = build.make_windows(config, [Example('0', '', '')], words)
+  for length in build.buckets(config):
+    batch = windows.gather(np.zeros(1, np.int64), length)
+    jax.block_until_ready(_scorer(model)(params, build.model_inputs(batch)))
+  return len(build.buckets(config))
 
 
 @functools.cache

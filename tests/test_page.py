@@ -136,8 +136,8 @@ def test_every_span_has_a_cell_and_the_best_a_frame(one):
   legal = int((view.band > -1e30).sum())
   tokens = int(view.context_mask.sum())
   drawn = sum(e[1]['d'].count('M') for e in one.find('path'))
-  assert drawn == legal + 2 * 3 * tokens  # S·h and E·h of three layers
-  assert len(one.find('rect', 'over')) == page.MARKS + 2 * 3
+  assert drawn == legal + 2 * 2 * tokens  # S·h and E·h, after 0 and 1 layers
+  assert len(one.find('rect', 'over')) == page.MARKS + 2 * 2
   i, d = divmod(int(view.band.argmax()), view.band.shape[1])
   first = int(view.context_mask.argmax())
   assert any((int(e[1]['x']), int(e[1]['y'])) == (

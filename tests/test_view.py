@@ -25,12 +25,12 @@ SPECS = {name: name for name in heads.HEADS} | {
 
 @functools.cache
 def random_qa(head: str, **decode) -> predict.QA:
-  """A model of two layers that has learned nothing."""
+  """A model of one layer that has learned nothing."""
   config = tiny.config(model={'head': head}, decode={
       'max_answer_length': 4, 'n_best': 6, 'null_rule': 'never', **decode})
   words = tokenizer_lib.train([QUESTION + CONTEXT], vocab_size=120)
   model = build.model(config, bert.BertConfig(
-      vocab_size=len(words.vocab), hidden_size=16, num_layers=2, num_heads=2,
+      vocab_size=len(words.vocab), hidden_size=16, num_layers=1, num_heads=2,
       mlp_size=32))
   rng = np.random.default_rng(6)  # no zeros, which would hide mistakes
   params = jax.tree.map(
@@ -78,7 +78,7 @@ def test_probabilities_add_up_over_the_spans_of_any_head(spec):
       np.log(sum(np.exp(s) for s in score.values())), abs=1e-5)
 
 
-@pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
+@pytest.mark.parametrize('spec', ['independent', 'conditional'])
 def test_best_spans_are_those_that_the_search_finds(spec):
   qa = random_qa(spec)
   view, answer = view_of(spec), qa.answer(
@@ -97,7 +97,7 @@ def test_each_layer_is_read_with_the_same_s_and_e(head):
   qa = random_qa(head)
   view = view_of(head)
   hidden = layers_of(qa, view)
-  assert len(hidden) == 3
+  assert len(hidden) == 2
   for name, found in (('start', view.start_by_layer),
                       ('end', view.end_by_layer)):
     np.testing.assert_allclose(

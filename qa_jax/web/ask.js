@@ -1,0 +1,147 @@
+
+'use strict';
+// Text of users and of the model goes through textContent and attributes only.
+const $ = (id) => document.getElementById(id);
+const SHADES = document.body.dataset.shades.split(' ');
+const CELL = 12;
+let asked = 0;  // answers to all but the last question are dropped
+
+function element(tag, attributes, text) {
+  const svg = ['svg', 'g', 'path', 'rect', 'text', 'title'].includes(tag);
+  const made = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag)
+    : document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes || {})) {
+    made.setAttribute(name, value);
+  }
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+async function post(path, body) {
+  const response = await fetch(path, {
+    method: 'POST', headers: {'Content-Type': 'application/json'},
+    body: JSON.stringify(body)});
+  const value = await response.json();
+  if (!response.ok) throw new Error(value.error);
+  return value;
+}
+
+// Offsets count code points; a string of JavaScript counts UTF-16 units.
+function highlight(context, start, end) {
+  const letters = Array.from(context);
+  const part = (a, b) => document.createTextNode(letters.slice(a, b).join(''));
+  const mark = element('mark', {}, letters.slice(start, end).join(''));
+  $('passage').replaceChildren(
+    ...(end > start ? [part(0, start), mark, part(end)] : [part(0)]));
+}
+
+function showAnswer(context, answer) {
+  $('best').textContent = answer.text || '(no answer)';
+  $('about').className = 'note';
+  $('about').textContent = answer.n_best.length ? 'Score of the best span '
+    + answer.score.toFixed(3) + ', of "no answer" '
+    + answer.null_score.toFixed(3) : 'The passage has no span to choose.';
+  highlight(context, answer.start, answer.end);
+  const buttons = answer.n_best.map((span) => {
+    const button = element('button', {
+      type: 'button', 'aria-pressed': String(
+        Boolean(answer.text) && span === answer.n_best[0])});
+    button.append(element('span', {dir: 'auto'}, span.text),
+                  element('span', {class: 'score'}, span.score.toFixed(3)));
+    button.addEventListener('click', () => {
+      highlight(context, span.start, span.end);
+      buttons.forEach((other) => other.setAttribute(
+        'aria-pressed', String(other === button)));
+    });
+    return button;
+  });
+  $('spans').replaceChildren(...buttons.map((button) => {
+    const item = element('li');
+    item.append(button);
+    return item;
+  }));
+  $('found').hidden = false;
+}
+
+function showMap(spans) {
+  const cells = [];
+  spans.band.forEach((row, i) => row.forEach((score, d) => {
+    if (score !== null) cells.push([score, i, i + d]);
+  }));
+  if (!cells.length) return;
+  const scores = cells.map((cell) => cell[0]);
+  const low = scores.reduce((a, b) => Math.min(a, b));
+  const high = scores.reduce((a, b) => Math.max(a, b));
+  const paths = SHADES.map(() => '');
+  let best = cells[0];
+  for (const cell of cells) {
+    if (cell[0] > best[0]) best = cell;
+    const shade = Math.floor((cell[0] - low) / Math.max(high - low, 1e-9)
+      * (SHADES.length - 0.001));
+    paths[shade] += `M${cell[2] * CELL} ${cell[1] * CELL}h${CELL}v${CELL}`
+      + `h-${CELL}z`;
+  }
+  const size = spans.tokens.length * CELL;
+  const margin = 12 + 6 * Math.max(...spans.tokens.map((t) => t.length));
+  const all = margin + size + 8;
+  const svg = element('svg', {width: all, height: all, role: 'img',
+    viewBox: `0 0 ${all} ${all}`, 'aria-label': 'Scores of spans'});
+  const plane = element('g', {transform: `translate(${margin} ${margin})`});
+  paths.forEach((d, n) => {
+    if (d) plane.append(element('path', {fill: SHADES[n], d}));
+  });
+  spans.tokens.forEach((token, n) => plane.append(
+    element('text', {x: -4, y: n * CELL + 9, 'text-anchor': 'end'}, token),
+    element('text', {transform: `translate(${n * CELL + 9} -4) rotate(-90)`},
+            token)));
+  const frame = element('rect', {class: 'best', x: best[2] * CELL,
+    y: best[1] * CELL, width: CELL, height: CELL});
+  frame.append(element('title', {}, best[0].toFixed(3)));
+  plane.append(frame);
+  svg.append(plane);
+  $('scroll').replaceChildren(svg);
+  $('scale').textContent = 'Dark ' + low.toFixed(2) + ' … bright '
+    + high.toFixed(2) + '; framed: the best.';
+}
+
+async function ask() {
+  const turn = ++asked;
+  const context = $('context').value;
+  const body = {question: $('question').value, context};
+  $('ask').disabled = true;
+  try {
+    const answer = await post('/answer', body);
+    if (turn !== asked) return;
+    showAnswer(context, answer);
+    $('result').hidden = false;
+    $('scroll').replaceChildren();
+    $('scale').textContent = '';
+    $('map').hidden = false;
+    try {
+      const spans = await post('/spans', body);
+      if (turn === asked) showMap(spans);
+    } catch (error) {
+      if (turn === asked) $('scale').textContent = 'Not drawn: ' + error.message;
+    }
+  } catch (error) {
+    if (turn !== asked) return;
+    $('best').textContent = '';
+    $('about').className = 'note error';
+    $('about').textContent = error.message;
+    $('found').hidden = $('map').hidden = true;
+    $('result').hidden = false;
+  } finally {
+    if (turn === asked) $('ask').disabled = false;
+  }
+}
+
+$('form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  ask();
+});
+$('context').addEventListener('keydown', (event) => {
+  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    $('form').requestSubmit();
+  }
+});
