@@ -51,23 +51,24 @@ def main() -> None:
   except ModuleNotFoundError as e:
     raise errors.UserError(
         f'{e.name} is not installed; pip install "qa_jax[serve]"') from None
-  found = server.bind(HOST.value, PORT.value)
-  runtime.configure()
-  house = service.Service(
-      predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value),
-      dataclasses.replace(
-          service.Limits(), batch=MAX_BATCH.value, waiting=MAX_WAITING.value,
-          seconds=MAX_SECONDS.value, body_bytes=MAX_BYTES.value,
-          windows=MAX_WINDOWS.value))
-  began = time.perf_counter()
-  count = house.warm_up()
-  address, port = found.getsockname()[:2]
-  if not ipaddress.ip_address(address).is_loopback:
-    logs.say(f'note: whoever reaches {address} may ask; there is no password')
-  host = f'[{address}]' if ':' in address else address
-  logs.say(f'{count} programs in {time.perf_counter() - began:.1f} s; '
-           f'http://{host}:{port}/')
-  server.serve(house, found)
+  with server.bind(HOST.value, PORT.value) as found:
+    runtime.configure()
+    house = service.Service(
+        predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value),
+        dataclasses.replace(
+            service.Limits(), batch=MAX_BATCH.value,
+            waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
+            body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value))
+    began = time.perf_counter()
+    count = house.warm_up()
+    address, port = found.getsockname()[:2]
+    if not ipaddress.ip_address(address).is_loopback:
+      logs.say(
+          f'note: whoever reaches {address} may ask; no password guards it')
+    host = f'[{address}]' if ':' in address else address
+    logs.say(f'{count} programs in {time.perf_counter() - began:.1f} s; '
+             f'http://{host}:{port}/')
+    server.serve(house, found)
 
 
 if __name__ == '__main__':

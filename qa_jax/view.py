@@ -80,7 +80,8 @@ def view(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
   """Runs encoder and head over the only window there is.
 
   Raises:
-    UserError: question and context need more than one window.
+    UserError: question and context need more than one window, or scores are
+      not finite.
   """
   if len(windows) > 1:
     raise errors.UserError(
@@ -92,6 +93,10 @@ def view(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
   scores, *by_layer = jax.device_get(_scorer(model)(
       params, build.model_inputs(batch)))
   start, end = scores.start[0, :length], scores.end[0, :length]
+  if not (np.isfinite(start).all() and np.isfinite(end).all()):
+    raise errors.UserError(
+        'the scores are not finite: the checkpoint is damaged, or its training '
+        'diverged')
   mask = batch['context_mask'][0, :length]
   width = min(config.decode.max_answer_length, length)
   padded = np.pad(np.where(mask, end, -np.inf), (0, width),
