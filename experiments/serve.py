@@ -63,8 +63,7 @@ def main() -> None:
     count = house.warm_up()
     address, port = found.getsockname()[:2]
     if not ipaddress.ip_address(address).is_loopback:
-      logs.say(
-          f'note: whoever reaches {address} may ask; no password guards it')
+      logs.say(f'note: whoever reaches {address} may ask; there is no password')
     host = f'[{address}]' if ':' in address else address
     logs.say(f'{count} programs in {time.perf_counter() - began:.1f} s; '
              f'http://{host}:{port}/')

@@ -100,6 +100,8 @@ function showMap(spans) {
   plane.append(frame);
   svg.append(plane);
   $('scroll').replaceChildren(svg);
+  $('scroll').scrollTo(margin + best[2] * CELL - $('scroll').clientWidth / 2,
+                       margin + best[1] * CELL - $('scroll').clientHeight / 2);
   $('scale').textContent = 'Dark ' + low.toFixed(2) + ' … bright '
     + high.toFixed(2) + '; framed: the best.';
 }
