@@ -27,17 +27,16 @@ from qa_jax.web import batching
 from qa_jax.web import server
 from qa_jax.web import service as service_lib
 from tests import test_cli
-from tests import test_predict
 from tests.test_view import CONTEXT
 from tests.test_view import QUESTION
 from tests.test_view import random_qa
+from tests.test_view import write_run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LIMITS = service_lib.Limits(
     body_bytes=4000, question_characters=100, context_characters=2000,
     windows=3, waiting=20, seconds=60, batch=4)
 BODY = {'question': QUESTION, 'context': CONTEXT}
-directory = test_predict.directory
 
 
 def make(limits=LIMITS, run=None):
@@ -354,36 +353,36 @@ def test_an_unknown_host_is_one_line(monkeypatch):
     ([], 1, '--workdir is needed'),
     (['--port=65536', '--workdir=x'], 2, 'port'),
     (['--max_batch=0', '--workdir=x'], 2, 'max_batch'),
-    (['--workdir=nowhere', '--port=0'], 1, 'not a directory')])
+    (['--workdir=/nowhere/x', '--port=0'], 1, 'not a directory')])
 def test_a_bad_flag_is_one_line(argv, code, message):
   assert message in test_cli.refusal('serve', *argv, code=code)
 
 
-def test_sigterm_lets_what_is_inside_finish_and_ends_well(directory):
-  process = subprocess.Popen(
+def test_sigterm_lets_what_is_inside_finish_and_ends_well(tmp_path):
+  directory = write_run(random_qa('independent'), tmp_path / 'run')
+  with subprocess.Popen(
       [sys.executable, '-m', 'experiments.serve', f'--workdir={directory}',
        '--port=0', '--max_batch=1'], cwd=ROOT, stderr=subprocess.PIPE,
-      stdout=subprocess.PIPE, text=True)
-  try:
-    lines = []
-    while not (lines and 'http://' in lines[-1]):
-      lines.append(process.stderr.readline())
-      assert lines[-1], lines
-    url = re.search(r'http://\S+?(?=/\n)', lines[-1])[0]
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-      asked = [pool.submit(httpx2.post, f'{url}/answer', json={
-          'question': 'x', 'context': 'a b c ' * 10}, timeout=60)
-          for _ in range(4)]
-      assert asked[0].result().status_code == 200
-      process.send_signal(signal.SIGTERM)
-    # Those that had connected are answered; none is cut off in the middle.
-    for request in asked:
-      if not request.exception():
-        assert request.result().status_code == 200
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (0, '', '')
-  finally:
-    process.kill()
+      stdout=subprocess.PIPE, text=True) as process:
+    try:
+      lines = []
+      while not (lines and 'http://' in lines[-1]):
+        lines.append(process.stderr.readline())
+        assert lines[-1], lines
+      url = re.search(r'http://\S+?(?=/\n)', lines[-1])[0]
+      with concurrent.futures.ThreadPoolExecutor() as pool:
+        asked = [pool.submit(httpx2.post, f'{url}/answer', json=BODY,
+                             timeout=60) for _ in range(4)]
+        assert asked[0].result().status_code == 200
+        process.send_signal(signal.SIGTERM)
+      # Who had connected is answered; nobody is cut off in the middle.
+      for request in asked:
+        if not request.exception():
+          assert request.result().status_code == 200
+      out, err = process.communicate(timeout=60)
+      assert (process.returncode, out, err) == (0, '', '')
+    finally:
+      process.kill()
 
 
 def test_the_limit_on_windows_counts_as_predict_does():

@@ -1,6 +1,7 @@
 """What the pictures and the page show: numbers against brute force."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from qa_jax import build
+from qa_jax import checkpoint
 from qa_jax import errors
 from qa_jax import heads
 from qa_jax import pictures
@@ -37,6 +39,16 @@ def random_qa(head: str, **decode) -> predict.QA:
       lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
       jax.eval_shape(lambda: qa_lib.init_params(model, jax.random.key(0))))
   return predict.QA(model, params, words, config)
+
+
+def write_run(qa: predict.QA, directory: pathlib.Path) -> pathlib.Path:
+  """The run directory that would load as `qa`."""
+  build.write_run(directory, qa.config, qa.model.config, qa.tokenizer, {})
+  store = checkpoint.Checkpoints(directory / 'checkpoints')
+  store.save(0, params=qa.params, meta={}, metrics={},
+             optimizer={'step': np.zeros((), np.int32)})
+  store.close()
+  return directory
 
 
 @functools.cache
