@@ -85,6 +85,7 @@ def test_a_question_is_asked_and_answered_by_keyboard(tab, url):
   assert f'{answer.score:.3f}' in tab.text_content('#about')
   texts = tab.locator('#spans button > span:first-child').all_text_contents()
   assert texts == [c['text'] for c in answer.n_best]
+  tab.wait_for_selector('#ask:enabled')
   tab.keyboard.press('Tab')  # the button "Ask"
   for _ in range(2):
     tab.keyboard.press('Tab')

@@ -109,7 +109,7 @@ def test_tint_grows_with_probability():
   qa = random_qa('independent')
   view = qa.spans(QUESTION, CONTEXT)
   keep = view.context_mask.nonzero()[0]
-  view = dataclasses.replace(view, start=np.linspace(0, 6, len(view.start)))
+  view = dataclasses.replace(view, start=np.linspace(0, 20, len(view.start)))
   *pieces, _ = page._passage(
       view, qa.answer(question=QUESTION, context=CONTEXT), CONTEXT, keep)
   tint = [piece['s'] for piece in pieces]
