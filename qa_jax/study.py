@@ -34,6 +34,7 @@ class Study:
                where: str, *, pruner: str = 'none',
                eval_every_steps: int = 1,
                space: Mapping[str, BaseDistribution] | None = None):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     self.where = where
     self._space = dict(space or {})  # what a sampler proposed variants from
     self._storage = storage
@@ -203,7 +204,6 @@ def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
   Raises:
     UserError: no study can be read there, or another sweep has the name.
   """
-  optuna.logging.set_verbosity(optuna.logging.WARNING)
   home = workdir.resolve()
   shared, where = bool(url), '--storage' if url else f'{workdir}/study.db'
   try:

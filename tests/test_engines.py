@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -202,13 +203,14 @@ def test_a_job_that_is_preempted_is_submitted_again(tmp_path):
   while not test_sweep.starts(trial):
     assert time.monotonic() < deadline
     time.sleep(0.05)
-  time.sleep(0.2)
-  job._interrupt()
+  child = test_sweep.started(trial).read_text().strip()
+  os.kill(int(subprocess.check_output(['ps', '-o', 'ppid=', '-p', child])),
+          signal.SIGUSR2)
   job._process.wait(60)
   said = job.paths.stderr.read_text() + job.paths.stdout.read_text()
   assert 'Requeued job' in said
   with pytest.raises(ProcessLookupError):
-    os.kill(int(test_sweep.started(trial).read_text()), 0)
+    os.kill(int(child), 0)
   again = submitit.core.utils.DelayedSubmission.load(
       job.paths.submitted_pickle)
   assert isinstance(again.function, slurm.Work)

@@ -19,7 +19,6 @@ class Work(remote.Work):
   def checkpoint(self) -> Any:
     """What submitit calls then; the run resumes from its last checkpoint."""
     import submitit
-    self.end()
     return submitit.helpers.DelayedSubmission(self)
 
 
@@ -69,7 +68,8 @@ def _executor(setup: schedule.Setup, folder: str) -> Any:
   try:
     executor = submitit.AutoExecutor(folder, cluster=cluster)
     executor.update_parameters(**options)
-  except (RuntimeError, ValueError, NameError, TypeError) as e:
+  except (RuntimeError, ValueError, NameError, TypeError,
+          AssertionError) as e:
     reason = ' '.join(str(e).split())
     raise errors.UserError(f'--slurm: {reason[:300]}') from None
   return executor
