@@ -86,6 +86,8 @@ def test_ray_gives_the_same_table_as_here(tmp_path, here):
   done = subprocess.run(  # it leaves threads behind
       [sys.executable, '-c', DRIVER, str(tmp_path)], cwd=test_cli.ROOT,
       capture_output=True, text=True, timeout=240, check=False)
+  if 'timed out during startup' in done.stderr:
+    pytest.skip('Ray gives itself 30 seconds to start; this machine was busy')
   assert done.returncode == 0, done.stderr[-3000:]
   assert json.loads(done.stdout.splitlines()[-1]) == json.loads(
       json.dumps(here))

@@ -69,8 +69,8 @@ def run(trials: Sequence[sweep.Trial], command: schedule.Command,
   try:
     ray.init(address=setup.address, log_to_driver=False,
              logging_level='ERROR', **here)
-  except (ConnectionError, SystemExit, RuntimeError) as e:
-    reason = str(e).split('\n')[0]
+  except (Exception, SystemExit) as e:  # it raises what it likes
+    reason = ' '.join(str(e).split())[:300]
     raise errors.UserError(f'--address={setup.address}: {reason}') from None
   try:
     workers, resources = share(
