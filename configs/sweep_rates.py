@@ -24,7 +24,7 @@ def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
           preset=variant, hidden_size=0, num_layers=0,
           num_heads=4 if tiny else 0, mlp_size=0,
           dropout=0.0 if tiny else 0.1,
-          attention_dropout=0.0 if tiny else 0.1,
+          attention_dropout=0.0 if tiny else 0.1, attention='auto',
           initializer_range=0.09 if tiny else 0.02,
           init_from='' if tiny else 'sentence-transformers/all-MiniLM-L6-v2',
           init_head=True,

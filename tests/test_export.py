@@ -83,6 +83,14 @@ def lowered(model: predict.QA, platforms=('cpu',)):
   return export.lower(model.model, params, model.config, platforms), params
 
 
+def test_attention_of_any_run_is_exported_as_xla(model):
+  other = dataclasses.replace(
+      model, model=model.model.clone(attention='cudnn'))  # not on a CPU
+  (ours, _), _ = lowered(other)
+  (reference, _), _ = lowered(model)
+  assert ours.mlir_module() == reference.mlir_module()
+
+
 def test_the_runner_answers_as_predict(loaded, answers):
   assert {bool(a.text) for a in answers} == {True, False}
   for (question, context), expected in zip(QUESTIONS, answers, strict=True):

@@ -72,7 +72,8 @@ def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array],
 
   The first axis of `rows` and of the results is that of rows. A kernel is
   opaque to the compiler, which would otherwise bring all rows to every device.
-  Under pmap, and on one device, this is a plain call. It has no derivative.
+  Under pmap, and on one device, this is a plain call. It has no derivative, and
+  vmap makes a loop of it.
   """
   operands = (*rows, *shared)
   results = jax.tree.leaves(jax.eval_shape(function, *operands))
@@ -97,4 +98,4 @@ def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array],
 
   spread = custom_partitioning.custom_partitioning(function)
   spread.def_partition(partition=partition, sharding_rule=rule)
-  return spread(*operands)
+  return jax.custom_batching.sequential_vmap(spread)(*operands)
