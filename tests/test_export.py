@@ -1,5 +1,6 @@
 """The exported program answers as the model it was made of."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
