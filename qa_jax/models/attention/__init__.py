@@ -23,9 +23,6 @@ from qa_jax.models.attention.base import Attend
 from qa_jax.models.attention.base import Drop as Drop
 from qa_jax.models.attention.base import Visible as Visible
 
-# In blocks of rows it takes this many for the loop to cost nothing.
-BLOCKED_ROWS = 16
-
 
 @dataclasses.dataclass(frozen=True)
 class Use:
@@ -38,8 +35,6 @@ class Use:
   packed: bool
   training: bool
   dropout: float = 0.0  # of the weights, in training
-  rows: int = 0
-  devices: int = 1
 
 
 def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
@@ -61,11 +56,10 @@ ATTENTION: dict[str, Attend] = {
 def choose(use: Use) -> str:
   """The implementation for a use, `xla` where the fast one does not fit.
 
-  Rows in blocks only on one device: a loop over rows would gather them.
+  `blocked` is nobody's default: with the C library's memory set as commands do
+  (runtime.py) it is the slower one, and over several devices it gathers rows.
   """
-  fast = {'cpu': 'blocked' if use.rows >= BLOCKED_ROWS and use.devices == 1
-          else 'xla',
-          'gpu': 'pallas' if use.packed else 'cudnn',
+  fast = {'gpu': 'pallas' if use.packed else 'cudnn',
           'tpu': 'splash'}.get(use.platform, 'xla')
   return 'xla' if misfit(fast, use) else fast
 
@@ -139,5 +133,4 @@ def _use(q: jax.Array, visible: Visible, drop: Drop) -> Use:
       platform=jax.default_backend(), length=q.shape[2],
       head_size=q.shape[3], dtype=q.dtype,
       packed=visible.segment_ids is not None,
-      training=drop.keys is not None, dropout=drop.rate, rows=q.shape[0],
-      devices=jax.device_count())
+      training=drop.keys is not None, dropout=drop.rate)
