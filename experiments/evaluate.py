@@ -9,7 +9,6 @@ BertForQuestionAnswering. --data takes a path, a source spec, or several
 joined by +. Results go to WORKDIR/eval/<data>/ or --output.
 """
 
-from collections.abc import Sequence
 import pathlib
 
 from absl import flags
@@ -19,7 +18,6 @@ from qa_jax import errors
 from qa_jax import files
 from qa_jax import metrics
 from qa_jax.data import sources
-from qa_jax.data.examples import Example
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
@@ -41,13 +39,12 @@ def main() -> None:
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / 'metrics.json')
+  cli.print_metrics(
+      _score(output) if PREDICTIONS.value else _evaluate(output))
+
+
+def _score(output: pathlib.Path | None) -> dict[str, float]:
   examples = sources.load(DATA.value)
-  cli.print_metrics(_score(examples, output) if PREDICTIONS.value
-                    else _evaluate(examples, output))
-
-
-def _score(examples: Sequence[Example],
-           output: pathlib.Path | None) -> dict[str, float]:
   values = metrics.squad_metrics(
       examples, metrics.read_predictions(pathlib.Path(PREDICTIONS.value)),
       na_scores=metrics.read_na_probs(pathlib.Path(NA_PROBS.value))
@@ -57,13 +54,14 @@ def _score(examples: Sequence[Example],
   return values
 
 
-def _evaluate(examples: Sequence[Example],
-              output: pathlib.Path | None) -> dict[str, float]:
+def _evaluate(output: pathlib.Path | None) -> dict[str, float]:
   # Deferred: scoring a file takes no jax, and a tenth of the time without.
   import jax
 
   from qa_jax import build
   from qa_jax import evaluate
+  from qa_jax import features
+  from qa_jax import logs
   from qa_jax import parallel
   from qa_jax import predict
   from qa_jax import runtime
@@ -73,12 +71,13 @@ def _evaluate(examples: Sequence[Example],
   workdir = pathlib.Path(WORKDIR.value)
   if output is None and build.is_run(workdir):
     output = workdir / 'eval' / evaluate.data_name(DATA.value)
-  windows = build.make_windows(qa.config, examples, qa.tokenizer)
+  windows, made = features.load(qa.config, DATA.value, qa.tokenizer)
   mesh = parallel.data_mesh()
+  evaluator = evaluate.Evaluator(qa.model, windows, qa.config, mesh)
+  logs.say(made)
   params = jax.device_put(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device
-  return evaluate.Evaluator(qa.model, windows, qa.config, mesh).evaluate(
-      params, output=output, progress='evaluate')
+  return evaluator.evaluate(params, output=output, progress='evaluate')
 
 
 if __name__ == '__main__':

@@ -46,9 +46,10 @@ def main() -> None:
   runtime.configure()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     n_best=N_BEST.value)
-  answers = qa.answer_batch(questions, progress='predict' if INPUT.value
-                            else '')
-  if INPUT.value is not None:
+  many = INPUT.value is not None
+  answers = qa.answer_batch(
+      questions, progress='predict' if many else '', cache=many)
+  if many:
     files.write_jsonl(pathlib.Path(OUTPUT.value), (
         {**({'id': q['id']} if 'id' in q else {}), **dataclasses.asdict(a)}
         for q, a in zip(questions, answers, strict=True)))

@@ -7,13 +7,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from qa_jax import checkpoint
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import heads
+from qa_jax import objectives
+from qa_jax import optim
 from qa_jax import registry
+from qa_jax import update
 from qa_jax import weights
 from qa_jax.data import batches
 from qa_jax.data import cache
@@ -36,9 +40,9 @@ def is_run(directory: pathlib.Path) -> bool:
       directory / 'checkpoints').is_dir()
 
 
-def tokenizer(config: config_lib.Config, source: pathlib.Path | None,
-              examples: Sequence[Example]) -> tokenizer_lib.Tokenizer:
-  """The vocabulary of data.vocab, else of `source`, else learned."""
+def vocabulary(config: config_lib.Config, source: pathlib.Path | None
+               ) -> tokenizer_lib.Tokenizer | cache.Learned:
+  """That of data.vocab, else of `source`, else to be learned."""
   directory = pathlib.Path(config.data.vocab) if config.data.vocab else source
   if directory is not None:
     if not directory.is_dir():
@@ -48,8 +52,15 @@ def tokenizer(config: config_lib.Config, source: pathlib.Path | None,
     if is_run(directory):
       directory = directory / 'tokenizer'
     return tokenizer_lib.from_directory(directory, config.data.lowercase)
-  return cache.Learned(
-      config.data.vocab_size, config.data.lowercase).tokenizer(examples)
+  return cache.Learned(config.data.vocab_size, config.data.lowercase)
+
+
+def tokenizer(config: config_lib.Config, source: pathlib.Path | None,
+              examples: Sequence[Example]) -> tokenizer_lib.Tokenizer:
+  """The same, learned from `examples` if it is to be."""
+  words = vocabulary(config, source)
+  return (words.tokenizer(examples) if isinstance(words, cache.Learned)
+          else words)
 
 
 def init_source(config: config_lib.Config) -> pathlib.Path | None:
@@ -206,6 +217,23 @@ def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
     store.close()
 
 
+def optimizer(config: config_lib.Optim, *, num_steps: int, num_layers: int,
+              learning_rate: jax.Array | None = None,
+              weight_decay: jax.Array | None = None
+              ) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """The learning rate by step, and AdamW with it; rates that are given stand
+  in for the config's."""
+  if learning_rate is None:
+    learning_rate, weight_decay = config.learning_rate, config.weight_decay
+  schedule = optim.make_schedule(
+      config.schedule, learning_rate=learning_rate, num_steps=num_steps,
+      warmup_fraction=config.warmup_fraction)
+  return schedule, optim.adamw(
+      schedule, weight_decay=weight_decay, clip_norm=config.clip_norm,
+      layer_decay=config.layer_decay, bias_correction=config.bias_correction,
+      eps=config.eps, num_layers=num_layers)
+
+
 def write_run(directory: pathlib.Path, config: config_lib.Config,
               sizes: bert.BertConfig, words: tokenizer_lib.Tokenizer,
               record: Mapping[str, Any]) -> None:
@@ -234,3 +262,19 @@ def model_inputs(batch: Mapping[str, jax.Array]) -> dict[str, Any]:
   if 'segment_ids' in batch:
     inputs['packed'] = qa.Packed(**{k: batch[k] for k in PACKED})
   return inputs
+
+
+def loss(net: qa.QAModel, objective: objectives.Objective,
+         decode: config_lib.Decode) -> update.Loss:
+  """What a step minimises, and what it logs beside."""
+  def loss_fn(params, batch, key):
+    scores = net.apply(
+        {'params': params}, **model_inputs(batch), dropout_key=key,
+        rows=batch['row'], dropout_lengths=batch.get('dropout_lengths'),
+        gold_start=batch['start_positions'])
+    rows = {'loss': objective.loss(scores, batch)}
+    if not scores.conditional:
+      rows['valid_mass'] = objectives.valid_mass(
+          scores, batch, max_answer_length=decode.max_answer_length)
+    return rows
+  return loss_fn

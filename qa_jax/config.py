@@ -54,11 +54,15 @@ class Data:
   buckets: tuple = ()  # batch lengths; max_length is always one
   packing: bool = False  # several windows a row of max_length, no buckets
   windows_without_answer: str = 'cls'
+  on_device: bool = False  # all tokens, so that steps gather their batches
+  cache: str = 'auto'  # of windows: the user's own, 'none', or a directory
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
   batch_size: int = 32  # windows per update over all devices
+  # Windows of max_length a batch; of shorter ones as many more, so that all
+  # batches have as many tokens, rounded up to a multiple of the devices.
   eval_batch_size: int = 32
   num_epochs: float = 0.0  # one of num_epochs and num_steps is set
   num_steps: int = 0
@@ -233,3 +237,24 @@ def read(workdir: pathlib.Path) -> Config:
     raise errors.UserError(
         f'{workdir} is not a run directory: it has no config.json')
   return check(files.read_object(path))
+
+
+def check_workdir(config: Config, workdir: pathlib.Path) -> None:
+  """Refuses a workdir that holds something else than this config's run."""
+  if workdir.exists() and not workdir.is_dir():
+    raise errors.UserError(f'--workdir={workdir} is a file, not a directory')
+  files.check_writable(workdir / 'config.json')
+  if not (workdir / 'config.json').is_file():
+    if workdir.is_dir() and any(workdir.iterdir()):
+      raise errors.UserError(
+          f'--workdir={workdir} is not empty and not a run; choose another')
+    return
+  stored = read(workdir).to_dict()
+  changed = differences(stored, config.to_dict())
+  if changed:
+    width = max(len(field) for field, _, _ in changed)
+    rows = '\n'.join(f'  {field:{width}}  {old!r} → {new!r}'
+                     for field, old, new in changed)
+    raise errors.UserError(
+        f'{workdir} was trained with another config (stored → given); choose '
+        f'another --workdir or undo:\n{rows}')

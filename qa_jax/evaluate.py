@@ -27,8 +27,8 @@ from qa_jax import null_rules
 from qa_jax import parallel
 from qa_jax import registry
 from qa_jax import search
-from qa_jax.data import batches
 from qa_jax.data import packing
+from qa_jax.data import plans
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
@@ -89,17 +89,9 @@ def score_windows(model: qa.QAModel, params: Any,
   normaliser = 'normaliser' in needs(decode)
   run = _searcher(model, decode.search, decode.max_answer_length,
                   decode.n_best, normaliser)
-  # A power of two, so that few questions at a time compile few programs.
-  few = 1 << max(len(windows) - 1, 0).bit_length()
-  size = -(-min(config.train.eval_batch_size, few) // count) * count
-  buckets = build.buckets(config)
-  if config.data.packing:
-    plan = batches.plan_packed(
-        windows.total_lengths, batch_size=size, row_length=buckets[-1],
-        shards=count)
-  else:
-    plan = batches.plan_eval(
-        windows.total_lengths, batch_size=size, buckets=buckets)
+  plan = (plans.plan_packed if config.data.packing else plans.plan_eval)(
+      windows.total_lengths, batch_size=config.train.eval_batch_size,
+      buckets=build.buckets(config), multiple=count)
   one = lambda: np.zeros(len(windows), np.float32)
   each = lambda dtype: np.zeros((len(windows), decode.n_best), dtype)
   out = aggregate.WindowSpans(
@@ -125,8 +117,8 @@ def score_windows(model: qa.QAModel, params: Any,
   for number, (length, rows) in enumerate(plan, 1):
     batch = windows.gather(rows, length)
     if config.data.packing:
-      batch = packing.pack(batch, np.arange(size).reshape(count, -1), length,
-                           real=rows >= 0)
+      batch = packing.pack(batch, np.arange(len(rows)).reshape(count, -1),
+                           length, real=rows >= 0)
     inputs = (*build.INPUTS, *build.PACKED, 'start_mask')
     keep(ahead.push((number, rows), run(params, place(
         {k: batch[k] for k in inputs if k in batch}))))
@@ -140,21 +132,23 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
             words: tokenizer_lib.Tokenizer) -> int:
   """Compiles what `answer` may run on one device, unpacked; how many programs.
 
-  They are one for each bucket and each power of two of windows, up to
-  train.eval_batch_size.
+  They are one for each bucket and each power of two of windows, up to the
+  rows that a batch of the bucket has.
   """
   decode = config.decode
   run = _searcher(model, decode.search, decode.max_answer_length,
                   decode.n_best, 'normaliser' in needs(decode))
-  most = config.train.eval_batch_size
-  sizes = {min(1 << n, most) for n in range(most.bit_length() + 1)}
+  buckets, programs = build.buckets(config), 0
   windows = build.make_windows(config, [Example('0', '', '')], words)
-  for length in build.buckets(config):
-    for size in sizes:
+  for length in buckets:
+    most = plans.eval_rows(
+        config.train.eval_batch_size, length, buckets[-1], 1)
+    for size in {min(1 << n, most) for n in range(most.bit_length() + 1)}:
+      programs += 1
       batch = windows.gather(np.full(size, -1), length)
       jax.block_until_ready(run(params, jax.device_put(
           {k: batch[k] for k in (*build.INPUTS, 'start_mask')})))
-  return len(sizes) * len(build.buckets(config))
+  return programs
 
 
 def answer(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,

@@ -15,6 +15,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from qa_jax import errors
 from qa_jax import files
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
@@ -91,6 +92,14 @@ class Costs:
 
   def close(self) -> None:
     jax.monitoring.unregister_event_duration_listener(self._listen)
+
+
+def check_trace(steps: range, start: int, end: int) -> None:
+  """Raises a UserError unless some of the steps to trace will be made."""
+  if steps and (steps.start >= end or steps.stop <= start):
+    raise errors.UserError(
+        f'--profile_steps={steps.start}:{steps.stop}: this run makes steps '
+        f'{start} … {end - 1}; choose some of them')
 
 
 class Trace:

@@ -22,6 +22,7 @@ from qa_jax import errors
 
 Step = Callable[..., tuple[Any, Any]]
 P = jax.sharding.PartitionSpec
+RESIDENT_SHARE = 0.25  # of a device's memory: the rest is the step's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Parallel:
   """How a step runs on devices."""
 
   step: Step  # (state, device batch) → (state, metrics); donates the state
-  place_batch: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]]
+  compile: Callable[[Any, Any], Any]  # what the same call of `step` will run
+  place_batch: Callable[[Any], Any]  # host batch → device batch
   state_sharding: Callable[[Any], Any]  # a state (or shapes) → shardings
   mesh: jax.sharding.Mesh
 
@@ -46,14 +48,15 @@ def data_mesh() -> jax.sharding.Mesh:
   return _mesh(jax.devices(), {'data': jax.device_count()})
 
 
-def _jit(step: Step, devices, axes) -> Parallel:
-  del axes
+def _jit(step: Step, devices, axes, resident) -> Parallel:
+  del axes, resident
   mesh = _mesh(devices[:1], {'data': 1})
   return _sharded(step, mesh, data=P(), parameters=None)
 
 
-def _data_mesh(step: Step, devices, axes) -> Parallel:
+def _data_mesh(step: Step, devices, axes, resident) -> Parallel:
   """Batch over 'data' and 'fsdp', parameters and optimizer over 'fsdp'."""
+  del resident
   mesh = _mesh(devices, mesh_axes(axes, len(devices)))
   return _sharded(step, mesh, data=P(mesh.axis_names), parameters='fsdp')
 
@@ -68,24 +71,26 @@ def _sharded(step, mesh, *, data: P, parameters: str | None) -> Parallel:
     return jax.sharding.NamedSharding(mesh, P(*spec))
 
   @functools.cache
-  def compiled(treedef, shapes):
+  def jitted(treedef, shapes):
     state = jax.tree.unflatten(
         treedef, [leaf_sharding(jax.ShapeDtypeStruct(s, np.float32))
                   for s in shapes])
     return jax.jit(step, donate_argnums=0, out_shardings=(
         state, jax.sharding.NamedSharding(mesh, P())))
 
-  def call(state, batch):
+  def of(state):
     leaves, treedef = jax.tree.flatten(state)
-    return compiled(treedef, tuple(x.shape for x in leaves))(state, batch)
+    return jitted(treedef, tuple(x.shape for x in leaves))
 
   return Parallel(
-      call, lambda batch: jax.device_put(
+      lambda state, batch: of(state)(state, batch),
+      lambda state, batch: of(state).lower(state, batch).compile(),
+      lambda batch: jax.device_put(
           batch, jax.sharding.NamedSharding(mesh, data)),
       functools.partial(jax.tree.map, leaf_sharding), mesh)
 
 
-def _pmap(step: Step, devices, axes) -> Parallel:
+def _pmap(step: Step, devices, axes, resident) -> Parallel:
   """pmap with the state replicated but without a leading device axis."""
   del axes
   mesh = _mesh(devices, {'data': len(devices)})
@@ -93,15 +98,16 @@ def _pmap(step: Step, devices, axes) -> Parallel:
   split = jax.sharding.NamedSharding(mesh, P('data'))
   mapped = jax.pmap(
       functools.partial(step, axis_name='data'), axis_name='data',
-      in_axes=(None, 0), out_axes=None, donate_argnums=0, devices=devices)
+      in_axes=(None, (0, None) if resident else 0), out_axes=None,
+      donate_argnums=0, devices=devices)
 
   def place(batch):
-    return jax.device_put(
-        {k: v.reshape(len(devices), -1, *v.shape[1:])
-         for k, v in batch.items()}, split)
+    return jax.device_put(jax.tree.map(
+        lambda v: v.reshape(len(devices), -1, *v.shape[1:]), batch), split)
 
-  return Parallel(mapped, place, functools.partial(
-      jax.tree.map, lambda _: replicated), mesh)
+  return Parallel(
+      mapped, lambda state, batch: mapped.lower(state, batch).compile(), place,
+      functools.partial(jax.tree.map, lambda _: replicated), mesh)
 
 
 MODES: dict[str, Callable[..., Parallel]] = {
@@ -109,12 +115,22 @@ MODES: dict[str, Callable[..., Parallel]] = {
 
 
 def wrap(step: Step, *, mode: str, devices: list[jax.Device],
-         axes: dict[str, int] | None = None) -> Parallel:
-  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh')."""
+         axes: dict[str, int] | None = None, resident: Any = None) -> Parallel:
+  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh').
+
+  If arrays are `resident`, every device gets a copy of them now, and the step
+  a pair for its batch: that and the residents.
+  """
   if mode not in MODES:
     raise errors.UserError(
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
-  return MODES[mode](step, list(devices), axes)
+  wrapped = MODES[mode](step, list(devices), axes, resident is not None)
+  if resident is None:
+    return wrapped
+  held = jax.device_put(
+      resident, jax.sharding.NamedSharding(wrapped.mesh, P()))
+  return dataclasses.replace(
+      wrapped, place_batch=lambda batch: (wrapped.place_batch(batch), held))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,6 +211,18 @@ def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
         f'train.batch_size {batch_size} is not divisible by {num_devices} '
         f'devices x {accumulation} accumulation steps; choose a multiple of '
         f'{num_devices * accumulation} or set parallel.num_devices')
+
+
+def check_fits(resident: Any, device: jax.Device) -> None:
+  """Raises a UserError if arrays would take more than RESIDENT_SHARE of the
+  memory that the device says it has; on CPU it says nothing."""
+  size = sum(x.nbytes for x in jax.tree.leaves(resident)) / 2**20
+  limit = (device.memory_stats() or {}).get('bytes_limit', math.inf) / 2**20
+  if size > RESIDENT_SHARE * limit:
+    raise errors.UserError(
+        f'config.data.on_device=True: the tokens take {size:.0f} MiB of each '
+        f'device, more than {RESIDENT_SHARE:.0%} of its {limit:.0f} MiB; set '
+        'it to False')
 
 
 def peak_megabytes(device: jax.Device) -> float:

@@ -20,7 +20,9 @@ import numpy as np
 from qa_jax import checkpoint
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import keeper as keeper_lib
 from qa_jax import logs
+from qa_jax import meter as meter_lib
 from qa_jax import parallel
 from qa_jax import train
 from qa_jax import update
@@ -49,8 +51,8 @@ class _Member:
   workdir: pathlib.Path
   store: checkpoint.Checkpoints
   log: logs.MetricsLog | None = None
-  meter: train.Meter | None = None
-  keeper: train.Keeper | None = None
+  meter: meter_lib.Meter | None = None
+  keeper: keeper_lib.Keeper | None = None
   costs: logs.Costs | None = None
   outcome: dict[str, float] | errors.UserError | None = None
 
@@ -61,14 +63,18 @@ class _Member:
   def begin(self, step: int, costs: logs.Costs) -> None:
     """Puts the state of checkpoint `step` on the host; 0: as it begins."""
     # Of all members at once, states might not fit a device.
-    train.restore(self.trainer, self.store, step or None)
+    keeper_lib.restore(self.trainer, self.store, step or None)
     if step == self.trainer.num_steps:
-      self.outcome = train.final_metrics(self.trainer, self.workdir)
+      self.outcome = keeper_lib.final_metrics(self.trainer, self.workdir)
     self.trainer.state = jax.device_get(self.trainer.state)
     self.log = logs.MetricsLog(self.workdir, step)
     self.costs = costs
-    self.meter = train.Meter(self.log, self.trainer, costs)
-    self.keeper = train.Keeper(
+    self.meter = meter_lib.Meter(
+        self.log, costs,
+        every_steps=self.trainer.config.train.log_every_steps,
+        steps_per_epoch=self.trainer.batches.steps_per_epoch,
+        devices=self.trainer.devices)
+    self.keeper = keeper_lib.Keeper(
         self.trainer, self.store, self.log, costs, self.workdir)
 
   def read(self, step: int, values: dict[str, np.ndarray]) -> None:
@@ -81,7 +87,7 @@ class _Member:
         logs.say(f'{self.workdir}: {e}')
 
   def keep(self, step: int, state: update.TrainState) -> str:
-    """Evaluates and saves, as train.Keeper does."""
+    """Evaluates and saves, as keeper_lib.Keeper does."""
     note = self.keeper.keep(step, jax.device_put(
         state, self.trainer.parallel.state_sharding(state)))
     if step == self.trainer.num_steps:
@@ -113,14 +119,14 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
         'a population differs in seed, optim.learning_rate and '
         'optim.weight_decay alone, and has no parallel.mode mesh')
   for config, workdir in zip(configs, workdirs, strict=True):
-    train.check_workdir(config, workdir)
+    config_lib.check_workdir(config, workdir)
   first = train.Trainer(configs[0])
   members = []
   try:
     for config, workdir in zip(configs, workdirs, strict=True):
       trainer = train.Trainer(config, like=first)
       trainer.state = jax.device_get(trainer.state)
-      train.write_run(trainer, workdir, argv or [], {
+      keeper_lib.write_run(trainer, workdir, argv or [], {
           'population': [other.name for other in workdirs]})
       members.append(_Member(
           trainer, workdir, checkpoint.Checkpoints(workdir / 'checkpoints')))
@@ -167,11 +173,11 @@ def _train(members: Sequence[_Member]) -> None:
 
 def _batch(member: _Member) -> dict[str, np.ndarray]:
   trainer = member.trainer
-  batch = next(trainer.batches)
-  member.meter.batch(batch)
+  length, rows = trainer.batches.next_rows()
+  member.meter.batch(trainer.batches.lengths_of(rows['window']))
+  batch = trainer.batches.gather(length, rows)
   if len(trainer.buckets) > 1 and not trainer.config.data.packing:
-    rows, length = batch['token_ids'].shape
-    batch['dropout_lengths'] = np.full(rows, length, np.int32)
+    batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
   return batch
 
 

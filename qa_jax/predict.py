@@ -12,6 +12,7 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
+from qa_jax import features
 from qa_jax import files
 from qa_jax import fit
 from qa_jax import logs
@@ -50,14 +51,22 @@ class QA:
     return self.answer_batch([{'question': question, 'context': context}])[0]
 
   def answer_batch(self, questions: Iterable[dict[str, str]],
-                   progress: str = '') -> list[Answer]:
-    """Answers dicts with `question` and `context`, batched and bucketed."""
+                   progress: str = '', *,
+                   cache: bool = False) -> list[Answer]:
+    """Answers dicts with `question` and `context`, batched and bucketed.
+
+    Their windows are kept as those of a data set if `cache`.
+    """
     rows = [examples_lib.Example(
         str(i),
         examples_lib.check_text(q.get('question'), f'question of row {i}'),
         examples_lib.check_text(q.get('context'), f'context of row {i}'))
             for i, q in enumerate(questions)]
-    windows = build.make_windows(self.config, rows, self.tokenizer)
+    if cache:
+      windows, made = features.load(self.config, rows, self.tokenizer)
+      logs.say(made)
+    else:
+      windows = build.make_windows(self.config, rows, self.tokenizer)
     answers = evaluate.answer(
         self.model, self.params, windows, self.config, progress=progress)
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]

@@ -29,7 +29,6 @@ from qa_jax import files
 from qa_jax import fit
 from qa_jax import optim
 from qa_jax import parallel
-from qa_jax import train
 from qa_jax.data import sources
 
 MAX_LABEL = 80  # characters
@@ -145,7 +144,7 @@ def check(trials: Sequence[Trial], devices: int | None = None) -> None:
   load = functools.cache(lambda spec: bool(sources.load(spec)))
   for trial in trials:
     try:
-      train.check_workdir(trial.config, trial.run)
+      config_lib.check_workdir(trial.config, trial.run)
       if trial.config.seed != trials[0].config.seed:
         continue  # seeds share the rest
       _check_parts(trial.config, devices)

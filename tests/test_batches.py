@@ -7,6 +7,7 @@ import pytest
 
 from qa_jax import errors
 from qa_jax.data import batches
+from qa_jax.data import plans
 from tests import test_windows
 
 BUCKETS = (8, 10, 12)
@@ -14,7 +15,7 @@ BUCKETS = (8, 10, 12)
 
 def plan(n, batch_size=4, seed=0, epoch=0):
   lengths = np.random.default_rng(1).integers(5, 13, n)
-  return lengths, batches.plan_epoch(
+  return lengths, plans.plan_epoch(
       lengths, np.arange(n), batch_size=batch_size, buckets=BUCKETS,
       seed=seed, epoch=epoch)
 
@@ -40,9 +41,44 @@ def test_order_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize('n', [1, 7, 64])
 def test_eval_plan_holds_every_window_once(n):
   lengths, _ = plan(n)
-  made = batches.plan_eval(lengths, batch_size=4, buckets=BUCKETS)
+  made = plans.plan_eval(lengths, batch_size=4, buckets=BUCKETS)
   rows = np.concatenate([r for _, r in made])
   assert sorted(rows[rows >= 0]) == list(range(n))
+
+
+@pytest.mark.parametrize('multiple', [1, 4])
+def test_eval_batches_hold_about_as_many_tokens_whatever_their_length(
+    multiple):
+  lengths, _ = plan(500)
+  made = plans.plan_eval(
+      lengths, batch_size=8, buckets=BUCKETS, multiple=multiple)
+  rows = np.concatenate([r for _, r in made])
+  assert sorted(rows[rows >= 0]) == list(range(500))
+  assert {(length, len(r)) for length, r in made} == {
+      (8, 12), (10, 9 if multiple == 1 else 12), (12, 8)}
+  assert all(lengths[r[r >= 0]].max() <= length for length, r in made)
+  assert all((r >= 0).all() for _, r in made[:-1])
+
+
+@pytest.mark.parametrize(('n', 'rows'), [(1, 1), (3, 4), (5, 8), (200, 64)])
+def test_few_windows_are_one_batch_of_a_power_of_two(n, rows):
+  made = plans.plan_eval(np.full(n, 12), batch_size=64, buckets=BUCKETS)
+  assert {len(r) for _, r in made} == {rows}
+
+
+@pytest.mark.parametrize('layout', [{}, {'packing': True}])
+def test_shapes_are_those_of_the_steps_to_come(layout):
+  made = stream(**layout)
+  for _ in range(3):
+    next(made)
+  for steps in (1, 4, 10**6):
+    shapes = [made.gather(*s)['token_ids'].shape for s in made.shapes(steps)]
+    assert len(shapes) == len(set(shapes))
+    other = stream(**layout)
+    other.seek(made.position)
+    left = min(steps, made.steps_per_epoch - made.index)
+    assert set(shapes) == {
+        next(other)['token_ids'].shape for _ in range(left)}
 
 
 def stream(**grouping):
@@ -120,7 +156,7 @@ def test_grouped_epochs_differ_but_are_equally_long():
   size = np.random.default_rng(0).integers(1, 5, 400)
   question = np.repeat(np.arange(400), size)
   lengths = np.random.default_rng(1).integers(5, 13, len(question))
-  made = [batches.plan_grouped(
+  made = [plans.plan_grouped(
       lengths, np.arange(len(question)), question, batch_size=16, shards=2,
       buckets=BUCKETS, seed=seed, epoch=epoch)
           for seed, epoch in ((0, 0), (0, 1), (0, 2), (0, 2), (1, 2))]

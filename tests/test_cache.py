@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from qa_jax import errors
+from qa_jax import features
 from qa_jax.data import cache
 from qa_jax.data import identity
 from qa_jax.data import sources
@@ -24,6 +25,7 @@ from qa_jax.data import tokenizer
 from qa_jax.data import windows
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SPEC = 'synthetic(size=30, sentences=20, impossible=0.2)'
@@ -184,7 +186,7 @@ def test_a_learned_vocabulary_is_stored_too(tmp_path, monkeypatch):
 
 def test_no_cache_writes_nothing(tmp_path, made, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert_equal(cached(cache.directory('')), made)
+  assert_equal(cached(cache.directory('none')), made)
   assert not list(tmp_path.iterdir())
 
 
@@ -593,6 +595,57 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
   assert cache.directory('~/c') == tmp_path / 'c'
   monkeypatch.setattr(os.path, 'expanduser', lambda path: path)  # no home
   assert cache.directory('auto') is None
-  assert cache.directory('') is None
-  with pytest.raises(errors.UserError, match=r"'a.x00b' is no name"):
-    cache.directory('a\0b')
+  assert cache.directory('none') is None
+  for bad in ('a\0b', ''):
+    with pytest.raises(errors.UserError, match=r"is no name.* choose 'auto'"):
+      cache.directory(bad)
+
+
+def data(where):
+  return tiny.config(data={'cache': str(where), **LENGTHS})
+
+
+@pytest.mark.parametrize('words', [WORDS, cache.Learned(300, True)])
+def test_a_run_has_the_same_windows_with_and_without_a_cache(tmp_path, words):
+  made, *kept = (features.load(data(where), SPEC, words)
+                 for where in ('none', tmp_path, tmp_path))
+  for (got, line), how in zip(kept, ('made', 'from the cache'), strict=True):
+    assert_equal(got, made[0])
+    assert f'of 30 questions {how} in ' in line and line.endswith(' s')
+
+
+def test_questions_in_memory_are_known_by_all_they_say(tmp_path):
+  rows = sources.load(SPEC)
+  _, line = features.load(data(tmp_path), rows, WORDS)
+  assert 'made' in line
+  got, line = features.load(data(tmp_path), [*rows], WORDS)
+  assert 'from the cache' in line
+  assert_equal(got, fresh())
+  rows[-1] = dataclasses.replace(rows[-1], title='another')
+  got, line = features.load(data(tmp_path), rows, WORDS)
+  assert 'made' in line and got.examples[-1].title == 'another'
+
+
+def test_a_run_names_a_damaged_cache_and_makes_it_anew(
+    tmp_path, capsys, made):
+  features.load(data(tmp_path), SPEC, WORDS)
+  path = entries(tmp_path)[0] / 'begin.npy'
+  content = path.read_bytes()
+  path.unlink()
+  path.write_bytes(content[:-1] + b'\xff')
+  got, line = features.load(data(tmp_path), SPEC, WORDS)
+  assert 'made' in line
+  assert_equal(got, made)
+  [told] = capsys.readouterr().err.splitlines()
+  assert str(path.parent) in told and 'begin.npy' in told
+  assert path.read_bytes() == content
+
+
+def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
+    tmp_path, capsys, made):
+  (tmp_path / 'file').touch()
+  got, line = features.load(data(tmp_path / 'file' / 'c'), SPEC, WORDS)
+  assert 'made' in line
+  assert_equal(got, made)
+  [told] = capsys.readouterr().err.splitlines()
+  assert 'the run goes on without it' in told

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 import runpy
 import shutil
 import subprocess
@@ -172,6 +173,8 @@ def test_evaluate_writes_predictions_that_score_the_same(run, data, tmp_path):
   by_model = command('evaluate', f'--workdir={run}', f'--data={data}',
                      f'--output={tmp_path}/out')
   assert by_model.code == 0
+  assert re.search(r'\d windows of 3 questions (made|from the cache) in \d',
+                   by_model.err)
   stored = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
   assert stored['total'] == 3
   by_file = command('evaluate', f'--data={data}',
@@ -239,6 +242,7 @@ def test_predict_answers_every_line_in_order(run, tmp_path):
                    f'--output={output}')
   assert result.code == 0, result
   assert result.out == f'{len(ODD_QUESTIONS)} answers in {output}\n'
+  assert f'windows of {len(ODD_QUESTIONS)} questions made in ' in result.err
   answers = [json.loads(line) for line in output.read_text().splitlines()]
   assert [a.get('id') for a in answers] == [q.get('id') for q in ODD_QUESTIONS]
   for question, answer in zip(ODD_QUESTIONS, answers, strict=True):

@@ -384,16 +384,17 @@ def test_only_n_best_spans_leave_the_devices(monkeypatch, search):
     return push(self, item, found)
 
   monkeypatch.setattr(parallel.RunAhead, 'push', spy)
-  spans_of(search=search, n_best=3, eval_batch_size=4)
+  spans_of(search=search, n_best=3, eval_batch_size=4, buckets=())
   assert shapes == {(4, 3), (4,)}
 
 
 def test_one_compilation_per_bucket():
   model = Lookup(name='counted')
   for _ in range(2):
-    spans_of(model=model, eval_batch_size=2, buckets=(12, 16))
+    spans_of(model=model, eval_batch_size=2, buckets=(12, 17))
   found = {k: v for k, v in TRACED.items() if k[0] == 'counted'}
-  assert found == {('counted', (2, length)): 1 for length in (12, 16, 20)}
+  assert found == {('counted', shape): 1
+                   for shape in ((3, 12), (2, 17), (2, 20))}
 
 
 def test_thresholds_and_merges_share_one_program():

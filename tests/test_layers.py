@@ -11,13 +11,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {'errors', 'files', 'registry', 'grid'},
     {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate'},
-    {'models', 'heads', 'objectives', 'search'},
+    {'models', 'heads', 'objectives', 'search', 'gather'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',
-     'pictures', 'runtime'},
+     'meter', 'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
-     'export', 'runner', 'train', 'population', 'sweep', 'study', 'pruners',
-     'search_space', 'view', 'web', 'engines', 'compare', 'report', 'page',
+     'export', 'runner', 'train', 'keeper', 'features', 'population', 'sweep',
+     'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare', 'report', 'page',
      'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}

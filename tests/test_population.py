@@ -105,7 +105,7 @@ def test_a_killed_population_resumes_bit_for_bit(
   runs = {name: [tmp_path / name / str(i) for i in range(3)]
           for name in ('whole', 'killed')}
   population.run(configs, runs['whole'])
-  saved = train.Keeper.keep
+  saved = keeper.Keeper.keep
   for death in deaths:
     def dying(self, step, state, death=death):
       note = saved(self, step, state)
@@ -113,7 +113,7 @@ def test_a_killed_population_resumes_bit_for_bit(
         raise test_train.Killed  # the last member lacks this checkpoint
       return note
     with monkeypatch.context() as patch:
-      patch.setattr(train.Keeper, 'keep', dying)
+      patch.setattr(keeper.Keeper, 'keep', dying)
       with pytest.raises(test_train.Killed):
         population.run(configs, runs['killed'])
   population.run(configs, runs['killed'])

@@ -155,7 +155,8 @@ def train_until_killed(config, workdir, step, monkeypatch):
     ({'mode': 'jit', 'num_devices': 1}, {})])
 def test_a_killed_run_resumes_bit_for_bit(
     tmp_path, monkeypatch, parallel_fields, train_fields):
-  config = tiny.config(parallel=parallel_fields, train=train_fields)
+  config = tiny.config(parallel=parallel_fields, train=train_fields, data={
+      'on_device': parallel_fields['mode'] == 'mesh'})
   metrics = train.train(config, tmp_path / 'whole')
   for step in (2, 6):
     train_until_killed(config, tmp_path / 'killed', step, monkeypatch)
@@ -340,6 +341,7 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'data': {'window_overlap': 60}}, 'leaves no step'),
     ({'data': {'windows_without_answer': 'keep'}}, 'choose cls or drop'),
     ({'data': {'vocab': '/no/where'}}, 'is not a directory'),
+    ({'data': {'cache': ''}}, "choose 'auto', 'none' or a directory"),
     ({'optim': {'schedule': 'lineal'}}, "did you mean 'linear'")])
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
   with pytest.raises(errors.UserError, match=message) as caught:
@@ -353,7 +355,9 @@ def test_the_schedule_ends_with_the_run(trainer):
   assert float(trainer.schedule(trainer.num_steps - 1)) > 0
 
 
-def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
+@pytest.mark.parametrize('on_device', [False, True])
+def test_the_loop_moves_nothing_to_a_device_unasked(
+    tmp_path, monkeypatch, on_device):
   loop = train._loop
 
   def guarded(*args):
@@ -361,8 +365,31 @@ def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
       return loop(*args)
 
   monkeypatch.setattr(train, '_loop', guarded)
-  train.train(tiny.config(data={'eval': ''}, train={'num_steps': 3}),
-              tmp_path / 'run')
+  train.train(tiny.config(data={'eval': '', 'on_device': on_device},
+                          train={'num_steps': 3}), tmp_path / 'run')
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'mesh'])
+def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
+  compiled = []
+  listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
+      'backend_compile_duration') else None
+  trainer = train.Trainer(tiny.config(
+      data={'eval': '', 'buckets': (48, 56)}, parallel={'mode': mode},
+      train={'num_steps': 100}))
+  trainer.state = state = jax.device_put(
+      trainer.state, trainer.parallel.state_sharding(trainer.state))
+  lengths = {length for length, _ in trainer.batches._plan}
+  assert len(lengths) > 1
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    assert trainer.compile() == len(compiled) == len(lengths)
+    for _ in range(trainer.batches.steps_per_epoch):
+      state, _ = trainer.parallel.step(
+          state, trainer.place(*trainer.batches.next_rows()))
+    assert len(compiled) == len(lengths)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_metrics_are_read_when_later_steps_are_on_their_way():
@@ -378,3 +405,20 @@ def test_a_profile_holds_the_steps_asked_for(tmp_path, steps):
   train.train(tiny.config(data={'eval': ''}, train={'num_steps': 4}),
               tmp_path / 'run', profile_steps=steps)
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize('steps', [range(4, 6), range(9, 12)])
+def test_a_profile_of_steps_that_will_not_be_made_is_refused(tmp_path, steps):
+  config = tiny.config(data={'eval': ''}, train={'num_steps': 4})
+  with pytest.raises(errors.UserError, match=(
+      f'--profile_steps={steps.start}:{steps.stop}: this run makes steps 0 … 3'
+      )) as e:
+    train.train(config, tmp_path / 'run', profile_steps=steps)
+  assert '\n' not in str(e.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_profile_of_steps_that_were_made_is_refused(tmp_path, monkeypatch):
+  config = tiny.config(data={'eval': ''})
+  train_until_killed(config, tmp_path / 'run', 6, monkeypatch)
+  with pytest.raises(errors.UserError, match='makes steps 4 … 6'):
+    train.train(config, tmp_path / 'run', profile_steps=range(1, 4))

@@ -176,8 +176,8 @@ class Session:
   def config(self, **fields: Any) -> dict[str, Any]:
     """The defaults under `fields`, 'a.b' as a__b, under the user's own."""
     common = {'seed': self.seed, 'data.buckets': list(BUCKETS),
-              'data.train': self.source(), 'train.num_steps': 1000,
-              'parallel.num_devices': 1}
+              'data.train': self.source(), 'data.cache': 'none',
+              'train.num_steps': 1000, 'parallel.num_devices': 1}
     named = {key.replace('__', '.'): value for key, value in fields.items()}
     config = config_lib.override(
         config_lib.Config().to_dict(), {**common, **named, **self.overrides})

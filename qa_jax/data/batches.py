@@ -1,10 +1,6 @@
-"""Windows → static-shape numpy batches: permutation, buckets, padding rows.
+"""Windows → static-shape numpy batches, at a position that can be restored.
 
-Glossary of shapes: N windows, B batch, L bucket length, Q questions.
-
-A plan is a list of (L, indices [B]); index -1 is a padding row of weight 0. An
-epoch's plan is a function of (seed, epoch) alone, so a position in the data is
-two integers that a checkpoint can hold.
+Glossary of shapes: N windows, B batch, S shards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,9 +10,8 @@ import numpy as np
 
 from qa_jax import errors
 from qa_jax.data import packing
+from qa_jax.data import plans
 from qa_jax.data import windows as windows_lib
-
-Plan = list[tuple[int, np.ndarray]]
 
 
 def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
@@ -31,120 +26,6 @@ def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
         f'data.buckets has {bad[0]}, outside 1 … data.max_length '
         f'{max_length}')
   return tuple(sorted({*buckets, max_length}))
-
-
-def plan_epoch(lengths: np.ndarray, indices: np.ndarray, *, batch_size: int,
-               buckets: Sequence[int], seed: int, epoch: int) -> Plan:
-  """A training epoch: every one of `indices` once, in a seeded random order.
-
-  Full batches are cut per bucket; what a bucket leaves over moves up to the
-  next longer one, so all batches but one are full: ceil(N / B) in all.
-  """
-  rng = np.random.default_rng([seed, epoch])
-  order = rng.permutation(indices)
-  bucket_of = np.searchsorted(np.asarray(buckets), lengths[order])
-  plan, left = [], order[:0]
-  for b, length in enumerate(buckets):
-    rows = np.concatenate([left, order[bucket_of == b]])
-    full = len(rows) // batch_size * batch_size
-    plan += [(length, chunk) for chunk in rows[:full].reshape(-1, batch_size)]
-    left = rows[full:]
-  if len(left):
-    fit = buckets[np.searchsorted(np.asarray(buckets), lengths[left].max())]
-    plan.append((fit, _pad(left, batch_size)))
-  return [plan[k] for k in rng.permutation(len(plan))]
-
-
-def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
-                 question_of: np.ndarray, *, batch_size: int, shards: int,
-                 buckets: Sequence[int], seed: int, epoch: int) -> Plan:
-  """As `plan_epoch`, but all windows of a question stand in one shard.
-
-  A batch is `shards` runs of B / shards rows, each padded by itself. The seed
-  draws the order of the questions, an epoch exchanges those that are alike in
-  bucket and number of windows: so all epochs have as many batches.
-  """
-  rows = batch_size // shards
-  indices = indices[np.argsort(question_of[indices], kind='stable')]
-  _, first, size = np.unique(
-      question_of[indices], return_index=True, return_counts=True)  # [Q]
-  bucket_of = np.searchsorted(
-      np.asarray(buckets), np.maximum.reduceat(lengths[indices], first))
-  order = np.random.default_rng(seed).permutation(len(first))
-  rng = np.random.default_rng([seed, epoch])
-  kind = bucket_of * (rows + 1) + size
-  for k in np.unique(kind):
-    alike = np.flatnonzero(kind[order] == k)
-    order[alike] = rng.permutation(order[alike])
-
-  def batch(packed: list[list[int]]) -> np.ndarray:  # [B]
-    windows = [np.concatenate([indices[first[q]:first[q] + size[q]]
-                               for q in shard]) for shard in packed]
-    windows += [indices[:0]] * (shards - len(packed))
-    return np.concatenate([_pad(shard, rows) for shard in windows])
-
-  plan, left = [], []
-  for b, length in enumerate(buckets):
-    packed = _pack([*left, *order[bucket_of[order] == b]], size, rows)
-    full = len(packed) // shards * shards
-    plan += [(length, batch(packed[i:i + shards]))
-             for i in range(0, full, shards)]
-    left = [q for shard in packed[full:] for q in shard]
-  if left:
-    plan.append((buckets[bucket_of[left].max()], batch(packed[full:])))
-  return [plan[k] for k in rng.permutation(len(plan))]
-
-
-def _pack(questions: Sequence[int], size: np.ndarray,
-          rows: int) -> list[list[int]]:
-  """Questions → shards of at most `rows` windows, the fullest first.
-
-  Best fit: each question goes where it leaves the least room.
-  """
-  shards: list[list[int]] = []
-  with_room: list[list[int]] = [[] for _ in range(rows + 1)]
-  for q in questions:
-    room = next((r for r in range(size[q], rows + 1) if with_room[r]), rows)
-    if with_room[room]:
-      shard = with_room[room].pop()
-    else:
-      shard = len(shards)
-      shards.append([])
-    shards[shard].append(q)
-    with_room[room - size[q]].append(shard)
-  return [shards[s] for same in with_room for s in same]
-
-
-def plan_eval(lengths: np.ndarray, *, batch_size: int,
-              buckets: Sequence[int]) -> Plan:
-  """Every window once, shortest first, so that little is padding."""
-  order = np.argsort(lengths, kind='stable')
-  plan = []
-  for begin in range(0, len(order), batch_size):
-    chunk = order[begin:begin + batch_size]
-    fit = np.searchsorted(np.asarray(buckets), lengths[chunk].max())
-    plan.append((buckets[fit], _pad(chunk, batch_size)))
-  return plan
-
-
-def plan_packed(lengths: np.ndarray, *, batch_size: int, row_length: int,
-                shards: int) -> Plan:
-  """Every window once, in order, each batch dealt to its shards in turn."""
-  plan = []
-  for begin in range(0, len(lengths), batch_size):
-    rows = np.arange(begin, min(begin + batch_size, len(lengths)))
-    plan.append((row_length, _deal(_pad(rows, batch_size), lengths,
-                                   shards).reshape(-1)))
-  return plan
-
-
-def _deal(rows: np.ndarray, lengths: np.ndarray,
-          shards: int) -> np.ndarray:  # [B] → [S, B / S]
-  return rows[packing.deal(np.where(rows >= 0, lengths[rows], 0), shards)]
-
-
-def _pad(rows: np.ndarray, batch_size: int) -> np.ndarray:
-  return np.concatenate([rows, np.full(batch_size - len(rows), -1)])
 
 
 @dataclasses.dataclass
@@ -190,19 +71,20 @@ class TrainBatches:
           f'leaves {self.batch_size // shards} rows to keep them in; raise it '
           f'to {count[most] * shards} or use fewer devices or steps')
 
-  def _make_plan(self) -> Plan:
+  def _make_plan(self) -> plans.Plan:
     common = dict(
         batch_size=self.batch_size, seed=self.seed, epoch=self.epoch,
         buckets=self.buckets[-1:] if self.packing else self.buckets)
     shards = self.devices * self.accumulation
     if self.group_questions:
-      plan = plan_grouped(self._lengths, self.indices, self.windows.example_of,
-                          shards=shards, **common)
+      plan = plans.plan_grouped(
+          self._lengths, self.indices, self.windows.example_of, shards=shards,
+          **common)
       return [(length, self._spread(rows.reshape(shards, -1)))
               for length, rows in plan]
-    plan = plan_epoch(self._lengths, self.indices, **common)
+    plan = plans.plan_epoch(self._lengths, self.indices, **common)
     if self.packing:
-      plan = [(length, self._spread(_deal(rows, self._lengths, shards)))
+      plan = [(length, self._spread(plans.deal(rows, self._lengths, shards)))
               for length, rows in plan]
     return plan
 
@@ -230,24 +112,68 @@ class TrainBatches:
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
-    if self.index == len(self._plan):
-      self.seek({'epoch': self.epoch + 1, 'index': 0})
-    length, rows = self._plan[self.index]
+    return self.gather(*self.next_rows())
+
+  def next_rows(self) -> tuple[int, dict[str, np.ndarray]]:
+    """The next batch by the numbers of its windows: its length, and int32 [B]
+    window (-1: padding), row and, if grouped, group; if packed, also what
+    `packing.plan` says."""
+    self._turn()
     self.index += 1
-    batch = self.windows.gather(rows, length)
-    batch['row'] = np.arange(self.batch_size, dtype=np.int32)  # keys dropout
+    return self._rows(*self._plan[self.index - 1])
+
+  def gather(self, length: int,
+             rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch that `next_rows` numbers."""
+    batch = self.windows.gather(rows['window'], length)
+    batch['row'] = rows['row']
+    if self.group_questions:
+      batch['group'] = rows['group']
+      batch['weight'] *= batch['group'] == batch['row']
+    if self.packing:
+      batch = packing.lay_out(
+          batch, rows, self._tokens(rows['window']), self._shards(), length)
+    return batch
+
+  def lengths_of(self, windows: np.ndarray) -> np.ndarray:
+    """Tokens of the windows of a batch; padding rows have none."""
+    return self._lengths[windows[windows >= 0]]
+
+  def shapes(self, steps: int) -> list[tuple[int, dict[str, np.ndarray]]]:
+    """Of the next `steps` batches of this epoch, the first of each shape."""
+    self._turn()
+    found = {}
+    for length, windows in self._plan[self.index:][:steps]:
+      if self.packing or length not in found:
+        rows = self._rows(length, windows)[1]
+        shape = rows['packed_row'].shape if self.packing else length
+        found.setdefault(shape, (length, rows))
+    return [*found.values()]
+
+  def _rows(self, length: int,
+            windows: np.ndarray) -> tuple[int, dict[str, np.ndarray]]:
+    rows = {'window': windows.astype(np.int32),
+            'row': np.arange(self.batch_size, dtype=np.int32)}  # keys dropout
     if self.group_questions:
       # A padding row is a question of its own.
       question = np.where(
-          rows >= 0, self.windows.example_of[rows], -1 - batch['row'])
+          windows >= 0, self.windows.example_of[windows], -1 - rows['row'])
       _, first, inverse = np.unique(
           question, return_index=True, return_inverse=True)
-      batch['group'] = first[inverse].astype(np.int32)
-      batch['weight'] *= batch['group'] == batch['row']
+      rows['group'] = first[inverse].astype(np.int32)
     if self.packing:
-      shards = batch['row'].reshape(self.devices, -1, self.accumulation)
-      batch = packing.pack(
-          batch, shards.swapaxes(1, 2).reshape(
-              self.devices * self.accumulation, -1), length,
-          real=rows >= 0)
-    return batch
+      rows |= packing.plan(self._tokens(windows), self._shards(), length)
+    return length, rows
+
+  def _tokens(self, windows: np.ndarray) -> np.ndarray:  # [B] → [B]
+    return np.where(windows >= 0, self._lengths[windows], 0)
+
+  def _shards(self) -> np.ndarray:  # [S, B / S] places in the batch
+    rows = np.arange(self.batch_size).reshape(
+        self.devices, -1, self.accumulation)
+    return rows.swapaxes(1, 2).reshape(self.devices * self.accumulation, -1)
+
+  def _turn(self) -> None:
+    """Goes on to the next epoch at the end of one."""
+    if self.index == len(self._plan):
+      self.seek({'epoch': self.epoch + 1, 'index': 0})

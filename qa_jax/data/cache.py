@@ -61,24 +61,28 @@ class Learned:
 
 
 def directory(setting: str) -> pathlib.Path | None:
-  """data.cache → where the cache is: '' is nowhere, 'auto' the user's own.
+  """data.cache → where the cache is: 'none' is nowhere, 'auto' the user's own.
 
   Raises:
     UserError: a name that no directory can have.
   """
-  if '\0' in setting:
+  if not setting or '\0' in setting:
     raise errors.UserError(
-        f'config.data.cache={setting!r} is no name of a directory')
+        f'config.data.cache={setting!r} is no name of a directory; choose '
+        "'auto', 'none' or a directory")
   if setting == 'auto':
     return files.cache_home()
-  return pathlib.Path(os.path.expanduser(setting)) if setting else None
+  return None if setting == 'none' else pathlib.Path(
+      os.path.expanduser(setting))
 
 
-def windows(spec: str, vocabulary: tokenizer_lib.Tokenizer | Learned, *,
+def windows(data: str | Sequence[Example],
+            vocabulary: tokenizer_lib.Tokenizer | Learned, *,
             where: pathlib.Path | None, say: Callable[[str], None],
             max_length: int, window_overlap: int,
             max_question_length: int) -> windows_lib.WindowSet:
-  """`make_windows` of what `sources.load` reads, once for all runs.
+  """`make_windows` of a SPEC for `sources.load`, or of examples; once for all
+  runs.
 
   A learned vocabulary is the tokenizer of the result. `where=None` makes the
   windows each time; `say` gets the line if a cache is of no use.
@@ -91,15 +95,16 @@ def windows(spec: str, vocabulary: tokenizer_lib.Tokenizer | Learned, *,
   words = None if isinstance(vocabulary, Learned) else vocabulary
 
   def make() -> windows_lib.WindowSet:
-    examples = sources.load(spec)
+    examples = sources.load(data) if isinstance(data, str) else data
     return windows_lib.make_windows(
         examples, words or vocabulary.tokenizer(examples), **lengths)
 
   def identify() -> dict[str, Any] | None:
-    data = identity.of(spec, where / 'sources')
-    return data and {'data': data, 'vocabulary': vocabulary.fingerprint,
-                     'code': code_version(), 'versions': _versions(),
-                     **lengths}
+    known = (identity.of(data, where / 'sources') if isinstance(data, str)
+             else identity.of_examples(data))
+    return known and {'data': known, 'vocabulary': vocabulary.fingerprint,
+                      'code': code_version(), 'versions': _versions(),
+                      **lengths}
 
   about = identify() if where else None
   if about is None:

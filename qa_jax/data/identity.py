@@ -6,6 +6,7 @@ time a run starts; a hash is therefore noted beside size, times and inode of the
 file, as git does in its index, and taken again when any of them differs.
 """
 
+from collections.abc import Sequence
 import contextlib
 import hashlib
 import importlib.metadata
@@ -20,6 +21,7 @@ from qa_jax import files
 from qa_jax import registry
 from qa_jax.data import sources
 from qa_jax.data import store
+from qa_jax.data.examples import Example
 
 # A file that was written this short a time ago may be written again without a
 # change of its times, so its hash is not noted.
@@ -37,6 +39,14 @@ def of(spec: str, notes: pathlib.Path) -> list[Any] | None:
   except (KeyError, OSError, TypeError, ValueError):  # load says why
     return None
   return None if None in parts else parts
+
+
+def of_examples(examples: Sequence[Example]) -> list[Any]:
+  """The same for examples that are in memory."""
+  digest = hashlib.sha256()
+  for example in examples:
+    digest.update(repr(example).encode())
+  return ['examples', digest.hexdigest()]
 
 
 def _part(part: str, notes: pathlib.Path) -> list[Any] | None:

@@ -43,32 +43,51 @@ def deal(lengths: np.ndarray,  # [B]
   return table.T
 
 
+def plan(lengths: np.ndarray,  # [B]; 0: no place
+         shards: np.ndarray,  # [S, B / S]
+         row_length: int) -> dict[str, np.ndarray]:
+  """Where windows stand that are packed by shards of places in the batch.
+
+  first [B] is where in its shard's R·P tokens a window begins, segment [B] its
+  number in the row, from 1; packed_row [S, R] numbers the rows. R is rounded up
+  to a sixteenth of a shard's windows, so that batches of a data set have few
+  shapes.
+  """
+  places = [fit(lengths[windows], row_length) for windows in shards]
+  rows = max(int(row.max()) + 1 for row, _ in places)
+  multiple = -(-shards.shape[1] // 16)
+  rows = -(-rows // multiple) * multiple
+  first, segment = (np.zeros(len(lengths), np.int32) for _ in range(2))
+  for windows, (row, at) in zip(shards, places, strict=True):
+    first[windows] = row * row_length + at
+    segment[windows] = _ordinal(row, at)
+  return {'first': first, 'segment': segment,
+          'packed_row': np.arange(len(shards) * rows, dtype=np.int32).reshape(
+              len(shards), rows)}
+
+
 def pack(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
          row_length: int, *, real: np.ndarray,  # [B] bool
          ) -> dict[str, np.ndarray]:
   """A batch of windows, as WindowSet.gather makes it, with its rows packed.
 
   `shards` names the windows, by place in the batch, that are packed together.
-  What is not `real` gets no place. R is rounded up to a sixteenth of a shard's
-  windows, so that batches of a data set have few shapes.
-
-  Replaces token_ids and token_type_ids by [S, R, P] and adds segment_ids (from
-  1 in each row; 0 is padding), position_ids, packed_row [S, R], which numbers
-  the rows, and first [B], where in its shard's R·P tokens a window begins.
+  What is not `real` gets no place.
   """
   lengths = batch['attention_mask'].sum(axis=1) * real
-  places = [fit(lengths[windows], row_length) for windows in shards]
-  rows = max(int(row.max()) + 1 for row, _ in places)
-  multiple = -(-shards.shape[1] // 16)
-  rows = -(-rows // multiple) * multiple
-  shape = len(shards), rows, row_length
-  first = np.zeros(len(lengths), np.int32)
-  start = np.zeros(len(lengths), np.int64)  # in the S·R·P tokens
-  segment = np.zeros(len(lengths), np.int32)
-  for s, (windows, (row, at)) in enumerate(zip(shards, places, strict=True)):
-    first[windows] = row * row_length + at
-    start[windows] = first[windows] + s * rows * row_length
-    segment[windows] = _ordinal(row, at)
+  return lay_out(batch, plan(lengths, shards, row_length), lengths, shards,
+                 row_length)
+
+
+def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
+            lengths: np.ndarray,  # [B], as `places` were planned for
+            shards: np.ndarray,  # [S, B / S]
+            row_length: int) -> dict[str, np.ndarray]:
+  """Replaces token_ids and token_type_ids by [S, R, P] and adds segment_ids
+  (0 is padding), position_ids, packed_row and first."""
+  shape = *places['packed_row'].shape, row_length
+  start = places['first'].astype(np.int64)  # in the S·R·P tokens
+  start[shards] += (np.arange(shape[0]) * shape[1] * row_length)[:, None]
   column = np.arange(batch['token_ids'].shape[1])[None, :]  # [1, L]
   real = column < lengths[:, None]  # [B, L]
   target = (start[:, None] + column)[real]
@@ -82,11 +101,10 @@ def pack(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
       **batch,
       'token_ids': place(batch['token_ids']),
       'token_type_ids': place(batch['token_type_ids']),
-      'segment_ids': place(segment[:, None]),
+      'segment_ids': place(places['segment'][:, None]),
       'position_ids': place(column),
-      'packed_row': np.arange(len(shards) * rows, dtype=np.int32).reshape(
-          shape[:2]),
-      'first': first,
+      'packed_row': places['packed_row'],
+      'first': places['first'],
   }
 
 
