@@ -3,8 +3,9 @@ r"""Compares the runs of sweeps, or any runs, with the first one's variant.
   python -m experiments.report --workdir=runs/heads
   python -m experiments.report --workdir=runs/a,runs/b,runs/c --output=report
 
-Runs that differ in the seed alone are one variant. Writes report.md, .csv, .tex
-and .png to --output, or to WORKDIR/report of the first; prints report.md.
+Runs that differ in the seed alone are one variant. Writes report.md, .html (one
+file, with all pictures), .csv, .tex and .png to --output, or to WORKDIR/report
+of the first; prints report.md.
 """
 
 import pathlib

@@ -24,6 +24,12 @@ COSTS = {  # title, form
     'device_seconds': ('device-seconds', '{:,.0f}'),
     'compile_seconds': ('compiling (s)', '{:.1f}')}
 
+NOTES = {
+    'step_time': ' Step time and memory are relative to the default; they mean '
+                 'something if the trials ran alike.',
+    'device_seconds': ' Device-seconds and compiling are means over runs, of '
+                      'the steps and evaluations that led to the result.'}
+
 LATEX = str.maketrans({
     **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',
@@ -81,11 +87,8 @@ def blocks(comparison: compare.Comparison) -> list[page.Block]:
             *(_number(cost[k], COSTS[k][1]) for k in known)]
            for v, cost in zip(variants, costs, strict=True)]),
       page.Text('± is the standard deviation over seeds; the 95 % interval is '
-                "Student's, of the mean over seeds. " + (
-                    'Step time and memory are relative to the default; they '
-                    'mean something if the trials ran alike. Device-seconds '
-                    'are a mean over runs, of all that led to the result, '
-                    'compiling and evaluation among it.' if known else ''))]
+                "Student's, of the mean over seeds." + ''.join(
+                    text for name, text in NOTES.items() if name in known))]
   for score in compare.SCORES:
     compared = [v for v in variants if score in v.deltas]
     if compared:
