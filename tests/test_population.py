@@ -24,8 +24,8 @@ from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
-MEMBERS = ((3, 1e-2, 0.01), (4, 1e-2, 0.5), (5, 3e-3, 0.0))
-BASE = {'train': {'num_steps': 4}, 'data': {'buckets': (48,)}}
+MEMBERS = ((3, 1e-2, 0.01), (4, 3e-3, 0.5))
+BASE = {'train': {'num_steps': 3}, 'data': {'buckets': (48,)}}
 
 
 def members(**changes) -> list[config_lib.Config]:
@@ -39,6 +39,7 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
   """Losses and rates to 1e-5, and the files of the evaluation."""
   for a, b in zip(test_train.rows_of(found), test_train.rows_of(expected),
                   strict=True):
+    assert a.pop('split') == b.pop('split')
     assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
   names = [str(p.relative_to(expected)) for p in expected.rglob('*.json*')
            if 'checkpoints' not in p.parts]
@@ -53,13 +54,10 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
 
 @pytest.mark.parametrize('changes', [
     {},
-    {'parallel': {'num_devices': 3}, 'train': {
-        'num_steps': 3, 'batch_size': 6, 'eval_every_steps': 2}},
     {'data': {'packing': True}, 'train': {
-        'num_steps': 3, 'grad_accumulation': 2}},
-    {'objective': 'shared_norm', 'train': {'num_epochs': 0.5, 'num_steps': 0}},
-    {'parallel': {'mode': 'jit'}, 'train': {
-        'num_steps': 3, 'grad_accumulation': 2}}])
+        'num_steps': 3, 'grad_accumulation': 2, 'eval_every_steps': 2}},
+    {'objective': 'shared_norm', 'parallel': {'mode': 'jit'},
+     'train': {'num_epochs': 0.5, 'num_steps': 0}}])
 def test_a_member_is_the_run_trained_alone(tmp_path, changes):
   configs = members(**changes)
   runs = [tmp_path / f'member-{i}' for i in range(len(configs))]
@@ -78,7 +76,7 @@ def test_members_batches_differ_in_length():
   for config in members():
     trainer = train.Trainer(config)
     shapes.append([next(trainer.batches)['token_ids'].shape[1]
-                   for _ in range(4)])
+                   for _ in range(3)])
   assert any(len(set(step)) > 1 for step in zip(*shapes, strict=True))
 
 
@@ -101,16 +99,17 @@ def test_devices_and_members_need_not_divide(count):
 @pytest.mark.parametrize('deaths', [(3,), (2, 4)])
 def test_a_killed_population_resumes_bit_for_bit(
     tmp_path, monkeypatch, deaths):
-  configs = members(train={'num_steps': 4, 'checkpoint_every_steps': 2})
-  runs = {name: [tmp_path / name / str(i) for i in range(3)]
+  configs = members(train={'num_steps': 4, 'checkpoint_every_steps': 2},
+                    data={})
+  runs = {name: [tmp_path / name / str(i) for i in range(2)]
           for name in ('whole', 'killed')}
   population.run(configs, runs['whole'])
   saved = keeper.Keeper.keep
   for death in deaths:
     def dying(self, step, state, death=death):
       note = saved(self, step, state)
-      if step >= death and self._workdir.name == '1':
-        raise test_train.Killed  # the last member lacks this checkpoint
+      if step >= death and self._workdir.name == '0':
+        raise test_train.Killed  # the other lacks this checkpoint
       return note
     with monkeypatch.context() as patch:
       patch.setattr(keeper.Keeper, 'keep', dying)
