@@ -9,7 +9,8 @@ The variants are what sweep() in the config file yields, dicts of overrides such
 as {'model.head': 'biaffine'}, the default first; without it there is one, the
 config as it is. --sampler=random or tpe draws them from search_space() instead.
 A trial is a run in WORKDIR/trials. The same command again finishes what is
-missing.
+missing. --engine=population trains those that differ in seed,
+optim.learning_rate and optim.weight_decay as one program, in this process.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,8 +44,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
 SEEDS = flags.DEFINE_integer(
     'seeds', 3, 'Seeds of a variant, from config.seed on.')
 ENGINE = flags.DEFINE_string(
-    'engine', 'local', 'local: processes; population: those that differ in '
-    'seed or rates as one program.')
+    'engine', 'local', 'local, population, ray or slurm.')
 WORKERS = flags.DEFINE_integer(
     'workers', 0, 'Trials side by side; 0: one a GPU, else one.')
 ADDRESS = flags.DEFINE_string(
