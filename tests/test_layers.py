@@ -17,8 +17,8 @@ LAYERS = (
      'meter', 'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'keeper', 'features', 'population', 'sweep',
-     'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare', 'report', 'page',
-     'bench'},
+     'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',
+     'report', 'page', 'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}
 NO_DATA = LAYERS[2] | LAYERS[3]

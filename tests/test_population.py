@@ -11,6 +11,7 @@ from qa_jax import config as config_lib
 from qa_jax import engines
 from qa_jax import errors
 from qa_jax import files
+from qa_jax import keeper
 from qa_jax import parallel
 from qa_jax import population
 from qa_jax import predict
