@@ -8,17 +8,23 @@ candidates and slices are about the questions that have an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
+import pathlib
 import re
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from qa_jax import errors
+from qa_jax import files
 from qa_jax import metrics
 from qa_jax import significance
 from qa_jax.data.examples import Example
 
 CUTS = (1, 2, 5, 10, 20)  # candidates looked at
 COVERAGE = 80.0  # percent of the questions answered, of one figure
+AT_COVERAGE = f'score_at_{COVERAGE:.0f}'
 CURVE_POINTS = 101
 WORDS = ('who', 'whom', 'whose', 'what', 'which', 'when', 'where', 'why', 'how')
 
@@ -75,17 +81,20 @@ def analyse(examples: Sequence[Example], predictions: Mapping[str, str],
   `candidates` are best first. `windows` gives the number of windows of a
   question, for a slice of its own.
   """
+  if na_scores is not None:
+    metrics.check_covers(na_scores, examples)
   em, f1 = metrics.per_question(examples, predictions)
   answerable = [i for i, e in enumerate(examples) if e.answers]
   out: dict[str, Any] = {
       'exact_match': _mean(em, seed), 'f1': _mean(f1, seed)}
   if answerable:
     asked = [examples[i] for i in answerable]
-    out['candidates'] = candidate_scores(asked, candidates)
-    out['boundaries'] = boundaries(asked, candidates)
+    if candidates:
+      out['candidates'] = candidate_scores(asked, candidates)
+      out['boundaries'] = boundaries(asked, candidates)
     by = dict(SLICES)
     if windows is not None:
-      by['windows'] = lambda e: _few(windows[e.id])
+      by['windows'] = lambda e: _few(windows.get(e.id, 0))
     out['slices'] = {
         name: _slice([part(e) for e in asked], em[answerable],
                      f1[answerable], seed) for name, part in by.items()}
@@ -102,6 +111,70 @@ def analyse(examples: Sequence[Example], predictions: Mapping[str, str],
         'accuracy': 100 * float((silent == none).mean()),
         'average_precision': 100 * average_precision(scores, none)}
   return out
+
+
+def difference(examples: Sequence[Example], predictions: Mapping[str, str],
+               others: Mapping[str, str], *, seed: int) -> dict[str, Any]:
+  """What two systems differ by on the same questions, in percentage points.
+
+  `mcnemar`: questions that one alone has exactly right, and the exact
+  two-sided test that either is as likely (McNemar, 1947).
+  """
+  out: dict[str, Any] = {}
+  ours, theirs = (metrics.per_question(examples, p)
+                  for p in (predictions, others))
+  for name, a, b in zip(('exact_match', 'f1'), ours, theirs, strict=True):
+    out[name] = {**_mean(a - b, seed), 'p': significance.sign_flip(
+        a - b, seed=seed)}
+  here, there = (int((x > y).sum()) for x, y in (
+      (ours[0], theirs[0]), (theirs[0], ours[0])))
+  p = stats.binomtest(here, here + there).pvalue if here + there else 1.0
+  out['mcnemar'] = {'here': here, 'there': there, 'p': float(p)}
+  return out
+
+
+def check_ids(examples: Sequence[Example], predictions: Mapping[str, str],
+              where: pathlib.Path) -> None:
+  """Raises a UserError if predictions are of other questions than these.
+
+  Some without a prediction are wrong, as the official scripts have it.
+  """
+  known = {e.id for e in examples}
+  unknown = predictions.keys() - known
+  if unknown:
+    raise errors.UserError(
+        f'{where}: {len(unknown)} of {len(predictions)} predictions are of '
+        f'questions that the data does not have, such as '
+        f'{min(unknown)!r}; give --data what was evaluated on')
+
+
+def read_nbest(path: pathlib.Path
+               ) -> tuple[dict[str, Candidates], dict[str, int]]:
+  """nbest.jsonl → each question's candidates, and its number of windows.
+
+  Raises:
+    UserError: unreadable, or of another shape.
+  """
+  found: dict[str, Candidates] = {}
+  windows: dict[str, int] = {}
+  for number, line in enumerate(files.read_text(path).splitlines(), 1):
+    where = f'{path}:{number}'
+    row = files.parse_object(line, where)
+    answers, windows[row.get('id')] = row.get('answers'), row.get('windows')
+    if not (isinstance(row.get('id'), str) and isinstance(answers, list)
+            and isinstance(row.get('windows'), int)):
+      raise errors.UserError(
+          f"{where}: expected 'id', 'windows' and 'answers'; evaluate anew")
+    for answer in answers:
+      if not (isinstance(answer, dict) and isinstance(answer.get('text'), str)
+              and all(isinstance(answer.get(k), int) for k in ('start', 'end'))
+              and isinstance(answer.get('score'), int | float)
+              and math.isfinite(answer['score'])):
+        raise errors.UserError(
+            f'{where}: expected answers with text, start, end and a finite '
+            'score')
+    found[row['id']] = answers
+  return found, windows
 
 
 def candidate_scores(examples: Sequence[Example],
@@ -171,7 +244,7 @@ def risk_coverage(confidence: np.ndarray,  # [N]
   reached = np.cumsum(mean[group]) / np.arange(1, len(score) + 1) * 100
   at = lambda percent: max(int(np.ceil(percent / 100 * len(score))), 1) - 1
   coverage = np.linspace(0, 100, CURVE_POINTS)[1:]
-  return {'score_at_80': float(reached[at(COVERAGE)]),
+  return {AT_COVERAGE: float(reached[at(COVERAGE)]),
           'score_at_100': float(reached[-1]), 'area': float(reached.mean()),
           'curve': [[float(c), float(reached[at(c)])] for c in coverage]}
 

@@ -196,8 +196,10 @@ class Evaluator:
       if na_scores is not None:
         files.write_json(output / 'na_probs.json', na_scores)
       files.write_json(output / 'predictions.json', predictions)
+      count = np.bincount(self.windows.example_of, minlength=len(examples))
       files.write_jsonl(output / 'nbest.jsonl', (
           {'id': e.id, 'null_score': float(answers.null_score[i]),
+           'windows': int(count[i]),
            'answers': aggregate.nbest(e, answers, i)}
           for i, e in enumerate(examples)))
       files.write_json(output / 'metrics.json', values)

@@ -114,7 +114,7 @@ def squad_metrics(examples: Sequence[Example],
   em, f1 = per_question(examples, predictions, version)
   has_answer = np.array([bool(e.answers) for e in examples])
   if version == '2.0' and na_scores is not None:
-    _check_covers(na_scores, examples)
+    check_covers(na_scores, examples)
     if na_threshold is None:
       na_threshold = 1.0 if always_answer is None else math.inf
     silent = np.array([e.id in predictions and na_scores[e.id] > na_threshold
@@ -221,8 +221,9 @@ def _resolve(examples: Sequence[Example], version: str) -> str:
   return version
 
 
-def _check_covers(na_scores: Mapping[str, float],
-                  examples: Sequence[Example]) -> None:
+def check_covers(na_scores: Mapping[str, float],
+                 examples: Sequence[Example]) -> None:
+  """Raises a UserError unless every question has a score."""
   without = [e.id for e in examples if e.id not in na_scores]
   if without:
     raise errors.UserError(

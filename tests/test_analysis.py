@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from qa_jax import analysis
+from qa_jax import files
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from tests import test_cli
 
 CONTEXT = 'Ada met Bob in Rome and Bob met Eve in Bonn.'
 
@@ -111,3 +113,66 @@ def test_without_no_answer_scores_the_lead_of_the_best_is_confidence():
                            {'0': sure, '1': torn})
   assert found['coverage']['curve'][49][1] == 100  # half answered: Ada alone
   assert 'no_answer' not in found
+
+
+def test_a_difference_counts_what_either_alone_has_right():
+  asked = [example(i, 'Ada') for i in range(7)]
+  right, wrong = {str(i): 'Ada' for i in range(7)}, {'6': 'Ada'}
+  found = analysis.difference(asked, right, wrong, seed=0)
+  assert found['exact_match']['mean'] == pytest.approx(600 / 7)
+  # Six heads of six coins; the sign-flip test has the same two of 64 patterns.
+  assert found['mcnemar'] == {'here': 6, 'there': 0, 'p': 2 / 64}
+  assert found['exact_match']['p'] == pytest.approx(2 / 64)
+
+
+@pytest.fixture(scope='module')
+def evaluation(tmp_path_factory):
+  """An evaluation's directory, and the data."""
+  folder = tmp_path_factory.mktemp('evaluation')
+  files.write_json(folder / 'data.json', {'version': '1.1', 'data': [{
+      'title': 'T', 'paragraphs': [{'context': CONTEXT, 'qas': [
+          {'id': '0', 'question': 'Who met <b>Bob</b>?', 'answers': [
+              {'text': 'Ada', 'answer_start': 0}]},
+          {'id': '1', 'question': 'Where?', 'answers': [
+              {'text': 'Rome', 'answer_start': 15}]}]}]}]})
+  files.write_json(folder / 'predictions.json', {'0': 'Bob', '1': 'Rome'})
+  files.write_jsonl(folder / 'nbest.jsonl', [
+      {'id': '0', 'windows': 1, 'answers': spans('Bob', 'Ada')},
+      {'id': '1', 'windows': 2, 'answers': spans('Rome')}])
+  files.write_json(folder / 'other.json', {'0': 'Ada', '1': 'Rome'})
+  return folder
+
+
+def analyze(folder, *arguments, evaluation=None):
+  return test_cli.command(
+      'analyze', f'--data={folder}/data.json',
+      f'--evaluation={evaluation or folder}', *arguments)
+
+
+def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
+  result = analyze(evaluation, f'--against={evaluation}/other.json')
+  assert result.code == 0, result.err
+  assert '| exact match | 50.00 |' in result.out
+  assert '| exact match | 50.00 | 100.00 | 100.00 |' in result.out  # by k
+  assert '| exact match | -50.00 |' in result.out
+  html = (evaluation / 'analysis.html').read_text()
+  assert 'Predicted: Bob. Gold: Ada. … [Ada] met Bob' in html
+  assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
+  found = files.read_object(evaluation / 'analysis.json')
+  assert found['slices']['windows']['1']['f1']['mean'] == 0
+
+
+@pytest.mark.parametrize(('name', 'content', 'words'), [
+    ('predictions.json', {'0': 'Ada', 'x': 'Bob'}, "such as 'x'; give --data"),
+    ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [{'text': 'Ada'}]},
+     'nbest.jsonl:1: expected answers with'),
+    ('nbest.jsonl', {'id': '0', 'answers': []}, "'windows'"),
+    ('na_probs.json', {'0': 1.0}, 'questions have no na_score')])
+def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, words):
+  files.write_json(tmp_path / 'predictions.json', {'0': 'Ada'})
+  write = files.write_json if name.endswith('.json') else (
+      lambda path, row: files.write_jsonl(path, [row]))
+  write(tmp_path / name, content)
+  result = analyze(evaluation, evaluation=tmp_path)
+  assert result.code == 1 and not (tmp_path / 'analysis.json').exists()
+  assert words in result.err and result.err.count('\n') == 1

@@ -18,7 +18,7 @@ LAYERS = (
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'keeper', 'features', 'population', 'sweep',
      'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',
-     'report', 'page', 'bench'},
+     'report', 'page', 'analysis_report', 'bench'},
 )
 NO_JAX = LAYERS[0] | LAYERS[1] | {'config'}
 NO_DATA = LAYERS[2] | LAYERS[3]

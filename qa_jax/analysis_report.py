@@ -1,0 +1,134 @@
+"""An analysis → analysis.json, .md, .html with errors, and a curve."""
+
+from collections.abc import Mapping, Sequence
+import pathlib
+from typing import Any
+
+from matplotlib import figure
+
+from qa_jax import analysis
+from qa_jax import files
+from qa_jax import metrics
+from qa_jax import page
+from qa_jax import pictures
+from qa_jax.data.examples import Example
+
+CURVE = 'analysis_coverage.png'
+ERRORS = 100  # shown, evenly spread over the file
+AROUND = 60  # characters of the context shown on each side of an answer
+
+BOUNDARIES = {
+    'start': 'start is that of a gold answer',
+    'end': 'end is that of a gold answer',
+    'span': 'both are, of one gold answer',
+    'text_elsewhere': 'the text is right, the place is not',
+    'splice': 'start of one gold answer, end of another',
+    'in_candidates': 'a gold answer is among the candidates',
+    'recombined': 'start and end of a gold answer are, of two candidates'}
+
+
+def write(found: Mapping[str, Any], examples: Sequence[Example],
+          predictions: Mapping[str, str], output: pathlib.Path,
+          title: str) -> None:
+  """Writes all of it into `output`."""
+  files.write_json(output / 'analysis.json', found)
+  curve(found, output / CURVE)
+  told = blocks(found, title)
+  files.write_text(output / 'analysis.md', page.markdown(told))
+  files.write_text(output / 'analysis.html', page.html(
+      [*told, *errors_of(examples, predictions)], output))
+
+
+def blocks(found: Mapping[str, Any], title: str) -> list[page.Block]:
+  """All but the errors themselves."""
+  made: list[page.Block] = [page.Title(1, title), page.Table(
+      ['', 'mean', '95 % interval'],
+      [[name, *_spread(found[key])] for name, key in (
+          ('exact match', 'exact_match'), ('F1', 'f1'))])]
+  if 'difference' in found:
+    made += _difference(found['difference'])
+  if 'no_answer' in found:
+    told = found['no_answer']
+    made += [page.Title(2, 'Answer or none'), page.Table(
+        ['', '%'], [['right about whether there is an answer',
+                     f'{told["accuracy"]:.2f}'],
+                    ['average precision of the no-answer score',
+                     f'{told["average_precision"]:.2f}']])]
+  if 'candidates' in found:
+    scores = found['candidates']
+    made += [page.Title(2, 'The best of the first k candidates'), page.Table(
+        ['k', *map(str, analysis.CUTS)],
+        [[name, *(f'{scores[key][str(k)]:.2f}' for k in analysis.CUTS)]
+         for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))])]
+    made += [page.Title(2, 'Boundaries of the best candidate'), page.Table(
+        ['', '% of answerable questions'],
+        [[words, f'{found["boundaries"][key]:.2f}']
+         for key, words in BOUNDARIES.items()])]
+  coverage = found['coverage']
+  made += [page.Title(2, 'Risk and coverage'), page.Text(
+      f'F1 of answering all questions {coverage["score_at_100"]:.2f}, the '
+      f'surest {analysis.COVERAGE:g} % of them '
+      f'{coverage[analysis.AT_COVERAGE]:.2f}, mean over all coverages '
+      f'{coverage["area"]:.2f}.'), page.Picture('F1 by coverage', CURVE)]
+  for name, parts in found.get('slices', {}).items():
+    made += [page.Title(2, f'By {name}'), page.Table(
+        [name, 'questions', 'EM', '95 % interval', 'F1', '95 % interval'],
+        [[part, str(values['total']), *_spread(values['exact_match']),
+          *_spread(values['f1'])] for part, values in parts.items()])]
+  return made
+
+
+def _difference(found: Mapping[str, Any]) -> list[page.Block]:
+  rows = [[name, *_spread(found[key], signed=True), f'{found[key]["p"]:.4f}']
+          for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))]
+  mcnemar = found['mcnemar']
+  return [
+      page.Title(2, f'Less {found["against"]}'),
+      page.Table(['', 'difference', '95 % interval', 'p'], rows),
+      page.Text(
+          f'Exactly right here alone: {mcnemar["here"]} questions, there '
+          f'alone: {mcnemar["there"]}; exact McNemar test '
+          f'p = {mcnemar["p"]:.4f}. The p of the table is that of a paired '
+          'sign-flip permutation test over questions. None of them knows what '
+          'another seed would do.')]
+
+
+def errors_of(examples: Sequence[Example],
+              predictions: Mapping[str, str]) -> list[page.Block]:
+  """Some questions that were not answered exactly, with where the answer is."""
+  em, _ = metrics.per_question(examples, predictions)
+  wrong = [e for e, right in zip(examples, em, strict=True) if not right]
+  shown = wrong[::max(1, len(wrong) // ERRORS)][:ERRORS]
+  if not shown:
+    return []
+  return [page.Title(2, f'{len(shown)} of {len(wrong)} errors'), page.Items([
+      (e.id, f'{e.question} Predicted: {predictions.get(e.id) or "no answer"}.'
+             f' Gold: {_gold(e)}') for e in shown])]
+
+
+def _gold(example: Example) -> str:
+  if not example.answers:
+    return 'no answer.'
+  texts = dict.fromkeys(example.gold_texts)
+  first = example.answers[0]
+  begin = max(first.start - AROUND, 0)
+  end = first.start + len(first.text)
+  return (f'{" / ".join(texts)}. … {example.context[begin:first.start]}'
+          f'[{first.text}]{example.context[end:end + AROUND]} …')
+
+
+def curve(found: Mapping[str, Any], path: pathlib.Path) -> None:
+  """Draws F1 over the share of questions answered."""
+  fig = figure.Figure(figsize=(5, 3.2), layout='constrained')
+  axes = fig.subplots()
+  points = found['coverage']['curve']
+  axes.plot([x for x, _ in points], [y for _, y in points], pictures.START)
+  axes.set(xlabel='questions answered, surest first (%)', ylabel='F1 (%)',
+           xlim=(0, 100), ylim=(0, 101))
+  pictures.save(fig, path)
+
+
+def _spread(value: Mapping[str, float], signed: bool = False) -> list[str]:
+  sign = '+' if signed else ''
+  return [f'{value["mean"]:{sign}.2f}',
+          f'{value["low"]:{sign}.2f} … {value["high"]:{sign}.2f}']
