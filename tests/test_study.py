@@ -322,6 +322,7 @@ def test_random_search_by_the_command(config, tmp_path, monkeypatch):
     for trial in trials:
       if not trial.metrics.is_file():
         ran.append(command(trial))
+        files.write_json(trial.run / 'config.json', trial.config.to_dict())
         measure(trial, 10.0)
     return {}
 
@@ -339,7 +340,8 @@ def test_random_search_by_the_command(config, tmp_path, monkeypatch):
   states = [r.state for r in rows(open_study(tmp_path / 'x')).values()]
   assert states == [TrialState.COMPLETE] * 6
   before = test_cli.files_of(tmp_path / 'x' / 'trials')
-  assert test_cli.command(*argv).out == result.out
+  again = test_cli.command(*argv)
+  assert again.out == result.out, again
   assert test_cli.files_of(tmp_path / 'x' / 'trials') == before
   assert len(ran) == 6
 
