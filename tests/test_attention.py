@@ -219,7 +219,7 @@ def test_an_encoder_under_pmap_is_the_same_by_pallas(monkeypatch):
   monkeypatch.setitem(attention.LIMITS, 'pallas', ())
   ids = jnp.asarray(SEGMENTS[:2])
   sizes = dataclasses.replace(SIZES, hidden_size=32, initializer_range=0.5)
-  params = bert.BertEncoder(sizes, attention='xla').init(
+  params = jax.jit(bert.BertEncoder(sizes, attention='xla').init)(
       jax.random.key(0), ids, ids, ids)
 
   def gradient(name):
