@@ -34,9 +34,10 @@ RATES = ('learning_rate', 'weight_decay')
 def kind(config: config_lib.Config) -> str:
   """Equal for configs that can be members of one population.
 
-  In mode 'mesh' a run may need several devices, so its kind is its own.
+  In mode 'mesh' a run may need several devices, and with data.on_device its
+  steps gather their own batches: then its kind is its own.
   """
-  if config.parallel.mode == 'mesh':
+  if config.parallel.mode == 'mesh' or config.data.on_device:
     return json.dumps(config.to_dict(), sort_keys=True)
   common = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
       config.optim, **dict.fromkeys(RATES, 0.0)))
@@ -117,7 +118,8 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
   if len({kind(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '
-        'optim.weight_decay alone, and has no parallel.mode mesh')
+        'optim.weight_decay alone; parallel.mode is pmap or jit, '
+        'data.on_device False')
   for config, workdir in zip(configs, workdirs, strict=True):
     config_lib.check_workdir(config, workdir)
   first = train.Trainer(configs[0])

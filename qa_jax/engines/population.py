@@ -59,6 +59,7 @@ def run(trials: Sequence[sweep.Trial], command: schedule.Command,
   """
   del command  # of processes
   setup.study.register(trials)
+  trials = [t for t in trials if not t.pruned.is_file()]
   failed: dict[str, str] = {}
   by_name = {trial.name: trial for trial in trials}
   for group in groups(trials):
@@ -66,7 +67,8 @@ def run(trials: Sequence[sweep.Trial], command: schedule.Command,
   for trial in trials:
     if not trial.source or trial.metrics.is_file():
       continue
-    if not by_name[trial.source].metrics.is_file():
+    if not (trial.source in by_name
+            and by_name[trial.source].metrics.is_file()):
       failed[trial.name] = f'{trial.source} failed, whose training it shares'
       continue
     if not trial.run.exists():

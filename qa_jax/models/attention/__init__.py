@@ -58,9 +58,9 @@ def choose(use: Use) -> str:
 
   `blocked` is nobody's default: with the C library's memory set as commands do
   (runtime.py) it is the slower one, and over several devices it gathers rows.
+  Nor is `pallas`, until it has been measured on a GPU.
   """
-  fast = {'gpu': 'pallas' if use.packed else 'cudnn',
-          'tpu': 'splash'}.get(use.platform, 'xla')
+  fast = {'gpu': 'cudnn', 'tpu': 'splash'}.get(use.platform, 'xla')
   return 'xla' if misfit(fast, use) else fast
 
 
