@@ -3,10 +3,13 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
   python -m experiments.evaluate --workdir=runs/squad --data=dev-v2.0.json
   python -m experiments.evaluate --data=dev-v2.0.json \
       --predictions=predictions.json [--na_probs=na_probs.json]
+  python -m experiments.evaluate --data=dev-v2.0.json --audit
 
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
-joined by +. Results go to WORKDIR/eval/<data>/ or --output.
+joined by +. Results go to WORKDIR/eval/<data>/ or --output. --audit runs no
+model: it says what became of the gold spans on their way to tokens, by the
+tokenizer and the window lengths of --workdir, or by a learned vocabulary.
 """
 
 import pathlib
@@ -28,10 +31,15 @@ PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'Score this {id: text} JSON; no model is run.')
 NA_PROBS = flags.DEFINE_string(
     'na_probs', None, '{id: score} JSON; higher means no answer.')
+AUDIT = flags.DEFINE_bool(
+    'audit', False, 'How gold spans become token spans; no model.')
 
 
 def main() -> None:
   cli.required(data=DATA.value)
+  if AUDIT.value:
+    _audit()
+    return
   if bool(WORKDIR.value) == bool(PREDICTIONS.value):
     raise errors.UserError('give one of --workdir and --predictions')
   if NA_PROBS.value and not PREDICTIONS.value:
@@ -78,6 +86,34 @@ def _evaluate(output: pathlib.Path | None) -> dict[str, float]:
   params = jax.device_put(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device
   return evaluator.evaluate(params, output=output, progress='evaluate')
+
+
+def _audit() -> None:
+  """Prints counts and examples; writes alignment.json into --output."""
+  from qa_jax import build
+  from qa_jax import config as config_lib
+  from qa_jax import features
+  from qa_jax import predict
+  from qa_jax.data import alignment
+
+  if PREDICTIONS.value or NA_PROBS.value:
+    raise errors.UserError('--audit looks at gold spans, not at predictions')
+  output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+  if output:
+    files.check_writable(output / 'alignment.json')
+  if WORKDIR.value:
+    qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
+    config, words = qa.config, qa.tokenizer
+  else:
+    config = config_lib.Config()
+    words = build.vocabulary(config, None)
+  windows, _ = features.load(config, DATA.value, words)
+  lines, shown = alignment.describe(
+      windows.examples, windows.audit, windows.faults)
+  print('\n'.join(lines))
+  if output:
+    files.write_json(output / 'alignment.json', {
+        'counts': windows.audit, 'examples': shown})
 
 
 if __name__ == '__main__':

@@ -116,8 +116,9 @@ def test_help_is_short_and_names_every_flag_with_its_default(name):
   lines = result.out.splitlines()
   assert len(lines) < 50 and max(map(len, lines)) <= 80
   assert f'python -m experiments.{name}' in result.out
-  assert ('--source=STRING' if name == 'convert_weights'
-          else '--workdir=STRING') in result.out
+  flag = {'convert_weights': 'source', 'analyze': 'evaluation'}.get(
+      name, 'workdir')
+  assert f'--{flag}=STRING' in result.out
   if name == 'predict':
     assert '--n_best=INT          Candidates listed per question. [5]' in (
         result.out)
@@ -186,6 +187,26 @@ def test_evaluate_writes_predictions_that_score_the_same(run, data, tmp_path):
 def test_evaluate_goes_to_a_folder_of_the_run_named_after_the_data(run, data):
   assert command('evaluate', f'--workdir={run}', f'--data={data}').code == 0
   assert (run / 'eval' / 'dev' / 'metrics.json').is_file()
+
+
+def test_an_audit_counts_gold_spans_by_fate_and_shows_some(tmp_path):
+  answers = [('Ada', 0), ('Ada', 3), ('da', 1), ('Eve', 0)]
+  (tmp_path / 'data.json').write_text(json.dumps({'version': '1.1', 'data': [{
+      'title': 'T', 'paragraphs': [{'context': 'Ada met Bob.', 'qas': [
+          {'id': f'q{n}', 'question': 'Who?', 'answers': [
+              {'text': text, 'answer_start': start}]}
+          for n, (text, start) in enumerate(answers)]}]}]}))
+  result = command('evaluate', '--audit', f'--data={tmp_path}/data.json',
+                   f'--output={tmp_path}')
+  assert result.code == 0, result.err
+  for fate, share in (('exact', 25), ('repaired', 25), ('widened', 25),
+                      ('unrecoverable', 25), ('no_window', 0)):
+    assert re.search(rf'^{fate} +\d +{share}\.00 %', result.out, re.M), fate
+  saved = json.loads((tmp_path / 'alignment.json').read_text())
+  assert saved['counts']['exact'] == 1
+  assert [row['id'] for row in saved['examples']['repaired']] == ['q1']
+  assert "q3: [{'text': 'Eve', 'answer_start': 0, 'context': 'Ada met" in (
+      result.out)
 
 
 def test_scoring_a_file_needs_no_jax(data, tmp_path):

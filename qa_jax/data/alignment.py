@@ -8,7 +8,7 @@ counted: the audit.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -24,6 +24,8 @@ AUDIT = {
     'surplus': 'left out of a window that holds MAX_GOLD_SPANS before it',
 }
 MAX_EXAMPLES_PER_FAULT = 20
+EXAMPLES_PRINTED = 3
+AROUND = 20  # characters of the context shown on each side of an answer
 MAX_GOLD_SPANS = 16  # of one window
 
 
@@ -111,6 +113,32 @@ def audit(examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
       name: [examples[e].id for e in np.unique(owners[fates == name])[
           :MAX_EXAMPLES_PER_FAULT]]
       for name in AUDIT if name != 'exact'}
+
+
+def describe(examples: Sequence[Example], counts: Mapping[str, int],
+             faults: Mapping[str, Sequence[str]],
+             ) -> tuple[list[str], dict[str, list[dict[str, object]]]]:
+  """An audit as lines to print, and its examples with their texts."""
+  total = max(sum(counts.values()), 1)
+  by_id = {e.id: e for e in examples}
+  shown = {fate: [_show(by_id[key]) for key in ids]
+           for fate, ids in faults.items()}
+  lines = []
+  for fate, meaning in AUDIT.items():
+    share = 100 * counts[fate] / total
+    lines.append(f'{fate:14} {counts[fate]:8,} {share:6.2f} %  {meaning}')
+    lines += [f'  {row["id"]}: {row["answers"]}'
+              for row in shown.get(fate, ())[:EXAMPLES_PRINTED]]
+  return lines, shown
+
+
+def _show(example: Example) -> dict[str, object]:
+  """Each answer, and what the context has where it is said to be."""
+  return {'id': example.id, 'answers': [
+      {'text': a.text, 'answer_start': a.start,
+       'context': example.context[max(a.start - AROUND, 0):
+                                  a.start + len(a.text) + AROUND]}
+      for a in example.answers]}
 
 
 def _nearest(context: str, text: str, near: int) -> int:
