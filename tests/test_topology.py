@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from qa_jax import checkpoint
+from qa_jax import keeper
 from qa_jax import parallel
 from qa_jax import train
 from tests import tiny
@@ -62,7 +63,7 @@ def test_a_checkpoint_restores_on_other_devices(
   for name, value in (('parallel', wrapped), ('state', expected),
                       ('devices', jax.devices()[:after[1]])):
     monkeypatch.setattr(trainer, name, value)
-  train.restore(trainer, saved(*before), 7)
+  keeper.restore(trainer, saved(*before), 7)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state),
                expected)
   jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or (
