@@ -206,7 +206,7 @@ def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
 
 def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
   """The parameters of a run's checkpoint 'best', 'last' or a step."""
-  store = checkpoint.Checkpoints(workdir / 'checkpoints')
+  store = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
   try:
     return store.restore_params(store.resolve(which), jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(
