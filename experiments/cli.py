@@ -1,6 +1,8 @@
 """What every command shares: flags, one-line errors, exit codes.
 
-Exit codes: 0 done, 1 a mistake in data or config, 2 a mistake in the flags.
+Exit codes: 0 done, 1 a mistake in data or config, 2 a mistake in the flags,
+128 + n asked to end by signal n: 130 Ctrl-C, 143 SIGTERM, 140 SIGUSR2 (SLURM's
+before it pre-empts a job). Training has saved then.
 """
 
 from collections.abc import Callable

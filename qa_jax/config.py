@@ -70,6 +70,7 @@ class Train:
   eval_every_steps: int = 0  # 0: at the end only
   checkpoint_every_steps: int = 500
   log_every_steps: int = 50
+  max_skipped: int = 10  # updates in a row that are not finite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,7 @@ BOUNDS = {
     'train.grad_accumulation': (1, None),
     'train.eval_every_steps': (0, None),
     'train.checkpoint_every_steps': (1, None),
-    'train.log_every_steps': (1, None),
+    'train.log_every_steps': (1, None), 'train.max_skipped': (0, None),
     'optim.learning_rate': (0, None), 'optim.warmup_fraction': (0, 1),
     'optim.weight_decay': (0, None), 'optim.clip_norm': (0, None),
     'optim.layer_decay': (0, 1), 'optim.eps': (1e-12, 1),

@@ -1,5 +1,6 @@
 """What a run keeps: its directory, checkpoints, evaluations."""
 
+import contextlib
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,10 @@ from qa_jax import build
 from qa_jax import checkpoint
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import lock
 from qa_jax import logs
+from qa_jax import meter as meter_lib
+from qa_jax import stop
 from qa_jax import update
 from qa_jax.data import store as store_lib
 
@@ -23,39 +27,77 @@ class Keeper:
 
   def __init__(self, trainer: 'train.Trainer', store: checkpoint.Checkpoints,
                log: logs.MetricsLog, costs: logs.Costs,
-               workdir: pathlib.Path):
+               workdir: pathlib.Path, requests: stop.Requests,
+               meter: meter_lib.Meter):
     self._trainer, self._store = trainer, store
     self._log, self._costs, self._workdir = log, costs, workdir
+    self._requests, self._meter = requests, meter
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
-  def _evaluates(self, step: int) -> bool:
-    every = self._trainer.config.train.eval_every_steps
-    return (step == self._trainer.num_steps
-            or bool(every and step % every == 0))
-
-  def due(self, step: int) -> bool:
-    """Whether there is something to `keep` before this step."""
+  def due(self, step: int, start: int) -> bool:
+    """Whether there is something to `keep` before this step, in a process that
+    began with step `start`."""
+    if step == start:
+      return step > 0 and owes(self._trainer, self._store, step)
     every = self._trainer.config.train.checkpoint_every_steps
-    return self._evaluates(step) or step % every == 0
+    return (bool(self._requests.signal) or _evaluates(self._trainer, step)
+            or step % every == 0)
+
+  def complete(self, step: int) -> bool:
+    """Whether the run needs no other process."""
+    return step == self._trainer.num_steps and not owes(
+        self._trainer, self._store, step)
+
+  def farewell(self, step: int) -> str:
+    saved = 'saved' if step in self._store.steps else 'nothing to save'
+    return (f'{self._workdir}: stopped by {self._requests.signal.name} before '
+            f'step {step}: {saved}; the same command goes on from there')
 
   def keep(self, step: int, state: update.TrainState) -> str:
-    """Evaluates, if it is time, then saves; what to tell the user, or ''."""
+    """Evaluates, if it is time, then saves; what to tell the user, or ''.
+
+    An evaluation is given up for a signal; who resumes makes it.
+    """
     trainer, metrics = self._trainer, {}
-    if self._evaluates(step) and trainer.evaluator:
+    if _evaluates(trainer, step) and trainer.evaluator:
       last = step == trainer.num_steps
-      self.metrics = metrics = trainer.evaluator.evaluate(
-          state.params,
-          output=_output(trainer, self._workdir) if last else None)
+      with (contextlib.suppress(stop.Interrupted),
+            self._requests.interrupting()):
+        metrics = trainer.evaluator.evaluate(
+            state.params,
+            output=_output(trainer, self._workdir) if last else None)
+    if metrics:
+      self.metrics = metrics
       self._log.write(step, 'eval', {
           **metrics, **self._costs.spent(len(trainer.devices))})
     self._store.save(
         step, params=state.params,
         optimizer={'opt_state': state.opt_state, 'step': state.step},
         meta={'position': trainer.batches.position,
-              'devices': len(trainer.devices)}, metrics=metrics)
+              'devices': len(trainer.devices),
+              'skipped': list(self._meter.skipped)}, metrics=metrics)
     if not metrics:
       return ''
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
+
+
+def _evaluates(trainer: 'train.Trainer', step: int) -> bool:
+  every = trainer.config.train.eval_every_steps
+  return step == trainer.num_steps or bool(every and step % every == 0)
+
+
+def owes(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
+         step: int) -> bool:
+  """Whether a step was saved without the evaluation that it was time for."""
+  return (_evaluates(trainer, step) and trainer.evaluator is not None
+          and not store.metrics(step))
+
+
+def take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
+  """Holds the lock of a run until `stack` is left."""
+  before = stack.enter_context(lock.hold(workdir))
+  if before:
+    logs.say(f'{workdir}: going on from {before}, which died')
 
 
 def write_run(trainer: 'train.Trainer', workdir: pathlib.Path, argv: list[str],
@@ -101,6 +143,7 @@ def restore(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
       params=params, **optimizer,
       key_data=jax.device_put(state.key_data, shardings.key_data))
   trainer.batches.seek(meta['position'])
+  trainer.skipped = tuple(meta.get('skipped', (0, 0)))
   logs.say(f'resuming from step {step} of {trainer.num_steps}')
   if meta['devices'] != len(trainer.devices):
     regrouped = ('; questions are grouped anew, so this epoch may repeat or '

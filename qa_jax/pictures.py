@@ -23,7 +23,8 @@ def learning_curve(rows: Sequence[Mapping[str, Any]],
   held_out = [r for r in rows if r['split'] != 'train']
   fig = figure.Figure(figsize=(8, 3), layout='constrained')
   left, right = fig.subplots(1, 2)
-  left.plot([r['step'] for r in train], [r['loss'] for r in train], START)
+  left.plot([r['step'] for r in train],
+            [r.get('loss', np.nan) for r in train], START)  # none if skipped
   left.set(xlabel='step', ylabel='training loss (nats)', yscale='log')
   for name, colour in (('exact_match', END), ('f1', START)):
     right.plot([r['step'] for r in held_out], [r[name] for r in held_out],

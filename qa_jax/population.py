@@ -9,6 +9,7 @@ and dropout is told the length that a member's rows have alone.
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -21,9 +22,11 @@ from qa_jax import checkpoint
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import keeper as keeper_lib
+from qa_jax import lock
 from qa_jax import logs
 from qa_jax import meter as meter_lib
 from qa_jax import parallel
+from qa_jax import stop
 from qa_jax import train
 from qa_jax import update
 
@@ -61,11 +64,13 @@ class _Member:
   def failed(self) -> bool:
     return isinstance(self.outcome, errors.UserError)
 
-  def begin(self, step: int, costs: logs.Costs) -> None:
+  def begin(self, step: int, costs: logs.Costs,
+            requests: stop.Requests) -> None:
     """Puts the state of checkpoint `step` on the host; 0: as it begins."""
     # Of all members at once, states might not fit a device.
     keeper_lib.restore(self.trainer, self.store, step or None)
-    if step == self.trainer.num_steps:
+    if step == self.trainer.num_steps and not keeper_lib.owes(
+        self.trainer, self.store, step):
       self.outcome = keeper_lib.final_metrics(self.trainer, self.workdir)
     self.trainer.state = jax.device_get(self.trainer.state)
     self.log = logs.MetricsLog(self.workdir, step)
@@ -74,12 +79,15 @@ class _Member:
         self.log, costs,
         every_steps=self.trainer.config.train.log_every_steps,
         steps_per_epoch=self.trainer.batches.steps_per_epoch,
-        devices=self.trainer.devices)
+        devices=self.trainer.devices,
+        max_skipped=self.trainer.config.train.max_skipped,
+        skipped=self.trainer.skipped)
     self.keeper = keeper_lib.Keeper(
-        self.trainer, self.store, self.log, costs, self.workdir)
+        self.trainer, self.store, self.log, costs, self.workdir, requests,
+        self.meter)
 
   def read(self, step: int, values: dict[str, np.ndarray]) -> None:
-    """Logs a step; a loss that is not finite ends this member alone."""
+    """Logs a step; losses that are not finite end this member alone."""
     if not self.failed:
       try:
         self.meter.add([(step, values)])
@@ -91,7 +99,7 @@ class _Member:
     """Evaluates and saves, as keeper_lib.Keeper does."""
     note = self.keeper.keep(step, jax.device_put(
         state, self.trainer.parallel.state_sharding(state)))
-    if step == self.trainer.num_steps:
+    if self.keeper.complete(step):
       self.outcome = self.keeper.metrics
     return note
 
@@ -113,7 +121,8 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
 
   Raises:
     UserError: a bad config or data, configs of several kinds, or another
-      config in one of `workdirs`.
+      config or process in one of `workdirs`.
+    stop.Stopped: a signal asked for it; what there was is saved.
   """
   if len({kind(config) for config in configs}) != 1:
     raise errors.UserError(
@@ -122,32 +131,34 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
         'data.on_device False')
   for config, workdir in zip(configs, workdirs, strict=True):
     config_lib.check_workdir(config, workdir)
+    lock.check(workdir)
   first = train.Trainer(configs[0])
   members = []
-  try:
+  with contextlib.ExitStack() as open_things:
     for config, workdir in zip(configs, workdirs, strict=True):
       trainer = train.Trainer(config, like=first)
       trainer.state = jax.device_get(trainer.state)
       keeper_lib.write_run(trainer, workdir, argv or [], {
           'population': [other.name for other in workdirs]})
+      keeper_lib.take(workdir, open_things)
       members.append(_Member(
           trainer, workdir, checkpoint.Checkpoints(workdir / 'checkpoints')))
+      open_things.callback(members[-1].close)
+    requests = open_things.enter_context(stop.Requests())
     # Where questions are grouped, an epoch's steps depend on the seed.
     for num_steps in sorted({m.trainer.num_steps for m in members}):
-      _train([m for m in members if m.trainer.num_steps == num_steps])
+      _train([m for m in members if m.trainer.num_steps == num_steps],
+             requests)
     return [member.outcome for member in members]
-  finally:
-    for member in members:
-      member.close()
 
 
-def _train(members: Sequence[_Member]) -> None:
+def _train(members: Sequence[_Member], requests: stop.Requests) -> None:
   """Evaluate → checkpoint → next batch → step, as train.py does."""
   first = members[0].trainer
   start = max(set.intersection(*({0, *m.store.steps} for m in members)))
   for member in members:
-    member.begin(start, logs.Costs(share=1 / len(members)))
-  if start == first.num_steps:
+    member.begin(start, logs.Costs(share=1 / len(members)), requests)
+  if all(member.outcome is not None for member in members):
     return
   logs.say(f'{len(members)} runs as one program, from step {start}')
   program = parallel.population(
@@ -161,9 +172,14 @@ def _train(members: Sequence[_Member]) -> None:
   progress = logs.Progress('population', first.num_steps, start)
   try:
     for step in range(start, first.num_steps + 1):
-      if step > start and members[0].keeper.due(step):
+      due = [m for m in members if m.keeper.due(step, start)]
+      if due:
         _read(members, program, progress, ahead.drain())
-        _keep(members, program, progress, step, states)
+        _keep(members, due, program, progress, step, states)
+      if requests.signal and not all(
+          m.failed or m.keeper.complete(step) for m in members):
+        logs.say('\n'.join(m.keeper.farewell(step) for m in members))
+        raise requests.stopped()
       if step == first.num_steps or all(m.failed for m in members):
         return
       states, values = program.step(states, rates, program.place(
@@ -176,7 +192,8 @@ def _train(members: Sequence[_Member]) -> None:
 def _batch(member: _Member) -> dict[str, np.ndarray]:
   trainer = member.trainer
   length, rows = trainer.batches.next_rows()
-  member.meter.batch(trainer.batches.lengths_of(rows['window']))
+  member.meter.batch(
+      rows['window'], trainer.batches.lengths_of(rows['window']))
   batch = trainer.batches.gather(length, rows)
   if len(trainer.buckets) > 1 and not trainer.config.data.packing:
     batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
@@ -198,11 +215,12 @@ def _read(members: Sequence[_Member], program: parallel.Population,
       progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
 
 
-def _keep(members: Sequence[_Member], program: parallel.Population,
-          progress: logs.Progress, step: int, states: Any) -> None:
-  """Evaluates and saves every member, one after another on all devices."""
+def _keep(members: Sequence[_Member], due: Sequence[_Member],
+          program: parallel.Population, progress: logs.Progress, step: int,
+          states: Any) -> None:
+  """Evaluates and saves those `due`, one after another on all devices."""
   for member, state in zip(members, program.take(states), strict=True):
-    if not member.failed:
+    if member in due and not member.failed:
       note = member.keep(step, state)
       if note:
         progress.note(f'{member.workdir.name}: {note}')

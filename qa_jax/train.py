@@ -1,5 +1,6 @@
 """Training: a run from its config to its final metrics, and the loop in it."""
 
+import contextlib
 import math
 import pathlib
 import time
@@ -18,9 +19,11 @@ from qa_jax import features
 from qa_jax import fit
 from qa_jax import gather
 from qa_jax import keeper as keeper_lib
+from qa_jax import lock
 from qa_jax import logs
 from qa_jax import meter as meter_lib
 from qa_jax import parallel
+from qa_jax import stop
 from qa_jax import update
 from qa_jax.data import batches
 
@@ -67,6 +70,7 @@ class Trainer:
         step=jnp.zeros((), jnp.int32), params=params,
         opt_state=self.optimizer.init(params),
         key_data=jax.random.key_data(dropout_key))
+    self.skipped = 0, 0  # updates before `state`: all, and the last in a row
     if like:
       return
     self.notes += notes
@@ -176,10 +180,12 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
   A trace of `profile_steps` goes to WORKDIR/profile.
 
   Raises:
-    UserError: a bad config or data, another config in `workdir`, or a loss
-      that is not finite.
+    UserError: a bad config or data, another config or process in `workdir`, no
+      space for a checkpoint, or losses that are not finite.
+    stop.Stopped: a signal asked for it; what there was is saved.
   """
   config_lib.check_workdir(config, workdir)
+  lock.check(workdir)
   costs = logs.Costs()
   try:
     return _train(Trainer(config), workdir, argv, profile_steps, costs)
@@ -193,11 +199,14 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     logs.say(note)
   logs.check_trace(profile_steps, 0, trainer.num_steps)
   keeper_lib.write_run(trainer, workdir, argv or [])
-  store = checkpoint.Checkpoints(workdir / 'checkpoints')
-  try:
-    keeper_lib.restore(trainer, store, store.latest)
+  with contextlib.ExitStack() as open_things:
+    keeper_lib.take(workdir, open_things)
+    store = checkpoint.Checkpoints(workdir / 'checkpoints')
+    open_things.callback(store.close)
     start = store.latest or 0
-    if start == trainer.num_steps:
+    keeper_lib.restore(trainer, store, store.latest)
+    if start == trainer.num_steps and not keeper_lib.owes(
+        trainer, store, start):
       logs.say(f'{workdir} is complete at step {start}; nothing to do')
       return keeper_lib.final_metrics(trainer, workdir)
     logs.check_trace(profile_steps, start, trainer.num_steps)
@@ -206,41 +215,44 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     logs.say(f'shapes of batches compiled: {shapes}, in '
              f'{time.perf_counter() - began:.1f} s')
     log = logs.MetricsLog(workdir, start)
+    open_things.callback(log.close)
     progress = logs.Progress('train', trainer.num_steps, start)
-    try:
-      return _loop(trainer, store, log, progress, workdir, start,
-                   logs.Trace(workdir / 'profile', profile_steps), costs)
-    finally:
-      progress.close()
-      log.close()
-  finally:
-    store.close()
+    open_things.callback(progress.close)
+    return _loop(trainer, store, log, progress, workdir, start,
+                 logs.Trace(workdir / 'profile', profile_steps), costs,
+                 open_things.enter_context(stop.Requests()))
 
 
 def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
           log: logs.MetricsLog, progress: logs.Progress,
           workdir: pathlib.Path, start: int,
-          trace: logs.Trace, costs: logs.Costs) -> dict[str, float]:
+          trace: logs.Trace, costs: logs.Costs, requests: stop.Requests
+          ) -> dict[str, float]:
   """Evaluate → checkpoint → next batch → step, in that order."""
   state = trainer.state
   ahead = parallel.RunAhead(run_ahead())
   meter = meter_lib.Meter(
       log, costs, progress, every_steps=trainer.config.train.log_every_steps,
-      steps_per_epoch=trainer.batches.steps_per_epoch, devices=trainer.devices)
-  keeper = keeper_lib.Keeper(trainer, store, log, costs, workdir)
+      steps_per_epoch=trainer.batches.steps_per_epoch, devices=trainer.devices,
+      max_skipped=trainer.config.train.max_skipped, skipped=trainer.skipped)
+  keeper = keeper_lib.Keeper(
+      trainer, store, log, costs, workdir, requests, meter)
   for step in range(start, trainer.num_steps + 1):
-    if step > start and keeper.due(step):
+    if keeper.due(step, start):
       meter.add(ahead.drain())
       began = time.perf_counter()
       note = keeper.keep(step, state)
       if note:
         progress.note(note)
       meter.leave_out(time.perf_counter() - began)
+    if requests.signal and not keeper.complete(step):
+      logs.say(keeper.farewell(step))
+      raise requests.stopped()
     trace.before(step if step < trainer.num_steps else None, state)
     if step == trainer.num_steps:
       break
     length, rows = trainer.batches.next_rows()
-    meter.batch(trainer.batches.lengths_of(rows['window']))
+    meter.batch(rows['window'], trainer.batches.lengths_of(rows['window']))
     state, values = trainer.parallel.step(state, trainer.place(length, rows))
     meter.add(ahead.push(step + 1, values))
   return keeper.metrics

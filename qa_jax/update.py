@@ -19,7 +19,7 @@ Loss = Callable[[Any, dict[str, jax.Array], jax.Array], Rows]
 class TrainState:
   """What an update changes."""
 
-  step: jax.Array  # [] int32, updates made so far
+  step: jax.Array  # [] int32, updates made or skipped so far
   params: Any
   opt_state: Any
   # [2] uint32: the seed's key, for dropout. It never changes, but as a constant
@@ -36,6 +36,9 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   `loss_fn(params, batch, key)` gives a value per row of 'loss' and of what
   else is to be averaged and logged. Dividing once, at the end, by the global
   weight is what makes uneven padding exact on any number of devices.
+
+  An update of which a value or the gradient's norm is not finite is skipped:
+  it leaves parameters and optimizer as they are, and `skipped` is 1.
   """
   key = jax.random.fold_in(
       jax.random.wrap_key_data(state.key_data), state.step)
@@ -68,7 +71,12 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   weight = jnp.maximum(weight, 1e-8)
   grads = jax.tree.map(lambda g: g / weight, grads)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  state = state.replace(step=state.step + 1, opt_state=opt_state,
-                        params=optax.apply_updates(state.params, updates))
-  return state, {**{name: value / weight for name, value in values.items()},
-                 'grad_norm': optax.tree.norm(grads)}
+  values = {**{name: value / weight for name, value in values.items()},
+            'grad_norm': optax.tree.norm(grads)}
+  finite = jnp.all(jnp.isfinite(jnp.stack([*values.values()])))
+  params, opt_state = jax.tree.map(
+      lambda new, old: jnp.where(finite, new, old),
+      (optax.apply_updates(state.params, updates), opt_state),
+      (state.params, state.opt_state))
+  state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+  return state, {**values, 'skipped': 1.0 - finite}

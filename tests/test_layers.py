@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
-    {'errors', 'files', 'registry', 'grid', 'manifest'},
+    {'errors', 'files', 'registry', 'grid', 'manifest', 'lock', 'stop'},
     {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate'},
     {'models', 'heads', 'objectives', 'search', 'gather'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',

@@ -1,0 +1,173 @@
+"""Updates that are not finite: skipped, counted, told; then the run ends."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qa_jax import build
+from qa_jax import errors
+from qa_jax import logs
+from qa_jax import meter as meter_lib
+from qa_jax import optim
+from qa_jax import parallel
+from qa_jax import train
+from qa_jax import update
+from tests import test_train
+from tests import tiny
+
+PARAMS = {'head': {'kernel': np.float32([1.0, 0.5, -2.0])}}
+
+
+def loss_fn(params, rows, key):
+  del key
+  w = params['head']['kernel']
+  return {'loss': rows['x'] @ w + rows['root'] * jnp.sqrt(jnp.abs(w[0]))}
+
+
+def optimizer() -> optax.GradientTransformation:
+  return optim.adamw(
+      optax.constant_schedule(0.1), weight_decay=0.1, clip_norm=1.0,
+      layer_decay=1.0, bias_correction=True, eps=1e-8, num_layers=1)
+
+
+def rows(**changes) -> dict[str, np.ndarray]:
+  """Four rows; the changes are to the last."""
+  batch = {'x': np.random.default_rng(0).normal(size=(4, 3)),
+           'root': np.zeros(4), 'weight': np.ones(4)}
+  for name, value in changes.items():
+    batch[name][3] = value
+  return {**{k: v.astype(np.float32) for k, v in batch.items()},
+          'row': np.arange(4, dtype=np.int32)}
+
+
+def step(batch, mode, count):
+  """(state before, state after, values) of a second step: Adam has moments."""
+  def one(state, rows, axis_name=None):
+    return update.train_step(state, rows, axis_name, loss_fn=loss_fn,
+                             optimizer=optimizer())
+  wrapped = parallel.wrap(one, mode=mode, devices=jax.devices()[:count])
+  state = update.TrainState(
+      step=jnp.zeros((), jnp.int32), params=jax.tree.map(jnp.asarray, PARAMS),
+      opt_state=optimizer().init(PARAMS),
+      key_data=jax.random.key_data(jax.random.key(0)))
+  state = jax.device_put(state, wrapped.state_sharding(state))
+  state, values = wrapped.step(state, wrapped.place_batch(rows()))
+  assert values['skipped'] == 0
+  before = jax.device_get(state)
+  after, values = wrapped.step(state, wrapped.place_batch(batch))
+  return before, *jax.device_get((after, values))
+
+
+@pytest.mark.parametrize(('mode', 'count'), [('jit', 1), ('pmap', 4)])
+@pytest.mark.parametrize('change', [
+    {'x': np.nan}, {'x': np.inf}, {'weight': np.nan},
+    {'x': 1e30},  # the norm of a finite gradient overflows
+    {'x': [3e38, -3e38, 3e38]}])
+def test_an_update_that_is_not_finite_changes_nothing(mode, count, change):
+  before, after, values = step(rows(**change), mode, count)
+  assert values['skipped'] == 1 and after.step == before.step + 1 == 2
+  assert not all(np.isfinite(v) for v in values.values())
+  jax.tree.map(np.testing.assert_array_equal,
+               (after.params, after.opt_state),
+               (before.params, before.opt_state))
+
+
+def test_a_gradient_alone_that_is_not_finite_is_skipped():
+  params = {'head': {'kernel': np.float32([0, 1, 2])}}  # √|w| has none at 0
+  state = update.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer().init(PARAMS),
+      key_data=jax.random.key_data(jax.random.key(0)))
+  after, values = update.train_step(
+      state, rows(root=1.0), loss_fn=loss_fn, optimizer=optimizer())
+  assert np.isfinite(values['loss']) and values['skipped'] == 1
+  jax.tree.map(np.testing.assert_array_equal, after.params, params)
+
+
+def test_an_ordinary_update_is_bit_for_bit_that_without_a_choice():
+  before, after, values = step(rows(), 'jit', 1)
+  assert values['skipped'] == 0
+
+  @jax.jit
+  def plain(params, opt_state, batch):
+    grads = jax.grad(lambda p: jnp.sum(
+        loss_fn(p, batch, None)['loss'] * batch['weight']))(params)
+    grads = jax.tree.map(lambda g: g / batch['weight'].sum(), grads)
+    updates, _ = optimizer().update(grads, opt_state, params)
+    return optax.apply_updates(params, updates)
+
+  expected = plain(before.params, before.opt_state, rows())
+  jax.tree.map(np.testing.assert_array_equal, after.params, expected)
+  assert not np.array_equal(after.params['head']['kernel'],
+                            before.params['head']['kernel'])
+
+
+def feed(meter, *finite: bool) -> None:
+  """Steps 1 … n, of which step k has the windows 10·k and 10·k + 1."""
+  for number, good in enumerate(finite, 1):
+    meter.batch(np.array([10 * number, -1, 10 * number + 1]), np.ones(2))
+    meter.add([(number, {'loss': 1.0 if good else np.nan, 'grad_norm': 2.0,
+                         'skipped': 0.0 if good else 1.0})])
+
+
+@pytest.fixture
+def meter(tmp_path):
+  log, costs = logs.MetricsLog(tmp_path, 0), logs.Costs()
+  yield meter_lib.Meter(log, costs, every_steps=1, steps_per_epoch=4,
+                        devices=jax.devices(), max_skipped=2)
+  log.close()
+  costs.close()
+
+
+def test_skipped_updates_are_counted_and_told(meter, tmp_path, capsys):
+  feed(meter, True, False, False, True, False)
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.split('. ')[1] for line in lines] == [
+      'Its windows: 20 21', 'Its windows: 30 31', 'Its windows: 50 51']
+  assert '2 in a row' in lines[1] and '1 in a row' in lines[2]
+
+  def no_constant(name):
+    raise AssertionError(name)
+  found = [json.loads(line, parse_constant=no_constant)
+           for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['skipped'] for row in found] == [0, 1, 2, 2, 3]
+  assert ['loss' in row for row in found] == [True, False, False, True, False]
+
+
+def test_too_many_in_a_row_end_the_run(meter):
+  feed(meter, False, False, True, False, False)
+  with pytest.raises(errors.UserError, match=(
+      'not finite, after 2 skipped in a row of the 2')) as e:
+    feed(meter, False)
+  assert '\n' not in str(e.value)
+
+
+def test_skips_survive_a_kill(tmp_path, monkeypatch):
+  """And a run with a bad batch ends with parameters that are numbers."""
+  make = build.loss
+
+  def poisoned(*args):
+    inner = make(*args)
+
+    def loss(params, batch, key):
+      out = inner(params, batch, key)
+      bad = (batch['step'] == 1) | (batch['step'] == 4)
+      return {**out, 'loss': jnp.where(bad, jnp.nan, out['loss'])}
+    return loss
+  monkeypatch.setattr(build, 'loss', poisoned)
+  config = tiny.config(data={'eval': ''}, train={'num_steps': 6})
+  train.train(config, tmp_path / 'whole')
+  test_train.train_until_killed(config, tmp_path / 'killed', 5, monkeypatch)
+  train.train(config, tmp_path / 'killed')
+  whole, killed = (test_train.rows_of(tmp_path / w)
+                   for w in ('whole', 'killed'))
+  assert whole == killed
+  assert [row['skipped'] for row in whole] == [0, 1, 1, 1, 2, 2]
+  states = [test_train.state_of(tmp_path / w, 6) for w in ('whole', 'killed')]
+  for name, value in states[0].items():
+    np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+    assert name == 'position' or np.isfinite(value).all()

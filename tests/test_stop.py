@@ -1,0 +1,141 @@
+"""Signals: a run saves at the next step, ends, and resumes bit for bit."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from qa_jax import evaluate
+from qa_jax import parallel
+from qa_jax import population
+from qa_jax import stop
+from qa_jax import train
+from tests import test_train
+from tests import tiny
+
+CONFIG = tiny.config(train={'num_steps': 5, 'checkpoint_every_steps': 4,
+                            'eval_every_steps': 3})
+
+
+def interrupt(monkeypatch, number, *, step=None, evaluation=None):
+  """Sends this process a signal with a step in flight, or in an evaluation."""
+  push, run, count = parallel.RunAhead.push, evaluate.Evaluator.evaluate, []
+
+  def pushing(self, item, metrics):
+    if item == step:
+      os.kill(os.getpid(), number)
+    return push(self, item, metrics)
+
+  def evaluating(self, *args, **kwargs):
+    count.append(1)
+    if len(count) == evaluation:
+      os.kill(os.getpid(), number)
+    return run(self, *args, **kwargs)
+
+  monkeypatch.setattr(parallel.RunAhead, 'push', pushing)
+  monkeypatch.setattr(evaluate.Evaluator, 'evaluate', evaluating)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  train.train(CONFIG, workdir)
+  return workdir
+
+
+def assert_same(found: pathlib.Path, expected: pathlib.Path) -> None:
+  assert test_train.rows_of(found) == test_train.rows_of(expected)
+  states = [test_train.state_of(run, 5) for run in (found, expected)]
+  for name, value in states[1].items():
+    np.testing.assert_array_equal(states[0][name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(('number', 'code', 'when', 'saved'), [
+    (signal.SIGTERM, 143, {'step': 2}, [2]),
+    (signal.SIGINT, 130, {'evaluation': 1}, [3]),  # in the middle
+    (signal.SIGUSR2, 140, {'evaluation': 2}, [3, 4, 5])])
+def test_a_stopped_run_resumes_bit_for_bit(
+    tmp_path, monkeypatch, capsys, whole, number, code, when, saved):
+  workdir = tmp_path / 'run'
+  before = signal.getsignal(number)
+  with monkeypatch.context() as patch:
+    interrupt(patch, number, **when)
+    with pytest.raises(stop.Stopped) as caught:
+      train.train(CONFIG, workdir)
+  assert caught.value.code == code
+  assert signal.getsignal(number) == before
+  expected = f'by {signal.Signals(number).name} before step {saved[-1]}: saved'
+  assert expected in capsys.readouterr().err
+  steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir()]
+  assert sorted(steps) == saved and not (workdir / 'lock').exists()
+  metrics = train.train(CONFIG, workdir)
+  assert metrics == train.train(CONFIG, whole)
+  assert_same(workdir, whole)
+
+
+def test_a_stopped_population_resumes_bit_for_bit(tmp_path, monkeypatch):
+  config = tiny.config(seed=4, train={
+      'num_steps': 5, 'checkpoint_every_steps': 4, 'eval_every_steps': 3})
+  runs = {name: [tmp_path / name / str(i) for i in range(2)]
+          for name in ('whole', 'stopped')}
+  population.run([CONFIG, config], runs['whole'])
+  with monkeypatch.context() as patch:
+    interrupt(patch, signal.SIGTERM, evaluation=2)  # that of the second member
+    with pytest.raises(stop.Stopped, match='143'):
+      population.run([CONFIG, config], runs['stopped'])
+  population.run([CONFIG, config], runs['stopped'])
+  for a, b in zip(*runs.values(), strict=True):
+    assert_same(b, a)
+
+
+def test_other_signals_change_nothing_but_a_second_interrupt():
+  with stop.Requests() as requests:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+      os.kill(os.getpid(), number)
+    assert requests.stopped().code == 140
+    with pytest.raises(stop.Interrupted), requests.interrupting():
+      raise AssertionError
+  with pytest.raises(KeyboardInterrupt), stop.Requests():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+PROGRAM = '''
+import pathlib, sys
+import jax
+jax.config.update('jax_platforms', 'cpu')
+from qa_jax import train
+from tests import tiny
+train.train(tiny.config(
+    data={'eval': ''}, parallel={'num_devices': 1},
+    train={'num_steps': 10**6, 'checkpoint_every_steps': 10**6}),
+    pathlib.Path(sys.argv[1]))
+'''
+
+
+def test_a_process_that_is_terminated_saves_and_ends_with_143(tmp_path):
+  workdir = tmp_path / 'run'
+  process = subprocess.Popen(
+      [sys.executable, '-c', PROGRAM, str(workdir)], stderr=subprocess.PIPE,
+      text=True, cwd=pathlib.Path(__file__).parent.parent)
+  try:
+    log = workdir / 'metrics.jsonl'
+    while not (log.is_file() and log.stat().st_size):
+      assert process.poll() is None
+      time.sleep(0.1)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+  finally:
+    process.kill()
+    process.wait()
+  assert process.returncode == 143
+  last = err.strip().split('\n')[-1]
+  assert 'stopped by SIGTERM before step' in last and 'Traceback' not in err
+  saved, = (workdir / 'checkpoints').iterdir()
+  assert f'before step {saved.name}: saved' in last
