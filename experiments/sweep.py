@@ -9,8 +9,7 @@ The variants are what sweep() in the config file yields, dicts of overrides such
 as {'model.head': 'biaffine'}, the default first; without it there is one, the
 config as it is. --sampler=random or tpe draws them from search_space() instead.
 A trial is a run in WORKDIR/trials. The same command again finishes what is
-missing. --engine=population trains those that differ in seed,
-optim.learning_rate and optim.weight_decay as one program, in this process.
+missing. --engine=population trains those that differ in seed or rates as one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -180,6 +180,11 @@ class Evaluator:
     examples, decode = self.windows.examples, self._config.decode
     answers = answer(self._model, params, self.windows, self._config,
                      mesh=self._mesh, progress=progress)
+    odd = int((~np.isfinite(answers.null_score)).sum())
+    if odd:
+      raise errors.UserError(
+          f'the null score of {odd} of {len(examples)} questions is not finite:'
+          ' training went astray; lower config.optim.learning_rate')
     always = aggregate.texts(examples, answers)
     silent = answers.na_score > decode.null_threshold
     predictions = {e.id: '' if silent[i] else always[e.id]

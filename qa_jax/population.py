@@ -97,8 +97,12 @@ class _Member:
 
   def keep(self, step: int, state: update.TrainState) -> str:
     """Evaluates and saves, as keeper_lib.Keeper does."""
-    note = self.keeper.keep(step, jax.device_put(
-        state, self.trainer.parallel.state_sharding(state)))
+    try:
+      note = self.keeper.keep(step, jax.device_put(
+          state, self.trainer.parallel.state_sharding(state)))
+    except errors.UserError as e:
+      self.outcome = e
+      return str(e)
     if self.keeper.complete(step):
       self.outcome = self.keeper.metrics
     return note

@@ -37,6 +37,7 @@ def tab(browser):
   """A phone's page that must neither complain nor ask elsewhere."""
   context = browser.new_context(viewport={'width': 360, 'height': 740})
   tab = context.new_page()
+  tab.set_default_timeout(120_000)  # the machine may be busy
   tab.complaints, tab.asked = [], []
   tab.on('console', lambda m: tab.complaints.append(m.text))
   tab.on('pageerror', lambda e: tab.complaints.append(str(e)))
