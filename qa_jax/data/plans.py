@@ -24,18 +24,29 @@ def plan_epoch(lengths: np.ndarray, indices: np.ndarray, *, batch_size: int,
   next longer one, so all batches but one are full: ceil(N / B) in all.
   """
   rng = np.random.default_rng([seed, epoch])
-  order = rng.permutation(indices)
-  bucket_of = np.searchsorted(np.asarray(buckets), lengths[order])
-  plan, left = [], order[:0]
-  for b, length in enumerate(buckets):
-    rows = np.concatenate([left, order[bucket_of == b]])
-    full = len(rows) // batch_size * batch_size
-    plan += [(length, chunk) for chunk in rows[:full].reshape(-1, batch_size)]
-    left = rows[full:]
-  if len(left):
-    fit = buckets[np.searchsorted(np.asarray(buckets), lengths[left].max())]
-    plan.append((fit, _pad(left, batch_size)))
+  plan = _fill(rng.permutation(indices), lengths,
+               dict.fromkeys(buckets, batch_size))
   return [plan[k] for k in rng.permutation(len(plan))]
+
+
+def _fill(order: np.ndarray, lengths: np.ndarray,
+          rows_of: dict[int, int]) -> Plan:
+  """Windows in this order → full batches of each bucket, the last one padded.
+
+  `rows_of` gives the rows of a batch of each bucket, the shortest first.
+  """
+  buckets = np.asarray([*rows_of])
+  bucket_of = np.searchsorted(buckets, lengths[order])
+  plan, left = [], order[:0]
+  for b, (length, rows) in enumerate(rows_of.items()):
+    left = np.concatenate([left, order[bucket_of == b]])
+    full = len(left) // rows * rows
+    plan += [(length, chunk) for chunk in left[:full].reshape(-1, rows)]
+    left = left[full:]
+  if len(left):
+    fit = [*rows_of][np.searchsorted(buckets, lengths[left].max())]
+    plan.append((fit, _pad(left, rows_of[fit])))
+  return plan
 
 
 def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
@@ -117,19 +128,7 @@ def plan_eval(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
   few = -(-_few(len(lengths)) // multiple) * multiple
   rows_of = {length: min(few, eval_rows(
       batch_size, length, buckets[-1], multiple)) for length in buckets}
-  order = np.argsort(lengths, kind='stable')
-  bucket_of = np.searchsorted(np.asarray(buckets), lengths[order])
-  plan, left = [], order[:0]
-  for b, length in enumerate(buckets):
-    left = np.concatenate([left, order[bucket_of == b]])
-    full = len(left) // rows_of[length] * rows_of[length]
-    plan += [(length, chunk)
-             for chunk in left[:full].reshape(-1, rows_of[length])]
-    left = left[full:]
-  if len(left):
-    fit = buckets[np.searchsorted(np.asarray(buckets), lengths[left].max())]
-    plan.append((fit, _pad(left, rows_of[fit])))
-  return plan
+  return _fill(np.argsort(lengths, kind='stable'), lengths, rows_of)
 
 
 def _few(windows: int) -> int:

@@ -15,8 +15,6 @@ from qa_jax import sweep
 from qa_jax import train
 from qa_jax.engines import schedule
 
-FAILED = 'error: '  # begins the last line in the log of a trial that failed
-
 
 def groups(trials: Sequence[sweep.Trial]) -> list[list[sweep.Trial]]:
   """The trials that train, by population; complete ones are left out.
@@ -47,7 +45,7 @@ def _failed(trial: sweep.Trial) -> bool:
   if trial.metrics.is_file() or not trial.log.is_file():
     return False
   lines = files.read_text(trial.log).rstrip('\n').split('\n')
-  return lines[-1].startswith(FAILED)
+  return lines[-1].startswith(schedule.MISTAKE)
 
 
 def run(trials: Sequence[sweep.Trial], command: schedule.Command,
@@ -86,14 +84,14 @@ def _run_group(group: Sequence[sweep.Trial]) -> dict[str, str]:
       if log is None:
         return {t.name: f'another process runs {trial.name}' for t in group}
       opened.append(log)
-      log.write(f'sweep: as one program: {names}\n'.encode())
+      log.write(f'{schedule.LOG_MARK}as one program: {names}\n'.encode())
     outcomes = _outcomes(group)
     failed = {trial.name: str(outcome) for trial, outcome in zip(
         group, outcomes, strict=True) if isinstance(outcome, errors.UserError)}
     for trial, log in zip(group, opened, strict=True):
       if trial.name in failed:
         reason = ' '.join(failed[trial.name].split())
-        log.write(f'{FAILED}{reason}\n'.encode())
+        log.write(f'{schedule.MISTAKE}{reason}\n'.encode())
     return failed
   finally:
     for log in opened:

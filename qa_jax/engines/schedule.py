@@ -23,6 +23,7 @@ RETRIES = 2  # of a trial that died; a user's mistake would only come again
 GRACE_SECONDS = 10.0  # between asking a trial to end and ending it
 POLL_SECONDS = 0.1
 LOG_MARK = 'sweep: '  # begins what is not the trial's own
+MISTAKE = 'error: '  # begins the last line of a trial that need not try again
 
 Command = Callable[[sweep.Trial], Sequence[str]]
 
@@ -208,8 +209,8 @@ class Queue:
       self._prune(trial, hopeless)
       return
     reason = _reason(trial.log, code)
-    if reason.startswith('error: ') or self._attempts[trial.name] > RETRIES:
-      self._fail(trial, reason.removeprefix('error: '))
+    if reason.startswith(MISTAKE) or self._attempts[trial.name] > RETRIES:
+      self._fail(trial, reason.removeprefix(MISTAKE))
     else:
       logs.say(f'{trial.name}: {reason}; starting it again')
       self.waiting.insert(0, trial)

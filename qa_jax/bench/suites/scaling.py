@@ -20,6 +20,7 @@ from qa_jax import train
 from qa_jax.bench.session import Outcome
 from qa_jax.bench.session import Session
 from qa_jax.bench.suites import search
+from qa_jax.bench.suites import train as train_suite
 from qa_jax.heads.base import SpanScores
 
 LENGTH, BATCH, CAP = 128, 8, 30  # what is held while another grows
@@ -42,8 +43,7 @@ class Ours:
     batch = trainer.windows.gather(
         np.resize(longest, trainer.config.train.batch_size), length)
     batch['row'] = np.arange(len(batch['token_ids']), dtype=np.int32)
-    state = jax.device_put(
-        trainer.state, trainer.parallel.state_sharding(trainer.state))
+    state = train_suite.placed(trainer)
     seconds = []
     for _ in range(rounds + 1):
       began = time.perf_counter()

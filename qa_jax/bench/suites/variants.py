@@ -22,13 +22,13 @@ from qa_jax.bench import harness
 from qa_jax.bench.session import ROOT
 from qa_jax.bench.session import Outcome
 from qa_jax.bench.session import Session
+from qa_jax.bench.suites import search as search_suite
 from qa_jax.bench.suites import train as train_suite
 from qa_jax.heads.base import SpanScores
 
 LENGTH = 192  # tokens of every window of a step
 SEARCH_SHAPE = 32, 384  # windows, tokens
 SEARCH_REPEATS = 20
-CAP, N_BEST = 30, 20
 FIELDS = 'model.head', 'objective'  # what a train step depends on
 
 
@@ -52,8 +52,8 @@ class Ours:
     """Compiles an update → what it takes."""
     trainer = train.Trainer(config_lib.check(config))
     state = train_suite.placed(trainer)
-    batch = trainer.parallel.place_batch(next(trainer.batches))
-    update = trainer.parallel.step.lower(state, batch).compile()
+    batch = trainer.place(*trainer.batches.next_rows())
+    update = trainer.parallel.compile(state, batch)
 
     def run() -> float:
       nonlocal state
@@ -75,7 +75,8 @@ class Ours:
     arguments = jax.device_put((scores, mask, mask))
     find = jax.jit(functools.partial(
         registry.build(search.SEARCHES, spec, what='search'),
-        max_answer_length=CAP, n_best=N_BEST)).lower(*arguments).compile()
+        max_answer_length=search_suite.CAP,
+        n_best=search_suite.N_BEST)).lower(*arguments).compile()
 
     def run() -> float:
       began = time.perf_counter()
