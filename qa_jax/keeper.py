@@ -44,9 +44,7 @@ class Keeper:
             or step % every == 0)
 
   def complete(self, step: int) -> bool:
-    """Whether the run needs no other process."""
-    return step == self._trainer.num_steps and not owes(
-        self._trainer, self._store, step)
+    return complete(self._trainer, self._store, step)
 
   def farewell(self, step: int) -> str:
     saved = 'saved' if step in self._store.steps else 'nothing to save'
@@ -91,6 +89,22 @@ def owes(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
   """Whether a step was saved without the evaluation that it was time for."""
   return (_evaluates(trainer, step) and trainer.evaluator is not None
           and not store.metrics(step))
+
+
+def complete(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
+             step: int) -> bool:
+  """Whether a run needs no process after this step."""
+  return step == trainer.num_steps and not owes(trainer, store, step)
+
+
+def meter_of(trainer: 'train.Trainer', log: logs.MetricsLog, costs: logs.Costs,
+             progress: logs.Progress | None = None) -> meter_lib.Meter:
+  """The meter of a run that goes on from the trainer's state."""
+  config = trainer.config.train
+  return meter_lib.Meter(
+      log, costs, progress, every_steps=config.log_every_steps,
+      steps_per_epoch=trainer.batches.steps_per_epoch, devices=trainer.devices,
+      max_skipped=config.max_skipped, skipped=trainer.skipped)
 
 
 def take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:

@@ -84,11 +84,7 @@ def _probabilities(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
 def _band(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
   tokens = [view.tokens[i] for i in keep]
   where = np.arange(len(keep))
-  square = np.full((len(keep), len(keep)), np.nan)
-  for row, i in enumerate(keep):
-    width = min(view.band.shape[1], len(keep) - row)
-    square[row, row:row + width] = view.band[i, :width]
-  square[~np.isfinite(square)] = np.nan
+  square = np.where(np.isfinite(view.square), view.square, np.nan)
   image = ax.imshow(square, cmap='viridis')
   best = np.unravel_index(np.nanargmax(square), square.shape)
   ax.plot(best[1], best[0], 's', markersize=9, markerfacecolor='none',

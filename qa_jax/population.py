@@ -69,19 +69,12 @@ class _Member:
     """Puts the state of checkpoint `step` on the host; 0: as it begins."""
     # Of all members at once, states might not fit a device.
     keeper_lib.restore(self.trainer, self.store, step or None)
-    if step == self.trainer.num_steps and not keeper_lib.owes(
-        self.trainer, self.store, step):
+    if keeper_lib.complete(self.trainer, self.store, step):
       self.outcome = keeper_lib.final_metrics(self.trainer, self.workdir)
     self.trainer.state = jax.device_get(self.trainer.state)
     self.log = logs.MetricsLog(self.workdir, step)
     self.costs = costs
-    self.meter = meter_lib.Meter(
-        self.log, costs,
-        every_steps=self.trainer.config.train.log_every_steps,
-        steps_per_epoch=self.trainer.batches.steps_per_epoch,
-        devices=self.trainer.devices,
-        max_skipped=self.trainer.config.train.max_skipped,
-        skipped=self.trainer.skipped)
+    self.meter = keeper_lib.meter_of(self.trainer, self.log, costs)
     self.keeper = keeper_lib.Keeper(
         self.trainer, self.store, self.log, costs, self.workdir, requests,
         self.meter)

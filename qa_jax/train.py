@@ -21,7 +21,6 @@ from qa_jax import gather
 from qa_jax import keeper as keeper_lib
 from qa_jax import lock
 from qa_jax import logs
-from qa_jax import meter as meter_lib
 from qa_jax import parallel
 from qa_jax import stop
 from qa_jax import update
@@ -205,8 +204,7 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     open_things.callback(store.close)
     start = store.latest or 0
     keeper_lib.restore(trainer, store, store.latest)
-    if start == trainer.num_steps and not keeper_lib.owes(
-        trainer, store, start):
+    if keeper_lib.complete(trainer, store, start):
       logs.say(f'{workdir} is complete at step {start}; nothing to do')
       return keeper_lib.final_metrics(trainer, workdir)
     logs.check_trace(profile_steps, start, trainer.num_steps)
@@ -231,10 +229,7 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
   """Evaluate → checkpoint → next batch → step, in that order."""
   state = trainer.state
   ahead = parallel.RunAhead(run_ahead())
-  meter = meter_lib.Meter(
-      log, costs, progress, every_steps=trainer.config.train.log_every_steps,
-      steps_per_epoch=trainer.batches.steps_per_epoch, devices=trainer.devices,
-      max_skipped=trainer.config.train.max_skipped, skipped=trainer.skipped)
+  meter = keeper_lib.meter_of(trainer, log, costs, progress)
   keeper = keeper_lib.Keeper(
       trainer, store, log, costs, workdir, requests, meter)
   for step in range(start, trainer.num_steps + 1):

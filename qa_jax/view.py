@@ -1,6 +1,7 @@
 """What the vectors do in one window: the numbers that pictures and pages show.
 
-Glossary of shapes: L window length, W longest span, N encoder layers.
+Glossary of shapes: L window length, C context tokens of it, W longest span, N
+encoder layers.
 """
 
 from collections.abc import Callable
@@ -44,6 +45,17 @@ class SpanView:
   def log_normaliser(self) -> float:
     """log Σ exp of the scores of all legal spans; -inf if there is none."""
     return float(np.logaddexp.reduce(self.band, axis=None, dtype=np.float64))
+
+  @property
+  def square(self) -> np.ndarray:
+    """[C, C] over the context's tokens: the score of the span (i, j); -inf
+    where there is none."""
+    keep = np.flatnonzero(self.context_mask)
+    square = np.full((len(keep), len(keep)), -np.inf)
+    for row, i in enumerate(keep):
+      width = min(self.band.shape[1], len(keep) - row)
+      square[row, row:row + width] = self.band[i, :width]
+    return square
 
   @property
   def p_start(self) -> np.ndarray:  # [L]

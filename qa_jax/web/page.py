@@ -89,10 +89,6 @@ def _panel(qa: predict.QA, question: str, view: SpanView,
     if place:
       marks.append((at[place[1]], at[place[0]],
                     f'{rank}: {candidate["text"]}, {candidate["score"]:.2f}'))
-  square = np.full((len(keep), len(keep)), -np.inf)
-  for row, i in enumerate(keep):
-    width = min(view.band.shape[1], len(keep) - row)
-    square[row, row:row + width] = view.band[i, :width]
   depth = []
   if view.start_by_layer is not None:
     layers = ['embeddings', *(f'layer {n}' for n in range(
@@ -107,7 +103,7 @@ def _panel(qa: predict.QA, question: str, view: SpanView,
       'question': question, 'answer': answer, 'found': found,
       'passage': _passage(view, answer, context, keep),
       'null': _null(qa, view), 'joint': view.joint, 'depth': depth,
-      'band': _heat(square, tokens, tokens, marks)}
+      'band': _heat(view.square, tokens, tokens, marks)}
 
 
 def _passage(view: SpanView, answer: predict.Answer, context: str,
