@@ -70,7 +70,8 @@ def url():
 def ask(tab, url, question, context):
   """Fills in the form and asks, by keyboard alone; waits for the answer."""
   tab.goto(url)
-  tab.keyboard.insert_text(context)  # the passage has the focus
+  tab.wait_for_selector('#context:focus')  # it comes with the first frame
+  tab.keyboard.insert_text(context)
   tab.keyboard.press('Tab')
   tab.keyboard.insert_text(question)
   tab.keyboard.press('Enter')

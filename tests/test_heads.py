@@ -67,14 +67,9 @@ def scores_of(spec, mode, params, x):
       {'params': params}, x.replace(gold_start=GOLD_STARTS[mode]))
 
 
-# Without LLVM's optimiser a program compiles in half the time.
-jit = functools.partial(
-    jax.jit, compiler_options={'xla_backend_optimization_level': 0})
-
-
 @functools.cache
 def compiled(spec):
-  return jit(lambda *a: {m: scores_of(spec, m, *a) for m in GOLD_STARTS})
+  return jax.jit(lambda *a: {m: scores_of(spec, m, *a) for m in GOLD_STARTS})
 
 
 def run(spec, x=None):
@@ -97,7 +92,7 @@ def gradient(spec, mode, params, x):
 
 @functools.cache
 def gradients(spec):
-  return jax.device_get(jit(
+  return jax.device_get(jax.jit(
       lambda *a: {m: gradient(spec, m, *a) for m in GOLD_STARTS})(
           params_of(spec), inputs()))
 
@@ -294,7 +289,7 @@ def test_head_overfits_eight_windows_and_search_finds_them_all(spec):
       losses = cross_entropy(scores, batch)
     return losses.mean(), batch['end_positions']
 
-  @jit
+  @jax.jit
   def fit():
     def step(carry, _):
       params, state = carry
