@@ -7,7 +7,9 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
-joined by +. Results go to WORKDIR/eval/<data>/ or --output. --audit runs no
+joined by +. Results go to WORKDIR/eval/<data>/ or --output. Of a calibrated
+run, predictions are those at its held-out threshold, and metrics.json has EM
+and F1 at 0, at it, and at the best one of this data, an oracle. --audit runs no
 model: it says what became of the gold spans on their way to tokens, by the
 tokenizer and the window lengths of --workdir, or by a learned vocabulary.
 """
@@ -31,6 +33,8 @@ PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'Score this {id: text} JSON; no model is run.')
 NA_PROBS = flags.DEFINE_string(
     'na_probs', None, '{id: score} JSON; higher means no answer.')
+CALIBRATED = flags.DEFINE_bool(
+    'calibrated', True, 'Use what experiments.calibrate stored.')
 AUDIT = flags.DEFINE_bool(
     'audit', False, 'How gold spans become token spans; no model.')
 
@@ -73,16 +77,22 @@ def _evaluate(output: pathlib.Path | None) -> dict[str, float]:
   from qa_jax import parallel
   from qa_jax import predict
   from qa_jax import runtime
+  from qa_jax.data import store
 
   runtime.configure()
-  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
+  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
+                    calibrated=CALIBRATED.value)
   workdir = pathlib.Path(WORKDIR.value)
   if output is None and build.is_run(workdir):
     output = workdir / 'eval' / evaluate.data_name(DATA.value)
   windows, made = features.load(qa.config, DATA.value, qa.tokenizer)
   mesh = parallel.data_mesh()
-  evaluator = evaluate.Evaluator(qa.model, windows, qa.config, mesh)
+  evaluator = evaluate.Evaluator(
+      qa.model, windows, qa.config, mesh, calibration=qa.calibration)
   logs.say(made)
+  if qa.calibration and qa.calibration.sha256 == store.fingerprint(
+      windows.examples):
+    logs.say('warning: the threshold was chosen on these very questions')
   params = jax.device_put(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device
   return evaluator.evaluate(params, output=output, progress='evaluate')

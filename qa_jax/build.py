@@ -204,6 +204,15 @@ def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
       'the encoder']
 
 
+def run_step(workdir: pathlib.Path, which: str) -> int:
+  """The step of a run's checkpoint 'best', 'last' or a step."""
+  store = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
+  try:
+    return store.resolve(which)
+  finally:
+    store.close()
+
+
 def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
   """The parameters of a run's checkpoint 'best', 'last' or a step."""
   store = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)

@@ -7,7 +7,7 @@ Shared by training, `evaluate` and `predict`. Only [N, K] spans ever leave the
 devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import pathlib
 import re
@@ -18,6 +18,7 @@ import numpy as np
 
 from qa_jax import aggregate
 from qa_jax import build
+from qa_jax import calibration as calibration_lib
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import files
@@ -168,11 +169,13 @@ class Evaluator:
 
   def __init__(self, model: qa.QAModel, windows: windows_lib.WindowSet,
                config: config_lib.Config,
-               mesh: jax.sharding.Mesh | None = None):
+               mesh: jax.sharding.Mesh | None = None, *,
+               calibration: calibration_lib.Calibration | None = None):
     if not len(windows):
       raise errors.UserError('the evaluation data has no question')
     self.windows = windows
     self._model, self._config, self._mesh = model, config, mesh
+    self._calibration = calibration
 
   def evaluate(self, params: Any, *, output: pathlib.Path | None = None,
                progress: str = '') -> dict[str, float]:
@@ -195,6 +198,9 @@ class Evaluator:
                    for i, e in enumerate(examples)}
     values = metrics.squad_metrics(
         examples, predictions, na_scores=na_scores, always_answer=always)
+    if na_scores is not None and self._calibration:
+      values |= at_thresholds(
+          examples, always, na_scores, self._calibration.threshold)
     if answers.regret is not None:
       values |= decode_regret(answers.regret)
     if output:
@@ -209,6 +215,23 @@ class Evaluator:
           for i, e in enumerate(examples)))
       files.write_json(output / 'metrics.json', values)
     return values
+
+
+def at_thresholds(examples: Sequence[Example], always: Mapping[str, str],
+                  na_scores: Mapping[str, float],
+                  held_out: float | None) -> dict[str, float]:
+  """EM and F1 at threshold 0 and at the held-out one, of predictions that no
+  threshold has touched. `best_*` are those of the oracle."""
+  if held_out is None:
+    return {}
+  out = {'held_out_threshold': held_out}
+  for name, threshold in (('zero', 0.0), ('held_out', held_out)):
+    values = metrics.squad_metrics(
+        examples, {k: '' if na_scores[k] > threshold else text
+                   for k, text in always.items()})
+    out |= {f'at_{name}_{score}': values[score]
+            for score in ('exact_match', 'f1')}
+  return out
 
 
 def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]

@@ -1,6 +1,6 @@
 """Ask a question: `load(...)` for notebooks, batches for JSONL."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import pathlib
 from typing import Any
@@ -9,6 +9,7 @@ import jax
 
 from qa_jax import aggregate
 from qa_jax import build
+from qa_jax import calibration as calibration_lib
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
@@ -45,6 +46,7 @@ class QA:
   params: Any
   tokenizer: tokenizer_lib.Tokenizer
   config: config_lib.Config
+  calibration: calibration_lib.Calibration | None = None  # in use
 
   def answer(self, *, question: str, context: str) -> Answer:
     """The best span of the context, or '' if the null rule says so."""
@@ -95,12 +97,14 @@ class QA:
 
 
 def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
-         **overrides: Any) -> QA:
+         calibrated: bool = True, **overrides: Any) -> QA:
   """A workdir, a Hugging Face or TensorFlow directory, or a hub id → QA.
 
-  `overrides` replace fields of config.decode and config.data, such as
-  `max_answer_length=10` or `null_rule='never'`, and `attention`. Without that,
-  a run's own is used if it can be here, else `auto`.
+  What a run's calibration.json says is used if `calibrated` and if it is of
+  this checkpoint and way of decoding. `overrides` replace fields of
+  config.decode and config.data, such as `max_answer_length=10` or
+  `null_rule='never'`, and `attention`. Without that, a run's own is used if it
+  can be here, else `auto`.
 
   Raises:
     UserError: none of these, damaged, or an encoder without span head.
@@ -118,7 +122,11 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
     _check_fits(model, config)
     shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
     params = build.run_parameters(directory, checkpoint, shapes)
-    return QA(model, params, words, config)
+    found = calibration_lib.read(directory) if calibrated else None
+    if found:
+      config, found = _calibrated(
+          config, found, build.run_step(directory, checkpoint), overrides)
+    return QA(model, params, words, config, found)
   if (directory / 'config.json').is_file() and (
       directory / 'encoder.json').is_file():
     raise errors.UserError(f'{directory} holds no checkpoint; train first')
@@ -148,6 +156,22 @@ def _override(config: config_lib.Config,
           f'load() has no option {key!r}{errors.did_you_mean(key, known)}')
     values[groups[0]][key] = value
   return config_lib.check(values)
+
+
+def _calibrated(
+    config: config_lib.Config, found: calibration_lib.Calibration,
+    step: int, overrides: Mapping[str, Any],
+    ) -> tuple[config_lib.Config, calibration_lib.Calibration | None]:
+  """The config with the stored threshold, if what is stored fits."""
+  decode = dataclasses.asdict(config.decode)
+  problem = found.misfit(step, decode)
+  if problem:
+    logs.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
+    return config, None
+  if found.threshold is None or 'null_threshold' in overrides:
+    return config, found
+  return dataclasses.replace(config, decode=dataclasses.replace(
+      config.decode, null_threshold=found.threshold)), found
 
 
 def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:

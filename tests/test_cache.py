@@ -125,6 +125,19 @@ def test_warm_windows_are_those_made_anew(tmp_path, made):
   assert len(warm) > len(warm.examples)  # some need several windows
 
 
+def test_parts_of_articles_are_other_data_and_follow_their_file(
+    tmp_path, squad):
+  part = lambda low, high: f'articles(of="{squad}", low={low}, high={high})'
+  for _ in range(2):
+    one, other = (cached(tmp_path, part(*r)) for r in ((0, 0.5), (0.5, 1)))
+    assert len(one.examples) + len(other.examples) == 4
+  assert is_warm(one) and is_warm(other)
+  text = squad.read_text(encoding='utf-8')
+  squad.write_text(text.replace('what 2', 'who 2'), encoding='utf-8')
+  assert not all(is_warm(cached(tmp_path, part(*r)))
+                 for r in ((0, 0.5), (0.5, 1)))
+
+
 def test_examples_come_back_whole(tmp_path, squad):
   _, warm = (cached(tmp_path, str(squad)) for _ in range(2))
   expected = sources.load(str(squad))

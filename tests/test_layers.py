@@ -10,13 +10,15 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {'errors', 'files', 'registry', 'grid', 'manifest', 'lock', 'stop'},
-    {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate'},
+    {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate',
+     'calibration'},
     {'models', 'heads', 'objectives', 'search', 'gather'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',
      'meter', 'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
-     'export', 'runner', 'train', 'keeper', 'features', 'population', 'sweep',
+     'export', 'runner', 'train', 'keeper', 'features',
+     'calibrate', 'population', 'sweep',
      'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',
      'report', 'page', 'analysis_report', 'bench'},
 )

@@ -164,7 +164,41 @@ def test_mixture_may_be_longer_than_a_file_name():
   assert len(spec) > 255 and len(sources.load(spec)) == 20
 
 
+def test_articles_are_parted_whole_whatever_their_order(tmp_path):
+  data = [{'title': f'T{n}', 'paragraphs': [
+      {'context': f'{CONTEXT} {n} {p}', 'qas': [
+          {'id': f'{n}-{p}', 'question': '?', 'answers': []}]}
+      for p in range(3)]} for n in range(400)]
+  one, other = (write(tmp_path / name, {'data': rows}) for name, rows in (
+      ('a.json', data), ('b.json', data[::-1])))
+  low = sources.load(f'articles(of="{one}", high=0.3)')
+  high = sources.load(f'articles(of="{one}", low=0.3)')
+  assert sorted(e.id for e in low + high) == sorted(
+      e.id for e in sources.load(one))
+  assert not {e.title for e in low} & {e.title for e in high}
+  assert len(low) / 1200 == pytest.approx(0.3, abs=0.07)  # 3 sd of 400 draws
+  assert {e.id for e in low} == {
+      e.id for e in sources.load(f'articles(of="{other}", high=0.3)')}
+  assert low != sources.load(f'articles(of="{one}", high=0.3, seed=1)')
+
+
+def test_without_titles_a_context_is_an_article(tmp_path):
+  rows = ''.join(json.dumps({**MRQA_ROW, 'context': f'{CONTEXT} {n}', 'qas': [
+      {**MRQA_ROW['qas'][0], 'qid': f'{n}-{q}'} for q in range(2)]}) + '\n'
+                 for n in range(50))
+  spec = write(tmp_path / 'a.jsonl', rows)
+  found = sources.load(f'articles(of="{spec}", low=0.5)')
+  assert 0 < len(found) < 100
+  assert {e.id[:-2] + q for e in found for q in ('-0', '-1')} == {
+      e.id for e in found}
+
+
 @pytest.mark.parametrize(('spec', 'message'), [
+    ('articles(of="synthetic", low=0.5, high=0.5)', 'low=0.5 and high=0.5'),
+    ('articles(of="synthetic", high=1.1)', '0 <= low < high <= 1'),
+    ('articles(of="synthetic", high=1e-9)', 'holds no question'),
+    ('articles(of="nowhere.json")', 'No such file'),
+    ('articles', "needs the argument 'of'"),
     ('squad_jsn', "did you mean 'squad_json'"),
     ('sythetic(size=3)', "did you mean 'synthetic'"),
     ('synthetic(siz=3)', "did you mean 'size'"),

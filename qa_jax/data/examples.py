@@ -30,6 +30,11 @@ class Example:
   title: str = ''
 
   @property
+  def article(self) -> str:
+    """What it shares with the questions that are most like it."""
+    return self.title or self.context
+
+  @property
   def gold_texts(self) -> tuple[str, ...]:
     return tuple(a.text for a in self.answers)
 

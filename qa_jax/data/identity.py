@@ -58,6 +58,8 @@ def _part(part: str, notes: pathlib.Path) -> list[Any] | None:
     data = _prepared(arguments['name'], arguments.get('data_dir', ''))
   elif 'path' in arguments:
     data = _file(arguments.pop('path'), notes)
+  elif name == 'articles':
+    data = of(arguments.pop('of'), notes)
   elif name == 'synthetic':
     data = []  # its code and arguments say all
   return None if data is None else [

@@ -6,6 +6,7 @@ by "+": a mixture.
 """
 
 from collections.abc import Callable, Iterator
+import hashlib
 import os
 import pathlib
 import re
@@ -92,9 +93,29 @@ def mrqa(*, path: str) -> list[Example]:
   return examples
 
 
+def articles(*, of: str, low: float = 0.0, high: float = 1.0,
+             seed: int = 0) -> list[Example]:
+  """Those of another SPEC whose article's hash, in [0, 1), is in [low, high).
+
+  So `high=0.9` of the training data and `low=0.9` share no article, whatever
+  else the file holds and in what order. The hash is of `seed` and the title;
+  without titles, a context is an article.
+  """
+  if not 0 <= low < high <= 1:
+    raise errors.UserError(
+        f'articles: low={low} and high={high} must be 0 <= low < high <= 1')
+  return [e for e in load(of) if low <= _draw(seed, e) < high]
+
+
+def _draw(seed: int, example: Example) -> float:
+  """A number in [0, 1) that an article owns."""
+  digest = hashlib.sha256(f'{seed} {example.article}'.encode()).digest()
+  return int.from_bytes(digest[:6], 'big') / 2**48
+
+
 SOURCES: dict[str, Callable[..., list[Example]]] = {
     'squad_json': squad_json, 'mrqa': mrqa, 'tfds': tfds_source.tfds,
-    'synthetic': synthetic.synthetic}
+    'synthetic': synthetic.synthetic, 'articles': articles}
 
 
 def load(spec: str) -> list[Example]:

@@ -1,0 +1,37 @@
+r"""Chooses a run's null threshold on held-out articles, and stores it there.
+
+  python -m experiments.train --config=configs/squad2.py --workdir=runs/squad \
+      --config.data.train='articles(of="train-v2.0.json", high=0.9)'
+  python -m experiments.calibrate --workdir=runs/squad \
+      --data='articles(of="train-v2.0.json", low=0.9)'
+
+Writes WORKDIR/calibration.json, which evaluate and predict use from then on:
+for this checkpoint and null rule, unless told --calibrated=False. Questions
+that the run was trained on are refused.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import calibrate
+from qa_jax import runtime
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Run to calibrate.')
+DATA = flags.DEFINE_string('data', None, 'SPEC of held-out questions.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'best, last or a step.')
+
+
+def main() -> None:
+  cli.required(workdir=WORKDIR.value, data=DATA.value)
+  workdir = pathlib.Path(WORKDIR.value)
+  runtime.configure()
+  cli.print_metrics(calibrate.calibrate(
+      workdir, DATA.value, checkpoint=CHECKPOINT.value, progress='calibrate'))
+  print(f'{workdir}/calibration.json is used from now on')
+
+
+if __name__ == '__main__':
+  cli.run(main)

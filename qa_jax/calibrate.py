@@ -1,0 +1,116 @@
+"""A run and held-out questions → the run's calibration.json."""
+
+from collections.abc import Sequence
+import pathlib
+
+import numpy as np
+
+from qa_jax import aggregate
+from qa_jax import build
+from qa_jax import calibration
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import evaluate
+from qa_jax import features
+from qa_jax import files
+from qa_jax import logs
+from qa_jax import metrics
+from qa_jax import predict
+from qa_jax.data import sources
+from qa_jax.data import store
+from qa_jax.data.examples import Example
+
+
+def calibrate(workdir: pathlib.Path, data: str, *,
+              checkpoint: str = 'best', progress: str = '') -> dict[str, float]:
+  """Chooses the threshold on `data` and stores it; what is to be told.
+
+  Raises:
+    UserError: no run, or one that was trained on some of the questions.
+  """
+  if not build.is_run(workdir):
+    raise errors.UserError(
+        f'{workdir} is not a run: what is chosen is stored with one')
+  qa = predict.load(workdir, checkpoint=checkpoint, calibrated=False)
+  windows, made = features.load(qa.config, data, qa.tokenizer)
+  logs.say(made)
+  examples = windows.examples
+  check_untrained(workdir, data, examples)
+  found = evaluate.answer(qa.model, qa.params, windows, qa.config,
+                          progress=progress)
+  threshold, values = _threshold(examples, found, qa.config.decode)
+  decode = qa.config.to_dict()['decode']
+  calibration.write(workdir, calibration.Calibration(
+      threshold=threshold, data=data, sha256=store.fingerprint(examples),
+      questions=len(examples), checkpoint=build.run_step(workdir, checkpoint),
+      decode={name: decode[name] for name in calibration.DECODE}), values)
+  return values
+
+
+def _threshold(examples: Sequence[Example], found: aggregate.Answers,
+               decode: config_lib.Decode
+               ) -> tuple[float | None, dict[str, float]]:
+  """The threshold of the best F1; EM and F1 there and at 0."""
+  if decode.null_rule == 'never' or not any(e.impossible for e in examples):
+    logs.say('no threshold: the null rule is never' if decode.null_rule ==
+             'never' else 'no threshold: every question has an answer')
+    return None, {'questions': len(examples)}
+  em, f1 = metrics.per_question(
+      examples, aggregate.texts(examples, found), '2.0')
+  silent = np.array([float(not e.answers) for e in examples])
+  threshold, _ = calibration.choose_threshold(found.na_score, f1, silent)
+  values: dict[str, float] = {
+      'questions': len(examples), 'threshold': threshold}
+  for name, at in (('zero', 0.0), ('held_out', threshold)):
+    none = found.na_score > at
+    values[f'at_{name}_exact_match'] = 100 * float(
+        np.where(none, silent, em).mean())
+    values[f'at_{name}_f1'] = 100 * float(np.where(none, silent, f1).mean())
+  return threshold, values
+
+
+def check_untrained(workdir: pathlib.Path, data: str,
+                    examples: Sequence[Example]) -> None:
+  """Refuses questions whose contexts a run, or one it began from, has seen.
+
+  Articles that are shared, without a context that is, are told in a line.
+
+  Raises:
+    UserError: some were trained on, or that cannot be told.
+  """
+  contexts = {e.context for e in examples}
+  titles = {e.title for e in examples} - {''}
+  run: pathlib.Path | None = workdir
+  while run:
+    config = config_lib.read(run)
+    trained = _trained_on(run, config.data.train)
+    seen = contexts & {e.context for e in trained}
+    if seen:
+      count = sum(e.context in seen for e in examples)
+      raise errors.UserError(
+          f'{count} of {len(examples)} questions of {data} are about contexts '
+          f'that {run} was trained on; hold out articles: config.data.train='
+          "'articles(of=\"…\", high=0.9)' and --data='articles(of=\"…\", "
+          "low=0.9)'")
+    shared = titles & {e.title for e in trained}
+    if shared:
+      logs.say(f'warning: {len(shared)} of {len(titles)} articles of {data} '
+               f'were trained on in part, such as {min(shared)!r}')
+    source = pathlib.Path(config.model.init_from)
+    run = source if config.model.init_from and build.is_run(source) else None
+
+
+def _trained_on(run: pathlib.Path, spec: str) -> Sequence[Example]:
+  """The training data as they were."""
+  try:
+    examples = sources.load(spec)
+  except errors.UserError as e:
+    raise errors.UserError(
+        f'whether {run} was trained on these questions cannot be told: {e}'
+        ) from None
+  expected = files.read_object(run / 'run.json').get('sha256', {}).get('train')
+  if store.fingerprint(examples) != expected:
+    raise errors.UserError(
+        f'whether {run} was trained on these questions cannot be told: {spec} '
+        'has changed since; restore the file')
+  return examples
