@@ -1,4 +1,4 @@
-r"""Chooses a run's null threshold on held-out articles, and stores it there.
+r"""Chooses a run's null threshold and temperature on held-out articles.
 
   python -m experiments.train --config=configs/squad2.py --workdir=runs/squad \
       --config.data.train='articles(of="train-v2.0.json", high=0.9)'

@@ -6,7 +6,9 @@ r"""Answers one question, or every line of a JSONL file.
       --input=in.jsonl --output=out.jsonl
 
 Each input line is an object with `question` and `context`; the output line
-repeats its `id` and adds the answer and the n-best list.
+repeats its `id` and adds the answer and the n-best list. `probability` is that
+of the span among all spans of its context and no answer; of a run that
+experiments.calibrate has seen, it says how often such an answer is right.
 """
 
 import dataclasses
@@ -58,9 +60,10 @@ def main() -> None:
   best = answers[0]
   print(best.text or '(no answer)')
   for candidate in best.n_best:
-    print(f'  {candidate["score"]:8.3f}  {json.dumps(candidate["text"])}'
+    print(f'  {candidate["score"]:8.3f}  {candidate["probability"]:6.1%}'
+          f'  {json.dumps(candidate["text"])}'
           f'  [{candidate["start"]}:{candidate["end"]}]')
-  print(f'  {best.null_score:8.3f}  (null)')
+  print(f'  {best.null_score:8.3f}  {best.null_probability:6.1%}  (null)')
 
 
 if __name__ == '__main__':

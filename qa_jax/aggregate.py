@@ -31,6 +31,11 @@ class WindowSpans:
   null: np.ndarray  # [N] float32
   normaliser: np.ndarray | None = None  # [N] float32, if the null rule asks
   exact: np.ndarray | None = None  # [N] float32, best by an exact search
+  temperatures: tuple[float, ...] = ()
+  # [N, T] float32: log Σ exp(score / temperature) of all spans a search of
+  # this window may return, so that those of a question's windows add up
+  mass: np.ndarray | None = None
+  gold: np.ndarray | None = None  # [N, G] float32; ILLEGAL: not to be found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,14 +55,20 @@ class Answers:
   # [E] what the search missed: exact best - found best. 0 where there is no
   # legal span, inf where there is but none was found. None: it is exact.
   regret: np.ndarray | None = None
+  # [C] float64, log posterior among all spans of all windows and null, and [E]
+  # that of null; None: spans were not added up.
+  log_p: np.ndarray | None = None
+  null_log_p: np.ndarray | None = None
 
 
 def answers(windows: windows_lib.WindowSet, spans: WindowSpans, *,
-            n_best: int, null_rule: str, merge: str = 'none') -> Answers:
+            n_best: int, null_rule: str, merge: str = 'none',
+            temperature: float = 1.0) -> Answers:
   """Merges the windows of each question into one n-best list.
 
   Order: score descending, then the earlier window, then its search order. Null
   rules and regret are about spans: they come before `merge`, one of MERGES.
+  Posteriors are at `temperature`; if the null rule is `never`, without null.
   """
   num = len(windows.examples)
   first = np.searchsorted(windows.example_of, np.arange(num))
@@ -79,7 +90,27 @@ def answers(windows: windows_lib.WindowSet, spans: WindowSpans, *,
       na_score=null_rules.NULL_RULES[null_rule].score(
           _window_scores(spans, first)),
       regret=None if spans.exact is None else _regret(spans, first))
+  if spans.mass is not None:
+    null_log_p, log_mass = null_and_mass(
+        spans, first, temperature, with_null=null_rule != 'never')
+    found = dataclasses.replace(
+        found, null_log_p=null_log_p - log_mass,
+        # Sums in float32 may fall short of their largest term.
+        log_p=np.minimum(score / temperature - log_mass[question], 0.0))
   return MERGES[merge](windows.examples, found)
+
+
+def null_and_mass(spans: WindowSpans, first: np.ndarray, temperature: float, *,
+                  with_null: bool) -> tuple[np.ndarray, np.ndarray]:  # [E] × 2
+  """Null's score / temperature, and log Σ exp over null and all spans.
+
+  Null is the least of any window: the one of the null rule `min_null`.
+  """
+  column = spans.mass[:, spans.temperatures.index(temperature)]
+  mass = np.logaddexp.reduceat(column.astype(np.float64), first)
+  null = (np.minimum.reduceat(spans.null, first).astype(np.float64)
+          / temperature if with_null else np.full(len(first), -np.inf))
+  return null, np.logaddexp(null, mass)
 
 
 def _window_scores(spans: WindowSpans,
@@ -117,6 +148,10 @@ def surface_forms(examples: Sequence[Example], found: Answers) -> Answers:
   score = peak + np.log(np.bincount(
       form, np.exp(found.score - peak[form]), len(peak)))
   order = np.lexsort((-score, question[best]))  # stable
+  if found.log_p is not None:  # at a temperature, so not the merged score's
+    log_p = np.full(len(peak), -np.inf)
+    np.logaddexp.at(log_p, form, found.log_p)
+    found = dataclasses.replace(found, log_p=log_p[order])
   best = best[order]
   return dataclasses.replace(
       found, begin=found.begin[best], end=found.end[best], score=score[order],
@@ -142,8 +177,13 @@ def texts(examples: Sequence[Example], found: Answers) -> dict[str, str]:
 
 
 def nbest(example: Example, found: Answers, e: int) -> list[dict[str, Any]]:
-  """The candidates of question e: text, character range, score."""
+  """The candidates of question e: text, character range, score, probability.
+
+  The last if spans were added up.
+  """
   return [{'text': example.context[found.begin[c]:found.end[c]],
            'start': int(found.begin[c]), 'end': int(found.end[c]),
-           'score': float(found.score[c])}
+           'score': float(found.score[c]),
+           **({} if found.log_p is None else
+              {'probability': float(np.exp(found.log_p[c]))})}
           for c in range(found.ptr[e], found.ptr[e + 1])]

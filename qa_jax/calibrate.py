@@ -1,6 +1,8 @@
 """A run and held-out questions → the run's calibration.json."""
 
 from collections.abc import Sequence
+import dataclasses
+import functools
 import pathlib
 
 import numpy as np
@@ -18,6 +20,7 @@ from qa_jax import metrics
 from qa_jax import predict
 from qa_jax.data import sources
 from qa_jax.data import store
+from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 
 
@@ -36,13 +39,20 @@ def calibrate(workdir: pathlib.Path, data: str, *,
   logs.say(made)
   examples = windows.examples
   check_untrained(workdir, data, examples)
-  found = evaluate.answer(qa.model, qa.params, windows, qa.config,
-                          progress=progress)
+  spans = evaluate.score_windows(
+      qa.model, qa.params, windows, qa.config, progress=progress, golds=True,
+      temperatures=calibration.TEMPERATURES)
+  found = aggregate.answers(
+      windows, dataclasses.replace(spans, mass=None),
+      n_best=qa.config.decode.n_best, null_rule=qa.config.decode.null_rule)
   threshold, values = _threshold(examples, found, qa.config.decode)
+  temperature, fitted = _temperature(windows, spans, qa.config.decode)
+  values |= fitted
   decode = qa.config.to_dict()['decode']
   calibration.write(workdir, calibration.Calibration(
-      threshold=threshold, data=data, sha256=store.fingerprint(examples),
-      questions=len(examples), checkpoint=build.run_step(workdir, checkpoint),
+      threshold=threshold, temperature=temperature, data=data,
+      sha256=store.fingerprint(examples), questions=len(examples),
+      checkpoint=build.run_step(workdir, checkpoint),
       decode={name: decode[name] for name in calibration.DECODE}), values)
   return values
 
@@ -67,6 +77,42 @@ def _threshold(examples: Sequence[Example], found: aggregate.Answers,
         np.where(none, silent, em).mean())
     values[f'at_{name}_f1'] = 100 * float(np.where(none, silent, f1).mean())
   return threshold, values
+
+
+def _temperature(windows: windows_lib.WindowSet, spans: aggregate.WindowSpans,
+                 decode: config_lib.Decode) -> tuple[float, dict[str, float]]:
+  """The temperature, and the loss before and after."""
+  examples = windows.examples
+  first = np.searchsorted(windows.example_of, np.arange(len(examples)))
+  least, most = (functools.partial(f.reduceat, indices=first)
+                 for f in (np.minimum, np.maximum))
+  best = most(spans.score[:, 0].astype(np.float64)
+              if spans.exact is None else spans.exact.astype(np.float64))
+  row, column = np.nonzero(spans.gold > aggregate.NO_SPAN / 2)
+  gold_of = windows.example_of[row]
+  nulls = decode.null_rule != 'never'
+  fits = np.zeros(len(examples), bool)
+  fits[gold_of] = True
+  if nulls:
+    fits |= np.array([e.impossible for e in examples])
+  fits &= best > aggregate.NO_SPAN
+  keep = fits[gold_of]
+  number = np.cumsum(fits) - 1
+  temperature, before, after = calibration.fit_temperature(calibration.Fitting(
+      mass=np.logaddexp.reduceat(
+          spans.mass.astype(np.float64), first, axis=0)[fits],
+      best=best[fits],
+      null=least(spans.null.astype(np.float64))[fits] if nulls else None,
+      gold=spans.gold[row, column].astype(np.float64)[keep],
+      gold_of=number[gold_of[keep]]))
+  if not fits.any():
+    logs.say('no temperature: no question has an answer that can be found')
+    return temperature, {}
+  if temperature in (calibration.TEMPERATURES[0], calibration.TEMPERATURES[-1]):
+    logs.say(f'warning: the temperature is at its bound, {temperature:g}')
+  return temperature, {
+      'fitted_on': int(fits.sum()), 'temperature': temperature,
+      'nats_before': before, 'nats': after}
 
 
 def check_untrained(workdir: pathlib.Path, data: str,

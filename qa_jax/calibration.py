@@ -1,18 +1,20 @@
-"""What held-out questions say of a model: its threshold of no answer.
+"""What held-out questions say of a model: its null threshold and temperature.
 
-Glossary of shapes: E questions.
+Glossary of shapes: E questions, T temperatures, M gold spans of all questions.
 
-Numpy alone. A run keeps what was chosen in calibration.json, and evaluation
-and prediction use it.
+Numpy and scipy alone. A run keeps what was chosen in calibration.json, and
+evaluation and prediction use it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
+from scipy import interpolate
+from scipy import optimize
 
 from qa_jax import errors
 from qa_jax import files
@@ -25,6 +27,7 @@ class Calibration:
   """Chosen on held-out questions, for one checkpoint and way of decoding."""
 
   threshold: float | None  # None: all of them have an answer, or the rule none
+  temperature: float  # of the softmax over all spans of a question, and null
   data: str  # SPEC of the held-out questions
   sha256: str  # their fingerprint
   questions: int
@@ -41,6 +44,10 @@ class Calibration:
     return ''
 
 
+# Where log Σ exp is known for the fit, and its bounds: beyond, scores say
+# nothing or all. An interval's error is below 1e-4 nats.
+TEMPERATURES = tuple(np.geomspace(0.05, 20, 41).tolist())
+BINS = 15  # Guo et al. (2017), section 2
 DECODE = ('null_rule', 'search', 'max_answer_length')  # what scores depend on
 
 
@@ -64,9 +71,10 @@ def read(workdir: pathlib.Path) -> Calibration | None:
   value.pop('held_out', None)
   try:
     found = Calibration(**value)
-    numbers = [0.0 if found.threshold is None else float(found.threshold)]
-    whole = all(math.isfinite(x) for x in numbers) and isinstance(
-        found.decode, dict) and type(found.checkpoint) is int
+    whole = (
+        math.isfinite(found.threshold or 0.0) and isinstance(found.decode, dict)
+        and math.isfinite(found.temperature) and found.temperature > 0
+        and type(found.checkpoint) is int)
   except (TypeError, ValueError):  # a field too many or too few, or no number
     whole = False
   if not whole:
@@ -97,3 +105,84 @@ def choose_threshold(
   # Half way between neighbours may round to the upper one.
   edges[1:-1] = np.where(edges[1:-1] >= scores[1:], scores[:-1], edges[1:-1])
   return float(edges[k]), float((silent.sum() + reached[k]) / len(silent))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+  """What a temperature is fitted to; questions that cannot be are left out."""
+
+  mass: np.ndarray  # [E, T] log Σ exp(score / t) of all spans
+  best: np.ndarray  # [E] score of the best span
+  null: np.ndarray | None  # [E] score; None: null is not among the outcomes
+  gold: np.ndarray  # [M] score, question by question
+  gold_of: np.ndarray  # [M] question, ascending; none: null is right
+
+
+def fit_temperature(data: Fitting) -> tuple[float, float, float]:
+  """The temperature of the least negative log likelihood; that at 1, and at it.
+
+  Of a question it is log Σ exp(score / t) over null and all spans, less the
+  same over its gold spans, or less null / t if it has none (Guo et al., 2017,
+  "On calibration of modern neural networks"), in nats, averaged. L-BFGS in
+  log t; log Σ exp is a cubic spline in it, of what it exceeds best / t by.
+  """
+  if not len(data.best):
+    return 1.0, math.nan, math.nan
+  grid = np.log(TEMPERATURES)
+  spline = interpolate.CubicSpline(
+      grid, data.mass - data.best[:, None] / TEMPERATURES, axis=1)
+  answerable, first = np.unique(data.gold_of, return_index=True)
+
+  def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
+    """Its value and its derivative by x = log t; d(s / t) / dx = -s / t."""
+    t = np.exp(x[0])
+    log_z = data.best / t + spline(x[0])
+    d_log_z = spline(x[0], 1) - data.best / t
+    target = np.zeros(len(data.best))
+    d_target = np.zeros(len(data.best))
+    if data.null is not None:
+      null = data.null / t
+      total = np.logaddexp(log_z, null)
+      d_log_z = (np.exp(log_z - total) * d_log_z
+                 - np.exp(null - total) * null)
+      log_z, target, d_target = total, null, -null
+      target, d_target = target.copy(), d_target.copy()
+    if len(first):
+      s = data.gold / t
+      target[answerable] = np.logaddexp.reduceat(s, first)
+      share = np.exp(s - target[data.gold_of])
+      d_target[answerable] = np.add.reduceat(-share * s, first)
+    return float((log_z - target).mean()), np.array(
+        [(d_log_z - d_target).mean()])
+
+  found = optimize.minimize(
+      loss, np.zeros(1), jac=True, method='L-BFGS-B',
+      bounds=[(grid[0], grid[-1])], options={'ftol': 1e-12, 'gtol': 1e-8})
+  return (float(np.exp(found.x[0])), loss(np.zeros(1))[0], float(found.fun))
+
+
+def bins(confidence: np.ndarray,  # [E] 0 … 1
+         right: np.ndarray,  # [E] 0 … 1
+         ) -> list[dict[str, float]]:
+  """The reliability diagram: BINS of equal width, those with a question in.
+
+  A confidence on an edge belongs to the bin below, as sklearn has it.
+  """
+  edges = np.linspace(0, 1, BINS + 1)
+  of = np.searchsorted(edges[1:-1], confidence)
+  out = []
+  for b in np.unique(of):
+    inside = of == b
+    out.append({'low': float(edges[b]), 'high': float(edges[b + 1]),
+                'count': int(inside.sum()),
+                'confidence': float(confidence[inside].mean()),
+                'accuracy': float(right[inside].mean())})
+  return out
+
+
+def error(diagram: Sequence[Mapping[str, float]]) -> float:
+  """The expected calibration error: the mean gap between confidence and
+  accuracy over questions, 0 … 1 (Naeini et al., 2015)."""
+  total = sum(b['count'] for b in diagram)
+  return sum(b['count'] * abs(b['confidence'] - b['accuracy'])
+             for b in diagram) / total

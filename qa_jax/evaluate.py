@@ -7,13 +7,14 @@ Shared by training, `evaluate` and `predict`. Only [N, K] spans ever leave the
 devices.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import functools
 import pathlib
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qa_jax import aggregate
@@ -27,6 +28,7 @@ from qa_jax import metrics
 from qa_jax import null_rules
 from qa_jax import parallel
 from qa_jax import registry
+from qa_jax import reliability
 from qa_jax import search
 from qa_jax.data import packing
 from qa_jax.data import plans
@@ -35,6 +37,7 @@ from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
+from qa_jax.objectives import table
 
 
 def needs(decode: config_lib.Decode) -> frozenset[str]:
@@ -45,11 +48,14 @@ def needs(decode: config_lib.Decode) -> frozenset[str]:
 @functools.cache
 def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
               normaliser: bool) -> Callable[..., dict[str, Any]]:
-  """Encoder, head and span search as one program → fields of WindowSpans."""
+  """Encoder, head and span search as one program → fields of WindowSpans.
+
+  `mass` is there if there are temperatures, `gold` if the batch has golds.
+  """
   find = registry.build(search.SEARCHES, spec, what='search')
 
   @jax.jit
-  def run(params, batch):
+  def run(params, batch, temperatures):  # [T]
     scores = model.apply({'params': params}, **build.model_inputs(batch))
     masks = batch['start_mask'], batch['context_mask']
     found = fields(find, scores, *masks, longest=longest, n_best=n_best,
@@ -57,8 +63,26 @@ def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
     if not search.is_exact(spec):
       found['exact'] = search.two_stage(
           scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]
+    if len(temperatures):
+      found['mass'] = jax.lax.map(lambda t: search.log_normaliser(
+          scores, *masks, max_answer_length=longest, temperature=t),
+                                  temperatures).T
+    if 'gold_spans' in batch:
+      found['gold'] = _gold_scores(
+          scores, *masks, batch['gold_spans'], longest)
     return found
   return run
+
+
+def _gold_scores(scores: SpanScores, start_mask: jax.Array,
+                 context_mask: jax.Array, golds: jax.Array,  # [B, G, 2]
+                 longest: int) -> jax.Array:  # [B, G]
+  """Scores of gold spans; ILLEGAL for those that no search may return."""
+  first, last = jnp.maximum(golds[..., 0], 0), jnp.maximum(golds[..., 1], 0)
+  legal = ((golds[..., 0] > 0) & (last - first < longest)
+           & jnp.take_along_axis(start_mask, first, axis=1)
+           & jnp.take_along_axis(context_mask, last, axis=1))
+  return jnp.where(legal, table.gold_scores(scores, golds), search.ILLEGAL)
 
 
 def fields(find: search.Search, scores: SpanScores,
@@ -73,18 +97,21 @@ def fields(find: search.Search, scores: SpanScores,
            'valid': spans.valid, 'null': spans.null_score}
   if normaliser:
     found['normaliser'] = search.log_normaliser(
-        scores, context_mask, max_answer_length=longest)
+        scores, context_mask, context_mask, max_answer_length=longest)
   return found
 
 
 def score_windows(model: qa.QAModel, params: Any,
                   windows: windows_lib.WindowSet, config: config_lib.Config,
                   *, mesh: jax.sharding.Mesh | None = None,
-                  progress: str = '') -> aggregate.WindowSpans:
+                  progress: str = '', temperatures: Sequence[float] = (),
+                  golds: bool = False) -> aggregate.WindowSpans:
   """Runs encoder, head and search over every window.
 
   Rows are sharded over all devices of `mesh`; padding rows fill the last
-  batch and are dropped. `progress` names a progress bar, '' shows none.
+  batch and are dropped. `progress` names a progress bar, '' shows none. All
+  spans are added up at each of `temperatures`; `golds`: with scores of the
+  gold spans.
   """
   decode, count = config.decode, mesh.size if mesh else 1
   normaliser = 'normaliser' in needs(decode)
@@ -95,17 +122,22 @@ def score_windows(model: qa.QAModel, params: Any,
       buckets=build.buckets(config), multiple=count)
   one = lambda: np.zeros(len(windows), np.float32)
   each = lambda dtype: np.zeros((len(windows), decode.n_best), dtype)
+  some = lambda count: np.zeros((len(windows), count), np.float32)
   out = aggregate.WindowSpans(
       start=each(np.int32), end=each(np.int32), score=each(np.float32),
       valid=each(bool), null=one(),
       normaliser=one() if normaliser else None,
-      exact=None if search.is_exact(decode.search) else one())
+      exact=None if search.is_exact(decode.search) else one(),
+      temperatures=tuple(temperatures),
+      mass=some(len(temperatures)) if len(temperatures) else None,
+      gold=some(windows.gold_spans.shape[1]) if golds else None)
   place = functools.partial(jax.device_put, device=(
       jax.sharding.NamedSharding(
           mesh, jax.sharding.PartitionSpec(mesh.axis_names))
       if mesh else None))
   bar = logs.Progress(progress, len(plan)) if progress else None
   ahead = parallel.RunAhead(2)
+  scales = np.asarray(temperatures, np.float32)
 
   def keep(done):
     for (number, rows), found in done:
@@ -120,9 +152,10 @@ def score_windows(model: qa.QAModel, params: Any,
     if config.data.packing:
       batch = packing.pack(batch, np.arange(len(rows)).reshape(count, -1),
                            length, real=rows >= 0)
-    inputs = (*build.INPUTS, *build.PACKED, 'start_mask')
+    inputs = (*build.INPUTS, *build.PACKED, 'start_mask',
+              *['gold_spans'] * golds)
     keep(ahead.push((number, rows), run(params, place(
-        {k: batch[k] for k in inputs if k in batch}))))
+        {k: batch[k] for k in inputs if k in batch}), scales)))
   keep(ahead.drain())
   if bar:
     bar.close()
@@ -148,20 +181,27 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
       programs += 1
       batch = windows.gather(np.full(size, -1), length)
       jax.block_until_ready(run(params, jax.device_put(
-          {k: batch[k] for k in (*build.INPUTS, 'start_mask')})))
+          {k: batch[k] for k in (*build.INPUTS, 'start_mask')}),
+                                np.ones(1, np.float32)))
   return programs
 
 
 def answer(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
-           config: config_lib.Config, *,
+           config: config_lib.Config, *, temperature: float = 1.0,
            mesh: jax.sharding.Mesh | None = None,
            progress: str = '') -> aggregate.Answers:
   """The n-best list of every question, as config.decode says."""
-  decode = config.decode
   spans = score_windows(model, params, windows, config, mesh=mesh,
-                        progress=progress)
-  return aggregate.answers(windows, spans, n_best=decode.n_best,
-                           null_rule=decode.null_rule, merge=decode.merge)
+                        progress=progress, temperatures=(temperature,))
+  return merge(windows, spans, config.decode, temperature)
+
+
+def merge(windows: windows_lib.WindowSet, spans: aggregate.WindowSpans,
+          decode: config_lib.Decode, temperature: float) -> aggregate.Answers:
+  """One n-best list per question; spans have been added up at `temperature`."""
+  return aggregate.answers(
+      windows, spans, n_best=decode.n_best, null_rule=decode.null_rule,
+      merge=decode.merge, temperature=temperature)
 
 
 class Evaluator:
@@ -181,8 +221,13 @@ class Evaluator:
                progress: str = '') -> dict[str, float]:
     """Metrics as metrics.json has them; writes the files under `output`."""
     examples, decode = self.windows.examples, self._config.decode
-    answers = answer(self._model, params, self.windows, self._config,
-                     mesh=self._mesh, progress=progress)
+    held_out = self._calibration
+    temperature = held_out.temperature if held_out else 1.0
+    spans = score_windows(
+        self._model, params, self.windows, self._config, mesh=self._mesh,
+        progress=progress,
+        temperatures=(temperature, 1.0) if held_out else (1.0,))
+    answers = merge(self.windows, spans, decode, temperature)
     odd = int((~np.isfinite(answers.null_score)).sum())
     if odd:
       raise errors.UserError(
@@ -198,9 +243,12 @@ class Evaluator:
                    for i, e in enumerate(examples)}
     values = metrics.squad_metrics(
         examples, predictions, na_scores=na_scores, always_answer=always)
-    if na_scores is not None and self._calibration:
-      values |= at_thresholds(
-          examples, always, na_scores, self._calibration.threshold)
+    if held_out:
+      before = merge(self.windows, spans, decode, 1.0)
+      values |= reliability.report(
+          examples, predictions, always, na_scores, held_out,
+          before=reliability.confidence(before, silent),
+          after=reliability.confidence(answers, silent), output=output)
     if answers.regret is not None:
       values |= decode_regret(answers.regret)
     if output:
@@ -210,28 +258,12 @@ class Evaluator:
       count = np.bincount(self.windows.example_of, minlength=len(examples))
       files.write_jsonl(output / 'nbest.jsonl', (
           {'id': e.id, 'null_score': float(answers.null_score[i]),
+           'null_probability': float(np.exp(answers.null_log_p[i])),
            'windows': int(count[i]),
            'answers': aggregate.nbest(e, answers, i)}
           for i, e in enumerate(examples)))
       files.write_json(output / 'metrics.json', values)
     return values
-
-
-def at_thresholds(examples: Sequence[Example], always: Mapping[str, str],
-                  na_scores: Mapping[str, float],
-                  held_out: float | None) -> dict[str, float]:
-  """EM and F1 at threshold 0 and at the held-out one, of predictions that no
-  threshold has touched. `best_*` are those of the oracle."""
-  if held_out is None:
-    return {}
-  out = {'held_out_threshold': held_out}
-  for name, threshold in (('zero', 0.0), ('held_out', held_out)):
-    values = metrics.squad_metrics(
-        examples, {k: '' if na_scores[k] > threshold else text
-                   for k, text in always.items()})
-    out |= {f'at_{name}_{score}': values[score]
-            for score in ('exact_match', 'f1')}
-  return out
 
 
 def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]

@@ -34,6 +34,30 @@ def learning_curve(rows: Sequence[Mapping[str, Any]],
   save(fig, path)
 
 
+def reliability(curves: Mapping[str, Sequence[Mapping[str, float]]],
+                path: pathlib.Path) -> None:
+  """Draws how often answers of each confidence are right, and how many are.
+
+  `curves` has, by label, what `calibration.bins` gives; the last is in front.
+  """
+  fig = figure.Figure(figsize=(4.5, 5), layout='constrained')
+  top, below = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+  top.plot([0, 100], [0, 100], color='0.6', linewidth=1, label='as it says')
+  for (label, bins), colour, marker, side in zip(
+      curves.items(), (END, START), 'so', (-1, 1), strict=False):
+    at = [100 * b['confidence'] for b in bins]
+    top.plot(at, [100 * b['accuracy'] for b in bins], color=colour,
+             marker=marker, markersize=4, label=label)
+    total = sum(b['count'] for b in bins)
+    wide = 40 * (bins[0]['high'] - bins[0]['low'])
+    below.bar([50 * (b['low'] + b['high']) + side * wide / 2 for b in bins],
+              [100 * b['count'] / total for b in bins], wide, color=colour)
+  top.set(ylabel='exactly right (%)', ylim=(0, 101), xlim=(0, 100))
+  top.legend(loc='upper left')
+  below.set(xlabel='probability of the answer (%)', ylabel='questions (%)')
+  save(fig, path)
+
+
 def spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
           by_layer: bool = False) -> None:
   """Draws, per (question, SpanView, answer), what S and E read out.

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 
 from qa_jax import aggregate
 from qa_jax import build
@@ -35,6 +36,12 @@ class Answer:
   end: int
   score: float
   null_score: float
+  # Posteriors among all spans of all windows of the context and no answer, at
+  # the run's temperature: comparable from one context to the next. Without
+  # calibration the temperature is 1; by the null rule `never`, no answer is not
+  # among the outcomes.
+  probability: float  # of this answer, or of none if that is what it is
+  null_probability: float
   n_best: tuple[dict[str, Any], ...] = ()
 
 
@@ -70,18 +77,21 @@ class QA:
     else:
       windows = build.make_windows(self.config, rows, self.tokenizer)
     answers = evaluate.answer(
-        self.model, self.params, windows, self.config, progress=progress)
+        self.model, self.params, windows, self.config, progress=progress,
+        temperature=self.calibration.temperature if self.calibration else 1.0)
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]
 
   def _answer(self, row: examples_lib.Example, answers: aggregate.Answers,
               e: int) -> Answer:
     candidates = aggregate.nbest(row, answers, e)
     best = candidates[0] if candidates else {
-        'text': '', 'start': 0, 'end': 0, 'score': aggregate.NO_SPAN}
+        'text': '', 'start': 0, 'end': 0, 'score': aggregate.NO_SPAN,
+        'probability': 0.0}
+    null = float(np.exp(answers.null_log_p[e]))
     if answers.na_score[e] > self.config.decode.null_threshold:
-      best = {**best, 'text': '', 'start': 0, 'end': 0}
+      best = {**best, 'text': '', 'start': 0, 'end': 0, 'probability': null}
     return Answer(**best, null_score=float(answers.null_score[e]),
-                  n_best=tuple(candidates))
+                  null_probability=null, n_best=tuple(candidates))
 
   def spans(self, question: str, context: str) -> view.SpanView:
     """Tokens, start and end scores, and the band of the outer sum.

@@ -171,17 +171,21 @@ def is_exact(spec: str) -> bool:
   return registry.parse(spec)[0] in EXACT
 
 
-def log_normaliser(scores: SpanScores, mask: jax.Array,  # [B, L] bool
-                   *, max_answer_length: int) -> jax.Array:  # [B]
-  """log Σ exp score(i, j) over the spans within `mask`, null not among them.
+def log_normaliser(scores: SpanScores, start_mask: jax.Array,
+                   end_mask: jax.Array, *, max_answer_length: int,
+                   temperature: jax.Array | float = 1.0) -> jax.Array:  # [B]
+  """log Σ exp(score(i, j) / temperature) over all legal spans, without null.
 
-  ILLEGAL if there is none. With the whole context as the mask it is that of
-  the span softmax in training; a search starts at owned tokens only.
+  ILLEGAL if there is none. With the whole context as both masks it is that of
+  the span softmax in training; a search starts at owned tokens only, so that
+  windows of one question add up.
   """
   start, end, pair = _ordered(scores, max_answer_length)
   width = min(max_answer_length, start.shape[1])
-  table = _add(start, mask, _right(end, mask, pair, width))
-  return jax.nn.logsumexp(table, axis=(1, 2))
+  table = _add(start, start_mask, _right(end, end_mask, pair, width))
+  return jax.nn.logsumexp(jnp.where(
+      table > ILLEGAL, jnp.maximum(table / temperature, LOWEST), ILLEGAL),
+                          axis=(1, 2))
 
 
 def _within(narrow: Callable[..., tuple[jax.Array, jax.Array]]) -> Search:

@@ -1,4 +1,5 @@
-"""Held-out thresholds against all thresholds there are, and what uses them."""
+"""Thresholds against all there are, temperatures against enumeration, bins
+against sklearn; and what uses them."""
 
 import dataclasses
 import json
@@ -7,6 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
+from scipy import optimize
+import sklearn.calibration
 
 from qa_jax import calibrate
 from qa_jax import calibration
@@ -60,6 +63,90 @@ def test_all_are_answered_if_all_have_an_answer():
   assert found == 5.0 and score == 0.75
 
 
+# --- temperature
+
+
+def fitting(seed, truth, *, with_null):
+  """Questions whose right span, or null, was drawn at temperature `truth`.
+
+  And the exact loss at any temperature, by enumeration.
+  """
+  rng = np.random.default_rng(seed)
+  scores = [rng.normal(0, 4, rng.integers(2, 40)) for _ in range(400)]
+  null = rng.normal(0, 4, len(scores)) if with_null else None
+  golds, outcomes = [], []
+  for q, s in enumerate(scores):
+    outcomes.append(np.append(s, null[q]) if with_null else s)
+    p = np.exp(outcomes[q] / truth)
+    right = rng.choice(len(p), p=p / p.sum())
+    if right < len(s):
+      golds += [(q, right)]
+      if q % 3 == 0 and len(s) > right + 1:  # a second place is right as well
+        golds += [(q, right + 1)]
+
+  def loss(t):
+    out = []
+    for q, all_of in enumerate(outcomes):
+      right = [g for e, g in golds if e == q] or [-1]
+      out.append(np.logaddexp.reduce(all_of / t)
+                 - np.logaddexp.reduce(all_of[right] / t))
+    return np.mean(out)
+  return calibration.Fitting(
+      mass=np.array([[np.logaddexp.reduce(s / t)
+                      for t in calibration.TEMPERATURES] for s in scores]),
+      best=np.array([s.max() for s in scores]), null=null,
+      gold=np.array([scores[q][g] for q, g in golds]),
+      gold_of=np.array([q for q, _ in golds])), loss
+
+
+@pytest.mark.parametrize(('with_null', 'truth'), [
+    (True, 2.5), (True, 0.4), (False, 1.0), (False, 6.0)])
+def test_temperature_is_the_minimum_of_the_enumerated_loss(with_null, truth):
+  data, loss = fitting(0, truth, with_null=with_null)
+  found, before, after = calibration.fit_temperature(data)
+  exact = optimize.minimize_scalar(
+      lambda x: loss(np.exp(x)), bounds=(-3, 3), method='bounded',
+      options={'xatol': 1e-7})
+  assert found == pytest.approx(np.exp(exact.x), rel=1e-3)  # the spline's error
+  assert before == pytest.approx(loss(1.0), abs=1e-5)
+  assert after == pytest.approx(exact.fun, abs=1e-5)
+  # Two places that are right make the drawn one surer than it was.
+  assert found == pytest.approx(truth, rel=0.35)
+
+
+def test_scores_that_cannot_be_improved_keep_their_temperature():
+  found, before, after = calibration.fit_temperature(
+      fitting(3, 1.0, with_null=True)[0])
+  assert found == pytest.approx(1, abs=0.2) and after <= before
+
+
+def test_nothing_to_fit_is_temperature_1():
+  empty = np.zeros(0)
+  found, before, _ = calibration.fit_temperature(calibration.Fitting(
+      empty.reshape(0, 41), empty, None, empty, empty.astype(int)))
+  assert found == 1.0 and np.isnan(before)
+
+
+def test_bins_are_those_of_sklearn():
+  rng = np.random.default_rng(0)
+  confidence = np.append(rng.random(500) ** 3, [0, 1, 1 / 3, 0.2, 14 / 15])
+  right = rng.integers(0, 2, len(confidence))
+  found = calibration.bins(confidence, right)
+  true, said = sklearn.calibration.calibration_curve(
+      right, confidence, n_bins=calibration.BINS)
+  np.testing.assert_allclose([b['accuracy'] for b in found], true)
+  np.testing.assert_allclose([b['confidence'] for b in found], said)
+  assert sum(b['count'] for b in found) == len(right)
+  assert all(b['low'] <= b['confidence'] <= b['high'] for b in found)
+
+
+def test_calibration_error_by_hand():
+  """Two of 0.9, one right: a gap of 0.4; two of 0.2, none right: of 0.2."""
+  diagram = calibration.bins(
+      np.array([0.9, 0.9, 0.2, 0.2]), np.array([1.0, 0.0, 0.0, 0.0]))
+  assert calibration.error(diagram) == pytest.approx((0.4 + 0.2) / 2)
+
+
 # --- a run
 
 
@@ -97,10 +184,36 @@ def test_what_is_stored_is_what_evaluation_finds_best(calibrated, tmp_path):
   assert values['f1'] == values['at_held_out_f1'] >= values['at_zero_f1']
   # Scores of this model differ, so that the official script's best is ours.
   assert values['f1'] == pytest.approx(values['best_f1'])
+  assert (tmp_path / 'reliability.png').stat().st_size > 10_000
+  assert values['temperature'] == stored['temperature'] != 1
   na_probs = metrics.read_na_probs(tmp_path / 'na_probs.json')
   told = metrics.read_predictions(tmp_path / 'predictions.json')
   assert {k for k, v in na_probs.items() if v > stored['threshold']} == {
       k for k, v in told.items() if not v}
+
+
+def test_reported_calibration_errors_are_those_of_what_was_said(
+    calibrated, tmp_path):
+  """Of nbest.jsonl and predictions.json, by the definition."""
+  found = {}
+  for name, flag in (('before', '--nocalibrated'), ('after', '--calibrated')):
+    output = tmp_path / name
+    test_cli.command('evaluate', f'--workdir={calibrated}', flag,
+                     f'--data={HELD_OUT}', f'--output={output}')
+    found[name] = {row['id']: row for row in map(json.loads, (
+        output / 'nbest.jsonl').read_text().splitlines())}
+  told = metrics.read_predictions(tmp_path / 'after' / 'predictions.json')
+  examples = sources.load(HELD_OUT)
+  right, _ = metrics.per_question(examples, told)
+  values = files.read_object(tmp_path / 'after' / 'metrics.json')
+  for name, key in (('before', 'calibration_error_before'),
+                    ('after', 'calibration_error')):
+    said = np.array([
+        found[name][e.id]['answers'][0]['probability'] if told[e.id]
+        else found[name][e.id]['null_probability'] for e in examples])
+    of = np.ceil(said * calibration.BINS)
+    gaps = [abs((said - right)[of == b].sum()) for b in np.unique(of)]
+    assert values[key] == pytest.approx(100 * sum(gaps) / len(said), abs=1e-3)
 
 
 def test_without_calibration_the_threshold_is_the_configs(
@@ -122,6 +235,15 @@ def test_predict_answers_by_the_stored_threshold(trained, calibrated):
   qa = predict.load(calibrated)
   assert qa.config.decode.null_threshold == threshold
   assert predict.load(trained).config.decode.null_threshold == 0
+  assert qa.calibration.temperature != 1
+  asked = {'question': 'Who?', 'context': 'Ada met Bob in Rome.'}
+  answer, plain = (predict.load(w).answer(**asked) for w in (
+      calibrated, trained))
+  at = lambda t: [np.exp(c['score'] / t) for c in plain.n_best]
+  # Ratios within an n-best list are those of the scores at the temperature.
+  for one, t in ((answer, qa.calibration.temperature), (plain, 1)):
+    p = np.array([c['probability'] for c in one.n_best])
+    np.testing.assert_allclose(p / p[0], np.array(at(t)) / at(t)[0], rtol=1e-5)
   given = predict.load(calibrated, null_threshold=1.5)
   assert given.config.decode.null_threshold == 1.5
 
@@ -203,6 +325,7 @@ def test_mistakes_are_one_line(trained, tmp_path):
 
 @pytest.mark.parametrize('change', [
     {'threshold': 'high'}, {'threshold': float('inf')}, {'decode': 3},
+    {'temperature': 0}, {'temperature': None}, {'temperature': float('nan')},
     {'checkpoint': '7'}, {'more': 1}])
 def test_a_damaged_file_is_one_line(calibrated, tmp_path, change):
   value = files.read_object(calibrated / 'calibration.json')
@@ -214,8 +337,8 @@ def test_a_damaged_file_is_one_line(calibrated, tmp_path, change):
 
 def test_what_is_written_is_read(tmp_path):
   found = calibration.Calibration(
-      threshold=-1.5, data='x', sha256='y', questions=3, checkpoint=4,
-      decode={'null_rule': 'margin'})
+      threshold=-1.5, temperature=0.5, data='x', sha256='y', questions=3,
+      checkpoint=4, decode={'null_rule': 'margin'})
   calibration.write(tmp_path, found, {'f1': 3.0})
   assert calibration.read(tmp_path) == found
   assert calibration.read(tmp_path / 'nowhere') is None

@@ -141,6 +141,11 @@ def loop_answers(e, n_best):
            'end': 2 * j + 1, 'score': -s} for s, _, i, j in ranked]
 
 
+def without_p(candidates):
+  return [{k: v for k, v in c.items() if k != 'probability'}
+          for c in candidates]
+
+
 def odds(p):
   return math.log(p / (1 - p))
 
@@ -169,10 +174,56 @@ def test_answers_are_those_of_loops_over_windows(rule, n_best):
   assert (WINDOWS.example_of == 4).sum() == 5
   for e, example in enumerate(EXAMPLES):
     windows = loop_windows(e)
-    assert aggregate.nbest(example, found, e) == loop_answers(e, n_best)
+    assert without_p(aggregate.nbest(example, found, e)) == loop_answers(
+        e, n_best)
     assert found.null_score[e] == min(null for null, _, _ in windows)
     assert found.na_score[e] == pytest.approx(loop_na_score(rule, windows),
                                               rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.3, 4.0])
+@pytest.mark.parametrize('rule', ['min_null', 'posterior', 'never'])
+@pytest.mark.parametrize('merge', aggregate.MERGES)
+def test_probabilities_are_posteriors_over_all_windows_and_null(
+    rule, temperature, merge):
+  found = evaluate.answer(Lookup(), PARAMS, WINDOWS, make_config(
+      n_best=999, null_rule=rule, merge=merge), temperature=temperature)
+  for e, example in enumerate(EXAMPLES):
+    windows = loop_windows(e)
+    spans = [s for _, owned, _ in windows for s in owned]
+    null = 0.0 if rule == 'never' else math.exp(
+        min(n for n, _, _ in windows) / temperature)
+    total = null + sum(math.exp(s / temperature) for s, _, _ in spans)
+    by_text = collections.defaultdict(float)
+    for s, i, j in spans:
+      text = example.context[2 * i:2 * j + 1]
+      by_text[metrics.normalize_answer(text) if merge != 'none' else (
+          2 * i, 2 * j + 1)] += math.exp(s / temperature) / total
+    listed = aggregate.nbest(example, found, e)
+    assert len(listed) == len(by_text)
+    for c in listed:
+      assert c['probability'] == pytest.approx(by_text[
+          metrics.normalize_answer(c['text']) if merge != 'none'
+          else (c['start'], c['end'])], rel=1e-5)
+    if total:
+      assert math.exp(found.null_log_p[e]) == pytest.approx(
+          null / total, rel=1e-5)
+      assert sum(c['probability'] for c in listed) + math.exp(
+          found.null_log_p[e]) == pytest.approx(1, rel=1e-5)
+
+
+def test_scores_of_golds_are_those_of_spans_that_a_search_may_return():
+  spans = evaluate.score_windows(
+      Lookup(), PARAMS, WINDOWS, make_config(), golds=True)
+  found = collections.defaultdict(list)
+  for n, row in enumerate(spans.gold):
+    found[WINDOWS.example_of[n]] += [float(s) for s in row if s > -1e30]
+  for e, example in enumerate(EXAMPLES):
+    golds = {(a.start // 2, (a.start + len(a.text) - 1) // 2)
+             for a in example.answers if a.text}
+    assert found[e] == [s for _, owned, _ in loop_windows(e)
+                        for s, i, j in owned if (i, j) in golds]
+  assert len(found[0]) == len(found[4]) == 1  # of a question in 5 windows too
 
 
 def test_every_legal_span_is_found_once_though_windows_overlap():
@@ -384,8 +435,9 @@ def test_only_n_best_spans_leave_the_devices(monkeypatch, search):
     return push(self, item, found)
 
   monkeypatch.setattr(parallel.RunAhead, 'push', spy)
-  spans_of(search=search, n_best=3, eval_batch_size=4, buckets=())
-  assert shapes == {(4, 3), (4,)}
+  evaluate.answer(Lookup(), PARAMS, WINDOWS, make_config(
+      search=search, n_best=3, eval_batch_size=4, buckets=()))
+  assert shapes == {(4, 3), (4,), (4, 1)}
 
 
 def test_one_compilation_per_bucket():
@@ -461,7 +513,7 @@ def test_merged_candidates_are_those_of_a_loop(n_best):
     candidates = loop_answers(e, n_best)
     expected = loop_merged(candidates)
     merged += len(candidates) - len(expected)
-    values = aggregate.nbest(example, found, e)
+    values = without_p(aggregate.nbest(example, found, e))
     # Groups may differ by less than rounding: equal sums, in another order.
     assert sorted(c['text'] for c in values) == sorted(
         c['text'] for c in expected)

@@ -18,7 +18,7 @@ LAYERS = (
      'meter', 'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'keeper', 'features',
-     'calibrate', 'population', 'sweep',
+     'calibrate', 'reliability', 'population', 'sweep',
      'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',
      'report', 'page', 'analysis_report', 'bench'},
 )

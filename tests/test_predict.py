@@ -71,7 +71,12 @@ def test_answer_is_the_best_span_in_characters_of_the_context(qa, expected):
     assert (found['start'], found['end']) == (place[i], place[j] + 1)
     assert found['score'] == pytest.approx(score, abs=1e-5)
   assert {'text': answer.text, 'start': answer.start, 'end': answer.end,
-          'score': answer.score} == answer.n_best[0]
+          'score': answer.score,
+          'probability': answer.probability} == answer.n_best[0]
+  # The null rule is never: all spans, and they alone, have a share.
+  assert answer.null_probability == 0
+  assert answer.probability == pytest.approx(
+      np.exp(spans[0][0]) / np.exp([s for s, _, _ in spans]).sum(), rel=1e-5)
   assert answer.null_score == pytest.approx(null, abs=1e-5)
 
 
@@ -85,6 +90,9 @@ def test_null_above_the_threshold_is_an_empty_answer_at_0(
   assert ((answer.text, answer.start, answer.end) == ('', 0, 0)) == silent
   assert answer.score == answer.n_best[0]['score']
   assert answer.n_best[0]['text']
+  total = np.exp([null, *(s for s, _, _ in spans)]).sum()
+  assert answer.probability == pytest.approx(
+      np.exp(null if silent else spans[0][0]) / total, rel=1e-5)
 
 
 def test_offsets_are_exact_slices_of_what_was_written(qa):

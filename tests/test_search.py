@@ -361,7 +361,7 @@ def test_normaliser_is_the_log_sum_of_all_spans_within_the_mask(
   pair = draw(6, 20, 5) if with_pair else None
   mask, _ = masks(rng, 6, 20)
   mask[2] = False
-  found = search.log_normaliser(SpanScores(start, end, pair), mask,
+  found = search.log_normaliser(SpanScores(start, end, pair), mask, mask,
                                 max_answer_length=5)
   for b in range(6):
     spans = [s for _, _, s in brute_force(
