@@ -68,34 +68,15 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
 
 def _evaluate(output: pathlib.Path | None) -> dict[str, float]:
   # Deferred: scoring a file takes no jax, and a tenth of the time without.
-  import jax
-
-  from qa_jax import build
-  from qa_jax import evaluate
-  from qa_jax import features
-  from qa_jax import logs
-  from qa_jax import parallel
+  from qa_jax import assess
   from qa_jax import predict
   from qa_jax import runtime
-  from qa_jax.data import store
 
   runtime.configure()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     calibrated=CALIBRATED.value)
-  workdir = pathlib.Path(WORKDIR.value)
-  if output is None and build.is_run(workdir):
-    output = workdir / 'eval' / evaluate.data_name(DATA.value)
-  windows, made = features.load(qa.config, DATA.value, qa.tokenizer)
-  mesh = parallel.data_mesh()
-  evaluator = evaluate.Evaluator(
-      qa.model, windows, qa.config, mesh, calibration=qa.calibration)
-  logs.say(made)
-  if qa.calibration and qa.calibration.sha256 == store.fingerprint(
-      windows.examples):
-    logs.say('warning: the threshold was chosen on these very questions')
-  params = jax.device_put(qa.params, jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec()))  # a copy on every device
-  return evaluator.evaluate(params, output=output, progress='evaluate')
+  return assess.on(qa, DATA.value, progress='evaluate', output=output
+                   or assess.place(pathlib.Path(WORKDIR.value), DATA.value))
 
 
 def _audit() -> None:

@@ -11,14 +11,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {'errors', 'files', 'registry', 'grid', 'manifest', 'lock', 'stop'},
     {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate',
-     'calibration'},
+     'calibration', 'ensemble'},
     {'models', 'heads', 'objectives', 'search', 'gather'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',
      'meter', 'pictures', 'runtime'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'keeper', 'features',
-     'calibrate', 'reliability', 'population', 'sweep',
+     'calibrate', 'reliability', 'assess',
+     'ensemble_files', 'population', 'sweep',
      'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',
      'report', 'page', 'analysis_report', 'bench'},
 )

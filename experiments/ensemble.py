@@ -1,0 +1,52 @@
+r"""Averages runs and n-best files into one system, in spans of characters.
+
+  python -m experiments.ensemble --members=runs/a,runs/b,runs/c \
+      --data=dev-v2.0.json --output=runs/ensemble \
+      --held_out='articles(of="train-v2.0.json", low=0.9)'
+
+A member is a run, an evaluation's directory or an nbest.jsonl, whatever its
+head and tokenizer. Runs that lack the evaluation get it. Members are selected
+greedily, and the threshold chosen, on --held_out; without it all are averaged
+at threshold 0. Members that are no runs need --held_out_members beside it.
+Writes predictions.json, metrics.json, … as an evaluation, and ensemble.md.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from qa_jax import ensemble_files
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import page
+from qa_jax import runtime
+
+MEMBERS = flags.DEFINE_list('members', [], 'Runs, evaluations, n-best files.')
+DATA = flags.DEFINE_string('data', None, 'SPEC of the questions.')
+OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
+HELD_OUT = flags.DEFINE_string('held_out', '', 'SPEC to select members on.')
+HELD_OUT_MEMBERS = flags.DEFINE_list(
+    'held_out_members', [], 'The same members, on --held_out.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of resampling.')
+
+
+def main() -> None:
+  cli.required(members=','.join(MEMBERS.value), data=DATA.value,
+               output=OUTPUT.value)
+  if HELD_OUT_MEMBERS.value and (not HELD_OUT.value or len(
+      HELD_OUT_MEMBERS.value) != len(MEMBERS.value)):
+    raise errors.UserError('--held_out_members goes with --held_out, one for '
+                           f'each of the {len(MEMBERS.value)} members')
+  output = pathlib.Path(OUTPUT.value)
+  files.check_writable(output / 'ensemble.json')
+  runtime.configure()
+  result = ensemble_files.build(
+      MEMBERS.value, DATA.value, held_out=HELD_OUT.value,
+      held_out_members=HELD_OUT_MEMBERS.value)
+  print(page.markdown(ensemble_files.write(
+      result, output, seed=SEED.value)), end='')
+
+
+if __name__ == '__main__':
+  cli.run(main)
