@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from qa_jax import answering
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import metrics
@@ -23,9 +24,6 @@ from qa_jax import significance
 from qa_jax.data.examples import Example
 
 CUTS = (1, 2, 5, 10, 20)  # candidates looked at
-COVERAGE = 80.0  # percent of the questions answered, of one figure
-AT_COVERAGE = f'score_at_{COVERAGE:.0f}'
-CURVE_POINTS = 101
 WORDS = ('who', 'whom', 'whose', 'what', 'which', 'when', 'where', 'why', 'how')
 
 Candidates = Sequence[Mapping[str, Any]]  # as nbest.jsonl has them
@@ -75,18 +73,21 @@ def analyse(examples: Sequence[Example], predictions: Mapping[str, str],
             candidates: Mapping[str, Candidates], *,
             na_scores: Mapping[str, float] | None = None,
             windows: Mapping[str, int] | None = None,
-            seed: int = 0) -> dict[str, Any]:
+            held_out: float | None = None, seed: int = 0) -> dict[str, Any]:
   """What analysis.json holds.
 
   `candidates` are best first. `windows` gives the number of windows of a
-  question, for a slice of its own.
+  question, for a slice of its own; `held_out` is a threshold that was chosen
+  on other questions.
   """
   if na_scores is not None:
     metrics.check_covers(na_scores, examples)
-  em, f1 = metrics.per_question(examples, predictions)
+  scores = np.stack(metrics.per_question(examples, predictions))
+  articles = np.array([e.article for e in examples])
   answerable = [i for i, e in enumerate(examples) if e.answers]
   out: dict[str, Any] = {
-      'exact_match': _mean(em, seed), 'f1': _mean(f1, seed)}
+      name: _mean(x[None], articles, seed)
+      for name, x in zip(('exact_match', 'f1'), scores, strict=True)}
   if answerable:
     asked = [examples[i] for i in answerable]
     if candidates:
@@ -96,40 +97,56 @@ def analyse(examples: Sequence[Example], predictions: Mapping[str, str],
     if windows is not None:
       by['windows'] = lambda e: _few(windows.get(e.id, 0))
     out['slices'] = {
-        name: _slice([part(e) for e in asked], em[answerable],
-                     f1[answerable], seed) for name, part in by.items()}
+        name: _slice([part(e) for e in asked], scores[:, answerable],
+                     articles[answerable], seed) for name, part in by.items()}
   confidence = {e.id: _confidence(candidates.get(e.id, ()), na_scores, e.id)
                 for e in examples}
-  out['coverage'] = risk_coverage(
-      np.array([confidence[e.id] for e in examples]), _always(
-          examples, candidates, predictions))
+  always = {e.id: candidates[e.id][0]['text'] if candidates.get(e.id)
+            else predictions.get(e.id, '') for e in examples}
+  out['coverage'] = answering.risk_coverage(
+      np.array([confidence[e.id] for e in examples]),
+      metrics.per_question(examples, always)[1])
   if na_scores is not None and 0 < len(answerable) < len(examples):
     scores = np.array([na_scores[e.id] for e in examples])
     none = np.array([not e.answers for e in examples])
     silent = np.array([not predictions.get(e.id) for e in examples])
     out['no_answer'] = {
         'accuracy': 100 * float((silent == none).mean()),
-        'average_precision': 100 * average_precision(scores, none)}
+        'average_precision': 100 * answering.average_precision(scores, none),
+        'precision_recall': answering.precision_recall(scores, none)}
+    if candidates:
+      out['thresholds'] = answering.thresholds(
+          examples, always, na_scores, held_out)
   return out
 
 
-def difference(examples: Sequence[Example], predictions: Mapping[str, str],
-               others: Mapping[str, str], *, seed: int) -> dict[str, Any]:
+def difference(examples: Sequence[Example],
+               predictions: Sequence[Mapping[str, str]],
+               others: Sequence[Mapping[str, str]], *,
+               seed: int) -> dict[str, Any]:
   """What two systems differ by on the same questions, in percentage points.
 
-  `mcnemar`: questions that one alone has exactly right, and the exact
-  two-sided test that either is as likely (McNemar, 1947).
+  Either has a file of predictions for each seed, paired in their order;
+  intervals are over seeds, articles and their questions, `p` is over
+  questions and `p_articles` over articles. `mcnemar`, of one seed: questions
+  that one alone has exactly right, and the exact two-sided test that either is
+  as likely (McNemar, 1947).
   """
-  out: dict[str, Any] = {}
-  ours, theirs = (metrics.per_question(examples, p)
-                  for p in (predictions, others))
-  for name, a, b in zip(('exact_match', 'f1'), ours, theirs, strict=True):
-    out[name] = {**_mean(a - b, seed), 'p': significance.sign_flip(
-        a - b, seed=seed)}
-  here, there = (int((x > y).sum()) for x, y in (
-      (ours[0], theirs[0]), (theirs[0], ours[0])))
-  p = stats.binomtest(here, here + there).pvalue if here + there else 1.0
-  out['mcnemar'] = {'here': here, 'there': there, 'p': float(p)}
+  articles = [e.article for e in examples]
+  ours, theirs = (np.stack([metrics.per_question(examples, p) for p in system],
+                           axis=1) for system in (predictions, others))
+  out: dict[str, Any] = {'seeds': len(predictions)}
+  for name, x in zip(('exact_match', 'f1'), ours - theirs, strict=True):
+    average = x.mean(axis=0)
+    out[name] = {**_mean(x, articles, seed),
+                 'p': significance.sign_flip(average, seed=seed),
+                 'p_articles': significance.sign_flip(
+                     significance.article_sums(average, articles), seed=seed)}
+  if len(predictions) == 1:
+    here, there = (int((x > y).sum()) for x, y in (
+        (ours[0], theirs[0]), (theirs[0], ours[0])))
+    p = stats.binomtest(here, here + there).pvalue if here + there else 1.0
+    out['mcnemar'] = {'here': here, 'there': there, 'p': float(p)}
   return out
 
 
@@ -228,46 +245,6 @@ def boundaries(examples: Sequence[Example],
   return {name: 100 * count / len(examples) for name, count in counts.items()}
 
 
-def risk_coverage(confidence: np.ndarray,  # [N]
-                  score: np.ndarray,  # [N] of answering, 0 … 1
-                  ) -> dict[str, Any]:
-  """What answering only the surest questions gains.
-
-  El-Yaniv and Wiener (2010). `score_at_80` is the mean score, in percent, of
-  the COVERAGE percent answered with the most confidence, `area` the mean over
-  all coverages 1/N … 1 (100 - AURC); questions of equal confidence are taken
-  together, each at their mean score.
-  """
-  order = np.argsort(-confidence, kind='stable')
-  _, group = np.unique(-confidence[order], return_inverse=True)
-  mean = np.bincount(group, score[order]) / np.bincount(group)
-  reached = np.cumsum(mean[group]) / np.arange(1, len(score) + 1) * 100
-  at = lambda percent: max(int(np.ceil(percent / 100 * len(score))), 1) - 1
-  coverage = np.linspace(0, 100, CURVE_POINTS)[1:]
-  return {AT_COVERAGE: float(reached[at(COVERAGE)]),
-          'score_at_100': float(reached[-1]), 'area': float(reached.mean()),
-          'curve': [[float(c), float(reached[at(c)])] for c in coverage]}
-
-
-def average_precision(score: np.ndarray,  # [N], higher: surer it is positive
-                      positive: np.ndarray,  # [N] bool
-                      ) -> float:
-  """Σ (recall step · precision) over thresholds, ties at once; 0 … 1."""
-  values, group = np.unique(-score, return_inverse=True)
-  hits = np.bincount(group, positive, len(values))
-  found, taken = np.cumsum(hits), np.cumsum(np.bincount(group))
-  return float((hits / positive.sum() * found / taken).sum())
-
-
-def _always(examples: Sequence[Example],
-            candidates: Mapping[str, Candidates],
-            predictions: Mapping[str, str]) -> np.ndarray:  # [N]
-  """F1 of the best candidate of each question, whatever the null rule says."""
-  answers = {e.id: candidates[e.id][0]['text'] if candidates.get(e.id)
-             else predictions.get(e.id, '') for e in examples}
-  return metrics.per_question(examples, answers)[1]
-
-
 def _confidence(found: Candidates, na_scores: Mapping[str, float] | None,
                 key: str) -> float:
   """The no-answer score turned round; without one, the best's lead."""
@@ -279,21 +256,20 @@ def _confidence(found: Candidates, na_scores: Mapping[str, float] | None,
   return -float(np.log(np.exp(scores - scores[0]).sum()))
 
 
-def _slice(parts: Sequence[str], em: np.ndarray, f1: np.ndarray,
-           seed: int) -> dict[str, Any]:
+def _slice(parts: Sequence[str], scores: np.ndarray,  # [2, N]
+           articles: np.ndarray, seed: int) -> dict[str, Any]:
   out = {}
   for part in sorted(set(parts)):
     rows = np.array([p == part for p in parts])
-    out[part] = {'total': int(rows.sum()),
-                 'exact_match': _mean(em[rows], seed),
-                 'f1': _mean(f1[rows], seed)}
+    em, f1 = (_mean(x[None, rows], articles[rows], seed) for x in scores)
+    out[part] = {'total': int(rows.sum()), 'exact_match': em, 'f1': f1}
   return out
 
 
-def _mean(values: np.ndarray, seed: int) -> dict[str, float]:
-  """The mean with its 95 % bootstrap interval over questions, in percent."""
-  same = bool((values == values[0]).all())  # a degenerate bootstrap is NaN
-  low, high = (values[0], values[0]) if same else significance.interval(
-      values, seed=seed)
-  return {'mean': 100 * float(values.mean()), 'low': 100 * float(low),
-          'high': 100 * float(high)}
+def _mean(values: np.ndarray,  # [S, N]
+          articles: Sequence[str], seed: int) -> dict[str, float]:
+  """The mean with its 95 % interval over seeds, articles and questions, in
+  percent."""
+  low, high = significance.hierarchical(values, articles, seed=seed)
+  return {'mean': 100 * float(values.mean()), 'low': 100 * low,
+          'high': 100 * high}

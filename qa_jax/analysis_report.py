@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib import figure
 
 from qa_jax import analysis
+from qa_jax import answering
 from qa_jax import files
 from qa_jax import metrics
 from qa_jax import page
@@ -14,6 +15,10 @@ from qa_jax import pictures
 from qa_jax.data.examples import Example
 
 CURVE = 'analysis_coverage.png'
+PRECISION_RECALL = 'analysis_precision_recall.png'
+THRESHOLDS = {
+    'zero': 'zero', 'held_out': 'held out, chosen on other questions',
+    'oracle': 'oracle, chosen on these very questions'}
 ERRORS = 100  # shown, evenly spread over the file
 AROUND = 60  # characters of the context shown on each side of an answer
 
@@ -32,7 +37,12 @@ def write(found: Mapping[str, Any], examples: Sequence[Example],
           title: str) -> None:
   """Writes all of it into `output`."""
   files.write_json(output / 'analysis.json', found)
-  curve(found, output / CURVE)
+  curve(found['coverage']['curve'], output / CURVE, ylabel='F1 (%)',
+        xlabel='questions answered, surest first (%)')
+  if 'no_answer' in found:
+    curve(found['no_answer']['precision_recall'], output / PRECISION_RECALL,
+          xlabel='recall: unanswerable questions told so (%)',
+          ylabel='precision (%)')
   told = blocks(found, title)
   files.write_text(output / 'analysis.md', page.markdown(told))
   files.write_text(output / 'analysis.html', page.html(
@@ -44,7 +54,9 @@ def blocks(found: Mapping[str, Any], title: str) -> list[page.Block]:
   made: list[page.Block] = [page.Title(1, title), page.Table(
       ['', 'mean', '95 % interval'],
       [[name, *_spread(found[key])] for name, key in (
-          ('exact match', 'exact_match'), ('F1', 'f1'))])]
+          ('exact match', 'exact_match'), ('F1', 'f1'))]), page.Text(
+              'Intervals here and below are over articles and their questions.'
+          )]
   if 'difference' in found:
     made += _difference(found['difference'])
   if 'no_answer' in found:
@@ -53,7 +65,16 @@ def blocks(found: Mapping[str, Any], title: str) -> list[page.Block]:
         ['', '%'], [['right about whether there is an answer',
                      f'{told["accuracy"]:.2f}'],
                     ['average precision of the no-answer score',
-                     f'{told["average_precision"]:.2f}']])]
+                     f'{told["average_precision"]:.2f}']]),
+             page.Picture('Precision and recall of no answer',
+                          PRECISION_RECALL)]
+  if 'thresholds' in found:
+    made += [page.Title(2, 'Thresholds of no answer'), page.Table(
+        ['', 'threshold', 'EM', 'F1', 'HasAns F1', 'NoAns'],
+        [[THRESHOLDS[name], *(f'{at[k]:.2f}' if k in at else '–' for k in (
+            'threshold', 'exact_match', 'f1', 'has_answer_f1',
+            'no_answer_exact_match'))]
+         for name, at in found['thresholds'].items()])]
   if 'candidates' in found:
     scores = found['candidates']
     made += [page.Title(2, 'The best of the first k candidates'), page.Table(
@@ -67,8 +88,8 @@ def blocks(found: Mapping[str, Any], title: str) -> list[page.Block]:
   coverage = found['coverage']
   made += [page.Title(2, 'Risk and coverage'), page.Text(
       f'F1 of answering all questions {coverage["score_at_100"]:.2f}, the '
-      f'surest {analysis.COVERAGE:g} % of them '
-      f'{coverage[analysis.AT_COVERAGE]:.2f}, mean over all coverages '
+      f'surest {answering.COVERAGE:g} % of them '
+      f'{coverage[answering.AT_COVERAGE]:.2f}, mean over all coverages '
       f'{coverage["area"]:.2f}.'), page.Picture('F1 by coverage', CURVE)]
   for name, parts in found.get('slices', {}).items():
     made += [page.Title(2, f'By {name}'), page.Table(
@@ -79,18 +100,24 @@ def blocks(found: Mapping[str, Any], title: str) -> list[page.Block]:
 
 
 def _difference(found: Mapping[str, Any]) -> list[page.Block]:
-  rows = [[name, *_spread(found[key], signed=True), f'{found[key]["p"]:.4f}']
+  rows = [[name, *_spread(found[key], signed=True), f'{found[key]["p"]:.4f}',
+           f'{found[key]["p_articles"]:.4f}']
           for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))]
-  mcnemar = found['mcnemar']
+  said = ('p is that of a paired sign-flip permutation test over questions, p '
+          '(articles) over articles. ')
+  if 'mcnemar' in found:
+    mcnemar = found['mcnemar']
+    said += (f'Exactly right here alone: {mcnemar["here"]} questions, there '
+             f'alone: {mcnemar["there"]}; exact McNemar test '
+             f'p = {mcnemar["p"]:.4f}. None of these knows what another seed '
+             'would do.')
+  else:
+    said += (f'Scores of tests are means over {found["seeds"]} seeds; the '
+             'interval is over seeds too.')
   return [
       page.Title(2, f'Less {found["against"]}'),
-      page.Table(['', 'difference', '95 % interval', 'p'], rows),
-      page.Text(
-          f'Exactly right here alone: {mcnemar["here"]} questions, there '
-          f'alone: {mcnemar["there"]}; exact McNemar test '
-          f'p = {mcnemar["p"]:.4f}. The p of the table is that of a paired '
-          'sign-flip permutation test over questions. None of them knows what '
-          'another seed would do.')]
+      page.Table(['', 'difference', '95 % interval', 'p', 'p (articles)'],
+                 rows), page.Text(said)]
 
 
 def errors_of(examples: Sequence[Example],
@@ -117,14 +144,13 @@ def _gold(example: Example) -> str:
           f'[{first.text}]{example.context[end:end + AROUND]} …')
 
 
-def curve(found: Mapping[str, Any], path: pathlib.Path) -> None:
-  """Draws F1 over the share of questions answered."""
+def curve(points: Sequence[Sequence[float]], path: pathlib.Path, *,
+          xlabel: str, ylabel: str) -> None:
+  """Draws a curve of two percentages."""
   fig = figure.Figure(figsize=(5, 3.2), layout='constrained')
   axes = fig.subplots()
-  points = found['coverage']['curve']
   axes.plot([x for x, _ in points], [y for _, y in points], pictures.START)
-  axes.set(xlabel='questions answered, surest first (%)', ylabel='F1 (%)',
-           xlim=(0, 100), ylim=(0, 101))
+  axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 100), ylim=(0, 101))
   pictures.save(fig, path)
 
 

@@ -52,15 +52,18 @@ class Delta:
   # sd of the difference of two means over as many seeds of the default: what
   # seeds alone do. NaN: the default has one seed
   floor: float
-  low: float  # 95 % interval over questions
+  low: float  # 95 % interval over seeds, articles and their questions
   high: float
   p: float  # paired sign-flip test over questions
+  p_articles: float  # the same over articles: all questions of one at once
   p_holm: float = math.nan  # corrected for the number of variants
 
   @property
   def counts(self) -> bool:
-    """Whether neither questions nor seeds explain it; False if unknown."""
-    return self.p_holm < 0.05 and abs(self.mean) > self.floor
+    """Whether neither questions, articles nor seeds explain it; False if
+    unknown."""
+    return (self.p_holm < 0.05 and abs(self.mean) > self.floor
+            and not self.low <= 0 <= self.high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, seed: int = 0) -> Comparison:
   if not any(keys[path] in groups for path in complete):
     raise errors.UserError('the default has no complete run; '
                            f'{first}: {reasons[first]}')
-  runs, data = _read(complete)
+  runs, data, articles = _read(complete)
   for run in runs:
     group = groups.setdefault(keys[run.path], [])
     for other in group:
@@ -127,7 +130,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, seed: int = 0) -> Comparison:
       variants=[Variant('default', default, {}), *map(
           Variant,
           [_label({field: new for field, _, new in c}) for c in changes],
-          others, _deltas(default, others, seed))],
+          others, _deltas(default, others, articles, seed))],
       default=_label(original), data=data, questions=runs[0].scores.shape[1],
       incomplete={str(path): reason for path, reason in reasons.items()
                   if reason})
@@ -144,7 +147,7 @@ def _label(fields: Mapping[str, Any]) -> str:
 
 
 def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
-            seed: int) -> list[dict[str, Delta]]:
+            articles: Sequence[str], seed: int) -> list[dict[str, Delta]]:
   """Each variant's delta of each score, p-values corrected over variants."""
   deltas: list[dict[str, Delta]] = [{} for _ in others]
   for c, score in enumerate(SCORES):
@@ -155,7 +158,7 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
       pairs = [run.scores[c] - of_seed[run.config.seed] for run in group
                if run.config.seed in of_seed]
       if pairs:
-        out[score] = _delta(np.stack(pairs), spread, seed)
+        out[score] = _delta(np.stack(pairs), articles, spread, seed)
         compared.append(out)
     adjusted = significance.holm([out[score].p for out in compared])
     for out, p in zip(compared, adjusted, strict=True):
@@ -164,14 +167,16 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
 
 
 def _delta(differences: np.ndarray,  # [S, N] in points
-           spread: float, seed: int) -> Delta:
+           articles: Sequence[str], spread: float, seed: int) -> Delta:
   of_question = differences.mean(axis=0)
-  low, high = significance.interval(of_question, seed=seed)
+  low, high = significance.hierarchical(differences, articles, seed=seed)
   return Delta(
       mean=float(of_question.mean()), low=low, high=high,
       sd=_sd(differences.mean(axis=1)),
       floor=spread * math.sqrt(2 / len(differences)),
-      p=significance.sign_flip(of_question, seed=seed))
+      p=significance.sign_flip(of_question, seed=seed),
+      p_articles=significance.sign_flip(significance.article_sums(
+          of_question, articles), seed=seed))
 
 
 def _sd(values: Sequence[float] | np.ndarray) -> float:
@@ -221,8 +226,10 @@ def _results(path: pathlib.Path, spec: str, name: str) -> pathlib.Path:
   return path / 'eval' / evaluate.data_name(spec) / name
 
 
-def _read(paths: Sequence[pathlib.Path]) -> tuple[list[Run], str]:
-  """Complete runs, and the SPEC of the questions that all have in common."""
+def _read(paths: Sequence[pathlib.Path]
+          ) -> tuple[list[Run], str, list[str]]:
+  """Complete runs, the SPEC of the questions that all have in common, and the
+  articles of these."""
   hashes = {path: files.read_object(path / 'run.json').get(
       'sha256', {}).get('eval', '') for path in paths}
   first = paths[0]
@@ -254,7 +261,7 @@ def _read(paths: Sequence[pathlib.Path]) -> tuple[list[Run], str]:
                if row['split'] == 'eval'],
         device_seconds=_sum(rows, 'device_seconds'),
         compile_seconds=_sum(rows, 'compile_seconds')))
-  return runs, spec
+  return runs, spec, [e.article for e in examples]
 
 
 def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float:

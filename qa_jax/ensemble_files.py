@@ -163,13 +163,15 @@ def _mean(scores: np.ndarray) -> dict[str, float]:
 def _gain(result: Result, seed: int) -> dict[str, Any]:
   """What the ensemble has over its best member, on the same questions."""
   out: dict[str, Any] = {'best_member': result.names[result.best]}
+  articles = [e.article for e in result.pool.examples]
   differences = 100 * (result.of(result.chosen) - result.of([result.best]))
   for name, x in zip(('exact_match', 'f1'), differences, strict=True):
-    same = bool((x == x[0]).all())  # a bootstrap of equals is NaN
-    low, high = (x[0], x[0]) if same else significance.interval(x, seed=seed)
+    low, high = significance.hierarchical(x[None], articles, seed=seed)
     out[f'{name}_gain'] = {
-        'mean': float(x.mean()), 'low': float(low), 'high': float(high),
-        'p': significance.sign_flip(x, seed=seed)}
+        'mean': float(x.mean()), 'low': low, 'high': high,
+        'p': significance.sign_flip(x, seed=seed),
+        'p_articles': significance.sign_flip(
+            significance.article_sums(x, articles), seed=seed)}
   return out
 
 
@@ -187,7 +189,7 @@ def _blocks(result: Result, values: Mapping[str, float],
       [f'{result.steps[-1]:.2f}'] if held else []),
                f'{values["exact_match"]:.2f}', f'{values["f1"]:.2f}'])
   gains = [[title, f'{g["mean"]:+.2f}', f'{g["low"]:+.2f} … {g["high"]:+.2f}',
-            f'{g["p"]:.4f}'] for title, g in (
+            f'{g["p"]:.4f}', f'{g["p_articles"]:.4f}'] for title, g in (
                 ('exact match', told['exact_match_gain']),
                 ('F1', told['f1_gain']))]
   return [
@@ -197,7 +199,9 @@ def _blocks(result: Result, values: Mapping[str, float],
       page.Table(['member', 'taken', *['F1, held out'] * held, 'EM', 'F1'],
                  rows),
       page.Title(2, f'Over its best member, {told["best_member"]}'),
-      page.Table(['', 'difference', '95 % interval', 'p'], gains),
+      page.Table(['', 'difference', '95 % interval', 'p', 'p (articles)'],
+                 gains),
       page.Text('The best member is the one of the best F1 on '
                 + ('held-out questions.' if held else
-                   'these very questions: give --held_out to choose before.'))]
+                   'these very questions: give --held_out to choose before.')
+                + ' The interval is over articles and their questions.')]

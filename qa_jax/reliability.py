@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 
 from qa_jax import aggregate
+from qa_jax import answering
 from qa_jax import calibration
 from qa_jax import metrics
 from qa_jax import pictures
@@ -56,11 +57,7 @@ def at_thresholds(examples: Sequence[Example], always: Mapping[str, str],
                   held_out: float) -> dict[str, float]:
   """EM and F1 at threshold 0 and at the held-out one; `best_*` of the metrics
   are those of the oracle."""
-  out = {'held_out_threshold': held_out}
-  for name, threshold in (('zero', 0.0), ('held_out', held_out)):
-    values = metrics.squad_metrics(
-        examples, {k: '' if na_scores[k] > threshold else text
-                   for k, text in always.items()})
-    out |= {f'at_{name}_{score}': values[score]
-            for score in ('exact_match', 'f1')}
-  return out
+  found = answering.thresholds(examples, always, na_scores, held_out)
+  return {'held_out_threshold': held_out} | {
+      f'at_{name}_{score}': found[name][score]
+      for name in ('zero', 'held_out') for score in ('exact_match', 'f1')}

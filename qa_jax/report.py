@@ -40,12 +40,15 @@ READING = (
     'averaged over the seeds that both have; ± is the standard deviation over '
     'those seeds. The floor is what seeds alone do: the standard deviation of '
     'the difference between two means over as many seeds of the default. The '
-    'interval is a 95 % percentile bootstrap over questions '
-    f'({significance.BOOTSTRAPS} draws). p is that of a two-sided paired '
+    'interval is a 95 % percentile bootstrap over seeds, articles and the '
+    f'questions of an article ({significance.BOOTSTRAPS} draws; with few seeds '
+    'their part is too narrow). p is that of a two-sided paired '
     'sign-flip permutation test over questions, on scores averaged over seeds '
-    f'({significance.RESAMPLES} patterns of signs, or all there are); p (Holm) '
-    'is corrected for the number of variants, each score by itself. A '
-    'difference counts if p (Holm) < 0.05 and |Δ| exceeds the floor.')
+    f'({significance.RESAMPLES} patterns of signs, or all there are); p '
+    '(articles) turns all questions of an article at once; p (Holm) is p '
+    'corrected for the number of variants, each score by itself. A '
+    'difference counts if p (Holm) < 0.05, |Δ| exceeds the floor and the '
+    'interval leaves out 0.')
 
 
 def write(comparison: compare.Comparison, output: pathlib.Path) -> None:
@@ -95,7 +98,7 @@ def blocks(comparison: compare.Comparison) -> list[page.Block]:
       made += [
           page.Title(2, f'{TITLES[score]} against the default'),
           page.Table(['variant', 'Δ', 'floor', '95 % interval', 'p',
-                      'p (Holm)', 'counts'],
+                      'p (articles)', 'p (Holm)', 'counts'],
                      [_delta(v.label, v.deltas[score]) for v in compared])]
   if len(variants) > 1:
     made += [page.Text(READING)]
@@ -120,10 +123,11 @@ def table(comparison: compare.Comparison) -> str:
     for name in _shown(comparison):
       row |= {name: v.mean(name), f'{name}_sd': v.sd(name)}
     for score in compare.SCORES:
-      delta = v.deltas.get(score, compare.Delta(*[math.nan] * 7))
+      delta = v.deltas.get(score, compare.Delta(*[math.nan] * 8))
       row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd,
               f'{score}_floor': delta.floor, f'{score}_low': delta.low,
               f'{score}_high': delta.high, f'{score}_p': delta.p,
+              f'{score}_p_articles': delta.p_articles,
               f'{score}_p_holm': delta.p_holm}
     rows.append({**row, **cost})
   out = io.StringIO()
@@ -236,7 +240,8 @@ def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
 def _delta(label: str, delta: compare.Delta) -> list[str]:
   return [label, _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
           f'{_number(delta.low, "{:+.2f}")} … {_number(delta.high, "{:+.2f}")}',
-          _number(delta.p, '{:.4f}'), _number(delta.p_holm, '{:.4f}'),
+          _number(delta.p, '{:.4f}'), _number(delta.p_articles, '{:.4f}'),
+          _number(delta.p_holm, '{:.4f}'),
           '–' if math.isnan(delta.floor) else 'no' if not delta.counts
           else 'better' if delta.mean > 0 else 'worse']
 

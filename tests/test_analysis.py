@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import sklearn.metrics
 
 from qa_jax import analysis
+from qa_jax import answering
 from qa_jax import files
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
@@ -67,7 +69,7 @@ def test_right_text_at_the_wrong_place_is_told_apart():
 def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
   confidence = np.array([3.0, 1.0, 1.0, 1.0, 0.0])
   score = np.array([1.0, 1.0, 0.0, 0.5, 0.0])
-  found = analysis.risk_coverage(confidence, score)
+  found = answering.risk_coverage(confidence, score)
   at_80, areas = [], []
   for ties in itertools.permutations([1, 2, 3]):
     reached = np.cumsum(score[[0, *ties, 4]]) / np.arange(1, 6) * 100
@@ -81,9 +83,39 @@ def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
 
 def test_average_precision_is_the_area_under_its_steps():
   """0.9 0.8 0.8 0.3 with positives 0.9, one 0.8 and 0.3, by hand."""
-  found = analysis.average_precision(
+  found = answering.average_precision(
       np.array([0.8, 0.9, 0.3, 0.8]), np.array([True, True, True, False]))
   assert found == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
+
+
+@pytest.mark.parametrize('count', [30, 5000])
+def test_precision_and_recall_are_those_of_sklearn(count):
+  rng = np.random.default_rng(count)
+  positive = rng.random(count) < 0.4
+  score = np.round(positive + rng.normal(0, 1, count), 1 + (count > 99) * 4)
+  assert answering.average_precision(score, positive) == pytest.approx(
+      sklearn.metrics.average_precision_score(positive, score))
+  precision, recall, _ = sklearn.metrics.precision_recall_curve(
+      positive, score)
+  points = {(round(100 * r, 9), round(100 * p, 9))
+            for r, p in zip(recall, precision, strict=True)}
+  found = answering.precision_recall(score, positive)
+  assert {(round(r, 9), round(p, 9)) for r, p in found} <= points
+  assert found == sorted(found, key=lambda point: point[0])
+  assert found[-1][0] == 100 and (len(found) <= 101 or count == 30)
+  assert np.diff([r for r, _ in found]).max() < 5 or count == 30
+
+
+def test_thresholds_are_zero_held_out_and_the_official_best():
+  asked = [example(0, 'Ada'), example(1, 'Rome'), example(2), example(3)]
+  always = {'0': 'Ada', '1': 'Rome', '2': 'Bob', '3': 'Eve'}
+  found = answering.thresholds(
+      asked, always, {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}, 0.7)
+  at = lambda name: (found[name]['threshold'], found[name]['f1'])
+  assert at('zero') == (0, 75)  # silent about 1, wrongly
+  assert at('held_out') == (0.7, 50)  # and answers 2 as well
+  assert at('oracle') == (-2.0, 75)  # the first of the best there are
+  assert found['zero']['no_answer_exact_match'] == 100
 
 
 def test_slices_add_up_to_the_whole():
@@ -100,7 +132,10 @@ def test_slices_add_up_to_the_whole():
     right = sum(p['total'] * p['exact_match']['mean'] for p in parts.values())
     assert total == 3
     assert right / total == pytest.approx(200 / 3)
-  assert found['no_answer'] == {'accuracy': 100, 'average_precision': 100}
+  assert found['no_answer'] == {'accuracy': 100, 'average_precision': 100,
+                                'precision_recall': [
+                                    [100, 100], [100, 50], [100, 100 / 3],
+                                    [100, 25]]}
   low, mean, high = (found['exact_match'][k] for k in ('low', 'mean', 'high'))
   assert low <= mean == 75 <= high
 
@@ -118,11 +153,24 @@ def test_without_no_answer_scores_the_lead_of_the_best_is_confidence():
 def test_a_difference_counts_what_either_alone_has_right():
   asked = [example(i, 'Ada') for i in range(7)]
   right, wrong = {str(i): 'Ada' for i in range(7)}, {'6': 'Ada'}
-  found = analysis.difference(asked, right, wrong, seed=0)
+  found = analysis.difference(asked, [right], [wrong], seed=0)
   assert found['exact_match']['mean'] == pytest.approx(600 / 7)
   # Six heads of six coins; the sign-flip test has the same two of 64 patterns.
   assert found['mcnemar'] == {'here': 6, 'there': 0, 'p': 2 / 64}
   assert found['exact_match']['p'] == pytest.approx(2 / 64)
+  # They are all about one context: as one they say nothing.
+  assert found['exact_match']['p_articles'] == 1
+
+
+def test_seeds_are_compared_in_pairs():
+  """Two coins each: heads with one seed, tails with the other."""
+  asked = [example(i, 'Ada') for i in range(4)]
+  right, wrong = {str(i): 'Ada' for i in range(4)}, {}
+  found = analysis.difference(asked, [right, wrong], [wrong, right], seed=0)
+  assert found['exact_match']['mean'] == 0 and 'mcnemar' not in found
+  assert (found['exact_match']['low'], found['exact_match']['high']) == (
+      -100, 100)
+  assert found['exact_match']['p'] == 1 and found['seeds'] == 2
 
 
 @pytest.fixture(scope='module')
@@ -160,6 +208,18 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
   found = files.read_object(evaluation / 'analysis.json')
   assert found['slices']['windows']['1']['f1']['mean'] == 0
+
+
+def test_the_command_takes_seeds(evaluation, tmp_path):
+  there = f'{evaluation}/other.json'
+  result = analyze(evaluation, f'--against={there},{there}',
+                   f'--output={tmp_path}', evaluation=f'{there},{evaluation}')
+  assert result.code == 0, result.err
+  assert 'means over 2 seeds' in result.out
+  result = analyze(evaluation, f'--against={there}', f'--output={tmp_path}',
+                   evaluation=f'{there},{evaluation}')
+  assert result.code == 1
+  assert '2 seeds and --against 1' in result.err
 
 
 @pytest.mark.parametrize(('name', 'content', 'words'), [

@@ -116,7 +116,7 @@ def test_help_is_short_and_names_every_flag_with_its_default(name):
   lines = result.out.splitlines()
   assert len(lines) < 50 and max(map(len, lines)) <= 80
   assert f'python -m experiments.{name}' in result.out
-  flag = {'convert_weights': 'source', 'analyze': 'evaluation',
+  flag = {'convert_weights': 'source', 'analyze': 'output',
           'ensemble': 'output'}.get(
       name, 'workdir')
   assert f'--{flag}=STRING' in result.out

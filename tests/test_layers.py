@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
     {'errors', 'files', 'registry', 'grid', 'manifest', 'lock', 'stop'},
     {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate',
-     'calibration', 'ensemble'},
+     'calibration', 'ensemble', 'answering'},
     {'models', 'heads', 'objectives', 'search', 'gather'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',

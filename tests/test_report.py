@@ -82,8 +82,24 @@ def test_delta_noise_and_p_by_hand(runs):
   # Question 12 alone loses: either sign is as extreme.
   assert mlp.deltas['exact_match'].p == 1
   assert delta.p_holm == pytest.approx(4 / 2**7)
-  assert 0 < delta.low < 10 < delta.high < 25
-  assert delta.counts and not mlp.deltas['exact_match'].counts
+  # They are of two passages: of 2^2 patterns, 2 are as extreme, and a draw of
+  # passages may have neither.
+  assert delta.p_articles == pytest.approx(2 / 4)
+  assert 0 == delta.low < 10 < delta.high < 30 and not delta.counts
+
+
+def test_a_gain_in_every_passage_and_seed_counts(tmp_path):
+  """Every second question wrong, or every fourth: each passage gains one."""
+  passage = [e.article for e in sources.load(SPEC)]
+  assert len(set(passage)) == 10 and passage == sorted(
+      passage, key=passage.index)
+  for seed in (0, 1):
+    fake(tmp_path / f'a{seed}', range(0, 40, 2), seed=seed)
+    fake(tmp_path / f'b{seed}', range(0, 40, 4), seed=seed, head='shared')
+  delta = compare.compare([tmp_path / f'{x}{s}' for x in 'ab' for s in (0, 1)
+                           ]).variants[1].deltas['exact_match']
+  assert delta.p == delta.p_articles == pytest.approx(2 / 2**10)
+  assert 10 < delta.low < 25 < delta.high < 45 and delta.counts
 
 
 def test_holm_is_over_the_variants(tmp_path):
