@@ -21,6 +21,8 @@ from ml_collections import config_flags
 from qa_jax import config as config_lib
 from qa_jax import errors
 
+CONFIGS = ('config', 'suite')  # flags that name a config file
+
 
 def run(main: Callable[[], None], *, config: bool = False) -> None:
   """Runs a command; a UserError becomes one line on stderr."""
@@ -68,15 +70,20 @@ def config() -> config_lib.Config:
   """The config that --config and its overrides give, checked."""
   given = flags.FLAGS.config
   required(config=given)
+  return config_lib.check(fields_of(given, 'config'))
+
+
+def fields_of(given: object, flag: str) -> dict[str, object]:
+  """What the file of a flag holds."""
   try:
-    fields = given.to_dict()
+    return given.to_dict()
   except OSError as e:  # reading was put off until now
-    raise errors.UserError(_reason(e)) from None
+    raise errors.UserError(_reason(e).replace('--config', f'--{flag}')
+                           ) from None
   except AttributeError:
     raise errors.UserError(
-        f'--config: get_config() gives a {type(given).__name__}, expected an '
+        f'--{flag}: get_config() gives a {type(given).__name__}, expected an '
         'ml_collections.ConfigDict') from None
-  return config_lib.check(fields)
 
 
 def required(**values: object) -> None:
@@ -91,7 +98,7 @@ def _help(module, own: list[str]) -> str:
   for f in (flags.FLAGS[name] for name in own):
     again = isinstance(f, flags.MultiFlag)  # its help says so at length
     several = isinstance(f.default, list) and not again
-    kind = ('' if f.boolean else '=FILE[:arg]' if f.name == 'config'
+    kind = ('' if f.boolean else '=FILE[:arg]' if f.name in CONFIGS
             else '=A,B' if several else '=STRING' if again
             else f'={f.flag_type().upper()}')
     shown = (','.join(f.default) if several else None if again else f.default)
@@ -129,6 +136,8 @@ def _reason(e: BaseException) -> str:
   where = f'{place.filename}:{place.lineno}'
   if re.search(r'^<|[/\\](absl|ml_collections)[/\\]', place.filename):
     where = '--config'  # not within the config file
+    if isinstance(e, KeyError) and 'suite' in flags.FLAGS:
+      return f'--suite has no group {e.args[0]!r}'
     if isinstance(e, KeyError):
       hint = errors.did_you_mean(e.args[0], get_type_hints(config_lib.Config))
       return f'config has no field {e.args[0]!r}{hint}'

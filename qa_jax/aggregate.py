@@ -100,6 +100,22 @@ def answers(windows: windows_lib.WindowSet, spans: WindowSpans, *,
   return MERGES[merge](windows.examples, found)
 
 
+def join(parts: Sequence[Answers], first_window: Sequence[int]) -> Answers:
+  """The answers of consecutive questions; `first_window` of each part."""
+  def end_to_end(name: str) -> np.ndarray | None:
+    values = [getattr(part, name) for part in parts]
+    return None if values[0] is None else np.concatenate(values)
+  sizes = np.cumsum([0, *(part.ptr[-1] for part in parts)])
+  named = {field.name: end_to_end(field.name)
+           for field in dataclasses.fields(Answers)}
+  named |= {
+      'window': np.concatenate([part.window + first for part, first in zip(
+          parts, first_window, strict=True)]),
+      'ptr': np.concatenate([[0], *(part.ptr[1:] + size for part, size in zip(
+          parts, sizes, strict=False))])}
+  return Answers(**named)
+
+
 def null_and_mass(spans: WindowSpans, first: np.ndarray, temperature: float, *,
                   with_null: bool) -> tuple[np.ndarray, np.ndarray]:  # [E] × 2
   """Null's score / temperature, and log Σ exp over null and all spans.

@@ -11,6 +11,7 @@ from qa_jax import logs
 from qa_jax import parallel
 from qa_jax import predict
 from qa_jax.data import store
+from qa_jax.data import windows as windows_lib
 
 
 def on(qa: predict.QA, data: str, *, output: pathlib.Path | None,
@@ -20,7 +21,14 @@ def on(qa: predict.QA, data: str, *, output: pathlib.Path | None,
   Raises:
     UserError: data that cannot be had, or scores that are not finite.
   """
-  windows, made = features.load(qa.config, data, qa.tokenizer)
+  return of(qa, features.load(qa.config, data, qa.tokenizer), output=output,
+            progress=progress)
+
+
+def of(qa: predict.QA, loaded: tuple[windows_lib.WindowSet, str], *,
+       output: pathlib.Path | None, progress: str = '') -> dict[str, float]:
+  """The same of what `features.load` gave."""
+  windows, made = loaded
   mesh = parallel.data_mesh()
   evaluator = evaluate.Evaluator(
       qa.model, windows, qa.config, mesh, calibration=qa.calibration)

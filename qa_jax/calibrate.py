@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-import functools
 import pathlib
 
 import numpy as np
@@ -39,14 +38,21 @@ def calibrate(workdir: pathlib.Path, data: str, *,
   logs.say(made)
   examples = windows.examples
   check_untrained(workdir, data, examples)
-  spans = evaluate.score_windows(
-      qa.model, qa.params, windows, qa.config, progress=progress, golds=True,
-      temperatures=calibration.TEMPERATURES)
-  found = aggregate.answers(
-      windows, dataclasses.replace(spans, mass=None),
-      n_best=qa.config.decode.n_best, null_rule=qa.config.decode.null_rule)
+  parts, fitted_to = [], []
+  blocks = windows.blocks(evaluate.BLOCK)
+  for n, (_, block) in enumerate(blocks, 1):
+    spans = evaluate.score_windows(
+        qa.model, qa.params, block, qa.config, golds=True,
+        temperatures=calibration.TEMPERATURES,
+        progress=evaluate.block_name(progress, n, len(blocks)))
+    parts.append(aggregate.answers(
+        block, dataclasses.replace(spans, mass=None),
+        n_best=qa.config.decode.n_best,
+        null_rule=qa.config.decode.null_rule))
+    fitted_to.append(_fitting(block, spans, qa.config.decode))
+  found = aggregate.join(parts, [first for first, _ in blocks])
   threshold, values = _threshold(examples, found, qa.config.decode)
-  temperature, fitted = _temperature(windows, spans, qa.config.decode)
+  temperature, fitted = _temperature(fitted_to)
   values |= fitted
   decode = qa.config.to_dict()['decode']
   calibration.write(workdir, calibration.Calibration(
@@ -79,15 +85,14 @@ def _threshold(examples: Sequence[Example], found: aggregate.Answers,
   return threshold, values
 
 
-def _temperature(windows: windows_lib.WindowSet, spans: aggregate.WindowSpans,
-                 decode: config_lib.Decode) -> tuple[float, dict[str, float]]:
-  """The temperature, and the loss before and after."""
+def _fitting(windows: windows_lib.WindowSet, spans: aggregate.WindowSpans,
+             decode: config_lib.Decode) -> calibration.Fitting:
+  """What is known of the questions whose answer, or null, can be found."""
   examples = windows.examples
   first = np.searchsorted(windows.example_of, np.arange(len(examples)))
-  least, most = (functools.partial(f.reduceat, indices=first)
-                 for f in (np.minimum, np.maximum))
-  best = most(spans.score[:, 0].astype(np.float64)
-              if spans.exact is None else spans.exact.astype(np.float64))
+  best = np.maximum.reduceat(
+      (spans.score[:, 0] if spans.exact is None else spans.exact).astype(
+          np.float64), first)
   row, column = np.nonzero(spans.gold > aggregate.NO_SPAN / 2)
   gold_of = windows.example_of[row]
   nulls = decode.null_rule != 'never'
@@ -97,21 +102,29 @@ def _temperature(windows: windows_lib.WindowSet, spans: aggregate.WindowSpans,
     fits |= np.array([e.impossible for e in examples])
   fits &= best > aggregate.NO_SPAN
   keep = fits[gold_of]
-  number = np.cumsum(fits) - 1
-  temperature, before, after = calibration.fit_temperature(calibration.Fitting(
+  return calibration.Fitting(
       mass=np.logaddexp.reduceat(
           spans.mass.astype(np.float64), first, axis=0)[fits],
       best=best[fits],
-      null=least(spans.null.astype(np.float64))[fits] if nulls else None,
+      null=np.minimum.reduceat(spans.null.astype(np.float64), first)[fits]
+      if nulls else None,
       gold=spans.gold[row, column].astype(np.float64)[keep],
-      gold_of=number[gold_of[keep]]))
-  if not fits.any():
+      gold_of=(np.cumsum(fits) - 1)[gold_of[keep]])
+
+
+def _temperature(parts: Sequence[calibration.Fitting]
+                 ) -> tuple[float, dict[str, float]]:
+  """The temperature, and the loss before and after."""
+  data = calibration.join(parts)
+  temperature, before, after = calibration.fit_temperature(data)
+  if not len(data.best):
     logs.say('no temperature: no question has an answer that can be found')
     return temperature, {}
-  if temperature in (calibration.TEMPERATURES[0], calibration.TEMPERATURES[-1]):
-    logs.say(f'warning: the temperature is at its bound, {temperature:g}')
+  low, high = calibration.TEMPERATURES[0], calibration.TEMPERATURES[-1]
+  if not low * 1.001 < temperature < high * 0.999:
+    logs.say(f'warning: the temperature is at its bound, {temperature:.3g}')
   return temperature, {
-      'fitted_on': int(fits.sum()), 'temperature': temperature,
+      'fitted_on': len(data.best), 'temperature': temperature,
       'nats_before': before, 'nats': after}
 
 

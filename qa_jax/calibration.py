@@ -118,6 +118,19 @@ class Fitting:
   gold_of: np.ndarray  # [M] question, ascending; none: null is right
 
 
+def join(parts: Sequence[Fitting]) -> Fitting:
+  """Of consecutive questions."""
+  sizes = np.cumsum([0, *(len(part.best) for part in parts)])
+  return Fitting(
+      mass=np.concatenate([part.mass for part in parts]),
+      best=np.concatenate([part.best for part in parts]),
+      null=None if parts[0].null is None else np.concatenate(
+          [part.null for part in parts]),
+      gold=np.concatenate([part.gold for part in parts]),
+      gold_of=np.concatenate([part.gold_of + size for part, size in zip(
+          parts, sizes, strict=False)]))
+
+
 def fit_temperature(data: Fitting) -> tuple[float, float, float]:
   """The temperature of the least negative log likelihood; that at 1, and at it.
 

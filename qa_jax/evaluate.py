@@ -4,7 +4,7 @@ Glossary of shapes: B batch, L window length, N windows, K candidates per
 window, E questions.
 
 Shared by training, `evaluate` and `predict`. Only [N, K] spans ever leave the
-devices.
+devices, and of these only those of a block of windows are held at a time.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,6 +38,8 @@ from qa_jax.data.examples import Example
 from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
 from qa_jax.objectives import table
+
+BLOCK = 2**14  # windows whose candidates are held at a time: 5 MB at 20 each
 
 
 def needs(decode: config_lib.Decode) -> frozenset[str]:
@@ -191,17 +193,34 @@ def answer(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
            mesh: jax.sharding.Mesh | None = None,
            progress: str = '') -> aggregate.Answers:
   """The n-best list of every question, as config.decode says."""
-  spans = score_windows(model, params, windows, config, mesh=mesh,
-                        progress=progress, temperatures=(temperature,))
-  return merge(windows, spans, config.decode, temperature)
+  return answers_at(model, params, windows, config, (temperature,), mesh=mesh,
+                    progress=progress)[0]
 
 
-def merge(windows: windows_lib.WindowSet, spans: aggregate.WindowSpans,
-          decode: config_lib.Decode, temperature: float) -> aggregate.Answers:
-  """One n-best list per question; spans have been added up at `temperature`."""
-  return aggregate.answers(
-      windows, spans, n_best=decode.n_best, null_rule=decode.null_rule,
-      merge=decode.merge, temperature=temperature)
+def answers_at(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
+               config: config_lib.Config, temperatures: Sequence[float], *,
+               mesh: jax.sharding.Mesh | None = None, progress: str = '',
+               ) -> list[aggregate.Answers]:
+  """The same with posteriors at each of `temperatures`.
+
+  Of every window its candidates are kept no longer than its block lasts.
+  """
+  decode, done = config.decode, []
+  parts = windows.blocks(BLOCK)
+  for n, (_, block) in enumerate(parts, 1):
+    spans = score_windows(
+        model, params, block, config, mesh=mesh, temperatures=temperatures,
+        progress=block_name(progress, n, len(parts)))
+    done.append([aggregate.answers(
+        block, spans, n_best=decode.n_best, null_rule=decode.null_rule,
+        merge=decode.merge, temperature=t) for t in temperatures])
+  first = [window for window, _ in parts]
+  return [aggregate.join(found, first) for found in zip(*done, strict=True)]
+
+
+def block_name(progress: str, number: int, count: int) -> str:
+  """Of the progress bar of a block; '' shows none."""
+  return f'{progress} {number}/{count}' if progress and count > 1 else progress
 
 
 class Evaluator:
@@ -223,11 +242,10 @@ class Evaluator:
     examples, decode = self.windows.examples, self._config.decode
     held_out = self._calibration
     temperature = held_out.temperature if held_out else 1.0
-    spans = score_windows(
-        self._model, params, self.windows, self._config, mesh=self._mesh,
-        progress=progress,
-        temperatures=(temperature, 1.0) if held_out else (1.0,))
-    answers = merge(self.windows, spans, decode, temperature)
+    answers, *before = answers_at(
+        self._model, params, self.windows, self._config,
+        (temperature, 1.0) if held_out else (1.0,), mesh=self._mesh,
+        progress=progress)
     odd = int((~np.isfinite(answers.null_score)).sum())
     if odd:
       raise errors.UserError(
@@ -244,10 +262,9 @@ class Evaluator:
     values = metrics.squad_metrics(
         examples, predictions, na_scores=na_scores, always_answer=always)
     if held_out:
-      before = merge(self.windows, spans, decode, 1.0)
       values |= reliability.report(
           examples, predictions, always, na_scores, held_out,
-          before=reliability.confidence(before, silent),
+          before=reliability.confidence(before[0], silent),
           after=reliability.confidence(answers, silent), output=output)
     if answers.regret is not None:
       values |= decode_regret(answers.regret)

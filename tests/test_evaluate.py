@@ -440,6 +440,43 @@ def test_only_n_best_spans_leave_the_devices(monkeypatch, search):
   assert shapes == {(4, 3), (4,), (4, 1)}
 
 
+@pytest.mark.parametrize('block', [1, 4, 7])
+def test_blocks_of_questions_change_nothing(monkeypatch, block):
+  config = make_config(null_rule='posterior', search='beam(width=2)')
+  whole = evaluate.answers_at(Lookup(), PARAMS, WINDOWS, config, (1.0, 2.0))
+  monkeypatch.setattr(evaluate, 'BLOCK', block)
+  assert len(WINDOWS.blocks(block)) == {1: 6, 4: 3, 7: 2}[block]
+  parts = evaluate.answers_at(Lookup(), PARAMS, WINDOWS, config, (1.0, 2.0))
+  for one, other in zip(whole, parts, strict=True):
+    for name, value in vars(one).items():
+      np.testing.assert_allclose(getattr(other, name), value, rtol=1e-6)
+
+
+def test_what_is_stored_does_not_grow_with_the_number_of_windows(monkeypatch):
+  """40 questions about documents of a few windows each, or of dozens."""
+  monkeypatch.setattr(evaluate, 'BLOCK', 64)
+  score_windows, held = evaluate.score_windows, []
+
+  def spy(*args, **options):
+    spans = score_windows(*args, **options)
+    held.append(sum(x.nbytes for x in vars(spans).values()
+                    if isinstance(x, np.ndarray)))
+    return spans
+
+  monkeypatch.setattr(evaluate, 'score_windows', spy)
+  stored, count = [], []
+  for length in (40, 320):
+    windows = cut(make_examples(lengths=(length,) * 40))
+    held.clear()
+    found = evaluate.answer(Lookup(), PARAMS, windows, make_config())
+    stored.append(sum(x.nbytes for x in vars(found).values()
+                      if x is not None))
+    # 5 candidates of 13 bytes, null and mass; half a block more at most.
+    assert max(held) <= 1.5 * 64 * (5 * 13 + 4 + 4)
+    count.append(len(windows))
+  assert count[1] >= 8 * count[0] > 40 * 8 * 3 and stored[0] == stored[1]
+
+
 def test_one_compilation_per_bucket():
   model = Lookup(name='counted')
   for _ in range(2):

@@ -19,7 +19,7 @@ LAYERS = (
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'keeper', 'features',
      'calibrate', 'reliability', 'assess',
-     'ensemble_files', 'population', 'sweep',
+     'ensemble_files', 'suite', 'population', 'sweep',
      'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',
      'report', 'page', 'analysis_report', 'bench'},
 )
@@ -75,7 +75,7 @@ def test_nothing_imports_configs_or_experiments(folder):
 
 
 def test_configs_import_nothing_but_ml_collections_and_grid():
-  for path in (ROOT / 'configs').glob('*.py'):
+  for path in (ROOT / 'configs').rglob('*.py'):
     assert imports(path) <= {'ml_collections', 'qa_jax.grid'}, path
 
 

@@ -9,6 +9,7 @@ a window count from its [CLS]; spans are inclusive at both ends.
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
 import numpy as np
 
@@ -117,6 +118,36 @@ class WindowSet:
         'gold_spans': golds,
         'weight': real_row[:, 0].astype(np.float32),
     }
+
+  def part(self, first: int, last: int) -> 'WindowSet':
+    """The windows of questions [first, last), counted from 0; no copy."""
+    a, b = np.searchsorted(self.example_of, (first, last))
+    cut = {name: getattr(self, name)[a:b] for name in (
+        'begin', 'length', 'best_begin', 'best_end', 'gold_spans',
+        'trainable')}
+    return dataclasses.replace(
+        self, examples=self.examples[first:last],
+        questions=tokenizer_lib.Ragged(
+            self.questions.ids, self.questions.offsets,
+            self.questions.ptr[first:last + 1]),
+        context_of=self.context_of[first:last],
+        example_of=self.example_of[a:b] - first, **cut)
+
+  def blocks(self, most: int) -> list[tuple[int, 'WindowSet']]:
+    """Whole questions, about `most` windows or one question at a time, each
+    with its first window.
+
+    All are about as large, so that no last one compiles programs of its own.
+    """
+    count, questions = len(self), len(self.examples)
+    parts = max(1, -(-count // most))
+    if parts == 1:
+      return [(0, self)]
+    starts = np.searchsorted(self.example_of, np.arange(questions))
+    cuts = np.searchsorted(starts, np.arange(1, parts) * count // parts)
+    edges = np.unique([0, *cuts, questions]).tolist()
+    return [(int(starts[a]), self.part(a, b))
+            for a, b in itertools.pairwise(edges)]
 
   def char_spans(self, window: np.ndarray, start: np.ndarray,
                  end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,55 @@
+r"""Evaluates one model on many data sets.
+
+  python -m experiments.suite --workdir=runs/squad \
+      --suite=configs/suites/transfer.py
+
+A suite's file names data SPECs in groups; --suite.GROUP.NAME=SPEC replaces one
+or adds it to a group. Sets that cannot be had are skipped, each with its
+reason, and the others averaged. Writes suite.{json,md,html} and every set's
+predictions to WORKDIR/suites/NAME or --output. --workdir also takes a Hugging
+Face directory or hub id.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+from qa_jax import build
+from qa_jax import errors
+from qa_jax import files
+from qa_jax import page
+from qa_jax import predict
+from qa_jax import runtime
+from qa_jax import suite
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+SUITE = config_flags.DEFINE_config_file(
+    'suite', None, 'Sets to evaluate on; FILE:variant.', lock_config=False,
+    accept_new_attributes=True)
+OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', 'best, last or a step.')
+SEED = flags.DEFINE_integer('seed', 0, 'Of resampling.')
+
+
+def main() -> None:
+  cli.required(workdir=WORKDIR.value, suite=SUITE.value)
+  name = pathlib.Path(str(
+      flags.FLAGS['suite'].config_filename).partition(':')[0]).stem
+  workdir = pathlib.Path(WORKDIR.value)
+  if not (OUTPUT.value or build.is_run(workdir)):
+    raise errors.UserError('--output is needed where --workdir is not a run')
+  output = pathlib.Path(OUTPUT.value or workdir / 'suites' / name)
+  files.check_writable(output / 'suite.json')
+  groups = suite.check(cli.fields_of(SUITE.value, 'suite'))
+  runtime.configure()
+  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
+  rows = suite.run(qa, groups, output, seed=SEED.value)
+  print(page.markdown(suite.write(
+      rows, output, f'{WORKDIR.value} on the suite {name}')), end='')
+
+
+if __name__ == '__main__':
+  cli.run(main)
