@@ -73,7 +73,7 @@ def _threshold(examples: Sequence[Example], found: aggregate.Answers,
     return None, {'questions': len(examples)}
   em, f1 = metrics.per_question(
       examples, aggregate.texts(examples, found), '2.0')
-  silent = np.array([float(not e.answers) for e in examples])
+  silent = np.array([float(not e.gold_texts) for e in examples])
   threshold, _ = calibration.choose_threshold(found.na_score, f1, silent)
   values: dict[str, float] = {
       'questions': len(examples), 'threshold': threshold}

@@ -63,7 +63,7 @@ class Pool:
   @functools.cached_property
   def silent(self) -> np.ndarray:
     """[E]: the score of no answer, 0 or 1."""
-    return np.array([float(not e.answers) for e in self.examples])
+    return np.array([float(not e.gold_texts) for e in self.examples])
 
   @functools.cached_property
   def scores(self) -> np.ndarray:

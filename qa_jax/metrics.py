@@ -77,7 +77,7 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
   version = _resolve(examples, version)
   scores = np.zeros((2, len(examples)))
   for i, example in enumerate(examples):
-    if version == '1.1' and not example.answers:
+    if version == '1.1' and not example.gold_texts:
       raise errors.UserError(
           f'question {example.id!r} has no gold answer, which version 1.1 '
           'cannot score; mark it is_impossible or leave it out')
@@ -112,7 +112,7 @@ def squad_metrics(examples: Sequence[Example],
     raise errors.UserError('there is no question to score')
   version = _resolve(examples, version)
   em, f1 = per_question(examples, predictions, version)
-  has_answer = np.array([bool(e.answers) for e in examples])
+  has_answer = np.array([bool(e.gold_texts) for e in examples])
   if version == '2.0' and na_scores is not None:
     check_covers(na_scores, examples)
     if na_threshold is None:
@@ -159,11 +159,11 @@ def best_threshold(examples: Sequence[Example], answers: Mapping[str, str],
   """
   # Answering what has no answer loses the point that '' had; the official
   # script looks at the raw text here, so that 'the' loses it as well.
-  gain = {e.id: s if e.answers else -float(bool(answers.get(e.id)))
+  gain = {e.id: s if e.gold_texts else -float(bool(answers.get(e.id)))
           for e, s in zip(examples, scores.tolist(), strict=True)}
   order = [k for k in sorted(na_scores, key=na_scores.__getitem__)
            if k in gain]
-  silent = sum(not e.answers and e.id in answers for e in examples)
+  silent = sum(not e.gold_texts and e.id in answers for e in examples)
   path = np.cumsum([silent, *(gain[k] for k in order)], dtype=np.float64)
   best = int(path.argmax())
   return (100.0 * float(path[best]) / len(examples),

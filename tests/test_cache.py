@@ -420,12 +420,14 @@ TEXT = st.text(st.characters(codec='utf-8'), max_size=12)
 @hypothesis.given(rows=st.lists(st.tuples(
     TEXT, st.sampled_from(['', 'a b c', 'dé 東 f', '\0 \n 🦜 z']), st.lists(
         st.tuples(TEXT, st.integers(0, 2**31)), max_size=3), st.booleans(),
-    st.sampled_from(['', 'Title', 'Títle'])), max_size=8))
+    st.sampled_from(['', 'Title', 'Títle']), st.lists(TEXT, max_size=2)),
+                              max_size=8))
 def test_any_examples_survive_the_round_trip(tmp_path_factory, rows):
   examples = [
       Example(f'{i}', question, context,
-              tuple(GoldAnswer(*a) for a in answers), impossible, title)
-      for i, (question, context, answers, impossible, title)
+              tuple(GoldAnswer(*a) for a in answers), impossible, title,
+              tuple(accepted))
+      for i, (question, context, answers, impossible, title, accepted)
       in enumerate(rows)]
   expected = windows.make_windows(examples, WORDS, **LENGTHS)
   directory = tmp_path_factory.mktemp('entry')

@@ -373,8 +373,9 @@ def test_data_has_a_folder_name(spec, name):
 def test_fingerprint_is_of_what_is_asked_and_expected():
   prints = {store.fingerprint([e]) for e in (
       EXAMPLES[0], *(dataclasses.replace(EXAMPLES[0], **{k: v}) for k, v in (
-          ('id', 'x'), ('question', 'x'), ('context', 'x'), ('answers', ()))))}
-  assert len(prints) == 5
+          ('id', 'x'), ('question', 'x'), ('context', 'x'), ('answers', ()),
+          ('accepted', ('x',)))))}
+  assert len(prints) == 6
   assert store.fingerprint(EXAMPLES) == store.fingerprint(
       make_examples())
 

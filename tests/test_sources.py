@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import pytest
 
 from qa_jax import errors
+from qa_jax import metrics
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
@@ -42,7 +43,8 @@ MRQA = (json.dumps({'header': {'dataset': 'invented', 'split': 'dev'}}) + '\n'
         + json.dumps(MRQA_ROW) + '\n')
 GOLDS = (GoldAnswer('Osprey', 15), GoldAnswer('Osprey', 35),
          GoldAnswer('Tarn', 25))
-MRQA_EXAMPLES = [Example('what', 'What sank?', CONTEXT, GOLDS)]
+MRQA_EXAMPLES = [Example('what', 'What sank?', CONTEXT, GOLDS,
+                         accepted=('osprey',))]
 
 
 def write(path: pathlib.Path, content) -> str:
@@ -123,6 +125,38 @@ def test_byte_order_mark_is_dropped(tmp_path):
 
 def test_mrqa_ends_are_inclusive_and_repeated_spans_are_one(tmp_path):
   assert sources.load(write(tmp_path / 'a.jsonl', MRQA)) == MRQA_EXAMPLES
+
+
+def test_mrqa_is_scored_with_answers_and_trained_on_what_was_detected(
+    tmp_path):
+  """The official script reads `answers` alone; by hand, 1.1's rules."""
+  row = changed(MRQA_ROW, ('qas', 0, 'answers'), ['The Osprey ship', 'a boat'])
+  examples = sources.load(write(tmp_path / 'a.jsonl', json.dumps(row)))
+  assert examples[0].answers == GOLDS
+  for said, em, f1 in (('the osprey ship', 1, 1), ('Osprey', 0, 2 / 3),
+                       ('boat', 1, 1), ('Tarn', 0, 0)):
+    found = metrics.per_question(examples, {'what': said})
+    assert [float(x[0]) for x in found] == pytest.approx([em, f1])
+  del row['qas'][0]['answers']
+  examples = sources.load(write(tmp_path / 'b.jsonl', json.dumps(row)))
+  assert examples[0].gold_texts == ('Osprey', 'Osprey', 'Tarn')
+
+
+def test_markers_can_be_blanked_and_no_offset_moves(tmp_path):
+  context = '[TLE] Osprey [PAR] It sank in [Tarn]. [SEP] [DOC] End'
+  row = {'context': context, 'qas': [{
+      'qid': 'q', 'question': '?', 'answers': ['Tarn'], 'detected_answers': [{
+          'char_spans': [[31, 34], [6, 11]]}]}]}
+  path = write(tmp_path / 'a.jsonl', json.dumps(row))
+  with_them, = sources.load(f'mrqa(path="{path}")')
+  without, = sources.load(f'mrqa(path="{path}", markers=False)')
+  assert with_them.context == context
+  assert without.context == (
+      ' ' * 6 + 'Osprey' + ' ' * 7 + 'It sank in [Tarn].' + ' ' * 13 + 'End')
+  assert with_them.answers == without.answers == (
+      GoldAnswer('Tarn', 31), GoldAnswer('Osprey', 6))
+  for e in (with_them, without):
+    assert all(e.context[a.start:].startswith(a.text) for a in e.answers)
 
 
 @pytest.mark.parametrize(('name', 'content', 'expected'), [
@@ -296,6 +330,9 @@ def test_missing_field_is_named(tmp_path, path):
     (('context',), 3, 'context is int'),
     (('qas',), None, 'qas is NoneType'),
     (('qas', 0, 'qid'), '', 'qid is empty'),
+    (('qas', 0, 'answers'), 'osprey', 'answers is str, expected list'),
+    (('qas', 0, 'answers'), [3], 'answers is int, expected a string'),
+    (('qas', 0, 'answers', 0), '\ud800', 'U+D800'),
     (('qas', 0, 'detected_answers'), {}, 'detected_answers is dict')] + [
         (('qas', 0, 'detected_answers', 0, 'char_spans', 0), span, 'char_spans')
         for span in ([5], [0, 1, 2], [3, 2], [-1, 2], [0, 47], [0, True],

@@ -22,6 +22,8 @@ from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
 
+MARKER = re.compile(r'\[(?:TLE|DOC|PAR|SEP)\]')  # of MRQA's contexts
+
 
 def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
   """SQuAD 1.1 or 2.0 (Rajpurkar et al., 2016; 2018); plausible answers are
@@ -61,9 +63,14 @@ def _squad_question(qa: Any, context: str, title: str, at: str) -> Example:
   return Example(key, question, context, tuple(answers), impossible, title)
 
 
-def mrqa(*, path: str) -> list[Example]:
-  """MRQA 2019 JSONL (Fisch et al., 2019): character spans with inclusive
-  ends; every detected occurrence is a gold answer."""
+def mrqa(*, path: str, markers: bool = True) -> list[Example]:
+  """MRQA 2019 JSONL (Fisch et al., 2019): character spans with inclusive ends.
+
+  Every detected occurrence is a gold span; predictions are scored with
+  `answers`, which may be spelt otherwise, as the official script does.
+  `markers=False` turns [TLE], [DOC], [PAR] and [SEP] into as many spaces, so
+  that all offsets stay.
+  """
   examples = []
   text = files.read_text(pathlib.Path(path))
   for number, line in enumerate(text.split('\n'), 1):
@@ -74,8 +81,12 @@ def mrqa(*, path: str) -> list[Example]:
     if 'header' in row:
       continue
     context = _text(row, 'context', at)
+    if not markers:
+      context = MARKER.sub(lambda found: ' ' * len(found[0]), context)
     for q, qa in enumerate(_field(row, 'qas', list, at)):
       here = f'{at}: qas[{q}]'
+      accepted = _field(qa, 'answers', list, here) if (
+          isinstance(qa, dict) and 'answers' in qa) else []
       golds = {}
       for found in _field(qa, 'detected_answers', list, here):
         for span in _field(found, 'char_spans', list, here):
@@ -89,7 +100,8 @@ def mrqa(*, path: str) -> list[Example]:
           golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
       examples.append(Example(
           _id(qa, 'qid', here), _text(qa, 'question', here), context,
-          tuple(golds)))
+          tuple(golds), accepted=tuple(
+              check_text(text, f'{here}.answers') for text in accepted)))
   return examples
 
 

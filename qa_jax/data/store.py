@@ -34,7 +34,7 @@ FIELDS = ('context_of', 'example_of', 'begin', 'length', 'best_begin',
 RAGGED = tuple(f'{rows}_{part}' for rows in ('contexts', 'questions')
                for part in ('ids', 'offsets', 'ptr'))
 EXAMPLES = ('text', 'text_ptr', 'title_of', 'impossible', 'answer_ptr',
-            'answer_start')
+            'answer_start', 'accepted_ptr')
 ARRAYS = FIELDS + RAGGED + EXAMPLES
 THREADS = 2  # hashing the largest file takes as long as all others together
 
@@ -79,21 +79,26 @@ class StoredExamples(Sequence[Example]):
     titles = strings[len(contexts):][:max(title_of, default=-1) + 1]
     rest = strings[len(contexts) + len(titles):]
     ids, questions = rest[:len(self)], rest[len(self):2 * len(self)]
-    golds = list(map(GoldAnswer, rest[2 * len(self):], starts))
+    answers = rest[2 * len(self):]
+    golds = list(map(GoldAnswer, answers, starts))
+    accepted, accepted_ptr = answers[len(starts):], self._arrays[
+        'accepted_ptr'].tolist()
     return [
         Example(ids[e], questions[e], contexts[context_of[e]],
                 tuple(golds[answer_ptr[e]:answer_ptr[e + 1]]), impossible,
-                titles[title_of[e]])
+                titles[title_of[e]],
+                tuple(accepted[accepted_ptr[e]:accepted_ptr[e + 1]]))
         for e, impossible in enumerate(self._arrays['impossible'].tolist())]
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-  """sha256 over ids, questions, contexts and gold answers."""
+  """sha256 over ids, questions, contexts, gold answers and accepted texts."""
   if isinstance(examples, StoredExamples):
     return examples.fingerprint
   digest = hashlib.sha256()
   for e in examples:
-    digest.update(repr((e.id, e.question, e.context, e.answers)).encode())
+    digest.update(repr((e.id, e.question, e.context, e.answers,
+                        *[e.accepted] * bool(e.accepted))).encode())
   return digest.hexdigest()
 
 
@@ -190,14 +195,15 @@ def _arrays(windows: windows_lib.WindowSet) -> dict[str, np.ndarray]:
   strings = [s.encode() for s in itertools.chain(
       dict.fromkeys(e.context for e in examples), titles,
       (e.id for e in examples), (e.question for e in examples),
-      (a.text for a in answers))]
+      (a.text for a in answers), *(e.accepted for e in examples))]
   return arrays | {
       'text': np.frombuffer(b''.join(strings), np.uint8),
       'text_ptr': _pointers(len(s) for s in strings),
       'title_of': np.array([titles[e.title] for e in examples], np.int32),
       'impossible': np.array([e.impossible for e in examples], bool),
       'answer_ptr': _pointers(len(e.answers) for e in examples),
-      'answer_start': np.array([a.start for a in answers], np.int64)}
+      'answer_start': np.array([a.start for a in answers], np.int64),
+      'accepted_ptr': _pointers(len(e.accepted) for e in examples)}
 
 
 def _narrow(array: np.ndarray) -> np.ndarray:
