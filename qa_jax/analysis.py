@@ -174,14 +174,15 @@ def read_nbest(path: pathlib.Path
   """
   found: dict[str, Candidates] = {}
   windows: dict[str, int] = {}
-  for number, line in enumerate(files.read_text(path).splitlines(), 1):
-    where = f'{path}:{number}'
-    row = files.parse_object(line, where)
+  for where, row in files.read_rows(path):
     answers, windows[row.get('id')] = row.get('answers'), row.get('windows')
     if not (isinstance(row.get('id'), str) and isinstance(answers, list)
             and isinstance(row.get('windows'), int)):
       raise errors.UserError(
           f"{where}: expected 'id', 'windows' and 'answers'; evaluate anew")
+    if row['id'] in found:
+      raise errors.UserError(
+          f'{where}: question {row["id"]!r} stands there twice')
     for answer in answers:
       if not (isinstance(answer, dict) and isinstance(answer.get('text'), str)
               and all(isinstance(answer.get(k), int) for k in ('start', 'end'))

@@ -101,9 +101,7 @@ def read(path: pathlib.Path, examples: Sequence[Example]) -> dict[str, Listed]:
   """
   by_id = {e.id: e for e in examples}
   found: dict[str, Listed] = {}
-  for number, line in enumerate(files.read_text(path).splitlines(), 1):
-    where = f'{path}:{number}'
-    row = files.parse_object(line, where)
+  for where, row in files.read_rows(path):
     key = row.get('id')
     if key not in by_id:
       raise errors.UserError(

@@ -1,6 +1,6 @@
 """Whole files or nothing: written by rename, read with one-line errors."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import gzip
 import json
@@ -125,6 +125,17 @@ def parse_object(text: str, where: str | pathlib.Path,
     raise errors.UserError(
         f'{where}: {type(value).__name__}, expected a JSON object')
   return value
+
+
+def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """(place, JSON object) of every line of a JSONL file that is not blank.
+
+  Lines end at \\n alone: texts may hold other line separators.
+  """
+  for number, line in enumerate(read_text(path).split('\n'), 1):
+    if line.strip():
+      where = f'{path}:{number}'
+      yield where, parse_object(line, where)
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from qa_jax import significance
 TITLES = {  # of entries of metrics.json; what no run has is left out
     'exact_match': 'EM', 'f1': 'F1', 'has_answer_exact_match': 'HasAns EM',
     'has_answer_f1': 'HasAns F1', 'no_answer_exact_match': 'NoAns',
-    'best_f1': 'best F1'}
+    'at_zero_f1': 'F1 at 0', 'at_held_out_f1': 'F1 at held-out τ',
+    'best_f1': 'best F1', 'calibration_error_before': 'ECE at t = 1',
+    'calibration_error': 'ECE'}
 COSTS = {  # title, form
     'step_time': ('step time', '{:.2f} ×'), 'memory': ('memory', '{:.2f} ×'),
     'device_seconds': ('device-seconds', '{:,.0f}'),

@@ -210,6 +210,13 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert found['slices']['windows']['1']['f1']['mean'] == 0
 
 
+def test_texts_may_hold_any_line_separator(tmp_path):
+  answer = {'text': 'a\u2028b\x85c', 'start': 0, 'end': 5, 'score': 0.0}
+  files.write_jsonl(tmp_path / 'nbest.jsonl', [
+      {'id': '0', 'windows': 1, 'answers': [answer]}])
+  assert analysis.read_nbest(tmp_path / 'nbest.jsonl')[0] == {'0': [answer]}
+
+
 def test_the_command_takes_seeds(evaluation, tmp_path):
   there = f'{evaluation}/other.json'
   result = analyze(evaluation, f'--against={there},{there}',
@@ -227,11 +234,14 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
     ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [{'text': 'Ada'}]},
      'nbest.jsonl:1: expected answers with'),
     ('nbest.jsonl', {'id': '0', 'answers': []}, "'windows'"),
+    ('nbest.jsonl', [{'id': '0', 'windows': 1, 'answers': []}] * 2,
+     "nbest.jsonl:2: question '0' stands there twice"),
     ('na_probs.json', {'0': 1.0}, 'questions have no na_score')])
 def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, words):
   files.write_json(tmp_path / 'predictions.json', {'0': 'Ada'})
   write = files.write_json if name.endswith('.json') else (
-      lambda path, row: files.write_jsonl(path, [row]))
+      lambda path, row: files.write_jsonl(
+          path, row if isinstance(row, list) else [row]))
   write(tmp_path / name, content)
   result = analyze(evaluation, evaluation=tmp_path)
   assert result.code == 1 and not (tmp_path / 'analysis.json').exists()
