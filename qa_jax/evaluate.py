@@ -201,10 +201,7 @@ def answers_at(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
                config: config_lib.Config, temperatures: Sequence[float], *,
                mesh: jax.sharding.Mesh | None = None, progress: str = '',
                ) -> list[aggregate.Answers]:
-  """The same with posteriors at each of `temperatures`.
-
-  Of every window its candidates are kept no longer than its block lasts.
-  """
+  """The same at each of `temperatures`; candidates last as long as a block."""
   decode, done = config.decode, []
   parts = windows.blocks(BLOCK)
   for n, (_, block) in enumerate(parts, 1):
