@@ -38,7 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
           batch_size=32, eval_batch_size=64, num_epochs=0.0, num_steps=3500,
           grad_accumulation=1, eval_every_steps=500,
           checkpoint_every_steps=500, log_every_steps=100,
-          max_skipped=10)),
+          max_skipped=10, step_timeout_seconds=1800.0)),
       optim=c(dict(
           learning_rate=1e-3, warmup_fraction=0.1, schedule='linear',
           weight_decay=0.01, clip_norm=1.0, layer_decay=1.0,

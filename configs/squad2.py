@@ -55,7 +55,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
           num_epochs=2.0, num_steps=0, grad_accumulation=1,
           eval_every_steps=0, checkpoint_every_steps=500,
           log_every_steps=50,
-          max_skipped=10)),
+          max_skipped=10, step_timeout_seconds=1800.0)),
       optim=c(dict(
           learning_rate=1e-3 if tiny else 1e-4 if mini else 5e-5,
           warmup_fraction=0.1, schedule='linear', weight_decay=0.01,

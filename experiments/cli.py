@@ -2,7 +2,7 @@
 
 Exit codes: 0 done, 1 a mistake in data or config, 2 a mistake in the flags,
 128 + n asked to end by signal n: 130 Ctrl-C, 143 SIGTERM, 140 SIGUSR2 (SLURM's
-before it pre-empts a job). Training has saved then.
+before it pre-empts a job). Training has saved then. 124: a step of it hung.
 """
 
 from collections.abc import Callable

@@ -71,6 +71,7 @@ class Train:
   checkpoint_every_steps: int = 500
   log_every_steps: int = 50
   max_skipped: int = 10  # updates in a row that are not finite
+  step_timeout_seconds: float = 1800.0  # ends a run that hangs; 0: never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +115,9 @@ class Config:
     return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+# A run may go on with another value: nothing that it computes depends on them.
+FREE = ('train.step_timeout_seconds',)
+
 # field → (lowest, highest) allowed.
 BOUNDS = {
     'seed': (0, 2**31 - 1),
@@ -129,6 +133,7 @@ BOUNDS = {
     'train.eval_every_steps': (0, None),
     'train.checkpoint_every_steps': (1, None),
     'train.log_every_steps': (1, None), 'train.max_skipped': (0, None),
+    'train.step_timeout_seconds': (0, None),
     'optim.learning_rate': (0, None), 'optim.warmup_fraction': (0, 1),
     'optim.weight_decay': (0, None), 'optim.clip_norm': (0, None),
     'optim.layer_decay': (0, 1), 'optim.eps': (1e-12, 1),
@@ -251,7 +256,8 @@ def check_workdir(config: Config, workdir: pathlib.Path) -> None:
           f'--workdir={workdir} is not empty and not a run; choose another')
     return
   stored = read(workdir).to_dict()
-  changed = differences(stored, config.to_dict())
+  changed = [row for row in differences(stored, config.to_dict())
+             if row[0] not in FREE]
   if changed:
     width = max(len(field) for field, _, _ in changed)
     rows = '\n'.join(f'  {field:{width}}  {old!r} → {new!r}'

@@ -1,10 +1,13 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard, progress, run.json."""
 
+from collections.abc import Iterator
+import contextlib
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +16,9 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX import summary
+from tensorboardX.proto import event_pb2
 
 from qa_jax import errors
 from qa_jax import files
@@ -24,8 +29,12 @@ ENVIRONMENT = ('XLA_', 'JAX_', 'CUDA_VISIBLE_DEVICES', 'TPU_')
 
 
 def say(message: str) -> None:
-  """One line for the user, on stderr: stdout is for results."""
-  print(message, file=sys.stderr, flush=True)
+  """One line for the user, on stderr: stdout is for results.
+
+  A run does not end because nobody listens any more, or a log's disk is full.
+  """
+  with contextlib.suppress(OSError):
+    print(message, file=sys.stderr, flush=True)
 
 
 class MetricsLog:
@@ -47,21 +56,51 @@ class MetricsLog:
         if row['step'] <= step:
           kept.append(row)
       files.write_jsonl(self._path, kept)
-    self._file = self._path.open('a', encoding='utf-8')
-    self._board = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=step + 1)
+    with self._failing():
+      # Nothing waits in a buffer, to fail again when it is closed.
+      self._file = self._path.open('ab', buffering=0)
+      board = workdir / 'tensorboard'
+      board.mkdir(exist_ok=True)
+      # Its SummaryWriter writes in a thread, which a full disk ends unheard:
+      # once its queue is full, whoever adds to it waits for ever.
+      self._board = event_file_writer.EventsWriter(str(board / 'events'))
+      # TensorBoard then hides what a lost process wrote from here on.
+      self._board.write_event(event_pb2.Event(
+          step=step + 1, session_log=event_pb2.SessionLog(
+              status=event_pb2.SessionLog.START)))
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
-    """One line: {"step": …, "split": "train" or an evaluation's, values}."""
-    self._file.write(json.dumps({'step': step, 'split': split, **values})
-                     + '\n')
-    self._file.flush()
-    for name, value in values.items():
-      self._board.add_scalar(f'{split}/{name}', value, step)
+    """One line: {"step": …, "split": "train" or an evaluation's, values}.
+
+    Raises:
+      UserError: no space, …
+    """
+    line = json.dumps({'step': step, 'split': split, **values}) + '\n'
+    rest = memoryview(line.encode())
+    with self._failing():
+      while rest:
+        rest = rest[self._file.write(rest):]
+      for name, value in values.items():
+        self._board.write_event(event_pb2.Event(
+            wall_time=time.time(), step=step,
+            summary=summary.scalar(f'{split}/{name}', value)))
+      self._board.flush()
+
+  @contextlib.contextmanager
+  def _failing(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as e:
+      raise errors.UserError(
+          f'{self._path}: cannot be written: {e.strerror}; the same command '
+          'goes on from the last checkpoint') from None
 
   def close(self) -> None:
+    if self._file.closed:
+      return
     self._file.close()
-    self._board.close()
+    with contextlib.suppress(OSError):  # what did not fit has been told
+      self._board.close()
 
 
 class Costs:
@@ -174,11 +213,12 @@ def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
                hashes: dict[str, str]) -> dict[str, Any]:
   """What run.json holds: enough to say which code made these numbers.
 
-  Of the environment only an allow-list is kept: it may hold secrets.
+  Of the environment only an allow-list is kept: it may hold secrets. So may
+  the URL of a database, which then stands there without them.
   """
   return {
       'seed': seed,
-      'argv': argv,
+      'argv': [re.sub(r'(?<=://)[^/@\s]+@', '…@', word) for word in argv],
       'git': _git(),
       'python': platform.python_version(),
       'packages': {name: importlib.metadata.version(name)

@@ -8,6 +8,7 @@ the global batch), and sums are divided only after they crossed devices.
 
 import collections
 from collections.abc import Callable, Sequence
+import contextlib
 import dataclasses
 import functools
 import math
@@ -237,11 +238,12 @@ class RunAhead:
   """Bounds how many steps are in flight.
 
   Unbounded dispatch of collectives aborts XLA:CPU within 300 small steps, and
-  on any device it piles up batches.
+  on any device it piles up batches. Each is waited for within `waiting`.
   """
 
-  def __init__(self, depth: int):
-    self._depth = depth
+  def __init__(self, depth: int, waiting: Callable[
+      [], contextlib.AbstractContextManager] = contextlib.nullcontext):
+    self._depth, self._waiting = depth, waiting
     self._pending: collections.deque[Any] = collections.deque()
 
   def push(self, item: Any, metrics: Any) -> list[tuple[Any, Any]]:
@@ -256,5 +258,6 @@ class RunAhead:
     done = []
     while len(self._pending) > keep:
       item, metrics = self._pending.popleft()
-      done.append((item, jax.device_get(metrics)))
+      with self._waiting():
+        done.append((item, jax.device_get(metrics)))
     return done

@@ -29,6 +29,7 @@ from qa_jax import parallel
 from qa_jax import stop
 from qa_jax import train
 from qa_jax import update
+from qa_jax import watchdog
 
 # What members may differ in: arguments of the program, not part of it.
 RATES = ('learning_rate', 'weight_decay')
@@ -142,14 +143,17 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
           trainer, workdir, checkpoint.Checkpoints(workdir / 'checkpoints')))
       open_things.callback(members[-1].close)
     requests = open_things.enter_context(stop.Requests())
+    dog = open_things.enter_context(watchdog.Watchdog(
+        configs[0].train.step_timeout_seconds, str(workdirs[0].parent)))
     # Where questions are grouped, an epoch's steps depend on the seed.
     for num_steps in sorted({m.trainer.num_steps for m in members}):
       _train([m for m in members if m.trainer.num_steps == num_steps],
-             requests)
+             requests, dog)
     return [member.outcome for member in members]
 
 
-def _train(members: Sequence[_Member], requests: stop.Requests) -> None:
+def _train(members: Sequence[_Member], requests: stop.Requests,
+           dog: watchdog.Watchdog) -> None:
   """Evaluate → checkpoint → next batch → step, as train.py does."""
   first = members[0].trainer
   start = max(set.intersection(*({0, *m.store.steps} for m in members)))
@@ -165,7 +169,7 @@ def _train(members: Sequence[_Member], requests: stop.Requests) -> None:
       {name: np.float32(getattr(m.trainer.config.optim, name))
        for name in RATES} for m in members])
   states = program.place([m.trainer.state for m in members])
-  ahead = parallel.RunAhead(train.run_ahead())
+  ahead = parallel.RunAhead(train.run_ahead(), dog.waiting)
   progress = logs.Progress('population', first.num_steps, start)
   try:
     for step in range(start, first.num_steps + 1):

@@ -24,6 +24,7 @@ from qa_jax import logs
 from qa_jax import parallel
 from qa_jax import stop
 from qa_jax import update
+from qa_jax import watchdog
 from qa_jax.data import batches
 
 
@@ -218,17 +219,19 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     open_things.callback(progress.close)
     return _loop(trainer, store, log, progress, workdir, start,
                  logs.Trace(workdir / 'profile', profile_steps), costs,
-                 open_things.enter_context(stop.Requests()))
+                 open_things.enter_context(stop.Requests()),
+                 open_things.enter_context(watchdog.Watchdog(
+                     trainer.config.train.step_timeout_seconds, str(workdir))))
 
 
 def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
           log: logs.MetricsLog, progress: logs.Progress,
           workdir: pathlib.Path, start: int,
-          trace: logs.Trace, costs: logs.Costs, requests: stop.Requests
-          ) -> dict[str, float]:
+          trace: logs.Trace, costs: logs.Costs, requests: stop.Requests,
+          dog: watchdog.Watchdog) -> dict[str, float]:
   """Evaluate → checkpoint → next batch → step, in that order."""
   state = trainer.state
-  ahead = parallel.RunAhead(run_ahead())
+  ahead = parallel.RunAhead(run_ahead(), dog.waiting)
   meter = keeper_lib.meter_of(trainer, log, costs, progress)
   keeper = keeper_lib.Keeper(
       trainer, store, log, costs, workdir, requests, meter)

@@ -9,7 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAYERS = (
-    {'errors', 'files', 'registry', 'grid', 'manifest', 'lock', 'stop'},
+    {'errors', 'files', 'registry', 'grid', 'manifest', 'lock', 'stop',
+     'watchdog'},
     {'data', 'metrics', 'significance', 'analysis', 'null_rules', 'aggregate',
      'calibration', 'ensemble', 'answering'},
     {'models', 'heads', 'objectives', 'search', 'gather'},
