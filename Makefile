@@ -1,10 +1,13 @@
 # make demo   train, evaluate and ask a tiny model; no download but packages
 # make test   ruff and the whole suite
+# make chaos  every fault with the counts that count, hours; ROWS="R2 fuzz-squad"
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
-.PHONY: demo test clean
+ROWS ?=
+
+.PHONY: demo test chaos clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.train --config=configs/quickstart.py \
@@ -14,6 +17,9 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+chaos: .venv/installed-dev
+	$(BIN)/python -m tests.chaos $(ROWS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

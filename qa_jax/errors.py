@@ -4,6 +4,7 @@ from collections.abc import Iterable
 import difflib
 
 MAX_NAMES = 30
+MAX_CHARACTERS = 4000  # of a message, whatever name or value it repeats
 
 
 class UserError(ValueError):
@@ -11,6 +12,11 @@ class UserError(ValueError):
 
   The message names what is wrong, where, the value, the bound and the fix.
   """
+
+  def __init__(self, message: str):
+    half = MAX_CHARACTERS // 2
+    super().__init__(message if len(message) <= MAX_CHARACTERS
+                     else f'{message[:half]} … {message[-half:]}')
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

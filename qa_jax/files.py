@@ -91,17 +91,18 @@ def read_text(path: pathlib.Path) -> str:
     UserError: missing, a directory, unreadable, damaged, or not UTF-8.
   """
   opener = gzip.open if path.suffix == '.gz' else open
+  name = str(path) if str(path).isprintable() else repr(str(path))
   try:
     with opener(path, 'rt', encoding='utf-8-sig') as f:
       return f.read()
   except UnicodeDecodeError as e:
     raise errors.UserError(
-        f'{path}: not UTF-8 at byte {e.start}; re-encode it') from None
+        f'{name}: not UTF-8 at byte {e.start}; re-encode it') from None
   except (gzip.BadGzipFile, EOFError, zlib.error) as e:
     raise errors.UserError(
-        f'{path}: not a whole gzip file ({e}); fetch it again') from None
+        f'{name}: not a whole gzip file ({e}); fetch it again') from None
   except OSError as e:
-    raise errors.UserError(f'{path}: {e.strerror or e}') from None
+    raise errors.UserError(f'{name}: {e.strerror or e}') from None
   except ValueError as e:  # a name no file can have, such as one with NUL
     raise errors.UserError(f'{str(path)!r}: {e}') from None
 

@@ -100,8 +100,8 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
             OSError) as e:
       raise errors.UserError(
-          f'{path}: not a whole safetensors file ({e}); fetch it again'
-      ) from None
+          f'{path}: not a whole safetensors file ({" ".join(str(e).split())}); '
+          'fetch it again') from None
   return tensors
 
 

@@ -38,9 +38,9 @@ def fields_of(devices: int, **train: int) -> dict[str, Any]:
       **fields.get('train', {}), **train}}
 
 
-def digest(workdir: pathlib.Path, step: int) -> str:
-  """sha256 of all that the checkpoint of a step holds."""
-  sums, saved = hashlib.sha256(), workdir / 'checkpoints' / str(step)
+def arrays_of(saved: pathlib.Path) -> dict[str, np.ndarray]:
+  """All arrays of a checkpoint by name, read without a line of ours."""
+  found = {}
   for item in ('params', 'optimizer'):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.metadata(saved / item).item_metadata.tree
@@ -48,8 +48,16 @@ def digest(workdir: pathlib.Path, step: int) -> str:
           restore_args=jax.tree.map(
               lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
     for path, value in jax.tree_util.tree_leaves_with_path(arrays):
-      sums.update(jax.tree_util.keystr(path).encode())
-      sums.update(np.ascontiguousarray(value).tobytes())
+      found[item + jax.tree_util.keystr(path)] = np.asarray(value)
+  return found
+
+
+def digest(workdir: pathlib.Path, step: int) -> str:
+  """sha256 of all that the checkpoint of a step holds."""
+  sums, saved = hashlib.sha256(), workdir / 'checkpoints' / str(step)
+  for name, value in arrays_of(saved).items():
+    sums.update(name.encode())
+    sums.update(np.ascontiguousarray(value).tobytes())
   sums.update((saved / 'meta' / 'metadata').read_bytes())
   return sums.hexdigest()
 

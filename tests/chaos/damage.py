@@ -1,0 +1,236 @@
+"""Damaged files: checkpoints, caches, data, weights of others, programs."""
+
+from collections.abc import Callable, Iterator
+import json
+import pathlib
+import pickle
+import random
+import shutil
+import struct
+
+import numpy as np
+import safetensors.numpy
+
+from qa_jax import checkpoint
+from qa_jax import errors
+from qa_jax import weights
+from qa_jax.data import sources
+from qa_jax.data import store
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import windows
+from tests import test_train
+from tests import test_weights
+from tests.chaos import processes
+
+LINE = 1000  # characters that a refusal may have
+
+
+def flipped(content: bytes, draw: random.Random) -> bytes:
+  """With one random bit changed."""
+  at = draw.randrange(len(content))
+  return (content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)])
+          + content[at + 1:])
+
+
+def faults(content: bytes, flips: int, draw: random.Random
+           ) -> Iterator[tuple[str, bytes | None]]:
+  """What may become of a file; None: it is gone."""
+  for _ in range(flips if content else 0):
+    yield 'flips', flipped(content, draw)
+  if content:
+    yield 'truncations', content[:len(content) // 2]
+    yield 'truncations', content[:-1]
+  yield 'additions', content + b'\0'
+  yield 'deletions', None
+
+
+def put(path: pathlib.Path, content: bytes | None) -> None:
+  path.unlink(missing_ok=True)  # a mapped file is never written over
+  if content is not None:
+    path.write_bytes(content)
+
+
+def refused(call: Callable[[], object], path: pathlib.Path | str) -> bool:
+  """Whether a call refuses, which must be in one line that names the file."""
+  try:
+    call()
+  except errors.UserError as e:
+    line = str(e)
+    assert '\n' not in line and len(line) < LINE and str(path) in line, line
+    return True
+  return False
+
+
+def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
+  """R3: flips, truncations, deletions of each file of the newest checkpoint.
+  """
+  draw, tally = random.Random(seed), {}
+  saves = directory / 'checkpoints'
+  made = checkpoint.Checkpoints(saves)
+  for step in (1, 2):
+    made.save(step, params={'w': np.full((16, 16), step, np.float32)},
+              optimizer={'step': np.asarray(step, np.int32)},
+              meta={'position': step}, metrics={'f1': 50.0 + step})
+  made.close()
+  reader = checkpoint.Checkpoints(saves, read_only=True)
+  paths = [p for p in sorted((saves / '2').rglob('*')) if p.is_file()]
+  for path in paths:
+    whole, name = path.read_bytes(), path.relative_to(saves / '2')
+    for kind, content in faults(whole, count, draw):
+      put(path, content)
+      assert reader.damage(2).startswith(f'{name}: '), (kind, name)
+      tally[kind] = tally.get(kind, 0) + 1
+    put(path, whole)
+  reader.close()
+  for path in paths:  # and what training makes of it
+    copy = directory / 'copy'
+    shutil.copytree(saves, copy)
+    put(copy / path.relative_to(saves), flipped(path.read_bytes(), draw))
+    resumed = checkpoint.Checkpoints(copy)
+    assert resumed.latest == 1 and (copy / '2.damaged').is_dir()
+    resumed.close()
+    shutil.rmtree(copy)
+  said = ', '.join(f'{n} {kind}' for kind, n in tally.items())
+  return (f'{said} in {len(paths)} files: 100 % found, file and step named; '
+          f'{len(paths)} of {len(paths)} resumed from the step before')
+
+
+SQUAD = {'version': 'v2.0', 'data': [{'title': 'T', 'paragraphs': [{
+    'context': 'Mira lives in Bern. Ülo came 東京 in 1999.', 'qas': [
+        {'id': 'a', 'question': 'Where?', 'is_impossible': False,
+         'answers': [{'text': 'Bern', 'answer_start': 14}]},
+        {'id': 'b', 'question': 'Who?', 'is_impossible': True,
+         'answers': [], 'plausible_answers': []}]}]}]}
+
+
+def data(directory: pathlib.Path, count: int, seed: int) -> str:
+  """R9: damaged SQuAD files and damaged entries of the feature cache."""
+  draw = random.Random(seed)
+  path = directory / 'data.json'
+  load = lambda: sources.load(str(path))
+  whole = json.dumps(SQUAD, ensure_ascii=False).encode()
+  for n in range(len(whole) - 1):
+    put(path, whole[:n])
+    assert refused(load, path), n
+  read = 0
+  for _ in range(count):
+    put(path, flipped(whole, draw))
+    read += not refused(load, path)  # a letter of a text is data like another
+  put(path, b'\xef\xbb\xbf' + whole)
+  assert len(load()) == 2
+  put(path, whole.replace(b'Where', b'\\ud800'))
+  assert refused(load, path)
+  tally = _cache(directory / 'entry', count, draw)
+  return (f'{len(whole) - 1} of {len(whole) - 1} truncations of a SQuAD file '
+          f'refused; of {count} flips {count - read} refused and {read} read as'
+          ' other text; a lone surrogate refused, a byte-order mark taken. '
+          f'{tally} of {tally} damages to a cache found')
+
+
+def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
+  words = tokenizer_lib.train(['Mira lives in Bern.'], vocab_size=60)
+  entry.mkdir()
+  store.write(entry, windows.make_windows(
+      list(sources.parse_squad(SQUAD, 'data')), words, max_length=32,
+      window_overlap=4, max_question_length=8), {}, with_vocabulary=True)
+  tally = 0
+  for path in sorted(entry.iterdir()):
+    whole = path.read_bytes()
+    for kind, content in faults(whole, max(count // 20, 1), draw):
+      put(path, content)
+      try:
+        store.read(entry, {}, words=None)
+      except store.DamagedError as e:
+        assert path.name in str(e), (kind, path)
+      else:
+        raise AssertionError(f'{kind} of {path.name} not found')
+      tally += 1
+    put(path, whole)
+  return tally
+
+
+class Bomb:
+  """What a pickle may do."""
+
+  def __reduce__(self) -> tuple[object, tuple[str]]:
+    return open, (str(BOMBED), 'w')
+
+
+BOMBED = pathlib.Path('/nonexistent/bomb')  # set before it is pickled
+
+
+def weights_of_others(directory: pathlib.Path, count: int, seed: int) -> str:
+  """R13: malformed safetensors, wrong names and shapes, a pickle."""
+  draw, tally = random.Random(seed), 0
+  tensors = safetensors.numpy.load_file(
+      test_weights.TINY / 'model.safetensors')
+  source = directory / 'source'
+  shutil.copytree(test_weights.TINY, source)
+  path = source / 'model.safetensors'
+  template = test_weights.fresh()
+  load = lambda: weights.load(source, template)
+  load()
+  whole = path.read_bytes()
+  size, = struct.unpack('<Q', whole[:8])
+  malformed = [
+      *(whole[:draw.randrange(len(whole))] for _ in range(count)),
+      struct.pack('<Q', 2**63) + whole[8:], struct.pack('<Q', 2**40) + whole,
+      b'', whole[:8], whole + b'\0', struct.pack('<Q', size - 1) + whole[8:]]
+  header = json.loads(whole[8:8 + size])
+  name = next(n for n in header if n != '__metadata__')
+  for change in ({'data_offsets': [0, 2**62]}, {'data_offsets': [4, 2]},
+                 {'shape': [2**40]}, {'dtype': 'F4096'}, {'shape': [-1]},
+                 {'data_offsets': [0, header[name]['data_offsets'][1] + 4]}):
+    text = json.dumps(header | {name: header[name] | change}).encode()
+    malformed.append(struct.pack('<Q', len(text)) + text + whole[8 + size:])
+  for content in malformed:
+    put(path, content)
+    assert refused(load, source), content[:100]
+    tally += 1
+  key = next(iter(tensors))
+  for arrays in ({k: v for k, v in tensors.items() if k != key},
+                 tensors | {'encoder.layer.99.extra': np.zeros(2, np.float32)},
+                 tensors | {'../../outside': np.zeros(2, np.float32)},
+                 tensors | {key: tensors[key][:-1]},
+                 tensors | {key: tensors[key].astype(np.int32)[..., None]}):
+    put(path, safetensors.numpy.save(arrays))
+    assert refused(load, source), [*arrays][:3]
+    tally += 1
+  global BOMBED
+  BOMBED = directory / 'bombed'
+  for name in ('pytorch_model.bin', 'model.safetensors'):
+    put(path, None)
+    (source / name).write_bytes(pickle.dumps(Bomb()))
+    assert refused(load, source) and not BOMBED.exists(), name
+    tally += 1
+  assert weights.FETCHED == (
+      'config.json', '*.safetensors', '*.safetensors.index.json', 'vocab.txt',
+      'tokenizer.json', 'tokenizer_config.json')
+  return (f'{tally} of {tally} malformed or ill-fitting weights refused in one '
+          'line; a pickle that runs code was not opened')
+
+
+def compiled(directory: pathlib.Path, count: int, seed: int) -> str:
+  """R14: entries of the compilation cache cut short or flipped."""
+  draw, cache = random.Random(seed), directory / 'compiled'
+  fields = {'parallel': {'num_devices': 1}, 'data': {'eval': ''},
+            'train': {'num_steps': 3}}
+
+  def rows(name: str) -> list[dict[str, float]]:
+    workdir = directory / name
+    with processes.Child(directory / f'{name}.log', processes.train_run,
+                         workdir, fields, cache) as child:
+      assert child.wait() == 0, child.said
+    return test_train.rows_of(workdir)
+
+  expected = rows('whole')
+  entries = [p for p in sorted(cache.iterdir()) if p.name.endswith('-cache')]
+  assert entries
+  for n in range(count):
+    for path in entries:
+      whole = path.read_bytes()
+      put(path, whole[:draw.randrange(len(whole))] if n % 2 == 0
+          else flipped(whole, draw))
+    assert rows(f'run{n}') == expected
+  return (f'{count} runs with each of {len(entries)} compiled programs '
+          'truncated, or a bit of it flipped: exit code 0, equal values')
