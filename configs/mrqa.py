@@ -67,7 +67,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
       optim=c(dict(
           learning_rate=1e-3 if tiny else 1e-4 if mini else 3e-5,
           warmup_fraction=0.1, schedule='linear', weight_decay=0.01,
-          clip_norm=1.0, layer_decay=1.0,
+          clip_norm=1.0, skip_norm=0.0, layer_decay=1.0,
           bias_correction=True, eps=1e-8)),
       parallel=c(dict(
           mode='pmap', num_devices=0, mesh=c(dict(data=-1, fsdp=1)))),

@@ -41,7 +41,7 @@ def get_config() -> ml_collections.ConfigDict:
           max_skipped=10, step_timeout_seconds=1800.0)),
       optim=c(dict(
           learning_rate=1e-3, warmup_fraction=0.1, schedule='linear',
-          weight_decay=0.01, clip_norm=1.0, layer_decay=1.0,
+          weight_decay=0.01, clip_norm=1.0, skip_norm=0.0, layer_decay=1.0,
           bias_correction=True, eps=1e-8)),
       parallel=c(dict(
           mode='pmap', num_devices=0, mesh=c(dict(data=-1, fsdp=1)))),

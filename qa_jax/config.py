@@ -81,6 +81,7 @@ class Optim:
   schedule: str = 'linear'
   weight_decay: float = 0.01
   clip_norm: float = 1.0  # 0: no clipping
+  skip_norm: float = 0.0  # longer gradients are no updates; 0: all are
   layer_decay: float = 1.0
   bias_correction: bool = True  # of Adam; False and eps 1e-6 as BERT's code
   eps: float = 1e-8
@@ -136,6 +137,7 @@ BOUNDS = {
     'train.step_timeout_seconds': (0, None),
     'optim.learning_rate': (0, None), 'optim.warmup_fraction': (0, 1),
     'optim.weight_decay': (0, None), 'optim.clip_norm': (0, None),
+    'optim.skip_norm': (0, None),
     'optim.layer_decay': (0, 1), 'optim.eps': (1e-12, 1),
     'parallel.num_devices': (0, None),
 }

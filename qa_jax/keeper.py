@@ -16,6 +16,7 @@ from qa_jax import logs
 from qa_jax import meter as meter_lib
 from qa_jax import stop
 from qa_jax import update
+from qa_jax import weights
 from qa_jax.data import store as store_lib
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ def write_run(trainer: 'train.Trainer', workdir: pathlib.Path, argv: list[str],
     return
   hashes = {'vocabulary': trainer.tokenizer.fingerprint,
             'train': store_lib.fingerprint(trainer.windows.examples)}
+  if trainer.source:
+    hashes |= {f'init_from: {name}': digest for name, digest in
+               weights.hashes(trainer.source).items()}
   if trainer.evaluator:
     hashes['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
 

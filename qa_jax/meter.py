@@ -74,13 +74,16 @@ class Meter:
       self.skipped = total, 0
       return
     self.skipped = total + 1, in_a_row + 1
+    finite = all(math.isfinite(v) for v in values.values())
     what = (f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at '
-            f'step {step}: not finite')
+            f'step {step}: '
+            + ('above config.optim.skip_norm' if finite else 'not finite'))
     logs.say(f'{what}; update skipped, {in_a_row + 1} in a row. Its windows: '
              f'{" ".join(map(str, windows.tolist()))}')
     if in_a_row >= self._max_skipped:
       raise errors.UserError(
           f'{what}, after {in_a_row} skipped in a row of the '
           f'{self._max_skipped} that config.train.max_skipped allows; nothing '
-          'after the last checkpoint is kept. Lower config.optim.learning_rate '
-          'or use float32')
+          'after the last checkpoint is kept. '
+          + ('Raise config.optim.skip_norm' if finite else
+             'Lower config.optim.learning_rate or use float32'))

@@ -128,7 +128,8 @@ class Trainer:
     rate = schedule(state.step)
     state, values = update.train_step(
         state, batch, axis_name, loss_fn=self._loss, optimizer=optimizer,
-        accumulation=self.config.train.grad_accumulation)
+        accumulation=self.config.train.grad_accumulation,
+        skip_norm=self.config.optim.skip_norm)
     return state, {**values, 'learning_rate': rate}
 
   def place(self, length: int, rows: dict[str, np.ndarray]) -> Any:

@@ -30,7 +30,8 @@ class TrainState:
 def train_step(state: TrainState, batch: dict[str, jax.Array],
                axis_name: str | None = None, *, loss_fn: Loss,
                optimizer: optax.GradientTransformation,
-               accumulation: int = 1) -> tuple[TrainState, dict[str, Any]]:
+               accumulation: int = 1, skip_norm: float = 0.0
+               ) -> tuple[TrainState, dict[str, Any]]:
   """One update from sums: Σ w·∇loss / Σ w over rows, micro-steps, devices.
 
   `loss_fn(params, batch, key)` gives a value per row of 'loss' and of what
@@ -38,7 +39,8 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   weight is what makes uneven padding exact on any number of devices.
 
   An update of which a value or the gradient's norm is not finite is skipped:
-  it leaves parameters and optimizer as they are, and `skipped` is 1.
+  it leaves parameters and optimizer as they are, and `skipped` is 1. So is one
+  whose gradient is longer than `skip_norm`, before it is clipped; 0: none is.
   """
   key = jax.random.fold_in(
       jax.random.wrap_key_data(state.key_data), state.step)
@@ -73,10 +75,12 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   values = {**{name: value / weight for name, value in values.items()},
             'grad_norm': optax.tree.norm(grads)}
-  finite = jnp.all(jnp.isfinite(jnp.stack([*values.values()])))
+  good = jnp.all(jnp.isfinite(jnp.stack([*values.values()])))
+  if skip_norm:
+    good &= values['grad_norm'] <= skip_norm
   params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(finite, new, old),
+      lambda new, old: jnp.where(good, new, old),
       (optax.apply_updates(state.params, updates), opt_state),
       (state.params, state.opt_state))
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-  return state, {**values, 'skipped': 1.0 - finite}
+  return state, {**values, 'skipped': 1.0 - good}

@@ -4,6 +4,7 @@ A missing name, an extra name or a wrong shape is an error that lists them.
 """
 
 from collections.abc import Mapping
+import hashlib
 import pathlib
 import re
 from typing import Any
@@ -13,6 +14,7 @@ import huggingface_hub
 import numpy as np
 
 from qa_jax import errors
+from qa_jax import manifest
 from qa_jax import weight_files
 from qa_jax import weight_names
 from qa_jax.models import bert
@@ -67,6 +69,19 @@ def resolve(source: str) -> pathlib.Path:
         f'{source!r} is not a local directory and could not be fetched from '
         f'the hub ({type(e).__name__}); check the name and the network'
     ) from None
+
+
+def hashes(directory: pathlib.Path) -> dict[str, str]:
+  """File → sha256, of a checkpoint or of a run's manifests: what a run was
+  initialised from."""
+  out = {}
+  for pattern in (*FETCHED, 'bert_config.json', '*.index', '*.data-*',
+                  f'checkpoints/*/{manifest.NAME}'):
+    for path in sorted(directory.glob(pattern)):
+      with path.open('rb') as file:
+        out[path.relative_to(directory).as_posix()] = hashlib.file_digest(
+            file, 'sha256').hexdigest()
+  return out
 
 
 def read_config(directory: pathlib.Path) -> bert.BertConfig:

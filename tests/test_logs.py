@@ -1,5 +1,7 @@
 """What a run leaves to read: metrics after a resume, progress, run.json."""
 
+import errno
+import io
 import json
 import re
 
@@ -8,6 +10,7 @@ import pytest
 import rich.console
 
 from qa_jax import logs
+from tests import refusals
 
 
 @pytest.fixture
@@ -74,6 +77,40 @@ def test_torn_last_line_is_dropped(tmp_path, open_log, torn):
   (tmp_path / 'metrics.jsonl').write_text(whole + torn)
   open_log(5).write(6, 'train', {})
   assert [row['step'] for row in lines(tmp_path)] == [1, 6]
+
+
+def test_a_full_disk_is_one_line_and_closes(tmp_path, open_log):
+  log = open_log(0)
+  log.write(1, 'train', {'loss': 2.5})
+  class Full:
+    closed = False
+    def write(self, data):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    def close(self):
+      self.closed = True
+  log._file.close()
+  log._file = Full()
+  assert refusals.refusal(log.write, 2, 'train', {}) == (
+      f'{tmp_path}/metrics.jsonl: cannot be written: No space left on device; '
+      'the same command goes on from the last checkpoint')
+  log.close()
+  assert [row['step'] for row in lines(tmp_path)] == [1]
+
+
+def test_a_line_that_nobody_can_be_told_ends_no_run(monkeypatch):
+  class Full(io.StringIO):
+    def write(self, text):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr('sys.stderr', Full())
+  logs.say('a line')
+
+
+def test_a_password_in_a_url_is_not_kept():
+  record = logs.run_record(
+      seed=1, devices=jax.devices(), hashes={},
+      argv=['sweep', '--storage=postgresql://me:secret@host/db', 'a@b'])
+  assert record['argv'] == [
+      'sweep', '--storage=postgresql://…@host/db', 'a@b']
 
 
 def test_values_go_to_tensorboard_too(tmp_path, open_log):

@@ -88,6 +88,21 @@ def test_a_gradient_alone_that_is_not_finite_is_skipped():
   jax.tree.map(np.testing.assert_array_equal, after.params, params)
 
 
+@pytest.mark.parametrize(('share', 'skipped'), [(0.99, 1), (1.0, 0), (0, 0)])
+def test_a_longer_gradient_than_skip_norm_is_skipped(share, skipped):
+  state = update.TrainState(
+      step=jnp.zeros((), jnp.int32), params=PARAMS,
+      opt_state=optimizer().init(PARAMS),
+      key_data=jax.random.key_data(jax.random.key(0)))
+  run = lambda norm: update.train_step(
+      state, rows(), loss_fn=loss_fn, optimizer=optimizer(), skip_norm=norm)
+  _, values = run(0.0)
+  after, values = run(share * float(values['grad_norm']))
+  assert values['skipped'] == skipped
+  assert np.array_equal(after.params['head']['kernel'],
+                        PARAMS['head']['kernel']) == skipped
+
+
 def test_an_ordinary_update_is_bit_for_bit_that_without_a_choice():
   before, after, values = step(rows(), 'jit', 1)
   assert values['skipped'] == 0
@@ -136,6 +151,14 @@ def test_skipped_updates_are_counted_and_told(meter, tmp_path, capsys):
            for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
   assert [row['skipped'] for row in found] == [0, 1, 2, 2, 3]
   assert ['loss' in row for row in found] == [True, False, False, True, False]
+
+
+def test_a_spike_is_told_as_one(meter, capsys):
+  meter.batch(np.array([7]), np.ones(1))
+  meter.add([(1, {'loss': 1.0, 'grad_norm': 99.0, 'skipped': 1.0})])
+  line, = capsys.readouterr().err.splitlines()
+  assert 'gradient norm 99.0 at step 1: above config.optim.skip_norm' in line
+  assert line.endswith('Its windows: 7')
 
 
 def test_too_many_in_a_row_end_the_run(meter):

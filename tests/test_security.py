@@ -1,0 +1,82 @@
+"""What the code never does, whoever wrote the files that it reads."""
+
+import ast
+import hashlib
+import pathlib
+import re
+import types
+
+import hypothesis
+from hypothesis import strategies as st
+import jax
+import pytest
+
+from qa_jax import evaluate
+from qa_jax import keeper
+from qa_jax import weights
+from tests import test_weights
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FILES = sorted(p for folder in ('qa_jax', 'experiments', 'configs')
+               for p in (ROOT / folder).rglob('*.py'))
+# Of what runs code when it reads, unpacks where a name points, or is a shell.
+MODULES = {'pickle', 'cPickle', 'cloudpickle', 'dill', 'joblib', 'marshal',
+           'shelve', 'torch', 'tarfile', 'zipfile', 'yaml'}
+CALLS = {'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen',
+         'shutil.unpack_archive', 'torch.load', 'pd.read_pickle',
+         'tempfile.mktemp'}
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(
+    p.relative_to(ROOT)))
+def test_no_file_can_make_us_run_its_code(path):
+  for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+    if isinstance(node, ast.Import):
+      assert not {a.name.split('.')[0] for a in node.names} & MODULES
+    elif isinstance(node, ast.ImportFrom):
+      assert (node.module or '').split('.')[0] not in MODULES
+    elif isinstance(node, ast.Call):
+      assert ast.unparse(node.func) not in CALLS, node.lineno
+      for keyword in node.keywords:
+        if keyword.arg in ('shell', 'allow_pickle'):
+          assert ast.unparse(keyword.value) == 'False', node.lineno
+
+
+def test_what_is_fetched_from_the_hub_is_no_code():
+  assert not [p for p in weights.FETCHED if not re.search(
+      r'\.(json|safetensors|txt)$', p)]
+
+
+def test_a_run_knows_the_bytes_it_was_initialised_from(
+    tmp_path, monkeypatch):
+  kept = []
+  monkeypatch.setattr(keeper.build, 'write_run',
+                      lambda *arguments: kept.append(arguments[-1]))
+  one = types.SimpleNamespace
+  keeper.write_run(one(
+      source=test_weights.TINY, evaluator=None, sizes=None,
+      tokenizer=one(fingerprint='v'), config=one(seed=0),
+      windows=one(examples=[], audit={}, faults=[]), devices=jax.devices()),
+                   tmp_path / 'run', ['train'])
+  expected = hashlib.sha256(
+      (test_weights.TINY / 'model.safetensors').read_bytes()).hexdigest()
+  found = kept[0]['sha256']
+  assert found['init_from: model.safetensors'] == expected
+  assert {'init_from: config.json', 'vocabulary', 'train'} <= {*found}
+
+
+@hypothesis.settings(max_examples=300, deadline=None, database=None)
+@hypothesis.given(st.text(max_size=200) | st.sampled_from([
+    '..', '../..', '/etc/passwd', '.', '', 'a/../..', '\0', '…/…', '+', '-',
+    'squad_json(path="../../x")', '~', 'C:\\x', 'a' * 500]))
+def test_an_evaluation_stays_in_its_run(spec):
+  name = evaluate.data_name(spec)
+  assert re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}', name), name
+  home = pathlib.Path('/runs/a/eval')
+  assert (home / name).resolve().parent == home
+
+
+def test_the_server_listens_to_this_machine_alone_by_default():
+  text = (ROOT / 'experiments' / 'serve.py').read_text()
+  assert "DEFINE_string('host', '127.0.0.1'" in text
+  assert 'is_loopback' in text  # else it says who may ask
