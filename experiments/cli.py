@@ -20,12 +20,21 @@ from ml_collections import config_flags
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import stop
 
 CONFIGS = ('config', 'suite')  # flags that name a config file
 
 
-def run(main: Callable[[], None], *, config: bool = False) -> None:
-  """Runs a command; a UserError becomes one line on stderr."""
+PROCESSES = ('coordinator', 'num_processes', 'process_index')
+
+
+def run(main: Callable[[], None], *, config: bool = False,
+        several: bool = False) -> None:
+  """Runs a command; a UserError becomes one line on stderr.
+
+  With `several` it has the flags for one of several processes, which
+  `join` reads.
+  """
   module = sys.modules['__main__']
   logging.set_verbosity(logging.ERROR)  # ours are enough, until then
   if config:
@@ -34,10 +43,15 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
         'config', None, 'Config file; --config.a.b=v overrides a field.',
         lock_config=False, accept_new_attributes=True)
 
+  if several:
+    flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, or auto.')
+    flags.DEFINE_integer('num_processes', None, 'Processes of this run.')
+    flags.DEFINE_integer('process_index', None, 'Which one this is, from 0.')
+
   def parse(argv: list[str]) -> list[str]:
     own = sorted(
         [f.name for f in flags.FLAGS.get_key_flags_for_module(module)]
-        + ['config'] * config)
+        + ['config'] * config + [*PROCESSES] * several)
     if {'--help', '-h', '-help', '--helpshort'} & set(argv[1:]):
       print(_help(module, own))
       sys.exit(0)
@@ -63,7 +77,42 @@ def run(main: Callable[[], None], *, config: bool = False) -> None:
     except KeyboardInterrupt:
       _fail('interrupted', 130)
 
-  app.run(guarded, flags_parser=parse)
+  app.run(_one_of_several(guarded) if several else guarded, flags_parser=parse)
+
+
+def _one_of_several(main: Callable[[list[str]], None]
+                    ) -> Callable[[list[str]], None]:
+  """`main` whose failure ends the process at once: others wait for it."""
+  def run(argv: list[str]) -> None:
+    try:
+      main(argv)
+    except BaseException as e:
+      # What is stopped, all stop together.
+      if flags.FLAGS.coordinator is None or isinstance(e, stop.Stopped):
+        raise
+      from qa_jax import processes  # scoring a file takes no jax
+      if processes.lost(e):
+        print(f'error: {processes.LOST}', file=sys.stderr)
+      elif not isinstance(e, SystemExit):
+        traceback.print_exc()
+      processes.leave(e.code if isinstance(e, SystemExit) else 1)
+      raise
+  return run
+
+
+def join() -> None:
+  """Joins the processes that the flags name, if any; before jax is used."""
+  given = [name for name in PROCESSES if flags.FLAGS[name].value is not None]
+  if not given:
+    return
+  coordinator, *rest = (flags.FLAGS[name].value for name in PROCESSES)
+  if coordinator is None:
+    raise errors.UserError(f'--{given[0]} goes with --coordinator=HOST:PORT')
+  if coordinator == 'auto' and len(given) > 1:
+    raise errors.UserError(
+        f'--{given[1]}: --coordinator=auto finds it; leave it out')
+  from qa_jax import processes
+  processes.start(coordinator, *rest)
 
 
 def config() -> config_lib.Config:

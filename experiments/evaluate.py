@@ -41,6 +41,7 @@ AUDIT = flags.DEFINE_bool(
 
 def main() -> None:
   cli.required(data=DATA.value)
+  cli.join()
   if AUDIT.value:
     _audit()
     return
@@ -108,4 +109,4 @@ def _audit() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, several=True)

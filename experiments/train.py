@@ -3,7 +3,8 @@ r"""Trains a config in a workdir, or resumes it.
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart [--config.optim.learning_rate=5e-4]
 
-The same command again resumes from the last checkpoint.
+The same command again resumes from the last checkpoint. With --coordinator it
+is one of several processes, which share the workdir and the global batch.
 """
 
 import pathlib
@@ -14,6 +15,7 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
+from qa_jax import processes
 from qa_jax import runtime
 from qa_jax import train
 
@@ -39,19 +41,23 @@ def profile_steps() -> range:
 
 def main() -> None:
   config = cli.config()
+  cli.join()
   if PRINT_CONFIG.value:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
   if DRY_RUN.value:
-    for key, value in train.Trainer(config).summary().items():
-      print(f'{key:22}{value}')
+    summary = train.Trainer(config).summary()
+    if processes.first():
+      for key, value in summary.items():
+        print(f'{key:22}{value}')
     return
   cli.required(workdir=WORKDIR.value)
   runtime.configure()
   metrics = train.train(config, pathlib.Path(WORKDIR.value), sys.argv,
                         profile_steps())
-  cli.print_metrics(metrics)
+  if processes.first():
+    cli.print_metrics(metrics)
 
 
 if __name__ == '__main__':
-  cli.run(main, config=True)
+  cli.run(main, config=True, several=True)

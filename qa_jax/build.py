@@ -220,7 +220,8 @@ def run_parameters(workdir: pathlib.Path, which: str, shapes: Any) -> Any:
     return store.restore_params(store.resolve(which), jax.tree.map(
         lambda s: jax.ShapeDtypeStruct(
             s.shape, s.dtype,
-            sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+            sharding=jax.sharding.SingleDeviceSharding(
+                jax.local_devices()[0])),
         shapes))
   finally:
     store.close()

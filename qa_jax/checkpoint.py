@@ -26,6 +26,7 @@ from qa_jax import errors
 from qa_jax import files
 from qa_jax import logs
 from qa_jax import manifest
+from qa_jax import processes
 
 UNFINISHED = '*.orbax-checkpoint-tmp'
 
@@ -35,7 +36,8 @@ class Checkpoints:
 
   Who writes them removes what a killed process left, and sets damaged ones
   aside; who only reads them (`read_only`) changes nothing, for a run may be
-  writing. There is one writer at a time: lock.py.
+  writing. There is one writer at a time: lock.py. It may be several processes,
+  which make each call together: then the first does what orbax doesn't.
   """
 
   def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
@@ -48,7 +50,9 @@ class Checkpoints:
     self._manager = None if read_only else self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    self._tidy()
+    if processes.first():
+      self._tidy()
+    processes.wait('checkpoints')
     policies = ocp.checkpoint_managers
     return ocp.CheckpointManager(
         self._directory,
@@ -135,9 +139,12 @@ class Checkpoints:
     """
     self._finish()
     metrics = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-    if step in self.steps:
-      if self.metrics(step) or not metrics:
-        return
+    held = step in self.steps
+    held, better = processes.of_first(
+        [held, held and bool(metrics) and not self.metrics(step)])
+    if held and not better:
+      return
+    if held:
       self._manager.delete(step)
     with self._failing(step):
       self._manager.save(
@@ -148,11 +155,13 @@ class Checkpoints:
     self._sealing = self._sealer.submit(self._seal, step)
     if not self._overlapping:
       self._finish()
+      processes.wait('sealed')
 
   def _seal(self, step: int) -> None:
     with self._failing(step):
       self._manager.wait_until_finished()
-      manifest.write(self._directory / str(step))
+      if processes.first():
+        manifest.write(self._directory / str(step))
 
   def _finish(self) -> None:
     if self._sealing:

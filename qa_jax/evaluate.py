@@ -27,6 +27,7 @@ from qa_jax import logs
 from qa_jax import metrics
 from qa_jax import null_rules
 from qa_jax import parallel
+from qa_jax import processes
 from qa_jax import registry
 from qa_jax import reliability
 from qa_jax import search
@@ -49,14 +50,15 @@ def needs(decode: config_lib.Decode) -> frozenset[str]:
 
 @functools.cache
 def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
-              normaliser: bool) -> Callable[..., dict[str, Any]]:
+              normaliser: bool, result: jax.sharding.Sharding | None = None
+              ) -> Callable[..., dict[str, Any]]:
   """Encoder, head and span search as one program → fields of WindowSpans.
 
   `mass` is there if there are temperatures, `gold` if the batch has golds.
   """
   find = registry.build(search.SEARCHES, spec, what='search')
 
-  @jax.jit
+  @functools.partial(jax.jit, out_shardings=result)
   def run(params, batch, temperatures):  # [T]
     scores = model.apply({'params': params}, **build.model_inputs(batch))
     masks = batch['start_mask'], batch['context_mask']
@@ -111,14 +113,15 @@ def score_windows(model: qa.QAModel, params: Any,
   """Runs encoder, head and search over every window.
 
   Rows are sharded over all devices of `mesh`; padding rows fill the last
-  batch and are dropped. `progress` names a progress bar, '' shows none. All
-  spans are added up at each of `temperatures`; `golds`: with scores of the
-  gold spans.
+  batch and are dropped. Each process scores the rows of its devices, and gets
+  the spans of all. `progress` names a progress bar, '' shows none. All spans
+  are added up at each of `temperatures`; `golds`: with scores of the gold
+  spans.
   """
   decode, count = config.decode, mesh.size if mesh else 1
   normaliser = 'normaliser' in needs(decode)
   run = _searcher(model, decode.search, decode.max_answer_length,
-                  decode.n_best, normaliser)
+                  decode.n_best, normaliser, processes.whole(mesh))
   plan = (plans.plan_packed if config.data.packing else plans.plan_eval)(
       windows.total_lengths, batch_size=config.train.eval_batch_size,
       buckets=build.buckets(config), multiple=count)
@@ -133,10 +136,8 @@ def score_windows(model: qa.QAModel, params: Any,
       temperatures=tuple(temperatures),
       mass=some(len(temperatures)) if len(temperatures) else None,
       gold=some(windows.gold_spans.shape[1]) if golds else None)
-  place = functools.partial(jax.device_put, device=(
-      jax.sharding.NamedSharding(
-          mesh, jax.sharding.PartitionSpec(mesh.axis_names))
-      if mesh else None))
+  place = (functools.partial(processes.put_part, mesh=mesh) if mesh
+           else jax.device_put)
   bar = logs.Progress(progress, len(plan)) if progress else None
   ahead = parallel.RunAhead(2)
   scales = np.asarray(temperatures, np.float32)
@@ -150,10 +151,8 @@ def score_windows(model: qa.QAModel, params: Any,
         bar.update(number)
 
   for number, (length, rows) in enumerate(plan, 1):
-    batch = windows.gather(rows, length)
-    if config.data.packing:
-      batch = packing.pack(batch, np.arange(len(rows)).reshape(count, -1),
-                           length, real=rows >= 0)
+    batch = _rows(windows, rows, length, mesh if count > 1 else None,
+                  packed=config.data.packing)
     inputs = (*build.INPUTS, *build.PACKED, 'start_mask',
               *['gold_spans'] * golds)
     keep(ahead.push((number, rows), run(params, place(
@@ -162,6 +161,25 @@ def score_windows(model: qa.QAModel, params: Any,
   if bar:
     bar.close()
   return out
+
+
+def _rows(windows: windows_lib.WindowSet, rows: np.ndarray, length: int,
+          mesh: jax.sharding.Mesh | None, *, packed: bool
+          ) -> dict[str, np.ndarray]:
+  """The batch of windows `rows`, of which a process has its devices'."""
+  lengths = np.where(rows >= 0, windows.total_lengths[rows], 0)
+  found = {'window': rows, 'length': lengths}
+  if packed:
+    shards = np.arange(len(rows)).reshape(mesh.size if mesh else 1, -1)
+    found |= packing.plan(lengths, shards, length)
+  if mesh:
+    found = processes.part(found, mesh)
+  batch = windows.gather(found['window'], length)
+  if packed:
+    here = np.arange(len(found['window'])).reshape(
+        len(found['packed_row']), -1)
+    batch = packing.lay_out(batch, found, found['length'], here, length)
+  return batch
 
 
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
@@ -265,7 +283,7 @@ class Evaluator:
           after=reliability.confidence(answers, silent), output=output)
     if answers.regret is not None:
       values |= decode_regret(answers.regret)
-    if output:
+    if output and processes.first():
       if na_scores is not None:
         files.write_json(output / 'na_probs.json', na_scores)
       files.write_json(output / 'predictions.json', predictions)

@@ -9,11 +9,13 @@ import jax
 
 from qa_jax import build
 from qa_jax import checkpoint
+from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
 from qa_jax import lock
 from qa_jax import logs
 from qa_jax import meter as meter_lib
+from qa_jax import processes
 from qa_jax import stop
 from qa_jax import update
 from qa_jax import weights
@@ -109,7 +111,10 @@ def meter_of(trainer: 'train.Trainer', log: logs.MetricsLog, costs: logs.Costs,
 
 
 def take(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
-  """Holds the lock of a run until `stack` is left."""
+  """Holds the lock of a run until `stack` is left; of several processes the
+  first does."""
+  if not processes.first():
+    return
   before = stack.enter_context(lock.hold(workdir))
   if before:
     logs.say(f'{workdir}: going on from {before}, which died')
@@ -119,28 +124,44 @@ def write_run(trainer: 'train.Trainer', workdir: pathlib.Path, argv: list[str],
               more: dict[str, Any] | None = None) -> None:
   """All at once, by a rename: a workdir is empty or it is a run.
 
-  `more` goes into run.json.
-  """
-  if (workdir / 'config.json').is_file():
-    return
-  hashes = {'vocabulary': trainer.tokenizer.fingerprint,
-            'train': store_lib.fingerprint(trainer.windows.examples)}
-  if trainer.source:
-    hashes |= {f'init_from: {name}': digest for name, digest in
-               weights.hashes(trainer.source).items()}
-  if trainer.evaluator:
-    hashes['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
+  `more` goes into run.json. Of several processes the first writes.
 
+  Raises:
+    UserError: the workdir cannot be written, or another process sees none.
+  """
+  if processes.first() and not (workdir / 'config.json').is_file():
+    _write_run(trainer, workdir, argv, more)
+  processes.wait('run')
+  if not (workdir / 'config.json').is_file():
+    raise errors.UserError(
+        f'--workdir={workdir} of process {jax.process_index()} is not that of '
+        'process 0; choose a directory that all see')
+
+
+def _write_run(trainer: 'train.Trainer', workdir: pathlib.Path,
+               argv: list[str], more: dict[str, Any] | None) -> None:
   def write(directory: pathlib.Path) -> None:
     files.write_json(directory / 'alignment.json', {
         'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
     build.write_run(
         directory, trainer.config, trainer.sizes, trainer.tokenizer,
         logs.run_record(seed=trainer.config.seed, argv=argv or sys.argv,
-                        devices=trainer.devices, hashes=hashes)
+                        devices=trainer.devices, hashes=hashes(trainer))
         | (more or {}))
 
   files.write_directory(workdir, write)
+
+
+def hashes(trainer: 'train.Trainer') -> dict[str, str]:
+  """Of what a run reads."""
+  found = {'vocabulary': trainer.tokenizer.fingerprint,
+           'train': store_lib.fingerprint(trainer.windows.examples)}
+  if trainer.source:
+    found |= {f'init_from: {name}': digest for name, digest in
+              weights.hashes(trainer.source).items()}
+  if trainer.evaluator:
+    found['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
+  return found
 
 
 def restore(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
@@ -149,7 +170,7 @@ def restore(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
   state = trainer.state
   shardings = trainer.parallel.state_sharding(state)
   if step is None:
-    trainer.state = jax.device_put(state, shardings)
+    trainer.state = processes.put(state, shardings)
     return
   shapes = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -159,7 +180,7 @@ def restore(trainer: 'train.Trainer', store: checkpoint.Checkpoints,
       optimizer={'opt_state': shapes.opt_state, 'step': shapes.step})
   trainer.state = update.TrainState(
       params=params, **optimizer,
-      key_data=jax.device_put(state.key_data, shardings.key_data))
+      key_data=processes.put(state.key_data, shardings.key_data))
   trainer.batches.seek(meta['position'])
   trainer.skipped = tuple(meta.get('skipped', (0, 0)))
   logs.say(f'resuming from step {step} of {trainer.num_steps}')

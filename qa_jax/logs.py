@@ -22,6 +22,7 @@ from tensorboardX.proto import event_pb2
 
 from qa_jax import errors
 from qa_jax import files
+from qa_jax import processes
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
             'tokenizers', 'safetensors', 'ml_collections')
@@ -33,6 +34,8 @@ def say(message: str) -> None:
 
   A run does not end because nobody listens any more, or a log's disk is full.
   """
+  if not processes.first():
+    return
   with contextlib.suppress(OSError):
     print(message, file=sys.stderr, flush=True)
 
@@ -41,11 +44,14 @@ class MetricsLog:
   """Appends to metrics.jsonl and TensorBoard.
 
   Opened at step k, it drops the lines after k: they belong to steps that were
-  lost with the interrupted process and will be written again.
+  lost with the interrupted process and will be written again. Of several
+  processes the first writes.
   """
 
   def __init__(self, workdir: pathlib.Path, step: int):
-    self._path = workdir / 'metrics.jsonl'
+    self._path, self._file = workdir / 'metrics.jsonl', None
+    if not processes.first():
+      return
     if self._path.is_file():
       kept = []
       for line in self._path.read_text(encoding='utf-8').split('\n'):
@@ -75,6 +81,8 @@ class MetricsLog:
     Raises:
       UserError: no space, …
     """
+    if not self._file:
+      return
     line = json.dumps({'step': step, 'split': split, **values}) + '\n'
     rest = memoryview(line.encode())
     with self._failing():
@@ -96,7 +104,7 @@ class MetricsLog:
           'goes on from the last checkpoint') from None
 
   def close(self) -> None:
-    if self._file.closed:
+    if not self._file or self._file.closed:
       return
     self._file.close()
     with contextlib.suppress(OSError):  # what did not fit has been told
@@ -178,7 +186,7 @@ class Progress:
     self._started = time.monotonic()
     console = rich.console.Console(stderr=True)
     self._bar = None
-    if console.is_terminal:
+    if console.is_terminal and processes.first():
       columns = rich.progress
       self._bar = columns.Progress(
           columns.TextColumn('{task.description}'), columns.BarColumn(),
@@ -224,6 +232,7 @@ def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
       'packages': {name: importlib.metadata.version(name)
                    for name in PACKAGES},
       'devices': {'kind': devices[0].device_kind, 'count': len(devices),
+                  'processes': len({d.process_index for d in devices}),
                   'platform': devices[0].platform, 'cores': os.cpu_count()},
       'environment': {k: v for k, v in sorted(os.environ.items())
                       if k.startswith(ENVIRONMENT)},

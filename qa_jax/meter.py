@@ -58,7 +58,8 @@ class Meter:
                 'epoch': step / self._steps_per_epoch,
                 'examples_per_second': self._rows / seconds,
                 'tokens_per_second': self._tokens / seconds,
-                'peak_megabytes': parallel.peak_megabytes(self._devices[0]),
+                'peak_megabytes': parallel.peak_megabytes(
+                    parallel.here(self._devices)),
                 **self._costs.spent(len(self._devices))}
         self._log.write(step, 'train', line)
         if self._progress:

@@ -2,7 +2,7 @@
 
 The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
 wrapper takes the same state (no leading device axis) and the same host batch
-[B, …], and they agree to float32 rounding: dropout is keyed by (step, row of
+[B, …], of several processes each with the rows of its devices; they agree to float32 rounding: dropout is keyed by (step, row of
 the global batch), and sums are divided only after they crossed devices.
 """
 
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from qa_jax import errors
+from qa_jax import processes
 
 Step = Callable[..., tuple[Any, Any]]
 P = jax.sharding.PartitionSpec
@@ -46,23 +47,24 @@ def _mesh(devices, axes: dict[str, int]) -> jax.sharding.Mesh:
 
 def data_mesh() -> jax.sharding.Mesh:
   """All devices on one 'data' axis: how evaluation is spread."""
-  return _mesh(jax.devices(), {'data': jax.device_count()})
+  devices = processes.spread(jax.devices(), 0)
+  return _mesh(devices, {'data': len(devices)})
 
 
 def _jit(step: Step, devices, axes, resident) -> Parallel:
   del axes, resident
   mesh = _mesh(devices[:1], {'data': 1})
-  return _sharded(step, mesh, data=P(), parameters=None)
+  return _sharded(step, mesh, parameters=None)
 
 
 def _data_mesh(step: Step, devices, axes, resident) -> Parallel:
   """Batch over 'data' and 'fsdp', parameters and optimizer over 'fsdp'."""
   del resident
   mesh = _mesh(devices, mesh_axes(axes, len(devices)))
-  return _sharded(step, mesh, data=P(mesh.axis_names), parameters='fsdp')
+  return _sharded(step, mesh, parameters='fsdp')
 
 
-def _sharded(step, mesh, *, data: P, parameters: str | None) -> Parallel:
+def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
   def leaf_sharding(leaf) -> jax.sharding.NamedSharding:
     size = mesh.shape.get(parameters, 1)
     axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
@@ -86,8 +88,7 @@ def _sharded(step, mesh, *, data: P, parameters: str | None) -> Parallel:
   return Parallel(
       lambda state, batch: of(state)(state, batch),
       lambda state, batch: of(state).lower(state, batch).compile(),
-      lambda batch: jax.device_put(
-          batch, jax.sharding.NamedSharding(mesh, data)),
+      lambda batch: processes.put_part(batch, mesh),
       functools.partial(jax.tree.map, leaf_sharding), mesh)
 
 
@@ -96,6 +97,8 @@ def _pmap(step: Step, devices, axes, resident) -> Parallel:
   del axes
   mesh = _mesh(devices, {'data': len(devices)})
   replicated = jax.sharding.NamedSharding(mesh, P())
+  if processes.several():
+    return _shard_map(step, mesh, replicated, resident)
   split = jax.sharding.NamedSharding(mesh, P('data'))
   mapped = jax.pmap(
       functools.partial(step, axis_name='data'), axis_name='data',
@@ -108,6 +111,20 @@ def _pmap(step: Step, devices, axes, resident) -> Parallel:
 
   return Parallel(
       mapped, lambda state, batch: mapped.lower(state, batch).compile(), place,
+      functools.partial(jax.tree.map, lambda _: replicated), mesh)
+
+
+def _shard_map(step, mesh, replicated, resident) -> Parallel:
+  """What pmap does itself (jax 0.10), but on arrays of all processes: pmap's
+  own are one process's, and it would copy the state at each call."""
+  rows = P('data')
+  mapped = jax.jit(jax.shard_map(
+      functools.partial(step, axis_name='data'), mesh=mesh,
+      in_specs=(P(), (rows, P()) if resident else rows), out_specs=P(),
+      check_vma=False), donate_argnums=0)
+  return Parallel(
+      mapped, lambda state, batch: mapped.lower(state, batch).compile(),
+      lambda batch: processes.put_part(batch, mesh),
       functools.partial(jax.tree.map, lambda _: replicated), mesh)
 
 
@@ -128,7 +145,7 @@ def wrap(step: Step, *, mode: str, devices: list[jax.Device],
   wrapped = MODES[mode](step, list(devices), axes, resident is not None)
   if resident is None:
     return wrapped
-  held = jax.device_put(
+  held = processes.put(
       resident, jax.sharding.NamedSharding(wrapped.mesh, P()))
   return dataclasses.replace(
       wrapped, place_batch=lambda batch: (wrapped.place_batch(batch), held))
@@ -224,6 +241,11 @@ def check_fits(resident: Any, device: jax.Device) -> None:
         f'config.data.on_device=True: the tokens take {size:.0f} MiB of each '
         f'device, more than {RESIDENT_SHARE:.0%} of its {limit:.0f} MiB; set '
         'it to False')
+
+
+def here(devices: Sequence[jax.Device]) -> jax.Device:
+  """The first of them that is this process's."""
+  return next(d for d in devices if d.process_index == jax.process_index())
 
 
 def peak_megabytes(device: jax.Device) -> float:

@@ -26,6 +26,7 @@ from qa_jax import lock
 from qa_jax import logs
 from qa_jax import meter as meter_lib
 from qa_jax import parallel
+from qa_jax import processes
 from qa_jax import stop
 from qa_jax import train
 from qa_jax import update
@@ -122,6 +123,10 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
       config or process in one of `workdirs`.
     stop.Stopped: a signal asked for it; what there was is saved.
   """
+  if processes.several():
+    raise errors.UserError(
+        f'a population trains in one process, not in {jax.process_count()}; '
+        'give each its own configs')
   if len({kind(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '

@@ -27,8 +27,12 @@ class Requests:
   torn, but for a second Ctrl-C, which is obeyed at once.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, alone: bool = True) -> None:
+    self.noted: signal.Signals | None = None
+    # What the run stops for: noted here or, of several processes (not
+    # `alone`), what all `heard` of after the same step.
     self.signal: signal.Signals | None = None
+    self._alone = alone
     self._before: dict[signal.Signals, Any] = {}
     self._interruptible = False
 
@@ -47,16 +51,25 @@ class Requests:
 
   def _note(self, number: int, frame: FrameType | None) -> None:
     del frame
-    if self.signal is None:
-      self.signal = signal.Signals(number)
-      if self._interruptible:
-        raise Interrupted
-    elif number == signal.SIGINT == self.signal:
+    if self.noted is None:
+      self.noted = signal.Signals(number)
+      if self._alone:
+        self.signal = self.noted
+        if self._interruptible:
+          raise Interrupted
+    elif number == signal.SIGINT == self.noted:
       raise KeyboardInterrupt
+
+  def hear(self, number: int) -> None:
+    """Takes what some process has noted, 0 for nothing."""
+    if number and not self.signal:
+      self.signal = signal.Signals(number)
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
     """Work within is given up when a signal comes, or has come: Interrupted.
+
+    Of several processes, which must do it together, none gives it up.
     """
     self._interruptible = True
     try:

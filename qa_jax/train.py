@@ -1,6 +1,7 @@
 """Training: a run from its config to its final metrics, and the loop in it."""
 
 import contextlib
+import json
 import math
 import pathlib
 import time
@@ -21,7 +22,9 @@ from qa_jax import gather
 from qa_jax import keeper as keeper_lib
 from qa_jax import lock
 from qa_jax import logs
+from qa_jax import meter as meter_lib
 from qa_jax import parallel
+from qa_jax import processes
 from qa_jax import stop
 from qa_jax import update
 from qa_jax import watchdog
@@ -35,8 +38,13 @@ def devices_of(config: config_lib.Config) -> list[jax.Device]:
     raise errors.UserError(
         f'config.parallel.num_devices={asked}, but there are '
         f'{jax.device_count()} {jax.default_backend()} devices')
-  devices = jax.devices()[:asked or None]
-  return devices[:1] if config.parallel.mode == 'jit' else devices
+  if config.parallel.mode != 'jit':
+    return processes.spread(jax.devices(), asked)
+  if processes.several():
+    raise errors.UserError(
+        "config.parallel.mode='jit' trains on one device, but there are "
+        f'{jax.process_count()} processes; choose pmap or mesh')
+  return jax.devices()[:1]
 
 
 class Trainer:
@@ -78,7 +86,7 @@ class Trainer:
     if config.data.on_device:
       step = gather.inside(step, config.train.grad_accumulation)
       tokens = features.token_store(self.windows)
-      parallel.check_fits(tokens, self.devices[0])
+      parallel.check_fits(tokens, parallel.here(self.devices))
     self.parallel = parallel.wrap(
         step, mode=config.parallel.mode, devices=self.devices,
         axes=dict(config.parallel.mesh), resident=tokens)
@@ -134,6 +142,7 @@ class Trainer:
 
   def place(self, length: int, rows: dict[str, np.ndarray]) -> Any:
     """What `batches.next_rows` gives → the step's batch, on the devices."""
+    rows = processes.part(rows, self.parallel.mesh)
     return self.parallel.place_batch(
         gather.Rows(rows, length) if self.config.data.on_device
         else self.batches.gather(length, rows))
@@ -186,7 +195,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     stop.Stopped: a signal asked for it; what there was is saved.
   """
   config_lib.check_workdir(config, workdir)
-  lock.check(workdir)
+  if processes.first():
+    lock.check(workdir)
   costs = logs.Costs()
   try:
     return _train(Trainer(config), workdir, argv, profile_steps, costs)
@@ -196,6 +206,10 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
 
 def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
            profile_steps: range, costs: logs.Costs) -> dict[str, float]:
+  if processes.several():
+    processes.check_same(
+        config=json.dumps(trainer.config.to_dict(), sort_keys=True),
+        **keeper_lib.hashes(trainer))
   for note in trainer.notes:
     logs.say(note)
   logs.check_trace(profile_steps, 0, trainer.num_steps)
@@ -204,8 +218,8 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     keeper_lib.take(workdir, open_things)
     store = checkpoint.Checkpoints(workdir / 'checkpoints')
     open_things.callback(store.close)
-    start = store.latest or 0
-    keeper_lib.restore(trainer, store, store.latest)
+    start, = processes.of_first([store.latest or 0])
+    keeper_lib.restore(trainer, store, start or None)
     if keeper_lib.complete(trainer, store, start):
       logs.say(f'{workdir} is complete at step {start}; nothing to do')
       return keeper_lib.final_metrics(trainer, workdir)
@@ -220,7 +234,8 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     open_things.callback(progress.close)
     return _loop(trainer, store, log, progress, workdir, start,
                  logs.Trace(workdir / 'profile', profile_steps), costs,
-                 open_things.enter_context(stop.Requests()),
+                 open_things.enter_context(
+                     stop.Requests(alone=not processes.several())),
                  open_things.enter_context(watchdog.Watchdog(
                      trainer.config.train.step_timeout_seconds, str(workdir))))
 
@@ -238,7 +253,7 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
       trainer, store, log, costs, workdir, requests, meter)
   for step in range(start, trainer.num_steps + 1):
     if keeper.due(step, start):
-      meter.add(ahead.drain())
+      _read(meter, requests, ahead.drain())
       began = time.perf_counter()
       note = keeper.keep(step, state)
       if note:
@@ -253,8 +268,20 @@ def _loop(trainer: Trainer, store: checkpoint.Checkpoints,
     length, rows = trainer.batches.next_rows()
     meter.batch(rows['window'], trainer.batches.lengths_of(rows['window']))
     state, values = trainer.parallel.step(state, trainer.place(length, rows))
-    meter.add(ahead.push(step + 1, values))
+    if processes.several():
+      values['signal'] = processes.largest(
+          requests.noted or 0, trainer.parallel.mesh)
+    _read(meter, requests, ahead.push(step + 1, values))
   return keeper.metrics
+
+
+def _read(meter: meter_lib.Meter, requests: stop.Requests,
+          done: list[tuple[int, Any]]) -> None:
+  """Reads the values of steps that are complete: all processes the same ones,
+  so that they agree before which step to stop."""
+  for _, values in done:
+    requests.hear(int(values.pop('signal', 0)))
+  meter.add(done)
 
 
 def run_ahead() -> int:

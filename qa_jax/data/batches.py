@@ -124,7 +124,7 @@ class TrainBatches:
 
   def gather(self, length: int,
              rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The batch that `next_rows` numbers."""
+    """The batch that `next_rows` numbers, or some devices' part of it."""
     batch = self.windows.gather(rows['window'], length)
     batch['row'] = rows['row']
     if self.group_questions:
@@ -132,7 +132,8 @@ class TrainBatches:
       batch['weight'] *= batch['group'] == batch['row']
     if self.packing:
       batch = packing.lay_out(
-          batch, rows, self._tokens(rows['window']), self._shards(), length)
+          batch, rows, self._tokens(rows['window']),
+          self._shards(len(rows['window'])), length)
     return batch
 
   def lengths_of(self, windows: np.ndarray) -> np.ndarray:
@@ -162,16 +163,19 @@ class TrainBatches:
           question, return_index=True, return_inverse=True)
       rows['group'] = first[inverse].astype(np.int32)
     if self.packing:
-      rows |= packing.plan(self._tokens(windows), self._shards(), length)
+      rows |= packing.plan(
+          self._tokens(windows), self._shards(self.batch_size), length)
     return length, rows
 
   def _tokens(self, windows: np.ndarray) -> np.ndarray:  # [B] → [B]
     return np.where(windows >= 0, self._lengths[windows], 0)
 
-  def _shards(self) -> np.ndarray:  # [S, B / S] places in the batch
-    rows = np.arange(self.batch_size).reshape(
-        self.devices, -1, self.accumulation)
-    return rows.swapaxes(1, 2).reshape(self.devices * self.accumulation, -1)
+  def _shards(self, count: int) -> np.ndarray:  # [S, B / S] places in the batch
+    """Of `count` rows, which are those of whole devices."""
+    each = self.batch_size // self.devices
+    rows = np.arange(count).reshape(-1, each // self.accumulation,
+                                    self.accumulation)
+    return rows.swapaxes(1, 2).reshape(-1, each // self.accumulation)
 
   def _turn(self) -> None:
     """Goes on to the next epoch at the end of one."""
