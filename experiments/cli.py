@@ -23,8 +23,6 @@ from qa_jax import errors
 from qa_jax import stop
 
 CONFIGS = ('config', 'suite')  # flags that name a config file
-
-
 PROCESSES = ('coordinator', 'num_processes', 'process_index')
 
 

@@ -9,9 +9,11 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 BertForQuestionAnswering. --data takes a path, a source spec, or several
 joined by +. Results go to WORKDIR/eval/<data>/ or --output. Of a calibrated
 run, predictions are those at its held-out threshold, and metrics.json has EM
-and F1 at 0, at it, and at the best one of this data, an oracle. --audit runs no
-model: it says what became of the gold spans on their way to tokens, by the
-tokenizer and the window lengths of --workdir, or by a learned vocabulary.
+and F1 at 0, at it, and at the best one of this data, an oracle. With
+--coordinator this is one of several processes, which share the questions.
+--audit runs no model: it says what became of the gold spans on their way to
+tokens, by the tokenizer and the window lengths of --workdir, or by a learned
+vocabulary.
 """
 
 import pathlib
@@ -41,7 +43,8 @@ AUDIT = flags.DEFINE_bool(
 
 def main() -> None:
   cli.required(data=DATA.value)
-  cli.join()
+  if flags.FLAGS.coordinator and (AUDIT.value or PREDICTIONS.value):
+    raise errors.UserError('--coordinator goes with a model to run')
   if AUDIT.value:
     _audit()
     return
@@ -52,8 +55,9 @@ def main() -> None:
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / 'metrics.json')
+  cli.join()
   cli.print_metrics(
-      _score(output) if PREDICTIONS.value else _evaluate(output))
+      _score(output) if PREDICTIONS.value else score_model(output))
 
 
 def _score(output: pathlib.Path | None) -> dict[str, float]:
@@ -67,17 +71,20 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
   return values
 
 
-def _evaluate(output: pathlib.Path | None) -> dict[str, float]:
+def score_model(output: pathlib.Path | None) -> dict[str, float]:
+  """Metrics of --workdir on --data; of several processes the first has them."""
   # Deferred: scoring a file takes no jax, and a tenth of the time without.
   from qa_jax import assess
   from qa_jax import predict
+  from qa_jax import processes
   from qa_jax import runtime
 
   runtime.configure()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     calibrated=CALIBRATED.value)
-  return assess.on(qa, DATA.value, progress='evaluate', output=output
-                   or assess.place(pathlib.Path(WORKDIR.value), DATA.value))
+  values = assess.on(qa, DATA.value, progress='evaluate', output=output
+                     or assess.place(pathlib.Path(WORKDIR.value), DATA.value))
+  return values if processes.first() else {}
 
 
 def _audit() -> None:

@@ -10,6 +10,7 @@ from qa_jax import features
 from qa_jax import logs
 from qa_jax import parallel
 from qa_jax import predict
+from qa_jax import processes
 from qa_jax.data import store
 from qa_jax.data import windows as windows_lib
 
@@ -36,7 +37,7 @@ def of(qa: predict.QA, loaded: tuple[windows_lib.WindowSet, str], *,
   if qa.calibration and qa.calibration.sha256 == store.fingerprint(
       windows.examples):
     logs.say('warning: the threshold was chosen on these very questions')
-  params = jax.device_put(qa.params, jax.sharding.NamedSharding(
+  params = processes.put(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device
   return evaluator.evaluate(params, output=output, progress=progress)
 

@@ -90,7 +90,7 @@ class Optim:
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
   mode: str = 'pmap'
-  num_devices: int = 0  # 0: all
+  num_devices: int = 0  # of all processes together; 0: all
   mesh: Mapping = dataclasses.field(  # mode 'mesh': axis sizes, one may be -1
       default_factory=lambda: {'data': -1, 'fsdp': 1})
 

@@ -22,6 +22,7 @@ from qa_jax import build
 from qa_jax import calibration as calibration_lib
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import features
 from qa_jax import files
 from qa_jax import logs
 from qa_jax import metrics
@@ -31,7 +32,6 @@ from qa_jax import processes
 from qa_jax import registry
 from qa_jax import reliability
 from qa_jax import search
-from qa_jax.data import packing
 from qa_jax.data import plans
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
@@ -151,8 +151,8 @@ def score_windows(model: qa.QAModel, params: Any,
         bar.update(number)
 
   for number, (length, rows) in enumerate(plan, 1):
-    batch = _rows(windows, rows, length, mesh if count > 1 else None,
-                  packed=config.data.packing)
+    batch = features.rows(windows, rows, length, mesh,
+                          packed=config.data.packing)
     inputs = (*build.INPUTS, *build.PACKED, 'start_mask',
               *['gold_spans'] * golds)
     keep(ahead.push((number, rows), run(params, place(
@@ -161,25 +161,6 @@ def score_windows(model: qa.QAModel, params: Any,
   if bar:
     bar.close()
   return out
-
-
-def _rows(windows: windows_lib.WindowSet, rows: np.ndarray, length: int,
-          mesh: jax.sharding.Mesh | None, *, packed: bool
-          ) -> dict[str, np.ndarray]:
-  """The batch of windows `rows`, of which a process has its devices'."""
-  lengths = np.where(rows >= 0, windows.total_lengths[rows], 0)
-  found = {'window': rows, 'length': lengths}
-  if packed:
-    shards = np.arange(len(rows)).reshape(mesh.size if mesh else 1, -1)
-    found |= packing.plan(lengths, shards, length)
-  if mesh:
-    found = processes.part(found, mesh)
-  batch = windows.gather(found['window'], length)
-  if packed:
-    here = np.arange(len(found['window'])).reshape(
-        len(found['packed_row']), -1)
-    batch = packing.lay_out(batch, found, found['length'], here, length)
-  return batch
 
 
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
@@ -255,6 +236,7 @@ class Evaluator:
                progress: str = '') -> dict[str, float]:
     """Metrics as metrics.json has them; writes the files under `output`."""
     examples, decode = self.windows.examples, self._config.decode
+    output = output if processes.first() else None
     held_out = self._calibration
     temperature = held_out.temperature if held_out else 1.0
     answers, *before = answers_at(
@@ -283,7 +265,7 @@ class Evaluator:
           after=reliability.confidence(answers, silent), output=output)
     if answers.regret is not None:
       values |= decode_regret(answers.regret)
-    if output and processes.first():
+    if output:
       if na_scores is not None:
         files.write_json(output / 'na_probs.json', na_scores)
       files.write_json(output / 'predictions.json', predictions)

@@ -3,13 +3,16 @@
 from collections.abc import Sequence
 import time
 
+import jax
 import numpy as np
 
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import gather
 from qa_jax import logs
+from qa_jax import processes
 from qa_jax.data import cache
+from qa_jax.data import packing
 from qa_jax.data import store
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
@@ -34,6 +37,26 @@ def load(config: config_lib.Config, data: str | Sequence[Example],
          else 'made')
   return made, (f'{len(made)} windows of {len(made.examples)} questions {how} '
                 f'in {time.perf_counter() - began:.1f} s')
+
+
+def rows(made: windows.WindowSet, numbers: np.ndarray, length: int,
+         mesh: jax.sharding.Mesh | None, *, packed: bool
+         ) -> dict[str, np.ndarray]:
+  """The batch of evaluation of windows `numbers` (-1: padding), of which a process
+  has what its devices see."""
+  lengths = np.where(numbers >= 0, made.total_lengths[numbers], 0)
+  found = {'window': numbers, 'length': lengths}
+  if packed:
+    shards = np.arange(len(numbers)).reshape(mesh.size if mesh else 1, -1)
+    found |= packing.plan(lengths, shards, length)
+  if mesh:
+    found = processes.part(found, mesh)
+  batch = made.gather(found['window'], length)
+  if packed:
+    here = np.arange(len(found['window'])).reshape(
+        len(found['packed_row']), -1)
+    batch = packing.lay_out(batch, found, found['length'], here, length)
+  return batch
 
 
 def token_store(made: windows.WindowSet) -> gather.TokenStore:

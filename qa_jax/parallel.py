@@ -2,8 +2,9 @@
 
 The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
 wrapper takes the same state (no leading device axis) and the same host batch
-[B, …], of several processes each with the rows of its devices; they agree to float32 rounding: dropout is keyed by (step, row of
-the global batch), and sums are divided only after they crossed devices.
+[B, …], of which a process has the rows of its own devices; and they agree to
+float32 rounding: dropout is keyed by (step, row of the global batch), and sums
+are divided only after they crossed devices.
 """
 
 import collections

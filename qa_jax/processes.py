@@ -74,9 +74,9 @@ def start(coordinator: str, num_processes: int | None = None,
   # It would take SIGTERM from stop.py, and knows no other signal.
   jax.config.update('jax_enable_preemption_service', False)
   late = threading.Timer(CONNECT_SECONDS, _end, [
-      f'not all processes came to {where} within {CONNECT_SECONDS:.0f} s; start '
-      'as many as --num_processes says, each with the same --coordinator, and '
-      'look whether a firewall lets them reach it'])
+      f'not all processes came to {where} within {CONNECT_SECONDS:.0f} s; '
+      'start as many as --num_processes says, each with the same '
+      '--coordinator, and look whether a firewall lets them reach it'])
   late.daemon = True
   late.start()
   _read_native()
@@ -87,8 +87,8 @@ def start(coordinator: str, num_processes: int | None = None,
   except (ValueError, RuntimeError) as e:
     reason = ' '.join(str(e).split())
     if coordinator == 'auto' and 'should be defined' in reason:
-      reason = ('nothing here says what to join, as SLURM, Open MPI, Kubernetes '
-                'and TPU pods do; give --coordinator=HOST:PORT, '
+      reason = ('nothing here says what to join, as SLURM, Open MPI, '
+                'Kubernetes and TPU pods do; give --coordinator=HOST:PORT, '
                 '--num_processes and --process_index')
     raise errors.UserError(
         f'--coordinator={coordinator}: {reason[:300]}') from None
@@ -104,7 +104,8 @@ def _check(coordinator: str, num_processes: int | None,
       raise errors.UserError(
           f'--{name} is needed with --coordinator={coordinator}')
   if num_processes < 1:
-    raise errors.UserError(f'--num_processes={num_processes} must be at least 1')
+    raise errors.UserError(
+        f'--num_processes={num_processes} must be at least 1')
   if not 0 <= process_index < num_processes:
     raise errors.UserError(
         f'--process_index={process_index} is outside 0 … {num_processes - 1}, '
@@ -214,10 +215,10 @@ def spread(devices: Sequence[jax.Device], count: int) -> list[jax.Device]:
   each = (count or len(devices)) // len(own)
   if each * len(own) != (count or len(devices)) or any(
       len(d) < each for d in own.values()):
+    have = ', '.join(str(len(own[p])) for p in sorted(own))
     raise errors.UserError(
-        f'config.parallel.num_devices={count or len(devices)} cannot be as many '
-        f'devices of each of {len(own)} processes, which have '
-        f'{", ".join(str(len(own[p])) for p in sorted(own))}')
+        f'config.parallel.num_devices={count}: {count or len(devices)} cannot '
+        f'be as many of each of {len(own)} processes, which have {have}')
   return [d for p in sorted(own) for d in own[p][:each]]
 
 

@@ -233,7 +233,8 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     progress = logs.Progress('train', trainer.num_steps, start)
     open_things.callback(progress.close)
     return _loop(trainer, store, log, progress, workdir, start,
-                 logs.Trace(workdir / 'profile', profile_steps), costs,
+                 logs.Trace(workdir / 'profile', profile_steps
+                            if processes.first() else range(0)), costs,
                  open_things.enter_context(
                      stop.Requests(alone=not processes.several())),
                  open_things.enter_context(watchdog.Watchdog(

@@ -89,6 +89,23 @@ def stream(**grouping):
       **grouping)
 
 
+@pytest.mark.parametrize('layout', [
+    {}, {'group_questions': True},
+    {'packing': True, 'accumulation': 2}])
+@pytest.mark.parametrize('devices', [[0], [2, 3], [3, 1]])
+def test_what_some_devices_see_is_gathered_alone(layout, devices):
+  made = stream(devices=4, **layout)
+  cut = lambda x: x.reshape(4, -1, *x.shape[1:])[devices].reshape(
+      -1, *x.shape[1:])
+  for _ in range(made.steps_per_epoch):
+    length, rows = made.next_rows()
+    whole = made.gather(length, rows)
+    part = made.gather(length, {k: cut(v) for k, v in rows.items()})
+    assert part.keys() == whole.keys()
+    for name, value in whole.items():
+      np.testing.assert_array_equal(part[name], cut(value), err_msg=name)
+
+
 GROUPING = [dict(group_questions=True, devices=d, accumulation=a)
             for d, a in ((1, 1), (2, 1), (1, 4), (2, 2))]
 

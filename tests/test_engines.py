@@ -220,6 +220,7 @@ def test_a_job_that_is_preempted_is_queued_again(tmp_path):
     ({}, 'srun'),
     ({'cluster': 'lokal'}, "lokal"),
     ({'cluster': 'local', 'slurm_partitoin': 'x'}, 'slurm_partitoin'),
+    ({'cluster': 'local', 'nodes': 2}, 'nodes=2, but a trial is one process'),
     ({'cluster': 'local', 'timeout_min': 'x'}, 'timeout_min')])
 def test_bad_slurm_options_are_one_line(options, message):
   with pytest.raises(errors.UserError) as caught:

@@ -12,6 +12,10 @@ from qa_jax import sweep
 from qa_jax.engines import remote
 from qa_jax.engines import schedule
 
+# Parameters of several tasks a job: each would be the same trial.
+ONE = ('nodes', 'tasks_per_node', 'slurm_nodes', 'slurm_ntasks',
+       'slurm_ntasks_per_node')
+
 
 class Work(remote.Work):
   """Submitted again when SLURM pre-empts it or its time is over."""
@@ -63,6 +67,11 @@ def _executor(setup: schedule.Setup, folder: str) -> Any:
   import submitit
   options = {'slurm_job_name': 'qa_jax', **setup.slurm}
   cluster = options.pop('cluster', 'slurm')
+  for name in ONE:
+    if options.get(name, 1) != 1:
+      raise errors.UserError(
+          f'--slurm: {name}={options[name]}, but a trial is one process; leave '
+          'it out, or train a config with srun and --coordinator=auto')
   if setup.workers:
     options['slurm_array_parallelism'] = setup.workers
   try:

@@ -1,0 +1,107 @@
+"""What each of two processes does for test_processes, one thing after another.
+
+  python -m tests.together --directory=DIR --coordinator=HOST:PORT …
+
+Each leaves DIR/INDEX.json, and in the end the second kills itself.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+from absl import flags
+import jax
+
+from experiments import cli
+from experiments import evaluate
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import parallel
+from qa_jax import population
+from qa_jax import processes
+from qa_jax import stop
+from qa_jax import train
+from qa_jax.data import windows
+from tests import tiny
+
+WORKDIR = flags.DEFINE_string('directory', None, 'Where all is written.')
+
+RUNS: dict[str, config_lib.Config] = {
+    'whole': tiny.config(
+        parallel={'num_devices': 4},
+        train={'num_steps': 5, 'checkpoint_every_steps': 4,
+               'eval_every_steps': 3}),
+    'other': tiny.config(
+        objective='shared_norm',  # which keeps the windows of a question close
+        parallel={'num_devices': 4, 'mode': 'mesh', 'mesh': {'fsdp': 2}},
+        data={'packing': True, 'on_device': True},
+        train={'num_steps': 3, 'batch_size': 16}),
+}
+
+
+def interrupt(number: int, step: int) -> None:
+  """The second process sends itself a signal with this step in flight."""
+  push = parallel.RunAhead.push
+
+  def pushing(self, item, metrics):
+    if item == step and jax.process_index() == 1:
+      os.kill(os.getpid(), number)
+    return push(self, item, metrics)
+
+  parallel.RunAhead.push = pushing
+
+
+def refusal(call, *arguments) -> str:
+  try:
+    call(*arguments)
+  except errors.UserError as e:
+    return str(e)
+  raise AssertionError
+
+
+def main() -> None:
+  cli.join()
+  workdir = pathlib.Path(WORKDIR.value)
+  found, read = {}, []
+  gather = windows.WindowSet.gather
+
+  def gathering(self, rows, length):
+    read.append(len(rows))
+    return gather(self, rows, length)
+
+  windows.WindowSet.gather = gathering
+  for name, config in RUNS.items():
+    found[name] = train.train(config, workdir / name)
+    found[f'{name} rows'] = sorted(set(read))
+    read.clear()
+  flags.FLAGS.workdir = str(workdir / 'whole')
+  flags.FLAGS.data = RUNS['whole'].data.eval
+  found['scored'] = evaluate.score_model(workdir / 'scored')
+  push = parallel.RunAhead.push
+  interrupt(signal.SIGTERM, 1)
+  try:
+    train.train(RUNS['whole'], workdir / 'stopped')
+  except stop.Stopped as e:
+    found['stopped'] = e.code
+  processes.wait('stopped')
+  found['saved'] = sorted(
+      int(p.name) for p in (workdir / 'stopped' / 'checkpoints').iterdir())
+  processes.wait('looked')
+  parallel.RunAhead.push = push
+  found['resumed'] = train.train(RUNS['whole'], workdir / 'stopped')
+  found['refused'] = [
+      refusal(lambda: processes.check_same(
+          config='same', data=f'of {jax.process_index()}')),
+      refusal(population.run, [RUNS['whole']], [workdir / 'member']),
+      refusal(train.Trainer, tiny.config(parallel={'mode': 'jit'}))]
+  (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
+  interrupt(signal.SIGKILL, 3)
+  train.train(RUNS['whole'], workdir / 'killed')
+
+
+if __name__ == '__main__':
+  processes.HEARTBEAT_SECONDS = 10
+  sys.argv[0] = 'together'
+  cli.run(main, several=True)
