@@ -89,11 +89,7 @@ def _one_of_several(main: Callable[[list[str]], None]
       if flags.FLAGS.coordinator is None or isinstance(e, stop.Stopped):
         raise
       from qa_jax import processes  # scoring a file takes no jax
-      if processes.lost(e):
-        print(f'error: {processes.LOST}', file=sys.stderr)
-      elif not isinstance(e, SystemExit):
-        traceback.print_exc()
-      processes.leave(e.code if isinstance(e, SystemExit) else 1)
+      processes.leave(e, e.code if isinstance(e, SystemExit) else 1)
       raise
   return run
 

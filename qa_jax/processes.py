@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import traceback
 from typing import Any
 
 import jax
@@ -146,16 +147,23 @@ def _end(message: str) -> None:
   os._exit(1)
 
 
-def leave(code: int) -> None:
+def leave(error: BaseException, code: int) -> None:
   """Ends a process that failed at once, if it is one of several.
 
   A shutdown would wait for the others, who wait for this one; so they see that
-  it is gone.
+  it is gone. If that is what the error says of another one, READER tells it, as
+  XLA may be about to abort for the same reason.
   """
-  if jax.distributed.is_initialized():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+  if not jax.distributed.is_initialized():
+    return
+  if isinstance(error, RuntimeError) and re.search(
+      'gloo|nccl|UNAVAILABLE|coordination', str(error), re.IGNORECASE):
+    os.write(2, b'coordination_service\n')
+  elif not isinstance(error, SystemExit):
+    traceback.print_exception(error)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
 
 
 def several() -> bool:
@@ -166,12 +174,6 @@ def several() -> bool:
 def first() -> bool:
   """Whether this process writes the files and talks to the user."""
   return not several() or jax.process_index() == 0
-
-
-def lost(e: BaseException) -> bool:
-  """Whether it says that another process is gone."""
-  return isinstance(e, RuntimeError) and several() and bool(re.search(
-      'gloo|nccl|UNAVAILABLE|coordination', str(e), re.IGNORECASE))
 
 
 def wait(what: str) -> None:

@@ -47,7 +47,7 @@ def spawn(*command: str) -> subprocess.Popen:
 def pair(tmp_path_factory) -> types.SimpleNamespace:
   """What two processes left: workdir, and of each `found`, `out`, `err`."""
   workdir, address = tmp_path_factory.mktemp('pair'), f'localhost:{free_port()}'
-  both = [spawn('-m', 'tests.together', f'--directory={workdir}',
+  both = [spawn('-m', 'tests.together', f'--output={workdir}',
                 f'--coordinator={address}', '--num_processes=2',
                 f'--process_index={i}') for i in range(2)]
   try:
@@ -55,7 +55,7 @@ def pair(tmp_path_factory) -> types.SimpleNamespace:
   finally:
     for process in both:
       process.kill()
-      process.wait()
+      process.communicate()
   files = [workdir / f'{i}.json' for i in range(2)]
   assert all(f.is_file() for f in files), said
   return types.SimpleNamespace(
@@ -82,6 +82,7 @@ def assert_near(found: pathlib.Path, expected: pathlib.Path) -> None:
   rows = [test_train.rows_of(run) for run in (found, expected)]
   assert len(rows[0]) == len(rows[1]) > 2
   for a, b in zip(*rows, strict=True):
+    assert a.pop('split') == b.pop('split')
     assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
 
@@ -104,7 +105,9 @@ def test_every_question_is_answered_once(pair, alone, name):
   found, expected = [
       {path.name: path.read_text() for path in run.glob(f'{name}*.json*')}
       for run in (pair.workdir, alone)]
-  for file in ('predictions.json', 'metrics.json', 'na_probs.json'):
+  assert json.loads(found['predictions.json']) == json.loads(
+      expected['predictions.json'])
+  for file in ('metrics.json', 'na_probs.json'):
     assert json.loads(found[file]) == pytest.approx(
         json.loads(expected[file]), rel=1e-4, abs=1e-4), file
   lines = [[json.loads(line) for line in files['nbest.jsonl'].splitlines()]
@@ -163,6 +166,38 @@ def test_a_process_that_is_lost_ends_the_other_with_one_line(pair):
   assert pair.err[0].count('error:') == 1
   assert not any(word in pair.err[0] for word in (
       'Traceback', 'Gloo', 'coordination', 'absl'))
+
+
+DYING = '''
+import os, signal
+import jax
+from experiments import cli
+from qa_jax import parallel, processes
+
+def main():
+  cli.join()
+  mesh = parallel.data_mesh()
+  for i in range(10**6):
+    assert int(processes.largest(jax.process_index() + i, mesh)) == i + 1
+    if i == 2 and jax.process_index() == 0:
+      os.kill(os.getpid(), signal.SIGKILL)
+cli.run(main, several=True)
+'''
+
+
+def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
+  address = f'localhost:{free_port()}'
+  _, other = both = [
+      spawn('-c', DYING, f'--coordinator={address}', '--num_processes=2',
+            f'--process_index={i}') for i in range(2)]
+  try:
+    out, err = other.communicate(timeout=300)
+  finally:
+    for process in both:
+      process.kill()
+      process.communicate()
+  assert other.returncode not in (0, -9)
+  assert (out, err) == ('', f'error: {processes.LOST}\n')
 
 
 def test_what_processes_cannot_share_is_refused_by_all(pair):

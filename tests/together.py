@@ -1,6 +1,6 @@
 """What each of two processes does for test_processes, one thing after another.
 
-  python -m tests.together --directory=DIR --coordinator=HOST:PORT …
+  python -m tests.together --output=DIR --coordinator=HOST:PORT …
 
 Each leaves DIR/INDEX.json, and in the end the second kills itself.
 """
@@ -15,7 +15,6 @@ from absl import flags
 import jax
 
 from experiments import cli
-from experiments import evaluate
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import parallel
@@ -25,8 +24,6 @@ from qa_jax import stop
 from qa_jax import train
 from qa_jax.data import windows
 from tests import tiny
-
-WORKDIR = flags.DEFINE_string('directory', None, 'Where all is written.')
 
 RUNS: dict[str, config_lib.Config] = {
     'whole': tiny.config(
@@ -63,7 +60,7 @@ def refusal(call, *arguments) -> str:
 
 def main() -> None:
   cli.join()
-  workdir = pathlib.Path(WORKDIR.value)
+  workdir = pathlib.Path(evaluate.OUTPUT.value)
   found, read = {}, []
   gather = windows.WindowSet.gather
 
@@ -102,6 +99,7 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  from experiments import evaluate  # defines flags, and not for tests
   processes.HEARTBEAT_SECONDS = 10
   sys.argv[0] = 'together'
   cli.run(main, several=True)
