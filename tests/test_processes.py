@@ -92,11 +92,14 @@ def test_two_processes_are_one(pair, alone, name):
   last = together.RUNS[name].train.num_steps
   states = [test_train.state_of(run / name, last)
             for run in (pair.workdir, alone)]
+  assert states[0].pop('position') == states[1].pop('position')
   for key, value in states[1].items():
-    if key != 'position':
-      np.testing.assert_allclose(states[0][key], value, rtol=1e-4, atol=1e-5,
-                                 err_msg=key)
-  assert states[0]['position'] == states[1]['position']
+    # A shift of all positions, which no softmax over them sees: of its
+    # gradient, rounding alone, Adam makes updates of full size.
+    if "['mlp']['layer_norm']['bias']" in key:
+      continue
+    np.testing.assert_allclose(states[0][key], value, rtol=1e-4, atol=1e-5,
+                               err_msg=key)
 
 
 @pytest.mark.parametrize('name', [

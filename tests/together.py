@@ -100,6 +100,6 @@ def main() -> None:
 
 if __name__ == '__main__':
   from experiments import evaluate  # defines flags, and not for tests
-  processes.HEARTBEAT_SECONDS = 10
+  processes.HEARTBEAT_SECONDS = 20
   sys.argv[0] = 'together'
   cli.run(main, several=True)
