@@ -39,8 +39,7 @@ def spawn(*command: str) -> subprocess.Popen:
           **os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2',
           'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
           'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-          'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-          'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'})  # half the time to compile
+          'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'})
 
 
 @pytest.fixture(scope='module')
