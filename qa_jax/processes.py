@@ -36,18 +36,19 @@ HEARTBEAT_SECONDS = 60
 # XLA tells of a lost process by aborting, with a trace of its stack, and only
 # another process can tell it better. This one reads what native code prints.
 READER = r'''
-import re, signal, sys
+import signal, sys
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
   signal.signal(number, signal.SIG_IGN)
-lost = ''
+end, held = 'distributed service detected', []
 for line in open(0, errors='replace'):
-  if re.search(r'coordination_service|distributed service detected', line):
-    lost = lost or 'stopped answering'
-  elif not lost and not line.startswith('[Gloo]'):
+  if held or 'coordination_service' in line or end in line:
+    held.append(line)
+  elif not line.startswith('[Gloo]'):
     sys.stderr.write(line)
     sys.stderr.flush()
-if lost:
-  sys.stderr.write(sys.argv[1] + '\n')
+if any(end in line for line in held):
+  held = [sys.argv[1] + '\n']
+sys.stderr.writelines(held)
 '''
 LOST = ('another process of this run died, failed or stopped answering; the '
         'same commands go on from the last checkpoint')
@@ -158,7 +159,7 @@ def leave(error: BaseException, code: int) -> None:
     return
   if isinstance(error, RuntimeError) and re.search(
       'gloo|nccl|UNAVAILABLE|coordination', str(error), re.IGNORECASE):
-    os.write(2, b'coordination_service\n')
+    os.write(2, b'distributed service detected\n')
   elif not isinstance(error, SystemExit):
     traceback.print_exception(error)
   sys.stdout.flush()
