@@ -302,7 +302,7 @@ def test_odd_questions_are_evaluated_too(run, tmp_path):
     ('train', ['--dry_run=maybe'], 'Non-boolean argument'),
     ('train', ['--workdir'], 'Missing value for flag --workdir'),
     ('train', ['stray'], "unexpected argument 'stray'"),
-    ('train', ['workdir=x'], "did you mean 'workdir'?"),
+    ('train', ['workdir=x'], "did you mean 'workdir'"),
     ('evaluate', ['--dta=x'], "did you mean 'data'?"),
     ('evaluate', ['--data=x', 'y'], "unexpected argument 'y'"),
     ('predict', ['--n_best=many'], '--n_best=many'),
