@@ -42,8 +42,8 @@ def load(config: config_lib.Config, data: str | Sequence[Example],
 def rows(made: windows.WindowSet, numbers: np.ndarray, length: int,
          mesh: jax.sharding.Mesh | None, *, packed: bool
          ) -> dict[str, np.ndarray]:
-  """The batch of evaluation of windows `numbers` (-1: padding), of which a process
-  has what its devices see."""
+  """A batch to evaluate, of windows by their `numbers` (-1: padding); of
+  several processes each has what its devices see."""
   lengths = np.where(numbers >= 0, made.total_lengths[numbers], 0)
   found = {'window': numbers, 'length': lengths}
   if packed:
