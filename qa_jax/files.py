@@ -84,8 +84,10 @@ def write_jsonl(path: pathlib.Path, rows: Iterable[Any]) -> None:
       for row in rows))
 
 
-def read_text(path: pathlib.Path) -> str:
+def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
   """UTF-8 text, a byte-order mark dropped, unzipped if `path` ends in .gz.
+
+  Line ends become "\\n", but stay what they are with `newline=''`.
 
   Raises:
     UserError: missing, a directory, unreadable, damaged, or not UTF-8.
@@ -93,7 +95,7 @@ def read_text(path: pathlib.Path) -> str:
   opener = gzip.open if path.suffix == '.gz' else open
   name = str(path) if str(path).isprintable() else repr(str(path))
   try:
-    with opener(path, 'rt', encoding='utf-8-sig') as f:
+    with opener(path, 'rt', encoding='utf-8-sig', newline=newline) as f:
       return f.read()
   except UnicodeDecodeError as e:
     raise errors.UserError(

@@ -67,9 +67,13 @@ def _part(part: str, notes: pathlib.Path) -> list[Any] | None:
 
 
 def _file(path: str, notes: pathlib.Path) -> list[Any]:
-  """The endings of the name choose the parser, and the bytes are the data."""
-  return [pathlib.Path(path).suffixes[-2:],
-          file_sha256(pathlib.Path(path), notes)]
+  """The endings of the name choose the parser, and the bytes are the data; of
+  a directory the names and bytes of its files."""
+  where = pathlib.Path(path)
+  if where.is_dir():
+    return [[p.name, file_sha256(p, notes)]
+            for p in sorted(where.iterdir()) if p.is_file()]
+  return [where.suffixes[-2:], file_sha256(where, notes)]
 
 
 def file_sha256(path: pathlib.Path, notes: pathlib.Path) -> str:

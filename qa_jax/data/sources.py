@@ -1,8 +1,8 @@
 """SOURCES: where examples come from; `load(SPEC)` reads any of them.
 
-A SPEC is a path to SQuAD JSON (1.1 or 2.0) or MRQA JSONL, possibly gzipped, a
-call such as `tfds(name="squad/v1.1", split="validation")`, or several joined
-by "+": a mixture.
+A SPEC is a path to SQuAD JSON (1.1 or 2.0), MRQA JSONL or a table with SQuAD's
+columns (see `tables`), a call such as `tfds(name="squad/v1.1",
+split="validation")`, or several joined by "+": a mixture.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,9 @@ from typing import Any
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import registry
+from qa_jax.data import fields
 from qa_jax.data import synthetic
+from qa_jax.data import tables
 from qa_jax.data import tfds_source
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
@@ -34,32 +36,27 @@ def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
 
 def parse_squad(data: dict[str, Any], path: str) -> Iterator[Example]:
   """The examples of a decoded SQuAD file; `path` begins every message."""
-  for a, article in enumerate(_field(data, 'data', list, path)):
+  for a, article in enumerate(fields.field(data, 'data', list, path)):
     at_article = f'{path}: data[{a}]'
-    paragraphs = _field(article, 'paragraphs', list, at_article)
-    title = _text(article, 'title', at_article) if 'title' in article else ''
+    paragraphs = fields.field(article, 'paragraphs', list, at_article)
+    title = (fields.text(article, 'title', at_article)
+             if 'title' in article else '')
     for p, paragraph in enumerate(paragraphs):
       at = f'{at_article}.paragraphs[{p}]'
-      context = _text(paragraph, 'context', at)
-      for q, qa in enumerate(_field(paragraph, 'qas', list, at)):
+      context = fields.text(paragraph, 'context', at)
+      for q, qa in enumerate(fields.field(paragraph, 'qas', list, at)):
         yield _squad_question(qa, context, title, f'{at}.qas[{q}]')
 
 
 def _squad_question(qa: Any, context: str, title: str, at: str) -> Example:
-  key, question = _id(qa, 'id', at), _text(qa, 'question', at)
-  impossible = 'is_impossible' in qa and _field(qa, 'is_impossible', bool, at)
+  key = fields.identifier(qa, 'id', at)
+  question = fields.text(qa, 'question', at)
+  impossible = 'is_impossible' in qa and fields.field(
+      qa, 'is_impossible', bool, at)
   answers = []
   if not impossible and 'answers' in qa:
-    for i, answer in enumerate(_field(qa, 'answers', list, at)):
-      here = f'{at}.answers[{i}]'
-      start = _field(answer, 'answer_start', int, here)
-      # An offset within the context may be off: the alignment audit repairs
-      # and counts it. One outside belongs to another context.
-      if not 0 <= start <= len(context):
-        raise errors.UserError(
-            f'{here}.answer_start is {start}, outside the {len(context)} '
-            'characters of the context')
-      answers.append(GoldAnswer(_text(answer, 'text', here), start))
+    for i, answer in enumerate(fields.field(qa, 'answers', list, at)):
+      answers.append(fields.gold(answer, context, f'{at}.answers[{i}]'))
   return Example(key, question, context, tuple(answers), impossible, title)
 
 
@@ -80,16 +77,16 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
     row = files.parse_object(line, at)
     if 'header' in row:
       continue
-    context = _text(row, 'context', at)
+    context = fields.text(row, 'context', at)
     if not markers:
       context = MARKER.sub(lambda found: ' ' * len(found[0]), context)
-    for q, qa in enumerate(_field(row, 'qas', list, at)):
+    for q, qa in enumerate(fields.field(row, 'qas', list, at)):
       here = f'{at}: qas[{q}]'
-      accepted = _field(qa, 'answers', list, here) if (
+      accepted = fields.field(qa, 'answers', list, here) if (
           isinstance(qa, dict) and 'answers' in qa) else []
       golds = {}
-      for found in _field(qa, 'detected_answers', list, here):
-        for span in _field(found, 'char_spans', list, here):
+      for found in fields.field(qa, 'detected_answers', list, here):
+        for span in fields.field(found, 'char_spans', list, here):
           if not (isinstance(span, list) and len(span) == 2 and all(
               type(n) is int for n in span)
                   and 0 <= span[0] <= span[1] < len(context)):
@@ -99,9 +96,10 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
                 'context')
           golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
       examples.append(Example(
-          _id(qa, 'qid', here), _text(qa, 'question', here), context,
-          tuple(golds), accepted=tuple(
-              check_text(text, f'{here}.answers') for text in accepted)))
+          fields.identifier(qa, 'qid', here),
+          fields.text(qa, 'question', here), context, tuple(golds),
+          accepted=tuple(check_text(text, f'{here}.answers')
+                         for text in accepted)))
   return examples
 
 
@@ -126,8 +124,9 @@ def _draw(seed: int, example: Example) -> float:
 
 
 SOURCES: dict[str, Callable[..., list[Example]]] = {
-    'squad_json': squad_json, 'mrqa': mrqa, 'tfds': tfds_source.tfds,
-    'synthetic': synthetic.synthetic, 'articles': articles}
+    'squad_json': squad_json, 'mrqa': mrqa, 'table': tables.table,
+    'tfds': tfds_source.tfds, 'synthetic': synthetic.synthetic,
+    'articles': articles}
 
 
 def load(spec: str) -> list[Example]:
@@ -158,6 +157,8 @@ def _load_part(part: str) -> list[Example]:
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
           f'{errors.did_you_mean(part, SOURCES)}')
+  if tables.is_table(part):
+    return tables.table(path=part)
   return (mrqa if re.search(r'\.jsonl(\.gz)?$', part) else squad_json)(
       path=part)
 
@@ -181,27 +182,3 @@ def _parts(spec: str) -> list[str]:
   if not all(parts):
     raise errors.UserError(f'data spec {spec!r} has an empty part')
   return parts
-
-
-def _field(holder: Any, key: str, kind: type, at: str) -> Any:
-  if not isinstance(holder, dict):
-    raise errors.UserError(
-        f'{at} is {type(holder).__name__}, expected an object with {key!r}')
-  if key not in holder:
-    raise errors.UserError(f'{at} has no {key!r}')
-  value = holder[key]
-  if type(value) is not kind:
-    raise errors.UserError(
-        f'{at}.{key} is {type(value).__name__}, expected {kind.__name__}')
-  return value
-
-
-def _text(holder: Any, key: str, at: str) -> str:
-  return check_text(_field(holder, key, str, at), f'{at}.{key}')
-
-
-def _id(qa: Any, key: str, at: str) -> str:
-  value = _text(qa, key, at)
-  if not value:
-    raise errors.UserError(f'{at}.{key} is empty')
-  return value
