@@ -1,5 +1,6 @@
 # make demo   train, evaluate and ask a tiny model; no download but packages
 # make test   ruff and the whole suite
+# make readme every command of README.md, small
 # make chaos  every fault with the counts that count, hours; ROWS="R2 fuzz-squad"
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ RUN := runs/quickstart
 
 ROWS ?=
 
-.PHONY: demo test chaos clean
+.PHONY: demo test readme chaos clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.train --config=configs/quickstart.py \
@@ -17,6 +18,9 @@ demo: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+readme: .venv/installed-dev
+	$(BIN)/python -m tests.readme_commands
 
 chaos: .venv/installed-dev
 	$(BIN)/python -m tests.chaos $(ROWS)

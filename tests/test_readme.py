@@ -13,6 +13,7 @@ from qa_jax import objectives
 from qa_jax import parallel
 from qa_jax import search
 from qa_jax.models import attention
+from tests import readme_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -49,3 +50,23 @@ def test_every_file_it_names_is_there():
     assert (ROOT / f'{module.replace(".", "/")}.py').is_file(), module
   for link in re.findall(r'\]\(([^)#]+)\)', README):
     assert (ROOT / link).exists(), link
+
+
+def test_every_command_has_flags_that_parse_and_a_config_that_holds():
+  done = subprocess.run(
+      [sys.executable, '-m', 'tests.readme_commands', '--parse'], cwd=ROOT,
+      capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+
+
+def test_what_is_not_run_says_why_and_the_rest_is_small():
+  found = readme_commands.commands(README)
+  assert len(found) > 20
+  for command in found:
+    if readme_commands.why_skipped(command):
+      continue
+    program, *arguments = readme_commands.rehearsed(command)
+    assert program == sys.executable, command
+    assert not any(a.startswith('[') for a in arguments), command
+    for a in arguments:
+      assert not re.match(r'--config=.*:(?!tiny$)', a), command
