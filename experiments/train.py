@@ -7,6 +7,7 @@ The same command again resumes from the last checkpoint. With --coordinator it
 is one of several processes, which share the workdir and the global batch.
 """
 
+import contextlib
 import pathlib
 import pprint
 import sys
@@ -17,6 +18,7 @@ from experiments import cli
 from qa_jax import errors
 from qa_jax import processes
 from qa_jax import runtime
+from qa_jax import tracker
 from qa_jax import train
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
@@ -26,6 +28,8 @@ PRINT_CONFIG = flags.DEFINE_bool(
     'print_config', False, 'Print the whole config; train nothing.')
 PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'FIRST:END, steps to trace in WORKDIR/profile.')
+WANDB_PROJECT = flags.DEFINE_string(
+    'wandb_project', None, 'Show the run there, too; needs wandb.')
 
 
 def profile_steps() -> range:
@@ -53,8 +57,13 @@ def main() -> None:
     return
   cli.required(workdir=WORKDIR.value)
   runtime.configure()
-  metrics = train.train(config, pathlib.Path(WORKDIR.value), sys.argv,
-                        profile_steps())
+  workdir = pathlib.Path(WORKDIR.value)
+  with contextlib.ExitStack() as open_things:
+    shown = None
+    if WANDB_PROJECT.value and processes.first():
+      shown = tracker.Tracker(WANDB_PROJECT.value, workdir, config.to_dict())
+      open_things.callback(shown.close)
+    metrics = train.train(config, workdir, sys.argv, profile_steps(), shown)
   if processes.first():
     cli.print_metrics(metrics)
 

@@ -1,6 +1,6 @@
 """What a run leaves to read: metrics.jsonl, TensorBoard, progress, run.json."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import contextlib
 import importlib.metadata
 import json
@@ -14,6 +14,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import rich.console
 import rich.progress
 from tensorboardX import event_file_writer
@@ -23,6 +24,7 @@ from tensorboardX.proto import event_pb2
 from qa_jax import errors
 from qa_jax import files
 from qa_jax import processes
+from qa_jax import tracker as tracker_lib
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
             'tokenizers', 'safetensors', 'ml_collections')
@@ -41,15 +43,17 @@ def say(message: str) -> None:
 
 
 class MetricsLog:
-  """Appends to metrics.jsonl and TensorBoard.
+  """Appends to metrics.jsonl and TensorBoard, and to a tracker if given.
 
   Opened at step k, it drops the lines after k: they belong to steps that were
   lost with the interrupted process and will be written again. Of several
   processes the first writes.
   """
 
-  def __init__(self, workdir: pathlib.Path, step: int):
+  def __init__(self, workdir: pathlib.Path, step: int,
+               tracker: tracker_lib.Tracker | None = None):
     self._path, self._file = workdir / 'metrics.jsonl', None
+    self._tracker = tracker
     if not processes.first():
       return
     if self._path.is_file():
@@ -92,6 +96,18 @@ class MetricsLog:
         self._board.write_event(event_pb2.Event(
             wall_time=time.time(), step=step,
             summary=summary.scalar(f'{split}/{name}', value)))
+      self._board.flush()
+    if self._tracker:
+      self._tracker.write(step, split, values)
+
+  def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+    """How values spread, in TensorBoard alone."""
+    if not self._file or not len(values):
+      return
+    with self._failing():
+      self._board.write_event(event_pb2.Event(
+          wall_time=time.time(), step=step,
+          summary=summary.histogram(name, np.asarray(values), bins='auto')))
       self._board.flush()
 
   @contextlib.contextmanager

@@ -26,6 +26,7 @@ from qa_jax import meter as meter_lib
 from qa_jax import parallel
 from qa_jax import processes
 from qa_jax import stop
+from qa_jax import tracker as tracker_lib
 from qa_jax import update
 from qa_jax import watchdog
 from qa_jax.data import batches
@@ -184,10 +185,12 @@ class Trainer:
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
           argv: list[str] | None = None,
-          profile_steps: range = range(0)) -> dict[str, float]:
+          profile_steps: range = range(0),
+          tracker: tracker_lib.Tracker | None = None) -> dict[str, float]:
   """Trains `config` in `workdir`, or resumes it; returns the final metrics.
 
-  A trace of `profile_steps` goes to WORKDIR/profile.
+  A trace of `profile_steps` goes to WORKDIR/profile; `tracker` is told what
+  metrics.jsonl is.
 
   Raises:
     UserError: a bad config or data, another config or process in `workdir`, no
@@ -199,13 +202,15 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     lock.check(workdir)
   costs = logs.Costs()
   try:
-    return _train(Trainer(config), workdir, argv, profile_steps, costs)
+    return _train(Trainer(config), workdir, argv, profile_steps, costs,
+                  tracker)
   finally:
     costs.close()
 
 
 def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
-           profile_steps: range, costs: logs.Costs) -> dict[str, float]:
+           profile_steps: range, costs: logs.Costs,
+           tracker: tracker_lib.Tracker | None) -> dict[str, float]:
   if processes.several():
     processes.check_same(
         config=json.dumps(trainer.config.to_dict(), sort_keys=True),
@@ -228,7 +233,7 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
     shapes = trainer.compile()
     logs.say(f'shapes of batches compiled: {shapes}, in '
              f'{time.perf_counter() - began:.1f} s')
-    log = logs.MetricsLog(workdir, start)
+    log = logs.MetricsLog(workdir, start, tracker)
     open_things.callback(log.close)
     progress = logs.Progress('train', trainer.num_steps, start)
     open_things.callback(progress.close)

@@ -30,7 +30,8 @@ SMALLER = {
     r'(\.py):(base|large|minilm_l6)': r'\1:tiny',
     'DIR_WITH_SAFETENSORS_AND_VOCAB': 'runs/rehearsal',
     '--seeds=3': '--seeds=1', '--trials=20': '--trials=1'}
-REHEARSAL = ['--config.train.num_steps=4', '--config.train.batch_size=8',
+REHEARSAL = ['--config.train.num_epochs=0', '--config.train.num_steps=4',
+             '--config.train.batch_size=8',
              '--config.train.eval_every_steps=2',
              '--config.train.checkpoint_every_steps=2']
 DATA = ['--config.data.train=synthetic(size=40)',

@@ -16,7 +16,7 @@ LAYERS = (
     {'models', 'heads', 'objectives', 'search', 'gather'},
     {'optim', 'update', 'parallel', 'checkpoint', 'weights', 'weight_files',
      'weight_names', 'tensor_bundle', 'logs',
-     'meter', 'pictures', 'processes', 'runtime'},
+     'meter', 'pictures', 'processes', 'runtime', 'tracker'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
      'export', 'runner', 'train', 'keeper', 'features',
      'calibrate', 'reliability', 'assess',

@@ -1,0 +1,80 @@
+"""Weights & Biases, by a stand-in for its module: no account, no network."""
+
+import sys
+import types
+
+import pytest
+
+from qa_jax import logs
+from qa_jax import tracker
+from qa_jax import train
+from tests import tiny
+from tests.refusals import refusal
+
+
+class Runs:
+  """What wandb.init was asked for, and what its run was told."""
+
+  def __init__(self):
+    self.started, self.rows, self.finished = [], [], 0
+
+  def init(self, **arguments):
+    self.started.append(arguments)
+    return self
+
+  def log(self, values, *, step):
+    self.rows.append((step, values))
+
+  def finish(self):
+    self.finished += 1
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+  runs = Runs()
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(
+      init=runs.init, Error=RuntimeError))
+  return runs
+
+
+def test_it_is_told_every_row_of_metrics_jsonl(tmp_path, wandb):
+  shown = tracker.Tracker('squad', tmp_path / 'run', {'seed': 3})
+  config = tiny.config(train={'num_steps': 2})
+  train.train(config, tmp_path / 'run', tracker=shown)
+  shown.close()
+  assert wandb.started[0]['project'] == 'squad'
+  assert wandb.started[0]['config'] == {'seed': 3}
+  rows = logs.read_metrics(tmp_path / 'run')
+  assert len(rows) >= 3 and wandb.finished == 1
+  assert wandb.rows == [
+      (row.pop('step'), {f'{split}/{name}': value
+                         for name, value in row.items()})
+      for row in rows for split in [row.pop('split')]]
+
+
+def test_a_directory_is_one_run_there_and_another_another(tmp_path, wandb):
+  for name in ('a', 'a', 'b'):
+    tracker.Tracker('squad', tmp_path / name, {})
+  first, again, other = (s['id'] for s in wandb.started)
+  assert first == again != other
+  assert all(s['resume'] == 'allow' for s in wandb.started)
+
+
+def test_what_it_refuses_is_one_line(tmp_path, wandb, monkeypatch):
+  def refuse(**_):
+    raise RuntimeError('api_key not configured\n(no-tty)')
+  monkeypatch.setattr(sys.modules['wandb'], 'init', refuse)
+  assert 'api_key not configured (no-tty)' in refusal(
+      tracker.Tracker, 'squad', tmp_path, {})
+
+
+def test_without_the_library_one_line_names_its_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  assert '.[wandb]' in refusal(tracker.Tracker, 'squad', tmp_path, {})
+
+
+def test_it_is_not_imported_when_it_is_not_asked_for(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)  # importing it would fail
+  log = logs.MetricsLog(tmp_path, 0)
+  log.write(1, 'train', {'loss': 1.0})
+  log.close()
