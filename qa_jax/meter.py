@@ -26,6 +26,7 @@ class Meter:
     self._devices = devices
     self._began = time.perf_counter()
     self._rows = self._tokens = 0
+    self._norms: list[float] = []  # of gradients, finite, since the last line
     self._max_skipped = max_skipped
     self.skipped = skipped  # updates: all so far, and in a row until now
     # Of the steps in flight; of a run that failed in a population, the last.
@@ -49,6 +50,8 @@ class Meter:
     """
     for step, values in done:
       self._skip(step, values, self._windows.popleft())
+      if math.isfinite(values['grad_norm']):
+        self._norms.append(float(values['grad_norm']))
       if self._progress:
         self._progress.update(step)
       if step % self._every_steps == 0:
@@ -62,10 +65,12 @@ class Meter:
                     parallel.here(self._devices)),
                 **self._costs.spent(len(self._devices))}
         self._log.write(step, 'train', line)
+        self._log.histogram(step, 'train/grad_norm_of_steps', self._norms)
         if self._progress:
           self._progress.note(f'loss {values["loss"]:.4f}  '
                               f'{line["examples_per_second"]:.1f} examples/s')
         self._began, self._rows, self._tokens = time.perf_counter(), 0, 0
+        self._norms = []
 
   def _skip(self, step: int, values: dict[str, Any],
             windows: np.ndarray) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 
 import jax
+import numpy as np
 import pytest
 import rich.console
 
@@ -119,6 +120,18 @@ def test_values_go_to_tensorboard_too(tmp_path, open_log):
   events, = (tmp_path / 'tensorboard').iterdir()
   log.close()
   assert b'train/loss' in events.read_bytes()
+
+
+def test_histograms_go_to_tensorboard_alone(tmp_path, open_log):
+  log = open_log(0)
+  log.histogram(1, 'train/norms', [])  # nothing was finite
+  log.histogram(2, 'train/norms', [1.0, 2.0, 7.5])
+  events, = (tmp_path / 'tensorboard').iterdir()
+  log.close()
+  content = events.read_bytes()
+  assert content.count(b'train/norms') == 1
+  assert np.float64(7.5).tobytes() in content  # the largest value
+  assert not lines(tmp_path)
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):

@@ -161,6 +161,24 @@ def test_a_spike_is_told_as_one(meter, capsys):
   assert line.endswith('Its windows: 7')
 
 
+def test_gradient_norms_of_every_step_are_in_one_histogram(
+    tmp_path, monkeypatch):
+  seen = []
+  monkeypatch.setattr(logs.MetricsLog, 'histogram',
+                      lambda self, *given: seen.append(given))
+  log, costs = logs.MetricsLog(tmp_path, 0), logs.Costs()
+  meter = meter_lib.Meter(log, costs, every_steps=3, steps_per_epoch=4,
+                          devices=jax.devices(), max_skipped=2)
+  for step, norm in enumerate([1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0], 1):
+    meter.batch(np.arange(2), np.ones(2))
+    meter.add([(step, {'loss': 1.0, 'grad_norm': norm,
+                       'skipped': float(np.isnan(norm))})])
+  log.close()
+  costs.close()
+  assert seen == [(3, 'train/grad_norm_of_steps', [1.0, 3.0]),
+                  (6, 'train/grad_norm_of_steps', [4.0, 5.0, 6.0])]
+
+
 def test_too_many_in_a_row_end_the_run(meter):
   feed(meter, False, False, True, False, False)
   with pytest.raises(errors.UserError, match=(
