@@ -106,13 +106,6 @@ def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
 Rows = Iterator[tuple[str, dict[str, Any]]]  # (place, row)
 
 
-def _jsonl(path: pathlib.Path) -> Rows:
-  for number, line in enumerate(files.read_text(path).split('\n'), 1):
-    if line.strip():
-      at = f'{path}:{number}'
-      yield at, files.parse_object(line, at)
-
-
 def _csv(path: pathlib.Path) -> Rows:
   text = files.read_text(path, newline='')  # offsets count what is in quotes
   limit = csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise
@@ -257,4 +250,4 @@ def _check_columns(names: list[str], path: pathlib.Path) -> list[str]:
 
 
 READERS: dict[str, Callable[[pathlib.Path], Rows]] = {
-    'csv': _csv, 'jsonl': _jsonl, 'parquet': _parquet, 'arrow': _arrow}
+    'csv': _csv, 'jsonl': files.read_rows, 'parquet': _parquet, 'arrow': _arrow}
