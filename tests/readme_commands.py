@@ -24,7 +24,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SKIPPED = {  # beginning or part of a command → why
     'make ': 'is a whole run of its own', 'pip install': 'network',
     'ray start': 'cluster', '--engine=ray': 'cluster',
-    '--engine=slurm': 'cluster'}
+    '--engine=slurm': 'cluster',
+    'experiments.ensemble': 'several runs of yours',
+    'experiments.suite': 'sets that are fetched'}
 # What stands for yours, and sizes that only rehearse.
 SMALLER = {
     r'(\.py):(base|large|minilm_l6)': r'\1:tiny',
