@@ -24,7 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 SKIPPED = {  # beginning or part of a command → why
     'make ': 'is a whole run of its own', 'pip install': 'network',
     'ray start': 'cluster', '--engine=ray': 'cluster',
-    '--engine=slurm': 'cluster',
+    '--engine=slurm': 'cluster', '--coordinator': 'cluster',
     'experiments.ensemble': 'several runs of yours',
     'experiments.suite': 'sets that are fetched'}
 # What stands for yours, and sizes that only rehearse.
@@ -86,9 +86,10 @@ def parse(command: str) -> int:
   from experiments import cli
   run, before = cli.run, set(flags.FLAGS)
 
-  def only_parse(main, *, config=False):
+  def only_parse(main, **options):
     del main
-    run(lambda: cli.config() and None if config else None, config=config)
+    run(lambda: cli.config() and None if options.get('config') else None,
+        **options)
 
   _, _, module, *arguments = shlex.split(optional(command, given=True))
   cli.run, sys.argv = only_parse, [module, *arguments]
@@ -110,7 +111,7 @@ def prepare(folder: pathlib.Path) -> None:
   for path in ROOT.iterdir():
     if path.name not in ('runs', '.git'):
       (folder / path.name).symlink_to(path)
-  for name, split, size in (('train', 'train', 40), ('dev', 'eval', 12)):
+  for name, split, size in (('train', 'train', 160), ('dev', 'eval', 12)):
     examples = synthetic.synthetic(size=size, split=split, impossible=0.3)
     (folder / f'{name}-v2.0.json').write_text(json.dumps({
         'version': 'v2.0', 'data': [{'title': e.title, 'paragraphs': [{
