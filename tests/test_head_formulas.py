@@ -25,7 +25,6 @@ from tests.test_heads import close
 from tests.test_heads import compiled
 from tests.test_heads import gradient
 from tests.test_heads import inputs
-from tests.test_heads import jit
 from tests.test_heads import params_of
 from tests.test_heads import run
 from tests.test_heads import scores_of
@@ -113,8 +112,8 @@ def test_layer_mix_is_its_formula():
 def test_layer_mix_begins_as_the_pair_on_the_mean_of_all_layers():
   x, key = inputs(), jax.random.key(3)
   mean = x.replace(layers=(np.mean(x.layers, axis=0),))
-  mixed, _ = jit(build('layer_mix').init_with_output)(key, x)
-  plain, _ = jit(build('independent').init_with_output)(key, mean)
+  mixed, _ = jax.jit(build('layer_mix').init_with_output)(key, x)
+  plain, _ = jax.jit(build('independent').init_with_output)(key, mean)
   close(mixed.start, plain.start)
   close(mixed.end, plain.end)
 
@@ -128,12 +127,12 @@ def test_biaffine_is_its_formula():
 
 def test_biaffine_begins_as_independent_bit_for_bit():
   x, key = inputs(), jax.random.key(3)
-  product, variables = jit(build('biaffine').init_with_output)(key, x)
-  plain, _ = jit(build('independent').init_with_output)(key, x)
+  product, variables = jax.jit(build('biaffine').init_with_output)(key, x)
+  plain, _ = jax.jit(build('independent').init_with_output)(key, x)
   np.testing.assert_array_equal(product.start, plain.start)
   np.testing.assert_array_equal(product.end, plain.end)
   assert not product.pair.any()
-  grads, _ = jit(functools.partial(gradient, 'biaffine', 'training'))(
+  grads, _ = jax.jit(functools.partial(gradient, 'biaffine', 'training'))(
       variables['params'], x)
   assert np.abs(grads['right']['kernel']).max() > 0.01
 
