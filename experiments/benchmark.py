@@ -67,10 +67,10 @@ def main() -> None:
         for path in scaling.draw(outcomes[name].curves,
                                  pathlib.Path(FIGURES.value)):
           logs.say(f'wrote {path}')
-    record = table.record(session, outcomes, sys.argv)
+      record = table.record(session, outcomes, sys.argv)
+      if OUTPUT.value:  # a suite at a time: the next may take long
+        files.write_json(pathlib.Path(OUTPUT.value), record)
     print(table.plain(record, list(outcomes.values())), end='')
-    if OUTPUT.value:
-      files.write_json(pathlib.Path(OUTPUT.value), record)
 
 
 def chosen(names: str) -> tuple[str, ...]:
