@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import gzip
+import hashlib
 import json
 import os
 import pathlib
@@ -128,6 +129,12 @@ def parse_object(text: str, where: str | pathlib.Path,
     raise errors.UserError(
         f'{where}: {type(value).__name__}, expected a JSON object')
   return value
+
+
+def sha256(path: pathlib.Path) -> str:
+  """Of a file's bytes, in hexadecimal."""
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -20,6 +20,7 @@ import rich.progress
 from tensorboardX import event_file_writer
 from tensorboardX import summary
 from tensorboardX.proto import event_pb2
+from tensorboardX.proto import summary_pb2
 
 from qa_jax import errors
 from qa_jax import files
@@ -92,11 +93,8 @@ class MetricsLog:
     with self._failing():
       while rest:
         rest = rest[self._file.write(rest):]
-      for name, value in values.items():
-        self._board.write_event(event_pb2.Event(
-            wall_time=time.time(), step=step,
-            summary=summary.scalar(f'{split}/{name}', value)))
-      self._board.flush()
+      self._show(step, *(summary.scalar(f'{split}/{name}', value)
+                         for name, value in values.items()))
     if self._tracker:
       self._tracker.write(step, split, values)
 
@@ -105,10 +103,14 @@ class MetricsLog:
     if not self._file or not len(values):
       return
     with self._failing():
+      self._show(step, summary.histogram(
+          name, np.asarray(values), bins='auto'))
+
+  def _show(self, step: int, *shown: summary_pb2.Summary) -> None:
+    for one in shown:
       self._board.write_event(event_pb2.Event(
-          wall_time=time.time(), step=step,
-          summary=summary.histogram(name, np.asarray(values), bins='auto')))
-      self._board.flush()
+          wall_time=time.time(), step=step, summary=one))
+    self._board.flush()
 
   @contextlib.contextmanager
   def _failing(self) -> Iterator[None]:

@@ -61,8 +61,7 @@ def _sums(directory: pathlib.Path, within: str = '') -> dict[str, str]:
   for path in directory.rglob('*'):
     name = path.relative_to(directory).as_posix()
     if name != NAME and name.startswith(within) and not path.is_dir():
-      with path.open('rb') as file:
-        sums[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+      sums[name] = files.sha256(path)
   return sums
 
 

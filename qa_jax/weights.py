@@ -4,7 +4,6 @@ A missing name, an extra name or a wrong shape is an error that lists them.
 """
 
 from collections.abc import Mapping
-import hashlib
 import pathlib
 import re
 from typing import Any
@@ -14,6 +13,7 @@ import huggingface_hub
 import numpy as np
 
 from qa_jax import errors
+from qa_jax import files
 from qa_jax import manifest
 from qa_jax import weight_files
 from qa_jax import weight_names
@@ -78,9 +78,7 @@ def hashes(directory: pathlib.Path) -> dict[str, str]:
   for pattern in (*FETCHED, 'bert_config.json', '*.index', '*.data-*',
                   f'checkpoints/*/{manifest.NAME}'):
     for path in sorted(directory.glob(pattern)):
-      with path.open('rb') as file:
-        out[path.relative_to(directory).as_posix()] = hashlib.file_digest(
-            file, 'sha256').hexdigest()
+      out[path.relative_to(directory).as_posix()] = files.sha256(path)
   return out
 
 

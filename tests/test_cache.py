@@ -17,6 +17,7 @@ import pytest
 
 from qa_jax import errors
 from qa_jax import features
+from qa_jax import files
 from qa_jax.data import cache
 from qa_jax.data import identity
 from qa_jax.data import sources
@@ -163,7 +164,7 @@ def test_a_warm_start_neither_loads_nor_tokenises(tmp_path, squad, monkeypatch):
   monkeypatch.setattr(sources, 'load', never)
   monkeypatch.setattr(tokenizer.Tokenizer, 'encode', never)
   opened = []
-  monkeypatch.setattr(store, 'sha256', lambda path, real=store.sha256: (
+  monkeypatch.setattr(files, 'sha256', lambda path, real=files.sha256: (
       opened.append(path), real(path))[1])
   assert is_warm(cached(tmp_path, str(squad)))
   assert squad not in opened and len(opened) == len(store.ARRAYS)
@@ -273,7 +274,7 @@ def test_a_note_of_a_hash_spares_reading_until_the_file_changes(
   path.write_bytes(squad.read_bytes())
   first = identity.file_sha256(path, tmp_path / 'notes')
   with monkeypatch.context() as patch:
-    patch.setattr(store, 'sha256', never)
+    patch.setattr(files, 'sha256', never)
     assert identity.file_sha256(path, tmp_path / 'notes') == first
   path.write_bytes(squad.read_bytes()[:-1] + b' ')
   assert identity.file_sha256(path, tmp_path / 'notes') != first

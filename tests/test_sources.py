@@ -14,6 +14,7 @@ from qa_jax import metrics
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from tests.refusals import assert_examples_or_one_line
 
 CONTEXT = 'Mira built the Osprey in Tarn. The Osprey sank.'
 SQUAD = {'version': 'v2.0', 'data': [{'title': 'Osprey', 'paragraphs': [{
@@ -385,14 +386,7 @@ def test_any_value_anywhere_is_examples_or_one_line(tmp_path_factory, data):
     place = data.draw(st.sampled_from(list(places(tree))))
     tree = changed(tree, place, data.draw(ANY_JSON))
   path = write(tmp_path_factory.getbasetemp() / name, json.dumps(tree))
-  try:
-    examples = sources.load(path)
-  except errors.UserError as e:
-    assert '\n' not in str(e)
-    return
-  for example in examples:
-    repr(example).encode('utf-8')
-    assert example.id and not (example.impossible and example.answers)
+  assert_examples_or_one_line(path)
 
 
 WHOLE = json.dumps(SQUAD).encode()

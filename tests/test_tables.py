@@ -14,12 +14,12 @@ import pyarrow as pa
 from pyarrow import parquet
 import pytest
 
-from qa_jax import errors
 from qa_jax.data import identity
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from tests import test_sources
+from tests.refusals import assert_examples_or_one_line
 from tests.refusals import refusal
 
 CONTEXT = 'Mira built\r\nthe "Osprey" in Tarn,\nsaid Zoë 😀.'
@@ -335,14 +335,7 @@ def test_damaged_bytes_are_examples_or_one_line(tmp_path_factory, name, data):
     content[at] = data.draw(st.integers(0, 255))
   cut = data.draw(st.integers(0, len(content)) | st.just(len(content)))
   path = write(tmp_path_factory.getbasetemp() / name, bytes(content[:cut]))
-  try:
-    examples = sources.load(path)
-  except errors.UserError as e:
-    assert '\n' not in str(e)
-    return
-  for example in examples:
-    repr(example).encode('utf-8')
-    assert example.id and not (example.impossible and example.answers)
+  assert_examples_or_one_line(path)
 
 
 def test_directory_is_known_to_the_cache_by_its_files(tmp_path):

@@ -90,7 +90,7 @@ def file_sha256(path: pathlib.Path, notes: pathlib.Path) -> str:
     if noted['file'] == where and noted['signature'] == signature:
       return noted['sha256']
   now = time.time()
-  digest = store.sha256(path)
+  digest = files.sha256(path)
   changed = max(path.stat().st_mtime, path.stat().st_ctime)
   if signature == _signature(path) and changed < now - SETTLED_SECONDS:
     with contextlib.suppress(errors.UserError):

@@ -22,6 +22,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from qa_jax import files
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
@@ -174,11 +175,6 @@ def write_durably(path: pathlib.Path, content: bytes | memoryview) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def sha256(path: pathlib.Path) -> str:
-  with path.open('rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
 def _arrays(windows: windows_lib.WindowSet) -> dict[str, np.ndarray]:
   """Every array of ARRAYS, token ids and character offsets in 16 bits if those
   are enough."""
@@ -245,7 +241,7 @@ def _verify(directory: pathlib.Path, about: Mapping[str, Any]) -> Any:
         raise DamagedError(f'{name} has {found} bytes, not {size}')
     largest_first = sorted(manifest['files'].items(), key=lambda f: -f[1][0])
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-      sums = pool.map(lambda f: sha256(directory / f[0]), largest_first)
+      sums = pool.map(lambda f: files.sha256(directory / f[0]), largest_first)
       for (name, (_, expected)), found in zip(
           largest_first, sums, strict=True):
         if found != expected:
