@@ -1,10 +1,13 @@
 """Products in bfloat16 that accumulate in float32, in both directions."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qa_jax.models import bert
 from qa_jax.models import products
 
 SPECS = {'nd,df->nf': ((6, 4), (4, 5)),
@@ -60,3 +63,21 @@ def test_all_three_products_have_the_form_with_a_native_kernel():
   for line in operands_of.splitlines():
     if 'stablehlo.dot_general' in line:
       assert line.count('bf16>') == 2 and line.rstrip().endswith('f32>')
+
+
+def test_an_encoder_and_its_gradient_multiply_bfloat16_as_compiled():
+  """XLA upcasts, with no word, what it has no kernel for."""
+  config = bert.BertConfig(vocab_size=30, hidden_size=32, num_layers=1,
+                           num_heads=2, mlp_size=64, dropout=0.0)
+  encoder = bert.BertEncoder(config, jnp.bfloat16)
+  ids = jnp.zeros((2, 16), jnp.int32)
+  params = encoder.init(jax.random.key(0), ids, ids, ids + 1)
+
+  def loss(params):
+    return (encoder.apply(params, ids, ids, ids + 1)[-1] ** 2).sum()
+
+  text = jax.jit(jax.value_and_grad(loss)).lower(params).compile().as_text()
+  dtypes = dict(re.findall(r'%([\w.-]+) = (\w+)\[', text))
+  dots = re.findall(r' dot\(%([\w.-]+), %([\w.-]+)\)', text)
+  assert len(dots) == 3 * (4 + 2)  # dense layers, and products of attention
+  assert {dtypes[name] for pair in dots for name in pair} == {'bf16'}

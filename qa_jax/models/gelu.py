@@ -1,0 +1,35 @@
+"""GELU in its exact, erf form (Hendrycks and Gimpel, 2016).
+
+Tanh differs by up to 5e-4 and breaks parity. The gradient is written out: left
+to itself it keeps four arrays for what takes one, and rounds between each two.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+  """x Φ(x), computed in float32, in the dtype of `x`."""
+  y = x.astype(jnp.float32)
+  return (y * _cdf(y)).astype(x.dtype)
+
+
+def _forward(x):
+  return gelu(x), x
+
+
+def _backward(x, g):
+  y = x.astype(jnp.float32)
+  density = jnp.exp(-0.5 * y * y) / math.sqrt(2 * math.pi)
+  slope = _cdf(y) + y * density
+  return ((slope * g.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(_forward, _backward)
+
+
+def _cdf(x):
+  return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
