@@ -52,7 +52,7 @@ class Sizes:
 # Fit to half an hour on two cores, peer and compilation included.
 FULL = Sizes(
     questions=5000, train_batch={'minilm_l6': 16, 'base': 8},
-    train_steps={'minilm_l6': 6, 'base': 4}, forward_questions=256,
+    train_steps={'minilm_l6': 4, 'base': 2}, forward_questions=192,
     feature_questions=87_599,  # as SQuAD 1.1's training set has
     search_windows=512, search_repeats=20, dense_windows=64,
     input_batches=200, evaluate_questions=1000,

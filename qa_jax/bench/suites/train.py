@@ -37,8 +37,8 @@ def variants() -> dict[str, dict[str, Any]]:
   """Our ways to train: name → config fields."""
   return {f'{dtype} {layout}': {'precision__compute_dtype': dtype,
                                 'data__packing': layout == 'packed'}
-          for dtype in ('float32', 'bfloat16')
-          for layout in ('buckets', 'packed')}
+          for dtype, layout in (('float32', 'buckets'), ('bfloat16', 'buckets'),
+                                ('bfloat16', 'packed'))}
 
 
 class Ours:
