@@ -62,9 +62,10 @@ def digest(workdir: pathlib.Path, step: int) -> str:
   return sums.hexdigest()
 
 
-def outcome(workdir: pathlib.Path) -> tuple[list[dict[str, Any]], str]:
+def outcome(workdir: pathlib.Path,
+            step: int = STEPS) -> tuple[list[dict[str, Any]], str]:
   """All that was logged but times, and the hash of the final state."""
-  return test_train.rows_of(workdir), digest(workdir, STEPS)
+  return test_train.rows_of(workdir), digest(workdir, step)
 
 
 class Pair:

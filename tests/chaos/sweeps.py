@@ -8,8 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
+
+import optuna
 
 from tests.chaos import processes
+from tests.chaos import runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = '''
@@ -19,41 +23,47 @@ from tests import tiny
 
 def get_config():
   return ml_collections.ConfigDict(tiny.config(
-      train={{'num_steps': 12, 'checkpoint_every_steps': 3}},
+      train={{'num_steps': {steps}, 'checkpoint_every_steps': 3}},
       parallel={{'num_devices': 1}}).to_dict())
 
 def sweep():
   return [{{}}] + [{{'optim.learning_rate': 1e-3 * n}} for n in range(1, {n})]
 '''
 SEEDS = 3
+STEPS = 12
+MOST_BEGINNINGS = 20  # of a sweep that is killed; it needs one more than kills
 
 
 def killed(directory: pathlib.Path, count: int, seed: int) -> str:
   """R10: a sweep of `count` trials, undisturbed and with kills."""
   draw, config = random.Random(seed), directory / 'config.py'
-  config.write_text(CONFIG.format(n=count // SEEDS))
+  config.write_text(CONFIG.format(n=count // SEEDS, steps=STEPS))
   whole = _begin(config, directory / 'whole')
   assert whole.wait(processes.SECONDS * count) == 0, _said(directory / 'whole')
-  workers = drivers = 0
-  while True:
+  kills = ['worker'] * (count // 3) + ['driver'] * max(count // 10, 1)
+  draw.shuffle(kills)
+  done = {'worker': 0, 'driver': 0}
+  for _ in range(MOST_BEGINNINGS):
     driver = _begin(config, directory / 'killed')
     while driver.poll() is None:
       time.sleep(draw.uniform(1.0, 20.0))
-      trials = _children(driver.pid)
-      if trials and workers < count // 3:
-        os.kill(draw.choice(trials), signal.SIGKILL)
-        workers += 1
-      elif drivers < count // 10:
-        driver.kill()
-        drivers += 1
-    if driver.wait() == 0:
+      if not kills or driver.poll() is not None:
+        continue
+      victim = (driver.pid if kills[0] == 'driver'
+                else _trial(driver.pid, draw))
+      if victim:
+        os.kill(victim, signal.SIGKILL)
+        done[kills.pop(0)] += 1
+    if driver.returncode == 0:
       break
-    assert drivers or workers, _said(directory / 'killed')
-  expected, found = (_scores(directory / name) for name in ('whole', 'killed'))
+  else:
+    raise AssertionError(_said(directory / 'killed'))
+  expected, found = (_results(directory / n) for n in ('whole', 'killed'))
   assert len(expected) == count and found == expected
-  return (f'{count} trials, {workers} workers and {drivers} drivers killed: '
-          'the same command again ended with each trial complete once, and '
-          'all scores equal to those of the undisturbed sweep')
+  return (f'{count} trials, {done["worker"]} workers and {done["driver"]} '
+          'drivers killed: the same command again ended with each trial '
+          'complete once; every logged value, score and sha256 of parameters '
+          'and optimizer equal to those of the undisturbed sweep')
 
 
 def _begin(config: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen:
@@ -69,22 +79,25 @@ def _said(workdir: pathlib.Path) -> str:
   return workdir.with_suffix('.log').read_text()
 
 
-def _children(pid: int) -> list[int]:
+def _trial(pid: int, draw: random.Random) -> int | None:
+  """One of a driver's children, if it has any."""
   try:
     text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text()
   except OSError:  # it has ended
-    return []
-  return [int(word) for word in text.split()]
+    return None
+  return draw.choice([int(word) for word in text.split()] or [None])
 
 
-def _scores(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Trial → its metrics; it must have one evaluation and be complete."""
+def _results(workdir: pathlib.Path) -> dict[str, Any]:
+  """Trial → what it logged, scored and saved; each must be complete once."""
+  study = optuna.load_study(
+      study_name='sweep', storage=f'sqlite:///{workdir}/study.db')
+  names = sorted(t.user_attrs['name'] for t in study.get_trials(
+      states=[optuna.trial.TrialState.COMPLETE]))
+  assert names == sorted(p.name for p in (workdir / 'trials').iterdir())
   found = {}
-  for trial in sorted((workdir / 'trials').iterdir()):
+  for name in names:
+    trial = workdir / 'trials' / name
     path, = trial.glob('eval/*/metrics.json')
-    found[trial.name] = json.loads(path.read_text())
-    steps = [json.loads(line)['step'] for line in (
-        trial / 'metrics.jsonl').read_text().splitlines()
-             if '"train"' in line]
-    assert len(steps) == len({*steps}), trial
+    found[name] = json.loads(path.read_text()), *runs.outcome(trial, STEPS)
   return found
