@@ -8,9 +8,9 @@ candidates and slices are about the questions that have an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import math
 import pathlib
 import re
+import sys
 from typing import Any
 
 import numpy as np
@@ -175,7 +175,7 @@ def read_nbest(path: pathlib.Path
   found: dict[str, Candidates] = {}
   windows: dict[str, int] = {}
   for where, row in files.read_rows(path):
-    answers, windows[row.get('id')] = row.get('answers'), row.get('windows')
+    answers = row.get('answers')
     if not (isinstance(row.get('id'), str) and isinstance(answers, list)
             and isinstance(row.get('windows'), int)):
       raise errors.UserError(
@@ -187,11 +187,11 @@ def read_nbest(path: pathlib.Path
       if not (isinstance(answer, dict) and isinstance(answer.get('text'), str)
               and all(isinstance(answer.get(k), int) for k in ('start', 'end'))
               and isinstance(answer.get('score'), int | float)
-              and math.isfinite(answer['score'])):
+              and abs(answer['score']) <= sys.float_info.max):
         raise errors.UserError(
             f'{where}: expected answers with text, start, end and a finite '
             'score')
-    found[row['id']] = answers
+    found[row['id']], windows[row['id']] = answers, row['windows']
   return found, windows
 
 

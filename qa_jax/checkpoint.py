@@ -137,7 +137,7 @@ class Checkpoints:
       UserError: no space, no permission, …; the steps before are whole. Where
         saving overlaps with training, the next call or `close` says so.
     """
-    self._finish()
+    self.finish()
     metrics = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
     held = step in self.steps
     held, better = processes.of_first(
@@ -154,7 +154,7 @@ class Checkpoints:
               meta=ocp.args.JsonSave(meta)))
     self._sealing = self._sealer.submit(self._seal, step)
     if not self._overlapping:
-      self._finish()
+      self.finish()
       processes.wait('sealed')
 
   def _seal(self, step: int) -> None:
@@ -163,7 +163,8 @@ class Checkpoints:
       if processes.first():
         manifest.write(self._directory / str(step))
 
-  def _finish(self) -> None:
+  def finish(self) -> None:
+    """Waits until what was saved is whole, or raises what `save` would."""
     if self._sealing:
       sealing, self._sealing = self._sealing, None
       sealing.result()
@@ -234,7 +235,7 @@ class Checkpoints:
 
   def close(self) -> None:
     try:
-      self._finish()
+      self.finish()
     finally:
       self._sealer.shutdown()
       if self._manager:

@@ -191,7 +191,7 @@ def _fill(cls: type, values: Mapping[str, Any], path: str) -> Any:
 
 
 def _cast(kind: type, value: Any, where: str) -> Any:
-  if kind is float and type(value) is int:
+  if kind is float and type(value) is int and abs(value) < 2**1023:
     return float(value)
   if kind is tuple and isinstance(value, (list, tuple)):
     if all(type(v) is int for v in value):

@@ -233,8 +233,8 @@ class Evaluator:
     self._calibration = calibration
 
   def evaluate(self, params: Any, *, output: pathlib.Path | None = None,
-               progress: str = '') -> dict[str, float]:
-    """Metrics as metrics.json has them; writes the files under `output`."""
+               progress: str = '', seal: bool = True) -> dict[str, float]:
+    """Metrics; writes the files of `output`, metrics.json last if `seal`."""
     examples, decode = self.windows.examples, self._config.decode
     output = output if processes.first() else None
     held_out = self._calibration
@@ -276,7 +276,8 @@ class Evaluator:
            'windows': int(count[i]),
            'answers': aggregate.nbest(e, answers, i)}
           for i, e in enumerate(examples)))
-      files.write_json(output / 'metrics.json', values)
+      if seal:
+        files.write_json(output / 'metrics.json', values)
     return values
 
 

@@ -60,13 +60,14 @@ class Keeper:
     An evaluation is given up for a signal; who resumes makes it.
     """
     trainer, metrics = self._trainer, {}
+    last = step == trainer.num_steps
     if _evaluates(trainer, step) and trainer.evaluator:
-      last = step == trainer.num_steps
       with (contextlib.suppress(stop.Interrupted),
             self._requests.interrupting()):
         metrics = trainer.evaluator.evaluate(
             state.params,
-            output=_output(trainer, self._workdir) if last else None)
+            output=_output(trainer, self._workdir) if last else None,
+            seal=False)
     if metrics:
       self.metrics = metrics
       self._log.write(step, 'eval', {
@@ -79,6 +80,11 @@ class Keeper:
               'skipped': list(self._meter.skipped)}, metrics=metrics)
     if not metrics:
       return ''
+    if last:
+      self._store.finish()
+      if processes.first():  # for a sweep, the run is complete with it
+        files.write_json(
+            _output(trainer, self._workdir) / 'metrics.json', metrics)
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
 
 

@@ -6,6 +6,7 @@ every tensor carries a crc32c: a damaged file is an error and never a wrong
 number. Formats: LevelDB's table_format.md; TensorFlow's tensor_bundle.proto.
 """
 
+import collections
 from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import math
@@ -63,8 +64,10 @@ def read_index(prefix: pathlib.Path) -> Index:
     header = _fields(rows.pop(b''))
     if header.get(2, [0]) != [0]:
       raise ValueError('big-endian numbers')
-    return Index(path.with_name(prefix.name), _int(header, 1), {
-        name.decode(): _entry(value) for name, value in rows.items()})
+    entries = {name.decode(): _entry(value) for name, value in rows.items()}
+    if strange := [name for name in entries if not name.isprintable()]:
+      raise ValueError(f'the name {strange[0]!r}')
+    return Index(path.with_name(prefix.name), _int(header, 1), entries)
   except OSError as e:
     raise errors.UserError(f'{path}: {e.strerror}') from None
   except (ValueError, TypeError, IndexError, KeyError, struct.error,
@@ -80,7 +83,7 @@ def read_tensors(index: Index, names: Iterable[str]) -> dict[str, np.ndarray]:
   Raises:
     UserError: a type that weights do not have, a missing or damaged file.
   """
-  out = {}
+  out, taken = {}, collections.Counter()  # bytes of each file
   for name in names:
     entry = index.entries[name]
     path = index.prefix.with_name(
@@ -95,6 +98,9 @@ def read_tensors(index: Index, names: Iterable[str]) -> dict[str, np.ndarray]:
         raise ValueError(f'{entry.size} bytes for shape {entry.shape}')
       if entry.offset + entry.size > path.stat().st_size:
         raise ValueError('the file ends before it')
+      taken[path] += entry.size
+      if taken[path] > path.stat().st_size:
+        raise ValueError('it overlaps others')
       with path.open('rb') as file:
         file.seek(entry.offset)
         data = file.read(entry.size)

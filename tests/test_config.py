@@ -36,6 +36,7 @@ def test_shipped_config_lists_every_field_so_that_flags_can_override(name):
     ({'train': {'num_steps': 1, 'num_epochs': 1.0}}, 'set one of'),
     ({'train': {}}, 'set one of'),
     ({'optim': {'learning_rate': float('nan')}}, 'expected float'),
+    ({'optim': {'learning_rate': 10**400}}, 'expected float'),
     ({'data': {'buckets': [1, 'a']}}, 'list of ints'),
     ({'data': {'max_length': 513}}, 'in 8 … 512'),
     ({'precision': {'compute_dtype': 'float16'}}, 'float32 or bfloat16'),

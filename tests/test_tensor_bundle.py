@@ -202,6 +202,21 @@ def test_what_no_checksum_guards_is_checked(tmp_path, options, message):
   assert message in refusal(read, prefix)
 
 
+def test_many_tensors_of_the_same_bytes_are_refused(tmp_path):
+  same = field(4, 0) + field(1, 1)  # float32 at the file's begin
+  prefix = write(tmp_path / 'm', {
+      'a': np.ones(3, np.float32), 'b': np.ones(3, np.float32)}, extra=same)
+  assert len(read(prefix)) == 2
+  path = tmp_path / 'm.data-00000-of-00001'
+  path.write_bytes(path.read_bytes()[:12])
+  assert 'b is damaged (it overlaps others)' in refusal(read, prefix)
+
+
+def test_a_name_that_would_break_the_line_is_refused(tmp_path):
+  prefix = write(tmp_path / 'm', {'a\nb\x1b[2J': np.ones(3, np.float32)})
+  assert r"the name 'a\nb\x1b[2J'" in refusal(read, prefix)
+
+
 def test_a_snappy_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
   prefix = write(tmp_path / 'm', {'a': np.ones(3, np.float32)},
                  compression=1, extra=field(9, b'x' * 4000))

@@ -168,6 +168,27 @@ def test_a_killed_run_resumes_bit_for_bit(
     np.testing.assert_array_equal(value, killed[name], err_msg=name)
 
 
+def test_a_run_that_dies_in_its_last_save_does_not_look_complete(
+    tmp_path, monkeypatch):
+  config, (whole, killed) = tiny.config(), map(tmp_path.joinpath, 'ab')
+  metrics = train.train(config, whole)
+  save = checkpoint.Checkpoints.save
+
+  def dying(self, step, **items):
+    if step == config.train.num_steps:
+      raise Killed
+    save(self, step, **items)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'save', dying)
+    with pytest.raises(Killed):
+      train.train(config, killed)
+  assert not [*killed.glob('eval/*/metrics.json')]
+  assert train.train(config, killed) == metrics
+  assert rows_of(killed) == rows_of(whole)
+  for path in whole.glob('eval/*/*'):
+    assert (killed / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8)])
 def test_a_run_goes_on_with_another_number_of_devices(
     tmp_path, monkeypatch, capsys, before, after):

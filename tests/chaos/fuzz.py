@@ -4,27 +4,28 @@ An input fails if anything else is raised, if it takes a second of the
 processor, or if the process has grown by MOST_MEBIBYTES after all.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
+import inspect
 import json
 import pathlib
 import resource
 import signal
-import string
 import struct
 from typing import Any
 
-import hypothesis
-from hypothesis import strategies as st
 import numpy as np
 
 from qa_jax import analysis
+from qa_jax import build
 from qa_jax import config
 from qa_jax import errors
 from qa_jax import heads
 from qa_jax import metrics
 from qa_jax import objectives
+from qa_jax import optim
+from qa_jax import parallel
 from qa_jax import predict
 from qa_jax import registry
 from qa_jax import search
@@ -34,101 +35,47 @@ from qa_jax.data import examples
 from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
+from qa_jax.models import attention
+from qa_jax.models import bert
 from qa_jax.web import service as service_lib
 from tests import test_tensor_bundle
 from tests import test_view
 from tests import tiny
 from tests.chaos import damage
+from tests.chaos import inputs
 
 SECONDS = 1.0  # of the processor, for one input
 MOST_MEBIBYTES = 256
 LINE = errors.MAX_CHARACTERS + 10
 
-TEXT = st.text(st.characters(), max_size=30)
-ODD = st.sampled_from([
-    '', '\0', '\n', '\ud800', '\u202e', '́' * 20, '[SEP]', '[CLS] [MASK]',
-    '##', 'İ' * 9, '\U0001f9d1‍\U0001f680', 'a' * 300, '東京', '../../x'])
-NUMBER = (st.integers(-10**30, 10**30) | st.floats()
-          | st.sampled_from([0, -1, 1, 2**31, 2**63, 10**400]))
-JSON = st.recursive(
-    st.none() | st.booleans() | NUMBER | TEXT | ODD,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        TEXT | st.sampled_from(['id', 'text', 'answers', 'question']), inner,
-        max_size=4), max_leaves=8)
-SYNTAX = st.sampled_from([
-    b'{', b'}', b'[', b']', b'"', b',', b':', b'\\', b'\\ud800', b'null',
-    b'NaN', b'1e999', b'-', b'9' * 5000, b'[' * 5000, b'{"a":' * 2000,
-    b'\xff', b'\0', b'\xef\xbb\xbf', b'(', b')', b'=', b"'", b'+', b'\n'])
-
-
 class Hang(BaseException):
   """An input took longer than it may."""
 
 
-@st.composite
-def edits(draw: Any, wholes: tuple[bytes, ...]) -> bytes:
-  """One of these with a few places changed."""
-  content = draw(st.sampled_from(wholes))
-  for _ in range(draw(st.integers(0, 4))):
-    at = draw(st.integers(0, len(content)))
-    end = at + draw(st.sampled_from([0, 0, 1, 2, 8, 10**9]))
-    put = draw(SYNTAX | st.binary(max_size=8))
-    content = content[:at] + put + content[end:]
-  return content
-
-
-@st.composite
-def trees(draw: Any, whole: Any) -> bytes:
-  """The JSON of a tree with one or two values replaced."""
-  def places(value: Any, path: tuple = ()) -> Iterator[tuple]:
-    yield path
-    if isinstance(value, dict | list):
-      for key in (value if isinstance(value, dict) else range(len(value))):
-        yield from places(value[key], (*path, key))
-
-  def replaced(value: Any, path: tuple, new: Any) -> Any:
-    if not path:
-      return new
-    value = value.copy()
-    value[path[0]] = replaced(value[path[0]], path[1:], new)
-    return value
-  tree = whole
-  for _ in range(draw(st.integers(1, 2))):
-    tree = replaced(
-        tree, draw(st.sampled_from([*places(tree)])), draw(JSON))
-  return json.dumps(tree).encode()
-
-
-def campaign(strategy: st.SearchStrategy, call: Callable[[Any], Any],
-             directory: pathlib.Path, count: int, seed: int) -> str:
+def campaign(pool: inputs.Pool, call: Callable[[Any], Any],
+             count: int) -> str:
   """Calls with `count` inputs; what came of them."""
-  tally = {'inputs': 0, 'refused': 0}
-  longest = 0.0
-
-  @hypothesis.seed(seed)
-  @hypothesis.settings(
-      max_examples=count, deadline=None, database=None,
-      suppress_health_check=[*hypothesis.HealthCheck], phases=[
-          hypothesis.Phase.generate, hypothesis.Phase.shrink])
-  @hypothesis.given(strategy)
-  def one(value: Any) -> None:
-    nonlocal longest
-    tally['inputs'] += 1
-    with limited() as spent:
-      try:
-        call(value)
-      except (errors.UserError, service_lib.Refused) as e:
-        tally['refused'] += 1
-        assert '\n' not in str(e) and len(str(e)) < LINE, str(e)[:3000]
+  refused, longest, before = 0, 0.0, _peak()
+  for n in range(count):
+    value = pool.next()
+    line = ''
+    try:
+      with limited() as spent:
+        try:
+          call(value)
+        except (errors.UserError, service_lib.Refused) as e:
+          refused, line = refused + 1, str(e)
+      assert '\n' not in line and len(line) < LINE, line[:3000]
+    except BaseException as e:
+      e.add_note(f'input {n} of this seed: {value!r:.3000}')
+      raise
     longest = max(longest, spent())
-
-  before = _peak()
-  one()
+    pool.note(value, line)
   grown = _peak() - before
   assert grown < MOST_MEBIBYTES, grown
-  return (f'{tally["inputs"]} inputs, {tally["refused"]} refused in one line, '
-          f'no other error; at most {longest:.2f} s of the processor and '
-          f'{grown:.0f} MiB more')
+  return (f'{count} inputs: {count - refused} taken, {refused} refused in one '
+          f'line, {pool.different} different ones, no other error; at most '
+          f'{longest:.2f} s of the processor and {grown:.0f} MiB more')
 
 
 @contextlib.contextmanager
@@ -150,20 +97,27 @@ def _peak() -> float:
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def parser(strategy: st.SearchStrategy) -> Callable:
+def parser(seeds: Sequence[Any] = (),
+           fresh: Callable[[inputs.Draw], Any] | None = None) -> Callable:
   """Makes a program of prepare(directory) → call."""
   def program(prepare: Callable) -> Callable[[pathlib.Path, int, int], str]:
     @functools.wraps(prepare)
     def run(directory: pathlib.Path, count: int, seed: int) -> str:
-      return campaign(strategy, prepare(directory), directory, count, seed)
+      return campaign(inputs.Pool(seeds, fresh, seed), prepare(directory),
+                      count)
     return run
   return program
 
 
-SQUAD = json.dumps(damage.SQUAD).encode()
+def dumped(*values: Any) -> list[bytes]:
+  return [json.dumps(value).encode() for value in values]
 
 
-@parser(edits((SQUAD,)) | trees(damage.SQUAD) | st.binary(max_size=40))
+def noise(draw: inputs.Draw) -> bytes:
+  return draw.randbytes(draw.randint(0, 40))
+
+
+@parser(dumped(damage.SQUAD), noise)
 def squad(directory):
   path = directory / 'a.json'
 
@@ -180,7 +134,7 @@ MRQA = {'context': 'Mira lives in Bern.', 'qas': [
         {'text': 'Mira', 'char_spans': [[0, 3]]}]}]}
 
 
-@parser(edits((json.dumps(MRQA).encode() + b'\n',)) | trees(MRQA))
+@parser([*dumped(MRQA, {'header': {}}), dumped(MRQA)[0] + b'\n'], noise)
 def mrqa(directory):
   path = directory / 'a.jsonl'
 
@@ -192,11 +146,14 @@ def mrqa(directory):
 
 WORDS = tokenizer_lib.train(
     ['Mira lives in Bern, 東京 é ##'], vocab_size=120)
-PROSE = st.lists(TEXT | ODD | st.sampled_from(
-    ['Mira', ' ', 'lives in Bern', '.'])).map(''.join)
 
 
-@parser(st.tuples(PROSE, PROSE))
+def prose(draw: inputs.Draw) -> str:
+  return ''.join(draw.choice(('Mira', ' ', 'lives in Bern', '.', inputs.text(
+      draw))) for _ in range(draw.randint(0, 8)))
+
+
+@parser(fresh=lambda draw: (prose(draw), prose(draw)))
 def tokens(directory):
   del directory
 
@@ -220,19 +177,26 @@ def tokens(directory):
   return call
 
 
-SPECS = (b'biaffine(rank=32)', b'compound(base="mlp(rank=64)")', b'beam',
-         b'cross_entropy(domain="all")', b'label_smoothing(epsilon=0.1)',
-         b'length_prior(base="independent")', b'top_k(k=5)', b'conditional',
-         b'answerability(base="span_softmax(temperature=2.0)")',
-         b'synthetic(seed=1, size=2)+synthetic(seed=2, size=1)')
+SPECS = [
+    'biaffine(rank=32)', 'compound(base="mlp(rank=64)")', 'beam',
+    'cross_entropy(domain="all")', 'label_smoothing(epsilon=0.1)',
+    'length_prior(base="independent")', 'top_k(k=5)', 'conditional',
+    'answerability(base="span_softmax(temperature=2.0)")',
+    'synthetic(seed=1, size=2)+synthetic(seed=2, size=1)']
 TABLES = {'head': heads.HEADS, 'objective': objectives.OBJECTIVES,
           'search': search.SEARCHES}
+# (name, parameter) of all that a spec may build.
+PARAMETERS = [(name, key) for table in TABLES.values()
+              for name, make in table.items()
+              for key in (*inspect.signature(make).parameters, 'rnak')]
 
 
-@parser(edits(SPECS).map(lambda b: b.decode('utf-8', 'surrogateescape'))
-        | st.builds('{}({}={!r})'.format, st.sampled_from(
-            [name for table in TABLES.values() for name in table]),
-            st.text(string.ascii_lowercase + '_', max_size=9), JSON))
+def spec_of(draw: inputs.Draw) -> str:
+  name, key = draw.choice(PARAMETERS)
+  return f'{name}({key}={inputs.tree(draw, 1)!r})'
+
+
+@parser(SPECS, spec_of)
 def specs(directory):
   del directory
 
@@ -244,38 +208,81 @@ def specs(directory):
   return call
 
 
-@parser(edits(SPECS).map(lambda b: b.decode('utf-8', 'surrogateescape')).filter(
-    lambda spec: 'size' not in spec and 'tfds' not in spec))
+@parser(SPECS)
 def data_specs(directory):
   del directory
-  return sources.load
 
-
-FIELDS = [f'{group}.{name}' for group, values in config.Config().to_dict(
-    ).items() if isinstance(values, dict) for name in values] + ['seed']
-
-
-@parser(st.dictionaries(
-    st.sampled_from(FIELDS) | TEXT | st.builds(
-        '{}.{}'.format, st.sampled_from(FIELDS), TEXT),
-    JSON | st.lists(st.integers(0, 600)), max_size=3))
-def overrides(directory):
-  del directory
-
-  def call(changes: dict[str, Any]) -> None:
-    made = config.check(config.override(tiny.FIELDS, changes))
-    assert config.check(made.to_dict()) == made
+  def call(spec: str) -> None:
+    if 'size' not in spec and 'tfds' not in spec:  # slow, not wrong
+      sources.load(spec)
   return call
 
 
-@parser(trees(config.Config().to_dict()) | edits((json.dumps(
-    config.Config().to_dict()).encode(),)))
+# field → a value that it has, of all there are.
+FIELDS = {f'{group}.{name}': value
+          for group, values in tiny.config().to_dict().items()
+          if isinstance(values, dict)
+          for name, value in values.items()} | {'seed': 3}
+CHOICES = {
+    'model.preset': bert.PRESETS, 'model.attention': attention.ATTENTION,
+    'precision.compute_dtype': ('float32', 'bfloat16'),
+    'optim.schedule': optim.SCHEDULES, 'parallel.mode': parallel.MODES}
+
+
+def changes(draw: inputs.Draw) -> dict[str, Any]:
+  """Overrides, most of them of the right type and about the bounds."""
+  out = {}
+  for _ in range(draw.randint(1, 4)):
+    field = draw.choice([*FIELDS])
+    bounds = [b for b in config.BOUNDS.get(field, ()) if b is not None]
+    kind = draw.random()
+    if kind < 0.4 and bounds:
+      value = draw.choice(bounds) * draw.choice((1, 1, 2)) + draw.choice(
+          (0, 1, -1, 0.5))
+      value = int(value) if type(FIELDS[field]) is int else value
+    elif kind < 0.4 and field in CHOICES:
+      value = draw.choice([*CHOICES[field]])
+    elif kind < 0.8:
+      value = inputs.changed(draw, FIELDS[field], inputs.ODD)
+    else:
+      value = inputs.tree(draw, 1)
+    if draw.random() < 0.05:
+      field += draw.choice(('.', '.x', 's', inputs.text(draw, 4)))
+    out[field] = value
+  return out
+
+
+def parts(made: config.Config) -> None:
+  """What is checked of a config before anything is read or compiled."""
+  build.buckets(made)
+  parallel.check_batch(made.train.batch_size, max(
+      made.parallel.num_devices, 1), made.train.grad_accumulation)
+  optim.make_schedule(made.optim.schedule, learning_rate=1.0, num_steps=1,
+                      warmup_fraction=0.0)
+  if not made.model.init_from:
+    build.bert_config(made, 100, None)
+
+
+@parser(fresh=changes)
+def overrides(directory):
+  del directory
+
+  def call(given: dict[str, Any]) -> None:
+    made = config.check(config.override(tiny.FIELDS, given))
+    assert config.check(made.to_dict()) == made
+    parts(made)
+  return call
+
+
+@parser(dumped(tiny.config().to_dict(), config.override(
+    tiny.config().to_dict(), {'train.num_steps': 0, 'train.num_epochs': 2.0,
+                              'data.buckets': [32, 48]})), noise)
 def stored_config(directory):
   path = directory / 'config.json'
 
   def call(content: bytes) -> None:
     path.write_bytes(content)
-    config.read(directory)
+    parts(config.read(directory))
   return call
 
 
@@ -286,21 +293,21 @@ HEADER = {'__metadata__': {'format': 'pt'}, **{
         ('bert.embeddings.word_embeddings.weight', 'F16'),
         ('bert.encoder.layer.0.output.dense.weight', 'BF16'),
         ('qa_outputs.weight', 'I16')))}}
+MORE = (0, 0, 0, 0, 1, -1, 2**31, 2**63 - 1)  # of the header's length
+SIZES = (36, 36, 36, 35, 0, 40)  # of the data
 
 
-@parser(st.tuples(
-    trees(HEADER) | edits((json.dumps(HEADER).encode(),)),
-    st.sampled_from([0, 0, 0, 0, 1, -1, 2**31, 2**63 - 1]),
-    st.sampled_from([36, 36, 36, 35, 0, 40])))
+@parser([(header, 0) for header in dumped(HEADER)])
 def safetensors(directory):
   fields = json.loads((damage.test_weights.TINY / 'config.json').read_text())
   (directory / 'config.json').write_text(json.dumps(fields))
   path = directory / 'model.safetensors'
 
-  def call(parts: tuple[bytes, int, int]) -> None:
-    header, more, size = parts
-    path.write_bytes(struct.pack('<Q', (len(header) + more) % 2**64) + header
-                     + bytes(range(size)))
+  def call(given: tuple[bytes, int]) -> None:
+    header, chance = given
+    length = len(header) + MORE[chance % len(MORE)]
+    path.write_bytes(struct.pack('<Q', length % 2**64) + header + bytes(
+        range(SIZES[chance // len(MORE) % len(SIZES)])))
     weight_files.read(directory)
   return call
 
@@ -309,23 +316,19 @@ ROW = test_tensor_bundle.field
 GOOD = (ROW(1, 1) + ROW(2, ROW(2, ROW(1, 3))) + ROW(4, 0) + ROW(5, 12)
         + test_tensor_bundle.varint(6 << 3 | 5)
         + test_tensor_bundle.masked_crc(bytes(12)))
+FLIPS = (None, None, None, None, (0, 1), (20, 255), (-9, 1), (-1, 1))
 
 
-@parser(st.tuples(
-    edits((ROW(1, 1),)), st.dictionaries(
-        st.binary(min_size=1, max_size=6) | st.just(b'name'), edits((GOOD,)),
-        max_size=3),
-    st.sampled_from([None, None, None, (0, 1), (20, 255), (-9, 1)]),
-    st.booleans()))
+@parser([(ROW(1, 1), b'name', GOOD, b'other', GOOD, 0)])
 def bundles(directory):
   prefix = directory / 'model'
   prefix.with_name('model.data-00000-of-00001').write_bytes(bytes(12))
 
-  def call(parts: tuple[bytes, dict[bytes, bytes], Any, bool]) -> None:
-    header, rows, flip, packed = parts
+  def call(given: tuple[bytes, bytes, bytes, bytes, bytes, int]) -> None:
+    header, name, row, other, another, chance = given
     content = bytearray(test_tensor_bundle.table(
-        {b'': header, **rows}, compression=int(packed)))
-    if flip:
+        {name: row, other: another, b'': header}, compression=chance & 1))
+    if flip := FLIPS[chance // 2 % len(FLIPS)]:
       content[flip[0]] ^= flip[1]
     prefix.with_name('model.index').write_bytes(content)
     index = tensor_bundle.read_index(prefix)
@@ -336,8 +339,7 @@ def bundles(directory):
 BODY = {'question': 'Who?', 'context': 'Mira lives in Bern.', 'n_best': 2}
 
 
-@parser(edits((json.dumps(BODY).encode(),)) | trees(BODY)
-        | st.binary(max_size=40))
+@parser(dumped(BODY), noise)
 def bodies(directory):
   del directory
   service = service_lib.Service(
@@ -356,15 +358,13 @@ NBEST = {'id': 'a', 'null_score': 1.5, 'windows': 1, 'answers': [
     {'text': 'Bern', 'start': 14, 'end': 18, 'score': 2.5}]}
 
 
-@parser(st.tuples(*(
-    trees(whole) | edits((json.dumps(whole).encode(),)) | st.just(
-        json.dumps(whole).encode()) for whole in (SAID, SURE, NBEST))))
+@parser([tuple(dumped(SAID, SURE, NBEST))])
 def evaluations(directory):
   paths = [directory / name for name in (
       'predictions.json', 'na_probs.json', 'nbest.jsonl')]
 
-  def call(parts: tuple[bytes, bytes, bytes]) -> None:
-    for path, content in zip(paths, parts, strict=True):
+  def call(contents: tuple[bytes, bytes, bytes]) -> None:
+    for path, content in zip(paths, contents, strict=True):
       path.write_bytes(content)
     said = metrics.read_predictions(paths[0])
     sure = metrics.read_na_probs(paths[1])
@@ -376,8 +376,8 @@ def evaluations(directory):
   return call
 
 
-@parser(edits((b'{"question": "Who?", "context": "Mira", "id": 3}\n',))
-        | trees({'question': 'Who?', 'context': 'Mira.', 'id': 'a'}))
+@parser([b'{"question": "Who?", "context": "Mira", "id": 3}\n', *dumped(
+    {'question': 'Who?', 'context': 'Mira.', 'id': 'a'})], noise)
 def questions(directory):
   path = directory / 'in.jsonl'
 

@@ -220,9 +220,10 @@ def _check_saves(saves: pathlib.Path, done: list[int]) -> bool:
       if p.name.isdigit() and not (p / manifest.NAME).is_file())]
   store = checkpoint.Checkpoints(saves)
   assert store.latest >= done[-1], (store.latest, done[-1])
-  best = max(done, key=lambda step: (step % 7, step))
-  # What was finished but not yet noted may be better, or later.
-  assert {done[-1], best} <= {*store.steps} or store.latest > done[-1]
+  assert done[-1] in store.steps or store.latest > done[-1]
+  # What was finished but never noted may be better.
+  rank = lambda step: (step % 7, step)
+  assert rank(store.best) >= max(map(rank, done)), (store.best, store.steps)
   shapes = {'w': jax.ShapeDtypeStruct(
       (64, 64), np.float32, sharding=jax.sharding.SingleDeviceSharding(
           jax.devices('cpu')[0]))}
