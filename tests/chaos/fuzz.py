@@ -1,17 +1,8 @@
-"""Any input to any parser: a result, or the one line that is documented.
+"""Any input to any parser: a result, or the one line that is documented."""
 
-An input fails if anything else is raised, if it takes a second of the
-processor, or if the process has grown by MOST_MEBIBYTES after all.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import functools
 import inspect
 import json
-import pathlib
-import resource
-import signal
 import struct
 from typing import Any
 
@@ -35,78 +26,14 @@ from qa_jax.data import examples
 from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
-from qa_jax.models import attention
-from qa_jax.models import bert
 from qa_jax.web import service as service_lib
 from tests import test_tensor_bundle
 from tests import test_view
 from tests import tiny
 from tests.chaos import damage
 from tests.chaos import inputs
-
-SECONDS = 1.0  # of the processor, for one input
-MOST_MEBIBYTES = 256
-LINE = errors.MAX_CHARACTERS + 10
-
-class Hang(BaseException):
-  """An input took longer than it may."""
-
-
-def campaign(pool: inputs.Pool, call: Callable[[Any], Any],
-             count: int) -> str:
-  """Calls with `count` inputs; what came of them."""
-  refused, longest, before = 0, 0.0, _peak()
-  for n in range(count):
-    value = pool.next()
-    line = ''
-    try:
-      with limited() as spent:
-        try:
-          call(value)
-        except (errors.UserError, service_lib.Refused) as e:
-          refused, line = refused + 1, str(e)
-      assert '\n' not in line and len(line) < LINE, line[:3000]
-    except BaseException as e:
-      e.add_note(f'input {n} of this seed: {value!r:.3000}')
-      raise
-    longest = max(longest, spent())
-    pool.note(value, line)
-  grown = _peak() - before
-  assert grown < MOST_MEBIBYTES, grown
-  return (f'{count} inputs: {count - refused} taken, {refused} refused in one '
-          f'line, {pool.different} different ones, no other error; at most '
-          f'{longest:.2f} s of the processor and {grown:.0f} MiB more')
-
-
-@contextlib.contextmanager
-def limited() -> Iterator[Callable[[], float]]:
-  """Hang after SECONDS of the processor; gives what was spent of them."""
-  def hang(*_: object) -> None:
-    raise Hang
-  before = signal.signal(signal.SIGVTALRM, hang)
-  signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
-  left = [SECONDS]
-  try:
-    yield lambda: SECONDS - left[0]
-  finally:
-    left[0] = signal.setitimer(signal.ITIMER_VIRTUAL, 0)[0]
-    signal.signal(signal.SIGVTALRM, before)
-
-
-def _peak() -> float:
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def parser(seeds: Sequence[Any] = (),
-           fresh: Callable[[inputs.Draw], Any] | None = None) -> Callable:
-  """Makes a program of prepare(directory) → call."""
-  def program(prepare: Callable) -> Callable[[pathlib.Path, int, int], str]:
-    @functools.wraps(prepare)
-    def run(directory: pathlib.Path, count: int, seed: int) -> str:
-      return campaign(inputs.Pool(seeds, fresh, seed), prepare(directory),
-                      count)
-    return run
-  return program
+from tests.chaos import overrides as overrides_lib
+from tests.chaos.campaign import parser
 
 
 def dumped(*values: Any) -> list[bytes]:
@@ -218,40 +145,6 @@ def data_specs(directory):
   return call
 
 
-# field → a value that it has, of all there are.
-FIELDS = {f'{group}.{name}': value
-          for group, values in tiny.config().to_dict().items()
-          if isinstance(values, dict)
-          for name, value in values.items()} | {'seed': 3}
-CHOICES = {
-    'model.preset': bert.PRESETS, 'model.attention': attention.ATTENTION,
-    'precision.compute_dtype': ('float32', 'bfloat16'),
-    'optim.schedule': optim.SCHEDULES, 'parallel.mode': parallel.MODES}
-
-
-def changes(draw: inputs.Draw) -> dict[str, Any]:
-  """Overrides, most of them of the right type and about the bounds."""
-  out = {}
-  for _ in range(draw.randint(1, 4)):
-    field = draw.choice([*FIELDS])
-    bounds = [b for b in config.BOUNDS.get(field, ()) if b is not None]
-    kind = draw.random()
-    if kind < 0.4 and bounds:
-      value = draw.choice(bounds) * draw.choice((1, 1, 2)) + draw.choice(
-          (0, 1, -1, 0.5))
-      value = int(value) if type(FIELDS[field]) is int else value
-    elif kind < 0.4 and field in CHOICES:
-      value = draw.choice([*CHOICES[field]])
-    elif kind < 0.8:
-      value = inputs.changed(draw, FIELDS[field], inputs.ODD)
-    else:
-      value = inputs.tree(draw, 1)
-    if draw.random() < 0.05:
-      field += draw.choice(('.', '.x', 's', inputs.text(draw, 4)))
-    out[field] = value
-  return out
-
-
 def parts(made: config.Config) -> None:
   """What is checked of a config before anything is read or compiled."""
   build.buckets(made)
@@ -263,7 +156,7 @@ def parts(made: config.Config) -> None:
     build.bert_config(made, 100, None)
 
 
-@parser(fresh=changes)
+@parser(fresh=overrides_lib.changes)
 def overrides(directory):
   del directory
 

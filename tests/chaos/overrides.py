@@ -1,0 +1,45 @@
+"""Overrides of a config, most of them of the right type and about the bounds.
+"""
+
+from typing import Any
+
+from qa_jax import config
+from qa_jax import optim
+from qa_jax import parallel
+from qa_jax.models import attention
+from qa_jax.models import bert
+from tests import tiny
+from tests.chaos import inputs
+
+# field → a value that it has, of all there are.
+FIELDS = {f'{group}.{name}': value
+          for group, values in tiny.config().to_dict().items()
+          if isinstance(values, dict)
+          for name, value in values.items()} | {'seed': 3}
+CHOICES = {
+    'model.preset': bert.PRESETS, 'model.attention': attention.ATTENTION,
+    'precision.compute_dtype': ('float32', 'bfloat16'),
+    'optim.schedule': optim.SCHEDULES, 'parallel.mode': parallel.MODES}
+
+
+def changes(draw: inputs.Draw) -> dict[str, Any]:
+  """field → value, of one to four fields."""
+  out = {}
+  for _ in range(draw.randint(1, 4)):
+    field = draw.choice([*FIELDS])
+    bounds = [b for b in config.BOUNDS.get(field, ()) if b is not None]
+    kind = draw.random()
+    if kind < 0.4 and bounds:
+      value = draw.choice(bounds) * draw.choice((1, 1, 2)) + draw.choice(
+          (0, 1, -1, 0.5))
+      value = int(value) if type(FIELDS[field]) is int else value
+    elif kind < 0.4 and field in CHOICES:
+      value = draw.choice([*CHOICES[field]])
+    elif kind < 0.8:
+      value = inputs.changed(draw, FIELDS[field], inputs.ODD)
+    else:
+      value = inputs.tree(draw, 1)
+    if draw.random() < 0.05:
+      field += draw.choice(('.', '.x', 's', inputs.text(draw, 4)))
+    out[field] = value
+  return out
