@@ -4,14 +4,19 @@ from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import gzip
 import hashlib
+import io
 import json
 import os
 import pathlib
 import shutil
-from typing import Any
+from typing import Any, TextIO
 import zlib
 
 from qa_jax import errors
+
+# A .gz may hold so many times its bytes, and so many whatever its size: text
+# is seldom packed to a tenth, and a bomb to a thousandth.
+UNZIPPED_TIMES, UNZIPPED_FREE = 100, 2**26
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -91,12 +96,12 @@ def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
   Line ends become "\\n", but stay what they are with `newline=''`.
 
   Raises:
-    UserError: missing, a directory, unreadable, damaged, or not UTF-8.
+    UserError: missing, a directory, unreadable, damaged, not UTF-8, or a .gz
+      of more than UNZIPPED_TIMES its size.
   """
-  opener = gzip.open if path.suffix == '.gz' else open
   name = str(path) if str(path).isprintable() else repr(str(path))
   try:
-    with opener(path, 'rt', encoding='utf-8-sig', newline=newline) as f:
+    with _open(path, name, newline) as f:
       return f.read()
   except UnicodeDecodeError as e:
     raise errors.UserError(
@@ -106,8 +111,26 @@ def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
         f'{name}: not a whole gzip file ({e}); fetch it again') from None
   except OSError as e:
     raise errors.UserError(f'{name}: {e.strerror or e}') from None
+  except errors.UserError:
+    raise
   except ValueError as e:  # a name no file can have, such as one with NUL
     raise errors.UserError(f'{str(path)!r}: {e}') from None
+
+
+def _open(path: pathlib.Path, name: str, newline: str | None) -> TextIO:
+  options = {'encoding': 'utf-8-sig', 'newline': newline}
+  if path.suffix != '.gz':
+    return open(path, **options)
+  content = bytearray()
+  most = max(UNZIPPED_FREE, UNZIPPED_TIMES * path.stat().st_size)
+  with gzip.open(path) as f:
+    while part := f.read(2**20):
+      content += part
+      if len(content) > most:
+        raise errors.UserError(
+            f'{name}: unzips to more than {most} bytes, {UNZIPPED_TIMES} times '
+            'its size; if that is right, unzip it and give the file itself')
+  return io.TextIOWrapper(io.BytesIO(content), **options)
 
 
 def parse_object(text: str, where: str | pathlib.Path,

@@ -55,7 +55,8 @@ def read(directory: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
   for theirs, name in names.items():
     if name in tensors:  # never None, which is no key
       raise errors.UserError(
-          f'{directory}: the weights hold {name} twice, once as {theirs}')
+          f'{directory}: the weights hold {few([name])} twice, once as '
+          f'{few([theirs])}')
     if name is not None:
       tensors[name] = raw[theirs]
   if kind == 'distilbert':
@@ -106,5 +107,7 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def few(names: list[str], count: int = 4) -> str:
+  """The first of them in one line, whatever a file calls its tensors."""
   more = f' and {len(names) - count} more' if len(names) > count else ''
-  return ', '.join(names[:count]) + more
+  return ', '.join(name if name.isprintable() else repr(name)
+                   for name in names[:count]) + more

@@ -99,6 +99,22 @@ def test_byte_order_mark_and_gzip_are_undone(tmp_path):
     assert files.read_text(tmp_path / name) == TEXT
 
 
+def test_a_gzip_bomb_is_refused_before_it_is_unzipped(tmp_path, monkeypatch):
+  path = tmp_path / 'a.jsonl.gz'
+  path.write_bytes(gzip.compress(b' ' * 2**24))  # a thousandth of that
+  assert len(files.read_text(path)) == 2**24  # as it is small
+  monkeypatch.setattr(files, 'UNZIPPED_FREE', 2**21)
+  read = []
+  whole = gzip.GzipFile.read
+  monkeypatch.setattr(gzip.GzipFile, 'read', lambda self, size=-1: (
+      read.append(whole(self, size)) or read[-1]))
+  assert refusal(files.read_text, path).startswith(
+      f'{path}: unzips to more than 2097152 bytes, 100 times its size')
+  assert sum(map(len, read)) <= 2**21 + 2**20
+  path.write_bytes(gzip.compress(b' ' * 2**24, compresslevel=0))
+  assert len(files.read_text(path)) == 2**24
+
+
 @pytest.mark.parametrize(('name', 'message'), [
     ('missing', 'No such file'), ('.', 'Is a directory'),
     ('file/below', 'Not a directory'), ('latin', 'not UTF-8 at byte 1'),

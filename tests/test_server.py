@@ -385,6 +385,39 @@ def test_sigterm_lets_what_is_inside_finish_and_ends_well(tmp_path):
       process.kill()
 
 
+def test_headers_that_trickle_in_are_not_waited_for():
+  """Nor those of a second request, while answers come as before."""
+  async def conversation():
+    running = server.uvicorn_server(service_lib.Service(
+        random_qa('independent'), dataclasses.replace(LIMITS, seconds=1.0)))
+    with server.bind('127.0.0.1', 0) as found:
+      found.listen(8)
+      serving = asyncio.create_task(running.serve(sockets=[found]))
+      open_one = lambda: asyncio.open_connection(*found.getsockname())
+      health = b'GET /health HTTP/1.1\r\nHost: a\r\n\r\n'
+
+      async def begun(first):
+        reader, writer = await open_one()
+        writer.write(first)
+        text = await asyncio.wait_for(reader.read(), 60)  # until it is closed
+        writer.close()
+        return text
+      silent, slow, second = await asyncio.gather(
+          begun(b''), begun(health[:9]), begun(health + health[:9]))
+      reader, writer = await open_one()
+      for _ in range(4):  # for longer than headers may take
+        writer.write(health)
+        assert b'200 OK' in await reader.readuntil(b'\r\n')
+        await reader.readuntil(b'}\n')
+        await asyncio.sleep(0.4)
+      writer.close()
+      running.should_exit = True
+      await serving
+    assert (silent, slow) == (b'', b'')
+    assert second.count(b'200 OK') == 1
+  asyncio.run(conversation())
+
+
 def test_the_limit_on_windows_counts_as_predict_does():
   service, _ = make()
   asked = service_lib.Asked('a', 'b ' * 150, 1)

@@ -103,6 +103,11 @@ def test_names_with_and_without_prefix_at_once_are_refused(
   assert f'{QUERY} twice' in refusal(weights.load, tmp_path, template)
 
 
+def test_a_name_cannot_break_the_line(template, tensors, tmp_path):
+  write(tmp_path, tensors | {'a\nb\x1b[2J': np.zeros(2, np.float32)})
+  assert r"unknown: 'a\nb\x1b[2J'" in refusal(weights.load, tmp_path, template)
+
+
 @pytest.mark.parametrize('prefix', ['bert.', ''])
 def test_parts_of_other_tasks_are_skipped_and_noted(
     template, tensors, tmp_path, prefix):

@@ -64,7 +64,8 @@ def is_table(path: str) -> bool:
   if re.search(r'\.jsonl(\.gz)?$', path):
     try:
       with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
-        first = json.loads(f.readline().decode('utf-8-sig'))
+        first = json.loads(f.readline(
+            files.UNZIPPED_FREE).decode('utf-8-sig'))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error):
       return False  # whoever reads it says why
     return isinstance(first, dict) and 'question' in first

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import contextlib
 import errno
+import functools
 import importlib.resources
 import json
 import signal
@@ -29,6 +30,7 @@ import uvicorn
 from qa_jax import errors
 from qa_jax.web import batching
 from qa_jax.web import page
+from qa_jax.web import patience
 from qa_jax.web import service as service_lib
 from qa_jax.web.service import Asked
 from qa_jax.web.service import Refused
@@ -228,6 +230,8 @@ def _why(e: OSError, host: str, port: int) -> str:
 def uvicorn_server(service: service_lib.Service) -> uvicorn.Server:
   return uvicorn.Server(uvicorn.Config(
       app(service, Metrics()), log_level='warning', access_log=False,
+      http=functools.partial(
+          patience.Connection, seconds=service.limits.seconds),
       server_header=False, lifespan='on',
       timeout_graceful_shutdown=int(service.limits.seconds) + 1))
 
