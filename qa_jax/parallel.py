@@ -74,13 +74,20 @@ def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
       spec[max(axes, key=lambda i: leaf.shape[i])] = parameters
     return jax.sharding.NamedSharding(mesh, P(*spec))
 
+  whole = jax.sharding.NamedSharding(mesh, P())
+
+  def gathered(state, batch):
+    # Left to itself, the compiler may split the activations as the parameters
+    # are split, and then moves many times the bytes of these.
+    return step(state.replace(params=jax.lax.with_sharding_constraint(
+        state.params, whole)), batch)
+
   @functools.cache
   def jitted(treedef, shapes):
     state = jax.tree.unflatten(
         treedef, [leaf_sharding(jax.ShapeDtypeStruct(s, np.float32))
                   for s in shapes])
-    return jax.jit(step, donate_argnums=0, out_shardings=(
-        state, jax.sharding.NamedSharding(mesh, P())))
+    return jax.jit(gathered, donate_argnums=0, out_shardings=(state, whole))
 
   def of(state):
     leaves, treedef = jax.tree.flatten(state)

@@ -1,5 +1,6 @@
 """The scaling model: its bytes are XLA's, its formulas are those by hand."""
 
+import collections
 import math
 import pathlib
 import re
@@ -19,26 +20,51 @@ SMALL = bert.BertConfig(vocab_size=100, hidden_size=8, num_layers=2,
                         num_heads=2, mlp_size=16)
 
 
-def reduced_bytes(hlo: str) -> int:
-  """Bytes of every all-reduce of a compiled program, by its result shapes."""
-  total = 0
-  for result in re.findall(r'= (\S.*?) all-reduce(?:-start)?\(', hlo):
-    for kind, shape in re.findall(r'(\w+)\[([\d,]*)\]', result):
-      total += BYTES[kind] * math.prod(int(n) for n in shape.split(',') if n)
-  return total
+def moved(hlo: str) -> collections.Counter[str]:
+  """Bytes of the collectives of a compiled program, by their results' shapes.
+  """
+  found: collections.Counter[str] = collections.Counter()
+  for result, kind in re.findall(
+      r'= (\S.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-'
+      r'permute)(?:-start)?\(', hlo):
+    for dtype, shape in re.findall(r'(\w+)\[([\d,]*)\]', result):
+      found[kind] += BYTES[dtype] * math.prod(
+          int(n) for n in shape.split(',') if n)
+  return found
+
+
+def step_of(**fields) -> tuple[collections.Counter[str], int, int]:
+  """What a step moves; bytes of its gradients, and of those of positions that
+  no window has."""
+  trainer = train.Trainer(tiny.config(parallel=fields, data={'eval': ''}))
+  wrapped = trainer.parallel
+  state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
+  program = wrapped.compile(state, wrapped.place_batch(next(trainer.batches)))
+  sizes, length = trainer.sizes, trainer.config.data.max_length
+  return (moved(program.as_text()),
+          scaling_model.gradient_bytes(trainer.state.params),
+          4 * sizes.hidden_size * (sizes.max_position - length))
 
 
 @pytest.mark.parametrize('devices', [2, 8])
 def test_a_step_reduces_the_gradients_and_five_scalars_at_most(devices):
-  trainer = train.Trainer(tiny.config(
-      parallel={'num_devices': devices}, data={'eval': ''}))
-  wrapped = trainer.parallel
-  state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
-  batch = wrapped.place_batch(next(trainer.batches))
-  program = wrapped.step.lower(state, batch).compile()
-  found = reduced_bytes(program.as_text())
-  expected = scaling_model.gradient_bytes(trainer.state.params)
-  assert 0 <= found - expected <= 5 * 4
+  found, expected, _ = step_of(num_devices=devices)
+  assert set(found) == {'all-reduce'}
+  assert 0 <= found['all-reduce'] - expected <= 5 * 4
+
+
+def test_a_mesh_of_data_reduces_no_more():
+  found, expected, unused = step_of(num_devices=8, mode='mesh')
+  assert set(found) == {'all-reduce'}
+  assert 0 <= found['all-reduce'] - expected + unused <= 5 * 4
+
+
+@pytest.mark.parametrize('axes', [{'fsdp': 8}, {'data': 2, 'fsdp': 4}])
+def test_fsdp_gathers_the_parameters_once_and_reduces_the_gradients(axes):
+  found, expected, _ = step_of(num_devices=8, mode='mesh', mesh=axes)
+  # At this size the numbers of tokens are not nothing beside the parameters.
+  assert expected <= found.pop('all-gather') <= 1.05 * expected
+  assert 0 < sum(found.values()) <= expected
 
 
 def test_flops_are_those_of_the_products_by_hand():
