@@ -257,8 +257,8 @@ def test_more_than_a_cluster_has_is_one_line(nodes, workers, message):
 
 @pytest.fixture
 def impostor():
-  """A server that takes a connection and never says a word, or nonsense."""
-  server = socket.create_server(('127.0.0.1', 0))
+  """A server that takes a connection and talks of something else."""
+  server = socket.create_server(('', 0))
   kept = []
 
   def answer():
@@ -281,10 +281,38 @@ def test_an_impostor_is_one_line(impostor):
 
 def test_a_silent_address_is_one_line_and_soon(monkeypatch):
   monkeypatch.setattr(ray_engine, 'CONNECT_SECONDS', 0.2)
-  with socket.create_server(('127.0.0.1', 0)) as server:
+  with socket.create_server(('', 0)) as server:
     port = server.getsockname()[1]
     with pytest.raises(errors.UserError, match='no Ray cluster there: timed'):
       ray_engine.check(schedule.Setup(address=f'127.0.0.1:{port}'))
+
+
+def test_a_cluster_that_was_here_and_is_gone_is_one_line(monkeypatch):
+  monkeypatch.setenv('RAY_ADDRESS', '127.0.0.2:1')  # or what `ray start` left
+  with pytest.raises(errors.UserError, match=(
+      r'--address=auto \(127.0.0.2:1\): no Ray cluster there: Connection')):
+    ray_engine.check(schedule.Setup(address='auto'))
+
+
+@pytest.mark.parametrize(('address', 'given', 'expected'), [
+    ('auto', None, 'token'), ('auto', 'disabled', 'disabled'),
+    ('local', None, None)])
+def test_a_token_is_shown_to_a_cluster(tmp_path, monkeypatch, address, given,
+                                       expected):
+  monkeypatch.setattr(ray_engine, 'TOKEN', tmp_path / 'auth_token')
+  (tmp_path / 'auth_token').write_text('0' * 64)
+  monkeypatch.setattr(os, 'environ', {
+      **os.environ, **({'RAY_AUTH_MODE': given} if given else {})})
+  if not given:
+    os.environ.pop('RAY_AUTH_MODE', None)
+  ray_engine._import(address)
+  assert os.environ.get('RAY_AUTH_MODE') == expected
+
+
+def test_a_log_says_where_its_trial_ran(tmp_path):
+  trial = test_sweep.plan(tmp_path)[0]
+  assert work(trial, 'finish()')('on 10.0.0.1') == 0
+  assert trial.log.read_text().splitlines()[0] == 'sweep: on 10.0.0.1'
 
 
 @pytest.mark.parametrize(('address', 'message'), [

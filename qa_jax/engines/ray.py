@@ -5,6 +5,7 @@ Its name is that of the library, which is imported when it is needed alone.
 
 from collections.abc import Iterator, Mapping, Sequence
 import os
+import pathlib
 import socket
 from typing import Any
 
@@ -17,6 +18,26 @@ CONNECT_SECONDS = 3.0
 # HTTP/2, which Ray's servers speak: the client's preface and empty settings.
 PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
     [0, 0, 0, 4, 0, 0, 0, 0, 0])
+# What Ray reads when it is imported, unless it is set already.
+SETTINGS = {
+    'RAY_USAGE_STATS_ENABLED': '0',  # it would phone home
+    # Tasks without a GPU must not see one: its default until it is another.
+    'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
+TOKEN = pathlib.Path('~/.ray/auth_token')
+
+
+def _import(address: str) -> Any:
+  """Ray, with SETTINGS; of a cluster that has a token, we show ours."""
+  settings = dict(SETTINGS)
+  if address != 'local':  # which makes a token, or reads its own
+    settings['RAY_NUM_REDIS_GET_RETRIES'] = '4'  # seconds to be let in, not 20
+    settings['RAY_BACKEND_LOG_LEVEL'] = 'error'
+    if TOKEN.expanduser().is_file():
+      settings['RAY_AUTH_MODE'] = 'token'
+  for name, value in settings.items():
+    os.environ.setdefault(name, value)
+  import ray
+  return ray
 
 
 def check(setup: schedule.Setup) -> None:
@@ -26,14 +47,23 @@ def check(setup: schedule.Setup) -> None:
     UserError: as said, or Ray is not installed.
   """
   try:
-    import ray  # noqa: F401
+    ray = _import(setup.address)
   except ImportError:
     raise errors.UserError("--engine=ray needs Ray: pip install -e '.[ray]'"
                            ) from None
-  address = setup.address.removeprefix('ray://')
-  if address in ('auto', 'local'):
+  address = setup.address
+  if address == 'local':
     return
-  host, _, port = address.rpartition(':')
+  if not address.startswith('ray://'):
+    try:  # what Ray makes of auto and of this machine's own names
+      address = ray._private.services.canonicalize_bootstrap_address(address)
+    except ConnectionError:
+      raise errors.UserError(
+          f'--address={address}: no Ray cluster runs on this machine; '
+          '`ray start --head` starts one') from None
+    except ValueError:
+      pass
+  host, _, port = address.removeprefix('ray://').rpartition(':')
   if not host or not port.isdigit():
     raise errors.UserError(
         f'--address={setup.address}: expected HOST:PORT, auto or local')
@@ -44,8 +74,9 @@ def check(setup: schedule.Setup) -> None:
       if link.recv(9)[3:4] != b'\4':  # its settings
         raise OSError('what answers is not Ray')
   except (OSError, OverflowError) as e:
+    taken = f' ({address})' * (address != setup.address)
     raise errors.UserError(
-        f'--address={setup.address}: no Ray cluster there: '
+        f'--address={setup.address}{taken}: no Ray cluster there: '
         f'{getattr(e, "strerror", None) or e}; `ray start --head` starts one'
         ) from None
 
@@ -60,10 +91,7 @@ def run(trials: Sequence[sweep.Trial], command: schedule.Command,
   Raises:
     UserError: no cluster, or more workers than it has devices.
   """
-  import ray
-  os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')  # it would phone home
-  # Tasks without a GPU must not see one: Ray's default until it is another.
-  os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '1')
+  ray = _import(setup.address)
   here = ({'include_dashboard': False, '_node_ip_address': '127.0.0.1'}
           if setup.address == 'local' else {})
   try:
@@ -71,6 +99,9 @@ def run(trials: Sequence[sweep.Trial], command: schedule.Command,
              logging_level='ERROR', **here)
   except (Exception, SystemExit) as e:  # it raises what it likes
     reason = ' '.join(str(e).split())[:300]
+    if 'AuthToken' in f'{e} {e.__context__}':
+      reason = (f'the cluster refuses the token of this machine; copy {TOKEN} '
+                'of the one that it was started on to all')
     raise errors.UserError(f'--address={setup.address}: {reason}') from None
   try:
     workers, resources = share(
@@ -126,7 +157,8 @@ def share(nodes: Sequence[Mapping[str, float]], workers: int,
 
 
 def _call(work: remote.Work) -> int:
-  return work()
+  import ray
+  return work(f'on {ray.util.get_node_ip_address()}')
 
 
 class Process:

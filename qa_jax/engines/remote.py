@@ -23,11 +23,14 @@ class Work:
     self._log, self._metrics = log.absolute(), metrics.absolute()
     self._directory = pathlib.Path.cwd()  # of the relative paths in a command
 
-  def __call__(self) -> int:
+  def __call__(self, where: str = '') -> int:
+    """`where` it runs goes into the log."""
     with self._log.open('ab') as log:
       fcntl.flock(log, fcntl.LOCK_EX)
       if self._metrics.is_file():
         return 0
+      if where:
+        schedule.note(self._log, where)
       process = local.Process(self._command, log, {},
                               directory=self._directory)
     try:
