@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -119,8 +120,8 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
   run.json of each names them all.
 
   Raises:
-    UserError: a bad config or data, configs of several kinds, or another
-      config or process in one of `workdirs`.
+    UserError: a bad config or data, configs of several kinds, more of them than
+      memory, or another config or process in one of `workdirs`.
     stop.Stopped: a signal asked for it; what there was is saved.
   """
   if processes.several():
@@ -136,6 +137,7 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
     config_lib.check_workdir(config, workdir)
     lock.check(workdir)
   first = train.Trainer(configs[0])
+  check_fit(first.state, len(configs), first.devices)
   members = []
   with contextlib.ExitStack() as open_things:
     for config, workdir in zip(configs, workdirs, strict=True):
@@ -155,6 +157,22 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
       _train([m for m in members if m.trainer.num_steps == num_steps],
              requests, dog)
     return [member.outcome for member in members]
+
+
+def check_fit(state: update.TrainState, members: int,
+              devices: Sequence[jax.Device]) -> None:
+  """Raises a UserError if members are sure to take more memory than a device
+  says it has: their states and gradients alone; on CPU it says nothing."""
+  each = -(-members // min(members, len(devices)))
+  size = each * sum(
+      x.nbytes for x in jax.tree.leaves((state, state.params))) / 2**20
+  limit = (devices[0].memory_stats() or {}).get(
+      'bytes_limit', math.inf) / 2**20
+  if size > limit:
+    raise errors.UserError(
+        f'{members} members on {len(devices)} devices: {each} of one take at '
+        f'least {size:.0f} MiB, more than its {limit:.0f} MiB; sweep fewer '
+        'seeds or rates, or use --engine=local')
 
 
 def _train(members: Sequence[_Member], requests: stop.Requests,

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from qa_jax import population
 from qa_jax import predict
 from qa_jax import sweep
 from qa_jax import train
+from qa_jax import update
 from qa_jax.engines import population as population_engine
 from qa_jax.engines import schedule
 from tests import test_cli
@@ -143,6 +145,23 @@ def test_what_is_not_of_one_shape_is_refused(tmp_path, change):
   with pytest.raises(errors.UserError, match='alone'):
     population.run([one, other], [tmp_path / 'a', tmp_path / 'b'])
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('members', 'devices', 'fits'), [
+    (1, 1, True), (2, 1, True), (3, 1, False), (4, 2, True), (5, 2, False),
+    (2, 8, True)])
+def test_more_members_than_memory_are_refused(members, devices, fits):
+  # 7 floats of a member: parameters, their gradients, a moment, the step.
+  state = update.TrainState(
+      step=np.float32(0), params=np.zeros(2, np.float32),
+      opt_state=np.zeros(2, np.float32), key_data=np.zeros(0, np.uint32))
+  device = types.SimpleNamespace(
+      memory_stats=lambda: {'bytes_limit': 2 * 7 * 4})
+  if fits:
+    population.check_fit(state, members, [device] * devices)
+  else:
+    with pytest.raises(errors.UserError, match='3 of one take at least'):
+      population.check_fit(state, members, [device] * devices)
 
 
 # The engine.
