@@ -9,7 +9,10 @@ out again as one window a row (models/qa.py), so heads, objectives and searches
 know nothing of it.
 
 A shard is what one micro-step of one device sees; its windows are packed among
-themselves.
+themselves. So rows depend on the number of devices, and dropout is keyed by
+row: with both, losses are equal on one number of devices alone. To key it by
+window would take a seed for every token, and for every query in each kernel of
+attention.
 """
 
 import numpy as np
