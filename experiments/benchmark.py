@@ -5,10 +5,11 @@ r"""Measures speed beside torch + transformers; outputs are compared first.
 
 Suites: train, forward, search, features, evaluate, input, startup (all of them
 by "all"); scaling, which draws docs/scaling_{step,search}.svg; variants, every
-head, objective and search beside the default. The peer is
-what requirements-peers.txt installs, into this or another Python; without it
-ours is measured alone. --set=precision.compute_dtype=bfloat16 sets a config
-field of ours, as often as wanted.
+head, objective and search beside the default; population, trials as one program
+and as processes. The peer is what requirements-peers.txt installs, into this or
+another Python; without it ours is measured alone.
+--set=precision.compute_dtype=bfloat16 sets a config field of ours, as often as
+wanted.
 """
 
 import pathlib

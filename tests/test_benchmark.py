@@ -3,9 +3,11 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from qa_jax.bench import harness
+from qa_jax.bench.suites import population
 from tests import test_cli
 
 
@@ -73,3 +75,10 @@ def test_without_the_peer_ours_is_measured_alone(tmp_path):
 def test_a_misspelt_suite_is_told():
   result = test_cli.command('benchmark', '--suite=serch')
   assert result.code == 1 and "did you mean 'search'" in result.err
+
+
+def test_losses_are_compared_one_by_one_and_none_may_be_missing():
+  a, b = np.float32([[4, 2], [1, 8]]), np.float32([[4, 1], [1, 8]])
+  assert population.apart(a, a) == 0 and population.apart(a, b) == 1
+  assert math.isnan(population.apart(a, a * np.nan))
+  assert population.apart(a, a[:, :1]) == math.inf

@@ -47,6 +47,8 @@ class Sizes:
   scaling_batches: tuple[int, ...]
   scaling_devices: tuple[int, ...]
   scaling_caps: tuple[int, ...]
+  population_members: int
+  population_steps: int
 
 
 # Fit to half an hour on two cores, peer and compilation included.
@@ -58,7 +60,8 @@ FULL = Sizes(
     input_batches=200, evaluate_questions=1000,
     scaling_lengths=(64, 128, 192, 256, 384, 512),
     scaling_batches=(1, 2, 4, 8, 16, 32), scaling_devices=(1, 2, 4, 8),
-    scaling_caps=(1, 4, 16, 30, 64, 128))
+    scaling_caps=(1, 4, 16, 30, 64, 128),
+    population_members=8, population_steps=40)
 # To see that everything runs; its times mean nothing.
 TINY = Sizes(
     questions=80, train_batch={'minilm_l6': 4, 'base': 2},
@@ -66,7 +69,8 @@ TINY = Sizes(
     feature_questions=150,
     search_windows=32, search_repeats=2, dense_windows=4, input_batches=4,
     evaluate_questions=40, scaling_lengths=(64, 96), scaling_batches=(1, 2),
-    scaling_devices=(1, 2), scaling_caps=(4, 8))
+    scaling_devices=(1, 2), scaling_caps=(4, 8),
+    population_members=2, population_steps=2)
 
 
 @dataclasses.dataclass(frozen=True)
