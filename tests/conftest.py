@@ -17,9 +17,12 @@ jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# One program is compiled once, however many tests run it.
-_cache = tempfile.TemporaryDirectory(prefix='qa_jax_compiled_')
-os.environ['XDG_CACHE_HOME'] = _cache.name  # of commands that a test runs
-jax.config.update('jax_compilation_cache_dir', _cache.name)
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+# One program is compiled once, however many tests and processes run it.
+_home = tempfile.TemporaryDirectory(prefix='qa_jax_tests_')
+os.environ['XDG_CACHE_HOME'] = _home.name
+for _name, _value in {
+    'jax_compilation_cache_dir': f'{_home.name}/compiled',
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1}.items():
+  _value = type(_value)(os.environ.setdefault(_name.upper(), str(_value)))
+  jax.config.update(_name, _value)
