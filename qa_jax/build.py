@@ -285,6 +285,7 @@ def loss(net: qa.QAModel, objective: objectives.Objective,
     rows = {'loss': objective.loss(scores, batch)}
     if not scores.conditional:
       rows['valid_mass'] = objectives.valid_mass(
-          scores, batch, max_answer_length=decode.max_answer_length)
+          jax.lax.stop_gradient(scores), batch,
+          max_answer_length=decode.max_answer_length)
     return rows
   return loss_fn

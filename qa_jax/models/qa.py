@@ -4,6 +4,7 @@ Glossary of shapes: B batch (windows), L window length, D hidden size; if
 packed: S shards, R rows of a shard, P row length. N encoder layers.
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -101,6 +102,10 @@ class QAModel(nn.Module):
 def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:
   """Fresh float32 parameters; their shapes do not depend on `length`, nor on
   how attention is computed."""
-  ids = jnp.zeros((1, length), jnp.int32)
-  return jax.jit(model.clone(attention='xla').init)(
-      key, ids, ids, ids + 1, ids > 0)['params']
+  return _init(model.clone(attention='xla'), key,
+               jnp.zeros((1, length), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # traced once for equal models
+def _init(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
+  return model.init(key, ids, ids, ids + 1, ids > 0)['params']
