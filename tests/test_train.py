@@ -147,18 +147,18 @@ def train_until_killed(config, workdir, step, monkeypatch):
       train.train(config, workdir)
 
 
-@pytest.mark.parametrize(('parallel_fields', 'train_fields'), [
-    ({'mode': 'pmap', 'num_devices': 1}, {}),
-    ({'mode': 'pmap', 'num_devices': 4}, {'grad_accumulation': 2}),
+@pytest.mark.parametrize(('parallel_fields', 'train_fields', 'kills'), [
+    ({'mode': 'pmap', 'num_devices': 1}, {}, (2, 6)),
+    ({'mode': 'pmap', 'num_devices': 4}, {'grad_accumulation': 2}, (6,)),
     ({'mode': 'mesh', 'num_devices': 4, 'mesh': {'data': 2, 'fsdp': 2}},
-     {'eval_every_steps': 3}),
-    ({'mode': 'jit', 'num_devices': 1}, {})])
+     {'eval_every_steps': 3}, (6,)),
+    ({'mode': 'jit', 'num_devices': 1}, {}, (2,))])
 def test_a_killed_run_resumes_bit_for_bit(
-    tmp_path, monkeypatch, parallel_fields, train_fields):
+    tmp_path, monkeypatch, parallel_fields, train_fields, kills):
   config = tiny.config(parallel=parallel_fields, train=train_fields, data={
       'on_device': parallel_fields['mode'] == 'mesh'})
   metrics = train.train(config, tmp_path / 'whole')
-  for step in (2, 6):
+  for step in kills:
     train_until_killed(config, tmp_path / 'killed', step, monkeypatch)
   assert train.train(config, tmp_path / 'killed') == metrics
   assert rows_of(tmp_path / 'killed') == rows_of(tmp_path / 'whole')
