@@ -13,8 +13,6 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from scipy import interpolate
-from scipy import optimize
 
 from qa_jax import errors
 from qa_jax import files
@@ -139,6 +137,8 @@ def fit_temperature(data: Fitting) -> tuple[float, float, float]:
   "On calibration of modern neural networks"), in nats, averaged. L-BFGS in
   log t; log Σ exp is a cubic spline in it, of what it exceeds best / t by.
   """
+  from scipy import interpolate  # lazily: they cost 0.3 s
+  from scipy import optimize
   if not len(data.best):
     return 1.0, math.nan, math.nan
   grid = np.log(TEMPERATURES)

@@ -12,7 +12,6 @@ from qa_jax import aggregate
 from qa_jax import answering
 from qa_jax import calibration
 from qa_jax import metrics
-from qa_jax import pictures
 from qa_jax.data.examples import Example
 
 PICTURE = 'reliability.png'
@@ -43,6 +42,7 @@ def report(examples: Sequence[Example], predictions: Mapping[str, str],
               after, right)}
   errors = [100 * calibration.error(b) for b in bins.values()]
   if output:
+    from qa_jax import pictures  # lazily: matplotlib costs 0.4 s
     pictures.reliability(bins, output / PICTURE)
   values = {'calibration_error_before': errors[0],
             'calibration_error': errors[1],
