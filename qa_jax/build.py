@@ -256,10 +256,14 @@ def write_run(directory: pathlib.Path, config: config_lib.Config,
 
 def make_windows(config: config_lib.Config, examples: Sequence[Example],
                  words: tokenizer_lib.Tokenizer) -> windows.WindowSet:
-  return windows.make_windows(
-      examples, words, max_length=config.data.max_length,
-      window_overlap=config.data.window_overlap,
-      max_question_length=config.data.max_question_length)
+  return windows.make_windows(examples, words, **lengths(config))
+
+
+def lengths(config: config_lib.Config) -> dict[str, int]:
+  """How windows are cut, in tokens."""
+  return {'max_length': config.data.max_length,
+          'window_overlap': config.data.window_overlap,
+          'max_question_length': config.data.max_question_length}
 
 
 def buckets(config: config_lib.Config) -> tuple[int, ...]:

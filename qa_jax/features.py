@@ -6,6 +6,7 @@ import time
 import jax
 import numpy as np
 
+from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import gather
@@ -30,9 +31,7 @@ def load(config: config_lib.Config, data: str | Sequence[Example],
   began = time.perf_counter()
   made = cache.windows(
       data, words, where=cache.directory(config.data.cache), say=logs.say,
-      max_length=config.data.max_length,
-      window_overlap=config.data.window_overlap,
-      max_question_length=config.data.max_question_length)
+      **build.lengths(config))
   how = ('from the cache' if isinstance(made.examples, store.StoredExamples)
          else 'made')
   return made, (f'{len(made)} windows of {len(made.examples)} questions {how} '
