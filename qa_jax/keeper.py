@@ -152,7 +152,7 @@ def _write_run(trainer: 'train.Trainer', workdir: pathlib.Path,
     build.write_run(
         directory, trainer.config, trainer.sizes, trainer.tokenizer,
         logs.run_record(seed=trainer.config.seed, argv=argv or sys.argv,
-                        devices=trainer.devices, hashes=hashes(trainer))
+                        devices=trainer.devices, hashes=trainer.hashes)
         | (more or {}))
 
   files.write_directory(workdir, write)

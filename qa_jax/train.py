@@ -1,6 +1,7 @@
 """Training: a run from its config to its final metrics, and the loop in it."""
 
 import contextlib
+import functools
 import json
 import math
 import pathlib
@@ -124,6 +125,8 @@ class Trainer:
     self.model = build.model(config, self.sizes)
     self._loss = build.loss(self.model, self.objective, config.decode)
 
+  hashes = functools.cached_property(keeper_lib.hashes)
+
   def step(self, state: update.TrainState, batch: dict[str, jax.Array],
            axis_name: str | None = None, *,
            rates: dict[str, jax.Array] | None = None) -> tuple[Any, Any]:
@@ -214,7 +217,7 @@ def _train(trainer: Trainer, workdir: pathlib.Path, argv: list[str] | None,
   if processes.several():
     processes.check_same(
         config=json.dumps(trainer.config.to_dict(), sort_keys=True),
-        **keeper_lib.hashes(trainer))
+        **trainer.hashes)
   for note in trainer.notes:
     logs.say(note)
   logs.check_trace(profile_steps, 0, trainer.num_steps)
