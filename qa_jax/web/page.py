@@ -10,6 +10,7 @@ import base64
 from collections.abc import Sequence
 import dataclasses
 import hashlib
+import importlib.resources
 from typing import Any
 
 import jinja2
@@ -58,16 +59,26 @@ def render(qa: predict.QA, questions: Sequence[str], context: str,
       {'question': question, 'context': context} for question in questions])
   panels = [_panel(qa, *one, context=context)
             for one in zip(questions, views, answers, strict=True)]
-  loader = jinja2.PackageLoader('qa_jax', 'web')
-  environment = jinja2.Environment(
-      loader=loader, autoescape=True, undefined=jinja2.StrictUndefined,
-      trim_blocks=True, lstrip_blocks=True)
-  style = loader.get_source(environment, 'page.css')[0]
-  return environment.get_template('page.html').render(
+  style, = sources('page.css')
+  return template('page.html').render(
       title=title, panels=panels, head=qa.config.model.head, cell=CELL,
       shades=SHADES, levels=range(LEVELS + 1), style=markupsafe.Markup(style),
       style_hash=content_hash(style),
       moved=_moved(views, answers) if len(views) > 1 else [])
+
+
+def template(name: str) -> jinja2.Template:
+  """A file of this folder, with every text escaped that it is given."""
+  return jinja2.Environment(
+      loader=jinja2.PackageLoader('qa_jax', 'web'), autoescape=True,
+      undefined=jinja2.StrictUndefined, trim_blocks=True,
+      lstrip_blocks=True).get_template(name)
+
+
+def sources(*names: str) -> list[str]:
+  """The texts of files of this folder, to stand in a page."""
+  folder = importlib.resources.files('qa_jax.web')
+  return [(folder / name).read_text(encoding='utf-8') for name in names]
 
 
 def content_hash(text: str) -> str:

@@ -9,14 +9,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import contextlib
 import errno
 import functools
-import importlib.resources
 import json
 import signal
 import socket
 import time
 from typing import Any
 
-import jinja2
 import markupsafe
 import prometheus_client
 from prometheus_client import exposition
@@ -63,8 +61,7 @@ def app(service: service_lib.Service,
         metrics: Metrics) -> applications.Starlette:
   """The routes; batches run while its lifespan lasts."""
   html, policy = ask_page()
-  openapi = (importlib.resources.files('qa_jax.web') / 'openapi.json'
-             ).read_text(encoding='utf-8')
+  openapi, = page.sources('openapi.json')
   metrics.inside.set_function(lambda: service.inside)
   service.batcher.observe = metrics.batch.observe
 
@@ -182,12 +179,8 @@ async def _http_error(_: requests.Request, e: Exception) -> responses.Response:
 
 def ask_page() -> tuple[str, str]:
   """The page at /, and the policy that lets it run its own script alone."""
-  loader = jinja2.PackageLoader('qa_jax', 'web')
-  environment = jinja2.Environment(
-      loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-  style, script = (loader.get_source(environment, f'ask.{kind}')[0]
-                   for kind in ('css', 'js'))
-  html = environment.get_template('ask.html').render(
+  style, script = page.sources('ask.css', 'ask.js')
+  html = page.template('ask.html').render(
       style=markupsafe.Markup(style), script=markupsafe.Markup(script),
       shades=' '.join(page.SHADES))
   return html, '; '.join((
