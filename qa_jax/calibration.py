@@ -137,7 +137,7 @@ def fit_temperature(data: Fitting) -> tuple[float, float, float]:
   "On calibration of modern neural networks"), in nats, averaged. L-BFGS in
   log t; log Σ exp is a cubic spline in it, of what it exceeds best / t by.
   """
-  from scipy import interpolate  # lazily: they cost 0.3 s
+  from scipy import interpolate  # lazily: slow to import
   from scipy import optimize
   if not len(data.best):
     return 1.0, math.nan, math.nan

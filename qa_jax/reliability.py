@@ -42,7 +42,7 @@ def report(examples: Sequence[Example], predictions: Mapping[str, str],
               after, right)}
   errors = [100 * calibration.error(b) for b in bins.values()]
   if output:
-    from qa_jax import pictures  # lazily: matplotlib costs 0.4 s
+    from qa_jax import pictures  # lazily: matplotlib is slow
     pictures.reliability(bins, output / PICTURE)
   values = {'calibration_error_before': errors[0],
             'calibration_error': errors[1],
