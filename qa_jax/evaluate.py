@@ -291,9 +291,11 @@ def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]
 
 
 def data_name(spec: str) -> str:
-  """A data SPEC → the folder name of its evaluation; paths by their last part.
+  """A data SPEC → the folder name of its evaluation; paths by their last part,
+  without the ending of their format.
   """
   parts = [spec] if '(' in spec else [
-      p.rsplit('/', 1)[-1] for p in spec.split('+')]
-  stem = '_'.join(re.sub(r'\.(jsonl|json)(\.gz)?$', '', p) for p in parts)
+      p.strip().rstrip('/').rsplit('/', 1)[-1] for p in spec.split('+')]
+  stem = '_'.join(re.sub(r'\.(jsonl?|csv|parquet|arrow)(\.gz)?$', '', p)
+                  for p in parts)
   return re.sub(r'[^A-Za-z0-9.-]+', '_', stem).strip('._-')[:80] or 'data'

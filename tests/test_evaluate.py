@@ -366,7 +366,9 @@ def test_without_a_null_rule_there_are_no_na_probs(tmp_path):
     ('data/dev-v2.0.json', 'dev-v2.0'), ('NQ.jsonl.gz', 'NQ'),
     ('tfds(name="squad/v2.0", split="validation")',
      'tfds_name_squad_v2.0_split_validation'),
-    ('x/a.json+y/b.jsonl', 'a_b'), ('../..', 'data'), ('///', 'data')])
+    ('x/a.json+y/b.jsonl', 'a_b'), ('x/a.json + y/b.csv.gz', 'a_b'),
+    ('dev.parquet', 'dev'), ('dev.v2.arrow', 'dev.v2'), ('dev.csv', 'dev'),
+    ('saved/dev/', 'dev'), ('../..', 'data'), ('///', 'data')])
 def test_data_has_a_folder_name(spec, name):
   assert evaluate.data_name(spec) == name
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 import socket
+import subprocess
 import sys
 
 import pytest
@@ -22,6 +23,18 @@ TRAIN = test_sources.changed(DEV, ('data', 0, 'paragraphs', 0, 'qas'), [
      'answers': [{'text': 'Mira', 'answer_start': 0}]}
     for i in range(4)])
 RECORDS = 'squad/v2.0/3.0.0/squad-train.array_record-00000-of-00001'
+
+
+FIRST = """
+import json, pathlib, sys
+from tensorflow_datasets.core.download import checksums
+from qa_jax.data import sources
+checksums.UrlInfo.__eq__ = lambda *_: True  # ours are not the published files
+found = sources.load(f'tfds(name="xquad/en", split="test", '
+                     f'data_dir={sys.argv[1]!r})')
+assert 'tensorflow' not in sys.modules
+print(json.dumps({e.id: e.question for e in found}))
+"""
 
 
 def version_1(data):
@@ -164,6 +177,29 @@ def test_offline_names_the_files_and_the_folder(tmp_path, there):
       f'tfds squad: not prepared in {tmp_path}, and the network is down; put '
       f'{", ".join(missing)} into {manual}')
   assert [p.name for p in tmp_path.iterdir()] == ['downloads']
+
+
+@pytest.mark.parametrize(('language', 'missing'), [
+    ('en', ['xquad.en.json']),
+    ('de', ['squad.translate.dev.en-de.json',
+            'squad.translate.train.en-de.json', 'xquad.de.json',
+            'xquad.translate.test.de-en.json'])])
+def test_the_files_of_a_language_are_those_of_no_other(
+    tmp_path, language, missing):
+  assert f'put {", ".join(missing)} into' in refusal(
+      tmp_path, f'xquad/{language}', 'test')
+
+
+def test_an_older_data_set_may_be_the_first(tmp_path):
+  """In a process of its own: once squad is known, so are they all."""
+  manual = put(tmp_path, ('dev-v1.1.json',))
+  (manual / 'dev-v1.1.json').rename(manual / 'xquad.en.json')
+  done = subprocess.run(
+      [sys.executable, '-c', FIRST, str(tmp_path)], capture_output=True,
+      text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  raw = sources.load(str(manual / 'xquad.en.json'))
+  assert json.loads(done.stdout) == {e.id: e.question for e in raw}
 
 
 def test_behind_a_proxy_the_library_is_left_to_try(tmp_path, monkeypatch):
