@@ -36,6 +36,7 @@ class WindowSpans:
   # this window may return, so that those of a question's windows add up
   mass: np.ndarray | None = None
   gold: np.ndarray | None = None  # [N, G] float32; ILLEGAL: not to be found
+  spread: np.ndarray | None = None  # [N, 3] float32, if histograms ask
 
 
 @dataclasses.dataclass(frozen=True)

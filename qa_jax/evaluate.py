@@ -14,7 +14,6 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qa_jax import aggregate
@@ -24,6 +23,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import features
 from qa_jax import files
+from qa_jax import kept
 from qa_jax import logs
 from qa_jax import metrics
 from qa_jax import null_rules
@@ -36,9 +36,7 @@ from qa_jax.data import plans
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
-from qa_jax.heads.base import SpanScores
 from qa_jax.models import qa
-from qa_jax.objectives import table
 
 BLOCK = 2**14  # windows whose candidates are held at a time: 5 MB at 20 each
 
@@ -48,10 +46,19 @@ def needs(decode: config_lib.Decode) -> frozenset[str]:
   return null_rules.NULL_RULES[decode.null_rule].needs
 
 
+def _program(model: qa.QAModel, decode: config_lib.Decode,
+             mesh: jax.sharding.Mesh | None = None, *,
+             spread: bool = False) -> Callable[..., dict[str, Any]]:
+  """The one program that all who ask for the same have in common."""
+  return _searcher(
+      model, decode.search, decode.max_answer_length, decode.n_best,
+      'normaliser' in needs(decode), processes.whole(mesh), spread)
+
+
 @functools.cache
 def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
-              normaliser: bool, result: jax.sharding.Sharding | None = None
-              ) -> Callable[..., dict[str, Any]]:
+              normaliser: bool, result: jax.sharding.Sharding | None,
+              spread: bool) -> Callable[..., dict[str, Any]]:
   """Encoder, head and span search as one program → fields of WindowSpans.
 
   `mass` is there if there are temperatures, `gold` if the batch has golds.
@@ -62,66 +69,40 @@ def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
   def run(params, batch, temperatures):  # [T]
     scores = model.apply({'params': params}, **build.model_inputs(batch))
     masks = batch['start_mask'], batch['context_mask']
-    found = fields(find, scores, *masks, longest=longest, n_best=n_best,
-                   normaliser=normaliser)
+    found = kept.fields(find, scores, *masks, longest=longest, n_best=n_best,
+                        normaliser=normaliser)
     if not search.is_exact(spec):
       found['exact'] = search.two_stage(
           scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]
     if len(temperatures):
-      found['mass'] = jax.lax.map(lambda t: search.log_normaliser(
-          scores, *masks, max_answer_length=longest, temperature=t),
-                                  temperatures).T
+      found['mass'] = kept.mass(
+          scores, *masks, temperatures, longest=longest)
     if 'gold_spans' in batch:
-      found['gold'] = _gold_scores(
-          scores, *masks, batch['gold_spans'], longest)
+      found['gold'] = kept.gold_scores(
+          scores, *masks, batch['gold_spans'], longest=longest)
+    if spread:
+      found['spread'] = kept.spread(scores, masks[1], longest=longest)
     return found
   return run
-
-
-def _gold_scores(scores: SpanScores, start_mask: jax.Array,
-                 context_mask: jax.Array, golds: jax.Array,  # [B, G, 2]
-                 longest: int) -> jax.Array:  # [B, G]
-  """Scores of gold spans; ILLEGAL for those that no search may return."""
-  first, last = jnp.maximum(golds[..., 0], 0), jnp.maximum(golds[..., 1], 0)
-  legal = ((golds[..., 0] > 0) & (last - first < longest)
-           & jnp.take_along_axis(start_mask, first, axis=1)
-           & jnp.take_along_axis(context_mask, last, axis=1))
-  return jnp.where(legal, table.gold_scores(scores, golds), search.ILLEGAL)
-
-
-def fields(find: search.Search, scores: SpanScores,
-           start_mask: jax.Array,  # [B, L] bool
-           context_mask: jax.Array,  # [B, L] bool
-           *, longest: int, n_best: int,
-           normaliser: bool) -> dict[str, jax.Array]:
-  """What is kept of a batch's scores, by the names of WindowSpans."""
-  spans = find(scores, start_mask, context_mask, max_answer_length=longest,
-               n_best=n_best)
-  found = {'start': spans.start, 'end': spans.end, 'score': spans.score,
-           'valid': spans.valid, 'null': spans.null_score}
-  if normaliser:
-    found['normaliser'] = search.log_normaliser(
-        scores, context_mask, context_mask, max_answer_length=longest)
-  return found
 
 
 def score_windows(model: qa.QAModel, params: Any,
                   windows: windows_lib.WindowSet, config: config_lib.Config,
                   *, mesh: jax.sharding.Mesh | None = None,
                   progress: str = '', temperatures: Sequence[float] = (),
-                  golds: bool = False) -> aggregate.WindowSpans:
+                  golds: bool = False,
+                  spread: bool = False) -> aggregate.WindowSpans:
   """Runs encoder, head and search over every window.
 
   Rows are sharded over all devices of `mesh`; padding rows fill the last
   batch and are dropped. Each process scores the rows of its devices, and gets
   the spans of all. `progress` names a progress bar, '' shows none. All spans
   are added up at each of `temperatures`; `golds`: with scores of the gold
-  spans.
+  spans; `spread`: with what `kept.spread` says of each window.
   """
   decode, count = config.decode, mesh.size if mesh else 1
   normaliser = 'normaliser' in needs(decode)
-  run = _searcher(model, decode.search, decode.max_answer_length,
-                  decode.n_best, normaliser, processes.whole(mesh))
+  run = _program(model, decode, mesh, spread=spread)
   plan = (plans.plan_packed if config.data.packing else plans.plan_eval)(
       windows.total_lengths, batch_size=config.train.eval_batch_size,
       buckets=build.buckets(config), multiple=count)
@@ -135,7 +116,8 @@ def score_windows(model: qa.QAModel, params: Any,
       exact=None if search.is_exact(decode.search) else one(),
       temperatures=tuple(temperatures),
       mass=some(len(temperatures)) if len(temperatures) else None,
-      gold=some(windows.gold_spans.shape[1]) if golds else None)
+      gold=some(windows.gold_spans.shape[1]) if golds else None,
+      spread=some(len(kept.SPREAD)) if spread else None)
   place = (functools.partial(processes.put_part, mesh=mesh) if mesh
            else jax.device_put)
   bar = logs.Progress(progress, len(plan)) if progress else None
@@ -170,9 +152,7 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
   They are one for each bucket and each power of two of windows, up to the
   rows that a batch of the bucket has.
   """
-  decode = config.decode
-  run = _searcher(model, decode.search, decode.max_answer_length,
-                  decode.n_best, 'normaliser' in needs(decode))
+  run = _program(model, config.decode)
   buckets, programs = build.buckets(config), 0
   windows = build.make_windows(config, [Example('0', '', '')], words)
   for length in buckets:
@@ -199,14 +179,21 @@ def answer(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
 def answers_at(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
                config: config_lib.Config, temperatures: Sequence[float], *,
                mesh: jax.sharding.Mesh | None = None, progress: str = '',
+               spread: Callable[[np.ndarray], None] | None = None,  # of [N, 3]
                ) -> list[aggregate.Answers]:
-  """The same at each of `temperatures`; candidates last as long as a block."""
+  """The same at each of `temperatures`; candidates last as long as a block.
+
+  `spread` is called with what `kept.spread` says of the windows of each.
+  """
   decode, done = config.decode, []
   parts = windows.blocks(BLOCK)
   for n, (_, block) in enumerate(parts, 1):
     spans = score_windows(
         model, params, block, config, mesh=mesh, temperatures=temperatures,
-        progress=block_name(progress, n, len(parts)))
+        progress=block_name(progress, n, len(parts)),
+        spread=spread is not None)
+    if spread:
+      spread(spans.spread)
     done.append([aggregate.answers(
         block, spans, n_best=decode.n_best, null_rule=decode.null_rule,
         merge=decode.merge, temperature=t) for t in temperatures])
@@ -233,21 +220,31 @@ class Evaluator:
     self._calibration = calibration
 
   def evaluate(self, params: Any, *, output: pathlib.Path | None = None,
-               progress: str = '', seal: bool = True) -> dict[str, float]:
-    """Metrics; writes the files of `output`, metrics.json last if `seal`."""
+               progress: str = '', seal: bool = True,
+               show: Callable[[str, np.ndarray], None] | None = None,
+               ) -> dict[str, float]:
+    """Metrics; writes the files of `output`, metrics.json last if `seal`.
+
+    `show` is called with the columns of `kept.SPREAD`, a value a window.
+    """
     examples, decode = self.windows.examples, self._config.decode
     output = output if processes.first() else None
     held_out = self._calibration
     temperature = held_out.temperature if held_out else 1.0
+    spreads: list[np.ndarray] = []
     answers, *before = answers_at(
         self._model, params, self.windows, self._config,
         (temperature, 1.0) if held_out else (1.0,), mesh=self._mesh,
-        progress=progress)
+        progress=progress, spread=spreads.append if show else None)
     odd = int((~np.isfinite(answers.null_score)).sum())
     if odd:
       raise errors.UserError(
           f'the null score of {odd} of {len(examples)} questions is not finite:'
           ' training went astray; lower config.optim.learning_rate')
+    if show:
+      for name, values in zip(
+          kept.SPREAD, np.concatenate(spreads).T, strict=True):
+        show(name, values)
     always = aggregate.texts(examples, answers)
     silent = answers.na_score > decode.null_threshold
     predictions = {e.id: '' if silent[i] else always[e.id]

@@ -25,6 +25,7 @@ from qa_jax import convert
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import kept
 from qa_jax import predict
 from qa_jax import registry
 from qa_jax import runner
@@ -35,8 +36,8 @@ from qa_jax.models import qa
 PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
 
 
-def program(model: qa.QAModel,
-            decode: config_lib.Decode) -> Callable[..., dict[str, jax.Array]]:
+def program(model: qa.QAModel, decode: config_lib.Decode,
+            temperature: float) -> Callable[..., dict[str, jax.Array]]:
   """What is exported, a function of parameters and windows.
 
   Attention is `xla`: plain StableHLO, which runs on every platform.
@@ -49,7 +50,7 @@ def program(model: qa.QAModel,
           token_ids: jax.Array,  # [B, L] int32
           context: jax.Array,  # [B, 2] int32: context tokens [begin, end)
           owned: jax.Array,  # [B, 2] int32: legal starts [begin, end)
-          ) -> dict[str, jax.Array]:  # [B, K] spans, [B] null, normaliser
+          ) -> dict[str, jax.Array]:  # [B, K] spans, [B] null, sums of spans
     position = jnp.arange(token_ids.shape[1])[None]  # [1, L]
     begin, end = context[:, :1], context[:, 1:]  # [B, 1]; at `end` is [SEP]
     context_mask = (position >= begin) & (position < end)
@@ -60,16 +61,20 @@ def program(model: qa.QAModel,
         token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
         token_type_ids=((position >= begin) & (position <= end)).astype(
             jnp.int32), context_mask=context_mask)
-    found = evaluate.fields(
+    longest = decode.max_answer_length
+    found = kept.fields(
         find, scores, start_mask, context_mask, n_best=decode.n_best,
-        longest=decode.max_answer_length, normaliser=normaliser)
-    return {'normaliser': jnp.zeros_like(found['null']), **found}
+        longest=longest, normaliser=normaliser)
+    mass = kept.mass(scores, start_mask, context_mask,
+                     jnp.float32([temperature]), longest=longest)
+    return {'normaliser': jnp.zeros_like(found['null']), **found,
+            'mass': mass[:, 0]}
   return run
 
 
 def lower(model: qa.QAModel, params: Mapping[str, Any],
           config: config_lib.Config, platforms: Sequence[str],
-          ) -> tuple[jax.export.Exported, int]:
+          temperature: float = 1.0) -> tuple[jax.export.Exported, int]:
   """The program for `platforms`, and the length of its shortest windows.
 
   Windows have at most config.data.max_length tokens, and at least as many as a
@@ -89,7 +94,8 @@ def lower(model: qa.QAModel, params: Mapping[str, Any],
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype)
             for k, v in params.items()}
   return jax.export.export(
-      jax.jit(program(model, config.decode)), platforms=platforms)(
+      jax.jit(program(model, config.decode, temperature)),
+      platforms=platforms)(
           shapes, ints(batch, length), ints(batch, 2),
           ints(batch, 2)), shortest
 
@@ -120,7 +126,10 @@ def export(model: predict.QA, target: pathlib.Path,
                         config.data.max_question_length)
   params = {k: np.ascontiguousarray(v) for k, v in
             flax.traverse_util.flatten_dict(model.params, sep='/').items()}
-  exported, shortest = lower(model.model, params, config, platforms)
+  found = model.calibration
+  temperature = found.temperature if found else 1.0
+  exported, shortest = lower(
+      model.model, params, config, platforms, temperature)
   words = model.tokenizer
   meta = {
       'max_length': config.data.max_length, 'min_length': shortest,
@@ -129,6 +138,7 @@ def export(model: predict.QA, target: pathlib.Path,
       'pad_id': words.pad_id, 'cls_id': words.cls_id, 'sep_id': words.sep_id,
       'null_rule': config.decode.null_rule,
       'null_threshold': config.decode.null_threshold,
+      'temperature': temperature,
       'max_answer_length': config.decode.max_answer_length,
       'n_best': config.decode.n_best, 'platforms': list(exported.platforms),
       'calling_convention': exported.calling_convention_version,

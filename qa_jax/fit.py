@@ -33,6 +33,12 @@ def misfit(objective: objectives.Objective, scores: SpanScores) -> str:
   return ''
 
 
+def adds_up(head: nn.Module) -> bool:
+  """Whether a head's start and end scores are for any span, so that sums over
+  all of them say something."""
+  return not nesting.score_shapes(head, training=True).conditional
+
+
 def check_objective(objective_spec: str,
                     head_spec: str) -> objectives.Objective:
   """The objective, if it trains the head.

@@ -1,17 +1,20 @@
 """What a run keeps: its directory, checkpoints, evaluations."""
 
 import contextlib
+import functools
 import pathlib
 import sys
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 
 from qa_jax import build
 from qa_jax import checkpoint
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import fit
 from qa_jax import lock
 from qa_jax import logs
 from qa_jax import meter as meter_lib
@@ -35,6 +38,7 @@ class Keeper:
     self._trainer, self._store = trainer, store
     self._log, self._costs, self._workdir = log, costs, workdir
     self._requests, self._meter = requests, meter
+    self._adds_up = fit.adds_up(trainer.model.head)
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
   def due(self, step: int, start: int) -> bool:
@@ -67,7 +71,8 @@ class Keeper:
         metrics = trainer.evaluator.evaluate(
             state.params,
             output=_output(trainer, self._workdir) if last else None,
-            seal=False)
+            seal=False, show=functools.partial(self._show, step)
+            if self._adds_up else None)
     if metrics:
       self.metrics = metrics
       self._log.write(step, 'eval', {
@@ -86,6 +91,9 @@ class Keeper:
         files.write_json(
             _output(trainer, self._workdir) / 'metrics.json', metrics)
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
+
+  def _show(self, step: int, name: str, values: np.ndarray) -> None:
+    self._log.histogram(step, f'eval/{name}_of_windows', values)
 
 
 def _evaluates(trainer: 'train.Trainer', step: int) -> bool:

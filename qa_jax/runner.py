@@ -80,7 +80,10 @@ def windows(meta, question, context):
 
 
 def answer(loaded, question, context):
-  """`context[start:end] == text`; '' at (0, 0) is "no answer"."""
+  """`context[start:end] == text`; '' at (0, 0) is "no answer".
+
+  Probabilities are among all spans and no answer, as qa_jax's predict.py says.
+  """
   meta, program, params, words = loaded
   asked, passage = words.encode_batch([question, context],
                                       add_special_tokens=False)
@@ -89,16 +92,29 @@ def answer(loaded, question, context):
            for i in range(0, len(shift), 32)]
   found = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
   best = np.maximum(np.float64(found['score'][:, 0]), NO_SPAN)  # [B]
-  null, normaliser = (np.float64(found[k]) for k in ('null', 'normaliser'))
+  null, normaliser, mass = (
+      np.float64(found[k]) for k in ('null', 'normaliser', 'mass'))
   b = int(best.argmax())
-  out = {'text': '', 'start': 0, 'end': 0, 'score': float(best[b]),
-         'null_score': float(null.min())}
+  p, null_p = posteriors(meta, best[b], null.min(), mass)
   sure = NULL_RULES[meta['null_rule']](null, best, normaliser)
-  if found['valid'][b, 0] and sure <= meta['null_threshold']:
+  answered, valid = sure <= meta['null_threshold'], found['valid'][b, 0]
+  out = {'text': '', 'start': 0, 'end': 0, 'score': float(best[b]),
+         'null_score': float(null.min()),
+         'probability': p * bool(valid) if answered else null_p,
+         'null_probability': null_p}
+  if answered and valid:
     start = passage.offsets[found['start'][b, 0] + shift[b]][0]
     end = passage.offsets[found['end'][b, 0] + shift[b]][1]
     out |= {'text': context[start:end], 'start': start, 'end': end}
   return out
+
+
+def posteriors(meta, best, null, mass):
+  """Of the best span and of no answer: see aggregate.py."""
+  t = meta['temperature']
+  null = -np.inf if meta['null_rule'] == 'never' else null / t
+  total = np.logaddexp(null, np.logaddexp.reduce(mass))
+  return float(np.exp(min(best / t - total, 0.0))), float(np.exp(null - total))
 
 
 def main():

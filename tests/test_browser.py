@@ -1,6 +1,7 @@
 """Both pages in a real browser, where the machine has one."""
 
 import contextlib
+import dataclasses
 import shutil
 import threading
 import time
@@ -8,6 +9,7 @@ import time
 from playwright import sync_api
 import pytest
 
+from qa_jax import calibration
 from qa_jax.web import page as page_lib
 from qa_jax.web import server
 from qa_jax.web import service as service_lib
@@ -48,10 +50,17 @@ def tab(browser):
   context.close()
 
 
+def calibrated():
+  """A model that has learned nothing, at a temperature of its own."""
+  return dataclasses.replace(
+      random_qa('independent', null_rule='min_null', null_threshold=9.0),
+      calibration=calibration.Calibration(9.0, 0.3, '', '', 9, 0, {}))
+
+
 @pytest.fixture(scope='module')
 def url():
   """Where a server of a model that has learned nothing listens."""
-  service = service_lib.Service(random_qa('independent'), service_lib.Limits(
+  service = service_lib.Service(calibrated(), service_lib.Limits(
       context_characters=2000, batch=1))
   found = server.bind('127.0.0.1', 0)
   uvicorn = server.uvicorn_server(service)
@@ -80,11 +89,16 @@ def ask(tab, url, question, context):
 
 def test_a_question_is_asked_and_answered_by_keyboard(tab, url):
   ask(tab, url, QUESTION, CONTEXT)
-  answer = random_qa('independent').answer(question=QUESTION, context=CONTEXT)
+  answer = calibrated().answer(question=QUESTION, context=CONTEXT)
   assert tab.text_content('#best') == answer.text != ''
   assert tab.text_content('#passage') == CONTEXT
   assert tab.text_content('#passage mark') == answer.text
-  assert f'{answer.score:.3f}' in tab.text_content('#about')
+  about = tab.text_content('#about')
+  for score, probability in ((answer.score, answer.probability),
+                             (answer.null_score, answer.null_probability)):
+    assert f'{probability:.1%}\u2002{score:.3f}' in about
+  assert tab.locator('#spans .score').all_text_contents() == [
+      f'{c["probability"]:.1%}\u2002{c["score"]:.3f}' for c in answer.n_best]
   texts = tab.locator('#spans button > span:first-child').all_text_contents()
   assert texts == [c['text'] for c in answer.n_best]
   tab.wait_for_selector('#ask:enabled')

@@ -227,6 +227,27 @@ def test_a_gold_span_is_scored_once_though_windows_overlap():
       for i, j in places[:-1])
 
 
+def test_histograms_are_of_each_windows_valid_mass_and_best_scores():
+  """Over context and [CLS], whose scores are half of null each."""
+  shown = {}
+  evaluate.Evaluator(Lookup(), WINDOWS, make_config()).evaluate(
+      PARAMS, show=shown.__setitem__)
+  for n, e in enumerate(WINDOWS.example_of):
+    words = EXAMPLES[e].context.split()[
+        WINDOWS.begin[n]:WINDOWS.begin[n] + WINDOWS.length[n]]
+    batch = WINDOWS.gather(np.array([n]), 20)
+    null = (batch['token_ids'] * batch['attention_mask']).sum() % 7
+    start, end = ([null / 2, *(score_of(kind, w) for w in words)]
+                  for kind in ('start', 'end'))
+    spans = [(0, 0), *((i, j) for i in range(1, len(start))
+                       for j in range(i, min(i + 4, len(start))))]
+    expected = (sum(math.exp(start[i] + end[j]) for i, j in spans)
+                / sum(map(math.exp, start)) / sum(map(math.exp, end)))
+    assert shown['valid_mass'][n] == pytest.approx(expected, rel=1e-5)
+    assert shown['start_score'][n] == max(start)
+    assert shown['end_score'][n] == max(end)
+
+
 def test_every_legal_span_is_found_once_though_windows_overlap():
   found = evaluate.answer(Lookup(), PARAMS, WINDOWS, make_config(n_best=999))
   for e, example in enumerate(EXAMPLES):

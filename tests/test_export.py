@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from qa_jax import build
+from qa_jax import calibration
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
@@ -100,6 +101,32 @@ def test_the_runner_answers_as_predict(loaded, answers):
     np.testing.assert_allclose(
         [found['score'], found['null_score']],
         [expected.score, expected.null_score], atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(
+        [found['probability'], found['null_probability']],
+        [expected.probability, expected.null_probability], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [
+    {'null_rule': 'min_null', 'search': 'beam(width=2)'},
+    {'null_rule': 'never'}], ids=str)
+def test_a_calibrated_run_is_exported_with_its_probabilities(tmp_path, fields):
+  """And with its threshold, which is one of decode when the run is loaded."""
+  model = dataclasses.replace(
+      make(null_threshold=1.5, **fields),
+      calibration=calibration.Calibration(
+          1.5, 2.5, 'held out', '', 9, 1, {}))
+  export.export(model, tmp_path / 'out', ('cpu',))
+  loaded, plain = runner.load(tmp_path / 'out'), dataclasses.replace(
+      model, calibration=None)
+  for question, context in QUESTIONS[:4]:
+    found = runner.answer(loaded, question, context)
+    expected, other = (m.answer(question=question, context=context)
+                       for m in (model, plain))
+    assert found['text'] == expected.text
+    for name in ('probability', 'null_probability'):
+      assert found[name] == pytest.approx(
+          getattr(expected, name), rel=1e-5, abs=1e-6), name
+    assert found['probability'] != pytest.approx(other.probability, rel=0.01)
 
 
 def run(directory: pathlib.Path, question: str, context: str):

@@ -19,6 +19,7 @@ import pytest
 from starlette import testclient
 
 from qa_jax import build
+from qa_jax import calibration
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import view
@@ -83,6 +84,24 @@ def test_answer_is_that_of_predict(client):
   assert few['n_best'] == found['n_best'][:2]
 
 
+def test_probabilities_of_a_calibrated_run_are_those_of_predict():
+  """As the run is loaded: threshold 9, temperature 0.3."""
+  qa = dataclasses.replace(
+      random_qa('independent', null_rule='min_null', null_threshold=9.0),
+      calibration=calibration.Calibration(9.0, 0.3, '', '', 9, 0, {}))
+  expected = qa.answer(**BODY)
+  assert expected.probability != pytest.approx(dataclasses.replace(
+      qa, calibration=None).answer(**BODY).probability, rel=0.1)
+  app = server.app(service_lib.Service(qa, LIMITS), server.Metrics())
+  with testclient.TestClient(app) as client:
+    found = client.post('/answer', json=BODY).json()
+  assert found['text'] == expected.text != ''
+  for name in ('probability', 'null_probability'):
+    assert found[name] == pytest.approx(getattr(expected, name), rel=1e-5)
+  assert [c['probability'] for c in found['n_best']] == pytest.approx(
+      [c['probability'] for c in expected.n_best], rel=1e-5)
+
+
 def test_concurrent_requests_share_batches_and_answer_as_predict():
   service, app = make()
   sizes = []
@@ -120,17 +139,17 @@ def test_spans_are_the_band_over_the_tokens_of_the_context(client):
 def test_after_the_warm_up_no_request_compiles():
   service, app = make()
   assert service.warm_up() == 3 + 1  # 1, 2 or 4 windows; one for the map
-  decode = service.qa.config.decode
-  programs = (evaluate._searcher(
-      service.qa.model, decode.search, decode.max_answer_length,
-      decode.n_best, False), view._scorer(service.qa.model))
+  programs = (evaluate._program(service.qa.model, service.qa.config.decode),
+              view._scorer(service.qa.model))
   before = [program._cache_size() for program in programs]
+  made = evaluate._searcher.cache_info().misses
   with testclient.TestClient(app) as client:
     for n in (1, 12, 60, 110):
       response = client.post('/answer', json={**BODY, 'context': 'Mira ' * n})
       assert response.status_code == 200
     assert client.post('/spans', json=BODY).status_code == 200
   assert [program._cache_size() for program in programs] == before
+  assert evaluate._searcher.cache_info().misses == made
 
 
 # What is refused.

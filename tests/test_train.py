@@ -16,6 +16,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import files
+from qa_jax import logs
 from qa_jax import objectives
 from qa_jax import parallel
 from qa_jax import predict
@@ -234,6 +235,24 @@ def test_a_run_directory_stands_alone(finished):
   for name in ('metrics.json', 'predictions.json', 'nbest.jsonl'):
     assert (output / name).is_file()
   assert list((finished / 'tensorboard').iterdir())
+
+
+def test_tensorboard_has_histograms_of_norms_and_of_the_valid_mass(finished):
+  events, = (finished / 'tensorboard').iterdir()
+  for name in (b'train/grad_norm_of_steps', b'eval/valid_mass_of_windows',
+               b'eval/start_score_of_windows', b'eval/end_score_of_windows'):
+    assert name in events.read_bytes()
+
+
+def test_no_mass_is_shown_of_ends_that_are_given_the_start(
+    tmp_path, monkeypatch):
+  shown = []
+  monkeypatch.setattr(logs.MetricsLog, 'histogram',
+                      lambda self, step, name, values: shown.append(name))
+  train.train(
+      tiny.config(model={'head': 'conditional'}, objective='conditional',
+                  train={'num_steps': 1}), tmp_path / 'run')
+  assert shown == ['train/grad_norm_of_steps']
 
 
 def test_a_complete_run_is_left_as_it_is(finished, capsys):

@@ -35,19 +35,25 @@ function highlight(context, start, end) {
     ...(end > start ? [part(0, start), mark, part(end)] : [part(0)]));
 }
 
+const shown = (score, probability) => (100 * probability).toFixed(1) + '%'
+  + '\u2002' + score.toFixed(3);  // as predict prints them
+
 function showAnswer(context, answer) {
+  const best = answer.n_best[0];
   $('best').textContent = answer.text || '(no answer)';
   $('about').className = 'note';
-  $('about').textContent = answer.n_best.length ? 'Score of the best span '
-    + answer.score.toFixed(3) + ', of "no answer" '
-    + answer.null_score.toFixed(3) : 'The passage has no span to choose.';
+  $('about').textContent = best ? 'Probability and score of the best span: '
+    + shown(best.score, best.probability) + '; of "no answer": '
+    + shown(answer.null_score, answer.null_probability)
+    : 'The passage has no span to choose.';
   highlight(context, answer.start, answer.end);
   const buttons = answer.n_best.map((span) => {
     const button = element('button', {
       type: 'button', 'aria-pressed': String(
-        Boolean(answer.text) && span === answer.n_best[0])});
+        Boolean(answer.text) && span === best)});
     button.append(element('span', {dir: 'auto'}, span.text),
-                  element('span', {class: 'score'}, span.score.toFixed(3)));
+                  element('span', {class: 'score'},
+                          shown(span.score, span.probability)));
     button.addEventListener('click', () => {
       highlight(context, span.start, span.end);
       buttons.forEach((other) => other.setAttribute(
