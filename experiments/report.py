@@ -3,9 +3,10 @@ r"""Compares the runs of sweeps, or any runs, with the first one's variant.
   python -m experiments.report --workdir=runs/heads
   python -m experiments.report --workdir=runs/a,runs/b,runs/c --output=report
 
-Runs that differ in the seed alone are one variant. Writes report.md, .html (one
-file, with all pictures), .csv, .tex and .png to --output, or to WORKDIR/report
-of the first; prints report.md.
+Runs that differ in the seed alone are one variant. Compared are their answers
+to data.eval, or to a --data=SPEC on which experiments.evaluate has had each.
+Writes report.md, .html (one file, with all pictures), .csv, .tex and .png to
+--output, or to WORKDIR/report of the first; prints report.md.
 """
 
 import pathlib
@@ -19,6 +20,8 @@ from qa_jax import report
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Sweeps and runs, separated by commas.')
+DATA = flags.DEFINE_string(
+    'data', '', 'SPEC that all were evaluated on [data.eval].')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the report.')
 
 
@@ -27,7 +30,7 @@ def main() -> None:
   workdirs = [pathlib.Path(w) for w in WORKDIR.value.split(',')]
   output = pathlib.Path(OUTPUT.value or workdirs[0] / 'report')
   files.check_writable(output / 'report.md')
-  comparison = compare.compare(workdirs)
+  comparison = compare.compare(workdirs, data=DATA.value)
   report.write(comparison, output)
   print(report.markdown(comparison), end='')
 

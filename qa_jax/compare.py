@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -96,14 +97,18 @@ class Comparison:
   incomplete: Mapping[str, str]  # run → why it is not compared
 
 
-def compare(workdirs: Sequence[pathlib.Path], *, seed: int = 0) -> Comparison:
+def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
+            seed: int = 0) -> Comparison:
   """Reads runs and sweeps; `seed` is that of the resampling.
+
+  Compared is what experiments.evaluate left of a SPEC `data`; '': of
+  config.data.eval, on which runs are evaluated while they train.
 
   Raises:
     UserError: not a run, no complete run of the default, runs evaluated on
       different questions, or one config and seed twice.
   """
-  reasons = {path: _incomplete(path, log)
+  reasons = {path: _incomplete(path, log, data)
              for path, log in _directories(workdirs)}
   keys = {path: _key(config_lib.read(path)) for path in reasons
           if (path / 'config.json').is_file()}
@@ -113,7 +118,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, seed: int = 0) -> Comparison:
   if not any(keys[path] in groups for path in complete):
     raise errors.UserError('the default has no complete run; '
                            f'{first}: {reasons[first]}')
-  runs, data, articles = _read(complete)
+  runs, data, articles = _read(complete, data)
   for run in runs:
     group = groups.setdefault(keys[run.path], [])
     for other in group:
@@ -203,14 +208,19 @@ def _directories(workdirs: Sequence[pathlib.Path],
   return list(found.items())
 
 
-def _incomplete(path: pathlib.Path, log: pathlib.Path | None) -> str:
+def _incomplete(path: pathlib.Path, log: pathlib.Path | None,
+                data: str) -> str:
   """Why a run is not complete, '' if it is."""
   if (path / 'config.json').is_file():
-    config = config_lib.read(path)
-    if not config.data.eval:
-      return 'config.data.eval is empty: it has not been evaluated'
-    if _results(path, config.data.eval, 'metrics.json').is_file():
+    spec = data or config_lib.read(path).data.eval
+    if not spec:
+      return ('config.data.eval is empty; name what it has been evaluated on '
+              'since, --data=SPEC')
+    if _results(path, spec, 'metrics.json').is_file():
       return ''
+    if data:
+      return 'not evaluated: python -m experiments.evaluate ' + shlex.join(
+          [f'--workdir={path}', f'--data={data}'])
   mark = log and log.parent.parent / 'pruned' / f'{path.name}.json'
   if mark and mark.is_file():
     return f'pruned: {files.read_object(mark).get("reason", "")}'
@@ -226,34 +236,31 @@ def _results(path: pathlib.Path, spec: str, name: str) -> pathlib.Path:
   return path / 'eval' / evaluate.data_name(spec) / name
 
 
-def _read(paths: Sequence[pathlib.Path]
+def _read(paths: Sequence[pathlib.Path], data: str,
           ) -> tuple[list[Run], str, list[str]]:
   """Complete runs, the SPEC of the questions that all have in common, and the
   articles of these."""
-  hashes = {path: files.read_object(path / 'run.json').get(
-      'sha256', {}).get('eval', '') for path in paths}
-  first = paths[0]
-  for path in paths:
-    if hashes[path] != hashes[first]:
-      raise errors.UserError(f'{first} and {path} were evaluated on different '
-                             'questions; report them apart')
   configs = {path: config_lib.read(path) for path in paths}
-  spec = configs[first].data.eval
+  spec = data or configs[paths[0]].data.eval
   examples = sources.load(spec)
-  if store.fingerprint(examples) != hashes[first]:
-    raise errors.UserError(
-        f'{spec} is not what {first} was evaluated on; restore the file')
+  if not data:
+    _check_hashes(paths, spec, store.fingerprint(examples))
+  asked = {e.id for e in examples}
   runs = []
   for path, config in configs.items():
     rows = logs.read_metrics(path)
     # The first of them has the compilation in it.
     trained = [row for row in rows if row['split'] == 'train'][1:]
-    predictions = metrics.read_predictions(
-        _results(path, config.data.eval, 'predictions.json'))
+    where = _results(path, data or config.data.eval, 'predictions.json')
+    predictions = metrics.read_predictions(where)
+    other = asked ^ predictions.keys()
+    if other:
+      raise errors.UserError(
+          f'{where} and {spec} are not of the same questions: {len(other)} '
+          f'are in one alone, such as {min(other)!r}; evaluate again')
     runs.append(Run(
         path=path, config=config,
-        metrics=files.read_object(
-            _results(path, config.data.eval, 'metrics.json')),
+        metrics=files.read_object(where.with_name('metrics.json')),
         examples_per_second=_median(trained, 'examples_per_second'),
         peak_megabytes=_median(trained, 'peak_megabytes'),
         scores=100 * np.stack(metrics.per_question(examples, predictions)),
@@ -262,6 +269,23 @@ def _read(paths: Sequence[pathlib.Path]
         device_seconds=_sum(rows, 'device_seconds'),
         compile_seconds=_sum(rows, 'compile_seconds')))
   return runs, spec, [e.article for e in examples]
+
+
+def _check_hashes(paths: Sequence[pathlib.Path], spec: str,
+                  found: str) -> None:
+  """Raises a UserError unless all runs were evaluated, as they trained, on the
+  questions whose fingerprint is `found` in `spec` now."""
+  hashes = {path: files.read_object(path / 'run.json').get(
+      'sha256', {}).get('eval', '') for path in paths}
+  first = paths[0]
+  for path in paths:
+    if hashes[path] != hashes[first]:
+      raise errors.UserError(f'{first} and {path} were evaluated on different '
+                             'questions; report them apart, or evaluate both '
+                             'on the same and name that, --data=SPEC')
+  if found != hashes[first]:
+    raise errors.UserError(
+        f'{spec} is not what {first} was evaluated on; restore the file')
 
 
 def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float:

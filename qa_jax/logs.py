@@ -29,7 +29,6 @@ from qa_jax import tracker as tracker_lib
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
             'tokenizers', 'safetensors', 'ml_collections')
-BINS = 64  # of a histogram
 ENVIRONMENT = ('XLA_', 'JAX_', 'CUDA_VISIBLE_DEVICES', 'TPU_')
 
 
@@ -104,8 +103,8 @@ class MetricsLog:
     if not self._file or not len(values):
       return
     with self._failing():
-      # Not 'auto': of values that are nearly all equal, it makes millions.
-      self._show(step, summary.histogram(name, np.asarray(values), bins=BINS))
+      self._show(step, summary.histogram(
+          name, np.asarray(values), bins='auto'))
 
   def _show(self, step: int, *shown: summary_pb2.Summary) -> None:
     for one in shown:

@@ -7,6 +7,7 @@ import json
 import math
 import pathlib
 import re
+import shutil
 
 from matplotlib import image
 import numpy as np
@@ -427,6 +428,56 @@ def broken(name, content):
 def test_mistake_is_one_line(tmp_path, make, message):
   workdirs = ','.join(map(str, make(tmp_path)))
   assert message in test_cli.refusal('report', f'--workdir={workdirs}')
+
+
+OTHER = 'synthetic(seed=5, size=12, split="eval")'
+
+
+def evaluated(path: pathlib.Path, wrong=(), spec=OTHER) -> pathlib.Path:
+  """What experiments.evaluate --data=SPEC leaves in a run."""
+  other = fake(path.with_name(f'{path.name}_other'), wrong, spec=spec)
+  name = evaluate.data_name(spec)
+  shutil.copytree(other / 'eval' / name, path / 'eval' / name)
+  return path
+
+
+def test_runs_are_compared_on_data_they_were_evaluated_on_since(tmp_path):
+  """Whatever they were evaluated on while they trained, if on anything."""
+  evaluated(fake(tmp_path / 'a', range(30)), range(6))
+  evaluated(fake(tmp_path / 'b', head='mlp', spec='synthetic(size=9)'))
+  evaluated(fake(tmp_path / 'c', head='shared'), range(3))
+  config = files.read_object(tmp_path / 'c' / 'config.json')
+  config['data']['eval'] = ''
+  files.write_json(tmp_path / 'c' / 'config.json', config)
+  result = test_cli.command(
+      'report', f'--workdir={tmp_path}/a,{tmp_path}/b,{tmp_path}/c',
+      f'--data={OTHER}')
+  assert result.code == 0, result.err
+  assert f'Data: {OTHER}.' in result.out
+  rows = [line.split(' | ') for line in result.out.splitlines()
+          if line.startswith('| ') and 'Δ' not in line]
+  assert [row[2] for row in rows[2:5]] == ['50.00', '100.00', '75.00']
+
+
+@pytest.mark.parametrize(('spec', 'message'), [
+    ('synthetic(size=7)', 'a: not evaluated: python -m experiments.evaluate '
+     "--workdir={a} '--data=synthetic(size=7)'"),
+    (OTHER.replace('12', '11'), 'not of the same questions: 1 are in one')])
+def test_what_is_not_there_is_told_with_the_command_that_makes_it(
+    tmp_path, spec, message):
+  run = evaluated(fake(tmp_path / 'a'))
+  if 'size=11' in spec:  # as of a file that has changed
+    (run / 'eval' / evaluate.data_name(OTHER)).rename(
+        run / 'eval' / evaluate.data_name(spec))
+  assert message.format(a=run) in test_cli.refusal(
+      'report', f'--workdir={run}', f'--data={spec}')
+
+
+def test_a_run_without_data_eval_says_how_to_name_some(tmp_path):
+  config = files.read_object(fake(tmp_path / 'a') / 'config.json')
+  config['data']['eval'] = ''
+  files.write_json(tmp_path / 'a' / 'config.json', config)
+  assert '--data=SPEC' in test_cli.refusal('report', f'--workdir={tmp_path}/a')
 
 
 def test_missing_predictions_are_named(tmp_path):
