@@ -36,6 +36,7 @@ from qa_jax import runtime
 from qa_jax import search_space
 from qa_jax import study as study_lib
 from qa_jax import sweep
+from qa_jax import tracker
 from qa_jax.engines import devices as devices_lib
 from qa_jax.engines import schedule
 
@@ -58,6 +59,8 @@ PRUNER = flags.DEFINE_string(
     'pruner', 'none', 'Ends trials early: none, halving, wilcoxon.')
 STORAGE = flags.DEFINE_string(
     'storage', '', "The study's database, a URL [WORKDIR/study.db].")
+WANDB_PROJECT = flags.DEFINE_string(
+    'wandb_project', None, 'Show the trials there, as one group.')
 PRINT = flags.DEFINE_bool(
     'print', False, 'Print a command for each trial; run nothing.')
 
@@ -133,7 +136,13 @@ def _check_flags(config: config_lib.Config) -> None:
   if PRINT.value and SAMPLER.value != 'grid':
     raise errors.UserError(f'--print: what --sampler={SAMPLER.value} draws is '
                            'not known before; it goes with grid')
+  if WANDB_PROJECT.value:
+    tracker.library(WANDB_PROJECT.value)
   if ENGINE.value == 'population':
+    if WANDB_PROJECT.value:
+      raise errors.UserError(f'--wandb_project={WANDB_PROJECT.value}: the '
+                             'members of --engine=population are not shown '
+                             'there; use another engine')
     if WORKERS.value > 1:
       raise errors.UserError(f'--workers={WORKERS.value}: --engine=population '
                              'has one, this process; leave it out')
@@ -199,8 +208,17 @@ def _command(trial: sweep.Trial) -> list[str]:
   given = flags.FLAGS['config']
   return [sys.executable, '-m', 'experiments.train',
           f'--config={given.config_filename}', f'--workdir={trial.run}',
+          *_shown(),
           *(f'--config.{key}={value}' for key, value in {
               **given.override_values, **trial.overrides}.items())]
+
+
+def _shown() -> list[str]:
+  """Flags of a trial that is shown at Weights & Biases."""
+  if not WANDB_PROJECT.value:
+    return []
+  return [f'--wandb_project={WANDB_PROJECT.value}',
+          f'--wandb_group={pathlib.Path(WORKDIR.value).resolve().name}']
 
 
 def _print(trials: Sequence[sweep.Trial]) -> None:

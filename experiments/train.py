@@ -16,6 +16,7 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
+from qa_jax import forecast
 from qa_jax import processes
 from qa_jax import runtime
 from qa_jax import tracker
@@ -23,13 +24,15 @@ from qa_jax import train
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print shapes, sizes and steps; train nothing.')
+    'dry_run', False, 'Print sizes, memory, steps and ETA; train nothing.')
 PRINT_CONFIG = flags.DEFINE_bool(
     'print_config', False, 'Print the whole config; train nothing.')
 PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'FIRST:END, steps to trace in WORKDIR/profile.')
 WANDB_PROJECT = flags.DEFINE_string(
     'wandb_project', None, 'Show the run there, too; needs wandb.')
+WANDB_GROUP = flags.DEFINE_string(
+    'wandb_group', '', 'Sweep that the run is shown as part of.')
 
 
 def profile_steps() -> range:
@@ -50,7 +53,7 @@ def main() -> None:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
   if DRY_RUN.value:
-    summary = train.Trainer(config).summary()
+    summary = forecast.summary(train.Trainer(config))
     if processes.first():
       for key, value in summary.items():
         print(f'{key:22}{value}')
@@ -61,7 +64,8 @@ def main() -> None:
   with contextlib.ExitStack() as open_things:
     shown = None
     if WANDB_PROJECT.value and processes.first():
-      shown = tracker.Tracker(WANDB_PROJECT.value, workdir, config.to_dict())
+      shown = tracker.Tracker(WANDB_PROJECT.value, workdir, config.to_dict(),
+                              WANDB_GROUP.value)
       open_things.callback(shown.close)
     metrics = train.train(config, workdir, sys.argv, profile_steps(), shown)
   if processes.first():

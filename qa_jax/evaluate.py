@@ -132,16 +132,18 @@ def score_windows(model: qa.QAModel, params: Any,
       if bar:
         bar.update(number)
 
-  for number, (length, rows) in enumerate(plan, 1):
-    batch = features.rows(windows, rows, length, mesh,
-                          packed=config.data.packing)
-    inputs = (*build.INPUTS, *build.PACKED, 'start_mask',
-              *['gold_spans'] * golds)
-    keep(ahead.push((number, rows), run(params, place(
-        {k: batch[k] for k in inputs if k in batch}), scales)))
-  keep(ahead.drain())
-  if bar:
-    bar.close()
+  try:
+    for number, (length, rows) in enumerate(plan, 1):
+      batch = features.rows(windows, rows, length, mesh,
+                            packed=config.data.packing)
+      inputs = (*build.INPUTS, *build.PACKED, 'start_mask',
+                *['gold_spans'] * golds)
+      keep(ahead.push((number, rows), run(params, place(
+          {k: batch[k] for k in inputs if k in batch}), scales)))
+    keep(ahead.drain())
+  finally:
+    if bar:
+      bar.close()
   return out
 
 

@@ -1,6 +1,8 @@
 """Config → windows of a data set, from the cache or made, and on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+import contextlib
+import functools
 import time
 
 import jax
@@ -29,13 +31,24 @@ def load(config: config_lib.Config, data: str | Sequence[Example],
   the tokenizer of the windows.
   """
   began = time.perf_counter()
-  made = cache.windows(
-      data, words, where=cache.directory(config.data.cache), say=logs.say,
-      **build.lengths(config))
+  with contextlib.ExitStack() as bars:
+    made = cache.windows(
+        data, words, where=cache.directory(config.data.cache), say=logs.say,
+        progress=_progress(bars), **build.lengths(config))
   how = ('from the cache' if isinstance(made.examples, store.StoredExamples)
          else 'made')
   return made, (f'{len(made)} windows of {len(made.examples)} questions {how} '
                 f'in {time.perf_counter() - began:.1f} s')
+
+
+def _progress(bars: contextlib.ExitStack) -> Callable[[int, int], None]:
+  """What shows a bar once something is made, until `bars` is left."""
+  @functools.cache
+  def bar(total: int) -> logs.Progress:
+    shown = logs.Progress('tokenise', total)
+    bars.callback(shown.close)
+    return shown
+  return lambda done, total: bar(total).update(done)
 
 
 def rows(made: windows.WindowSet, numbers: np.ndarray, length: int,

@@ -69,7 +69,7 @@ class Keeper:
       with (contextlib.suppress(stop.Interrupted),
             self._requests.interrupting()):
         metrics = trainer.evaluator.evaluate(
-            state.params,
+            state.params, progress='evaluate',
             output=_output(trainer, self._workdir) if last else None,
             seal=False, show=functools.partial(self._show, step)
             if self._adds_up else None)

@@ -103,8 +103,8 @@ class MetricsLog:
     if not self._file or not len(values):
       return
     with self._failing():
-      self._show(step, summary.histogram(
-          name, np.asarray(values), bins='auto'))
+      # Of values nearly all equal, numpy's 'auto' may want millions of bins.
+      self._show(step, summary.histogram(name, np.asarray(values), bins=64))
 
   def _show(self, step: int, *shown: summary_pb2.Summary) -> None:
     for one in shown:

@@ -163,28 +163,6 @@ class Trainer:
       self.parallel.compile(self.state, self.place(*shape))
     return len(shapes)
 
-  def summary(self) -> dict[str, Any]:
-    """What --dry_run prints."""
-    count = sum(x.size for x in jax.tree.leaves(self.state.params))
-    return {
-        'parameters': count,
-        'state_megabytes': round(3 * 4 * count / 2**20, 1),
-        'devices': f'{len(self.devices)} x {self.devices[0].device_kind}',
-        'examples': len(self.windows.examples),
-        'windows': len(self.windows),
-        'windows_trained_on': len(self.batches.indices),
-        'alignment': self.windows.audit,
-        'batch_shapes': self._shapes(),
-        'steps_per_epoch': self.batches.steps_per_epoch,
-        'steps': self.num_steps,
-        'vocabulary': len(self.tokenizer.vocab),
-    }
-
-  def _shapes(self) -> list[list[int]] | str:
-    if self.config.data.packing:
-      return f'packed in rows of {self.buckets[-1]}'
-    return [[self.config.train.batch_size, b] for b in self.buckets]
-
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
           argv: list[str] | None = None,

@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+import resource
 import runpy
 import shlex
 import subprocess
@@ -135,10 +136,10 @@ def run(arguments: list[str], folder: pathlib.Path) -> int:
 
 
 def serve(arguments: list[str], folder: pathlib.Path) -> int:
-  """0 if the server answers within two minutes."""
+  """0 if the server answers within ten minutes: the machine may be busy."""
   server = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL)
   try:
-    for _ in range(120):
+    for _ in range(600):
       time.sleep(1)
       if server.poll() is not None:
         return server.returncode or 1
@@ -165,7 +166,7 @@ def main(arguments: list[str]) -> int:
     return sum(bool(parse(c)) for c in found
                if c.startswith('python -m experiments.'))
   only = ''.join(arguments).removeprefix('--only=')
-  failed = []
+  failed, ran, started = [], 0, time.monotonic()
   with tempfile.TemporaryDirectory(prefix='qa_jax_readme_') as name:
     folder = pathlib.Path(name)
     prepare(folder)
@@ -181,7 +182,11 @@ def main(arguments: list[str]) -> int:
       print(f'{"FAILED" if code else "ran"} ({time.monotonic() - began:.0f} s)'
             f': {command}', flush=True)
       failed += [command] * bool(code)
-  print(f'{len(failed)} failed')
+      ran += 1
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  print(f'{len(failed)} of {ran} commands failed, in '
+        f'{(time.monotonic() - started) / 60:.0f} minutes, '
+        f'{(used.ru_utime + used.ru_stime) / 60:.0f} of them of CPU')
   return int(bool(failed))
 
 

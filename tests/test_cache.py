@@ -665,3 +665,21 @@ def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
   assert_equal(got, made)
   [told] = capsys.readouterr().err.splitlines()
   assert 'the run goes on without it' in told
+
+
+def test_a_bar_counts_the_texts_that_are_made_and_none_is_shown_of_a_copy(
+    tmp_path, monkeypatch):
+  shown, seen = [], []
+  class Bar:
+    def __init__(self, what, total):
+      shown.append((what, total))
+      self.update = seen.append
+      self.close = lambda: seen.append('closed')
+  monkeypatch.setattr(features.logs, 'Progress', Bar)
+  config = tiny.config(data={'cache': str(tmp_path)})
+  examples = [Example(f'{n}', f'Who {n}?', f'Mira was number {n // 2}.')
+              for n in range(2500)]
+  for _ in range(2):
+    features.load(config, examples, WORDS)
+  assert shown == [('tokenise', 1250 + 2500)]
+  assert seen == [1024, 1250, 1250 + 1024, 1250 + 2048, 1250 + 2500, 'closed']

@@ -149,6 +149,10 @@ def test_dry_run_prints_sizes_and_trains_nothing(config, tmp_path):
   assert lines['steps'] == '4' and lines['examples'] == '36'
   assert int(lines['parameters']) > 5000
   assert float(lines['state_megabytes']) > 0
+  memory, _, shape = lines['activation_megabytes'].partition(' a device, for ')
+  assert float(memory) > 0 and shape == '[8, 96]'
+  assert re.match(r'\d.* for \[8, 96\]$', lines['seconds_per_step'])
+  assert 'an estimate from 3 of 4 steps' in lines['eta']
   assert not (tmp_path / 'run').exists()
 
 

@@ -18,7 +18,7 @@ LAYERS = (
      'weight_names', 'tensor_bundle', 'logs',
      'meter', 'pictures', 'processes', 'runtime', 'tracker'},
     {'config', 'build', 'fit', 'evaluate', 'predict', 'pretrained', 'convert',
-     'export', 'runner', 'train', 'keeper', 'kept', 'features',
+     'export', 'runner', 'train', 'keeper', 'kept', 'features', 'forecast',
      'calibrate', 'reliability', 'assess',
      'ensemble_files', 'suite', 'population', 'sweep',
      'study', 'pruners', 'search_space', 'view', 'web', 'engines', 'compare',

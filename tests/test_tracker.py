@@ -1,5 +1,6 @@
 """Weights & Biases, by a stand-in for its module: no account, no network."""
 
+import shlex
 import sys
 import types
 
@@ -8,8 +9,12 @@ import pytest
 from qa_jax import logs
 from qa_jax import tracker
 from qa_jax import train
+from tests import test_cli
 from tests import tiny
 from tests.refusals import refusal
+
+# How ml_collections reads a config file.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 
 class Runs:
@@ -58,6 +63,37 @@ def test_a_directory_is_one_run_there_and_another_another(tmp_path, wandb):
   first, again, other = (s['id'] for s in wandb.started)
   assert first == again != other
   assert all(s['resume'] == 'allow' for s in wandb.started)
+
+
+def test_trials_of_a_sweep_are_a_group_with_names_of_their_own(
+    tmp_path, wandb):
+  result = test_cli.command(
+      'sweep', '--config=configs/sweep_heads.py:tiny', '--print', '--seeds=2',
+      f'--workdir={tmp_path}/heads', '--wandb_project=squad',
+      '--config.data.eval=synthetic(size=9)')
+  assert result.code == 0, result.err
+  lines = [shlex.split(line) for line in result.out.splitlines()]
+  assert len(lines) > 10
+  for line in lines:
+    assert {'--wandb_project=squad', '--wandb_group=heads'} <= {*line}
+  for name in ('a', 'b'):
+    tracker.Tracker('squad', tmp_path / 'heads' / name, {}, 'heads')
+  tracker.Tracker('squad', tmp_path / 'alone', {})
+  assert [(s['group'], s['name']) for s in wandb.started] == [
+      ('heads', 'heads/a'), ('heads', 'heads/b'), (None, 'alone')]
+
+
+@pytest.mark.parametrize(('there', 'flags', 'message'), [
+    (False, [], '.[wandb]'),
+    (True, ['--engine=population'], 'are not shown there')])
+def test_a_sweep_that_cannot_be_shown_is_refused_before_it_starts(
+    tmp_path, monkeypatch, wandb, there, flags, message):
+  if not there:
+    monkeypatch.setitem(sys.modules, 'wandb', None)
+  assert message in test_cli.refusal(
+      'sweep', '--config=configs/sweep_heads.py:tiny', '--wandb_project=squad',
+      f'--workdir={tmp_path}/heads', *flags)
+  assert not (tmp_path / 'heads').exists()
 
 
 def test_what_it_refuses_is_one_line(tmp_path, wandb, monkeypatch):

@@ -98,6 +98,11 @@ class TrainBatches:
     return len(self._plan)
 
   @property
+  def mean_length(self) -> float:
+    """Of the batches of this epoch, padding included."""
+    return float(np.mean([length for length, _ in self._plan]))
+
+  @property
   def position(self) -> dict[str, int]:
     return {'epoch': self.epoch, 'index': self.index}
 

@@ -80,12 +80,15 @@ def windows(data: str | Sequence[Example],
             vocabulary: tokenizer_lib.Tokenizer | Learned, *,
             where: pathlib.Path | None, say: Callable[[str], None],
             max_length: int, window_overlap: int,
-            max_question_length: int) -> windows_lib.WindowSet:
+            max_question_length: int,
+            progress: Callable[[int, int], None] | None = None,
+            ) -> windows_lib.WindowSet:
   """`make_windows` of a SPEC for `sources.load`, or of examples; once for all
   runs.
 
   A learned vocabulary is the tokenizer of the result. `where=None` makes the
-  windows each time; `say` gets the line if a cache is of no use.
+  windows each time; `say` gets the line if a cache is of no use, `progress`
+  what `make_windows` tells.
 
   Raises:
     UserError: as `sources.load` and `make_windows`; never for the cache.
@@ -97,7 +100,8 @@ def windows(data: str | Sequence[Example],
   def make() -> windows_lib.WindowSet:
     examples = sources.load(data) if isinstance(data, str) else data
     return windows_lib.make_windows(
-        examples, words or vocabulary.tokenizer(examples), **lengths)
+        examples, words or vocabulary.tokenizer(examples), progress=progress,
+        **lengths)
 
   def identify() -> dict[str, Any] | None:
     known = (identity.of(data, where / 'sources') if isinstance(data, str)

@@ -4,7 +4,7 @@ No special token is registered with the library, so "[SEP]" typed by a user is
 four characters of text and never the real separator.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -80,8 +80,12 @@ class Tokenizer:
   def _wordpiece(self) -> tokenizers.Tokenizer:
     return _pipeline(self.index, self.lowercase)
 
-  def encode(self, texts: Sequence[str]) -> Ragged:
-    """Tokenises every text, without adding special tokens."""
+  def encode(self, texts: Sequence[str],
+             progress: Callable[[int], None] | None = None) -> Ragged:
+    """Tokenises every text, without adding special tokens.
+
+    `progress` is called with the number of those that are done.
+    """
     ids, offsets, lengths = [], [], [0]
     for begin in range(0, len(texts), 1024):
       for enc in self._wordpiece.encode_batch(
@@ -91,6 +95,8 @@ class Tokenizer:
             itertools.chain.from_iterable(enc.offsets), np.int32,
             2 * len(ids[-1])))
         lengths.append(len(ids[-1]))
+      if progress:
+        progress(len(ids))
     empty = [np.zeros(0, np.int32)]
     return Ragged(np.concatenate(ids or empty),
                   np.concatenate(offsets or empty).reshape(-1, 2),

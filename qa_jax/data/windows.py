@@ -7,7 +7,7 @@ into it, so a data set of SQuAD's size is prepared in seconds. Positions inside
 a window count from its [CLS]; spans are inclusive at both ends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import itertools
 
@@ -160,11 +160,14 @@ class WindowSet:
 
 def make_windows(examples: Sequence[Example],
                  tokenizer: tokenizer_lib.Tokenizer, *, max_length: int,
-                 window_overlap: int, max_question_length: int) -> WindowSet:
+                 window_overlap: int, max_question_length: int,
+                 progress: Callable[[int, int], None] | None = None,
+                 ) -> WindowSet:
   """Cuts every example into windows of at most `max_length` tokens.
 
   `window_overlap` context tokens are shared by neighbouring windows (Hugging
-  Face's "stride"; BERT's doc_stride is the step, not the overlap).
+  Face's "stride"; BERT's doc_stride is the step, not the overlap). `progress`
+  is called with the number of texts that are tokenised, and of all.
 
   Raises:
     UserError: no room for the context beside the longest question.
@@ -174,8 +177,11 @@ def make_windows(examples: Sequence[Example],
   context_of = np.array(
       [distinct.setdefault(e.context, len(distinct)) for e in examples],
       np.int64)
-  contexts = tokenizer.encode(list(distinct))
-  questions = _cut(tokenizer.encode([e.question for e in examples]),
+  done = lambda before: progress and (lambda count: progress(
+      before + count, len(distinct) + len(examples)))
+  contexts = tokenizer.encode(list(distinct), done(0))
+  questions = _cut(tokenizer.encode(
+      [e.question for e in examples], done(len(distinct))),
                    max_question_length)
 
   tokens = contexts.lengths[context_of]  # [E]

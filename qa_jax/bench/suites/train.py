@@ -18,6 +18,7 @@ import numpy as np
 from qa_jax import config as config_lib
 from qa_jax import convert
 from qa_jax import files
+from qa_jax import forecast
 from qa_jax import parallel
 from qa_jax import train
 from qa_jax import weights
@@ -55,7 +56,7 @@ class Ours:
     """Writes the weights that both sides start from, and the windows."""
     trainer = train.Trainer(config_lib.check(config))
     write_start(trainer, pathlib.Path(target))
-    return {'parameters': trainer.summary()['parameters'],
+    return {'parameters': forecast.parameters(trainer),
             'examples': len(trainer.windows.examples)}
 
   def compare(self, config: dict[str, Any], target: str) -> dict[str, float]:

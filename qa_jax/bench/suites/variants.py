@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from qa_jax import config as config_lib
+from qa_jax import forecast
 from qa_jax import registry
 from qa_jax import search
 from qa_jax import train
@@ -65,7 +66,7 @@ class Ours:
     run()
     self._programs[name] = run
     return {'megabytes': temporary_megabytes(update),
-            'parameters': trainer.summary()['parameters']}
+            'parameters': forecast.parameters(trainer)}
 
   def search(self, name: str, spec: str) -> dict[str, float]:
     """Compiles a search of random scores → what it takes."""
