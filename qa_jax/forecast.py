@@ -1,13 +1,14 @@
 """What a run would be and take, without a run: --dry_run of training."""
 
 import math
+import pathlib
+import re
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from qa_jax import parallel
 from qa_jax import processes
 from qa_jax import train
 
@@ -98,7 +99,19 @@ def _memory(trainer: train.Trainer, size: int) -> tuple[int, float]:
   here = [d for d in trainer.devices
           if d.process_index == jax.process_index()]
   return (size * len(here) if here[0].platform == 'cpu' else size,
-          parallel.free_bytes(here[0]))
+          free_bytes(here[0]))
+
+
+def free_bytes(device: jax.Device) -> float:
+  """Of a device's memory, on CPU of the machine's; infinite if unknown."""
+  stats = device.memory_stats()
+  if stats and 'bytes_limit' in stats:
+    return stats['bytes_limit'] - stats['bytes_in_use']
+  try:
+    text = pathlib.Path('/proc/meminfo').read_text()
+    return 1024 * int(re.search(r'MemAvailable:\s+(\d+) kB', text)[1])
+  except (OSError, TypeError):  # another system
+    return math.inf
 
 
 def _positions(length: int, rows: dict[str, np.ndarray]) -> int:

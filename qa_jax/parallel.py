@@ -14,8 +14,6 @@ import dataclasses
 import functools
 import math
 import operator
-import pathlib
-import re
 import resource
 from typing import Any
 
@@ -264,18 +262,6 @@ def peak_megabytes(device: jax.Device) -> float:
   if stats and 'peak_bytes_in_use' in stats:
     return stats['peak_bytes_in_use'] / 2**20
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB
-
-
-def free_bytes(device: jax.Device) -> float:
-  """Of a device's memory, on CPU of the machine's; infinite if unknown."""
-  stats = device.memory_stats()
-  if stats and 'bytes_limit' in stats:
-    return stats['bytes_limit'] - stats['bytes_in_use']
-  try:
-    text = pathlib.Path('/proc/meminfo').read_text()
-    return 1024 * int(re.search(r'MemAvailable:\s+(\d+) kB', text)[1])
-  except (OSError, TypeError):  # another system
-    return math.inf
 
 
 class RunAhead:

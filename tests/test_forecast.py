@@ -3,7 +3,6 @@
 import pytest
 
 from qa_jax import forecast
-from qa_jax import parallel
 from qa_jax import train
 from tests import tiny
 
@@ -29,7 +28,7 @@ def test_time_grows_with_the_positions_of_batches(trainer, monkeypatch):
 def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
   def never(*_):
     raise AssertionError('a step was made')
-  monkeypatch.setattr(parallel, 'free_bytes', lambda _: 1024.0)
+  monkeypatch.setattr(forecast, 'free_bytes', lambda _: 1024.0)
   monkeypatch.setattr(forecast, '_time', never)
   found = forecast.summary(trainer)
   assert found['eta'].startswith('not timed: beside the state a step needs')
