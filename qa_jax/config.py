@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import json
 import pathlib
+import re
 from typing import Any, get_type_hints
 
 from qa_jax import errors
@@ -119,6 +120,8 @@ class Config:
 # A run may go on with another value: nothing that it computes depends on them.
 FREE = ('train.step_timeout_seconds',)
 
+SURROGATE = re.compile('[\ud800-\udfff]')  # what stands for other bytes
+
 # field → (lowest, highest) allowed.
 BOUNDS = {
     'seed': (0, 2**31 - 1),
@@ -197,8 +200,13 @@ def _cast(kind: type, value: Any, where: str) -> Any:
     if all(type(v) is int for v in value):
       return tuple(value)
   elif kind is Mapping and isinstance(value, Mapping):
-    if all(type(v) is int for v in value.values()):
+    if all(type(v) is int for v in value.values()) and all(
+        isinstance(k, str) and not SURROGATE.search(k) for k in value):
       return dict(value)
+  elif kind is str and isinstance(value, str) and SURROGATE.search(value):
+    raise errors.UserError(
+        f'config.{where}={value!r} is not UTF-8, as config.json is; if it is '
+        'the name of a file, rename that')
   elif type(value) is kind and value == value:  # not NaN
     return value
   wanted = {tuple: 'a list of ints', Mapping: 'names to ints'}.get(

@@ -37,6 +37,8 @@ def test_shipped_config_lists_every_field_so_that_flags_can_override(name):
     ({'train': {}}, 'set one of'),
     ({'optim': {'learning_rate': float('nan')}}, 'expected float'),
     ({'optim': {'learning_rate': 10**400}}, 'expected float'),
+    ({'data': {'train': 'a\udcff.json'}}, 'is not UTF-8'),
+    ({'parallel': {'mesh': {'\ud83e': 1}}}, 'names to ints'),
     ({'data': {'buckets': [1, 'a']}}, 'list of ints'),
     ({'data': {'max_length': 513}}, 'in 8 … 512'),
     ({'precision': {'compute_dtype': 'float16'}}, 'float32 or bfloat16'),
