@@ -119,12 +119,13 @@ def run(session: Session) -> Outcome:
       train__batch_size=32, train__num_steps=steps, train__log_every_steps=1)
   rates = [1e-3 / 2**n for n in range(count // SEEDS)]
   with session.worker('ours', 'population') as ours:
-    names = ours.call('build', steps=steps, configs=[
+    timed = max(1, steps // 8)  # of each member, many times over
+    names = ours.call('build', steps=timed, configs=[
         config_lib.override(config, {'seed': seed, 'optim.learning_rate': rate})
         for rate in rates for seed in range(SEEDS)])
     ways = [harness.Contender(
         'ours', f'updates, {name}', lambda name=name: ours.call(
-            'run', name=name), count * steps, unit='updates')
+            'run', name=name), count * timed, unit='updates')
             for name in names]
     harness.interleave(ways, session.rounds)
     one, other = (way.timing for way in ways)
