@@ -10,14 +10,14 @@ from tests import tiny
 @pytest.fixture(scope='module')
 def trainer() -> train.Trainer:
   return train.Trainer(tiny.config(
-      train={'num_steps': 30}, data={'max_length': 96, 'buckets': (48,)}))
+      train={'num_steps': 30}, data={'max_length': 96, 'buckets': (56,)}))
 
 
 def test_time_grows_with_the_positions_of_batches(trainer, monkeypatch):
   monkeypatch.setattr(forecast, '_time', lambda *_: (600.0, 3))
   lengths = [next(trainer.batches)['token_ids'].shape[1]
              for _ in range(trainer.batches.steps_per_epoch)]
-  assert {*lengths} == {48, 96}
+  assert {*lengths} == {56, 96}
   trainer.batches.seek({'epoch': 0, 'index': 0})
   minutes = 30 * 600 * sum(lengths) / len(lengths) / 96 / 60
   text = forecast.summary(trainer)['eta']
