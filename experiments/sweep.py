@@ -5,11 +5,10 @@ r"""Trains variants of a config with several seeds, to be compared.
   python -m experiments.sweep --config=configs/sweep_rates.py:tiny \
       --workdir=runs/rates --sampler=tpe --trials=20 --pruner=halving
 
-The variants are what sweep() in the config file yields, dicts of overrides such
-as {'model.head': 'biaffine'}, the default first; without it there is one, the
-config as it is. --sampler=random or tpe draws them from search_space() instead.
-A trial is a run in WORKDIR/trials. The same command again finishes what is
-missing. --engine=population trains those that differ in seed or rates as one.
+Variants are what sweep() in the config yields, the default first, or what
+--sampler=random or tpe draws from search_space(). A trial is a run in
+WORKDIR/trials; the same command again finishes what is missing.
+--engine=population trains those that differ in seed or rates as one program.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

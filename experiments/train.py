@@ -24,7 +24,7 @@ from qa_jax import train
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print sizes, memory, steps and ETA; train nothing.')
+    'dry_run', False, 'Print memory, steps and ETA; train nothing.')
 PRINT_CONFIG = flags.DEFINE_bool(
     'print_config', False, 'Print the whole config; train nothing.')
 PROFILE_STEPS = flags.DEFINE_string(

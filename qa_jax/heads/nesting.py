@@ -18,7 +18,9 @@ def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
       layers=(hidden, hidden),
       context_mask=jax.ShapeDtypeStruct((1, 2), jnp.bool_),
       gold_start=jax.ShapeDtypeStruct((1,), jnp.int32) if training else None)
-  return jax.eval_shape(head.init_with_output, jax.random.key(0), inputs)[0]
+  return jax.eval_shape(  # with the key made there: nothing goes to a device
+      lambda inputs: head.init_with_output(jax.random.key(0), inputs),
+      inputs)[0]
 
 
 def build(spec: str) -> tuple[nn.Module, SpanScores]:
