@@ -1,5 +1,6 @@
 """The benchmark's rules: turns, medians, refusal of what computes otherwise."""
 
+import contextlib
 import json
 import math
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from qa_jax.bench import harness
+from qa_jax.bench import session as session_lib
 from qa_jax.bench.suites import population
+from qa_jax.bench.suites import train
 from tests import test_cli
 
 
@@ -70,6 +73,22 @@ def test_without_the_peer_ours_is_measured_alone(tmp_path):
   assert 'gathered buckets' in result.out
   record = json.loads(output.read_text())
   assert {'argv', 'ours', 'hardware', 'seed', 'suites'} <= set(record)
+
+
+def test_an_encoder_that_kills_its_worker_leaves_the_others_measured(
+    tmp_path, monkeypatch):
+  def run(session, encoder, ours, peer, out):
+    if encoder == 'base':
+      raise harness.WorkerError('ours ended with exit code -9')
+    out.rows.append(row())
+
+  monkeypatch.setattr(train, '_run', run)
+  monkeypatch.setattr(session_lib.Session, 'sides', lambda *_: (
+      contextlib.nullcontext((None, None))))
+  found = train.run(session_lib.Session(
+      session_lib.TINY, tmp_path, encoders=('base', 'minilm_l6'))).rows
+  assert found[0].verdict == 'left out: ours ended with exit code -9'
+  assert found[1] == row()
 
 
 def test_a_misspelt_suite_is_told():

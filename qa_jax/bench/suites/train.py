@@ -146,8 +146,12 @@ def run(session: Session) -> Outcome:
   """Rows of every encoder: ours against the classic and the best peer."""
   out = Outcome()
   for encoder in session.encoders:
-    with session.sides('train') as (ours, peer):
-      _run(session, encoder, ours, peer, out)
+    try:
+      with session.sides('train') as (ours, peer):
+        _run(session, encoder, ours, peer, out)
+    except harness.WorkerError as e:  # such as out of memory: keep the others
+      out.rows.append(harness.Row('train', NAMES[encoder], None, None,
+                                  note=f'left out: {e}'))
   return out
 
 
