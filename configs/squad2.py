@@ -51,7 +51,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
           packing=False, windows_without_answer='cls',
           on_device=False, cache='auto')),
       train=c(dict(
-          batch_size=32 if tiny else 16 if mini else 48, eval_batch_size=32,
+          batch_size=32 if tiny else 16 if mini else 48, eval_batch_size=0,
           num_epochs=2.0, num_steps=0, grad_accumulation=1,
           eval_every_steps=0, checkpoint_every_steps=500,
           log_every_steps=50,

@@ -64,7 +64,7 @@ class Train:
   batch_size: int = 32  # windows per update over all devices
   # Windows of max_length a batch; of shorter ones as many more, so that all
   # batches have as many tokens, rounded up to a multiple of the devices.
-  eval_batch_size: int = 32
+  eval_batch_size: int = 0  # 0: what suits the platform, as build.py says
   num_epochs: float = 0.0  # one of num_epochs and num_steps is set
   num_steps: int = 0
   grad_accumulation: int = 1
@@ -131,7 +131,7 @@ BOUNDS = {
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
     'decode.max_answer_length': (1, None), 'decode.n_best': (1, None),
     'data.max_length': (8, 512), 'data.vocab_size': (100, None),
-    'train.batch_size': (1, None), 'train.eval_batch_size': (1, None),
+    'train.batch_size': (1, None), 'train.eval_batch_size': (0, None),
     'train.num_epochs': (0, None), 'train.num_steps': (0, None),
     'train.grad_accumulation': (1, None),
     'train.eval_every_steps': (0, None),

@@ -104,7 +104,7 @@ def score_windows(model: qa.QAModel, params: Any,
   normaliser = 'normaliser' in needs(decode)
   run = _program(model, decode, mesh, spread=spread)
   plan = (plans.plan_packed if config.data.packing else plans.plan_eval)(
-      windows.total_lengths, batch_size=config.train.eval_batch_size,
+      windows.total_lengths, batch_size=build.eval_batch_size(config, count),
       buckets=build.buckets(config), multiple=count)
   one = lambda: np.zeros(len(windows), np.float32)
   each = lambda dtype: np.zeros((len(windows), decode.n_best), dtype)
@@ -159,7 +159,7 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
   windows = build.make_windows(config, [Example('0', '', '')], words)
   for length in buckets:
     most = plans.eval_rows(
-        config.train.eval_batch_size, length, buckets[-1], 1)
+        build.eval_batch_size(config, 1), length, buckets[-1], 1)
     for size in {min(1 << n, most) for n in range(most.bit_length() + 1)}:
       programs += 1
       batch = windows.gather(np.full(size, -1), length)

@@ -424,7 +424,8 @@ def assert_equal(a, b):
 
 
 @pytest.mark.parametrize(('eval_batch_size', 'buckets', 'devices'), [
-    (1, (), 0), (3, (11, 12, 19), 0), (1000, (), 0), (1000, (12,), 1),
+    (0, (), 0), (1, (), 0), (3, (11, 12, 19), 0), (1000, (), 0),
+    (1000, (12,), 1), (0, (12, 16), 8),
     (5, (12, 16), 2), (4, (16,), 8), (1000, (), 8)])
 def test_evaluation_does_not_depend_on_batches_buckets_and_devices(
     spans, eval_batch_size, buckets, devices):
