@@ -44,7 +44,7 @@ def score_answer(prediction: str, golds: Sequence[str], *,
   no answer; version '1.1' keeps them and needs at least one.
   """
   predicted = normalize_answer(prediction)
-  expected = [normalize_answer(g) for g in golds]
+  expected = [normalize_answer(g) for g in dict.fromkeys(golds)]
   if version == '2.0':
     expected = [g for g in expected if g] or ['']
   tokens = predicted.split()
@@ -57,24 +57,27 @@ def _f1(predicted: list[str], expected: list[str], version: str) -> float:
   have nothing in common in '1.1': there "the" for "the" is EM 1 and F1 0."""
   if version == '2.0' and not (predicted and expected):
     return float(predicted == expected)
+  if set(predicted).isdisjoint(expected):
+    return 0.0
   common = (collections.Counter(predicted)
             & collections.Counter(expected)).total()
-  if not common:
-    return 0.0
   precision, recall = common / len(predicted), common / len(expected)
   return 2 * precision * recall / (precision + recall)
 
 
 def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
-                 version: str = 'auto') -> tuple[np.ndarray, np.ndarray]:
+                 version: str = 'auto', *,
+                 known: dict[tuple[int, str], tuple[float, float]] | None = None
+                 ) -> tuple[np.ndarray, np.ndarray]:
   """Exact match and F1 of every question, [N] float64 each, 0 … 1.
 
-  Version 'auto' is '2.0' if any question is impossible, else '1.1'.
+  Version 'auto' is '2.0' if any question is impossible, else '1.1'. `known`
+  keeps what a text scores at a position, for another call with these examples.
 
   Raises:
     UserError: no such version, or version 1.1 and a question without golds.
   """
-  version = _resolve(examples, version)
+  version, known = _resolve(examples, version), {} if known is None else known
   scores = np.zeros((2, len(examples)))
   for i, example in enumerate(examples):
     if version == '1.1' and not example.gold_texts:
@@ -82,8 +85,10 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
           f'question {example.id!r} has no gold answer, which version 1.1 '
           'cannot score; mark it is_impossible or leave it out')
     if example.id in predictions:
-      scores[:, i] = score_answer(
-          predictions[example.id], example.gold_texts, version=version)
+      key = i, predictions[example.id]
+      if key not in known:
+        known[key] = score_answer(key[1], example.gold_texts, version=version)
+      scores[:, i] = known[key]
   return scores[0], scores[1]
 
 
@@ -111,7 +116,8 @@ def squad_metrics(examples: Sequence[Example],
   if not examples:
     raise errors.UserError('there is no question to score')
   version = _resolve(examples, version)
-  em, f1 = per_question(examples, predictions, version)
+  known: dict[tuple[int, str], tuple[float, float]] = {}
+  em, f1 = per_question(examples, predictions, version, known=known)
   has_answer = np.array([bool(e.gold_texts) for e in examples])
   if version == '2.0' and na_scores is not None:
     check_covers(na_scores, examples)
@@ -140,8 +146,8 @@ def squad_metrics(examples: Sequence[Example],
   if na_scores is not None:
     answers = predictions if always_answer is None else always_answer
     for name, scores in zip(
-        ('exact_match', 'f1'), per_question(examples, answers, version),
-        strict=True):
+        ('exact_match', 'f1'), per_question(
+            examples, answers, version, known=known), strict=True):
       out[f'best_{name}'], out[f'best_{name}_threshold'] = best_threshold(
           examples, answers, scores, na_scores)
   return out

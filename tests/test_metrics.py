@@ -1,6 +1,7 @@
 """Metrics against the official scripts' recorded answers, and by hand.
 
-tests/golden/record_metrics.py recorded them; equal means equal to the bit.
+tests/golden/record_metrics.py recorded them; equal means equal to the bit. Of
+torchmetrics, which record_torchmetrics.py asked, to float32.
 """
 
 import json
@@ -15,8 +16,10 @@ from qa_jax import metrics
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 
-GOLDEN = json.loads((pathlib.Path(__file__).parent / 'golden'
-                     / 'metrics_official.json').read_text('utf-8'))
+RECORDED = pathlib.Path(__file__).parent / 'golden'
+GOLDEN = json.loads((RECORDED / 'metrics_official.json').read_text('utf-8'))
+TORCHMETRICS = json.loads(
+    (RECORDED / 'metrics_torchmetrics.json').read_text('utf-8'))
 SETS = GOLDEN['sets']
 
 # Ours → the official names. The official NoAns_f1 equals NoAns_exact.
@@ -75,6 +78,17 @@ def test_answer_scores_as_evaluate_v1_1(row):
 def test_answer_scores_as_evaluate_v2_0(row):
   found = metrics.score_answer(row['prediction'], row['golds'], version='2.0')
   assert found == tuple(row['2.0'])
+
+
+@pytest.mark.parametrize('index', TORCHMETRICS['each'])
+def test_answer_scores_as_torchmetrics(index):
+  row = GOLDEN['answers'][int(index)]
+  em, f1 = metrics.score_answer(
+      row['prediction'], row['golds'], version='1.1')
+  if not metrics.normalize_answer(row['prediction']):
+    f1 = em  # two empty bags have all in common there
+  np.testing.assert_allclose(
+      TORCHMETRICS['each'][index], [100 * em, 100 * f1], rtol=1e-6)
 
 
 def test_article_alone_is_exact_without_f1_in_1_1():

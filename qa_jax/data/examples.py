@@ -1,6 +1,7 @@
 """Example: a question, its context and its gold answers, with invariants."""
 
 import dataclasses
+import functools
 
 from qa_jax import errors
 
@@ -35,7 +36,7 @@ class Example:
     """What it shares with the questions that are most like it."""
     return self.title or self.context
 
-  @property
+  @functools.cached_property
   def gold_texts(self) -> tuple[str, ...]:
     """What predictions are scored with."""
     return self.accepted or tuple(a.text for a in self.answers)
