@@ -3,9 +3,6 @@
 import os
 import pathlib
 import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -17,6 +14,7 @@ from qa_jax import stop
 from qa_jax import train
 from tests import test_train
 from tests import tiny
+from tests.chaos import processes
 
 CONFIG = tiny.config(train={'num_steps': 5, 'checkpoint_every_steps': 4,
                             'eval_every_steps': 3})
@@ -106,36 +104,20 @@ def test_other_signals_change_nothing_but_a_second_interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
-PROGRAM = '''
-import pathlib, sys
-import jax
-jax.config.update('jax_platforms', 'cpu')
-from qa_jax import train
-from tests import tiny
-train.train(tiny.config(
-    data={'eval': ''}, parallel={'num_devices': 1},
-    train={'num_steps': 10**6, 'checkpoint_every_steps': 10**6}),
-    pathlib.Path(sys.argv[1]))
-'''
+FOR_EVER = {'data': {'eval': ''}, 'parallel': {'num_devices': 1},
+            'train': {'num_steps': 10**6, 'checkpoint_every_steps': 10**6}}
 
 
 def test_a_process_that_is_terminated_saves_and_ends_with_143(tmp_path):
   workdir = tmp_path / 'run'
-  process = subprocess.Popen(
-      [sys.executable, '-c', PROGRAM, str(workdir)], stderr=subprocess.PIPE,
-      text=True, cwd=pathlib.Path(__file__).parent.parent)
-  try:
-    log = workdir / 'metrics.jsonl'
-    while not (log.is_file() and log.stat().st_size):
-      assert process.poll() is None
-      time.sleep(0.1)
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-  finally:
-    process.kill()
-    process.wait()
-  assert process.returncode == 143
-  last = err.strip().split('\n')[-1]
-  assert 'stopped by SIGTERM before step' in last and 'Traceback' not in err
+  log = workdir / 'metrics.jsonl'
+  with processes.Child(tmp_path / 'log', processes.train_run, workdir,
+                       FOR_EVER) as child:
+    processes.wait_for(lambda: log.is_file() and log.stat().st_size, child)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 143
+    last = child.said.strip().split('\n')[-1]
+  assert 'stopped by SIGTERM before step' in last
+  assert 'Traceback' not in child.said
   saved, = (workdir / 'checkpoints').iterdir()
   assert f'before step {saved.name}: saved' in last

@@ -1,6 +1,7 @@
 """The watchdog: ends a run whose step hangs, and none that is busy."""
 
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from tests import tiny
 from tests.chaos import processes
 
 FIELDS = {'train': {'num_steps': 4, 'checkpoint_every_steps': 2,
-                    'step_timeout_seconds': 4.0}}
+                    'step_timeout_seconds': 2.0}}
 
 
 def hang(workdir):
@@ -42,7 +43,7 @@ def test_a_step_that_hangs_ends_the_run_which_then_resumes(tmp_path):
                        devices=2) as child:
     assert child.wait() == watchdog.CODE
     last = child.said.splitlines()[-1]
-  assert last.startswith(f'error: {tmp_path}/run: no step has ended for 4 s')
+  assert last.startswith(f'error: {tmp_path}/run: no step has ended for 2 s')
   assert 'Traceback' not in child.said
   # As its message says: with another limit, from the checkpoint before.
   config = tiny.config(train={**FIELDS['train'], 'step_timeout_seconds': 0.0})
@@ -52,17 +53,28 @@ def test_a_step_that_hangs_ends_the_run_which_then_resumes(tmp_path):
 
 
 def slow(workdir):
-  """Trains, compiles and evaluates for longer than a step may take."""
+  """Trains, compiles and evaluates for longer than a step may take.
+
+  An hour each by the watchdog's clock, which has time to look at it; so the
+  limit can be one that no slow machine reaches.
+  """
+  hours = []
+  clock = types.SimpleNamespace(
+      monotonic=lambda: time.monotonic() + 3600 * len(hours))
+  watchdog.time = clock
   compiling, evaluating = train.Trainer.compile, evaluate.Evaluator.evaluate
 
   def late(function):
     def call(*args, **kwargs):
-      time.sleep(6)
+      hours.append(1)
+      time.sleep(1.5)
       return function(*args, **kwargs)
     return call
   train.Trainer.compile = late(compiling)
   evaluate.Evaluator.evaluate = late(evaluating)
-  train.train(tiny.config(**FIELDS), workdir)
+  train.train(tiny.config(train={
+      **FIELDS['train'], 'step_timeout_seconds': 600.0}), workdir)
+  assert len(hours) == 2
 
 
 def test_compiling_and_evaluating_may_take_longer(tmp_path):
