@@ -187,9 +187,9 @@ def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
 
   A head comes from `source` too if it is one like `net`'s and `init_head`.
   """
-  fresh = qa.init_params(net, key)
   if source is None:
-    return fresh, []
+    return qa.init_params(net, key), []
+  fresh = qa.init_head(net, key)
   if not is_run(source):
     params, notes = weights.load(source, fresh)
     return (params if init_head else {**params, 'head': fresh['head']}), notes

@@ -265,6 +265,14 @@ def test_initial_values_do_not_depend_on_the_length():
   jax.tree.map(np.testing.assert_array_equal, short, long)
 
 
+def test_a_head_for_a_loaded_encoder_is_the_one_of_fresh_parameters():
+  model, key = make_model(), jax.random.key(3)
+  whole, alone = qa.init_params(model, key), qa.init_head(model, key)
+  jax.tree.map(np.testing.assert_array_equal, whole['head'], alone['head'])
+  assert (jax.tree.map(lambda x: (x.shape, x.dtype), whole)
+          == jax.tree.map(lambda x: (x.shape, x.dtype), alone))
+
+
 def test_decay_spares_every_bias_and_layer_norm_of_the_encoder(params):
   mask = flax.traverse_util.flatten_dict(optim.decay_mask(params), sep='/')
   decayed = {k for k, v in mask.items() if v}

@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qa_jax.heads.base import HeadInput
 from qa_jax.heads.base import SpanScores
@@ -106,6 +107,19 @@ def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:
                jnp.zeros((1, length), jnp.int32))
 
 
+def init_head(model: QAModel, key: jax.Array) -> Any:
+  """As `init_params`, but zeros for all but the head: the rest is loaded."""
+  one = model.clone(attention='xla'), key, jnp.zeros((1, 8), jnp.int32)
+  shapes = jax.eval_shape(lambda: _init(*one))
+  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes) | {
+      'head': _init_head(*one)}
+
+
 @functools.partial(jax.jit, static_argnums=0)  # traced once for equal models
 def _init(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
   return model.init(key, ids, ids, ids + 1, ids > 0)['params']
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_head(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
+  return _init(model, key, ids)['head']  # of no other is anything compiled
