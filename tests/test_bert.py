@@ -312,24 +312,19 @@ def test_dropout_of_a_row_does_not_depend_on_its_neighbours(
 
 @pytest.mark.parametrize('impl', sorted(dropout.DROPOUTS))
 def test_layers_and_places_drop_independently(params, impl, monkeypatch):
-  real = dropout.DROPOUTS[impl]
+  real, seen = dropout.DROPOUTS[impl], []
 
-  @jax.jit
-  def masks_of(params):
-    seen = []
+  def spy(keys, count, rate):
+    seen.append(real(keys, 4096, rate)[0])
+    return jnp.ones((len(keys), count), bool)
 
-    def spy(keys, count, rate):
-      seen.append(real(keys, 4096, rate)[0])
-      return jnp.ones((len(keys), count), bool)
-
-    monkeypatch.setitem(dropout.DROPOUTS, impl, spy)
-    ids = jnp.ones((1, 8), jnp.int32)
+  monkeypatch.setitem(dropout.DROPOUTS, impl, spy)
+  ids = jnp.ones((1, 8), jnp.int32)
+  with jax.disable_jit():  # layers are traced once for all of them
     make_model(dropout_impl=impl).apply(
         {'params': params}, ids, ids, ids, ids > 0,
         dropout_key=jax.random.key(1), rows=jnp.arange(1))
-    return jnp.stack(seen)
-
-  masks = np.asarray(masks_of(params), np.float64)
+  masks = np.asarray(seen, np.float64)
   assert len(masks) == 1 + 3 * 3
   correlation = np.corrcoef(masks) - np.eye(len(masks))
   assert abs(correlation).max() < 5 / 4096**0.5

@@ -11,6 +11,7 @@ and softmax, LayerNorm and what leaves the encoder are float32.
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -186,12 +187,25 @@ class BertEncoder(nn.Module):
                         dropout.DROPOUTS[self.dropout_impl])
     visible = attention.Visible(attention_mask > 0, segment_ids)
     layers = [x]
+    block = functools.partial(Block, c, self.compute_dtype, self.dropout_impl,
+                              self.attention)
     for i in range(c.num_layers):
-      x = Block(c, self.compute_dtype, self.dropout_impl, self.attention,
-                name=f'layer_{i}')(
-                    x, visible, None if keys is None else keys.fold(i))
+      name, folded = f'layer_{i}', None if keys is None else keys.fold(i)
+      if self.is_initializing():
+        x = block(name=name)(x, visible, folded)
+      else:
+        with jax.named_scope(name):
+          x = _apply(block(parent=None), self.variables['params'][name], x,
+                     visible, folded)
       layers.append(x)
     return tuple(x.astype(jnp.float32) for x in layers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(block: Block, params: Any, x: jax.Array, visible: attention.Visible,
+           keys: DropoutKeys | None) -> jax.Array:
+  """A layer: traced, differentiated and lowered once for all of them."""
+  return block.apply({'params': params}, x, visible, keys)
 
 
 def _init(config: BertConfig) -> nn.initializers.Initializer:
