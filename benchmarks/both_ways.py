@@ -1,0 +1,139 @@
+"""A run exported to transformers, and a checkpoint of transformers read here.
+
+  python -m benchmarks.both_ways --run=runs/real --data=SPEC \
+      [--peer_python=python] [--questions=64]
+
+In float32: logits of every context token and [CLS], token ids, and the score of
+the best span that a plain loop finds in transformers' logits against that of
+`predict`; then the same of a head with a bias, which transformers writes and
+qa_jax reads. Exit code 0 if all are equal, to 1e-5 of the largest logit.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qa_jax import build
+from qa_jax import convert
+from qa_jax import predict
+from qa_jax.data import sources
+
+TOLERANCE = 1e-5
+CAP = 30
+PEER = '''
+import sys
+import numpy as np, torch, transformers
+source, windows, target, biased = sys.argv[1:]
+model = transformers.AutoModelForQuestionAnswering.from_pretrained(source)
+if biased:  # a head of transformers' own making
+  with torch.no_grad():
+    model.qa_outputs.weight.mul_(0.7)
+    model.qa_outputs.bias.copy_(torch.tensor([0.3, -0.2]))
+  model.save_pretrained(biased)
+  transformers.AutoTokenizer.from_pretrained(source).save_pretrained(biased)
+words = transformers.AutoTokenizer.from_pretrained(biased or source)
+given = dict(np.load(windows))
+texts = [words(str(q), str(c))['input_ids'] for q, c in zip(
+    given['question'], given['context'], strict=True)]
+same = [ids == row[mask > 0].tolist() for ids, row, mask in zip(
+    texts, given['token_ids'], given['attention_mask'], strict=True)]
+found = {'start': [], 'end': []}
+with torch.no_grad():
+  for i in range(0, len(texts), 16):
+    out = model.eval()(**{name: torch.from_numpy(given[ours][i:i + 16]).long()
+        for name, ours in (('input_ids', 'token_ids'),
+                           ('token_type_ids', 'token_type_ids'),
+                           ('attention_mask', 'attention_mask'))})
+    found['start'].append(out.start_logits.numpy())
+    found['end'].append(out.end_logits.numpy())
+np.savez(target, same=same, **{k: np.concatenate(v) for k, v in found.items()})
+'''
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(prog='python -m benchmarks.both_ways')
+  parser.add_argument('--run', required=True)
+  parser.add_argument('--data', required=True)
+  parser.add_argument('--peer_python', default=sys.executable)
+  parser.add_argument('--questions', type=int, default=64)
+  asked = parser.parse_args()
+  examples = sources.load(asked.data)
+  chosen = examples[::max(1, len(examples) // asked.questions)]
+  failed = False
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = pathlib.Path(scratch)
+    exported, biased = folder / 'exported', folder / 'biased'
+    convert.write_hugging_face(convert.read(asked.run), exported)
+    for what, source, made in (
+        ('run → transformers', asked.run, ''),
+        ('transformers → qa_jax, head with a bias', biased, str(biased))):
+      windows, found = folder / 'windows.npz', folder / 'found.npz'
+      qa = _load(asked.run)
+      rows = _windows(qa, chosen, windows)
+      subprocess.run([asked.peer_python, '-c', PEER, str(exported),
+                      str(windows), str(found), made], check=True)
+      if made:
+        qa = _load(source)
+      failed |= not _compare(what, qa, rows, np.load(found))
+  return int(failed)
+
+
+def _load(source: str) -> predict.QA:
+  qa = predict.load(source, calibrated=False, null_rule='never')
+  return dataclasses.replace(
+      qa, model=qa.model.clone(compute_dtype=jnp.float32))
+
+
+def _windows(qa: predict.QA, chosen, target: pathlib.Path):
+  """Questions that fit a window, and their windows, which `target` gets."""
+  windows = build.make_windows(qa.config, chosen, qa.tokenizer)
+  alone = np.flatnonzero(np.bincount(windows.example_of) == 1)
+  rows = np.flatnonzero(np.isin(windows.example_of, alone))
+  batch = windows.gather(rows, int(windows.total_lengths[rows].max()))
+  asked = [chosen[i] for i in windows.example_of[rows]]
+  np.savez(target, question=[e.question for e in asked],
+           context=[e.context for e in asked],
+           **{k: batch[k] for k in (*build.INPUTS, 'start_mask')})
+  return asked, batch
+
+
+def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
+  asked, batch = rows
+  run = jax.jit(qa.model.apply)
+  parts = [jax.device_get(run({'params': qa.params}, **build.model_inputs(
+      {k: v[i:i + 16] for k, v in batch.items()})))
+           for i in range(0, len(asked), 16)]
+  seen = batch['context_mask'].copy()
+  seen[:, 0] = True
+  gap = 0.0
+  for side in ('start', 'end'):
+    ours = np.concatenate([getattr(p, side) for p in parts])
+    gap = max(gap, np.abs(ours - theirs[side])[seen].max()
+              / np.abs(theirs[side][seen]).max())
+  answers = qa.answer_batch([
+      {'question': e.question, 'context': e.context} for e in asked])
+  best = []
+  for i in range(len(asked)):
+    start, end = (np.where(batch['context_mask'][i], theirs[side][i], -np.inf)
+                  for side in ('start', 'end'))
+    best.append(max(start[a] + end[b] for a in np.flatnonzero(
+        batch['context_mask'][i]) for b in range(a, min(a + CAP, len(end)))))
+  largest = max(np.abs(theirs[side][seen]).max() for side in ('start', 'end'))
+  equal = sum(abs(a.score - b) <= 2 * TOLERANCE * largest
+              for a, b in zip(answers, best, strict=True))
+  ids = int(theirs['same'].sum())
+  print(f'{what}: {len(asked)} questions, logits apart by {gap:.1e} of the '
+        f'largest, token ids equal in {ids}, the best span of a loop over '
+        f'their logits as good in {equal}', flush=True)
+  return gap <= TOLERANCE and ids == equal == len(asked)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
