@@ -61,7 +61,7 @@ FULL = Sizes(
     scaling_lengths=(64, 128, 192, 256, 384, 512),
     scaling_batches=(1, 2, 4, 8, 16, 32), scaling_devices=(1, 2, 4, 8),
     scaling_caps=(1, 4, 16, 30, 64, 128),
-    population_members=8, population_steps=24)
+    population_members=8, population_steps=40)
 # To see that everything runs; its times mean nothing.
 TINY = Sizes(
     questions=80, train_batch={'minilm_l6': 4, 'base': 2},
