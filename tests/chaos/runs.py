@@ -140,7 +140,7 @@ def stopped(directory: pathlib.Path, count: int, seed: int) -> str:
   assert slowest < 10, slowest
   return (f'{count} of {count} runs saved at the next step and ended with 143, '
           f'the slowest {slowest:.1f} s after the step before; resumed to '
-          'equal values and sha256. Two processes: not in this program')
+          'equal values and sha256. Two processes: test_processes.py')
 
 
 def two_writers(directory: pathlib.Path, count: int, seed: int) -> str:

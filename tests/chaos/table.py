@@ -53,5 +53,5 @@ FAULTS: dict[str, Fault] = {
 }
 # Figures that are not made here, and where they are.
 ELSEWHERE = {
-    'R7': 'rank loss needs runs of several processes: not in this table',
+    'R7': 'rank loss: test_processes.py kills a process and the coordinator',
 }
