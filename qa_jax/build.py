@@ -189,8 +189,8 @@ def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
   """
   if source is None:
     return qa.init_params(net, key), []
-  fresh = qa.init_head(net, key)
   if not is_run(source):
+    fresh = qa.init_head(net, key)
     params, notes = weights.load(source, fresh)
     return (params if init_head else {**params, 'head': fresh['head']}), notes
   stored = config_lib.read(source)
@@ -199,7 +199,7 @@ def parameters(net: qa.QAModel, key: jax.Array, source: pathlib.Path | None,
       lambda: qa.init_params(other, key)))
   if init_head and other.head == net.head:
     return params, []
-  return {**params, 'head': fresh['head']}, [
+  return {**params, 'head': qa.init_head(net, key)['head']}, [
       f'the head is fresh; {source}, whose head is {stored.model.head}, gives '
       'the encoder']
 

@@ -4,9 +4,6 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
-
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
@@ -66,10 +63,7 @@ def read(source: str) -> Pretrained:
   config = config_lib.check(fields)
   build.check_positions(config, sizes)
   model = build.model(config, sizes)
-  shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
-  params, more = weights.fit(
-      tensors, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes),
-      directory)
+  params, more = weights.fit(tensors, qa.zero_params(model), directory)
   notes += [note for note in more if note != weights.FRESH_HEAD]
   return Pretrained(model, params, words, config, bool(head), tuple(notes))
 

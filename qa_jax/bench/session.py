@@ -146,6 +146,11 @@ class Session:
         peer = None
       yield ours, peer
 
+  @property
+  def fewer_rounds(self) -> int:
+    """Of what takes a minute or more a run."""
+    return max(self.rounds // 2, 1)
+
   def source(self) -> str:
     """The data SPEC of all suites."""
     return self.data or generated(self.sizes.questions)

@@ -109,10 +109,15 @@ def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:
 
 def init_head(model: QAModel, key: jax.Array) -> Any:
   """As `init_params`, but zeros for all but the head: the rest is loaded."""
-  one = model.clone(attention='xla'), key, jnp.zeros((1, 8), jnp.int32)
-  shapes = jax.eval_shape(lambda: _init(*one))
-  return jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes) | {
-      'head': _init_head(*one)}
+  return zero_params(model) | {'head': _init_head(
+      model.clone(attention='xla'), key, jnp.zeros((1, 8), jnp.int32))}
+
+
+def zero_params(model: QAModel) -> Any:
+  """Zeros in the shape of `init_params`; nothing is compiled."""
+  return jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype),
+      jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once for equal models

@@ -97,8 +97,7 @@ def run(session: Session) -> Outcome:
         for side, worker, names in (
             ('ours', ours, WAYS), ('peer', peer, (CLASSIC, 'unpadded')))
         if worker for name in names]
-    # A run of the peer's takes a minute: fewer say as much.
-    harness.interleave(contenders, max(session.rounds // 2, 1))
+    harness.interleave(contenders, session.fewer_rounds)
   timing = {c.name: c.timing for c in contenders}
   out.timings += timing.values()
   for name in WAYS:

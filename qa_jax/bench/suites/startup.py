@@ -47,7 +47,7 @@ def run(session: Session) -> Outcome:
   contenders = [harness.Contender(
       'ours', f'{which} caches', lambda which=which: start(which), 1,
       unit='starts') for which in ('empty', 'warm')]
-  harness.interleave(contenders, max(session.rounds // 2, 1))  # minutes
+  harness.interleave(contenders, session.fewer_rounds)
   empty, warm = (c.timing for c in contenders)
   out.timings += [empty, warm]
   out.notes.append(f'startup: first step after {warm.median:.1f} s with warm '

@@ -179,9 +179,8 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
   contenders, checks = _ours(session, ours, peer, folder, started, steps)
   if peer:
     contenders += _peers(peer, folder, batch, steps)
-  rounds = session.rounds  # fewer of those that take a minute
-  if encoder != 'minilm_l6':
-    rounds = max(rounds // 2, 1)
+  rounds = (session.rounds if encoder == 'minilm_l6'
+            else session.fewer_rounds)
   harness.compete(contenders, rounds, always=(CLASSIC,))
   out.timings += [c.timing for c in contenders]
   add_rows('train', NAMES[encoder], contenders, checks, out)
