@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
           max_length=80, window_overlap=8, max_question_length=20,
           lowercase=True, vocab='', vocab_size=1500, buckets=(48, 64),
           packing=False, windows_without_answer='cls',
-          on_device=False, cache='auto')),
+          cache='auto')),
       train=c(dict(
           batch_size=32, eval_batch_size=64, num_epochs=0.0, num_steps=3500,
           grad_accumulation=1, eval_every_steps=500,

@@ -47,7 +47,7 @@ def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
           vocab_size=1500, buckets=(48, 64) if tiny
           else (96, 128, 160, 192, 224, 256, 320),
           packing=False, windows_without_answer='cls',
-          on_device=False, cache='auto')),
+          cache='auto')),
       train=c(dict(
           batch_size=16 if mini else 32, eval_batch_size=0,
           num_epochs=2.0 if tiny or mini else 3.0, num_steps=0,

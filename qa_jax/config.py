@@ -55,7 +55,6 @@ class Data:
   buckets: tuple = ()  # batch lengths; max_length is always one
   packing: bool = False  # several windows a row of max_length, no buckets
   windows_without_answer: str = 'cls'
-  on_device: bool = False  # all tokens, so that steps gather their batches
   cache: str = 'auto'  # of windows: the user's own, 'none', or a directory
 
 
@@ -119,6 +118,10 @@ class Config:
 
 # A run may go on with another value: nothing that it computes depends on them.
 FREE = ('train.step_timeout_seconds',)
+
+# Fields of earlier versions that changed no number; a stored config may have
+# them.
+RETIRED = ('data.on_device',)
 
 SURROGATE = re.compile('[\ud800-\udfff]')  # what stands for other bytes
 
@@ -252,7 +255,11 @@ def read(workdir: pathlib.Path) -> Config:
   if not path.is_file():
     raise errors.UserError(
         f'{workdir} is not a run directory: it has no config.json')
-  return check(files.read_object(path))
+  fields = files.read_object(path)
+  for field in RETIRED:
+    group, name = field.split('.')
+    fields.get(group, {}).pop(name, None)
+  return check(fields)
 
 
 def check_workdir(config: Config, workdir: pathlib.Path) -> None:

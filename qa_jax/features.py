@@ -1,4 +1,4 @@
-"""Config → windows of a data set, from the cache or made, and on the device."""
+"""Config → windows of a data set, from the cache or made."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -10,8 +10,6 @@ import numpy as np
 
 from qa_jax import build
 from qa_jax import config as config_lib
-from qa_jax import errors
-from qa_jax import gather
 from qa_jax import logs
 from qa_jax import processes
 from qa_jax.data import cache
@@ -70,28 +68,3 @@ def rows(made: windows.WindowSet, numbers: np.ndarray, length: int,
     batch = packing.lay_out(batch, found, found['length'], here, length)
   return batch
 
-
-def token_store(made: windows.WindowSet) -> gather.TokenStore:
-  """All of `made` as flat arrays, for steps to gather from.
-
-  Raises:
-    UserError: more tokens than positions of 32 bits.
-  """
-  if max(len(made.contexts.ids), len(made.questions.ids)) > gather.MAX_TOKENS:
-    raise errors.UserError(
-        f'config.data.on_device=True: {len(made.contexts.ids)} tokens are more '
-        f'than {gather.MAX_TOKENS}; set it to False')
-  row = made.example_of
-  tokens = lambda rows: np.pad(rows.ids, (0, not len(rows.ids)))
-  narrow = lambda x: x.astype(np.int32)
-  return gather.TokenStore(
-      contexts=tokens(made.contexts), questions=tokens(made.questions),
-      context_first=narrow(
-          made.contexts.ptr[made.context_of[row]] + made.begin),
-      context_length=narrow(made.length),
-      question_first=narrow(made.questions.ptr[row]),
-      question_length=narrow(made.questions.lengths[row]),
-      owned=narrow(np.stack([made.best_begin - made.begin,
-                             made.best_end - made.begin], axis=1)),
-      gold_spans=made.gold_spans, pad_id=made.tokenizer.pad_id,
-      cls_id=made.tokenizer.cls_id, sep_id=made.tokenizer.sep_id)

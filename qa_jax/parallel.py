@@ -25,7 +25,6 @@ from qa_jax import processes
 
 Step = Callable[..., tuple[Any, Any]]
 P = jax.sharding.PartitionSpec
-RESIDENT_SHARE = 0.25  # of a device's memory: the rest is the step's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +51,14 @@ def data_mesh() -> jax.sharding.Mesh:
   return _mesh(devices, {'data': len(devices)})
 
 
-def _jit(step: Step, devices, axes, resident) -> Parallel:
-  del axes, resident
+def _jit(step: Step, devices, axes) -> Parallel:
+  del axes
   mesh = _mesh(devices[:1], {'data': 1})
   return _sharded(step, mesh, parameters=None)
 
 
-def _data_mesh(step: Step, devices, axes, resident) -> Parallel:
+def _data_mesh(step: Step, devices, axes) -> Parallel:
   """Batch over 'data' and 'fsdp', parameters and optimizer over 'fsdp'."""
-  del resident
   mesh = _mesh(devices, mesh_axes(axes, len(devices)))
   return _sharded(step, mesh, parameters='fsdp')
 
@@ -100,17 +98,17 @@ def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
       functools.partial(jax.tree.map, leaf_sharding), mesh)
 
 
-def _pmap(step: Step, devices, axes, resident) -> Parallel:
+def _pmap(step: Step, devices, axes) -> Parallel:
   """pmap with the state replicated but without a leading device axis."""
   del axes
   mesh = _mesh(devices, {'data': len(devices)})
   replicated = jax.sharding.NamedSharding(mesh, P())
   if processes.several():
-    return _shard_map(step, mesh, replicated, resident)
+    return _shard_map(step, mesh, replicated)
   split = jax.sharding.NamedSharding(mesh, P('data'))
   mapped = jax.pmap(
       functools.partial(step, axis_name='data'), axis_name='data',
-      in_axes=(None, (0, None) if resident else 0), out_axes=None,
+      in_axes=(None, 0), out_axes=None,
       donate_argnums=0, devices=devices)
 
   def place(batch):
@@ -122,13 +120,12 @@ def _pmap(step: Step, devices, axes, resident) -> Parallel:
       functools.partial(jax.tree.map, lambda _: replicated), mesh)
 
 
-def _shard_map(step, mesh, replicated, resident) -> Parallel:
+def _shard_map(step, mesh, replicated) -> Parallel:
   """What pmap does itself (jax 0.10), but on arrays of all processes: pmap's
   own are one process's, and it would copy the state at each call."""
-  rows = P('data')
   mapped = jax.jit(jax.shard_map(
       functools.partial(step, axis_name='data'), mesh=mesh,
-      in_specs=(P(), (rows, P()) if resident else rows), out_specs=P(),
+      in_specs=(P(), P('data')), out_specs=P(),
       check_vma=False), donate_argnums=0)
   return Parallel(
       mapped, lambda state, batch: mapped.lower(state, batch).compile(),
@@ -141,22 +138,12 @@ MODES: dict[str, Callable[..., Parallel]] = {
 
 
 def wrap(step: Step, *, mode: str, devices: list[jax.Device],
-         axes: dict[str, int] | None = None, resident: Any = None) -> Parallel:
-  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh').
-
-  If arrays are `resident`, every device gets a copy of them now, and the step
-  a pair for its batch: that and the residents.
-  """
+         axes: dict[str, int] | None = None) -> Parallel:
+  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh')."""
   if mode not in MODES:
     raise errors.UserError(
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
-  wrapped = MODES[mode](step, list(devices), axes, resident is not None)
-  if resident is None:
-    return wrapped
-  held = processes.put(
-      resident, jax.sharding.NamedSharding(wrapped.mesh, P()))
-  return dataclasses.replace(
-      wrapped, place_batch=lambda batch: (wrapped.place_batch(batch), held))
+  return MODES[mode](step, list(devices), axes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,18 +224,6 @@ def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
         f'train.batch_size {batch_size} is not divisible by {num_devices} '
         f'devices x {accumulation} accumulation steps; choose a multiple of '
         f'{num_devices * accumulation} or set parallel.num_devices')
-
-
-def check_fits(resident: Any, device: jax.Device) -> None:
-  """Raises a UserError if arrays would take more than RESIDENT_SHARE of the
-  memory that the device says it has; on CPU it says nothing."""
-  size = sum(x.nbytes for x in jax.tree.leaves(resident)) / 2**20
-  limit = (device.memory_stats() or {}).get('bytes_limit', math.inf) / 2**20
-  if size > RESIDENT_SHARE * limit:
-    raise errors.UserError(
-        f'config.data.on_device=True: the tokens take {size:.0f} MiB of each '
-        f'device, more than {RESIDENT_SHARE:.0%} of its {limit:.0f} MiB; set '
-        'it to False')
 
 
 def here(devices: Sequence[jax.Device]) -> jax.Device:

@@ -40,10 +40,9 @@ RATES = ('learning_rate', 'weight_decay')
 def kind(config: config_lib.Config) -> str:
   """Equal for configs that can be members of one population.
 
-  In mode 'mesh' a run may need several devices, and with data.on_device its
-  steps gather their own batches: then its kind is its own.
+  In mode 'mesh' a run may need several devices.
   """
-  if config.parallel.mode == 'mesh' or config.data.on_device:
+  if config.parallel.mode == 'mesh':
     return json.dumps(config.to_dict(), sort_keys=True)
   common = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
       config.optim, **dict.fromkeys(RATES, 0.0)))
@@ -131,8 +130,7 @@ def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
   if len({kind(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '
-        'optim.weight_decay alone; parallel.mode is pmap or jit, '
-        'data.on_device False')
+        'optim.weight_decay alone; parallel.mode is pmap or jit')
   for config, workdir in zip(configs, workdirs, strict=True):
     config_lib.check_workdir(config, workdir)
     lock.check(workdir)

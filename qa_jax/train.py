@@ -19,7 +19,6 @@ from qa_jax import errors
 from qa_jax import evaluate
 from qa_jax import features
 from qa_jax import fit
-from qa_jax import gather
 from qa_jax import keeper as keeper_lib
 from qa_jax import lock
 from qa_jax import logs
@@ -84,14 +83,9 @@ class Trainer:
     if like:
       return
     self.notes += notes
-    step, tokens = self.step, None
-    if config.data.on_device:
-      step = gather.inside(step, config.train.grad_accumulation)
-      tokens = features.token_store(self.windows)
-      parallel.check_fits(tokens, parallel.here(self.devices))
     self.parallel = parallel.wrap(
-        step, mode=config.parallel.mode, devices=self.devices,
-        axes=dict(config.parallel.mesh), resident=tokens)
+        self.step, mode=config.parallel.mode, devices=self.devices,
+        axes=dict(config.parallel.mesh))
     self.evaluator = None
     if config.data.eval:
       held_out, made = features.load(
@@ -147,9 +141,7 @@ class Trainer:
   def place(self, length: int, rows: dict[str, np.ndarray]) -> Any:
     """What `batches.next_rows` gives → the step's batch, on the devices."""
     rows = processes.part(rows, self.parallel.mesh)
-    return self.parallel.place_batch(
-        gather.Rows(rows, length) if self.config.data.on_device
-        else self.batches.gather(length, rows))
+    return self.parallel.place_batch(self.batches.gather(length, rows))
 
   def compile(self) -> int:
     """Compiles the step for each shape of a batch that comes this epoch.

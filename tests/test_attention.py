@@ -117,7 +117,7 @@ def expected(case: str, rate: float = 0.0,
 
 
 @pytest.mark.parametrize('case', CASES)
-@pytest.mark.parametrize('name', ['auto', 'xla', 'blocked'])
+@pytest.mark.parametrize('name', ['auto', 'xla'])
 def test_values_are_those_of_the_formula(name, case):
   np.testing.assert_allclose(found(name, case)[0], expected(case)[0],
                              atol=2e-6)
@@ -132,7 +132,7 @@ def test_values_and_gradients_are_those_of_the_formulas(name, case, rate):
     np.testing.assert_allclose(ours, formula, atol=1e-5)
 
 
-@pytest.mark.parametrize('name', [*TRAINED, 'blocked'])
+@pytest.mark.parametrize('name', TRAINED)
 def test_a_row_without_any_real_token_is_finite(name):
   assert not MASK[-1].any()
   assert all(np.isfinite(x).all() for x in found(name, 'padded'))
@@ -276,13 +276,6 @@ def test_pallas_lowers_for_a_gpu(length, size, dtype, rate):
   assert f'{H}x{length}x{length}' not in program
 
 
-@pytest.mark.parametrize('length', [50, 384, 512])
-def test_splash_lowers_for_a_tpu(length):
-  program = lowered('splash', 'tpu', packed=True, length=length)
-  assert '@tpu_custom_call' in program
-  assert f'{H}x{length}x{length}' not in program
-
-
 def test_cudnn_lowers_for_a_gpu(monkeypatch):
   monkeypatch.setattr(cudnn_of_jax, 'check_cudnn_version', lambda: 91000)
   program = lowered('cudnn', 'cuda', packed=False)
@@ -304,8 +297,7 @@ USE = attention.Use(platform='cpu', length=384, head_size=64,
     ({'platform': 'gpu', 'training': True}, 'cudnn'),
     ({'platform': 'gpu', 'training': True, 'dropout': 0.1}, 'xla'),
     ({'platform': 'gpu', 'packed': True}, 'xla'),
-    ({'platform': 'tpu', 'packed': True, 'training': True}, 'splash'),
-    ({'platform': 'tpu', 'training': True, 'dropout': 0.1}, 'xla'),
+    ({'platform': 'tpu', 'packed': True, 'training': True}, 'xla'),
     ({'platform': 'abacus'}, 'xla')])
 def test_auto_takes_the_fast_one_that_fits(changes, name):
   assert attention.choose(dataclasses.replace(USE, **changes)) == name
@@ -326,15 +318,12 @@ GPU = {'platform': 'gpu'}
      "unknown config.model.attention 'cudn'; did you mean 'cudnn'?"),
     ('cudnn', {}, {}, {}, 'runs on a GPU, and this is a cpu; those that fit: '
      'auto, xla'),
-    ('splash', {}, {}, GPU, 'runs on a TPU, and this is a gpu'),
-    ('blocked', {}, {}, {}, 'is for inference; those that fit: auto, xla'),
     ('cudnn', {'data': {'packing': True}}, {}, GPU,
      'takes no packed rows; those that fit: auto, xla, pallas'),
     ('cudnn', {}, {}, GPU, 'takes bfloat16, not float32'),
     ('cudnn', {'precision': {'compute_dtype': 'bfloat16'}}, {}, GPU,
      'drops no weights; attention_dropout is 0.1, not 0; those that fit: '
      'auto, xla, pallas'),
-    ('splash', {}, {}, {'platform': 'tpu'}, 'drops no weights'),
     ('pallas', {}, {'hidden_size': 24}, GPU,
      'takes heads of 16, 32, 64, 128, not 12'),
     ('cudnn', {'precision': {'compute_dtype': 'bfloat16'}},
@@ -354,8 +343,8 @@ def test_too_long_for_pallas_is_told():
 
 
 def test_training_refuses_before_anything_starts():
-  config = tiny.config(model={**tiny.FIELDS['model'], 'attention': 'splash'})
-  assert 'runs on a TPU' in refusals.refusal(train.Trainer, config)
+  config = tiny.config(model={**tiny.FIELDS['model'], 'attention': 'cudnn'})
+  assert 'runs on a GPU' in refusals.refusal(train.Trainer, config)
 
 
 def test_a_model_refuses_when_it_is_traced():
@@ -399,13 +388,13 @@ def test_a_run_is_used_where_its_attention_is_not_there(run, capsys):
 
 def test_attention_can_be_chosen_when_loaded(run, capsys):
   by = {name: predict.load(run, attention=name)
-        for name in ('xla', 'blocked')}
+        for name in ('xla', 'auto')}
   assert not capsys.readouterr().err
   assert {k: v.model.attention for k, v in by.items()} == {k: k for k in by}
-  assert by['blocked'].answer(**QUESTION).score == pytest.approx(
+  assert by['auto'].answer(**QUESTION).score == pytest.approx(
       by['xla'].answer(**QUESTION).score, abs=1e-5)
 
 
 def test_what_is_asked_for_by_name_has_no_fallback(run):
-  assert 'runs on a TPU' in refusals.refusal(
-      lambda: predict.load(run, attention='splash'))
+  assert 'runs on a GPU' in refusals.refusal(
+      lambda: predict.load(run, attention='cudnn'))

@@ -289,11 +289,9 @@ def test_layer_wise_rates_cover_every_parameter_of_the_encoder(params):
   assert scales['encoder/layer_2/mlp/layer_norm/bias'] == 0.5
 
 
-@pytest.mark.parametrize('impl', sorted(dropout.DROPOUTS))
-def test_dropout_of_a_row_does_not_depend_on_its_neighbours(
-    golden, params, impl):
+def test_dropout_of_a_row_does_not_depend_on_its_neighbours(golden, params):
   arrays = inputs(golden)
-  model = make_model(dropout_impl=impl)
+  model = make_model()
 
   @jax.jit
   def start(rows):
@@ -310,18 +308,17 @@ def test_dropout_of_a_row_does_not_depend_on_its_neighbours(
   assert abs(whole - score(params, arrays).start).max() > 1e-2
 
 
-@pytest.mark.parametrize('impl', sorted(dropout.DROPOUTS))
-def test_layers_and_places_drop_independently(params, impl, monkeypatch):
-  real, seen = dropout.DROPOUTS[impl], []
+def test_layers_and_places_drop_independently(params, monkeypatch):
+  real, seen = dropout.counter_hash, []
 
-  def spy(keys, count, rate):
+  def spy(keys, count, rate, index=None):
     seen.append(real(keys, 4096, rate)[0])
     return jnp.ones((len(keys), count), bool)
 
-  monkeypatch.setitem(dropout.DROPOUTS, impl, spy)
+  monkeypatch.setattr(dropout, 'counter_hash', spy)
   ids = jnp.ones((1, 8), jnp.int32)
   with jax.disable_jit():  # layers are traced once for all of them
-    make_model(dropout_impl=impl).apply(
+    make_model().apply(
         {'params': params}, ids, ids, ids, ids > 0,
         dropout_key=jax.random.key(1), rows=jnp.arange(1))
   masks = np.asarray(seen, np.float64)

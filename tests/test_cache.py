@@ -19,7 +19,6 @@ from qa_jax import errors
 from qa_jax import features
 from qa_jax import files
 from qa_jax.data import cache
-from qa_jax.data import identity
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import tokenizer
@@ -104,18 +103,6 @@ def squad(tmp_path_factory):
               qa(2, answers=[{'text': 'zz', 'answer_start': 1}])]},
           {'context': '', 'qas': [qa(3)]}]}]}), encoding='utf-8')
   return path
-
-
-def settle(path):
-  """A note of a hash is taken only of a file that was not written just now."""
-  past = time.time() - 100
-  os.utime(path, (past, past))
-
-
-@pytest.fixture(autouse=True)
-def _notes_are_taken(monkeypatch):
-  # ctime cannot be set back, so a test's file is never old enough.
-  monkeypatch.setattr(identity, 'SETTLED_SECONDS', -1.0)
 
 
 def test_warm_windows_are_those_made_anew(tmp_path, made):
@@ -249,7 +236,6 @@ def test_an_edited_file_is_other_data_even_of_equal_size_and_mtime(
     tmp_path, squad):
   path = tmp_path / 'train.json'
   path.write_bytes(squad.read_bytes())
-  settle(path)
   before = path.stat()
   cached(tmp_path / 'c', str(path))
   assert is_warm(cached(tmp_path / 'c', str(path)))
@@ -266,34 +252,6 @@ def test_a_copy_is_the_same_data_and_another_ending_is_not(tmp_path, squad):
   (tmp_path / 'copy.jsonl').write_bytes(squad.read_bytes())
   with pytest.raises(errors.UserError, match="no 'context'"):
     cached(tmp_path / 'c', str(tmp_path / 'copy.jsonl'))
-
-
-def test_a_note_of_a_hash_spares_reading_until_the_file_changes(
-    tmp_path, squad, monkeypatch):
-  path = tmp_path / 'data.json'
-  path.write_bytes(squad.read_bytes())
-  first = identity.file_sha256(path, tmp_path / 'notes')
-  with monkeypatch.context() as patch:
-    patch.setattr(files, 'sha256', never)
-    assert identity.file_sha256(path, tmp_path / 'notes') == first
-  path.write_bytes(squad.read_bytes()[:-1] + b' ')
-  assert identity.file_sha256(path, tmp_path / 'notes') != first
-
-
-def test_no_note_is_taken_of_a_file_written_just_now(
-    tmp_path, squad, monkeypatch):
-  monkeypatch.setattr(identity, 'SETTLED_SECONDS', 1e6)
-  identity.file_sha256(squad, tmp_path / 'notes')
-  assert not (tmp_path / 'notes').exists()
-
-
-def test_a_damaged_note_is_not_believed(tmp_path, squad):
-  digest = identity.file_sha256(squad, tmp_path)
-  [note] = tmp_path.iterdir()
-  text = note.read_text()
-  note.write_text(text.replace(digest, digest[::-1]))
-  assert identity.file_sha256(squad, tmp_path) == digest
-  assert note.read_text() == text
 
 
 def test_a_mixture_is_all_its_parts(tmp_path, squad):

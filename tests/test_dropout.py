@@ -1,4 +1,4 @@
-"""Every dropout mask of the table: rate, scale, keys, independence of rows."""
+"""Dropout masks: rate, scale, keys, independence of rows."""
 
 import jax
 import jax.numpy as jnp
@@ -9,113 +9,106 @@ from qa_jax.models import dropout
 
 SIZE = 2**16
 
-pytestmark = pytest.mark.parametrize('impl', sorted(dropout.DROPOUTS))
-
 
 def keys_of(seed: int = 0, rows: int = 4) -> dropout.DropoutKeys:
   return dropout.DropoutKeys.of(jax.random.key(seed), jnp.arange(rows))
 
 
-def kept(impl: str, keys: dropout.DropoutKeys, rate: float = 0.1,
+def kept(keys: dropout.DropoutKeys, rate: float = 0.1,
          place: int = 0) -> np.ndarray:  # [B, SIZE]
   x = jnp.ones((len(keys.keys), SIZE))
   return np.asarray(dropout.dropout(
-      x, rate, keys, place, dropout.DROPOUTS[impl])) > 0
+      x, rate, keys, place)) > 0
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
-def test_share_of_kept_units_is_one_minus_rate(impl, rate):
-  masks = kept(impl, keys_of(), rate)
+def test_share_of_kept_units_is_one_minus_rate(rate):
+  masks = kept(keys_of(), rate)
   sigma = (rate * (1 - rate) / masks.size) ** 0.5
   assert abs(masks.mean() - (1 - rate)) < 4 * sigma
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_kept_units_are_scaled_and_the_others_are_zero(impl, dtype):
+def test_kept_units_are_scaled_and_the_others_are_zero(dtype):
   x = jnp.full((2, 8, 16), 3, dtype)
-  y = dropout.dropout(x, 0.25, keys_of(rows=2), 0, dropout.DROPOUTS[impl])
+  y = dropout.dropout(x, 0.25, keys_of(rows=2), 0)
   assert y.dtype == dtype and y.shape == x.shape
   assert set(np.unique(np.asarray(y, np.float32))) == {0.0, 4.0}
 
 
-def test_mean_is_unbiased(impl):
+def test_mean_is_unbiased():
   x = jnp.ones((4, SIZE))
-  y = dropout.dropout(x, 0.1, keys_of(), 0, dropout.DROPOUTS[impl])
+  y = dropout.dropout(x, 0.1, keys_of(), 0)
   sigma = (0.1 / 0.9 / x.size) ** 0.5
   assert abs(float(y.mean()) - 1) < 4 * sigma
 
 
-def test_gradient_passes_where_kept_alone(impl):
+def test_gradient_passes_where_kept_alone():
   x = jnp.linspace(1, 2, 256).reshape(2, 128)
-  mask = dropout.DROPOUTS[impl]
   y, pull = jax.vjp(
-      lambda x: dropout.dropout(x, 0.1, keys_of(rows=2), 0, mask), x)
+      lambda x: dropout.dropout(x, 0.1, keys_of(rows=2), 0), x)
   np.testing.assert_allclose(
       pull(jnp.ones_like(x))[0], np.where(y > 0, 1 / 0.9, 0), rtol=1e-6)
 
 
-def test_same_key_same_mask(impl):
-  np.testing.assert_array_equal(kept(impl, keys_of()), kept(impl, keys_of()))
+def test_same_key_same_mask():
+  np.testing.assert_array_equal(kept(keys_of()), kept(keys_of()))
 
 
-def test_mask_under_jit_is_the_mask(impl):
+def test_mask_under_jit_is_the_mask():
   np.testing.assert_array_equal(
-      jax.jit(lambda k: dropout.DROPOUTS[impl](k, 1000, 0.1))(keys_of().keys),
-      dropout.DROPOUTS[impl](keys_of().keys, 1000, 0.1))
+      jax.jit(lambda k: dropout.counter_hash(k, 1000, 0.1))(keys_of().keys),
+      dropout.counter_hash(keys_of().keys, 1000, 0.1))
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
   return abs(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
 
-def test_other_seeds_places_and_rows_give_uncorrelated_masks(impl):
-  mask = kept(impl, keys_of())
+def test_other_seeds_places_and_rows_give_uncorrelated_masks():
+  mask = kept(keys_of())
   bound = 4 / SIZE**0.5
   assert correlation(mask[0], mask[1]) < bound
-  assert correlation(mask[0], kept(impl, keys_of(1))[0]) < bound
-  assert correlation(mask[0], kept(impl, keys_of(), place=1)[0]) < bound
-  assert correlation(mask[0], kept(impl, keys_of().fold(1))[0]) < bound
+  assert correlation(mask[0], kept(keys_of(1))[0]) < bound
+  assert correlation(mask[0], kept(keys_of(), place=1)[0]) < bound
+  assert correlation(mask[0], kept(keys_of().fold(1))[0]) < bound
 
 
 @pytest.mark.parametrize('lag', [1, 2, 3, 4, 8, 32, 64, 384, 768, 4096])
-def test_units_of_a_row_are_uncorrelated(impl, lag):
+def test_units_of_a_row_are_uncorrelated(lag):
   # Worst of 32 rows; 5 deviations are passed once in 1e5 suites by chance.
-  masks = kept(impl, keys_of(rows=32)).astype(np.float64) - 0.9
+  masks = kept(keys_of(rows=32)).astype(np.float64) - 0.9
   products = (masks[:, lag:] * masks[:, :-lag]).mean(axis=1) / 0.09
   assert abs(products).max() < 5 / (SIZE - lag) ** 0.5
 
 
-def test_counts_in_blocks_vary_as_a_binomial_does(impl):
+def test_counts_in_blocks_vary_as_a_binomial_does():
   # A mask that was too even, or clustered, would show in the variance.
-  counts = kept(impl, keys_of(rows=32)).reshape(-1, 64).sum(axis=1)
+  counts = kept(keys_of(rows=32)).reshape(-1, 64).sum(axis=1)
   expected = 64 * 0.09
   sigma = expected * (2 / counts.size) ** 0.5
   assert abs(counts.var() - expected) < 5 * sigma
 
 
-def test_a_row_keeps_its_mask_in_another_batch(impl):
+def test_a_row_keeps_its_mask_in_another_batch():
   key = jax.random.key(7)
-  mask = dropout.DROPOUTS[impl]
-  whole = mask(dropout.DropoutKeys.of(key, jnp.arange(4)).keys, 512, 0.1)
-  part = mask(dropout.DropoutKeys.of(key, jnp.array([3, 1])).keys, 512, 0.1)
+  whole, part = (
+      dropout.counter_hash(dropout.DropoutKeys.of(key, rows).keys, 512, 0.1)
+      for rows in (jnp.arange(4), jnp.array([3, 1])))
   np.testing.assert_array_equal(part, whole[jnp.array([3, 1])])
 
 
-def test_a_longer_batch_keeps_the_mask_of_the_length_asked_for(impl):
-  if impl == 'bernoulli':
-    pytest.skip('draws a row as a whole')
-  mask = dropout.DROPOUTS[impl]
+def test_a_longer_batch_keeps_the_mask_of_the_length_asked_for():
   keys = keys_of(rows=2)
   longer = dropout.dropout(
       jnp.ones((2, 3, 12, 12)), 0.5, keys.replace(lengths=jnp.array([8, 5])),
-      0, mask)
+      0)
   for row, length in enumerate((8, 5)):
-    own = dropout.dropout(jnp.ones((2, 3, length, length)), 0.5, keys, 0, mask)
+    own = dropout.dropout(jnp.ones((2, 3, length, length)), 0.5, keys, 0)
     np.testing.assert_array_equal(longer[row, :, :length, :length], own[row])
 
 
-def test_without_keys_or_rate_nothing_changes(impl):
+def test_without_keys_or_rate_nothing_changes():
   x = jnp.arange(8.0).reshape(2, 4)
-  mask = dropout.DROPOUTS[impl]
-  assert dropout.dropout(x, 0.1, None, 0, mask) is x
-  assert dropout.dropout(x, 0.0, keys_of(rows=2), 0, mask) is x
+  assert dropout.dropout(x, 0.1, None, 0) is x
+  assert dropout.dropout(x, 0.0, keys_of(rows=2), 0) is x

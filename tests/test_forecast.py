@@ -37,7 +37,7 @@ def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
 
 @pytest.mark.parametrize('changes', [
     {'data': {'packing': True}}, {'parallel': {'mode': 'mesh'}},
-    {'data': {'on_device': True}}, {'train': {'grad_accumulation': 2}}],
+    {'train': {'grad_accumulation': 2}}],
                          ids=str)
 def test_every_way_to_train_is_forecast(changes):
   found = forecast.summary(train.Trainer(tiny.config(**changes)))

@@ -133,7 +133,7 @@ def test_training_has_the_same_losses_packed_or_padded(
   settings = config(True, accumulation=accumulation,
                     parallel={'mode': mode, 'num_devices': devices},
                     data={**tiny.FIELDS['data'], 'max_length': P,
-                          'packing': True, 'on_device': mode == 'mesh'})
+                          'packing': True})
   np.testing.assert_allclose(
       losses(tmp_path / 'packed', settings), reference, atol=1e-5)
 

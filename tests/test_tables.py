@@ -340,9 +340,9 @@ def test_damaged_bytes_are_examples_or_one_line(tmp_path_factory, name, data):
 
 def test_directory_is_known_to_the_cache_by_its_files(tmp_path):
   def known(name, *shards):
-    return identity.of(save_to_disk(tmp_path / name, *shards), tmp_path)
+    return identity.of(save_to_disk(tmp_path / name, *shards))
   first = known('a', ROWS)
   assert first == known('b', ROWS) != known('c', ROWS[:2])
   (tmp_path / 'b' / 'data-00000-of-00001.arrow').write_bytes(
       stream(arrow_table(ROWS[1:])))
-  assert first != identity.of(str(tmp_path / 'b'), tmp_path)
+  assert first != identity.of(str(tmp_path / 'b'))

@@ -156,8 +156,7 @@ def train_until_killed(config, workdir, step, monkeypatch):
     ({'mode': 'jit', 'num_devices': 1}, {}, (2,))])
 def test_a_killed_run_resumes_bit_for_bit(
     tmp_path, monkeypatch, parallel_fields, train_fields, kills):
-  config = tiny.config(parallel=parallel_fields, train=train_fields, data={
-      'on_device': parallel_fields['mode'] == 'mesh'})
+  config = tiny.config(parallel=parallel_fields, train=train_fields)
   metrics = train.train(config, tmp_path / 'whole')
   for step in kills:
     train_until_killed(config, tmp_path / 'killed', step, monkeypatch)
@@ -395,9 +394,7 @@ def test_the_schedule_ends_with_the_run(trainer):
   assert float(trainer.schedule(trainer.num_steps - 1)) > 0
 
 
-@pytest.mark.parametrize('on_device', [False, True])
-def test_the_loop_moves_nothing_to_a_device_unasked(
-    tmp_path, monkeypatch, on_device):
+def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
   loop = train._loop
 
   def guarded(*args):
@@ -405,8 +402,8 @@ def test_the_loop_moves_nothing_to_a_device_unasked(
       return loop(*args)
 
   monkeypatch.setattr(train, '_loop', guarded)
-  train.train(tiny.config(data={'eval': '', 'on_device': on_device},
-                          train={'num_steps': 3}), tmp_path / 'run')
+  train.train(tiny.config(data={'eval': ''}, train={'num_steps': 3}),
+              tmp_path / 'run')
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'mesh'])

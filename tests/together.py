@@ -33,7 +33,7 @@ RUNS: dict[str, config_lib.Config] = {
     'other': tiny.config(
         objective='shared_norm',  # which keeps the windows of a question close
         parallel={'num_devices': 4, 'mode': 'mesh', 'mesh': {'fsdp': 2}},
-        data={'packing': True, 'on_device': True},
+        data={'packing': True},
         train={'num_steps': 3, 'batch_size': 16}),
 }
 

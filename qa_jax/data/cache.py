@@ -104,7 +104,7 @@ def windows(data: str | Sequence[Example],
         **lengths)
 
   def identify() -> dict[str, Any] | None:
-    known = (identity.of(data, where / 'sources') if isinstance(data, str)
+    known = (identity.of(data) if isinstance(data, str)
              else identity.of_examples(data))
     return known and {'data': known, 'vocabulary': vocabulary.fingerprint,
                       'code': code_version(), 'versions': _versions(),

@@ -118,7 +118,8 @@ class Attention(nn.Module):
     y = attention.attend(self.implementation, q, k, v, visible, drop_weights)
     y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
-    y = drop(dense(c.hidden_size, name='output')(y), c.dropout, place=1)
+    y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
+             place=dropout.ATTENTION_OUTPUT)
     return _layer_norm(c)(x + y, self.compute_dtype)
 
 
@@ -133,7 +134,8 @@ class MLP(nn.Module):
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     y = gelu.gelu(dense(c.mlp_size, name='intermediate')(x))  # [B, L, M]
-    y = drop(dense(c.hidden_size, name='output')(y), c.dropout, place=2)
+    y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
+             place=dropout.MLP_OUTPUT)
     return _layer_norm(c)(x + y, self.compute_dtype)
 
 
@@ -142,20 +144,18 @@ class Block(nn.Module):
 
   config: BertConfig
   compute_dtype: jnp.dtype
-  dropout_impl: str
   implementation: str  # of attention
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
                visible: attention.Visible,
                keys: DropoutKeys | None) -> jax.Array:
-    mask = dropout.DROPOUTS[self.dropout_impl]
-    drop = functools.partial(dropout.dropout, keys=keys, mask=mask)
+    drop = functools.partial(dropout.dropout, keys=keys)
     x = Attention(
         self.config, self.compute_dtype, self.implementation,
         name='attention')(
             x, visible, drop,
-            attention.Drop(keys, self.config.attention_dropout, mask))
+            attention.Drop(keys, self.config.attention_dropout))
     return MLP(self.config, self.compute_dtype, name='mlp')(x, drop)
 
 
@@ -164,7 +164,6 @@ class BertEncoder(nn.Module):
 
   config: BertConfig
   compute_dtype: jnp.dtype = jnp.float32
-  dropout_impl: str = 'counter_hash'
   attention: str = 'auto'  # of attention.ATTENTION
 
   @nn.compact
@@ -183,12 +182,10 @@ class BertEncoder(nn.Module):
     c = self.config
     x = Embeddings(c, self.compute_dtype, name='embeddings')(
         token_ids, token_type_ids, position_ids)
-    x = dropout.dropout(x, c.dropout, keys, -1 % 2**31,
-                        dropout.DROPOUTS[self.dropout_impl])
+    x = dropout.dropout(x, c.dropout, keys, dropout.EMBEDDINGS)
     visible = attention.Visible(attention_mask > 0, segment_ids)
     layers = [x]
-    block = functools.partial(Block, c, self.compute_dtype, self.dropout_impl,
-                              self.attention)
+    block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
       name, folded = f'layer_{i}', None if keys is None else keys.fold(i)
       if self.is_initializing():

@@ -7,12 +7,15 @@ Glossary of shapes: B rows here, N elements of one row, which for attention
 weights are [H, L, L].
 """
 
-from collections.abc import Callable
 import math
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+
+# Places of the network that drop units; a layer's keys are folded with them.
+ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_OUTPUT = 0, 1, 2
+EMBEDDINGS = 2**31 - 1  # outside every layer
 
 
 @flax.struct.dataclass
@@ -21,7 +24,7 @@ class DropoutKeys:
 
   keys: jax.Array  # [B] typed PRNG keys
   # [B] int32: attention weights get the masks that they have at this L, though
-  # theirs is longer; None: at theirs. Only `counter_hash` can.
+  # theirs is longer; None: at theirs.
   lengths: jax.Array | None = None
 
   @classmethod
@@ -34,12 +37,6 @@ class DropoutKeys:
     """Independent keys for another place of the network."""
     return self.replace(
         keys=jax.vmap(jax.random.fold_in, (0, None))(self.keys, number))
-
-
-def bernoulli(keys: jax.Array, count: int, rate: float) -> jax.Array:
-  """[B, N] bool, kept with probability 1 - rate: the reference."""
-  return jax.vmap(
-      lambda key: jax.random.bernoulli(key, 1 - rate, (count,)))(keys)
 
 
 def counter_hash(keys: jax.Array, count: int, rate: float,
@@ -78,20 +75,16 @@ def _lowbias32(x: jax.Array) -> jax.Array:
   return x ^ (x >> 16)
 
 
-DROPOUTS: dict[str, Callable[..., jax.Array]] = {
-    'bernoulli': bernoulli, 'counter_hash': counter_hash}
-
-
 def dropout(x: jax.Array,  # [B, …]
-            rate: float, keys: DropoutKeys | None, place: int,
-            mask: Callable[..., jax.Array]) -> jax.Array:
+            rate: float, keys: DropoutKeys | None, place: int) -> jax.Array:
   """x / (1 - rate) where kept, else 0; x itself if there are no keys."""
   if keys is None or rate == 0:
     return x
-  own = {}
+  index = None
   if keys.lengths is not None and x.ndim == 4:
-    own = {'index': _index(x.shape, keys.lengths)}
-  keep = mask(keys.fold(place).keys, math.prod(x.shape[1:]), rate, **own)
+    index = _index(x.shape, keys.lengths)
+  keep = counter_hash(
+      keys.fold(place).keys, math.prod(x.shape[1:]), rate, index)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
   return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
 

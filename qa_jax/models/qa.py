@@ -49,12 +49,11 @@ class QAModel(nn.Module):
   config: bert.BertConfig
   head: nn.Module
   compute_dtype: jnp.dtype = jnp.float32
-  dropout_impl: str = 'counter_hash'
   attention: str = 'auto'  # of attention.ATTENTION
 
   def setup(self):
     self.encoder = bert.BertEncoder(
-        self.config, self.compute_dtype, self.dropout_impl, self.attention)
+        self.config, self.compute_dtype, self.attention)
 
   def __call__(self, token_ids: jax.Array,  # [B, L] int32; packed [S, R, P]
                token_type_ids: jax.Array,  # as token_ids

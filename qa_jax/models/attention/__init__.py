@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from qa_jax import errors
 from qa_jax.models.attention import cudnn
 from qa_jax.models.attention import pallas
-from qa_jax.models.attention import splash
 from qa_jax.models.attention import xla
 from qa_jax.models.attention.base import Attend
 from qa_jax.models.attention.base import Drop as Drop
@@ -46,21 +45,17 @@ def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
 ATTENTION: dict[str, Attend] = {
     'auto': auto,
     'xla': xla.attend,
-    'blocked': xla.blocked,
     'cudnn': cudnn.attend,
     'pallas': pallas.attend,
-    'splash': splash.attend,
 }
 
 
 def choose(use: Use) -> str:
   """The implementation for a use, `xla` where the fast one does not fit.
 
-  `blocked` is nobody's default: with the C library's memory set as commands do
-  (runtime.py) it is the slower one, and over several devices it gathers rows.
-  Nor is `pallas`, until it has been measured on a GPU.
+  `pallas` is nobody's default until it has been measured on a GPU.
   """
-  fast = {'gpu': 'cudnn', 'tpu': 'splash'}.get(use.platform, 'xla')
+  fast = {'gpu': 'cudnn'}.get(use.platform, 'xla')
   return 'xla' if misfit(fast, use) else fast
 
 
@@ -69,14 +64,10 @@ def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
           f'runs on a {platform.upper()}, and this is a {{use.platform}}')
 
 
-_DROPS_NOTHING = (lambda use: use.training and use.dropout > 0,
-                  'drops no weights; attention_dropout is {use.dropout}, not 0')
-
 # Name → what stands in the way, with the words for it.
 LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
     'auto': (),
     'xla': (),
-    'blocked': ((lambda use: use.training, 'is for inference'),),
     'cudnn': (
         _runs_on('gpu'),
         (lambda use: use.packed, 'takes no packed rows'),
@@ -84,7 +75,8 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
          'takes bfloat16, not {use.dtype}'),
         (lambda use: use.head_size % 8 or use.head_size > 128,
          'takes heads of multiples of 8 up to 128, not {use.head_size}'),
-        _DROPS_NOTHING),
+        (lambda use: use.training and use.dropout > 0,
+         'drops no weights; attention_dropout is {use.dropout}, not 0')),
     'pallas': (
         _runs_on('gpu'),
         (lambda use: use.head_size not in pallas.HEAD_SIZES,
@@ -92,7 +84,6 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
          '{use.head_size}'),
         (lambda use: use.length > pallas.LONGEST,
          f'takes up to {pallas.LONGEST} tokens, not {{use.length}}')),
-    'splash': (_runs_on('tpu'), _DROPS_NOTHING),
 }
 
 

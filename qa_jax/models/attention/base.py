@@ -41,15 +41,14 @@ class Drop:
 
   keys: DropoutKeys | None = None  # None: nothing is dropped
   rate: float = flax.struct.field(pytree_node=False, default=0.0)
-  mask: Callable[..., jax.Array] = flax.struct.field(
-      pytree_node=False, default=dropout.counter_hash)
 
   @property
   def active(self) -> bool:
     return self.keys is not None and self.rate > 0
 
   def __call__(self, weights: jax.Array) -> jax.Array:  # [B, H, L, L]
-    return dropout.dropout(weights, self.rate, self.keys, 0, self.mask)
+    return dropout.dropout(
+        weights, self.rate, self.keys, dropout.ATTENTION_WEIGHTS)
 
 
 class Attend(Protocol):

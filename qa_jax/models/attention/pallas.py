@@ -38,7 +38,6 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   missing = -length % TILES[-1]
   rate, seeds = 0.0, jnp.zeros((len(q), SEEDS), jnp.uint32)
   if drop.active:
-    assert drop.mask is dropout.counter_hash
     rate, keys = drop.rate, drop.keys.fold(0)
     seeds = seeds.at[:, :2].set(dropout.seeds(keys.keys)).at[:, 2].set(
         length if keys.lengths is None else keys.lengths.astype(jnp.uint32))

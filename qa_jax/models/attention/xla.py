@@ -1,4 +1,4 @@
-"""Attention as written, for XLA to compile: the reference, and row by row.
+"""Attention as written, for XLA to compile: the reference.
 
 Glossary of shapes: B rows, L length, H heads, K head size.
 """
@@ -30,18 +30,3 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   return products.einsum(
       'bhqs,bhsk->bhqk', drop(weights), v, q.dtype) / total
 
-
-def blocked(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
-            drop: Drop) -> jax.Array:
-  """Row by row: the scores of one row at a time are in memory.
-
-  Where the C library maps large arrays anew each time, as it does by default,
-  that is faster on a CPU. Inference only: a gradient would keep all scores.
-  """
-  assert not drop.active
-
-  def row(arrays):
-    one = jax.tree.map(lambda x: x[None], arrays)
-    return attend(*one, drop)[0]
-
-  return jax.lax.map(row, (q, k, v, visible))
