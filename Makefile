@@ -20,7 +20,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 readme: .venv/installed-dev
-	$(BIN)/python -m tests.readme_commands
+	$(BIN)/python -m tests.project.readme_commands
 
 chaos: .venv/installed-dev
 	$(BIN)/python -m tests.chaos $(ROWS)

@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax import build
-from qa_jax import convert
-from qa_jax import predict
+from qa_jax import input_pipeline
 from qa_jax.data import sources
+from qa_jax.export import hugging_face
+from qa_jax.inference import predict
+from qa_jax.models import qa as qa_lib
 
 TOLERANCE = 1e-5
 CAP = 30
@@ -64,14 +65,15 @@ def main() -> int:
   parser.add_argument('--peer_python', default=sys.executable)
   parser.add_argument('--questions', type=int, default=64)
   asked = parser.parse_args()
-  examples = sources.load(asked.data)
+  examples = sources.load_examples(asked.data)
   chosen = examples[::max(1, len(examples) // asked.questions)]
   failed = False
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     exported, biased = folder / 'exported', folder / 'biased'
     windows, found = folder / 'windows.npz', folder / 'found.npz'
-    convert.write_hugging_face(convert.read(asked.run), exported)
+    hugging_face.write_hugging_face(hugging_face.read_source(asked.run),
+                                    exported)
     rows = _windows(_load(asked.run), chosen, windows)
     for what, source, made in (
         ('run → transformers', asked.run, ''),
@@ -90,21 +92,21 @@ def _load(source: str) -> predict.QA:
 
 def _windows(qa: predict.QA, chosen, target: pathlib.Path):
   """Questions that fit a window, and their windows, which `target` gets."""
-  windows = build.make_windows(qa.config, chosen, qa.tokenizer)
+  windows = input_pipeline.make_windows(qa.config, chosen, qa.tokenizer)
   alone = np.flatnonzero(np.bincount(windows.example_of) == 1)
   rows = np.flatnonzero(np.isin(windows.example_of, alone))
   batch = windows.gather(rows, int(windows.total_lengths[rows].max()))
   asked = [chosen[i] for i in windows.example_of[rows]]
   np.savez(target, question=[e.question for e in asked],
            context=[e.context for e in asked],
-           **{k: batch[k] for k in build.INPUTS})
+           **{k: batch[k] for k in qa_lib.INPUTS})
   return asked, batch
 
 
 def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
   asked, batch = rows
   run = jax.jit(qa.model.apply)
-  parts = [jax.device_get(run({'params': qa.params}, **build.model_inputs(
+  parts = [jax.device_get(run({'params': qa.params}, **qa_lib.model_inputs(
       {k: v[i:i + 16] for k, v in batch.items()})))
            for i in range(0, len(asked), 16)]
   seen = batch['context_mask'].copy()

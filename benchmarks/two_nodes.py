@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-from qa_jax import files
+from qa_jax.io import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RAY = pathlib.Path(sys.executable).with_name('ray')

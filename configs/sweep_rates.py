@@ -10,7 +10,7 @@ minute a trial on two CPU cores. Without --sampler it is the grid.
 
 import ml_collections
 
-from qa_jax import grid
+from qa_jax.sweeps import grid
 
 
 def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:

@@ -16,13 +16,13 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import analysis
-from qa_jax import analysis_report
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import metrics
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
+from qa_jax.evaluation import error_report
+from qa_jax.io import files
+from qa_jax.metrics import error_analysis
+from qa_jax.metrics import squad
 
 DATA = flags.DEFINE_string('data', None, 'Data SPEC that was evaluated on.')
 EVALUATION = flags.DEFINE_list(
@@ -46,26 +46,36 @@ def main() -> None:
         '--output is needed with a file of predictions: where results go')
   output = pathlib.Path(OUTPUT.value or folder)
   files.check_writable(output / 'analysis.json')
-  examples = sources.load(DATA.value)
+  examples = sources.load_examples(DATA.value)
   of_ours, of_theirs = ([_predictions(p, examples) for p in paths]
                         for paths in (ours, theirs))
   predictions = of_ours[0]
   nbest, windows, na_probs, held_out = {}, None, None, None
   if folder and (folder / 'nbest.jsonl').is_file():
-    nbest, windows = analysis.read_nbest(folder / 'nbest.jsonl')
+    nbest, windows = error_analysis.read_nbest(folder / 'nbest.jsonl')
   if folder and (folder / 'na_probs.json').is_file():
-    na_probs = metrics.read_na_probs(folder / 'na_probs.json')
+    na_probs = squad.read_na_probs(folder / 'na_probs.json')
   if folder and (folder / 'metrics.json').is_file():
     held_out = files.read_object(folder / 'metrics.json').get(
         'held_out_threshold')
-  found = analysis.analyse(examples, predictions, nbest, na_scores=na_probs,
-                           windows=windows, held_out=held_out, seed=SEED.value)
+  found = error_analysis.analyse_errors(examples,
+                                        predictions,
+                                        nbest,
+                                        na_scores=na_probs,
+                                        windows=windows,
+                                        held_out=held_out,
+                                        seed=SEED.value)
   if theirs:
-    found['difference'] = {'against': ', '.join(map(str, theirs)),
-                           **analysis.difference(examples, of_ours, of_theirs,
-                                                 seed=SEED.value)}
-  analysis_report.write(found, examples, predictions, output,
-                        f'{len(examples)} questions of {DATA.value}')
+    found['difference'] = {
+        'against':
+            ', '.join(map(str, theirs)),
+        **error_analysis.compare_predictions(examples,
+                                             of_ours,
+                                             of_theirs,
+                                             seed=SEED.value)
+    }
+  error_report.write_error_report(found, examples, predictions, output,
+                                  f'{len(examples)} questions of {DATA.value}')
   print(files.read_text(output / 'analysis.md'), end='')
   print(f'{output}/analysis.html shows errors')
 
@@ -73,9 +83,9 @@ def main() -> None:
 def _predictions(path: pathlib.Path,
                  examples: Sequence[Example]) -> dict[str, str]:
   """Those of a file, or of an evaluation's directory."""
-  found = metrics.read_predictions(
+  found = squad.read_predictions(
       path / 'predictions.json' if path.is_dir() else path)
-  analysis.check_ids(examples, found, path)
+  error_analysis.check_ids(examples, found, path)
   return found
 
 

@@ -18,16 +18,16 @@ import tempfile
 
 from absl import flags
 
+from benchmarks import harness
+from benchmarks import session as session_lib
+from benchmarks import suites
+from benchmarks import table
+from benchmarks.suites import scaling
 from experiments import cli
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import logs
-from qa_jax import weights
-from qa_jax.bench import harness
-from qa_jax.bench import session as session_lib
-from qa_jax.bench import suites
-from qa_jax.bench import table
-from qa_jax.bench.suites import scaling
+from qa_jax.checkpoints import hugging_face
+from qa_jax.io import files
+from qa_jax.runtime import console
 
 SUITE = flags.DEFINE_string('suite', None, 'Suites, separated by commas.')
 OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
@@ -59,7 +59,7 @@ def main() -> None:
     session = make_session(pathlib.Path(WORKDIR.value or scratch).absolute())
     outcomes = {}
     for name in names:
-      logs.say(f'suite {name}')
+      console.say(f'suite {name}')
       try:
         outcomes[name] = suites.SUITES[name](session)
       except harness.WorkerError as e:
@@ -67,7 +67,7 @@ def main() -> None:
       if outcomes[name].curves:
         for path in scaling.draw(outcomes[name].curves,
                                  pathlib.Path(FIGURES.value)):
-          logs.say(f'wrote {path}')
+          console.say(f'wrote {path}')
       record = table.record(session, outcomes, sys.argv)
       if OUTPUT.value:  # a suite at a time: the next may take long
         files.write_json(pathlib.Path(OUTPUT.value), record)
@@ -98,10 +98,15 @@ def make_session(scratch: pathlib.Path) -> session_lib.Session:
           f'{errors.did_you_mean(encoder, session_lib.NAMES)}')
   return session_lib.Session(
       sizes=session_lib.TINY if QUICK.value else session_lib.FULL,
-      scratch=scratch, data=DATA.value, encoders=encoders,
-      encoder=str(weights.resolve(MODEL.value)) if MODEL.value else '',
-      overrides=session_lib.parse_overrides(SET.value), rounds=ROUNDS.value,
-      threads=THREADS.value, seed=SEED.value,
+      scratch=scratch,
+      data=DATA.value,
+      encoders=encoders,
+      encoder=str(hugging_face.resolve_source(MODEL.value))
+      if MODEL.value else '',
+      overrides=session_lib.parse_overrides(SET.value),
+      rounds=ROUNDS.value,
+      threads=THREADS.value,
+      seed=SEED.value,
       peer_python=PEER_PYTHON.value or sys.executable)
 
 

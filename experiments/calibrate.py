@@ -15,8 +15,8 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import calibrate
-from qa_jax import runtime
+from qa_jax.evaluation import calibrate
+from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run to calibrate.')
 DATA = flags.DEFINE_string('data', None, 'SPEC of held-out questions.')
@@ -27,7 +27,7 @@ CHECKPOINT = flags.DEFINE_string(
 def main() -> None:
   cli.required(workdir=WORKDIR.value, data=DATA.value)
   workdir = pathlib.Path(WORKDIR.value)
-  runtime.configure()
+  settings.configure_process()
   cli.print_metrics(calibrate.calibrate(
       workdir, DATA.value, checkpoint=CHECKPOINT.value, progress='calibrate'))
   print(f'{workdir}/calibration.json is used from now on')

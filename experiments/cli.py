@@ -20,7 +20,7 @@ from ml_collections import config_flags
 
 from qa_jax import config as config_lib
 from qa_jax import errors
-from qa_jax import stop
+from qa_jax.runtime import signals
 
 CONFIGS = ('config', 'suite')  # flags that name a config file
 PROCESSES = ('coordinator', 'num_processes', 'process_index')
@@ -86,10 +86,10 @@ def _one_of_several(main: Callable[[list[str]], None]
       main(argv)
     except BaseException as e:
       # What is stopped, all stop together.
-      if flags.FLAGS.coordinator is None or isinstance(e, stop.Stopped):
+      if flags.FLAGS.coordinator is None or isinstance(e, signals.Stopped):
         raise
-      from qa_jax import processes  # scoring a file takes no jax
-      processes.leave(e, e.code if isinstance(e, SystemExit) else 1)
+      from qa_jax.runtime import processes  # scoring a file takes no jax
+      processes.leave_processes(e, e.code if isinstance(e, SystemExit) else 1)
       raise
   return run
 
@@ -105,15 +105,15 @@ def join() -> None:
   if coordinator == 'auto' and len(given) > 1:
     raise errors.UserError(
         f'--{given[1]}: --coordinator=auto finds it; leave it out')
-  from qa_jax import processes
-  processes.start(coordinator, *rest)
+  from qa_jax.runtime import processes
+  processes.join_processes(coordinator, *rest)
 
 
 def config() -> config_lib.Config:
   """The config that --config and its overrides give, checked."""
   given = flags.FLAGS.config
   required(config=given)
-  return config_lib.check(fields_of(given, 'config'))
+  return config_lib.check_config(fields_of(given, 'config'))
 
 
 def fields_of(given: object, flag: str) -> dict[str, object]:

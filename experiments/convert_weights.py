@@ -17,9 +17,9 @@ import sys
 from absl import flags
 
 from experiments import cli
-from qa_jax import convert
 from qa_jax import errors
-from qa_jax import logs
+from qa_jax.export import hugging_face
+from qa_jax.runtime import console
 
 SOURCE = flags.DEFINE_string('source', None, 'Run, checkpoint or hub id.')
 TARGET = flags.DEFINE_string('target', None, 'New directory.')
@@ -30,21 +30,21 @@ CHECKPOINT = flags.DEFINE_string(
 
 def main() -> None:
   cli.required(source=SOURCE.value, target=TARGET.value)
-  if FORMAT.value not in convert.FORMATS:
+  if FORMAT.value not in hugging_face.FORMATS:
     raise errors.UserError(
         f'--format={FORMAT.value!r}'
-        f'{errors.did_you_mean(FORMAT.value, convert.FORMATS)}')
+        f'{errors.did_you_mean(FORMAT.value, hugging_face.FORMATS)}')
   target = pathlib.Path(TARGET.value)
-  convert.check_target(target)
-  source = convert.read(SOURCE.value, CHECKPOINT.value)
+  hugging_face.check_target(target)
+  source = hugging_face.read_source(SOURCE.value, CHECKPOINT.value)
   for note in source.model.notes:
-    logs.say(note)
+    console.say(note)
   if not source.model.has_head:
-    logs.say('the checkpoint has no span head: an encoder alone')
+    console.say('the checkpoint has no span head: an encoder alone')
   if FORMAT.value == 'hf':
-    convert.write_hugging_face(source, target)
+    hugging_face.write_hugging_face(source, target)
   else:
-    convert.write_run(source, target, sys.argv)
+    hugging_face.write_run_directory(source, target, sys.argv)
   print(f'{SOURCE.value} as {FORMAT.value} in {target}')
 
 

@@ -11,13 +11,13 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import evaluate
-from qa_jax import files
-from qa_jax import logs
-from qa_jax import pictures
-from qa_jax import predict
-from qa_jax import runtime
+from qa_jax.checkpoints import run_directory
+from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
+from qa_jax.inference import predict
+from qa_jax.io import files
+from qa_jax.io import plots as plots_lib
+from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 
@@ -25,22 +25,22 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 def main() -> None:
   cli.required(workdir=WORKDIR.value)
   workdir = pathlib.Path(WORKDIR.value)
-  runtime.configure()
+  settings.configure_process()
   qa = predict.load(workdir)
-  examples = sources.load(qa.config.data.eval)
+  examples = sources.load_examples(qa.config.data.eval)
   context = examples[0].context
   asked = [e for e in examples if e.context == context and e.answers][:2]
   plots = workdir / 'plots'
   answers = qa.answer_batch([
       {'question': e.question, 'context': context} for e in asked])
-  pictures.spans([
+  plots_lib.plot_spans([
       (e.question, qa.spans(e.question, context), a.text)
       for e, a in zip(asked, answers, strict=True)],
                  plots / 'two_questions.png')
-  pictures.learning_curve(
-      logs.read_metrics(workdir), plots / 'learning_curve.png')
+  plots_lib.plot_learning_curve(
+      RunDirectory(workdir).read_metrics(), plots / 'learning_curve.png')
   metrics = files.read_object(
-      workdir / 'eval' / evaluate.data_name(qa.config.data.eval)
+      workdir / 'eval' / run_directory.evaluation_name(qa.config.data.eval)
       / 'metrics.json')
   print(f'pictures: {plots}/learning_curve.png, {plots}/two_questions.png')
   print(f'passage:  {context}')

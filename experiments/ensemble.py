@@ -16,11 +16,11 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import ensemble_files
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import page
-from qa_jax import runtime
+from qa_jax.evaluation import ensemble
+from qa_jax.io import documents
+from qa_jax.io import files
+from qa_jax.runtime import settings
 
 MEMBERS = flags.DEFINE_list('members', [], 'Runs, evaluations, n-best files.')
 DATA = flags.DEFINE_string('data', None, 'SPEC of the questions.')
@@ -40,11 +40,11 @@ def main() -> None:
                            f'each of the {len(MEMBERS.value)} members')
   output = pathlib.Path(OUTPUT.value)
   files.check_writable(output / 'ensemble.json')
-  runtime.configure()
-  result = ensemble_files.build(
+  settings.configure_process()
+  result = ensemble.build_ensemble(
       MEMBERS.value, DATA.value, held_out=HELD_OUT.value,
       held_out_members=HELD_OUT_MEMBERS.value)
-  print(page.markdown(ensemble_files.write(
+  print(documents.to_markdown(ensemble.write_ensemble(
       result, output, seed=SEED.value)), end='')
 
 

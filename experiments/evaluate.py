@@ -22,9 +22,9 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import metrics
 from qa_jax.data import sources
+from qa_jax.io import files
+from qa_jax.metrics import squad
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
@@ -61,10 +61,10 @@ def main() -> None:
 
 
 def _score(output: pathlib.Path | None) -> dict[str, float]:
-  examples = sources.load(DATA.value)
-  values = metrics.squad_metrics(
-      examples, metrics.read_predictions(pathlib.Path(PREDICTIONS.value)),
-      na_scores=metrics.read_na_probs(pathlib.Path(NA_PROBS.value))
+  examples = sources.load_examples(DATA.value)
+  values = squad.squad_metrics(
+      examples, squad.read_predictions(pathlib.Path(PREDICTIONS.value)),
+      na_scores=squad.read_na_probs(pathlib.Path(NA_PROBS.value))
       if NA_PROBS.value else None)
   if output:
     files.write_json(output / 'metrics.json', values)
@@ -74,26 +74,29 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
 def score_model(output: pathlib.Path | None) -> dict[str, float]:
   """Metrics of --workdir on --data; of several processes the first has them."""
   # Deferred: scoring a file takes no jax, and a tenth of the time without.
-  from qa_jax import assess
-  from qa_jax import predict
-  from qa_jax import processes
-  from qa_jax import runtime
+  from qa_jax.checkpoints.run_directory import RunDirectory
+  from qa_jax.evaluation import evaluator
+  from qa_jax.inference import predict
+  from qa_jax.runtime import processes
+  from qa_jax.runtime import settings
 
-  runtime.configure()
+  settings.configure_process()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     calibrated=CALIBRATED.value)
-  values = assess.on(qa, DATA.value, progress='evaluate', output=output
-                     or assess.place(pathlib.Path(WORKDIR.value), DATA.value))
-  return values if processes.first() else {}
+  run = RunDirectory(pathlib.Path(WORKDIR.value))
+  if not output and run.is_run():
+    output = run.evaluation(DATA.value)
+  values = evaluator.evaluate_data(
+      qa, DATA.value, progress='evaluate', output=output)
+  return values if processes.is_first_process() else {}
 
 
 def _audit() -> None:
   """Prints counts and examples; writes alignment.json into --output."""
-  from qa_jax import build
   from qa_jax import config as config_lib
-  from qa_jax import features
-  from qa_jax import predict
+  from qa_jax import input_pipeline
   from qa_jax.data import alignment
+  from qa_jax.inference import predict
 
   if PREDICTIONS.value or NA_PROBS.value:
     raise errors.UserError('--audit looks at gold spans, not at predictions')
@@ -105,9 +108,9 @@ def _audit() -> None:
     config, words = qa.config, qa.tokenizer
   else:
     config = config_lib.Config()
-    words = build.vocabulary(config, None)
-  windows, _ = features.load(config, DATA.value, words)
-  lines, shown = alignment.describe(
+    words = input_pipeline.vocabulary_source(config, None)
+  windows, _ = input_pipeline.load_windows(config, DATA.value, words)
+  lines, shown = alignment.describe_audit(
       windows.examples, windows.audit, windows.faults)
   print('\n'.join(lines))
   if output:

@@ -14,9 +14,9 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import convert
-from qa_jax import export
-from qa_jax import predict
+from qa_jax.export import hugging_face
+from qa_jax.export import stablehlo
+from qa_jax.inference import predict
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 OUTPUT = flags.DEFINE_string('output', None, 'New directory.')
@@ -32,14 +32,15 @@ MERGE = flags.DEFINE_string(
 
 def main() -> None:
   cli.required(workdir=WORKDIR.value, output=OUTPUT.value)
-  export.check_platforms(PLATFORMS.value)
+  stablehlo.check_platforms(PLATFORMS.value)
   target = pathlib.Path(OUTPUT.value)
-  convert.check_target(target)
+  hugging_face.check_target(target)
   options = {'max_length': LENGTH.value} if LENGTH.value else {}
   if MERGE.value is not None:
     options['merge'] = MERGE.value
   model = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value, **options)
-  for name, size in export.export(model, target, PLATFORMS.value).items():
+  for name, size in stablehlo.export_run(model, target,
+                                         PLATFORMS.value).items():
     print(f'{target / name}  {size / 2**20:.2f} MiB')
 
 

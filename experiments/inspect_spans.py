@@ -13,11 +13,11 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import pictures
-from qa_jax import predict
-from qa_jax import runtime
-from qa_jax.web import page
+from qa_jax.inference import predict
+from qa_jax.io import files
+from qa_jax.io import plots
+from qa_jax.runtime import settings
+from qa_jax.serving import inspect_page
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 QUESTION = flags.DEFINE_string('question', None, 'The question.')
@@ -39,19 +39,19 @@ def main() -> None:
   outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
   for path in outputs:
     files.check_writable(path)
-  runtime.configure()
+  settings.configure_process()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     n_best=N_BEST.value)
   questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
                if q is not None]
-  html = page.render(qa, questions, CONTEXT.value, title=(
+  html = inspect_page.render_page(qa, questions, CONTEXT.value, title=(
       f'What the head reads: {pathlib.Path(WORKDIR.value).name}'))
   if PNG.value:
     answers = qa.answer_batch([
         {'question': q, 'context': CONTEXT.value} for q in questions])
-    pictures.spans([(q, qa.spans(q, CONTEXT.value), a.text)
-                    for q, a in zip(questions, answers, strict=True)],
-                   pathlib.Path(PNG.value), by_layer=True)
+    plots.plot_spans([(q, qa.spans(q, CONTEXT.value), a.text)
+                      for q, a in zip(questions, answers, strict=True)],
+                     pathlib.Path(PNG.value), by_layer=True)
   files.write_text(pathlib.Path(OUTPUT.value), html)
   print(', '.join(map(str, outputs)))
 

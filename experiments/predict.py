@@ -19,9 +19,9 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import predict
-from qa_jax import runtime
+from qa_jax.inference import predict
+from qa_jax.io import files
+from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 QUESTION = flags.DEFINE_string('question', None, 'The question.')
@@ -45,7 +45,7 @@ def main() -> None:
     questions = predict.read_questions(pathlib.Path(INPUT.value))
   else:
     questions = [{'question': QUESTION.value, 'context': CONTEXT.value}]
-  runtime.configure()
+  settings.configure_process()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     n_best=N_BEST.value)
   many = INPUT.value is not None

@@ -14,9 +14,9 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import compare
-from qa_jax import files
-from qa_jax import report
+from qa_jax.io import files
+from qa_jax.sweeps import compare
+from qa_jax.sweeps import report
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Sweeps and runs, separated by commas.')
@@ -31,8 +31,8 @@ def main() -> None:
   output = pathlib.Path(OUTPUT.value or workdirs[0] / 'report')
   files.check_writable(output / 'report.md')
   comparison = compare.compare(workdirs, data=DATA.value)
-  report.write(comparison, output)
-  print(report.markdown(comparison), end='')
+  report.write_report(comparison, output)
+  print(report.report_markdown(comparison), end='')
 
 
 if __name__ == '__main__':

@@ -16,10 +16,10 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax import logs
-from qa_jax import predict
-from qa_jax import runtime
-from qa_jax.web import service
+from qa_jax.inference import predict
+from qa_jax.runtime import console
+from qa_jax.runtime import settings
+from qa_jax.serving import service
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
@@ -47,12 +47,12 @@ MAX_WINDOWS = flags.DEFINE_integer(
 def main() -> None:
   cli.required(workdir=WORKDIR.value)
   try:
-    from qa_jax.web import server
+    from qa_jax.serving import server
   except ModuleNotFoundError as e:
     raise errors.UserError(
         f'{e.name} is not installed; pip install "qa_jax[serve]"') from None
-  with server.bind(HOST.value, PORT.value) as found:
-    runtime.configure()
+  with server.bind_socket(HOST.value, PORT.value) as found:
+    settings.configure_process()
     house = service.Service(
         predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value),
         dataclasses.replace(
@@ -63,10 +63,11 @@ def main() -> None:
     count = house.warm_up()
     address, port = found.getsockname()[:2]
     if not ipaddress.ip_address(address).is_loopback:
-      logs.say(f'note: whoever reaches {address} may ask; there is no password')
+      console.say(
+          f'note: whoever reaches {address} may ask; there is no password')
     host = f'[{address}]' if ':' in address else address
-    logs.say(f'{count} programs in {time.perf_counter() - began:.1f} s; '
-             f'http://{host}:{port}/')
+    console.say(f'{count} programs in {time.perf_counter() - began:.1f} s; '
+                f'http://{host}:{port}/')
     server.serve(house, found)
 
 

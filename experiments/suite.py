@@ -16,13 +16,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import cli
-from qa_jax import build
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import page
-from qa_jax import predict
-from qa_jax import runtime
-from qa_jax import suite
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.evaluation import suite
+from qa_jax.inference import predict
+from qa_jax.io import documents
+from qa_jax.io import files
+from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 SUITE = config_flags.DEFINE_config_file(
@@ -39,15 +39,15 @@ def main() -> None:
   name = pathlib.Path(str(
       flags.FLAGS['suite'].config_filename).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value)
-  if not (OUTPUT.value or build.is_run(workdir)):
+  if not (OUTPUT.value or RunDirectory(workdir).is_run()):
     raise errors.UserError('--output is needed where --workdir is not a run')
   output = pathlib.Path(OUTPUT.value or workdir / 'suites' / name)
   files.check_writable(output / 'suite.json')
-  groups = suite.check(cli.fields_of(SUITE.value, 'suite'))
-  runtime.configure()
+  groups = suite.check_suite(cli.fields_of(SUITE.value, 'suite'))
+  settings.configure_process()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
-  rows = suite.run(qa, groups, output, seed=SEED.value)
-  print(page.markdown(suite.write(
+  rows = suite.run_suite(qa, groups, output, seed=SEED.value)
+  print(documents.to_markdown(suite.write_suite(
       rows, output, f'{WORKDIR.value} on the suite {name}')), end='')
 
 

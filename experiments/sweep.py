@@ -26,18 +26,18 @@ import jax
 
 from experiments import cli
 from qa_jax import config as config_lib
-from qa_jax import engines
 from qa_jax import errors
-from qa_jax import files
-from qa_jax import logs
-from qa_jax import pruners
-from qa_jax import runtime
-from qa_jax import search_space
-from qa_jax import study as study_lib
-from qa_jax import sweep
-from qa_jax import tracker
-from qa_jax.engines import devices as devices_lib
-from qa_jax.engines import schedule
+from qa_jax.io import files
+from qa_jax.runtime import console
+from qa_jax.runtime import settings
+from qa_jax.sweeps import engines
+from qa_jax.sweeps import plan as plan_lib
+from qa_jax.sweeps import pruners
+from qa_jax.sweeps import samplers
+from qa_jax.sweeps import study as study_lib
+from qa_jax.sweeps.engines import local as local_lib
+from qa_jax.sweeps.engines import scheduler
+from qa_jax.training import tracker
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
 SEEDS = flags.DEFINE_integer(
@@ -69,22 +69,23 @@ def main() -> None:
   _check_flags(config)
   workdir = pathlib.Path(WORKDIR.value)
   if ENGINE.value == 'population':
-    runtime.configure()
+    settings.configure_process()
   else:
     jax.config.update('jax_platforms', 'cpu')  # the devices are the trials'
-  plan = lambda variants: sweep.plan(config, variants, SEEDS.value, workdir)
+  plan = lambda variants: plan_lib.plan_trials(config, variants, SEEDS.value,
+                                               workdir)
   if SAMPLER.value == 'grid':
     variants, space = _variants(), {}
   else:
-    space = search_space.parse(_call('search_space'))
-    variants = sweep.drawn(workdir)
+    space = samplers.parse_space(_call('search_space'))
+    variants = plan_lib.drawn_variants(workdir)
   trials = plan(variants or [{}])
   if PRINT.value:
-    sweep.check(trials)
+    plan_lib.check_trials(trials)
     _print(trials)
     return
   setup, devices = _setup()
-  sweep.check(trials, devices)
+  plan_lib.check_trials(trials, devices)
   study = study_lib.open_study(
       workdir, STORAGE.value, pruner=PRUNER.value, space=space,
       eval_every_steps=config.train.eval_every_steps)
@@ -95,8 +96,8 @@ def main() -> None:
       study, space, config, variants,
       max(WORKERS.value, len(setup.environments))):
     known, trials = trials, plan(part)
-    sweep.check([t for t in trials if t not in known], devices)
-    sweep.write(workdir, trials, drawn=part if space else None)
+    plan_lib.check_trials([t for t in trials if t not in known], devices)
+    plan_lib.write_plan(workdir, trials, drawn=part if space else None)
     failed |= engines.ENGINES[ENGINE.value](
         [t for t in trials if not {t.name, t.source} & failed.keys()],
         _command, setup)
@@ -104,17 +105,17 @@ def main() -> None:
   _conclude(trials, failed)
 
 
-def _setup() -> tuple[schedule.Setup, int | None]:
+def _setup() -> tuple[scheduler.Setup, int | None]:
   """What the engine is told, and the devices of a trial if they are known."""
   options = dict(item.partition('=')[::2] for item in SLURM.value)
-  setup = schedule.Setup(
+  setup = scheduler.Setup(
       workers=WORKERS.value, address=ADDRESS.value, slurm={
           key: int(value) if value.isdigit() else value
           for key, value in options.items()})
   if ENGINE.value in engines.ELSEWHERE:
     engines.ELSEWHERE[ENGINE.value](setup)
     return setup, None
-  devices = devices_lib.devices(
+  devices = local_lib.list_devices(
       1 if ENGINE.value == 'population' else WORKERS.value)
   return (dataclasses.replace(setup, environments=devices.environments),
           devices.count)
@@ -124,7 +125,7 @@ def _check_flags(config: config_lib.Config) -> None:
   cli.required(workdir=WORKDIR.value)
   for name, value, table in (
       ('engine', ENGINE.value, engines.ENGINES),
-      ('sampler', SAMPLER.value, ('grid', *search_space.SAMPLERS))):
+      ('sampler', SAMPLER.value, ('grid', *samplers.SAMPLERS))):
     if value not in table:
       raise errors.UserError(
           f'--{name}={value}{errors.did_you_mean(value, table)}')
@@ -136,7 +137,7 @@ def _check_flags(config: config_lib.Config) -> None:
     raise errors.UserError(f'--print: what --sampler={SAMPLER.value} draws is '
                            'not known before; it goes with grid')
   if WANDB_PROJECT.value:
-    tracker.library(WANDB_PROJECT.value)
+    tracker.load_wandb(WANDB_PROJECT.value)
   if ENGINE.value == 'population':
     if WANDB_PROJECT.value:
       raise errors.UserError(f'--wandb_project={WANDB_PROJECT.value}: the '
@@ -148,8 +149,8 @@ def _check_flags(config: config_lib.Config) -> None:
     if PRUNER.value != 'none':
       raise errors.UserError(f'--pruner={PRUNER.value}: the members of '
                              '--engine=population run to the end')
-  pruners.check(PRUNER.value, seeds=SEEDS.value,
-                eval_every_steps=config.train.eval_every_steps)
+  pruners.check_pruner(PRUNER.value, seeds=SEEDS.value,
+                       eval_every_steps=config.train.eval_every_steps)
   files.check_writable(pathlib.Path(WORKDIR.value) / 'sweep.json')
 
 
@@ -198,12 +199,12 @@ def _rounds(study: study_lib.Study, space: Mapping[str, Any],
   """As many at a time as keep the workers busy; random ones all at once."""
   size = (TRIALS.value if SAMPLER.value == 'random'
           else math.ceil(workers / SEEDS.value))
-  return search_space.rounds(
+  return samplers.propose_rounds(
       study, space, SAMPLER.value, config=config, variants=variants,
       count=TRIALS.value, size=size)
 
 
-def _command(trial: sweep.Trial) -> list[str]:
+def _command(trial: plan_lib.Trial) -> list[str]:
   given = flags.FLAGS['config']
   return [sys.executable, '-m', 'experiments.train',
           f'--config={given.config_filename}', f'--workdir={trial.run}',
@@ -220,7 +221,7 @@ def _shown() -> list[str]:
           f'--wandb_group={pathlib.Path(WORKDIR.value).resolve().name}']
 
 
-def _print(trials: Sequence[sweep.Trial]) -> None:
+def _print(trials: Sequence[plan_lib.Trial]) -> None:
   """One line a trial that trains and is not complete, for any scheduler."""
   missing = [t for t in trials if not t.metrics.is_file()]
   for trial in missing:
@@ -232,12 +233,12 @@ def _print(trials: Sequence[sweep.Trial]) -> None:
           'the training of these.')
 
 
-def _conclude(trials: Sequence[sweep.Trial],
+def _conclude(trials: Sequence[plan_lib.Trial],
               failed: Mapping[str, str]) -> None:
   """Raises a UserError if trials have failed."""
   if failed:
     for name, reason in failed.items():
-      logs.say(f'failed: {name}: {reason}')
+      console.say(f'failed: {name}: {reason}')
     raise errors.UserError(f'{len(failed)} of {len(trials)} trials failed; '
                            f'see {WORKDIR.value}/logs')
   pruned = sum(t.pruned.is_file() and not t.metrics.is_file() for t in trials)

@@ -16,11 +16,12 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax import forecast
-from qa_jax import processes
-from qa_jax import runtime
-from qa_jax import tracker
-from qa_jax import train
+from qa_jax.runtime import processes
+from qa_jax.runtime import settings
+from qa_jax.training import dry_run
+from qa_jax.training import tracker
+from qa_jax.training import train
+from qa_jax.training import trainer
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 DRY_RUN = flags.DEFINE_bool(
@@ -53,22 +54,22 @@ def main() -> None:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
   if DRY_RUN.value:
-    summary = forecast.summary(train.Trainer(config))
-    if processes.first():
+    summary = dry_run.summarize(trainer.Trainer(config))
+    if processes.is_first_process():
       for key, value in summary.items():
         print(f'{key:22}{value}')
     return
   cli.required(workdir=WORKDIR.value)
-  runtime.configure()
+  settings.configure_process()
   workdir = pathlib.Path(WORKDIR.value)
   with contextlib.ExitStack() as open_things:
     shown = None
-    if WANDB_PROJECT.value and processes.first():
+    if WANDB_PROJECT.value and processes.is_first_process():
       shown = tracker.Tracker(WANDB_PROJECT.value, workdir, config.to_dict(),
                               WANDB_GROUP.value)
       open_things.callback(shown.close)
     metrics = train.train(config, workdir, sys.argv, profile_steps(), shown)
-  if processes.first():
+  if processes.is_first_process():
     cli.print_metrics(metrics)
 
 

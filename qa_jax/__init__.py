@@ -3,5 +3,5 @@
 
 def load(source: str, **options):
   """A workdir, a Hugging Face directory or a hub id → `predict.QA`."""
-  from qa_jax import predict  # deferred: data and metrics need no jax
+  from qa_jax.inference import predict  # deferred: data and metrics need no jax
   return predict.load(source, **options)

@@ -8,12 +8,10 @@ from collections.abc import Mapping
 import copy
 import dataclasses
 import json
-import pathlib
 import re
 from typing import Any, get_type_hints
 
 from qa_jax import errors
-from qa_jax import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,14 +113,6 @@ class Config:
   def to_dict(self) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(self)))
 
-
-# A run may go on with another value: nothing that it computes depends on them.
-FREE = ('train.step_timeout_seconds',)
-
-# Fields of earlier versions that changed no number; a stored config may have
-# them.
-RETIRED = ('data.on_device',)
-
 SURROGATE = re.compile('[\ud800-\udfff]')  # what stands for other bytes
 
 # field → (lowest, highest) allowed.
@@ -149,7 +139,7 @@ BOUNDS = {
 }
 
 
-def check(config: Mapping[str, Any]) -> Config:
+def check_config(config: Mapping[str, Any]) -> Config:
   """A ConfigDict or plain nested dict → Config.
 
   Raises:
@@ -243,42 +233,3 @@ def differences(stored: Mapping[str, Any], new: Mapping[str, Any],
     elif a != b:
       out.append((path + key, a, b))
   return out
-
-
-def read(workdir: pathlib.Path) -> Config:
-  """The resolved config that a run stored.
-
-  Raises:
-    UserError: the directory is not a run, or its config.json is damaged.
-  """
-  path = workdir / 'config.json'
-  if not path.is_file():
-    raise errors.UserError(
-        f'{workdir} is not a run directory: it has no config.json')
-  fields = files.read_object(path)
-  for field in RETIRED:
-    group, name = field.split('.')
-    fields.get(group, {}).pop(name, None)
-  return check(fields)
-
-
-def check_workdir(config: Config, workdir: pathlib.Path) -> None:
-  """Refuses a workdir that holds something else than this config's run."""
-  if workdir.exists() and not workdir.is_dir():
-    raise errors.UserError(f'--workdir={workdir} is a file, not a directory')
-  files.check_writable(workdir / 'config.json')
-  if not (workdir / 'config.json').is_file():
-    if workdir.is_dir() and any(workdir.iterdir()):
-      raise errors.UserError(
-          f'--workdir={workdir} is not empty and not a run; choose another')
-    return
-  stored = read(workdir).to_dict()
-  changed = [row for row in differences(stored, config.to_dict())
-             if row[0] not in FREE]
-  if changed:
-    width = max(len(field) for field, _, _ in changed)
-    rows = '\n'.join(f'  {field:{width}}  {old!r} → {new!r}'
-                     for field, old, new in changed)
-    raise errors.UserError(
-        f'{workdir} was trained with another config (stored → given); choose '
-        f'another --workdir or undo:\n{rows}')

@@ -15,7 +15,7 @@ from qa_jax import errors
 LITERALS = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
 
 
-def parse(spec: str) -> tuple[str, dict[str, Any]]:
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
   """'name(a=1, b="x")' → ('name', {'a': 1, 'b': 'x'}).
 
   Raises:
@@ -44,7 +44,7 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
     UserError: unknown entry or argument, an argument of another type than
       its annotation, or a required argument is missing.
   """
-  name, arguments = parse(spec)
+  name, arguments = parse_spec(spec)
   if name not in table:
     raise errors.UserError(
         f'unknown {what} {name!r}{errors.did_you_mean(name, table)}')

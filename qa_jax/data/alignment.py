@@ -29,8 +29,9 @@ AROUND = 20  # characters of the context shown on each side of an answer
 MAX_GOLD_SPANS = 16  # of one window
 
 
-def find(examples: Sequence[Example], contexts: tokenizer_lib.Ragged,
-         context_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def find_spans(
+    examples: Sequence[Example], contexts: tokenizer_lib.Ragged,
+    context_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Every answer's example [A], span in context tokens [A, 2], fate [A].
 
   The span is -1, -1 if there is none.
@@ -60,12 +61,16 @@ def find(examples: Sequence[Example], contexts: tokenizer_lib.Ragged,
           np.array(fates, object))
 
 
-def place(owners: np.ndarray, spans: np.ndarray, fates: np.ndarray, *,
-          count: np.ndarray,  # [E] windows of each example
-          begin: np.ndarray,  # [N] first context token
-          length: np.ndarray,  # [N] context tokens
-          offset: np.ndarray,  # [E] position in a window of its first token
-          ) -> tuple[np.ndarray, np.ndarray]:
+def place_spans(
+    owners: np.ndarray,
+    spans: np.ndarray,
+    fates: np.ndarray,
+    *,
+    count: np.ndarray,  # [E] windows of each example
+    begin: np.ndarray,  # [N] first context token
+    length: np.ndarray,  # [N] context tokens
+    offset: np.ndarray,  # [E] position in a window of its first token
+) -> tuple[np.ndarray, np.ndarray]:
   """Puts what `find` found into every window that holds all of a span.
 
   Returns [N, G, 2] int32 in window positions: distinct spans in the order of
@@ -105,8 +110,11 @@ def place(owners: np.ndarray, spans: np.ndarray, fates: np.ndarray, *,
   return gold_spans, fates
 
 
-def audit(examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
-          ) -> tuple[dict[str, int], dict[str, list[str]]]:
+def count_fates(
+    examples: Sequence[Example],
+    owners: np.ndarray,
+    fates: np.ndarray,
+) -> tuple[dict[str, int], dict[str, list[str]]]:
   """Answers by fate, and the ids of some examples of each but 'exact'."""
   counts = {**dict.fromkeys(AUDIT, 0), **collections.Counter(fates.tolist())}
   return counts, {
@@ -115,8 +123,8 @@ def audit(examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
       for name in AUDIT if name != 'exact'}
 
 
-def describe(examples: Sequence[Example], counts: Mapping[str, int],
-             faults: Mapping[str, Sequence[str]],
+def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
+                   faults: Mapping[str, Sequence[str]],
              ) -> tuple[list[str], dict[str, list[dict[str, object]]]]:
   """An audit as lines to print, and its examples with their texts."""
   total = max(sum(counts.values()), 1)

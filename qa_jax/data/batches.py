@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 
 from qa_jax import errors
-from qa_jax.data import packing
-from qa_jax.data import plans
+from qa_jax.data import batch_plans
+from qa_jax.data import packing as packing_lib
 from qa_jax.data import windows as windows_lib
 
 
@@ -71,20 +71,21 @@ class TrainBatches:
           f'leaves {self.batch_size // shards} rows to keep them in; raise it '
           f'to {count[most] * shards} or use fewer devices or steps')
 
-  def _make_plan(self) -> plans.Plan:
+  def _make_plan(self) -> batch_plans.Plan:
     common = dict(
         batch_size=self.batch_size, seed=self.seed, epoch=self.epoch,
         buckets=self.buckets[-1:] if self.packing else self.buckets)
     shards = self.devices * self.accumulation
     if self.group_questions:
-      plan = plans.plan_grouped(
+      plan = batch_plans.plan_grouped(
           self._lengths, self.indices, self.windows.example_of, shards=shards,
           **common)
       return [(length, self._spread(rows.reshape(shards, -1)))
               for length, rows in plan]
-    plan = plans.plan_epoch(self._lengths, self.indices, **common)
+    plan = batch_plans.plan_epoch(self._lengths, self.indices, **common)
     if self.packing:
-      plan = [(length, self._spread(plans.deal(rows, self._lengths, shards)))
+      plan = [(length,
+               self._spread(batch_plans.deal_rows(rows, self._lengths, shards)))
               for length, rows in plan]
     return plan
 
@@ -136,7 +137,7 @@ class TrainBatches:
       batch['group'] = rows['group']
       batch['weight'] *= batch['group'] == batch['row']
     if self.packing:
-      batch = packing.lay_out(
+      batch = packing_lib.lay_out(
           batch, rows, self._tokens(rows['window']),
           self._shards(len(rows['window'])), length)
     return batch
@@ -168,7 +169,7 @@ class TrainBatches:
           question, return_index=True, return_inverse=True)
       rows['group'] = first[inverse].astype(np.int32)
     if self.packing:
-      rows |= packing.plan(
+      rows |= packing_lib.plan_rows(
           self._tokens(windows), self._shards(self.batch_size), length)
     return length, rows
 

@@ -16,6 +16,7 @@ import dataclasses
 import errno
 import functools
 import hashlib
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -29,21 +30,20 @@ from typing import Any
 import tokenizers
 
 from qa_jax import errors
-from qa_jax import files
 from qa_jax import registry
-from qa_jax.data import identity
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
+from qa_jax.io import files
 
 MAX_BYTES = 4 * 2**30  # about 80 data sets of SQuAD's size
 ABANDONED_SECONDS = 24 * 3600.0  # a partial entry of this age has no writer
 
 
 @dataclasses.dataclass(frozen=True)
-class Learned:
+class LearnedVocabulary:
   """A vocabulary that is to be learned from the data it will tokenise."""
 
   vocab_size: int
@@ -56,11 +56,11 @@ class Learned:
   def tokenizer(self, examples: Sequence[Example]) -> tokenizer_lib.Tokenizer:
     texts = dict.fromkeys(e.context for e in examples)
     texts |= dict.fromkeys(e.question for e in examples)
-    return tokenizer_lib.train(
+    return tokenizer_lib.train_tokenizer(
         texts, vocab_size=self.vocab_size, lowercase=self.lowercase)
 
 
-def directory(setting: str) -> pathlib.Path | None:
+def cache_directory(setting: str) -> pathlib.Path | None:
   """data.cache → where the cache is: 'none' is nowhere, 'auto' the user's own.
 
   Raises:
@@ -76,12 +76,12 @@ def directory(setting: str) -> pathlib.Path | None:
       os.path.expanduser(setting))
 
 
-def windows(data: str | Sequence[Example],
-            vocabulary: tokenizer_lib.Tokenizer | Learned, *,
-            where: pathlib.Path | None, say: Callable[[str], None],
-            max_length: int, window_overlap: int,
-            max_question_length: int,
-            progress: Callable[[int, int], None] | None = None,
+def cached_windows(data: str | Sequence[Example],
+                   vocabulary: tokenizer_lib.Tokenizer | LearnedVocabulary, *,
+                   where: pathlib.Path | None, say: Callable[[str], None],
+                   max_length: int, window_overlap: int,
+                   max_question_length: int,
+                   progress: Callable[[int, int], None] | None = None,
             ) -> windows_lib.WindowSet:
   """`make_windows` of a SPEC for `sources.load`, or of examples; once for all
   runs.
@@ -95,17 +95,17 @@ def windows(data: str | Sequence[Example],
   """
   lengths = {'max_length': max_length, 'window_overlap': window_overlap,
              'max_question_length': max_question_length}
-  words = None if isinstance(vocabulary, Learned) else vocabulary
+  words = None if isinstance(vocabulary, LearnedVocabulary) else vocabulary
 
   def make() -> windows_lib.WindowSet:
-    examples = sources.load(data) if isinstance(data, str) else data
+    examples = sources.load_examples(data) if isinstance(data, str) else data
     return windows_lib.make_windows(
         examples, words or vocabulary.tokenizer(examples), progress=progress,
         **lengths)
 
   def identify() -> dict[str, Any] | None:
-    known = (identity.of(data) if isinstance(data, str)
-             else identity.of_examples(data))
+    known = (data_identity(data) if isinstance(data, str)
+             else examples_identity(data))
     return known and {'data': known, 'vocabulary': vocabulary.fingerprint,
                       'code': code_version(), 'versions': _versions(),
                       **lengths}
@@ -117,7 +117,7 @@ def windows(data: str | Sequence[Example],
       json.dumps(about, sort_keys=True).encode()).hexdigest()
   damaged = False
   try:
-    found = store.read(entry, about, words=words)
+    found = store.read_store(entry, about, words=words)
     with contextlib.suppress(OSError):  # a cache of somebody else
       os.utime(entry)
     return found
@@ -158,7 +158,7 @@ def _keep(entry: pathlib.Path, made: windows_lib.WindowSet,
   partial = _aside(entry)
   partial.mkdir(parents=True)
   try:
-    store.write(partial, made, about, with_vocabulary=learned)
+    store.write_store(partial, made, about, with_vocabulary=learned)
     _flush(partial)
     if damaged:
       _remove(entry)
@@ -221,3 +221,63 @@ def _flush(path: pathlib.Path) -> None:
 
 def _reason(e: Exception) -> str:
   return (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
+
+
+def data_identity(spec: str) -> list[Any] | None:
+  """What all parts of a SPEC stand for, as JSON.
+
+  None if that cannot be told: a SPEC or file that `sources.load` refuses, or a
+  TFDS data set that is still to be prepared.
+  """
+  try:
+    parts = [_part(part) for part in sources.split_mixture(spec)]
+  except (KeyError, OSError, TypeError, ValueError):  # load says why
+    return None
+  return None if None in parts else parts
+
+
+def examples_identity(examples: Sequence[Example]) -> list[Any]:
+  """The same for examples that are in memory."""
+  digest = hashlib.sha256()
+  for example in examples:
+    digest.update(repr(example).encode())
+  return ['examples', digest.hexdigest()]
+
+
+def _part(part: str) -> list[Any] | None:
+  if os.path.exists(part):
+    return _file(part)
+  name, arguments = registry.parse_spec(part)
+  data: Any = None
+  if name == 'tfds':
+    data = _prepared(arguments['name'], arguments.get('data_dir', ''))
+  elif 'path' in arguments:
+    data = _file(arguments.pop('path'))
+  elif name == 'articles':
+    data = data_identity(arguments.pop('of'))
+  elif name == 'synthetic':
+    data = []  # its code and arguments say all
+  return None if data is None else [
+      name, sorted([k, repr(v)] for k, v in arguments.items()), data]
+
+
+def _file(path: str) -> list[Any]:
+  """The endings of the name choose the parser, and the bytes are the data; of
+  a directory the names and bytes of its files."""
+  where = pathlib.Path(path)
+  if where.is_dir():
+    return [[p.name, files.sha256(p)]
+            for p in sorted(where.iterdir()) if p.is_file()]
+  return [where.suffixes[-2:], files.sha256(where)]
+
+
+def _prepared(name: str, data_dir: str) -> list[Any] | None:
+  """What TFDS prepared, by names, sizes and times: hashing gigabytes of a data
+  set of which a slice is read would cost more than the cache saves."""
+  base = re.match(r'\w*', name)[0]  # of name/config:version
+  root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get(
+      'TFDS_DATA_DIR', '~/tensorflow_datasets'))) / base
+  found = sorted(p for p in root.rglob('*') if p.is_file()) if base else []
+  return [importlib.metadata.version('tensorflow-datasets'), *(
+      [str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns]
+      for p in found)] if found else None

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import re
+import string
+from typing import Any
 
 from qa_jax import errors
 
@@ -58,3 +61,53 @@ def check_text(text: object, where: str) -> str:
         f'{where} holds a lone surrogate U+{ord(text[e.start]):04X} at '
         f'character {e.start}; re-encode the text as UTF-8') from None
   return text
+
+
+def required_field(holder: Any, key: str, kind: type, at: str) -> Any:
+  """`holder[key]` of exactly the type `kind`; `at` is the holder's place.
+
+  Raises:
+    UserError: the holder is no object, has no such key, or another type there.
+  """
+  if not isinstance(holder, dict):
+    raise errors.UserError(
+        f'{at} is {type(holder).__name__}, expected an object with {key!r}')
+  if key not in holder:
+    raise errors.UserError(f'{at} has no {key!r}')
+  value = holder[key]
+  if type(value) is not kind:
+    raise errors.UserError(
+        f'{at}.{key} is {type(value).__name__}, expected {kind.__name__}')
+  return value
+
+
+def text_field(holder: Any, key: str, at: str) -> str:
+  return check_text(required_field(holder, key, str, at), f'{at}.{key}')
+
+
+def id_field(holder: Any, key: str, at: str) -> str:
+  value = text_field(holder, key, at)
+  if not value:
+    raise errors.UserError(f'{at}.{key} is empty')
+  return value
+
+
+def gold_answer(answer: Any, context: str, at: str) -> GoldAnswer:
+  """SQuAD's {"text": …, "answer_start": …}."""
+  start = required_field(answer, 'answer_start', int, at)
+  # An offset within the context may be off: the alignment audit repairs and
+  # counts it. One outside belongs to another context.
+  if not 0 <= start <= len(context):
+    raise errors.UserError(
+        f'{at}.answer_start is {start}, outside the {len(context)} characters '
+        'of the context')
+  return GoldAnswer(text_field(answer, 'text', at), start)
+
+_ARTICLES = re.compile(r'\b(a|an|the)\b')
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)  # ASCII alone
+
+
+def normalize_answer(text: str) -> str:
+  """Lower case, then no punctuation, then no articles, then single spaces."""
+  text = text.lower().translate(_NO_PUNCTUATION)
+  return ' '.join(_ARTICLES.sub(' ', text).split())

@@ -18,8 +18,8 @@ attention.
 import numpy as np
 
 
-def fit(lengths: np.ndarray,  # [B]
-        row_length: int) -> tuple[np.ndarray, np.ndarray]:  # [B], [B]
+def fit_rows(lengths: np.ndarray,  # [B]
+             row_length: int) -> tuple[np.ndarray, np.ndarray]:  # [B], [B]
   """(row, first position in it) of each window: best fit, longest first."""
   row, first = np.zeros_like(lengths), np.zeros_like(lengths)
   room: list[int] = []
@@ -35,8 +35,8 @@ def fit(lengths: np.ndarray,  # [B]
   return row, first
 
 
-def deal(lengths: np.ndarray,  # [B]
-         shards: int) -> np.ndarray:  # [S, B / S]
+def deal_windows(lengths: np.ndarray,  # [B]
+                 shards: int) -> np.ndarray:  # [S, B / S]
   """Windows → shards of as many windows and about as many tokens.
 
   Longest first, forth and back over the shards.
@@ -46,9 +46,9 @@ def deal(lengths: np.ndarray,  # [B]
   return table.T
 
 
-def plan(lengths: np.ndarray,  # [B]; 0: no place
-         shards: np.ndarray,  # [S, B / S]
-         row_length: int) -> dict[str, np.ndarray]:
+def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
+              shards: np.ndarray,  # [S, B / S]
+              row_length: int) -> dict[str, np.ndarray]:
   """Where windows stand that are packed by shards of places in the batch.
 
   first [B] is where in its shard's R·P tokens a window begins, segment [B] its
@@ -56,7 +56,7 @@ def plan(lengths: np.ndarray,  # [B]; 0: no place
   to a sixteenth of a shard's windows, so that batches of a data set have few
   shapes.
   """
-  places = [fit(lengths[windows], row_length) for windows in shards]
+  places = [fit_rows(lengths[windows], row_length) for windows in shards]
   rows = max(int(row.max()) + 1 for row, _ in places)
   multiple = -(-shards.shape[1] // 16)
   rows = -(-rows // multiple) * multiple
@@ -69,8 +69,8 @@ def plan(lengths: np.ndarray,  # [B]; 0: no place
               len(shards), rows)}
 
 
-def pack(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
-         row_length: int, *, real: np.ndarray,  # [B] bool
+def pack_batch(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
+               row_length: int, *, real: np.ndarray,  # [B] bool
          ) -> dict[str, np.ndarray]:
   """A batch of windows, as WindowSet.gather makes it, with its rows packed.
 
@@ -78,7 +78,7 @@ def pack(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
   What is not `real` gets no place.
   """
   lengths = batch['attention_mask'].sum(axis=1) * real
-  return lay_out(batch, plan(lengths, shards, row_length), lengths, shards,
+  return lay_out(batch, plan_rows(lengths, shards, row_length), lengths, shards,
                  row_length)
 
 

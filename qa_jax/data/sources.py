@@ -14,15 +14,15 @@ import reprlib
 from typing import Any
 
 from qa_jax import errors
-from qa_jax import files
 from qa_jax import registry
-from qa_jax.data import fields
+from qa_jax.data import examples as examples_lib
 from qa_jax.data import synthetic
 from qa_jax.data import tables
-from qa_jax.data import tfds_source
+from qa_jax.data import tfds
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
+from qa_jax.io import files
 
 MARKER = re.compile(r'\[(?:TLE|DOC|PAR|SEP)\]')  # of MRQA's contexts
 
@@ -36,27 +36,32 @@ def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
 
 def parse_squad(data: dict[str, Any], path: str) -> Iterator[Example]:
   """The examples of a decoded SQuAD file; `path` begins every message."""
-  for a, article in enumerate(fields.field(data, 'data', list, path)):
+  for a, article in enumerate(
+      examples_lib.required_field(data, 'data', list, path)):
     at_article = f'{path}: data[{a}]'
-    paragraphs = fields.field(article, 'paragraphs', list, at_article)
-    title = (fields.text(article, 'title', at_article)
+    paragraphs = examples_lib.required_field(article, 'paragraphs', list,
+                                             at_article)
+    title = (examples_lib.text_field(article, 'title', at_article)
              if 'title' in article else '')
     for p, paragraph in enumerate(paragraphs):
       at = f'{at_article}.paragraphs[{p}]'
-      context = fields.text(paragraph, 'context', at)
-      for q, qa in enumerate(fields.field(paragraph, 'qas', list, at)):
+      context = examples_lib.text_field(paragraph, 'context', at)
+      for q, qa in enumerate(
+          examples_lib.required_field(paragraph, 'qas', list, at)):
         yield _squad_question(qa, context, title, f'{at}.qas[{q}]')
 
 
 def _squad_question(qa: Any, context: str, title: str, at: str) -> Example:
-  key = fields.identifier(qa, 'id', at)
-  question = fields.text(qa, 'question', at)
-  impossible = 'is_impossible' in qa and fields.field(
+  key = examples_lib.id_field(qa, 'id', at)
+  question = examples_lib.text_field(qa, 'question', at)
+  impossible = 'is_impossible' in qa and examples_lib.required_field(
       qa, 'is_impossible', bool, at)
   answers = []
   if not impossible and 'answers' in qa:
-    for i, answer in enumerate(fields.field(qa, 'answers', list, at)):
-      answers.append(fields.gold(answer, context, f'{at}.answers[{i}]'))
+    for i, answer in enumerate(
+        examples_lib.required_field(qa, 'answers', list, at)):
+      answers.append(
+          examples_lib.gold_answer(answer, context, f'{at}.answers[{i}]'))
   return Example(key, question, context, tuple(answers), impossible, title)
 
 
@@ -77,16 +82,18 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
     row = files.parse_object(line, at)
     if 'header' in row:
       continue
-    context = fields.text(row, 'context', at)
+    context = examples_lib.text_field(row, 'context', at)
     if not markers:
       context = MARKER.sub(lambda found: ' ' * len(found[0]), context)
-    for q, qa in enumerate(fields.field(row, 'qas', list, at)):
+    for q, qa in enumerate(examples_lib.required_field(row, 'qas', list, at)):
       here = f'{at}: qas[{q}]'
-      accepted = fields.field(qa, 'answers', list, here) if (
+      accepted = examples_lib.required_field(qa, 'answers', list, here) if (
           isinstance(qa, dict) and 'answers' in qa) else []
       golds = {}
-      for found in fields.field(qa, 'detected_answers', list, here):
-        for span in fields.field(found, 'char_spans', list, here):
+      for found in examples_lib.required_field(qa, 'detected_answers', list,
+                                               here):
+        for span in examples_lib.required_field(found, 'char_spans', list,
+                                                here):
           if not (isinstance(span, list) and len(span) == 2 and all(
               type(n) is int for n in span)
                   and 0 <= span[0] <= span[1] < len(context)):
@@ -96,8 +103,8 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
                 'context')
           golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
       examples.append(Example(
-          fields.identifier(qa, 'qid', here),
-          fields.text(qa, 'question', here), context, tuple(golds),
+          examples_lib.id_field(qa, 'qid', here),
+          examples_lib.text_field(qa, 'question', here), context, tuple(golds),
           accepted=tuple(check_text(text, f'{here}.answers')
                          for text in accepted)))
   return examples
@@ -114,7 +121,7 @@ def articles(*, of: str, low: float = 0.0, high: float = 1.0,
   if not 0 <= low < high <= 1:
     raise errors.UserError(
         f'articles: low={low} and high={high} must be 0 <= low < high <= 1')
-  return [e for e in load(of) if low <= _draw(seed, e) < high]
+  return [e for e in load_examples(of) if low <= _draw(seed, e) < high]
 
 
 def _draw(seed: int, example: Example) -> float:
@@ -124,19 +131,19 @@ def _draw(seed: int, example: Example) -> float:
 
 
 SOURCES: dict[str, Callable[..., list[Example]]] = {
-    'squad_json': squad_json, 'mrqa': mrqa, 'table': tables.table,
-    'tfds': tfds_source.tfds, 'synthetic': synthetic.synthetic,
+    'squad_json': squad_json, 'mrqa': mrqa, 'table': tables.read_table,
+    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic,
     'articles': articles}
 
 
-def load(spec: str) -> list[Example]:
+def load_examples(spec: str) -> list[Example]:
   """All examples of a SPEC, a mixture in the order of its parts.
 
   Raises:
     UserError: anything that is wrong with the SPEC or the data, in one line.
   """
   examples: list[Example] = []
-  for part in _parts(spec):
+  for part in split_mixture(spec):
     examples += _load_part(part)
   seen: dict[str, Example] = {}
   for example in examples:
@@ -158,12 +165,12 @@ def _load_part(part: str) -> list[Example]:
           f'data {part!r} is neither a file nor a source'
           f'{errors.did_you_mean(part, SOURCES)}')
   if tables.is_table(part):
-    return tables.table(path=part)
+    return tables.read_table(path=part)
   return (mrqa if re.search(r'\.jsonl(\.gz)?$', part) else squad_json)(
       path=part)
 
 
-def _parts(spec: str) -> list[str]:
+def split_mixture(spec: str) -> list[str]:
   """Splits at "+" outside quotes and parentheses; a file's name is whole."""
   if os.path.exists(spec):
     return [spec]

@@ -22,11 +22,11 @@ from typing import Any, overload
 
 import numpy as np
 
-from qa_jax import files
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.io import files
 
 MANIFEST = 'manifest.json'
 # Fields of a WindowSet that are stored as they are.
@@ -103,8 +103,8 @@ def fingerprint(examples: Sequence[Example]) -> str:
   return digest.hexdigest()
 
 
-def write(directory: pathlib.Path, windows: windows_lib.WindowSet,
-          about: Mapping[str, Any], *, with_vocabulary: bool) -> None:
+def write_store(directory: pathlib.Path, windows: windows_lib.WindowSet,
+                about: Mapping[str, Any], *, with_vocabulary: bool) -> None:
   """Fills an empty directory and has the disk confirm it.
 
   `about` is JSON that says what the windows were made of; `read` wants the
@@ -122,8 +122,8 @@ def write(directory: pathlib.Path, windows: windows_lib.WindowSet,
       'vocabulary': vocabulary, 'lowercase': windows.tokenizer.lowercase}))
 
 
-def read(directory: pathlib.Path, about: Mapping[str, Any], *,
-         words: tokenizer_lib.Tokenizer | None) -> windows_lib.WindowSet:
+def read_store(directory: pathlib.Path, about: Mapping[str, Any], *,
+               words: tokenizer_lib.Tokenizer | None) -> windows_lib.WindowSet:
   """The windows that were written; without `words`, their vocabulary too.
 
   Raises:

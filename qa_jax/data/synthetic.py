@@ -7,7 +7,7 @@ word: whoever answers its questions has read the passage.
 import random
 
 from qa_jax import errors
-from qa_jax.data import templates
+from qa_jax.data import synthetic_templates
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 
@@ -50,11 +50,12 @@ def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
   if split not in SPLITS:
     raise errors.UserError(f'synthetic: unknown split {split!r}'
                            f'{errors.did_you_mean(str(split), SPLITS)}')
-  chosen = kinds.split(',') if kinds else list(templates.KINDS)
+  chosen = kinds.split(',') if kinds else list(synthetic_templates.KINDS)
   for kind in chosen:
-    if kind not in templates.KINDS:
-      raise errors.UserError(f'synthetic: unknown kind {kind!r}'
-                             f'{errors.did_you_mean(kind, templates.KINDS)}')
+    if kind not in synthetic_templates.KINDS:
+      raise errors.UserError(
+          f'synthetic: unknown kind {kind!r}'
+          f'{errors.did_you_mean(kind, synthetic_templates.KINDS)}')
   rng = random.Random(f'{split} {seed}')
   examples: list[Example] = []
   while len(examples) < size:
@@ -77,7 +78,7 @@ class _Passage:
                paraphrases: int):
     self._paraphrases = paraphrases
     names = _Names(rng, parity)
-    kind = templates.KINDS[rng.choice(kinds)]
+    kind = synthetic_templates.KINDS[rng.choice(kinds)]
     stated = _choose(rng, kind.relations, facts)
     self._unstated = [r for r in kind.relations if r not in stated]
     self._names = [names.fill(kind.name) for _ in range(subjects)]
@@ -94,14 +95,14 @@ class _Passage:
           '{S}', pronoun if known else subject).replace('{N}', subject),
                     answer, (subject, relation)))
     asides = [(kind, names.of(kind)) for kind in rng.choices(
-        list(templates.ASIDES), k=sentences)]
+        list(synthetic_templates.ASIDES), k=sentences)]
     if rng.random() < repeats:
       _, relation, answer = rng.choice(told)
       asides.append((relation.answer, answer))
     for answer_kind, answer in asides:
       lines.insert(rng.randrange(len(lines) + 1), (
-          rng.choice(templates.ASIDES[answer_kind]), answer, None))
-    self._open: list[tuple[str, templates.Relation, GoldAnswer]] = []
+          rng.choice(synthetic_templates.ASIDES[answer_kind]), answer, None))
+    self._open: list[tuple[str, synthetic_templates.Relation, GoldAnswer]] = []
     self.context = ''
     for line, answer, fact in lines:
       before, after = line.split('{A}')
@@ -163,8 +164,9 @@ class _Names:
     ).capitalize() + self._rng.choice(CODAS)
 
 
-def _choose(rng: random.Random, relations: tuple[templates.Relation, ...],
-            facts: int) -> list[templates.Relation]:
+def _choose(rng: random.Random, relations: tuple[synthetic_templates.Relation,
+                                                 ...],
+            facts: int) -> list[synthetic_templates.Relation]:
   """`facts` relations, two of them at least of one answer type."""
   chosen = rng.sample(relations, facts)
   while facts > 1 and len({r.answer for r in chosen}) == facts:

@@ -24,17 +24,17 @@ from typing import Any, BinaryIO
 import zlib
 
 from qa_jax import errors
-from qa_jax import files
-from qa_jax.data import fields
+from qa_jax.data import examples
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.io import files
 
 REQUIRED = ('id', 'context', 'question')
 OPTIONAL = ('answers', 'title', 'is_impossible')
 BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 
-def table(*, path: str) -> list[Example]:
+def read_table(*, path: str) -> list[Example]:
   """A directory of `datasets`' save_to_disk, or a .parquet, .arrow, .csv(.gz)
   or .jsonl(.gz) file.
 
@@ -75,22 +75,22 @@ def is_table(path: str) -> bool:
 def _example(row: dict[str, Any], at: str) -> Example:
   row = {k: v for k, v in row.items()
          if v is not None or k not in OPTIONAL}
-  key = fields.identifier(row, 'id', at)
-  question = fields.text(row, 'question', at)
-  context = fields.text(row, 'context', at)
+  key = examples.id_field(row, 'id', at)
+  question = examples.text_field(row, 'question', at)
+  context = examples.text_field(row, 'context', at)
   golds = (_golds(row['answers'], context, f'{at}.answers')
            if 'answers' in row else ())
-  impossible = (fields.field(row, 'is_impossible', bool, at)
+  impossible = (examples.required_field(row, 'is_impossible', bool, at)
                 if 'is_impossible' in row else 'answers' in row and not golds)
-  title = fields.text(row, 'title', at) if 'title' in row else ''
+  title = examples.text_field(row, 'title', at) if 'title' in row else ''
   return Example(key, question, context, () if impossible else golds,
                  impossible, title)
 
 
 def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
   if isinstance(answers, dict):
-    texts = fields.field(answers, 'text', list, at)
-    starts = fields.field(answers, 'answer_start', list, at)
+    texts = examples.required_field(answers, 'text', list, at)
+    starts = examples.required_field(answers, 'answer_start', list, at)
     if len(texts) != len(starts):
       raise errors.UserError(
           f'{at} has {len(texts)} text and {len(starts)} answer_start')
@@ -100,7 +100,7 @@ def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
     raise errors.UserError(
         f'{at} is {type(answers).__name__}, expected {{"text": […], '
         '"answer_start": […]}')
-  return tuple(fields.gold(a, context, f'{at}[{i}]')
+  return tuple(examples.gold_answer(a, context, f'{at}[{i}]')
                for i, a in enumerate(answers))
 
 
@@ -215,7 +215,8 @@ def _saved(directory: pathlib.Path) -> Rows:
   """What Dataset.save_to_disk wrote: state.json names the files, in order."""
   splits = directory / 'dataset_dict.json'
   if splits.is_file():
-    names = fields.field(files.read_object(splits), 'splits', list, str(splits))
+    names = examples.required_field(files.read_object(splits), 'splits', list,
+                                    str(splits))
     raise errors.UserError(
         f'{directory} has several splits; give one: '
         f'{", ".join(f"{directory}/{name}" for name in names)}')
@@ -229,9 +230,9 @@ def _saved(directory: pathlib.Path) -> Rows:
     raise errors.UserError(
         f'{path}: the rows are chosen by indices; save it again with a newer '
         '`datasets`')
-  for i, entry in enumerate(fields.field(state, '_data_files', list,
-                                         str(path))):
-    name = fields.identifier(entry, 'filename', f'{path}: _data_files[{i}]')
+  for i, entry in enumerate(examples.required_field(state, '_data_files', list,
+                                                    str(path))):
+    name = examples.id_field(entry, 'filename', f'{path}: _data_files[{i}]')
     yield from _arrow(directory / pathlib.PurePath(name).name)
 
 

@@ -22,8 +22,8 @@ from tokenizers import pre_tokenizers
 from tokenizers import trainers
 
 from qa_jax import errors
-from qa_jax import files
 from qa_jax.data.examples import check_text
+from qa_jax.io import files
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
@@ -117,7 +117,7 @@ def _pipeline(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
   return wordpiece
 
 
-def from_directory(directory: str | pathlib.Path,
+def read_tokenizer(directory: str | pathlib.Path,
                    lowercase: bool | None = None) -> Tokenizer:
   """Reads `vocab.txt` (or `tokenizer.json`) of a checkpoint directory.
 
@@ -173,8 +173,8 @@ def _json_vocab(model: Any, path: pathlib.Path) -> tuple[str, ...]:
   return vocab
 
 
-def train(texts: Iterable[str], *, vocab_size: int,
-          lowercase: bool = True) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int,
+                    lowercase: bool = True) -> Tokenizer:
   """Learns a vocabulary of at most `vocab_size` from `texts`.
 
   The library numbers "##x" pieces in hash order and breaks ties by number.
@@ -190,4 +190,3 @@ def train(texts: Iterable[str], *, vocab_size: int,
       vocab_size=vocab_size, special_tokens=fixed, show_progress=False))
   learned = set(wordpiece.get_vocab()) - set(SPECIAL)
   return Tokenizer(SPECIAL + tuple(sorted(learned)), lowercase)
-

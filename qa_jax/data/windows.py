@@ -196,13 +196,13 @@ def make_windows(examples: Sequence[Example],
   best_begin, best_end = _max_context(
       begin, length, ordinal == 0, ordinal == count[example_of] - 1)
 
-  owners, spans, fates = alignment.find(examples, contexts, context_of)
-  gold_spans, fates = alignment.place(
+  owners, spans, fates = alignment.find_spans(examples, contexts, context_of)
+  gold_spans, fates = alignment.place_spans(
       owners, spans, fates, count=count, begin=begin, length=length,
       offset=questions.lengths + 2)
   lost = np.array([not e.impossible for e in examples], bool)
   lost[example_of[gold_spans[:, 0, 0] > 0]] = False
-  audit, faults = alignment.audit(examples, owners, fates)
+  audit, faults = alignment.count_fates(examples, owners, fates)
   return WindowSet(
       examples=examples, questions=questions, contexts=contexts,
       context_of=context_of, example_of=example_of, begin=begin,

@@ -14,10 +14,10 @@ loss is a sigmoid's, which sees what a softmax does not.
 import flax.linen as nn
 import jax.numpy as jnp
 
+from qa_jax.heads import layers
 from qa_jax.heads import nesting
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 FORMS = ('cls', 'xlnet')
 
@@ -29,8 +29,8 @@ def answerability(*, base: str = 'independent',
   Raises:
     UserError: a bad base or an unknown form.
   """
-  parts.choose('answerability', 'form', form, FORMS)
-  head, _ = nesting.build(base)
+  layers.choose('answerability', 'form', form, FORMS)
+  head, _ = nesting.build_inner(base)
   return Answerability(base=head, form=form)
 
 
@@ -45,9 +45,9 @@ class Answerability(nn.Module):
     scores = self.base(inputs)
     features = inputs.hidden[:, 0]  # [B, D]
     if self.form == 'xlnet':
-      p = jnp.exp(parts.log_softmax(scores.start, inputs.context_mask))
+      p = jnp.exp(layers.log_softmax(scores.start, inputs.context_mask))
       start = jnp.einsum('bl,bld->bd', p, inputs.hidden)
-      features = jnp.tanh(parts.dense(
+      features = jnp.tanh(layers.dense(
           features.shape[-1], 'hidden', bias=True)(
               jnp.concatenate([features, start], axis=-1)))
-    return scores.replace(null=parts.project('null', features, bias=True))
+    return scores.replace(null=layers.project('null', features, bias=True))

@@ -20,9 +20,9 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class Biaffine(nn.Module):
@@ -32,18 +32,18 @@ class Biaffine(nn.Module):
   width: int = 30
 
   def __post_init__(self):
-    parts.check_at_least(1, 'biaffine', rank=self.rank, width=self.width)
+    layers.check_at_least(1, 'biaffine', rank=self.rank, width=self.width)
     super().__post_init__()
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
     hidden = inputs.hidden
-    left = parts.dense(self.rank, 'left')(hidden)  # [B, L, R]: Aᵀ h_i
-    right = parts.dense(  # Bᵀ h_j
+    left = layers.dense(self.rank, 'left')(hidden)  # [B, L, R]: Aᵀ h_i
+    right = layers.dense(  # Bᵀ h_j
         self.rank, 'right', init=nn.initializers.zeros)(hidden)
     left = left / math.sqrt(self.rank)
     return SpanScores(
-        start=parts.project('start', hidden),
-        end=parts.project('end', hidden),
-        pair=parts.over_band(lambda end: jnp.sum(left * end, axis=-1), right,
-                             self.width))
+        start=layers.project('start', hidden),
+        end=layers.project('end', hidden),
+        pair=layers.over_band(lambda end: jnp.sum(left * end, axis=-1), right,
+                              self.width))

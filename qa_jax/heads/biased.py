@@ -11,9 +11,9 @@ softmax, such as sigmoid boundaries, can use b.
 
 import flax.linen as nn
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class Biased(nn.Module):
@@ -21,5 +21,5 @@ class Biased(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
-    return SpanScores(start=parts.project('start', inputs.hidden, bias=True),
-                      end=parts.project('end', inputs.hidden, bias=True))
+    return SpanScores(start=layers.project('start', inputs.hidden, bias=True),
+                      end=layers.project('end', inputs.hidden, bias=True))

@@ -10,10 +10,10 @@ one scale, so they are not added.
 
 import flax.linen as nn
 
+from qa_jax.heads import layers
 from qa_jax.heads import nesting
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 def compound(*, base: str = 'biaffine') -> 'Compound':
@@ -22,7 +22,7 @@ def compound(*, base: str = 'biaffine') -> 'Compound':
   Raises:
     UserError: a bad or a conditional base.
   """
-  head, scores = nesting.build(base)
+  head, scores = nesting.build_inner(base)
   nesting.refuse_conditional('compound', base, scores)
   return Compound(base=head)
 
@@ -35,5 +35,5 @@ class Compound(nn.Module):
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
     return self.base(inputs).replace(boundary=SpanScores(
-        start=parts.project('start', inputs.hidden),
-        end=parts.project('end', inputs.hidden)))
+        start=layers.project('start', inputs.hidden),
+        end=layers.project('end', inputs.hidden)))

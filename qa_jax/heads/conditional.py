@@ -23,13 +23,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax import span_scores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 # form → units (0 for D) and what follows the product
 FORMS: dict[str, tuple[int, Callable[[jax.Array], jax.Array]]] = {
-    'xlnet': (0, lambda x: parts.normalise(jnp.tanh(x))),
+    'xlnet': (0, lambda x: layers.log_normalise(jnp.tanh(x))),
     'electra': (512, lambda x: nn.gelu(x, approximate=False)),
 }
 NEVER = -1e9  # log p(j | i) of a start outside the beam; finite
@@ -43,8 +44,8 @@ class Conditional(nn.Module):
   width: int = 30
 
   def __post_init__(self):
-    parts.choose('conditional', 'form', self.form, tuple(FORMS))
-    parts.check_at_least(1, 'conditional', beam=self.beam, width=self.width)
+    layers.choose('conditional', 'form', self.form, tuple(FORMS))
+    layers.check_at_least(1, 'conditional', beam=self.beam, width=self.width)
     super().__post_init__()
 
   @nn.compact
@@ -52,23 +53,23 @@ class Conditional(nn.Module):
     hidden, mask = inputs.hidden, inputs.context_mask
     size, activation = FORMS[self.form]
     size = size or hidden.shape[-1]
-    start = parts.project('start', hidden)  # [B, L]
-    log_start = parts.log_softmax(start, mask)
+    start = layers.project('start', hidden)  # [B, L]
+    log_start = layers.log_softmax(start, mask)
     if inputs.gold_start is not None:
       starts = inputs.gold_start[:, None]  # [B, 1]
     else:
       starts = _beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
 
-    token = parts.dense(size, 'end_token')(hidden)  # [B, L, H]
-    given = parts.dense(size, 'given_start', bias=True)(
+    token = layers.dense(size, 'end_token')(hidden)  # [B, L, H]
+    given = layers.dense(size, 'given_start', bias=True)(
         jnp.take_along_axis(hidden, starts[:, :, None], axis=1))
-    w = self.param('end', parts.kernel_init, (size,))
+    w = self.param('end', layers.kernel_init, (size,))
     ends = jax.lax.map(  # [1 + K, B, L]; one start at a time holds [B, L, H]
         lambda x: activation(token + x[:, None]) @ w, given.swapaxes(0, 1))
 
     if inputs.gold_start is not None:
       return SpanScores(start=start, end=ends[0], conditional=True)
-    log_end = parts.log_softmax(ends, mask).swapaxes(0, 1)  # [B, 1 + K, L]
+    log_end = layers.log_softmax(ends, mask).swapaxes(0, 1)  # [B, 1 + K, L]
     return SpanScores(
         start=log_start, end=jnp.zeros_like(log_start),
         pair=_band(log_end[:, 1:], starts[:, 1:], self.width),
@@ -81,7 +82,8 @@ def _beam(log_start: jax.Array, context_mask: jax.Array,
 
   Where there are fewer, others follow, which no search lets start a span.
   """
-  _, best = jax.lax.top_k(jnp.where(context_mask, log_start, parts.MASKED),
+  masked = jnp.where(context_mask, log_start, span_scores.MASKED)
+  _, best = jax.lax.top_k(masked,
                           min(beam, log_start.shape[1]))
   return jnp.pad(best, ((0, 0), (1, 0)))
 

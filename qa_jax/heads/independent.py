@@ -11,9 +11,9 @@ question*: self-attention has already compared the two. S only reads that out.
 
 import flax.linen as nn
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class Independent(nn.Module):
@@ -21,5 +21,5 @@ class Independent(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
-    return SpanScores(start=parts.project('start', inputs.hidden),
-                      end=parts.project('end', inputs.hidden))
+    return SpanScores(start=layers.project('start', inputs.hidden),
+                      end=layers.project('end', inputs.hidden))

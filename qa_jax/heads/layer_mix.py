@@ -12,9 +12,9 @@ the layers; where α goes shows which layer knows where answers are.
 import flax.linen as nn
 import jax
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class LayerMix(nn.Module):
@@ -27,5 +27,5 @@ class LayerMix(nn.Module):
     weights = jax.nn.softmax(alpha)
     hidden = gamma * sum(  # [B, L, D]
         weights[n] * layer for n, layer in enumerate(inputs.layers))
-    return SpanScores(start=parts.project('start', hidden),
-                      end=parts.project('end', hidden))
+    return SpanScores(start=layers.project('start', hidden),
+                      end=layers.project('end', hidden))

@@ -13,10 +13,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from qa_jax import errors
+from qa_jax.heads import layers
 from qa_jax.heads import nesting
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 def length_prior(*, base: str = 'independent',
@@ -26,8 +26,8 @@ def length_prior(*, base: str = 'independent',
   Raises:
     UserError: a bad or a conditional base, or one that scores fewer lengths.
   """
-  parts.check_at_least(1, 'length_prior', width=width)
-  head, scores = nesting.build(base)
+  layers.check_at_least(1, 'length_prior', width=width)
+  head, scores = nesting.build_inner(base)
   nesting.refuse_conditional('length_prior', base, scores)
   if scores.pair is not None and scores.pair.shape[-1] < width:
     raise errors.UserError(

@@ -13,9 +13,9 @@ along two directions.
 import flax.linen as nn
 import jax
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class Mlp(nn.Module):
@@ -24,7 +24,7 @@ class Mlp(nn.Module):
   hidden_size: int = 0  # H; 0 for D
 
   def __post_init__(self):
-    parts.check_at_least(0, 'mlp', hidden_size=self.hidden_size)
+    layers.check_at_least(0, 'mlp', hidden_size=self.hidden_size)
     super().__post_init__()
 
   @nn.compact
@@ -39,6 +39,6 @@ class _Trunk(nn.Module):
 
   @nn.compact
   def __call__(self, hidden: jax.Array) -> jax.Array:  # [B, L, D] → [B, L]
-    x = parts.dense(self.hidden_size, 'hidden', bias=True)(hidden)
-    x = parts.normalise(nn.gelu(x, approximate=False))  # [B, L, H]
-    return parts.project('output', x)
+    x = layers.dense(self.hidden_size, 'hidden', bias=True)(hidden)
+    x = layers.log_normalise(nn.gelu(x, approximate=False))  # [B, L, H]
+    return layers.project('output', x)

@@ -19,9 +19,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class MlpSpan(nn.Module):
@@ -31,21 +31,21 @@ class MlpSpan(nn.Module):
   width: int = 30
 
   def __post_init__(self):
-    parts.check_at_least(0, 'mlp_span', hidden_size=self.hidden_size)
-    parts.check_at_least(1, 'mlp_span', width=self.width)
+    layers.check_at_least(0, 'mlp_span', hidden_size=self.hidden_size)
+    layers.check_at_least(1, 'mlp_span', width=self.width)
     super().__post_init__()
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
     hidden = inputs.hidden
     size = self.hidden_size or hidden.shape[-1]
-    left = parts.dense(size, 'start', bias=True)(hidden)  # [B, L, H]
-    right = parts.dense(size, 'end')(hidden)
-    w = self.param('output', parts.kernel_init, (size,))
+    left = layers.dense(size, 'start', bias=True)(hidden)  # [B, L, H]
+    right = layers.dense(size, 'end')(hidden)
+    w = self.param('output', layers.kernel_init, (size,))
 
     def score(end: jax.Array) -> jax.Array:  # [B, L, H] → [B, L]
-      return parts.normalise(nn.relu(left + end)) @ w
+      return layers.log_normalise(nn.relu(left + end)) @ w
 
-    pair = parts.over_band(score, right, self.width)
+    pair = layers.over_band(score, right, self.width)
     zeros = jnp.zeros(hidden.shape[:2])
     return SpanScores(start=zeros, end=zeros, pair=pair, null=pair[:, 0, 0])

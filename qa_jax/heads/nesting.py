@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax import errors
-from qa_jax import heads  # the table is read when a head is built
+from qa_jax import heads
 from qa_jax import registry
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
@@ -23,7 +23,7 @@ def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
       inputs)[0]
 
 
-def build(spec: str) -> tuple[nn.Module, SpanScores]:
+def build_inner(spec: str) -> tuple[nn.Module, SpanScores]:
   """The base head, and the shapes of what it returns in training.
 
   Raises:

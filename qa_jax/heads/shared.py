@@ -10,9 +10,9 @@ what an end is.
 
 import flax.linen as nn
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class Shared(nn.Module):
@@ -20,5 +20,5 @@ class Shared(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
-    scores = parts.project('start', inputs.hidden)
+    scores = layers.project('start', inputs.hidden)
     return SpanScores(start=scores, end=scores)

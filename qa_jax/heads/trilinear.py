@@ -16,9 +16,9 @@ is constant.
 import flax.linen as nn
 import jax.numpy as jnp
 
-from qa_jax.heads import parts
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
+from qa_jax.heads import layers
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 class Trilinear(nn.Module):
@@ -27,17 +27,17 @@ class Trilinear(nn.Module):
   width: int = 30
 
   def __post_init__(self):
-    parts.check_at_least(1, 'trilinear', width=self.width)
+    layers.check_at_least(1, 'trilinear', width=self.width)
     super().__post_init__()
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:
     hidden = inputs.hidden
-    query = parts.dense(hidden.shape[-1], 'query')(hidden)  # [B, L, D]
-    weights = self.param('product', parts.kernel_init, hidden.shape[-1:])
+    query = layers.dense(hidden.shape[-1], 'query')(hidden)  # [B, L, D]
+    weights = self.param('product', layers.kernel_init, hidden.shape[-1:])
     left = query * weights[None, None]
     return SpanScores(
-        start=parts.project('start', query),
-        end=parts.project('end', hidden),
-        pair=parts.over_band(lambda end: jnp.sum(left * end, axis=-1), hidden,
-                             self.width))
+        start=layers.project('start', query),
+        end=layers.project('end', hidden),
+        pair=layers.over_band(lambda end: jnp.sum(left * end, axis=-1), hidden,
+                              self.width))

@@ -17,10 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from qa_jax.models import attention
-from qa_jax.models import dropout
+from qa_jax.models import attention as attention_lib
+from qa_jax.models import dropout as dropout_lib
 from qa_jax.models import gelu
-from qa_jax.models import products
+from qa_jax.models import matmul
 from qa_jax.models.dropout import DropoutKeys
 
 # Sizes of Devlin et al. (2019), Turc et al. (2019), Wang et al. (2020).
@@ -91,7 +91,7 @@ class Dense(nn.Module):
     kernel = self.param(
         'kernel', _init(self.config), (x.shape[-1], self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = products.einsum(
+    y = matmul.einsum(
         'nd,df->nf', x.reshape(-1, x.shape[-1]), kernel, self.dtype)
     return (y + bias[None]).astype(self.dtype).reshape(
         *x.shape[:-1], self.features)
@@ -106,8 +106,8 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               visible: attention.Visible, drop: Drop,
-               drop_weights: attention.Drop) -> jax.Array:
+               visible: attention_lib.Visible, drop: Drop,
+               drop_weights: attention_lib.Drop) -> jax.Array:
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     batch, length, _ = x.shape
@@ -115,11 +115,12 @@ class Attention(nn.Module):
     q, k, v = (  # [B, H, L, K] each; the gradient of a split is one pass
         x.reshape(batch, length, c.num_heads, -1).transpose(0, 2, 1, 3)
         for x in jnp.split(qkv, 3, axis=-1))
-    y = attention.attend(self.implementation, q, k, v, visible, drop_weights)
+    y = attention_lib.attend(self.implementation, q, k, v, visible,
+                             drop_weights)
     y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
-             place=dropout.ATTENTION_OUTPUT)
+             place=dropout_lib.ATTENTION_OUTPUT)
     return _layer_norm(c)(x + y, self.compute_dtype)
 
 
@@ -135,7 +136,7 @@ class MLP(nn.Module):
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     y = gelu.gelu(dense(c.mlp_size, name='intermediate')(x))  # [B, L, M]
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
-             place=dropout.MLP_OUTPUT)
+             place=dropout_lib.MLP_OUTPUT)
     return _layer_norm(c)(x + y, self.compute_dtype)
 
 
@@ -148,14 +149,14 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               visible: attention.Visible,
+               visible: attention_lib.Visible,
                keys: DropoutKeys | None) -> jax.Array:
-    drop = functools.partial(dropout.dropout, keys=keys)
+    drop = functools.partial(dropout_lib.dropout, keys=keys)
     x = Attention(
         self.config, self.compute_dtype, self.implementation,
         name='attention')(
             x, visible, drop,
-            attention.Drop(keys, self.config.attention_dropout))
+            attention_lib.Drop(keys, self.config.attention_dropout))
     return MLP(self.config, self.compute_dtype, name='mlp')(x, drop)
 
 
@@ -182,8 +183,8 @@ class BertEncoder(nn.Module):
     c = self.config
     x = Embeddings(c, self.compute_dtype, name='embeddings')(
         token_ids, token_type_ids, position_ids)
-    x = dropout.dropout(x, c.dropout, keys, dropout.EMBEDDINGS)
-    visible = attention.Visible(attention_mask > 0, segment_ids)
+    x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
+    visible = attention_lib.Visible(attention_mask > 0, segment_ids)
     layers = [x]
     block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
@@ -199,7 +200,8 @@ class BertEncoder(nn.Module):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(block: Block, params: Any, x: jax.Array, visible: attention.Visible,
+def _apply(block: Block, params: Any, x: jax.Array,
+           visible: attention_lib.Visible,
            keys: DropoutKeys | None) -> jax.Array:
   """A layer: traced, differentiated and lowered once for all of them."""
   return block.apply({'params': params}, x, visible, keys)

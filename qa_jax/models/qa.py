@@ -4,6 +4,8 @@ Glossary of shapes: B batch (windows), L window length, D hidden size; if
 packed: S shards, R rows of a shard, P row length. N encoder layers.
 """
 
+from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -13,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax.heads.base import HeadInput
-from qa_jax.heads.base import SpanScores
 from qa_jax.models import bert
 from qa_jax.models.dropout import DropoutKeys
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
 
 
 @flax.struct.dataclass
@@ -127,3 +129,14 @@ def _init(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
 @functools.partial(jax.jit, static_argnums=0)
 def _init_head(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
   return _init(model, key, ids)['head']  # of no other is anything compiled
+# What the model reads of a batch, and of a packed one besides.
+INPUTS = ('token_ids', 'token_type_ids', 'attention_mask', 'context_mask')
+PACKED = tuple(f.name for f in dataclasses.fields(Packed))
+
+
+def model_inputs(batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+  """The entries of a batch that the model reads."""
+  inputs = {k: batch[k] for k in INPUTS}
+  if 'segment_ids' in batch:
+    inputs['packed'] = Packed(**{k: batch[k] for k in PACKED})
+  return inputs

@@ -14,28 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from qa_jax import registry
-from qa_jax.heads.base import SpanScores
-from qa_jax.heads.base import softmax_domain
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
 from qa_jax.objectives.base import require
-from qa_jax.objectives.positions import boundary_kernel
-from qa_jax.objectives.positions import conditional
-from qa_jax.objectives.positions import cross_entropy
-from qa_jax.objectives.positions import label_smoothing
-from qa_jax.objectives.positions import position_loss
-from qa_jax.objectives.positions import shared_norm
-from qa_jax.objectives.positions import sigmoid
+from qa_jax.objectives.boundaries import boundary_kernel
+from qa_jax.objectives.boundaries import conditional
+from qa_jax.objectives.boundaries import cross_entropy
+from qa_jax.objectives.boundaries import label_smoothing
+from qa_jax.objectives.boundaries import position_loss
+from qa_jax.objectives.boundaries import shared_norm
+from qa_jax.objectives.boundaries import sigmoid
 from qa_jax.objectives.spans import compound
 from qa_jax.objectives.spans import f1_weighted
 from qa_jax.objectives.spans import hard_em
 from qa_jax.objectives.spans import joint
 from qa_jax.objectives.spans import marginal
 from qa_jax.objectives.spans import span_softmax
-from qa_jax.objectives.spans import valid_mass
+from qa_jax.span_scores import SpanScores
 
-__all__ = ['OBJECTIVES', 'Batch', 'Objective', 'position_loss',
-           'softmax_domain', 'valid_mass']
+__all__ = ['OBJECTIVES', 'Batch', 'Objective', 'position_loss']
 
 
 def answerability(*, base: str = 'cross_entropy',

@@ -17,10 +17,9 @@ from collections.abc import Callable, Mapping
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 
 from qa_jax import errors
-from qa_jax.heads.base import SpanScores
+from qa_jax.span_scores import SpanScores
 
 Batch = Mapping[str, jax.Array]
 Loss = Callable[[SpanScores, Batch], jax.Array]
@@ -43,18 +42,6 @@ class Objective:
   # Whether all windows of a question must stand in one batch: the loss is the
   # question's, the same in each of its rows, and one of them has the weight.
   grouped: bool = False
-
-
-# Finite, so that a row with nothing in the domain has finite gradients; sums
-# of a few of them do not overflow.
-MASKED = -1e30
-
-
-def masked_logsumexp(x: jax.Array, mask: jax.Array,
-                     axis: int | tuple[int, ...]) -> jax.Array:
-  """log Σ exp where `mask`; about MASKED where nothing is."""
-  return jax.nn.logsumexp(
-      jnp.where(mask, x, MASKED), axis=axis)
 
 
 def require(ok: bool, objective: str, problem: str) -> None:

@@ -13,13 +13,13 @@ import math
 import jax
 import jax.numpy as jnp
 
-from qa_jax.heads.base import SpanScores
-from qa_jax.heads.base import softmax_domain
+from qa_jax import span_scores
 from qa_jax.objectives import base
-from qa_jax.objectives import positions
-from qa_jax.objectives import table
+from qa_jax.objectives import boundaries
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
+from qa_jax.span_scores import SpanScores
+from qa_jax.span_scores import softmax_domain
 
 # (scores, context mask [B, L], golds [B, G, 2]) → log of the sum, [B].
 Normaliser = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
@@ -63,9 +63,9 @@ def compound(*, constrained: bool = True,
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     apart, domain = scores.boundary, softmax_domain(batch['context_mask'])
     return (joint_loss(scores, batch)
-            + positions.position_loss(
+            + boundaries.position_loss(
                 apart.start, batch['start_positions'], domain)
-            + positions.position_loss(
+            + boundaries.position_loss(
                 apart.end, batch['end_positions'], domain)) / 3
 
   return Objective(loss, needs=frozenset({'boundary'}), spans=True,
@@ -84,7 +84,7 @@ def marginal(*, over: str = 'span', constrained: bool = True,
   base.choose('marginal', 'over', over, ('span', 'boundary'))
   normaliser = _normaliser('marginal', constrained, max_answer_length)
   if over == 'boundary':
-    return Objective(positions.marginal_loss, spans=True)
+    return Objective(boundaries.marginal_loss, spans=True)
   return Objective(_loss(_all_golds, normaliser), spans=True, pairs=True)
 
 
@@ -129,32 +129,19 @@ def f1_weighted(*, weight: float = 0.5,
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     mask, golds = batch['context_mask'], batch['gold_spans']
-    cells = table.band(scores, mask, max_answer_length)
-    f1 = table.overlap_f1(golds, cells.shape[1:])
+    cells = span_scores.band(scores, mask, max_answer_length)
+    f1 = span_scores.overlap_f1(golds, cells.shape[1:])
     credit = weight * f1 + (1 - weight) * (f1 == 1)
     earns = credit > 0
     earned = jnp.logaddexp(
-        base.masked_logsumexp(
+        span_scores.masked_logsumexp(
             cells + jnp.log(jnp.where(earns, credit, 1.0)), earns, axis=(1, 2)),
-        table.log_sum_beyond(scores, golds, max_answer_length))
+        span_scores.log_sum_beyond(scores, golds, max_answer_length))
     answered = (golds[..., 0] >= 0).any(axis=1)
     return normaliser(scores, mask, golds) - jnp.where(
         answered, earned, scores.null_score)
 
   return Objective(loss, spans=True, pairs=True)
-
-
-def valid_mass(scores: SpanScores, batch: Batch, *,
-               max_answer_length: int) -> jax.Array:  # [B]
-  """Σ p(start) p(end) over V⁺: how much two softmaxes leave to spans.
-
-  Of start and end alone, over context and [CLS]; 1 in a padding row. It says
-  nothing of a conditional head in training.
-  """
-  apart = SpanScores(start=scores.start, end=scores.end)
-  mask = batch['context_mask']
-  return jnp.exp(table.log_sum_of_spans(apart, mask, max_answer_length)
-                 - table.log_sum_of_pairs(apart, mask))
 
 
 def _loss(golds_of: Callable[[Batch], jax.Array], normaliser: Normaliser,
@@ -163,7 +150,7 @@ def _loss(golds_of: Callable[[Batch], jax.Array], normaliser: Normaliser,
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     golds = golds_of(batch)
     gold = jnp.where((golds[..., 0] >= 0).any(axis=1),
-                     combine(table.gold_scores(scores, golds), axis=1),
+                     combine(span_scores.gold_scores(scores, golds), axis=1),
                      scores.null_score)
     return normaliser(scores, batch['context_mask'], golds) - gold
   return loss
@@ -185,11 +172,11 @@ def _normaliser(objective: str, constrained: bool,
 
   def legal(scores, mask, golds):
     return jnp.logaddexp(
-        table.log_sum_of_spans(scores, mask, max_answer_length),
-        table.log_sum_beyond(scores, golds, max_answer_length))
+        span_scores.log_sum_of_spans(scores, mask, max_answer_length),
+        span_scores.log_sum_beyond(scores, golds, max_answer_length))
 
   def everything(scores, mask, golds):
     del golds  # they are among all pairs
-    return table.log_sum_of_pairs(scores, mask)
+    return span_scores.log_sum_of_pairs(scores, mask)
 
   return legal if constrained else everything

@@ -15,7 +15,7 @@ from typing import Any
 import warnings
 
 from qa_jax import errors
-from qa_jax.web import service as service_lib
+from qa_jax.serving import service as service_lib
 from tests.chaos import inputs
 
 SECONDS = 1.0  # of the processor, for one input
@@ -37,7 +37,7 @@ def campaign(pool: inputs.Pool, call: Callable[[Any], Any],
       with limited() as spent:
         try:
           call(value)
-        except (errors.UserError, service_lib.Refused) as e:
+        except (errors.UserError, service_lib.RefusedError) as e:
           refused, line = refused + 1, str(e)
       assert '\n' not in line and len(line) < LINE, line[:3000]
     except BaseException as e:

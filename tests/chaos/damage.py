@@ -11,16 +11,16 @@ import struct
 import numpy as np
 import safetensors.numpy
 
-from qa_jax import checkpoint
 from qa_jax import errors
-from qa_jax import weights
+from qa_jax.checkpoints import hugging_face
+from qa_jax.checkpoints import manager
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
-from tests import test_train
-from tests import test_weights
 from tests.chaos import processes
+from tests.common import runs
+from tests.common import weights
 
 LINE = 1000  # characters that a refusal may have
 
@@ -66,13 +66,13 @@ def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
   """
   draw, tally = random.Random(seed), {}
   saves = directory / 'checkpoints'
-  made = checkpoint.Checkpoints(saves)
+  made = manager.Checkpoints(saves)
   for step in (1, 2):
     made.save(step, params={'w': np.full((16, 16), step, np.float32)},
               optimizer={'step': np.asarray(step, np.int32)},
               meta={'position': step}, metrics={'f1': 50.0 + step})
   made.close()
-  reader = checkpoint.Checkpoints(saves, read_only=True)
+  reader = manager.Checkpoints(saves, read_only=True)
   paths = [p for p in sorted((saves / '2').rglob('*')) if p.is_file()]
   for path in paths:
     whole, name = path.read_bytes(), path.relative_to(saves / '2')
@@ -86,7 +86,7 @@ def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
     copy = directory / 'copy'
     shutil.copytree(saves, copy)
     put(copy / path.relative_to(saves), flipped(path.read_bytes(), draw))
-    resumed = checkpoint.Checkpoints(copy)
+    resumed = manager.Checkpoints(copy)
     assert resumed.latest == 1 and (copy / '2.damaged').is_dir()
     resumed.close()
     shutil.rmtree(copy)
@@ -107,7 +107,7 @@ def data(directory: pathlib.Path, count: int, seed: int) -> str:
   """R9: damaged SQuAD files and damaged entries of the feature cache."""
   draw = random.Random(seed)
   path = directory / 'data.json'
-  load = lambda: sources.load(str(path))
+  load = lambda: sources.load_examples(str(path))
   whole = json.dumps(SQUAD, ensure_ascii=False).encode()
   for n in range(len(whole) - 1):
     put(path, whole[:n])
@@ -128,9 +128,9 @@ def data(directory: pathlib.Path, count: int, seed: int) -> str:
 
 
 def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
-  words = tokenizer_lib.train(['Mira lives in Bern.'], vocab_size=60)
+  words = tokenizer_lib.train_tokenizer(['Mira lives in Bern.'], vocab_size=60)
   entry.mkdir()
-  store.write(entry, windows.make_windows(
+  store.write_store(entry, windows.make_windows(
       list(sources.parse_squad(SQUAD, 'data')), words, max_length=32,
       window_overlap=4, max_question_length=8), {}, with_vocabulary=True)
   tally = 0
@@ -139,7 +139,7 @@ def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
     for kind, content in faults(whole, max(count // 20, 1), draw):
       put(path, content)
       try:
-        store.read(entry, {}, words=None)
+        store.read_store(entry, {}, words=None)
       except store.DamagedError as e:
         assert path.name in str(e), (kind, path)
       else:
@@ -163,12 +163,12 @@ def weights_of_others(directory: pathlib.Path, count: int, seed: int) -> str:
   """R13: malformed safetensors, wrong names and shapes, a pickle."""
   draw, tally = random.Random(seed), 0
   tensors = safetensors.numpy.load_file(
-      test_weights.TINY / 'model.safetensors')
+      weights.TINY / 'model.safetensors')
   source = directory / 'source'
-  shutil.copytree(test_weights.TINY, source)
+  shutil.copytree(weights.TINY, source)
   path = source / 'model.safetensors'
-  template = test_weights.fresh()
-  load = lambda: weights.load(source, template)
+  template = weights.fresh()
+  load = lambda: hugging_face.load_parameters(source, template)
   load()
   whole = path.read_bytes()
   size, = struct.unpack('<Q', whole[:8])
@@ -203,7 +203,7 @@ def weights_of_others(directory: pathlib.Path, count: int, seed: int) -> str:
     (source / name).write_bytes(pickle.dumps(Bomb()))
     assert refused(load, source) and not BOMBED.exists(), name
     tally += 1
-  assert weights.FETCHED == (
+  assert hugging_face.FETCHED == (
       'config.json', '*.safetensors', '*.safetensors.index.json', 'vocab.txt',
       'tokenizer.json', 'tokenizer_config.json')
   return (f'{tally} of {tally} malformed or ill-fitting weights refused in one '
@@ -221,7 +221,7 @@ def compiled(directory: pathlib.Path, count: int, seed: int) -> str:
     with processes.Child(directory / f'{name}.log', processes.train_run,
                          workdir, fields, cache) as child:
       assert child.wait() == 0, child.said
-    return test_train.rows_of(workdir)
+    return runs.rows_of(workdir)
 
   expected = rows('whole')
   # As first written: what is damaged is not always written anew.

@@ -10,13 +10,14 @@ import sys
 
 import pytest
 
-from qa_jax import checkpoint
-from qa_jax import logs
-from tests import test_train
-from tests import test_view
+from qa_jax.checkpoints import manager
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.training import metrics_log
 from tests.chaos import damage
 from tests.chaos import processes
 from tests.chaos import runs
+from tests.common import random_model
+from tests.common import runs as runs_lib
 
 
 @contextlib.contextmanager
@@ -75,8 +76,8 @@ def _save(workdir: pathlib.Path, compiled: pathlib.Path) -> None:
   assert sum(line.startswith('error: ') for line in lines) == 1, lines
   assert 'Traceback' not in child.said
   assert not [*workdir.rglob('*.partial')]
-  assert not [*(workdir / 'checkpoints').glob(checkpoint.UNFINISHED)]
-  reader = checkpoint.Checkpoints(workdir / 'checkpoints', read_only=True)
+  assert not [*(workdir / 'checkpoints').glob(manager.UNFINISHED)]
+  reader = manager.Checkpoints(workdir / 'checkpoints', read_only=True)
   assert reader.latest and not reader.damage(reader.latest)
   reader.close()
   ballast.unlink()
@@ -86,12 +87,12 @@ def _save(workdir: pathlib.Path, compiled: pathlib.Path) -> None:
   if not whole.exists():
     with begin(whole) as child:
       assert child.wait() == 0, child.said
-  assert test_train.rows_of(workdir) == test_train.rows_of(whole)
+  assert runs_lib.rows_of(workdir) == runs_lib.rows_of(whole)
   assert runs.digest(workdir, 12) == runs.digest(whole, 12)
 
 
 def _log(disk: pathlib.Path) -> None:
-  log = logs.MetricsLog(disk, 0)
+  log = metrics_log.MetricsLog(disk, 0)
   log.write(1, 'train', {'loss': 1.0})
   ballast = fill(disk)
   def write() -> None:
@@ -100,16 +101,16 @@ def _log(disk: pathlib.Path) -> None:
   assert damage.refused(write, disk / 'metrics.jsonl')
   log.close()
   ballast.unlink()
-  log = logs.MetricsLog(disk, 2)
+  log = metrics_log.MetricsLog(disk, 2)
   log.write(3, 'train', {})
   log.close()
-  steps = [row['step'] for row in logs.read_metrics(disk)]
+  steps = [row['step'] for row in RunDirectory(disk).read_metrics()]
   assert steps in ([1, 3], [1, 2, 3]), steps
 
 
 def _predict(disk: pathlib.Path) -> None:
-  run = test_view.write_run(
-      test_view.random_qa('independent'), disk.parent / f'{disk.name}.run')
+  run = random_model.write_run(
+      random_model.random_qa('independent'), disk.parent / f'{disk.name}.run')
   rows = disk.parent / 'in.jsonl'
   rows.write_text('{"question": "Who?", "context": "Mira."}\n' * 40)
   ballast, output = fill(disk), disk / 'out.jsonl'

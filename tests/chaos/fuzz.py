@@ -8,33 +8,36 @@ from typing import Any
 
 import numpy as np
 
-from qa_jax import analysis
 from qa_jax import build
 from qa_jax import config
 from qa_jax import errors
 from qa_jax import heads
-from qa_jax import metrics
+from qa_jax import input_pipeline
 from qa_jax import objectives
-from qa_jax import optim
-from qa_jax import parallel
-from qa_jax import predict
 from qa_jax import registry
-from qa_jax import search
-from qa_jax import tensor_bundle
-from qa_jax import weight_files
-from qa_jax import weights
+from qa_jax.checkpoints import hugging_face
+from qa_jax.checkpoints import tensorflow as tensorflow_lib
+from qa_jax.checkpoints import weight_files
+from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples
 from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
-from qa_jax.web import service as service_lib
-from tests import test_tensor_bundle
-from tests import test_view
-from tests import tiny
+from qa_jax.decoding import search
+from qa_jax.inference import predict
+from qa_jax.metrics import error_analysis
+from qa_jax.metrics import squad as squad_lib
+from qa_jax.serving import service as service_lib
+from qa_jax.training import optimizer
+from qa_jax.training import parallel
 from tests.chaos import damage
 from tests.chaos import inputs
 from tests.chaos import overrides as overrides_lib
 from tests.chaos.campaign import parser
+from tests.common import random_model
+from tests.common import tensorflow
+from tests.common import tiny
+from tests.common import weights
 
 
 def dumped(*values: Any) -> list[bytes]:
@@ -51,7 +54,7 @@ def squad(directory):
 
   def call(content: bytes) -> None:
     path.write_bytes(content)
-    for example in sources.load(str(path)):
+    for example in sources.load_examples(str(path)):
       repr(example).encode('utf-8')
       assert example.id and not (example.impossible and example.answers)
   return call
@@ -68,11 +71,11 @@ def mrqa(directory):
 
   def call(content: bytes) -> None:
     path.write_bytes(content)
-    sources.load(str(path))
+    sources.load_examples(str(path))
   return call
 
 
-WORDS = tokenizer_lib.train(
+WORDS = tokenizer_lib.train_tokenizer(
     ['Mira lives in Bern, 東京 é ##'], vocab_size=120)
 
 
@@ -132,7 +135,7 @@ def specs(directory):
     for what, table in TABLES.items():
       with contextlib.suppress(errors.UserError):
         registry.build(table, spec, what=what)
-    registry.parse(spec)
+    registry.parse_spec(spec)
   return call
 
 
@@ -142,19 +145,19 @@ def data_specs(directory):
 
   def call(spec: str) -> None:
     if 'size' not in spec and 'tfds' not in spec:  # slow, not wrong
-      sources.load(spec)
+      sources.load_examples(spec)
   return call
 
 
 def parts(made: config.Config) -> None:
   """What is checked of a config before anything is read or compiled."""
-  build.buckets(made)
+  input_pipeline.batch_buckets(made)
   parallel.check_batch(made.train.batch_size, max(
       made.parallel.num_devices, 1), made.train.grad_accumulation)
-  optim.make_schedule(made.optim.schedule, learning_rate=1.0, num_steps=1,
-                      warmup_fraction=0.0)
+  optimizer.make_schedule(made.optim.schedule, learning_rate=1.0, num_steps=1,
+                          warmup_fraction=0.0)
   if not made.model.init_from:
-    build.bert_config(made, 100, None)
+    build.encoder_config(made, 100, None)
 
 
 @parser(fresh=overrides_lib.changes)
@@ -162,8 +165,8 @@ def overrides(directory):
   del directory
 
   def call(given: dict[str, Any]) -> None:
-    made = config.check(config.override(tiny.FIELDS, given))
-    assert config.check(made.to_dict()) == made
+    made = config.check_config(config.override(tiny.FIELDS, given))
+    assert config.check_config(made.to_dict()) == made
     parts(made)
   return call
 
@@ -176,7 +179,7 @@ def stored_config(directory):
 
   def call(content: bytes) -> None:
     path.write_bytes(content)
-    parts(config.read(directory))
+    parts(RunDirectory(directory).read_config())
   return call
 
 
@@ -193,27 +196,27 @@ SIZES = (36, 36, 36, 35, 0, 40)  # of the data
 
 @parser([(header, 0) for header in dumped(HEADER)])
 def safetensors(directory):
-  fields = json.loads((damage.test_weights.TINY / 'config.json').read_text())
+  fields = json.loads((weights.TINY / 'config.json').read_text())
   (directory / 'config.json').write_text(json.dumps(fields))
-  path, template = directory / 'model.safetensors', damage.test_weights.fresh()
+  path, template = directory / 'model.safetensors', weights.fresh()
 
   def call(given: tuple[bytes, int]) -> None:
     header, chance = given
     length = len(header) + MORE[chance % len(MORE)]
     path.write_bytes(struct.pack('<Q', length % 2**64) + header + bytes(
         range(SIZES[chance // len(MORE) % len(SIZES)])))
-    tensors, _ = weight_files.read(directory)
+    tensors, _ = weight_files.read_tensors(directory)
     try:
-      weights.fit(tensors, template, directory)
+      hugging_face.fit_tensors(tensors, template, directory)
     except errors.UserError as e:  # what `read` took is changed further
       assert '\n' not in str(e)
   return call
 
 
-ROW = test_tensor_bundle.field
+ROW = tensorflow.field
 GOOD = (ROW(1, 1) + ROW(2, ROW(2, ROW(1, 3))) + ROW(4, 0) + ROW(5, 12)
-        + test_tensor_bundle.varint(6 << 3 | 5)
-        + test_tensor_bundle.masked_crc(bytes(12)))
+        + tensorflow.varint(6 << 3 | 5)
+        + tensorflow.masked_crc(bytes(12)))
 FLIPS = (None, None, None, None, (0, 1), (20, 255), (-9, 1), (-1, 1))
 
 
@@ -224,13 +227,13 @@ def bundles(directory):
 
   def call(given: tuple[bytes, bytes, bytes, bytes, bytes, int]) -> None:
     header, name, row, other, another, chance = given
-    content = bytearray(test_tensor_bundle.table(
+    content = bytearray(tensorflow.table(
         {name: row, other: another, b'': header}, compression=chance & 1))
     if flip := FLIPS[chance // 2 % len(FLIPS)]:
       content[flip[0]] ^= flip[1]
     prefix.with_name('model.index').write_bytes(content)
-    index = tensor_bundle.read_index(prefix)
-    tensor_bundle.read_tensors(index, index.entries)
+    index = tensorflow_lib.read_index(prefix)
+    tensorflow_lib.read_tensors(index, index.entries)
   return call
 
 
@@ -241,7 +244,7 @@ BODY = {'question': 'Who?', 'context': 'Mira lives in Bern.', 'n_best': 2}
 def bodies(directory):
   del directory
   service = service_lib.Service(
-      test_view.random_qa('independent'), service_lib.Limits())
+      random_model.random_qa('independent'), service_lib.Limits())
 
   def call(body: bytes) -> None:
     asked = service.parse(body)
@@ -264,13 +267,13 @@ def evaluations(directory):
   def call(contents: tuple[bytes, bytes, bytes]) -> None:
     for path, content in zip(paths, contents, strict=True):
       path.write_bytes(content)
-    said = metrics.read_predictions(paths[0])
-    sure = metrics.read_na_probs(paths[1])
-    metrics.squad_metrics(QUESTIONS, said, na_scores=sure)
-    candidates, counts = analysis.read_nbest(paths[2])
-    analysis.check_ids(QUESTIONS, said, paths[0])
-    analysis.analyse(QUESTIONS, said, candidates, na_scores=sure,
-                     windows=counts)
+    said = squad_lib.read_predictions(paths[0])
+    sure = squad_lib.read_na_probs(paths[1])
+    squad_lib.squad_metrics(QUESTIONS, said, na_scores=sure)
+    candidates, counts = error_analysis.read_nbest(paths[2])
+    error_analysis.check_ids(QUESTIONS, said, paths[0])
+    error_analysis.analyse_errors(QUESTIONS, said, candidates, na_scores=sure,
+                                  windows=counts)
   return call
 
 

@@ -7,13 +7,13 @@ import random
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax import build
-from qa_jax import checkpoint
 from qa_jax import errors
-from qa_jax import train
-from tests import test_train
-from tests import tiny
-from tests.chaos import runs
+from qa_jax.checkpoints import manager
+from qa_jax.training import train
+from qa_jax.training import trainer
+from tests.chaos import runs as runs_lib
+from tests.common import runs
+from tests.common import tiny
 
 # What becomes of a loss x where `hit`; elsewhere its gradient is what it was.
 POISONS = {
@@ -28,7 +28,7 @@ STEPS, LIMIT = 8, 2  # LIMIT in a row are skipped
 def non_finite(directory: pathlib.Path, count: int, seed: int) -> str:
   """R8: steps that are not finite, some of them more in a row than allowed."""
   draw, skipped, aborted = random.Random(seed), 0, 0
-  make = build.loss
+  make = trainer.build_loss
   try:
     for n in range(count):
       kind = [*POISONS][n % len(POISONS)]
@@ -36,12 +36,12 @@ def non_finite(directory: pathlib.Path, count: int, seed: int) -> str:
       if n % 2:  # one more in a row than allowed
         first = draw.randrange(STEPS - LIMIT)
         bad = [*range(first, first + LIMIT + 1)]
-      build.loss = lambda *args, kind=kind, bad=bad: _poisoned(
+      trainer.build_loss = lambda *args, kind=kind, bad=bad: _poisoned(
           make(*args), kind, bad)
       aborted += _abort(directory / f'run{n}', bad)
       skipped += len(bad)
   finally:
-    build.loss = make
+    trainer.build_loss = make
   return (f'{skipped} poisoned steps ({", ".join(POISONS)}) in {count} runs: '
           f'all skipped, counted, told with their windows; {aborted} runs '
           f'ended at the one after {LIMIT} in a row; no saved parameter was '
@@ -68,13 +68,13 @@ def _abort(workdir: pathlib.Path, bad: list[int]) -> bool:
     assert not any(row), bad
   except errors.UserError as e:
     assert any(row) and 'not finite' in str(e) and '\n' not in str(e), (e, bad)
-  rows = test_train.rows_of(workdir)
+  rows = runs.rows_of(workdir)
   for entry in rows:
     assert ({'loss', 'grad_norm'} <= {*entry}) == (
         entry['step'] - 1 not in bad), (entry, bad)
     assert entry['skipped'] == sum(s < entry['step'] for s in bad)
   for saved in (workdir / 'checkpoints').iterdir():
-    for name, value in runs.arrays_of(saved).items():
+    for name, value in runs_lib.arrays_of(saved).items():
       assert np.isfinite(value).all(), (saved, name)
   return any(row)
 
@@ -84,7 +84,7 @@ def best(directory: pathlib.Path, count: int, seed: int) -> str:
   draw, odd = random.Random(seed), 0
   params = {'w': np.zeros((2, 2), np.float32)}
   for n in range(count):
-    store = checkpoint.Checkpoints(directory / f'{n}')
+    store = manager.Checkpoints(directory / f'{n}')
     scores: dict[int, float] = {}
     for step in range(1, 7):
       f1 = draw.choice([math.nan, math.inf, -math.inf, draw.uniform(0, 100)])

@@ -4,12 +4,12 @@
 from typing import Any
 
 from qa_jax import config
-from qa_jax import optim
-from qa_jax import parallel
 from qa_jax.models import attention
 from qa_jax.models import bert
-from tests import tiny
+from qa_jax.training import optimizer
+from qa_jax.training import parallel
 from tests.chaos import inputs
+from tests.common import tiny
 
 # field → a value that it has, of all there are.
 FIELDS = {f'{group}.{name}': value
@@ -19,7 +19,7 @@ FIELDS = {f'{group}.{name}': value
 CHOICES = {
     'model.preset': bert.PRESETS, 'model.attention': attention.ATTENTION,
     'precision.compute_dtype': ('float32', 'bfloat16'),
-    'optim.schedule': optim.SCHEDULES, 'parallel.mode': parallel.MODES}
+    'optim.schedule': optimizer.SCHEDULES, 'parallel.mode': parallel.MODES}
 
 
 def changes(draw: inputs.Draw) -> dict[str, Any]:

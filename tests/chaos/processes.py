@@ -16,9 +16,9 @@ from typing import Any
 import jax
 
 from qa_jax import errors
-from qa_jax import parallel
-from qa_jax import train
-from tests import tiny
+from qa_jax.runtime import devices as devices_lib
+from qa_jax.training import train
+from tests.common import tiny
 
 SECONDS = 600  # for anything, on a machine that does much else
 _FORKS = multiprocessing.get_context('forkserver')
@@ -99,13 +99,13 @@ def train_run(workdir: pathlib.Path, fields: dict[str, Any],
 
 
 def _arm(step: int, seconds: float, number: int) -> None:
-  push = parallel.RunAhead.push
+  push = devices_lib.RunAhead.push
 
   def pushing(self, item, metrics):
     if item == step:
       threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
     return push(self, item, metrics)
-  parallel.RunAhead.push = pushing
+  devices_lib.RunAhead.push = pushing
 
 
 def wait_for(condition: Callable[[], bool], child: Child) -> None:

@@ -13,11 +13,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from qa_jax import checkpoint
-from qa_jax import manifest
-from tests import test_train
+from qa_jax.checkpoints import manager
+from qa_jax.checkpoints import manifest
 from tests.chaos import processes
 from tests.chaos.processes import Child
+from tests.common import runs
 
 STEPS = 40
 # devices → a run on them, so that kills meet all that a run may be.
@@ -65,7 +65,7 @@ def digest(workdir: pathlib.Path, step: int) -> str:
 def outcome(workdir: pathlib.Path,
             step: int = STEPS) -> tuple[list[dict[str, Any]], str]:
   """All that was logged but times, and the hash of the final state."""
-  return test_train.rows_of(workdir), digest(workdir, step)
+  return runs.rows_of(workdir), digest(workdir, step)
 
 
 class Pair:
@@ -182,7 +182,7 @@ def two_writers(directory: pathlib.Path, count: int, seed: int) -> str:
 
 def save_for_ever(directory: pathlib.Path, acknowledged: pathlib.Path) -> None:
   """Saves step after step, and notes each that is done."""
-  store = checkpoint.Checkpoints(directory)
+  store = manager.Checkpoints(directory)
   step = store.latest or 0
   with acknowledged.open('a', encoding='utf-8') as file:
     while True:
@@ -215,10 +215,10 @@ def mid_save(directory: pathlib.Path, count: int, seed: int) -> str:
 
 def _check_saves(saves: pathlib.Path, done: list[int]) -> bool:
   """Whether a save was torn; what was saved before must be whole."""
-  left = [*saves.glob(checkpoint.UNFINISHED), *(
+  left = [*saves.glob(manager.UNFINISHED), *(
       p for p in saves.iterdir()
       if p.name.isdigit() and not (p / manifest.NAME).is_file())]
-  store = checkpoint.Checkpoints(saves)
+  store = manager.Checkpoints(saves)
   assert store.latest >= done[-1], (store.latest, done[-1])
   assert done[-1] in store.steps or store.latest > done[-1]
   # What was finished but never noted may be better.

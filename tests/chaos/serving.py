@@ -11,10 +11,10 @@ from typing import Any
 
 import httpx2
 
-from qa_jax.web import server
-from qa_jax.web import service as service_lib
-from tests import test_view
+from qa_jax.serving import server
+from qa_jax.serving import service as service_lib
 from tests.chaos import processes
+from tests.common import random_model
 
 CONCURRENCY = 50
 LIMITS = service_lib.Limits(
@@ -31,9 +31,9 @@ WRONG = (  # bodies, and what becomes of them
 
 def serve(port_file: pathlib.Path) -> None:
   """Listens on any port of 127.0.0.1, and writes which."""
-  house = service_lib.Service(test_view.random_qa('independent'), LIMITS)
+  house = service_lib.Service(random_model.random_qa('independent'), LIMITS)
   house.warm_up()
-  with server.bind('127.0.0.1', 0) as found:
+  with server.bind_socket('127.0.0.1', 0) as found:
     port_file.with_suffix('.part').write_text(str(found.getsockname()[1]))
     port_file.with_suffix('.part').rename(port_file)
     server.serve(house, found)
@@ -42,7 +42,7 @@ def serve(port_file: pathlib.Path) -> None:
 def load(directory: pathlib.Path, count: int, seed: int) -> str:
   """`count` requests, CONCURRENCY at a time, a tenth of them wrong."""
   draw = random.Random(seed)
-  rows = [{'question': f'Who {n}?', 'context': test_view.CONTEXT[n % 30:] * (
+  rows = [{'question': f'Who {n}?', 'context': random_model.CONTEXT[n % 30:] * (
       1 + n % 3)} for n in range(count)]
   wrong = {n: draw.choice(WRONG) for n in range(count) if n % 10 == 9}
   port = directory / 'port'
@@ -61,7 +61,7 @@ def load(directory: pathlib.Path, count: int, seed: int) -> str:
   for n, (status, _, _) in asked.items():
     assert status == (wrong[n][1] if n in wrong else 200), (n, status)
   right = [n for n in asked if n not in wrong]
-  expected = test_view.random_qa('independent').answer_batch(
+  expected = random_model.random_qa('independent').answer_batch(
       [rows[n] for n in right])
   for n, answer in zip(right, expected, strict=True):
     found = asked[n][1]

@@ -18,8 +18,8 @@ from tests.chaos import runs
 ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = '''
 import ml_collections
-from qa_jax import grid
-from tests import tiny
+from qa_jax.sweeps import grid
+from tests.common import tiny
 
 def get_config():
   return ml_collections.ConfigDict(tiny.config(

@@ -19,8 +19,8 @@ from qa_jax.models.attention import cudnn
 from qa_jax.models.attention import pallas
 from qa_jax.models.attention import xla
 from qa_jax.models.attention.base import Attend
-from qa_jax.models.attention.base import Drop as Drop
-from qa_jax.models.attention.base import Visible as Visible
+from qa_jax.models.attention.base import Drop
+from qa_jax.models.attention.base import Visible
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Use:
 def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
          drop: Drop) -> jax.Array:
   """What `choose` finds for the platform, decided when traced."""
-  return ATTENTION[choose(_use(q, visible, drop))](q, k, v, visible, drop)
+  return ATTENTION[choose_attention(_use(q, visible, drop))](q, k, v, visible,
+                                                             drop)
 
 
 ATTENTION: dict[str, Attend] = {
@@ -50,13 +51,13 @@ ATTENTION: dict[str, Attend] = {
 }
 
 
-def choose(use: Use) -> str:
+def choose_attention(use: Use) -> str:
   """The implementation for a use, `xla` where the fast one does not fit.
 
   `pallas` is nobody's default until it has been measured on a GPU.
   """
   fast = {'gpu': 'cudnn'}.get(use.platform, 'xla')
-  return 'xla' if misfit(fast, use) else fast
+  return 'xla' if limitation(fast, use) else fast
 
 
 def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
@@ -87,7 +88,7 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
 }
 
 
-def misfit(name: str, use: Use) -> str:
+def limitation(name: str, use: Use) -> str:
   """What stands between an implementation and a use, or ''."""
   for applies, words in LIMITS[name]:
     if applies(use):
@@ -103,18 +104,18 @@ def attend(name: str, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
   Raises:
     UserError: there is no such entry, or it is not for this platform or use.
   """
-  check(name, _use(q, visible, drop))
+  check_attention(name, _use(q, visible, drop))
   return ATTENTION[name](q, k, v, visible, drop)
 
 
-def check(name: str, use: Use, what: str = 'attention') -> None:
+def check_attention(name: str, use: Use, what: str = 'attention') -> None:
   """Raises a UserError that names those that fit; `what` is for messages."""
   if name not in ATTENTION:
     raise errors.UserError(
         f'unknown {what} {name!r}{errors.did_you_mean(name, ATTENTION)}')
-  problem = misfit(name, use)
+  problem = limitation(name, use)
   if problem:
-    fitting = [other for other in ATTENTION if not misfit(other, use)]
+    fitting = [other for other in ATTENTION if not limitation(other, use)]
     raise errors.UserError(f'{what}={name!r} {problem}; those that fit: '
                            f'{", ".join(fitting)}')
 

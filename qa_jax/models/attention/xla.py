@@ -6,7 +6,7 @@ Glossary of shapes: B rows, L length, H heads, K head size.
 import jax
 import jax.numpy as jnp
 
-from qa_jax.models import products
+from qa_jax.models import matmul
 from qa_jax.models.attention import base
 from qa_jax.models.attention.base import Drop
 from qa_jax.models.attention.base import Visible
@@ -16,7 +16,7 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
   """The definition, with a float32 softmax."""
-  scores = products.einsum('bhqk,bhsk->bhqs', base.scaled(q), k, q.dtype)
+  scores = matmul.einsum('bhqk,bhsk->bhqs', base.scaled(q), k, q.dtype)
   if visible.segment_ids is None:
     seen = visible.attention_mask[:, None, None, :]
   else:
@@ -27,6 +27,5 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
       scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1, keepdims=True)
   # Dividing after the product costs L·K instead of L·L divisions.
-  return products.einsum(
+  return matmul.einsum(
       'bhqs,bhsk->bhqk', drop(weights), v, q.dtype) / total
-

@@ -1,0 +1,159 @@
+"""Suite search: microseconds a window of the exact top-20 span search.
+
+Random scores of real windows, higher in the context, as a trained model has
+them: then most of the 400 pairs that the peer's loop tries are in it. That loop
+is what run_qa does between logits and text: the 20 best starts by the 20 best
+ends of all positions. It can miss the best span, so it is compared with our
+program of the same heuristic, and our exact ones with an enumeration.
+"""
+
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.session import TARGETS
+from benchmarks.session import Outcome
+from benchmarks.session import Session
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import input_pipeline
+from qa_jax.data import sources
+from qa_jax.data import windows as windows_lib
+from qa_jax.decoding import search
+from qa_jax.span_scores import SpanScores
+
+CAP, N_BEST = 30, 20
+CONTEXT = 3.0  # deviations that scores are higher there
+
+
+def windows_of(config: config_lib.Config) -> windows_lib.WindowSet:
+  """Those of data.train; a vocabulary is learned if none is given."""
+  examples = sources.load_examples(config.data.train)
+  return input_pipeline.make_windows(
+      config, examples,
+      input_pipeline.load_tokenizer(config, build.init_source(config),
+                                    examples))
+
+
+class Ours:
+  """The side of the worker."""
+
+  def calls(self) -> dict[str, Any]:
+    return {'prepare': self.prepare, 'find': self.find, 'run': self.run}
+
+  def prepare(self, config: dict[str, Any], windows: int,
+              target: str) -> dict[str, float]:
+    """Writes random scores [N, L] and the masks of real windows."""
+    checked = config_lib.check_config(config)
+    made = windows_of(checked)
+    rng = np.random.default_rng(checked.seed)
+    rows = rng.permutation(len(made))[:windows]
+    mask = made.gather(rows, checked.data.max_length)['context_mask']
+    noise = rng.normal(size=(2, *mask.shape))
+    start, end = (noise + CONTEXT * mask).astype(np.float32)
+    np.savez(target, start=start, end=end, mask=mask)
+    self._start, self._end, self._mask = jax.device_put((start, end, mask))
+    return {'windows': len(rows),
+            'tokens': float(made.total_lengths[rows].sum())}
+
+  def find(self, name: str, windows: int, target: str) -> None:
+    """Writes the spans of the first windows."""
+    found = self._search(name, windows)
+    np.savez(target, start=found.start, end=found.end, score=found.score,
+             valid=found.valid)
+
+  def run(self, name: str, windows: int, repeats: int) -> float:
+    """Seconds of `repeats` searches of the first windows."""
+    began = time.perf_counter()
+    for _ in range(repeats):
+      jax.block_until_ready(self._search(name, windows))
+    return time.perf_counter() - began
+
+  def _search(self, name: str, windows: int) -> search.Spans:
+    mask = self._mask[:windows]
+    return program(name, CAP)(
+        SpanScores(self._start[:windows], self._end[:windows]), mask, mask)
+
+
+@functools.cache
+def program(name: str, cap: int) -> Any:
+  """A search of SEARCHES, compiled."""
+  return jax.jit(functools.partial(
+      search.SEARCHES[name](), max_answer_length=cap, n_best=N_BEST))
+
+
+def run(session: Session) -> Outcome:
+  """Two stages against the peer's loop, and against our definition."""
+  out, sizes = Outcome(), session.sizes
+  scores = str(session.scratch / 'scores.npz')
+  few = sizes.dense_windows
+  with session.sides('search') as (ours, peer):
+    made = ours.call('prepare', windows=sizes.search_windows, target=scores,
+                     config=session.config(
+                         **vocabulary(session), data__buckets=[]))
+    count = int(made['windows'])
+    few = min(few, count)
+    found = {}
+    for name, windows in (('two_stage', count), ('top_k', count),
+                          ('dense', few)):
+      path = session.scratch / f'{name}.npz'
+      ours.call('find', name=name, windows=windows, target=str(path))
+      found[name] = np.load(path)
+    same = (harness.Check('two_stage = dense, differing slots', float(sum(
+        (found['two_stage'][k][:few] != found['dense'][k]).sum()
+        for k in ('start', 'end', 'score', 'valid'))), 0),)
+    repeats = sizes.search_repeats
+    contenders = {
+        'two_stage': harness.Contender(
+            'ours', 'two_stage', lambda: ours.call(
+                'run', name='two_stage', windows=count, repeats=repeats),
+            count * repeats, unit='windows'),
+        'dense': harness.Contender(
+            'ours', 'dense', lambda: ours.call(
+                'run', name='dense', windows=few, repeats=1),
+            few, unit='windows')}
+    loop = same
+    if peer:
+      theirs = session.scratch / 'loop.npz'
+      peer.call('load', path=scores)
+      missed = peer.call('find', target=str(theirs))['missed']
+      loop = same + _compare(found, np.load(theirs))
+      out.notes.append(f'search: the peer misses the best span of {missed} of '
+                       f'{count} windows; ours is exact')
+      contenders['peer'] = harness.Contender(
+          'peer', 'run_qa loop, 20 x 20', lambda: peer.call('run'), count,
+          unit='windows')
+    harness.interleave(list(contenders.values()), session.rounds)
+  timing = {name: c.timing for name, c in contenders.items()}
+  out.timings += timing.values()
+  for target, other, checks, against in (
+      ('search loop', timing.get('peer'), loop, 'run_qa loop'),
+      ('search dense', timing['dense'], same, 'our dense')):
+    out.rows.append(harness.Row(
+        'search', 'exact top-20', timing['two_stage'], other,
+        TARGETS[target].gate, TARGETS[target].goal, checks, against))
+  return out
+
+
+def vocabulary(session: Session) -> dict[str, str]:
+  """Config fields: the checkpoint's vocabulary if there is one."""
+  return {'data__vocab': session.encoder} if session.encoder else {}
+
+
+def _compare(found: dict[str, Any], theirs: Any) -> tuple[harness.Check, ...]:
+  """Scores [N, 20] against the enumeration, the best [N] against the loop."""
+  exact, ours = theirs['exact'], found['two_stage']
+  legal = np.isfinite(exact)
+  heuristic = np.where(found['top_k']['valid'][:, 0],
+                       found['top_k']['score'][:, 0], -np.inf)
+  return (
+      harness.Check('legal slots', float((legal != ours['valid']).sum()), 0),
+      harness.Check('scores = an enumeration', harness.largest(
+          np.abs(ours['score'] - exact)[legal & ours['valid']]), 1e-5),
+      harness.Check('top_k = the loop', harness.largest(
+          np.where(heuristic == theirs['loop'], 0,
+                   np.abs(heuristic - theirs['loop']))), 1e-5))

@@ -1,0 +1,96 @@
+"""Suite startup: seconds from process start to the first completed step.
+
+`experiments.train` as a user runs it, with the buckets of the config, which are
+all compiled before the first step: once with empty caches and once with what
+that run left in them.
+"""
+
+from collections.abc import Mapping
+import pathlib
+import subprocess
+import sys
+import time
+
+from benchmarks import harness
+from benchmarks.session import ROOT
+from benchmarks.session import TARGETS
+from benchmarks.session import Outcome
+from benchmarks.session import Session
+from benchmarks.suites import search
+from qa_jax.checkpoints.run_directory import RunDirectory
+
+STEPS = 100  # enough that each bucket is met
+FIRST_STEP = f'train 1/{STEPS} '  # how progress begins once it is read back
+
+
+def cache_environment(folder: pathlib.Path) -> dict[str, str]:
+  """Variables that put every cache under `folder`."""
+  return {'XDG_CACHE_HOME': str(folder),
+          'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled')}
+
+
+def run(session: Session) -> Outcome:
+  """Empty caches against warm ones, in turn."""
+  out, losses = Outcome(), {'empty': [], 'warm': []}
+  count = 0
+
+  def start(which: str) -> float:
+    nonlocal count
+    count += which == 'empty'  # the warm run opens what the empty one left
+    workdir = session.scratch / f'startup_{count}_{which}'
+    seconds = first_step(
+        command(session, workdir), harness.environment(session.threads)
+        | cache_environment(session.scratch / f'cache_{count}'))
+    losses[which].append(RunDirectory(workdir).read_metrics()[0]['loss'])
+    return seconds
+
+  contenders = [harness.Contender(
+      'ours', f'{which} caches', lambda which=which: start(which), 1,
+      unit='starts') for which in ('empty', 'warm')]
+  harness.interleave(contenders, session.fewer_rounds)
+  empty, warm = (c.timing for c in contenders)
+  out.timings += [empty, warm]
+  out.notes.append(f'startup: first step after {warm.median:.1f} s with warm '
+                   f'caches, {empty.median:.1f} s with empty ones')
+  check = harness.Check('loss of the first step', harness.largest(
+      abs(a - b) for a, b in zip(*losses.values(), strict=True)), 0)
+  target = TARGETS['startup']
+  out.rows.append(harness.Row(
+      'startup', 'process start → first step', warm, empty, target.gate,
+      target.goal, (check,), 'without cache'))
+  return out
+
+
+def command(session: Session, workdir: pathlib.Path) -> list[str]:
+  """A run of the first encoder, which is ended after its first step."""
+  fields = {
+      'model.init_from': session.encoder,
+      'data.train': session.source(), 'data.eval': '', 'seed': session.seed,
+      **{key.replace('__', '.'): value
+         for key, value in search.vocabulary(session).items()},
+      'train.num_epochs': 0.0, 'train.num_steps': STEPS,
+      'train.log_every_steps': 1, 'parallel.num_devices': 1,
+      **session.overrides}
+  config = ROOT / 'configs' / 'squad2.py'
+  return [sys.executable, '-m', 'experiments.train',
+          f'--config={config}:{session.encoders[0]}', f'--workdir={workdir}',
+          *(f'--config.{key}={value}' for key, value in fields.items())]
+
+
+def first_step(command: list[str], environment: Mapping[str, str]) -> float:
+  """Seconds until the command says that step 1 is done; then ends it.
+
+  Raises:
+    WorkerError: it ended without; what it said last is the reason.
+  """
+  began, seconds, said = time.perf_counter(), 0.0, ''
+  with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE,
+                        stdout=subprocess.DEVNULL, text=True) as process:
+    for line in process.stderr:
+      said = line.strip() or said
+      if line.startswith(FIRST_STEP) and not seconds:
+        seconds = time.perf_counter() - began
+        process.terminate()
+  if not seconds:
+    raise harness.WorkerError(f'experiments.train: {said}')
+  return seconds

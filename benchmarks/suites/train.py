@@ -1,0 +1,265 @@
+"""Suite train: examples a second of fine-tuning at real lengths.
+
+Every contender plans an epoch in its own way (buckets, packing, padding to
+384, padding to the longest, length grouping), sorts its batches by length and
+runs the same number of them, evenly spread. Seconds of an epoch are the mean
+of those times its number of batches: so each is charged for its own padding
+and for its own number of batches, over the same examples.
+"""
+
+from collections.abc import Mapping
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import harness
+from benchmarks.session import NAMES
+from benchmarks.session import TARGETS
+from benchmarks.session import Outcome
+from benchmarks.session import Session
+from qa_jax import config as config_lib
+from qa_jax.checkpoints import hugging_face as hugging_face_lib
+from qa_jax.export import hugging_face
+from qa_jax.io import files
+from qa_jax.runtime import devices
+from qa_jax.training import dry_run
+from qa_jax.training import trainer as trainer_lib
+
+Checks = dict[str, tuple[harness.Check, ...]]  # by contender
+CLASSIC = 'float32 pad 384'  # of the peer's variants
+# What rounding may cost: float32 sums in another order, bfloat16 products.
+TOLERANCE = {'float32': 1e-4, 'bfloat16': 3e-2}
+
+
+def variants() -> dict[str, dict[str, Any]]:
+  """Our ways to train: name → config fields."""
+  return {f'{dtype} {layout}': {'precision__compute_dtype': dtype,
+                                'data__packing': layout == 'packed'}
+          for dtype, layout in (('float32', 'buckets'), ('bfloat16', 'buckets'),
+                                ('bfloat16', 'packed'))}
+
+
+class Ours:
+  """The side of the worker."""
+
+  def __init__(self):
+    self._ways: dict[str, _Way] = {}
+
+  def calls(self) -> dict[str, Any]:
+    return {'prepare': self.prepare, 'compare': self.compare,
+            'build': self.build, 'run': self.run}
+
+  def prepare(self, config: dict[str, Any], target: str) -> dict[str, Any]:
+    """Writes the weights that both sides start from, and the windows."""
+    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    write_start(trainer, pathlib.Path(target))
+    return {'parameters': dry_run.parameters(trainer),
+            'examples': len(trainer.windows.examples)}
+
+  def compare(self, config: dict[str, Any], target: str) -> dict[str, float]:
+    """One update of the only batch there is, which goes to `target`."""
+    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    assert trainer.batches.steps_per_epoch == 1, trainer.batches
+    batch = next(trainer.batches)
+    np.savez(target, **batch)
+    _, metrics = trainer.parallel.step(
+        placed(trainer), trainer.parallel.place_batch(batch))
+    return {key: float(metrics[key]) for key in ('loss', 'grad_norm')}
+
+  def build(self, name: str, config: dict[str, Any],
+            steps: int) -> dict[str, Any]:
+    """Compiles a variant for the batches that it will be timed on."""
+    began = time.perf_counter()
+    way = self._ways[name] = _Way(config_lib.check_config(config), steps)
+    way.run()
+    return {'windows': way.windows, 'tokens': way.tokens,
+            'batches': way.trainer.batches.steps_per_epoch,
+            'shapes': way.shapes, 'seconds': time.perf_counter() - began}
+
+  def run(self, name: str) -> float:
+    return self._ways[name].run()
+
+
+class _Way:
+  """A trainer, and the positions of the batches that stand for its epoch."""
+
+  def __init__(self, config: config_lib.Config, steps: int):
+    self.trainer = trainer_lib.Trainer(config)
+    batches = self.trainer.batches
+    count = batches.steps_per_epoch
+    sizes = [next(batches)['token_ids'].size for _ in range(count)]
+    self._chosen = spread(sizes, steps)
+    self.shapes = len({sizes[i] for i in self._chosen})
+    share = len(self._chosen) / count
+    self.windows = len(batches.indices) * share
+    self.tokens = float(self.trainer.windows.total_lengths[
+        batches.indices].sum()) * share
+    self._state, self.trainer.state = placed(self.trainer), None
+
+  def run(self) -> float:
+    """Seconds of the chosen batches, host work included."""
+    ahead, began = devices.RunAhead(2), time.perf_counter()
+    for index in self._chosen:
+      self.trainer.batches.seek({'epoch': 0, 'index': index})
+      batch = next(self.trainer.batches)
+      self._state, metrics = self.trainer.parallel.step(
+          self._state, self.trainer.parallel.place_batch(batch))
+      ahead.push(index, metrics)
+    ahead.drain()
+    jax.block_until_ready(self._state)
+    return time.perf_counter() - began
+
+
+def write_start(trainer: trainer_lib.Trainer, folder: pathlib.Path) -> None:
+  """Weights, vocabulary and windows to train on, for both sides."""
+  hugging_face.write_weights(
+      hugging_face_lib.to_hugging_face(trainer.state.params), folder)
+  files.write_json(folder / 'config.json', hugging_face.hugging_face_config(
+      trainer.sizes, 'BertForQuestionAnswering'))
+  trainer.tokenizer.save(folder)
+  rows = trainer.batches.indices
+  batch = trainer.windows.gather(rows, trainer.config.data.max_length)
+  np.savez(folder / 'windows.npz', length=trainer.windows.total_lengths[rows],
+           **{key: batch[key] for key in (
+               'token_ids', 'token_type_ids', 'start_positions',
+               'end_positions', 'start_mask', 'context_mask')})
+
+
+def spread(sizes: list[int], count: int) -> list[int]:
+  """`count` positions evenly over the order by size, or all there are."""
+  order = np.argsort(sizes, kind='stable')
+  count = min(count, len(order))
+  return [int(order[int((i + 0.5) * len(order) / count)])
+          for i in range(count)]
+
+
+def placed(trainer: trainer_lib.Trainer) -> Any:
+  """The train state where its step wants it."""
+  return jax.device_put(
+      trainer.state, trainer.parallel.state_sharding(trainer.state))
+
+
+def run(session: Session) -> Outcome:
+  """Rows of every encoder: ours against the classic and the best peer."""
+  out = Outcome()
+  for encoder in session.encoders:
+    try:
+      with session.sides('train') as (ours, peer):
+        _run(session, encoder, ours, peer, out)
+    except harness.WorkerError as e:  # such as out of memory: keep the others
+      out.rows.append(harness.Row('train', NAMES[encoder], None, None,
+                                  note=f'left out: {e}'))
+  return out
+
+
+def encoder_fields(session: Session, encoder: str) -> dict[str, Any]:
+  """Config fields of an encoder before anything is exported."""
+  vocabulary = {'data__vocab': session.encoder} if session.encoder else {}
+  if session.encoder and encoder == 'minilm_l6':
+    return {'model__preset': '', 'model__init_from': session.encoder}
+  return {'model__preset': encoder, **vocabulary}
+
+
+def _run(session: Session, encoder: str, ours: harness.Worker,
+         peer: harness.Worker | None, out: Outcome) -> None:
+  batch = session.sizes.train_batch[encoder]
+  steps = session.sizes.train_steps[encoder]
+  folder = session.scratch / f'train_{encoder}'
+  folder.mkdir(exist_ok=True)
+  made = ours.call('prepare', target=str(folder), config=session.config(
+      **encoder_fields(session, encoder), train__batch_size=batch))
+  out.notes.append(f'train {NAMES[encoder]}: {made["parameters"]:,} parameters,'
+                   f' {made["examples"]:,} questions, {batch} windows an '
+                   f'update, {steps} updates an epoch are timed')
+  started = {'model__preset': '', 'model__init_from': str(folder),
+             'train__batch_size': batch}
+  contenders, checks = _ours(session, ours, peer, folder, started, steps)
+  if peer:
+    contenders += _peers(peer, folder, batch, steps)
+  rounds = (session.rounds if encoder == 'minilm_l6'
+            else session.fewer_rounds)
+  harness.compete(contenders, rounds, always=(CLASSIC,))
+  out.timings += [c.timing for c in contenders]
+  add_rows('train', NAMES[encoder], contenders, checks, out)
+
+
+def _ours(session: Session, ours: harness.Worker, peer: harness.Worker | None,
+          folder: pathlib.Path, started: Mapping[str, Any],
+          steps: int) -> tuple[list[harness.Contender], Checks]:
+  """Our variants that agree with the peer, and the checks of all of them.
+
+  They are compared on an epoch of one batch, so that it holds the same
+  examples in any layout.
+  """
+  sample = session.write_examples(
+      'sample', max(started['train__batch_size'] // 2, 1))
+  still = {**started, 'data__train': sample, 'model__dropout': 0.0,
+           'model__attention_dropout': 0.0}
+  plain = ours.call(
+      'compare', target=str(folder / 'batch.npz'), config=session.config(
+          **still, objective='cross_entropy(domain="all")'))
+  checks: Checks = {}
+  if peer:
+    peer.call('build', folder=str(folder))
+    theirs = peer.call('compare', batch=str(folder / 'batch.npz'))
+    checks['parity'] = _differ('as Hugging Face, float32', plain, theirs,
+                               TOLERANCE['float32'])
+    context = peer.call('compare_context', batch=str(folder / 'batch.npz'))
+  contenders = []
+  for name, way in variants().items():
+    found = ours.call('compare', target=str(folder / 'any.npz'),
+                      config=session.config(**still, **way))
+    if peer:
+      checks[name] = checks['parity'] + _differ(
+          name, found, context, TOLERANCE[way['precision__compute_dtype']])
+      if not all(c.passed for c in checks[name]):
+        continue
+    built = ours.call('build', name=name, steps=steps,
+                      config=session.config(**started, **way))
+    contenders.append(harness.Contender(
+        'ours', name, lambda name=name: ours.call('run', name=name),
+        built['windows'], built['tokens']))
+  return contenders, checks
+
+
+def _differ(name: str, ours: Mapping[str, float], theirs: Mapping[str, float],
+            tolerance: float) -> tuple[harness.Check, ...]:
+  return tuple(harness.Check(
+      f'{key} ({name})', abs(ours[key] / theirs[key] - 1), tolerance)
+      for key in ('loss', 'grad_norm'))
+
+
+def _peers(peer: harness.Worker, folder: pathlib.Path, batch: int,
+           steps: int) -> list[harness.Contender]:
+  contenders = []
+  for name in peer.call('variants'):
+    plan = peer.call('plan', name=name, steps=steps, batch_size=batch,
+                     windows=str(folder / 'windows.npz'))
+    contenders.append(harness.Contender(
+        'peer', name, lambda name=name: peer.call('run', name=name),
+        plan['windows'], plan['tokens']))
+  return contenders
+
+
+def add_rows(suite: str, what: str, contenders: list[harness.Contender],
+             checks: Checks, out: Outcome) -> None:
+  """Our best against the classic and the best peer; then what was refused."""
+  best = {}
+  for side in ('ours', 'peer'):
+    found = [c for c in contenders if c.side == side]
+    best[side] = harness.fastest(found).timing if found else None
+  classic = next((c.timing for c in contenders if c.name == CLASSIC), None)
+  ours = best['ours']
+  for target, peer, against in (
+      ('classic', classic, f'torch {CLASSIC}'),
+      ('best', best['peer'], 'the best of the peers')):
+    wanted = TARGETS[f'{suite} {target}']
+    out.rows.append(harness.Row(
+        suite, what, ours, peer, wanted.gate, wanted.goal,
+        checks.get(ours.name, ()) if ours else (), against))
+  out.rows += [
+      harness.Row(suite, f'{what}, {name}', None, None, checks=found)
+      for name, found in checks.items() if not all(c.passed for c in found)]

@@ -1,0 +1,187 @@
+"""The layout of a run directory."""
+
+from collections.abc import Mapping
+import contextlib
+import dataclasses
+import pathlib
+import re
+from typing import Any
+
+import jax
+
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax.checkpoints import manager
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.io import files
+from qa_jax.models import bert
+
+# Fields that may differ when a run is resumed: no computed value depends on
+# them.
+FREE_FIELDS = ('train.step_timeout_seconds',)
+
+# Fields of earlier versions that changed no number; a stored config may have
+# them.
+RETIRED_FIELDS = ('data.on_device',)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDirectory:
+  """A run directory: the only place that knows the names of its files.
+
+    config.json     the resolved config      run.json       how it was made
+    encoder.json    sizes of the encoder     metrics.jsonl  one row a step
+    tokenizer/      vocabulary               checkpoints/   orbax checkpoints
+    alignment.json  audit of gold spans      eval/NAME/     one evaluation
+  """
+
+  path: pathlib.Path
+
+  @property
+  def config_file(self) -> pathlib.Path:
+    return self.path / 'config.json'
+
+  @property
+  def record_file(self) -> pathlib.Path:
+    return self.path / 'run.json'
+
+  @property
+  def encoder_file(self) -> pathlib.Path:
+    return self.path / 'encoder.json'
+
+  @property
+  def metrics_file(self) -> pathlib.Path:
+    return self.path / 'metrics.jsonl'
+
+  @property
+  def alignment_file(self) -> pathlib.Path:
+    return self.path / 'alignment.json'
+
+  @property
+  def tokenizer(self) -> pathlib.Path:
+    return self.path / 'tokenizer'
+
+  @property
+  def checkpoints(self) -> pathlib.Path:
+    return self.path / 'checkpoints'
+
+  def evaluation(self, data: str) -> pathlib.Path:
+    """The folder of the evaluation on the data that the SPEC `data` names."""
+    return self.path / 'eval' / evaluation_name(data)
+
+  def is_run(self) -> bool:
+    """Whether the directory holds a run, rather than a Hugging Face model."""
+    return self.config_file.is_file() and self.checkpoints.is_dir()
+
+  def read_config(self) -> config_lib.Config:
+    """Reads the resolved config that the run stored.
+
+    Raises:
+      UserError: the directory is not a run, or its config.json is damaged.
+    """
+    if not self.config_file.is_file():
+      raise errors.UserError(
+          f'{self.path} is not a run directory: it has no config.json')
+    fields = files.read_object(self.config_file)
+    for field in RETIRED_FIELDS:
+      group, name = field.split('.')
+      if isinstance(fields.get(group), dict):
+        fields[group].pop(name, None)
+    return config_lib.check_config(fields)
+
+  def read_record(self) -> dict[str, Any]:
+    """Reads run.json: seed, command, git commit, packages, hashes of inputs."""
+    return files.read_object(self.record_file)
+
+  def read_encoder_config(self) -> bert.BertConfig:
+    """Reads the sizes of the run's encoder.
+
+    Raises:
+      UserError: encoder.json is damaged.
+    """
+    try:
+      return bert.BertConfig(**files.read_object(self.encoder_file))
+    except TypeError as e:  # a field too many or too few
+      raise errors.UserError(f'{self.encoder_file}: {e}') from None
+
+  def read_metrics(self) -> list[dict[str, Any]]:
+    """Reads the rows of metrics.jsonl.
+
+    The last row of a killed run may be torn and is left out.
+    """
+    if not self.metrics_file.is_file():
+      return []
+    *lines, _ = files.read_text(self.metrics_file).split('\n')
+    return [files.parse_object(line, self.metrics_file) for line in lines]
+
+  def resolve_step(self, which: str) -> int:
+    """Returns the step of the checkpoint 'best', 'last' or a number."""
+    with self._open_checkpoints() as store:
+      return store.resolve(which)
+
+  def read_parameters(self, which: str, shapes: Any) -> Any:
+    """Restores parameters of the given shapes onto the first local device.
+
+    `which` is 'best', 'last' or the number of a step.
+    """
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with self._open_checkpoints() as store:
+      return store.restore_params(store.resolve(which), jax.tree.map(
+          lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+          shapes))
+
+  def _open_checkpoints(
+      self) -> contextlib.AbstractContextManager[manager.Checkpoints]:
+    return contextlib.closing(
+        manager.Checkpoints(self.checkpoints, read_only=True))
+
+  def write(self, config: config_lib.Config, encoder: bert.BertConfig,
+            tokenizer: tokenizer_lib.Tokenizer,
+            record: Mapping[str, Any]) -> None:
+    """Writes the files that a run has before its first step.
+
+    `record` becomes run.json. config.json is written last.
+    """
+    tokenizer.save(self.tokenizer)
+    files.write_json(self.encoder_file, dataclasses.asdict(encoder))
+    files.write_json(self.record_file, record)
+    files.write_json(self.config_file, config.to_dict())
+
+  def check_config(self, config: config_lib.Config) -> None:
+    """Checks that the directory is empty or holds the run of this config.
+
+    Raises:
+      UserError: it is a file, holds something else than a run, cannot be
+        written, or its run has another config; the message lists the fields.
+    """
+    if self.path.exists() and not self.path.is_dir():
+      raise errors.UserError(
+          f'--workdir={self.path} is a file, not a directory')
+    files.check_writable(self.config_file)
+    if not self.config_file.is_file():
+      if self.path.is_dir() and any(self.path.iterdir()):
+        raise errors.UserError(
+            f'--workdir={self.path} is not empty and not a run; choose another')
+      return
+    stored = self.read_config().to_dict()
+    changed = [row for row in config_lib.differences(stored, config.to_dict())
+               if row[0] not in FREE_FIELDS]
+    if changed:
+      width = max(len(field) for field, _, _ in changed)
+      rows = '\n'.join(f'  {field:{width}}  {old!r} → {new!r}'
+                       for field, old, new in changed)
+      raise errors.UserError(
+          f'{self.path} was trained with another config (stored → given); '
+          f'choose another --workdir or undo:\n{rows}')
+
+
+def evaluation_name(spec: str) -> str:
+  """Returns the folder name of an evaluation on the data SPEC.
+
+  A path counts by its last part, without the ending of its format.
+  """
+  parts = [spec] if '(' in spec else [
+      p.strip().rstrip('/').rsplit('/', 1)[-1] for p in spec.split('+')]
+  stem = '_'.join(re.sub(r'\.(jsonl?|csv|parquet|arrow)(\.gz)?$', '', p)
+                  for p in parts)
+  return re.sub(r'[^A-Za-z0-9.-]+', '_', stem).strip('._-')[:80] or 'data'

@@ -1,0 +1,170 @@
+"""A run as one program: encoder, head and span search as StableHLO.
+
+Glossary of shapes: B batch (windows), L window length, K candidates.
+
+The program is jax.export's: any number of windows of any length within its
+bounds, compiled by whoever loads it, for every platform it was lowered for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import registry
+from qa_jax.data import windows
+from qa_jax.decoding import candidates
+from qa_jax.decoding import search
+from qa_jax.export import hugging_face
+from qa_jax.export import run as run_lib
+from qa_jax.inference import decode as decode_lib
+from qa_jax.inference import predict
+from qa_jax.io import files
+from qa_jax.models import qa
+
+PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
+
+
+def answer_program(model: qa.QAModel, decode: config_lib.Decode,
+                   temperature: float) -> Callable[..., dict[str, jax.Array]]:
+  """What is exported, a function of parameters and windows.
+
+  Attention is `xla`: plain StableHLO, which runs on every platform.
+  """
+  model = model.clone(attention='xla')
+  find = registry.build(search.SEARCHES, decode.search, what='search')
+  normaliser = 'normaliser' in decode_lib.null_rule_needs(decode)
+
+  def run(params: Mapping[str, jax.Array],  # by names, as in safetensors
+          token_ids: jax.Array,  # [B, L] int32
+          context: jax.Array,  # [B, 2] int32: context tokens [begin, end)
+          owned: jax.Array,  # [B, 2] int32: legal starts [begin, end)
+          ) -> dict[str, jax.Array]:  # [B, K] spans, [B] null, sums of spans
+    position = jnp.arange(token_ids.shape[1])[None]  # [1, L]
+    begin, end = context[:, :1], context[:, 1:]  # [B, 1]; at `end` is [SEP]
+    context_mask = (position >= begin) & (position < end)
+    start_mask = context_mask & (position >= owned[:, :1]) & (
+        position < owned[:, 1:])
+    scores = model.apply(
+        {'params': flax.traverse_util.unflatten_dict(params, sep='/')},
+        token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
+        token_type_ids=((position >= begin) & (position <= end)).astype(
+            jnp.int32), context_mask=context_mask)
+    longest = decode.max_answer_length
+    found = candidates.window_candidates(
+        find, scores, start_mask, context_mask, n_best=decode.n_best,
+        longest=longest, normaliser=normaliser)
+    mass = candidates.log_partitions(scores,
+                                     start_mask,
+                                     context_mask,
+                                     jnp.float32([temperature]),
+                                     longest=longest)
+    return {'normaliser': jnp.zeros_like(found['null']), **found,
+            'mass': mass[:, 0]}
+  return run
+
+
+def lower_program(model: qa.QAModel, params: Mapping[str, Any],
+                  config: config_lib.Config, platforms: Sequence[str],
+                  temperature: float = 1.0) -> tuple[jax.export.Exported, int]:
+  """The program for `platforms`, and the length of its shortest windows.
+
+  Windows have at most config.data.max_length tokens, and at least as many as a
+  span can have and candidates are sought: below, the search is another one.
+  """
+  longest = config.data.max_length
+  counts = [v for spec in (config.decode.search, config.model.head)
+            for v in registry.parse_spec(spec)[1].values() if type(v) is int]
+  shortest = min(longest, max(
+      32, config.decode.max_answer_length, config.decode.n_best, *counts))
+  if shortest == longest:
+    (batch,), length = jax.export.symbolic_shape('b'), longest
+  else:
+    batch, length = jax.export.symbolic_shape(
+        'b, l', constraints=[f'l >= {shortest}', f'l <= {longest}'])
+  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype)
+            for k, v in params.items()}
+  return jax.export.export(
+      jax.jit(answer_program(model, config.decode, temperature)),
+      platforms=platforms)(
+          shapes, ints(batch, length), ints(batch, 2),
+          ints(batch, 2)), shortest
+
+
+def check_platforms(names: Sequence[str]) -> None:
+  """Raises a UserError for a platform that programs are not lowered for."""
+  for name in names:
+    if name not in PLATFORMS:
+      raise errors.UserError(
+          f'unknown platform {name!r}; choose from {", ".join(PLATFORMS)}')
+
+
+def export_run(model: predict.QA, target: pathlib.Path,
+               platforms: Sequence[str]) -> dict[str, int]:
+  """Writes the program and its runner to `target`; sizes of files in bytes.
+
+  Raises:
+    UserError: an unknown platform, `target` is not empty, or merged answers.
+  """
+  check_platforms(platforms)
+  config = model.config
+  if config.decode.merge != 'none':
+    raise errors.UserError(
+        f'config.decode.merge={config.decode.merge!r} compares texts, which '
+        "the program does not see; --merge=none exports without it")
+  build.check_positions(config, model.model.config)
+  windows.check_lengths(config.data.max_length, config.data.window_overlap,
+                        config.data.max_question_length)
+  params = {k: np.ascontiguousarray(v) for k, v in
+            flax.traverse_util.flatten_dict(model.params, sep='/').items()}
+  found = model.calibration
+  temperature = found.temperature if found else 1.0
+  exported, shortest = lower_program(
+      model.model, params, config, platforms, temperature)
+  words = model.tokenizer
+  meta = {
+      'max_length': config.data.max_length, 'min_length': shortest,
+      'window_overlap': config.data.window_overlap,
+      'max_question_length': config.data.max_question_length,
+      'pad_id': words.pad_id, 'cls_id': words.cls_id, 'sep_id': words.sep_id,
+      'null_rule': config.decode.null_rule,
+      'null_threshold': config.decode.null_threshold,
+      'temperature': temperature,
+      'max_answer_length': config.decode.max_answer_length,
+      'n_best': config.decode.n_best, 'platforms': list(exported.platforms),
+      'calling_convention': exported.calling_convention_version,
+      'jax': jax.__version__}
+  try:
+    blob = exported.serialize()
+  except ModuleNotFoundError as e:  # jax does not ask for it
+    raise errors.UserError(
+        f"{e.name} is not installed; pip install '{e.name}'") from None
+  contents = {
+      'program.bin': bytes(blob),
+      'params.safetensors': safetensors.numpy.save(params),
+      'tokenizer.json': hugging_face.whole_tokenizer(words).encode(),
+      'meta.json': (json.dumps(meta, indent=2) + '\n').encode()}
+  sums = ''.join(f'{hashlib.sha256(contents[name]).hexdigest()}  {name}\n'
+                 for name in run_lib.FILES)
+  contents |= {'SHA256SUMS': sums.encode(),
+               'run.py': pathlib.Path(run_lib.__file__).read_bytes()}
+
+  def write(directory: pathlib.Path) -> None:
+    for name, content in contents.items():
+      (directory / name).write_bytes(content)
+
+  hugging_face.check_target(target)
+  files.write_directory(target, write)
+  return {name: len(content) for name, content in contents.items()}

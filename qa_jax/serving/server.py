@@ -1,0 +1,248 @@
+"""The service over HTTP: JSON, one page, metrics, and a clean end.
+
+A request is counted from its first byte: reading, waiting and answering share
+one limit on how many are inside and one on how long.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+import contextlib
+import errno
+import functools
+import json
+import signal
+import socket
+import time
+from typing import Any
+
+import markupsafe
+import prometheus_client
+from prometheus_client import exposition
+from starlette import applications
+from starlette import exceptions
+from starlette import requests
+from starlette import responses
+from starlette import routing
+import uvicorn
+
+from qa_jax import errors
+from qa_jax.serving import batching
+from qa_jax.serving import inspect_page
+from qa_jax.serving import service as service_lib
+from qa_jax.serving import timeouts
+from qa_jax.serving.service import Question
+from qa_jax.serving.service import RefusedError
+
+HEADERS = {'X-Content-Type-Options': 'nosniff', 'Cache-Control': 'no-store',
+           'Referrer-Policy': 'no-referrer'}
+Handler = Callable[[Question], Awaitable[dict[str, Any]]]
+
+
+class Metrics:
+  """What /metrics shows, in a registry of its own."""
+
+  def __init__(self):
+    self.registry = prometheus_client.CollectorRegistry()
+    common = dict(namespace='qa_jax', registry=self.registry)
+    self.requests = prometheus_client.Counter(
+        'requests', 'Requests by path and status.', ['path', 'status'],
+        **common)
+    self.seconds = prometheus_client.Histogram(
+        'request_seconds', 'First byte to answer.', ['path'], **common)
+    self.batch = prometheus_client.Histogram(
+        'batch_questions', 'Questions the model saw together.',
+        buckets=(1, 2, 4, 8, 16, 32, 64), **common)
+    self.inside = prometheus_client.Gauge(
+        'requests_inside', 'Requests being read, waiting or answered.',
+        **common)
+
+
+def make_app(service: service_lib.Service,
+             metrics: Metrics) -> applications.Starlette:
+  """The routes; batches run while its lifespan lasts."""
+  html, policy = ask_page()
+  openapi, = inspect_page.read_sources('openapi.json')
+  metrics.inside.set_function(lambda: service.inside)
+  service.batcher.observe = metrics.batch.observe
+
+  @contextlib.asynccontextmanager
+  async def lifespan(_: applications.Starlette) -> AsyncIterator[None]:
+    drain = asyncio.create_task(service.batcher.drain())
+    try:
+      yield
+    finally:
+      drain.cancel()
+      service.batcher.close()
+
+  async def index(_: requests.Request) -> responses.Response:
+    return responses.HTMLResponse(
+        html, headers={**HEADERS, 'Content-Security-Policy': policy})
+
+  async def health(_: requests.Request) -> responses.Response:
+    return _json(200, {'status': 'ok', 'head': service.qa.config.model.head,
+                       'waiting': service.inside})
+
+  async def api(_: requests.Request) -> responses.Response:
+    return responses.Response(openapi, media_type='application/json',
+                              headers=HEADERS)
+
+  async def numbers(_: requests.Request) -> responses.Response:
+    return responses.Response(
+        exposition.generate_latest(metrics.registry),
+        headers={**HEADERS, 'Content-Type': exposition.CONTENT_TYPE_LATEST})
+
+  return applications.Starlette(
+      routes=[
+          routing.Route('/', index), routing.Route('/health', health),
+          routing.Route('/metrics', numbers),
+          routing.Route('/openapi.json', api),
+          *(routing.Route(path, _endpoint(service, metrics, path, handler),
+                          methods=['POST'])
+            for path, handler in (('/answer', service.answer),
+                                  ('/spans', service.spans)))],
+      exception_handlers={exceptions.HTTPException: _http_error},
+      lifespan=lifespan)
+
+
+def _endpoint(service: service_lib.Service, metrics: Metrics, path: str,
+              handler: Handler) -> Callable[..., Awaitable[Any]]:
+  async def endpoint(request: requests.Request) -> responses.Response:
+    began = time.perf_counter()
+    response = await _respond(service, handler, request)
+    metrics.requests.labels(path, str(response.status_code)).inc()
+    metrics.seconds.labels(path).observe(time.perf_counter() - began)
+    return response
+  return endpoint
+
+
+async def _respond(service: service_lib.Service, handler: Handler,
+                   request: requests.Request) -> responses.Response:
+  limits = service.limits
+  try:
+    if service.inside >= limits.waiting:
+      raise RefusedError(
+          503, f'{limits.waiting} requests are waiting already; try '
+          'again later')
+    service.inside += 1
+    try:
+      async with asyncio.timeout(limits.seconds):
+        asked = service.parse(await _body(request, limits.body_bytes))
+        return _json(200, await handler(asked))
+    finally:
+      service.inside -= 1
+  except RefusedError as e:
+    return _error(e.status, str(e))
+  except TimeoutError:
+    return _error(503, f'no answer within {limits.seconds:g} seconds; try '
+                  'again later')
+  except batching.ModelError:
+    return _error(503, 'the model failed on this question; see the log')
+  except requests.ClientDisconnect:
+    return _error(422, 'the body broke off')
+
+
+async def _body(request: requests.Request, most: int) -> bytes:
+  """The body, read no further than the bound."""
+  refused = RefusedError(413, f'the body exceeds {most} bytes')
+  length = request.headers.get('content-length', '')
+  if length.isdecimal() and int(length[:20]) > most:
+    raise refused
+  body = b''
+  async for part in request.stream():
+    body += part
+    if len(body) > most:
+      raise refused
+  return body
+
+
+def _json(status: int, value: Mapping[str, Any],
+          headers: Mapping[str, str] | None = None) -> responses.Response:
+  try:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+  except ValueError:
+    raise RefusedError(503,
+                       'the model gave a score that is not finite') from None
+  return responses.Response(text + '\n', status, {**HEADERS, **(headers or {})},
+                            'application/json')
+
+
+def _error(status: int, message: str,
+           headers: Mapping[str, str] | None = None) -> responses.Response:
+  retry = {'Retry-After': '1'} if status == 503 else {}
+  return _json(status, {'error': ' '.join(message.split())},
+               {**retry, **(headers or {})})
+
+
+async def _http_error(_: requests.Request, e: Exception) -> responses.Response:
+  """No such path, or another method: one line, too."""
+  assert isinstance(e, exceptions.HTTPException)
+  return _error(e.status_code, e.detail, e.headers)
+
+
+def ask_page() -> tuple[str, str]:
+  """The page at /, and the policy that lets it run its own script alone."""
+  style, script = inspect_page.read_sources('ask.css', 'ask.js')
+  html = inspect_page.load_template('ask.html').render(
+      style=markupsafe.Markup(style), script=markupsafe.Markup(script),
+      shades=' '.join(inspect_page.SHADES))
+  return html, '; '.join((
+      "default-src 'none'", f"style-src '{inspect_page.content_hash(style)}'",
+      f"script-src '{inspect_page.content_hash(script)}'", "connect-src 'self'",
+      "img-src data:",  # the empty icon
+      "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"))
+
+
+def bind_socket(host: str, port: int) -> socket.socket:
+  """A socket that has the port and does not listen yet; port 0: any.
+
+  Raises:
+    UserError: the port is taken or not ours to take, or there is no such host.
+  """
+  try:
+    family, kind, proto, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    found = socket.socket(family, kind, proto)
+  except OSError as e:
+    raise errors.UserError(f'--host={host}: {e.strerror}') from None
+  try:
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    found.bind(address)
+  except OSError as e:
+    found.close()
+    raise errors.UserError(_why(e, host, port)) from None
+  return found
+
+
+def _why(e: OSError, host: str, port: int) -> str:
+  if e.errno == errno.EADDRINUSE:
+    return (f'--port={port}: another process listens there; choose another, '
+            'or 0 for any that is free')
+  if e.errno == errno.EACCES:
+    return f'--port={port} needs privileges; choose one from 1024 on'
+  return f'--host={host} --port={port}: {e.strerror}'
+
+
+def uvicorn_server(service: service_lib.Service) -> uvicorn.Server:
+  return uvicorn.Server(uvicorn.Config(
+      make_app(service, Metrics()), log_level='warning', access_log=False,
+      http=functools.partial(
+          timeouts.DeadlineConnection, seconds=service.limits.seconds),
+      server_header=False, lifespan='on',
+      timeout_graceful_shutdown=int(service.limits.seconds) + 1))
+
+
+def serve(service: service_lib.Service, found: socket.socket) -> None:
+  """Listens until SIGTERM or SIGINT; then finishes what is inside.
+
+  Raises:
+    UserError: another process began to listen on the port meanwhile.
+  """
+  host, port = found.getsockname()[:2]
+  try:
+    found.listen(128)
+  except OSError as e:
+    raise errors.UserError(_why(e, host, port)) from None
+  server = uvicorn_server(service)
+  # uvicorn raises the signal again once it has closed: let that be the end.
+  signal.signal(signal.SIGTERM, lambda *_: None)
+  server.run(sockets=[found])

@@ -1,0 +1,300 @@
+"""Runs → variants, each compared with the default on the same questions.
+
+Glossary of shapes: S seeds, N questions, C scores.
+
+Everything is read from run directories. Runs that differ in the seed alone are
+one variant; that of the first run is the default.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+import json
+import math
+import pathlib
+import shlex
+from typing import Any
+
+import numpy as np
+
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax.checkpoints import run_directory
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import sources
+from qa_jax.data import store
+from qa_jax.io import files
+from qa_jax.metrics import significance
+from qa_jax.metrics import squad as squad_lib
+
+SCORES = ('exact_match', 'f1')  # [C]; those that are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a complete run directory says."""
+
+  path: pathlib.Path
+  config: config_lib.Config
+  metrics: Mapping[str, float]  # of metrics.json
+  examples_per_second: float  # NaN: not recorded
+  peak_megabytes: float  # NaN: not recorded
+  scores: np.ndarray  # [C, N], of every question in percent
+  curve: Sequence[tuple[int, float]] = ()  # (step, F1) while training
+  device_seconds: float = math.nan  # NaN: not recorded, or not trained
+  compile_seconds: float = math.nan
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+  """Variant - default in percentage points, over the seeds both have."""
+
+  mean: float
+  sd: float  # of the difference over seeds; NaN: one seed
+  # sd of the difference of two means over as many seeds of the default: what
+  # seeds alone do. NaN: the default has one seed
+  floor: float
+  low: float  # 95 % interval over seeds, articles and their questions
+  high: float
+  p: float  # paired sign-flip test over questions
+  p_articles: float  # the same over articles: all questions of one at once
+  p_holm: float = math.nan  # corrected for the number of variants
+
+  @property
+  def counts(self) -> bool:
+    """Whether neither questions, articles nor seeds explain it; False if
+    unknown."""
+    return (self.p_holm < 0.05 and abs(self.mean) > self.floor
+            and not self.low <= 0 <= self.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  label: str  # the fields in which it differs from the default
+  runs: Sequence[Run]  # at least one
+  deltas: Mapping[str, Delta]  # {} for the default, or without a common seed
+
+  def mean(self, name: str) -> float:
+    """Over seeds, of an entry of metrics.json; NaN if a run has it not."""
+    return float(np.mean(self._values(name)))
+
+  def sd(self, name: str) -> float:
+    return _sd(self._values(name))
+
+  def half_width(self, name: str) -> float:
+    """Of the 95 % interval of the mean over seeds."""
+    return significance.half_width(self._values(name))
+
+  def _values(self, name: str) -> list[float]:
+    return [run.metrics.get(name, math.nan) for run in self.runs]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  variants: Sequence[Variant]  # the default is the first
+  default: str  # its fields that others change
+  data: str  # SPEC of the questions
+  questions: int
+  incomplete: Mapping[str, str]  # run → why it is not compared
+
+
+def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
+            seed: int = 0) -> Comparison:
+  """Reads runs and sweeps; `seed` is that of the resampling.
+
+  Compared is what experiments.evaluate left of a SPEC `data`; '': of
+  config.data.eval, on which runs are evaluated while they train.
+
+  Raises:
+    UserError: not a run, no complete run of the default, runs evaluated on
+      different questions, or one config and seed twice.
+  """
+  reasons = {path: _incomplete(path, log, data)
+             for path, log in _directories(workdirs)}
+  keys = {path: _key(RunDirectory(path).read_config()) for path in reasons
+          if (path / 'config.json').is_file()}
+  complete = [path for path, reason in reasons.items() if not reason]
+  first = next(iter(reasons))
+  groups: dict[str, list[Run]] = {keys.get(first, ''): []}
+  if not any(keys[path] in groups for path in complete):
+    raise errors.UserError('the default has no complete run; '
+                           f'{first}: {reasons[first]}')
+  runs, data, articles = _read(complete, data)
+  for run in runs:
+    group = groups.setdefault(keys[run.path], [])
+    for other in group:
+      if other.config.seed == run.config.seed:
+        raise errors.UserError(f'{other.path} and {run.path} are the same '
+                               'config and seed; name one of them')
+    group.append(run)
+  default, *others = groups.values()
+  base = {**default[0].config.to_dict(), 'seed': None}
+  changes = [config_lib.differences(
+      base, {**group[0].config.to_dict(), 'seed': None}) for group in others]
+  original = {field: old for change in changes for field, old, _ in change}
+  return Comparison(
+      variants=[Variant('default', default, {}), *map(
+          Variant,
+          [_label({field: new for field, _, new in c}) for c in changes],
+          others, _deltas(default, others, articles, seed))],
+      default=_label(original), data=data, questions=runs[0].scores.shape[1],
+      incomplete={str(path): reason for path, reason in reasons.items()
+                  if reason})
+
+
+def _key(config: config_lib.Config) -> str:
+  """What the runs of a variant have in common."""
+  return json.dumps({**config.to_dict(), 'seed': None}, sort_keys=True)
+
+
+def _label(fields: Mapping[str, Any]) -> str:
+  return ', '.join(f'{field.rpartition(".")[2]}={value}'
+                   for field, value in fields.items())
+
+
+def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
+            articles: Sequence[str], seed: int) -> list[dict[str, Delta]]:
+  """Each variant's delta of each score, p-values corrected over variants."""
+  deltas: list[dict[str, Delta]] = [{} for _ in others]
+  for c, score in enumerate(SCORES):
+    of_seed = {run.config.seed: run.scores[c] for run in default}
+    spread = _sd([x.mean() for x in of_seed.values()])
+    compared = []
+    for group, out in zip(others, deltas, strict=True):
+      pairs = [run.scores[c] - of_seed[run.config.seed] for run in group
+               if run.config.seed in of_seed]
+      if pairs:
+        out[score] = _delta(np.stack(pairs), articles, spread, seed)
+        compared.append(out)
+    adjusted = significance.holm_adjust([out[score].p for out in compared])
+    for out, p in zip(compared, adjusted, strict=True):
+      out[score] = dataclasses.replace(out[score], p_holm=float(p))
+  return deltas
+
+
+def _delta(differences: np.ndarray,  # [S, N] in points
+           articles: Sequence[str], spread: float, seed: int) -> Delta:
+  of_question = differences.mean(axis=0)
+  low, high = significance.hierarchical_interval(differences,
+                                                 articles,
+                                                 seed=seed)
+  return Delta(
+      mean=float(of_question.mean()), low=low, high=high,
+      sd=_sd(differences.mean(axis=1)),
+      floor=spread * math.sqrt(2 / len(differences)),
+      p=significance.sign_flip(of_question, seed=seed),
+      p_articles=significance.sign_flip(significance.article_sums(
+          of_question, articles), seed=seed))
+
+
+def _sd(values: Sequence[float] | np.ndarray) -> float:
+  """The sample standard deviation; NaN for one value."""
+  return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def _directories(workdirs: Sequence[pathlib.Path],
+                 ) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
+  """[(run directory, its log in a sweep)] of runs and sweeps."""
+  found: dict[pathlib.Path, pathlib.Path | None] = {}
+  for workdir in workdirs:
+    if (workdir / 'sweep.json').is_file():
+      names = files.read_object(workdir / 'sweep.json').get('trials')
+      if not isinstance(names, list) or not names:
+        raise errors.UserError(f'{workdir}/sweep.json names no trials')
+      for name in names:
+        found[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
+    elif (workdir / 'config.json').is_file():
+      found[workdir] = None
+    else:
+      raise errors.UserError(f'{workdir} is neither a run nor a sweep: it has '
+                             'no config.json and no sweep.json')
+  return list(found.items())
+
+
+def _incomplete(path: pathlib.Path, log: pathlib.Path | None,
+                data: str) -> str:
+  """Why a run is not complete, '' if it is."""
+  if (path / 'config.json').is_file():
+    spec = data or RunDirectory(path).read_config().data.eval
+    if not spec:
+      return ('config.data.eval is empty; name what it has been evaluated on '
+              'since, --data=SPEC')
+    if _results(path, spec, 'metrics.json').is_file():
+      return ''
+    if data:
+      return 'not evaluated: python -m experiments.evaluate ' + shlex.join(
+          [f'--workdir={path}', f'--data={data}'])
+  mark = log and log.parent.parent / 'pruned' / f'{path.name}.json'
+  if mark and mark.is_file():
+    return f'pruned: {files.read_object(mark).get("reason", "")}'
+  lines = files.read_text(log).split('\n') if log and log.is_file() else []
+  said = [line.strip() for line in lines if line.strip()]
+  if said:
+    return said[-1].removeprefix('error: ')[:300]
+  steps = [row['step'] for row in RunDirectory(path).read_metrics()]
+  return f'stopped after step {steps[-1]}' if steps else 'not started'
+
+
+def _results(path: pathlib.Path, spec: str, name: str) -> pathlib.Path:
+  return path / 'eval' / run_directory.evaluation_name(spec) / name
+
+
+def _read(paths: Sequence[pathlib.Path], data: str,
+          ) -> tuple[list[Run], str, list[str]]:
+  """Complete runs, the SPEC of the questions that all have in common, and the
+  articles of these."""
+  configs = {path: RunDirectory(path).read_config() for path in paths}
+  spec = data or configs[paths[0]].data.eval
+  examples = sources.load_examples(spec)
+  if not data:
+    _check_hashes(paths, spec, store.fingerprint(examples))
+  asked = {e.id for e in examples}
+  runs = []
+  for path, config in configs.items():
+    rows = RunDirectory(path).read_metrics()
+    # The first of them has the compilation in it.
+    trained = [row for row in rows if row['split'] == 'train'][1:]
+    where = _results(path, data or config.data.eval, 'predictions.json')
+    predictions = squad_lib.read_predictions(where)
+    other = asked ^ predictions.keys()
+    if other:
+      raise errors.UserError(
+          f'{where} and {spec} are not of the same questions: {len(other)} '
+          f'are in one alone, such as {min(other)!r}; evaluate again')
+    runs.append(Run(
+        path=path, config=config,
+        metrics=files.read_object(where.with_name('metrics.json')),
+        examples_per_second=_median(trained, 'examples_per_second'),
+        peak_megabytes=_median(trained, 'peak_megabytes'),
+        scores=100 * np.stack(squad_lib.per_question(examples, predictions)),
+        curve=[(row['step'], row['f1']) for row in rows
+               if row['split'] == 'eval'],
+        device_seconds=_sum(rows, 'device_seconds'),
+        compile_seconds=_sum(rows, 'compile_seconds')))
+  return runs, spec, [e.article for e in examples]
+
+
+def _check_hashes(paths: Sequence[pathlib.Path], spec: str,
+                  found: str) -> None:
+  """Raises a UserError unless all runs were evaluated, as they trained, on the
+  questions whose fingerprint is `found` in `spec` now."""
+  hashes = {path: files.read_object(path / 'run.json').get(
+      'sha256', {}).get('eval', '') for path in paths}
+  first = paths[0]
+  for path in paths:
+    if hashes[path] != hashes[first]:
+      raise errors.UserError(f'{first} and {path} were evaluated on different '
+                             'questions; report them apart, or evaluate both '
+                             'on the same and name that, --data=SPEC')
+  if found != hashes[first]:
+    raise errors.UserError(
+        f'{spec} is not what {first} was evaluated on; restore the file')
+
+
+def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+  values = [row[name] for row in rows if row.get(name)]
+  return float(np.median(values)) if values else math.nan
+
+
+def _sum(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+  values = [row[name] for row in rows if name in row]
+  return float(sum(values)) if values else math.nan

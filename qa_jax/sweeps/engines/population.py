@@ -1,0 +1,109 @@
+"""The engine that trains trials of one shape as one program, in this process.
+
+What one population is, is a function of the plan, and then of what run.json
+says: a sweep that was killed goes on with the same members.
+"""
+
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from qa_jax import errors
+from qa_jax.io import files
+from qa_jax.runtime import console
+from qa_jax.sweeps import plan
+from qa_jax.sweeps.engines import scheduler
+from qa_jax.training import population
+from qa_jax.training import train
+
+
+def groups(trials: Sequence[plan.Trial]) -> list[list[plan.Trial]]:
+  """The trials that train, by population; complete ones are left out.
+
+  A trial belongs to the population that its run.json names, or another's that
+  names it. Those that failed try again alone, and a population of complete and
+  failed ones is left in peace.
+  """
+  training = [t for t in trials if not t.source]
+  recorded: dict[str, tuple[str, ...]] = {}
+  for trial in training:
+    if (trial.run / 'run.json').is_file():
+      record = files.read_object(trial.run / 'run.json')
+      names = tuple(record.get('population', [trial.name]))
+      recorded |= dict.fromkeys(names, names)
+  members: dict[object, list[plan.Trial]] = {}
+  for trial in training:
+    if _failed(trial):
+      key = trial.name
+    else:
+      key = recorded.get(trial.name) or population.kind(trial.config)
+    members.setdefault(key, []).append(trial)
+  return [group for group in members.values()
+          if not all(t.metrics.is_file() for t in group)]
+
+
+def _failed(trial: plan.Trial) -> bool:
+  if trial.metrics.is_file() or not trial.log.is_file():
+    return False
+  lines = files.read_text(trial.log).rstrip('\n').split('\n')
+  return lines[-1].startswith(scheduler.MISTAKE)
+
+
+def run(trials: Sequence[plan.Trial], command: scheduler.Command,
+        setup: scheduler.Setup) -> dict[str, str]:
+  """Trains group after group on all devices → {name: why it failed}.
+
+  A group of one is an ordinary run; so is a trial that shares the training of
+  another, which only evaluates.
+  """
+  del command  # of processes
+  setup.study.register(trials)
+  trials = [t for t in trials if not t.pruned.is_file()]
+  failed: dict[str, str] = {}
+  by_name = {trial.name: trial for trial in trials}
+  for group in groups(trials):
+    failed |= _run_group(group)
+  for trial in trials:
+    if not trial.source or trial.metrics.is_file():
+      continue
+    if not (trial.source in by_name
+            and by_name[trial.source].metrics.is_file()):
+      failed[trial.name] = f'{trial.source} failed, whose training it shares'
+      continue
+    if not trial.run.exists():
+      plan.share_training(by_name[trial.source], trial)
+    failed |= _run_group([trial])
+  return failed
+
+
+def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
+  names = ', '.join(trial.name for trial in group)
+  opened: list[BinaryIO] = []
+  try:
+    for trial in group:
+      log = scheduler.lock_sweep(trial.log)
+      if log is None:
+        return {t.name: f'another process runs {trial.name}' for t in group}
+      opened.append(log)
+      log.write(f'{scheduler.LOG_MARK}as one program: {names}\n'.encode())
+    outcomes = _outcomes(group)
+    failed = {trial.name: str(outcome) for trial, outcome in zip(
+        group, outcomes, strict=True) if isinstance(outcome, errors.UserError)}
+    for trial, log in zip(group, opened, strict=True):
+      if trial.name in failed:
+        reason = ' '.join(failed[trial.name].split())
+        log.write(f'{scheduler.MISTAKE}{reason}\n'.encode())
+    return failed
+  finally:
+    for log in opened:
+      log.close()
+
+
+def _outcomes(group: Sequence[plan.Trial]) -> list[object]:
+  """Metrics, or the UserError that a trial ended with."""
+  try:
+    if len(group) == 1:
+      return [train.train(group[0].config, group[0].run)]
+    console.say(f'population of {len(group)}: {group[0].name} …')
+    return population.run([t.config for t in group], [t.run for t in group])
+  except errors.UserError as e:
+    return [e] * len(group)

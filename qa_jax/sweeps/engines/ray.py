@@ -1,0 +1,181 @@
+"""Trials as tasks of a Ray cluster, whose machines share a file system.
+
+Its name is that of the library, which is imported when it is needed alone.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import os
+import pathlib
+import socket
+from typing import Any
+
+from qa_jax import errors
+from qa_jax.sweeps import plan
+from qa_jax.sweeps.engines import remote
+from qa_jax.sweeps.engines import scheduler
+
+CONNECT_SECONDS = 3.0
+# HTTP/2, which Ray's servers speak: the client's preface and empty settings.
+PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
+    [0, 0, 0, 4, 0, 0, 0, 0, 0])
+# What Ray reads when it is imported, unless it is set already.
+SETTINGS = {
+    'RAY_USAGE_STATS_ENABLED': '0',  # it would phone home
+    # Tasks without a GPU must not see one: its default until it is another.
+    'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
+TOKEN = pathlib.Path('~/.ray/auth_token')
+
+
+def _import(address: str) -> Any:
+  """Ray, with SETTINGS; of a cluster that has a token, we show ours."""
+  settings = dict(SETTINGS)
+  if address != 'local':  # which makes a token, or reads its own
+    settings['RAY_NUM_REDIS_GET_RETRIES'] = '4'  # seconds to be let in, not 20
+    settings['RAY_BACKEND_LOG_LEVEL'] = 'error'
+    if TOKEN.expanduser().is_file():
+      settings['RAY_AUTH_MODE'] = 'token'
+  for name, value in settings.items():
+    os.environ.setdefault(name, value)
+  import ray
+  return ray
+
+
+def check(setup: scheduler.Setup) -> None:
+  """Refuses an address where nothing answers; Ray would wait for minutes.
+
+  Raises:
+    UserError: as said, or Ray is not installed.
+  """
+  try:
+    ray = _import(setup.address)
+  except ImportError:
+    raise errors.UserError("--engine=ray needs Ray: pip install -e '.[ray]'"
+                           ) from None
+  address = setup.address
+  if address == 'local':
+    return
+  if not address.startswith('ray://'):
+    try:  # what Ray makes of auto and of this machine's own names
+      address = ray._private.services.canonicalize_bootstrap_address(address)
+    except ConnectionError:
+      raise errors.UserError(
+          f'--address={address}: no Ray cluster runs on this machine; '
+          '`ray start --head` starts one') from None
+    except ValueError:
+      pass
+  host, _, port = address.removeprefix('ray://').rpartition(':')
+  if not host or not port.isdigit():
+    raise errors.UserError(
+        f'--address={setup.address}: expected HOST:PORT, auto or local')
+  try:
+    with socket.create_connection((host, int(port)), CONNECT_SECONDS) as link:
+      link.settimeout(CONNECT_SECONDS)
+      link.sendall(PREFACE)
+      if link.recv(9)[3:4] != b'\4':  # its settings
+        raise OSError('what answers is not Ray')
+  except (OSError, OverflowError) as e:
+    taken = f' ({address})' * (address != setup.address)
+    raise errors.UserError(
+        f'--address={setup.address}{taken}: no Ray cluster there: '
+        f'{getattr(e, "strerror", None) or e}; `ray start --head` starts one'
+        ) from None
+
+
+def run(trials: Sequence[plan.Trial], command: scheduler.Command,
+        setup: scheduler.Setup) -> dict[str, str]:
+  """Runs trials → {name: why it failed}; `setup.address` is the cluster's.
+
+  A trial has the GPUs or TPU chips that share() gives it. What ends this
+  function ends its trials.
+
+  Raises:
+    UserError: no cluster, or more workers than it has devices.
+  """
+  ray = _import(setup.address)
+  here = ({'include_dashboard': False, '_node_ip_address': '127.0.0.1'}
+          if setup.address == 'local' else {})
+  try:
+    ray.init(address=setup.address, log_to_driver=False,
+             logging_level='ERROR', **here)
+  except (Exception, SystemExit) as e:  # it raises what it likes
+    reason = ' '.join(str(e).split())[:300]
+    if 'AuthToken' in f'{e} {e.__context__}':
+      reason = (f'the cluster refuses the token of this machine; copy {TOKEN} '
+                'of the one that it was started on to all')
+    raise errors.UserError(f'--address={setup.address}: {reason}') from None
+  try:
+    workers, resources = share(
+        [node['Resources'] for node in ray.nodes() if node['Alive']],
+        setup.workers)
+    task = ray.remote(max_retries=0, **resources)(_call)
+
+    def start(starts: Sequence[scheduler.Start]) -> Iterator[Process]:
+      for s in starts:
+        s.log.close()  # the lock is for the task
+        yield Process(ray, task.remote(remote.Work(
+            command(s.trial), s.trial.log, s.trial.metrics)), s.trial)
+
+    return scheduler.run_trials(
+        scheduler.Queue(trials, setup.study), workers, start)
+  finally:
+    ray.shutdown()
+
+
+def share(nodes: Sequence[Mapping[str, float]], workers: int,
+          ) -> tuple[int, dict[str, Any]]:
+  """Trials side by side, and what each asks for; `workers` 0: one a device.
+
+  A trial is on one machine. Those of TPUs and without accelerators have it to
+  themselves if `workers` is 0.
+
+  Raises:
+    UserError: more workers than devices; Ray would wait for ever.
+  """
+  for kind, count in (('GPU', 1), ('TPU', 0)):
+    having = [int(node[kind]) for node in nodes if node.get(kind)]
+    if not having:
+      continue
+    each = count or max(having)  # a TPU host's chips are one process's
+    if workers and count:
+      # The most for each that `workers` trials can have.
+      each = next((n for n in range(max(having), 0, -1) if sum(
+          number // n for number in having) >= workers), 0)
+    most = sum(number // max(each, 1) for number in having)
+    if workers > most:
+      raise errors.UserError(
+          f'--workers={workers}, but the cluster takes at most {most} trials '
+          f'on its {sum(having)} {kind}s')
+    asked = {'num_gpus': each} if kind == 'GPU' else {'resources': {kind: each}}
+    return workers or most, {'num_cpus': 1, **asked}
+  cores = [int(node.get('CPU', 0)) for node in nodes]
+  each = next((n for n in range(max(cores, default=0), 0, -1) if sum(
+      number // n for number in cores) >= (workers or len(cores))), 0)
+  if not each:
+    raise errors.UserError(f'--workers={workers}, but the cluster has '
+                           f'{sum(cores)} CPU cores')
+  return workers or sum(n // each for n in cores), {'num_cpus': each}
+
+
+def _call(work: remote.Work) -> int:
+  import ray
+  return work(f'on {ray.util.get_node_ip_address()}')
+
+
+class Process:
+  """A task that may be lost with its machine."""
+
+  def __init__(self, ray: Any, task: Any, trial: plan.Trial):
+    self._ray, self._task, self._trial = ray, task, trial
+    self._code: int | None = None
+
+  def poll(self) -> int | None:
+    if self._code is None and self._ray.wait([self._task], timeout=0)[0]:
+      try:
+        self._code = self._ray.get(self._task)
+      except self._ray.exceptions.RayError as e:
+        scheduler.record_note(self._trial.log, str(e).strip().split('\n')[-1])
+        self._code = 1
+    return self._code
+
+  def end(self, force: bool) -> None:
+    self._ray.cancel(self._task, force=force)

@@ -1,0 +1,271 @@
+"""A comparison → report.md, .html, .csv, .tex (booktabs) and .png."""
+
+from collections.abc import Callable
+import csv
+import io
+import math
+import pathlib
+
+from matplotlib import figure
+import numpy as np
+
+from qa_jax.io import documents
+from qa_jax.io import files
+from qa_jax.io import plots
+from qa_jax.metrics import significance
+from qa_jax.sweeps import compare
+
+TITLES = {  # of entries of metrics.json; what no run has is left out
+    'exact_match': 'EM', 'f1': 'F1', 'has_answer_exact_match': 'HasAns EM',
+    'has_answer_f1': 'HasAns F1', 'no_answer_exact_match': 'NoAns',
+    'at_zero_f1': 'F1 at 0', 'at_held_out_f1': 'F1 at held-out τ',
+    'best_f1': 'best F1', 'calibration_error_before': 'ECE at t = 1',
+    'calibration_error': 'ECE'}
+COSTS = {  # title, form
+    'step_time': ('step time', '{:.2f} ×'), 'memory': ('memory', '{:.2f} ×'),
+    'device_seconds': ('device-seconds', '{:,.0f}'),
+    'compile_seconds': ('compiling (s)', '{:.1f}')}
+
+NOTES = {
+    'step_time': ' Step time and memory are relative to the default; they mean '
+                 'something if the trials ran alike.',
+    'device_seconds': ' Device-seconds and compiling are means over runs, of '
+                      'the steps and evaluations that led to the result.'}
+
+LATEX = str.maketrans({
+    **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},
+    '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}'})
+
+READING = (
+    'Δ is variant − default in percentage points, on the same questions and '
+    'averaged over the seeds that both have; ± is the standard deviation over '
+    'those seeds. The floor is what seeds alone do: the standard deviation of '
+    'the difference between two means over as many seeds of the default. The '
+    'interval is a 95 % percentile bootstrap over seeds, articles and the '
+    f'questions of an article ({significance.BOOTSTRAPS} draws; with few seeds '
+    'their part is too narrow). p is that of a two-sided paired '
+    'sign-flip permutation test over questions, on scores averaged over seeds '
+    f'({significance.RESAMPLES} patterns of signs, or all there are); p '
+    '(articles) turns all questions of an article at once; p (Holm) is p '
+    'corrected for the number of variants, each score by itself. A '
+    'difference counts if p (Holm) < 0.05, |Δ| exceeds the floor and the '
+    'interval leaves out 0.')
+
+
+def write_report(comparison: compare.Comparison, output: pathlib.Path) -> None:
+  """Writes all files into `output`; report_curves.png if runs have curves."""
+  pictures_of = {'report.png': plot_report, 'report_curves.png': plot_curves}
+  if not has_curves(comparison):
+    del pictures_of['report_curves.png']
+  for name, draw in pictures_of.items():
+    draw(comparison, output / name)
+  files.write_text(output / 'report.md', report_markdown(comparison))
+  files.write_text(output / 'report.csv', csv_table(comparison))
+  files.write_text(output / 'report.tex', latex_table(comparison))
+  files.write_text(output / 'report.html', documents.to_html(
+      report_blocks(comparison), output))
+
+
+def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
+  """The report to read, part by part."""
+  shown, costs = _shown(comparison), _costs(comparison)
+  known = [k for k in COSTS if any(not math.isnan(c[k]) for c in costs)]
+  variants = comparison.variants
+  best = max(variants, key=lambda v: v.mean('f1'))
+  data = f'Data: {comparison.data}.'
+  if comparison.default:
+    data += f' The default has {comparison.default}.'
+  made = [
+      documents.Title(
+          1, f'{len(variants)} variants on {comparison.questions} questions'),
+      documents.Text(data),
+      documents.Text(f'Best F1: {best.label}, '
+                     f'{_spread(best.mean("f1"), best.sd("f1"))} over '
+                     f'{len(best.runs)} seeds; its config is '
+                     f'{best.runs[0].path}/config.json.'),
+      documents.Table([
+          'variant', 'seeds', *(TITLES[k] for k in shown),
+          'F1, 95 % over seeds', *(COSTS[k][0] for k in known)
+      ], [[
+          v.label,
+          str(len(v.runs)), *(_spread(v.mean(k), v.sd(k)) for k in shown),
+          _interval(v, 'f1'), *(_number(cost[k], COSTS[k][1]) for k in known)
+      ] for v, cost in zip(variants, costs, strict=True)]),
+      documents.Text(
+          '± is the standard deviation over seeds; the 95 % interval is '
+          "Student's, of the mean over seeds." +
+          ''.join(text for name, text in NOTES.items() if name in known))
+  ]
+  for score in compare.SCORES:
+    compared = [v for v in variants if score in v.deltas]
+    if compared:
+      made += [
+          documents.Title(2, f'{TITLES[score]} against the default'),
+          documents.Table(['variant', 'Δ', 'floor', '95 % interval', 'p',
+                           'p (articles)', 'p (Holm)', 'counts'],
+                          [_delta(v.label, v.deltas[score]) for v in compared])]
+  if len(variants) > 1:
+    made += [documents.Text(READING)]
+  made += [documents.Picture('Per-seed scores', 'report.png')]
+  if has_curves(comparison):
+    made += [documents.Picture('Learning curves', 'report_curves.png')]
+  if comparison.incomplete:
+    made += [documents.Title(2, 'Not complete'),
+             documents.Items(list(comparison.incomplete.items()))]
+  return made
+
+
+def report_markdown(comparison: compare.Comparison) -> str:
+  return documents.to_markdown(report_blocks(comparison))
+
+
+def csv_table(comparison: compare.Comparison) -> str:
+  """One line a variant, everything in it, as CSV; unknown is empty."""
+  rows = []
+  for v, cost in zip(comparison.variants, _costs(comparison), strict=True):
+    row: dict[str, str | float] = {'variant': v.label, 'seeds': len(v.runs)}
+    for name in _shown(comparison):
+      row |= {name: v.mean(name), f'{name}_sd': v.sd(name)}
+    for score in compare.SCORES:
+      delta = v.deltas.get(score, compare.Delta(*[math.nan] * 8))
+      row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd,
+              f'{score}_floor': delta.floor, f'{score}_low': delta.low,
+              f'{score}_high': delta.high, f'{score}_p': delta.p,
+              f'{score}_p_articles': delta.p_articles,
+              f'{score}_p_holm': delta.p_holm}
+    rows.append({**row, **cost})
+  out = io.StringIO()
+  writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
+  writer.writeheader()
+  writer.writerows({k: '' if x != x else x for k, x in row.items()}
+                   for row in rows)
+  return out.getvalue()
+
+
+def latex_table(comparison: compare.Comparison) -> str:
+  r"""A table for a paper; it needs \usepackage{booktabs}."""
+  scores = [TITLES[score] for score in compare.SCORES]
+  lines = [r'\begin{tabular}{l' + 'r' * 4 * len(scores) + '}', r'\toprule',
+           ' & '.join(['Variant', *scores, *(
+               rf'$\Delta$ {s} & floor & $p$' for s in scores)]) + r' \\',
+           r'\midrule']
+  for v in comparison.variants:
+    cells = [_escape(v.label), *(
+        _spread(v.mean(s), v.sd(s)) for s in compare.SCORES)]
+    for score in compare.SCORES:
+      delta = v.deltas.get(score)
+      cells += ['', '', ''] if delta is None else [
+          _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
+          _number(delta.p_holm, '{:.4f}')]
+    lines.append(' & '.join(cells).replace('±', r'$\pm$').replace(
+        '−', '$-$').replace('–', '--') + r' \\')
+  return '\n'.join([*lines, r'\bottomrule', r'\end{tabular}']) + '\n'
+
+
+def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
+  """A dot a seed, a line for their mean, a band for the default's floor."""
+  variants = comparison.variants
+  fig = figure.Figure(figsize=(9, 1.4 + 0.32 * len(variants)),
+                      layout='constrained')
+  panels = fig.subplots(1, len(compare.SCORES), sharey=True)
+  for panel, score in zip(panels, compare.SCORES, strict=True):
+    default = variants[0].mean(score)
+    floor = variants[0].sd(score) * math.sqrt(2 / len(variants[0].runs))
+    panel.axvline(default, color='0.6', linewidth=1)
+    if floor > 0:
+      panel.axvspan(default - floor, default + floor, color='0.9',
+                    label='seed-noise floor')
+    for y, v in enumerate(variants):
+      panel.errorbar(
+          [v.mean(score)], [y], xerr=[np.nan_to_num(v.half_width(score))],
+          color=plots.END, linewidth=1, capsize=3,
+          label='95 % interval' if y == 0 and len(v.runs) > 1 else None)
+      panel.plot([run.metrics[score] for run in v.runs], [y] * len(v.runs),
+                 'o', color=plots.START, markersize=5, alpha=0.7,
+                 label='a seed' if y == 0 else None)
+      panel.plot([v.mean(score)], [y], '|', color=plots.END, markersize=16,
+                 markeredgewidth=2, label='mean' if y == 0 else None)
+    panel.set(xlabel=f'{TITLES[score]} (%)')
+    panel.margins(y=0.6 / (len(variants) + 1))
+  panels[0].set_yticks(range(len(variants)), [v.label for v in variants],
+                       fontsize=8)
+  panels[0].invert_yaxis()
+  panels[-1].legend(loc='best', fontsize=7)
+  plots.save_figure(fig, path)
+
+
+def has_curves(comparison: compare.Comparison) -> bool:
+  """Whether some run was evaluated more than at its end."""
+  return any(len(run.curve) > 1 for v in comparison.variants for run in v.runs)
+
+
+def plot_curves(comparison: compare.Comparison, path: pathlib.Path) -> None:
+  """F1 over steps: a thin line a seed, a thick one for a variant's mean."""
+  fig = figure.Figure(figsize=(9, 4), layout='constrained')
+  axes = fig.subplots()
+  for i, v in enumerate(comparison.variants):
+    colour = f'C{i % 10}'
+    for run in v.runs:
+      axes.plot(*zip(*run.curve, strict=True) if run.curve else ([], []),
+                color=colour, linewidth=0.7, alpha=0.5)
+    steps = set.intersection(*(
+        {step for step, _ in run.curve} for run in v.runs))
+    axes.plot(sorted(steps), [
+        np.mean([dict(run.curve)[step] for run in v.runs])
+        for step in sorted(steps)], color=colour, linewidth=2, label=v.label,
+        linestyle=('-', '--', ':', '-.')[i // 10 % 4])
+  axes.set(xlabel='step', ylabel='F1 on data.eval (%)')
+  axes.legend(loc='best', fontsize=7)
+  plots.save_figure(fig, path)
+
+
+def _shown(comparison: compare.Comparison) -> list[str]:
+  """The metrics that some run has."""
+  return [name for name in TITLES if any(
+      name in run.metrics for v in comparison.variants for run in v.runs)]
+
+
+def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
+  """Of each variant; step time and memory are over those of the default."""
+  def mean(of: Callable[[compare.Run], float], v: compare.Variant) -> float:
+    known = [of(run) for run in v.runs if not math.isnan(of(run))]
+    return sum(known) / len(known) if known else math.nan
+
+  seconds = lambda run: 1 / run.examples_per_second
+  memory = lambda run: run.peak_megabytes
+  default = comparison.variants[0]
+  return [{'step_time': mean(seconds, v) / mean(seconds, default),
+           'memory': mean(memory, v) / mean(memory, default),
+           'device_seconds': mean(lambda run: run.device_seconds, v),
+           'compile_seconds': mean(lambda run: run.compile_seconds, v)}
+          for v in comparison.variants]
+
+
+def _delta(label: str, delta: compare.Delta) -> list[str]:
+  return [label, _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
+          f'{_number(delta.low, "{:+.2f}")} … {_number(delta.high, "{:+.2f}")}',
+          _number(delta.p, '{:.4f}'), _number(delta.p_articles, '{:.4f}'),
+          _number(delta.p_holm, '{:.4f}'),
+          '–' if math.isnan(delta.floor) else 'no' if not delta.counts
+          else 'better' if delta.mean > 0 else 'worse']
+
+
+def _spread(mean: float, sd: float, sign: str = '') -> str:
+  text = _number(mean, f'{{:{sign}.2f}}')
+  return text if math.isnan(sd) else f'{text} ± {sd:.2f}'
+
+
+def _number(value: float, form: str = '{:.2f}') -> str:
+  """A proper minus; a dash for what is not known."""
+  return '–' if math.isnan(value) else form.format(value).replace('-', '−')
+
+
+def _interval(v: compare.Variant, name: str) -> str:
+  mean, half = v.mean(name), v.half_width(name)
+  return ('–' if math.isnan(half) else
+          f'{_number(mean - half)} … {_number(mean + half)}')
+
+
+def _escape(text: str) -> str:
+  return text.translate(LATEX)

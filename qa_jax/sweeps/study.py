@@ -1,0 +1,231 @@
+"""A sweep as an Optuna study: what samplers, pruners and dashboards read.
+
+One Optuna trial is one run: its name and overrides, an intermediate value for
+every evaluation while it trained, and the final F1. Whether a run is complete
+is never read from here but from its directory; what a study lacks or has wrong
+is written anew, so it may be lost.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+import contextlib
+import json
+import pathlib
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState
+import sqlalchemy
+
+from qa_jax import errors
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.io import files
+from qa_jax.sweeps import plan
+from qa_jax.sweeps import pruners
+
+SCORE = 'f1'
+LOCK_SECONDS = 10  # to wait for another process that writes the study
+
+
+class Study:
+  """The study `name` in `storage`, of the sweep in `workdir`."""
+
+  def __init__(self, storage: optuna.storages.BaseStorage, name: str,
+               where: str, *, pruner: str = 'none',
+               eval_every_steps: int = 1,
+               space: Mapping[str, BaseDistribution] | None = None):
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    self.where = where
+    self._space = dict(space or {})  # what a sampler proposed variants from
+    self._storage = storage
+    self._pruner = pruner
+    self._ids: dict[str, int] = {}  # trial → its row
+    self._sizes: dict[str, int] = {}  # trial → bytes of metrics.jsonl read
+    self._trials: dict[str, plan.Trial] = {}
+    with self.guard():
+      self.optuna = optuna.create_study(
+          storage=storage, study_name=name, direction='maximize',
+          load_if_exists=True,
+          pruner=pruners.while_training(pruner, eval_every_steps))
+      self._id = storage.get_study_id_from_name(name)
+
+  def register(self, trials: Sequence[plan.Trial]) -> None:
+    """Gives every trial a row that agrees with its run directory."""
+    self._trials |= {t.name: t for t in trials}
+    with self.guard():
+      rows: dict[str, FrozenTrial] = {}
+      proposed = []  # by a sampler, not yet named
+      for row in self.optuna.get_trials(deepcopy=False):
+        if 'name' in row.user_attrs:
+          rows[row.user_attrs['name']] = row  # the latest
+        elif row.state == TrialState.RUNNING:
+          proposed.append(row)
+      for trial in trials:
+        self._ids[trial.name] = self._row(
+            trial, rows.get(trial.name), proposed)
+        if trial.metrics.is_file():
+          self.complete(trial)
+        elif trial.pruned.is_file():
+          self.prune(trial, '')
+
+  def _row(self, trial: plan.Trial, row: FrozenTrial | None,
+           proposed: list[FrozenTrial]) -> int:
+    state = (TrialState.COMPLETE if trial.metrics.is_file()
+             else TrialState.PRUNED if trial.pruned.is_file() else None)
+    if row and (not row.state.is_finished() or row.state == state):
+      return self._row_id(row)
+    names = {'name': trial.name, 'seed': trial.config.seed,
+             'overrides': json.dumps(trial.variant)}
+    for asked in proposed:
+      if asked.user_attrs.get('overrides') == names['overrides']:
+        proposed.remove(asked)
+        for key, value in names.items():
+          self._storage.set_trial_user_attr(self._row_id(asked), key, value)
+        return self._row_id(asked)
+    drawn = trial.variant.keys() == self._space.keys()
+    return self._storage.create_new_trial(
+        self._id, optuna.trial.create_trial(
+            state=TrialState.WAITING, user_attrs=names,
+            params=trial.variant if drawn else {},
+            distributions=self._space if drawn else {}))
+
+  def _row_id(self, row: FrozenTrial) -> int:
+    return self._storage.get_trial_id_from_study_id_trial_number(
+        self._id, row.number)
+
+  def begin(self, trial: plan.Trial) -> None:
+    self._end(trial, TrialState.RUNNING)
+
+  def superfluous(self, trial: plan.Trial) -> str:
+    """Why a trial need not begin, as the others' results have it; or ''."""
+    if self._pruner != 'wilcoxon' or self._is_default(trial):
+      return ''
+    finished: dict[str, dict[int, float]] = {}  # variant → seed → score
+    for other in self._trials.values():
+      if other.metrics.is_file():
+        finished.setdefault(json.dumps(other.variant), {})[
+            other.config.seed] = files.read_object(other.metrics)[SCORE]
+    return pruners.worse_over_seeds(
+        finished.pop(json.dumps(trial.variant), {}), list(finished.values()))
+
+  def hopeless(self, trial: plan.Trial) -> str:
+    """Records what a trial has measured; why it should end now, or ''."""
+    path = trial.run / 'metrics.jsonl'
+    size = path.stat().st_size if path.is_file() else 0
+    if size == self._sizes.get(trial.name):
+      return ''
+    self._sizes[trial.name] = size
+    with self.guard():
+      found = optuna.Trial(self.optuna, self._ids[trial.name])
+      known = self._storage.get_trial(
+          self._ids[trial.name]).intermediate_values
+      for row in RunDirectory(trial.run).read_metrics():
+        if row['split'] != 'eval' or row['step'] in known:
+          continue
+        found.report(row[SCORE], row['step'])
+        if found.should_prune() and not self._is_default(trial):
+          return (f'F1 {row[SCORE]:.2f} at step {row["step"]} is not in the '
+                  'better half of the trials that came so far')
+    return ''
+
+  def complete(self, trial: plan.Trial) -> None:
+    self.hopeless(trial)  # the last evaluations
+    self._end(trial, TrialState.COMPLETE,
+              files.read_object(trial.metrics)[SCORE])
+
+  def settle(self, trials: Sequence[plan.Trial],
+             failed: Mapping[str, str]) -> None:
+    """Records what became of trials, whoever ran them."""
+    self.register([t for t in trials if t.name not in self._ids])
+    for trial in trials:
+      if trial.metrics.is_file():
+        self.complete(trial)
+      elif trial.name in failed:
+        self.fail(trial, failed[trial.name])
+
+  def fail(self, trial: plan.Trial, reason: str) -> None:
+    self._end(trial, TrialState.FAIL, reason=reason)
+
+  def prune(self, trial: plan.Trial, reason: str) -> None:
+    """Marks a trial as pruned, for good: the mark is a file of the sweep."""
+    if not trial.pruned.is_file():
+      files.write_json(trial.pruned, {'reason': reason})
+    with self.guard():
+      values = self._storage.get_trial(
+          self._ids[trial.name]).intermediate_values
+    self._end(trial, TrialState.PRUNED,
+              values[max(values)] if values else None,
+              files.read_object(trial.pruned).get('reason', ''))
+
+  def _end(self, trial: plan.Trial, state: TrialState,
+           value: float | None = None, reason: str = '') -> None:
+    row = self._ids[trial.name]
+    with self.guard():
+      now = self._storage.get_trial(row).state
+      if now.is_finished() or now == state:
+        return
+      if reason:
+        self._storage.set_trial_user_attr(row, 'reason', reason)
+      self._storage.set_trial_state_values(
+          row, state, None if value is None else [value])
+
+  def _is_default(self, trial: plan.Trial) -> bool:
+    """The first variant, which the report compares the others with."""
+    return trial.variant == next(iter(self._trials.values())).variant
+
+  @contextlib.contextmanager
+  def guard(self) -> Iterator[None]:
+    """Makes one line of what a database may raise."""
+    try:
+      yield
+    except errors.UserError:
+      raise
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError,
+            optuna.exceptions.OptunaError) as e:
+      raise _refusal(self.where, e) from None
+
+
+def _refusal(where: str, e: Exception) -> errors.UserError:
+  reason = ' '.join(str(getattr(e, 'orig', None) or e).split('\n')[0].split())
+  return errors.UserError(
+      f'{where}: no study can be read or written there: {reason}; what has '
+      'been trained is safe: move a broken file away and it is made anew')
+
+
+def in_memory() -> Study:
+  return Study(optuna.storages.InMemoryStorage(), 'sweep', 'memory')
+
+
+def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
+               eval_every_steps: int = 1,
+               space: Mapping[str, BaseDistribution] | None = None) -> Study:
+  """The sweep's study in WORKDIR/study.db, or in the database at `url`.
+
+  Raises:
+    UserError: no study can be read there, or another sweep has the name.
+  """
+  home = workdir.resolve()
+  shared, where = bool(url), '--storage' if url else f'{workdir}/study.db'
+  try:
+    if shared:
+      where = sqlalchemy.make_url(url).render_as_string()  # hides a password
+    else:
+      workdir.mkdir(parents=True, exist_ok=True)
+      url = f'sqlite:///{home}/study.db'
+    options = ({'connect_args': {'timeout': LOCK_SECONDS}}
+               if url.startswith('sqlite') else None)
+    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+  except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError,
+          OSError) as e:
+    raise _refusal(where, e) from None
+  study = Study(storage, home.name if shared else 'sweep', where, pruner=pruner,
+                eval_every_steps=eval_every_steps, space=space)
+  with study.guard():
+    owner = study.optuna.user_attrs.get('workdir', '')
+    if not owner:
+      study.optuna.set_user_attr('workdir', str(home))
+  if shared and owner not in ('', str(home)):
+    raise errors.UserError(
+        f'--workdir={workdir}: {where} has a study {home.name!r}, that of '
+        f'{owner}; choose another name')
+  return study

@@ -1,0 +1,144 @@
+"""One pure step, wrapped as jit | pmap | mesh; batch placement; run-ahead.
+
+The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
+wrapper takes the same state (no leading device axis) and the same host batch
+[B, …], of which a process has the rows of its own devices; and they agree to
+float32 rounding: dropout is keyed by (step, row of the global batch), and sums
+are divided only after they crossed devices.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+
+from qa_jax import errors
+from qa_jax.runtime import devices as devices_lib
+from qa_jax.runtime import processes
+
+Step = Callable[..., tuple[Any, Any]]
+P = jax.sharding.PartitionSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+  """How a step runs on devices."""
+
+  step: Step  # (state, device batch) → (state, metrics); donates the state
+  compile: Callable[[Any, Any], Any]  # what the same call of `step` will run
+  place_batch: Callable[[Any], Any]  # host batch → device batch
+  state_sharding: Callable[[Any], Any]  # a state (or shapes) → shardings
+  mesh: jax.sharding.Mesh
+
+
+def _jit(step: Step, devices, axes) -> Parallel:
+  del axes
+  mesh = devices_lib.make_mesh(devices[:1], {'data': 1})
+  return _sharded(step, mesh, parameters=None)
+
+
+def _data_mesh(step: Step, devices, axes) -> Parallel:
+  """Batch over 'data' and 'fsdp', parameters and optimizer over 'fsdp'."""
+  mesh = devices_lib.make_mesh(devices,
+                               devices_lib.mesh_axes(axes, len(devices)))
+  return _sharded(step, mesh, parameters='fsdp')
+
+
+def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
+  def leaf_sharding(leaf) -> jax.sharding.NamedSharding:
+    size = mesh.shape.get(parameters, 1)
+    axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
+    spec = [None] * len(leaf.shape)
+    if size > 1 and axes:
+      spec[max(axes, key=lambda i: leaf.shape[i])] = parameters
+    return jax.sharding.NamedSharding(mesh, P(*spec))
+
+  whole = jax.sharding.NamedSharding(mesh, P())
+
+  def gathered(state, batch):
+    # Left to itself, the compiler may split the activations as the parameters
+    # are split, and then moves many times the bytes of these.
+    return step(state.replace(params=jax.lax.with_sharding_constraint(
+        state.params, whole)), batch)
+
+  @functools.cache
+  def jitted(treedef, shapes):
+    state = jax.tree.unflatten(
+        treedef, [leaf_sharding(jax.ShapeDtypeStruct(s, np.float32))
+                  for s in shapes])
+    return jax.jit(gathered, donate_argnums=0, out_shardings=(state, whole))
+
+  def of(state):
+    leaves, treedef = jax.tree.flatten(state)
+    return jitted(treedef, tuple(x.shape for x in leaves))
+
+  return Parallel(
+      lambda state, batch: of(state)(state, batch),
+      lambda state, batch: of(state).lower(state, batch).compile(),
+      lambda batch: devices_lib.put_rows(batch, mesh),
+      functools.partial(jax.tree.map, leaf_sharding), mesh)
+
+
+def _pmap(step: Step, devices, axes) -> Parallel:
+  """pmap with the state replicated but without a leading device axis."""
+  del axes
+  mesh = devices_lib.make_mesh(devices, {'data': len(devices)})
+  replicated = jax.sharding.NamedSharding(mesh, P())
+  if processes.is_multi_process():
+    return _shard_map(step, mesh, replicated)
+  split = jax.sharding.NamedSharding(mesh, P('data'))
+  mapped = jax.pmap(
+      functools.partial(step, axis_name='data'), axis_name='data',
+      in_axes=(None, 0), out_axes=None,
+      donate_argnums=0, devices=devices)
+
+  def place(batch):
+    return jax.device_put(jax.tree.map(
+        lambda v: v.reshape(len(devices), -1, *v.shape[1:]), batch), split)
+
+  return Parallel(
+      mapped, lambda state, batch: mapped.lower(state, batch).compile(), place,
+      functools.partial(jax.tree.map, lambda _: replicated), mesh)
+
+
+def _shard_map(step, mesh, replicated) -> Parallel:
+  """What pmap does itself (jax 0.10), but on arrays of all processes: pmap's
+  own are one process's, and it would copy the state at each call."""
+  mapped = jax.jit(jax.shard_map(
+      functools.partial(step, axis_name='data'), mesh=mesh,
+      in_specs=(P(), P('data')), out_specs=P(),
+      check_vma=False), donate_argnums=0)
+  return Parallel(
+      mapped, lambda state, batch: mapped.lower(state, batch).compile(),
+      lambda batch: devices_lib.put_rows(batch, mesh),
+      functools.partial(jax.tree.map, lambda _: replicated), mesh)
+
+
+MODES: dict[str, Callable[..., Parallel]] = {
+    'pmap': _pmap, 'mesh': _data_mesh, 'jit': _jit}
+
+
+def wrap_step(step: Step, *, mode: str, devices: list[jax.Device],
+              axes: dict[str, int] | None = None) -> Parallel:
+  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh')."""
+  if mode not in MODES:
+    raise errors.UserError(
+        f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
+  return MODES[mode](step, list(devices), axes)
+
+
+def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
+  """Raises a UserError unless rows divide evenly over devices and micro-steps.
+  """
+  if batch_size < 1 or accumulation < 1:
+    raise errors.UserError(
+        f'train.batch_size {batch_size} and train.grad_accumulation '
+        f'{accumulation} must be at least 1')
+  if batch_size % (num_devices * accumulation):
+    raise errors.UserError(
+        f'train.batch_size {batch_size} is not divisible by {num_devices} '
+        f'devices x {accumulation} accumulation steps; choose a multiple of '
+        f'{num_devices * accumulation} or set parallel.num_devices')

@@ -1,0 +1,103 @@
+"""The benchmark's rules: turns, medians, refusal of what computes otherwise."""
+
+import contextlib
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import harness
+from benchmarks import session as session_lib
+from benchmarks.suites import population
+from benchmarks.suites import train
+from tests.common import commands
+
+
+def contender(side, name, seconds, order) -> harness.Contender:
+  times = iter(seconds)
+
+  def run() -> float:
+    order.append(name)
+    return next(times)
+
+  return harness.Contender(side, name, run, items=12.0)
+
+
+def row(ours=2.0, peer=4.0, **fields) -> harness.Row:
+  return harness.Row(
+      'search', 'spans', harness.Timing('ours', 'a', (ours,), 12),
+      harness.Timing('peer', 'b', (peer,), 12), **fields)
+
+
+def test_contenders_take_turns_and_the_median_counts():
+  order = []
+  a = contender('ours', 'a', (1, 9, 2), order)
+  b = contender('peer', 'b', (4, 4, 7), order)
+  harness.interleave([a, b], 3)
+  assert order == ['a', 'b'] * 3
+  assert (a.timing.median, b.timing.median) == (2, 4)
+  assert a.timing.items_per_second == 6
+
+
+def test_finalists_are_the_best_of_each_side_without_their_heats():
+  order = []
+  field = [contender('ours', 'slow', (5, 5), order),
+           contender('ours', 'fast', (3, 1), order),
+           contender('peer', 'peer', (4, 2), order)]
+  harness.compete(field, rounds=1)
+  assert order == ['slow', 'fast', 'peer', 'fast', 'peer']
+  assert [c.seconds for c in field] == [[5], [1], [2]]
+
+
+def test_ratio_gate_and_goal():
+  assert row().ratio == 2
+  assert row(gate=1.5, goal=3).verdict == 'gate met'
+  assert row(gate=1.5, goal=2).verdict == 'goal met'
+  assert row(gate=4, goal=5).verdict == 'gate missed by 50 %'
+
+
+@pytest.mark.parametrize('difference', [0.2, math.nan, math.inf])
+def test_outputs_that_differ_refuse_the_row(difference):
+  refused = row(checks=(harness.Check('loss', 0.0, 0.1),
+                        harness.Check('norm', difference, 0.1)))
+  assert refused.ratio is None
+  assert refused.verdict.startswith('refused (norm: ')
+
+
+def test_without_the_peer_ours_is_measured_alone(tmp_path):
+  output = tmp_path / 'bench.json'
+  result = commands.command(
+      'benchmark', '--quick', '--suite=input', f'--output={output}')
+  assert result.code == 0, result.err
+  assert 'gathered buckets' in result.out
+  record = json.loads(output.read_text())
+  assert {'argv', 'ours', 'hardware', 'seed', 'suites'} <= set(record)
+
+
+def test_an_encoder_that_kills_its_worker_leaves_the_others_measured(
+    tmp_path, monkeypatch):
+  def run(session, encoder, ours, peer, out):
+    if encoder == 'base':
+      raise harness.WorkerError('ours ended with exit code -9')
+    out.rows.append(row())
+
+  monkeypatch.setattr(train, '_run', run)
+  monkeypatch.setattr(session_lib.Session, 'sides', lambda *_: (
+      contextlib.nullcontext((None, None))))
+  found = train.run(session_lib.Session(
+      session_lib.TINY, tmp_path, encoders=('base', 'minilm_l6'))).rows
+  assert found[0].verdict == 'left out: ours ended with exit code -9'
+  assert found[1] == row()
+
+
+def test_a_misspelt_suite_is_told():
+  result = commands.command('benchmark', '--suite=serch')
+  assert result.code == 1 and "did you mean 'search'" in result.err
+
+
+def test_losses_are_compared_one_by_one_and_none_may_be_missing():
+  a, b = np.float32([[4, 2], [1, 8]]), np.float32([[4, 1], [1, 8]])
+  assert population.apart(a, a) == 0 and population.apart(a, b) == 1
+  assert math.isnan(population.apart(a, a * np.nan))
+  assert population.apart(a, a[:, :1]) == math.inf

@@ -1,0 +1,362 @@
+"""Checkpoints of Hugging Face → our parameters: bitwise, strict."""
+
+import json
+import pathlib
+import shutil
+
+import flax.traverse_util
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+from qa_jax.checkpoints import hugging_face
+from qa_jax.checkpoints import weight_files
+from tests.common import weights
+from tests.common.refusals import refusal
+
+HEAD = ('qa_outputs.weight', 'qa_outputs.bias')
+QUERY = 'encoder.layer.2.attention.self.query.weight'
+
+
+@pytest.fixture(scope='module')
+def template():
+  return weights.fresh()
+
+
+@pytest.fixture(scope='module')
+def tensors() -> dict[str, np.ndarray]:
+  return safetensors.numpy.load_file(weights.TINY / 'model.safetensors')
+
+
+def write(directory: pathlib.Path, arrays, **config) -> pathlib.Path:
+  """A checkpoint directory; `config` overrides fields, None removes one."""
+  fields = json.loads((weights.TINY / 'config.json').read_text()) | config
+  (directory / 'config.json').write_text(json.dumps(
+      {k: v for k, v in fields.items() if v is not None}))
+  safetensors.numpy.save_file(arrays, directory / 'model.safetensors')
+  return directory
+
+
+def assert_trees_equal(a, b) -> None:
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_loaded_tree_has_the_structure_and_type_of_the_template(template):
+  params, _ = hugging_face.load_parameters(weights.TINY, template)
+  assert jax.tree.structure(params) == jax.tree.structure(template)
+  def kinds(tree):
+    return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+  assert kinds(params) == kinds(template)
+
+
+def test_kernels_are_transposed_and_query_key_value_are_joined(
+    template, tensors):
+  layer = hugging_face.load_parameters(
+      weights.TINY, template)[0]['encoder']['layer_1']
+  prefix = 'bert.encoder.layer.1.'
+  np.testing.assert_array_equal(
+      layer['mlp']['intermediate']['kernel'],
+      tensors[prefix + 'intermediate.dense.weight'].T)
+  for i, name in enumerate(('query', 'key', 'value')):
+    for ours, theirs in (('kernel', 'weight'), ('bias', 'bias')):
+      np.testing.assert_array_equal(
+          layer['attention']['query_key_value'][ours][..., 32 * i:32 * i + 32],
+          tensors[f'{prefix}attention.self.{name}.{theirs}'].T)
+
+
+def test_rows_of_qa_outputs_are_start_then_end(template, tensors):
+  head = hugging_face.load_parameters(weights.TINY, template)[0]['head']
+  weight = tensors['qa_outputs.weight']  # [2, D]
+  np.testing.assert_array_equal(head['start']['kernel'][:, 0], weight[0])
+  np.testing.assert_array_equal(head['end']['kernel'][:, 0], weight[1])
+
+
+def test_names_without_prefix_load_the_same(template, tensors, tmp_path):
+  write(tmp_path, {k.removeprefix('bert.'): v for k, v in tensors.items()})
+  assert_trees_equal(hugging_face.load_parameters(tmp_path, template),
+                     hugging_face.load_parameters(weights.TINY, template))
+
+
+def test_names_with_and_without_prefix_at_once_are_refused(
+    template, tensors, tmp_path):
+  write(tmp_path, tensors | {QUERY: tensors['bert.' + QUERY] + 1})
+  assert f'{QUERY} twice' in refusal(hugging_face.load_parameters, tmp_path,
+                                     template)
+
+
+def test_a_name_cannot_break_the_line(template, tensors, tmp_path):
+  write(tmp_path, tensors | {'a\nb\x1b[2J': np.zeros(2, np.float32)})
+  assert r"unknown: 'a\nb\x1b[2J'" in refusal(hugging_face.load_parameters,
+                                              tmp_path, template)
+
+
+@pytest.mark.parametrize('prefix', ['bert.', ''])
+def test_parts_of_other_tasks_are_skipped_and_noted(
+    template, tensors, tmp_path, prefix):
+  others = {f'{prefix}pooler.dense.weight': np.ones((32, 32), np.float32),
+            f'{prefix}embeddings.position_ids': np.arange(40)[None],
+            'cls.predictions.bias': np.ones(100, np.float32)}
+  write(tmp_path, {prefix + k.removeprefix('bert.') if k not in HEAD else k: v
+                   for k, v in tensors.items()} | others)
+  params, notes = hugging_face.load_parameters(tmp_path, template)
+  assert_trees_equal(params,
+                     hugging_face.load_parameters(weights.TINY, template)[0])
+  assert all(any(name in note for note in notes) for name in others)
+
+
+def test_without_a_head_the_fresh_one_stays_and_is_noted(
+    template, tensors, tmp_path):
+  write(tmp_path, {k: v for k, v in tensors.items() if k not in HEAD})
+  params, notes = hugging_face.load_parameters(tmp_path, template)
+  assert notes == [
+      'the checkpoint has no span head: S and E are freshly initialised']
+  assert_trees_equal(params['head'], template['head'])
+  assert_trees_equal(params['encoder'], hugging_face.load_parameters(
+      weights.TINY, template)[0]['encoder'])
+
+
+def test_a_bias_is_dropped_by_the_independent_head_and_noted_unless_zero(
+    template, tensors, tmp_path):
+  assert any('bias' in n and 'dropped' in n
+             for n in hugging_face.load_parameters(weights.TINY, template)[1])
+  write(tmp_path, tensors | {'qa_outputs.bias': np.zeros(2, np.float32)})
+  assert hugging_face.load_parameters(tmp_path, template)[1] == []
+
+
+def test_a_bias_is_kept_by_the_biased_head(tensors, tmp_path):
+  template = weights.fresh('biased')
+  params, notes = hugging_face.load_parameters(weights.TINY, template)
+  assert notes == []
+  bias = tensors['qa_outputs.bias']
+  assert bias.all()
+  for i, end in enumerate(('start', 'end')):
+    np.testing.assert_array_equal(params['head'][end]['bias'], bias[i:i + 1])
+  write(tmp_path, {k: v for k, v in tensors.items() if k != HEAD[1]})
+  params, _ = hugging_face.load_parameters(tmp_path, template)
+  assert not params['head']['start']['bias'].any()
+  assert hugging_face.head_of(weight_files.read_tensors(
+      weights.TINY)[0]) == 'biased'
+  assert hugging_face.head_of(
+      weight_files.read_tensors(tmp_path)[0]) == 'independent'
+
+
+@pytest.mark.parametrize('head', ['biaffine', 'layer_mix', 'shared'])
+def test_a_head_that_is_no_pair_stays_fresh_and_is_noted(head):
+  template = weights.fresh(head)
+  params, notes = hugging_face.load_parameters(weights.TINY, template)
+  assert len(notes) == 1 and 'dropped' in notes[0] and 'fresh' in notes[0]
+  assert_trees_equal(params['head'], template['head'])
+  assert jax.tree.structure(params) == jax.tree.structure(template)
+
+
+@pytest.mark.parametrize('name', ['distilbert', 'electra'])
+def test_other_architectures_give_transformers_logits(name):
+  directory = weights.GOLDEN / f'tiny_{name}'
+  net = weights.model(directory, 'biased')
+  params, notes = hugging_face.load_parameters(
+      directory, weights.fresh('biased', directory))
+  assert notes == []
+  with np.load(weights.GOLDEN / 'others_golden.npz') as golden:
+    # DistilBERT has no token types: they must not matter.
+    scores = jax.jit(net.apply)(
+        {'params': params}, golden['token_ids'], golden['token_type_ids'],
+        golden['attention_mask'], golden['token_type_ids'] > 0)
+    for end in ('start', 'end'):
+      np.testing.assert_allclose(
+          getattr(scores, end), golden[f'{name}_{end}'], atol=1e-5, rtol=0)
+
+
+def test_parts_of_an_electra_discriminator_are_skipped(tmp_path):
+  directory = shutil.copytree(weights.GOLDEN / 'tiny_electra',
+                              tmp_path / 'electra')
+  path = directory / 'model.safetensors'
+  safetensors.numpy.save_file(safetensors.numpy.load_file(path) | {
+      'discriminator_predictions.dense.bias': np.ones(3, np.float32)}, path)
+  tensors, notes = weight_files.read_tensors(directory)
+  assert 'discriminator_predictions.dense.bias' in notes[0]
+  assert tensors.keys() == weight_files.read_tensors(weights.GOLDEN /
+                                                     'tiny_electra')[0].keys()
+
+
+def test_projected_embeddings_of_a_small_electra_are_refused(tmp_path):
+  fields = json.loads(
+      (weights.GOLDEN / 'tiny_electra' / 'config.json').read_text())
+  (tmp_path / 'config.json').write_text(json.dumps(
+      fields | {'embedding_size': 8}))
+  assert 'embedding_size 8' in refusal(hugging_face.read_config, tmp_path)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])
+def test_half_precision_is_read_as_float32(template, tensors, tmp_path, dtype):
+  write(tmp_path, {k: v.astype(dtype) for k, v in tensors.items()})
+  params, _ = hugging_face.load_parameters(tmp_path, template)
+  embedding = params['encoder']['embeddings']['word']['embedding']
+  assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
+  np.testing.assert_array_equal(embedding, tensors[
+      'bert.embeddings.word_embeddings.weight'].astype(dtype).astype(
+          np.float32))
+
+
+def shards(directory: pathlib.Path, tensors) -> pathlib.Path:
+  write(directory, {})
+  (directory / 'model.safetensors').unlink()
+  names = sorted(tensors)
+  files = {'model-00001-of-00002.safetensors': names[:20],
+           'model-00002-of-00002.safetensors': names[20:]}
+  for file, part in files.items():
+    safetensors.numpy.save_file(
+        {k: tensors[k] for k in part}, directory / file)
+  (directory / 'model.safetensors.index.json').write_text(json.dumps({
+      'metadata': {}, 'weight_map': {
+          k: file for file, part in files.items() for k in part}}))
+  return directory
+
+
+def test_shards_load_the_same(template, tensors, tmp_path):
+  assert_trees_equal(
+      hugging_face.load_parameters(shards(tmp_path, tensors), template),
+      hugging_face.load_parameters(weights.TINY, template))
+
+
+def test_a_missing_shard_is_named(template, tensors, tmp_path):
+  (shards(tmp_path, tensors) / 'model-00002-of-00002.safetensors').unlink()
+  assert 'model-00002-of-00002.safetensors is missing' in refusal(
+      hugging_face.load_parameters, tmp_path, template)
+
+
+def test_an_index_that_points_outside_is_refused(template, tensors, tmp_path):
+  index = shards(tmp_path, tensors) / 'model.safetensors.index.json'
+  index.write_text(json.dumps({'weight_map': {'a': '../x.safetensors'}}))
+  assert 'weight_map' in refusal(hugging_face.load_parameters, tmp_path,
+                                 template)
+
+
+def test_missing_names_are_listed_and_counted(template, tensors, tmp_path):
+  write(tmp_path, {k: v for k, v in tensors.items() if '.layer.2.' not in k})
+  message = refusal(hugging_face.load_parameters, tmp_path, template)
+  assert '16 missing' in message and 'encoder.layer.2.' in message
+  assert 'and 12 more' in message and str(tmp_path) in message
+
+
+def test_unknown_names_are_listed(template, tensors, tmp_path):
+  write(tmp_path, tensors | {
+      'bert.encoder.layer.3.output.dense.bias': np.ones(32, np.float32),
+      'classifier.weight': np.ones((2, 32), np.float32)})
+  message = refusal(hugging_face.load_parameters, tmp_path, template)
+  assert '2 unknown' in message and 'classifier.weight' in message
+  assert 'encoder.layer.3.output.dense.bias' in message
+
+
+@pytest.mark.parametrize('name, shape', [
+    ('bert.' + QUERY, (32, 16)), ('qa_outputs.weight', (3, 32)),
+    ('bert.embeddings.word_embeddings.weight', (101, 32))])
+def test_wrong_shapes_are_listed(template, tensors, tmp_path, name, shape):
+  write(tmp_path, tensors | {name: np.ones(shape, np.float32)})
+  message = refusal(hugging_face.load_parameters, tmp_path, template)
+  assert f'1 of another shape: {name.removeprefix("bert.")} {shape}' in message
+  assert str(tensors[name].shape) in message
+
+
+@pytest.mark.parametrize('size', [0, 4, 100, -1000])
+def test_a_truncated_file_is_named(template, tensors, tmp_path, size):
+  path = write(tmp_path, tensors) / 'model.safetensors'
+  path.write_bytes(path.read_bytes()[:size])
+  assert str(path) in refusal(hugging_face.load_parameters, tmp_path, template)
+
+
+def test_a_file_of_another_format_is_named(template, tmp_path):
+  path = write(tmp_path, {}) / 'model.safetensors'
+  path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0')
+  assert str(path) in refusal(hugging_face.load_parameters, tmp_path, template)
+
+
+def test_pickled_weights_alone_are_refused(template, tmp_path):
+  (write(tmp_path, {}) / 'model.safetensors').rename(
+      tmp_path / 'pytorch_model.bin')
+  assert 'convert' in refusal(hugging_face.load_parameters, tmp_path, template)
+
+
+@pytest.mark.parametrize('field, value', [
+    ('model_type', 'roberta'), ('model_type', None), ('hidden_act', 'gelu_new'),
+    ('position_embedding_type', 'relative_key'), ('num_hidden_layers', '3'),
+    ('hidden_size', None), ('vocab_size', 0),
+    ('layer_norm_eps', 'small'), ('layer_norm_eps', -1)])
+def test_config_that_is_not_this_encoders_is_refused(
+    tensors, tmp_path, field, value):
+  write(tmp_path, tensors, **{field: value})
+  message = refusal(hugging_face.read_config, tmp_path)
+  assert 'config.json' in message
+  assert field in message and repr(value) in message
+
+
+def test_heads_that_do_not_divide_the_hidden_size_are_refused(
+    tensors, tmp_path):
+  write(tmp_path, tensors, num_attention_heads=5)
+  assert 'not divisible by num_attention_heads 5' in refusal(
+      hugging_face.read_config, tmp_path)
+
+
+def test_config_is_read_field_by_field(tensors, tmp_path):
+  write(tmp_path, tensors, layer_norm_eps=1e-6)
+  config = hugging_face.read_config(tmp_path)
+  assert (config.vocab_size, config.hidden_size, config.num_layers,
+          config.num_heads, config.mlp_size, config.max_position,
+          config.type_vocab_size, config.layer_norm_eps) == (
+              100, 32, 3, 4, 64, 40, 2, 1e-6)
+
+
+def test_without_layer_norm_eps_it_is_berts(tensors, tmp_path):
+  write(tmp_path, tensors, layer_norm_eps=None)
+  assert hugging_face.read_config(tmp_path).layer_norm_eps == 1e-12
+
+
+def test_the_name_table_covers_every_parameter_both_ways(template):
+  flat = flax.traverse_util.flatten_dict(template, sep='/')
+  theirs = hugging_face.to_hugging_face(template)
+  theirs.pop('qa_outputs.bias')
+  back = hugging_face.from_hugging_face(theirs)
+  assert back.keys() == flat.keys()
+  for name, value in flat.items():
+    np.testing.assert_array_equal(back[name], value, err_msg=name)
+
+
+def test_a_directory_resolves_to_itself():
+  assert hugging_face.resolve_source(str(weights.TINY)) == weights.TINY
+
+
+def test_a_directory_without_config_is_refused(tmp_path):
+  assert 'config.json' in refusal(hugging_face.resolve_source, str(tmp_path))
+
+
+@pytest.mark.parametrize('source', ['./nowhere', '/no/where', 'a/b/c', 'a b'])
+def test_a_path_that_is_not_there_is_no_hub_id(source, monkeypatch):
+  monkeypatch.setattr(hugging_face.huggingface_hub, 'snapshot_download',
+                      lambda *a, **k: pytest.fail('asked the hub'))
+  assert source in refusal(hugging_face.resolve_source, source)
+
+
+def test_an_unreachable_hub_is_one_line(monkeypatch):
+  def unreachable(*_, **__):
+    raise ConnectionError('no route\nto host')
+
+  monkeypatch.setattr(
+      hugging_face.huggingface_hub, 'snapshot_download', unreachable)
+  message = refusal(hugging_face.resolve_source, 'someone/some-bert')
+  assert "'someone/some-bert'" in message and 'network' in message
+
+
+def test_a_hub_id_is_fetched_without_pickles(monkeypatch, tmp_path):
+  asked = {}
+
+  def fetch(name, **options):
+    asked.update(options, name=name)
+    return str(shutil.copytree(weights.TINY, tmp_path / 'snapshot'))
+
+  monkeypatch.setattr(hugging_face.huggingface_hub, 'snapshot_download', fetch)
+  assert hugging_face.resolve_source(
+      'someone/some-bert') == tmp_path / 'snapshot'
+  assert asked['name'] == 'someone/some-bert' and asked['etag_timeout'] <= 10
+  assert not any('bin' in pattern for pattern in asked['allow_patterns'])

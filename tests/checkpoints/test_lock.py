@@ -1,0 +1,99 @@
+"""One writer of a run directory: refused by name, recovered when dead."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from qa_jax import errors
+from qa_jax.checkpoints import lock
+from qa_jax.checkpoints import run_directory
+from qa_jax.training import population
+from qa_jax.training import train
+from qa_jax.training import trainer
+from tests.common import tiny
+
+HOLDER = '''
+import pathlib, sys, time
+from qa_jax.checkpoints import lock
+from qa_jax.checkpoints import run_directory
+with lock.hold_lock(pathlib.Path(sys.argv[1])):
+  print('held', flush=True)
+  time.sleep(60)
+'''
+
+
+@pytest.fixture
+def holder(tmp_path):
+  """Another process that holds the lock of tmp_path."""
+  process = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)],
+                             stdout=subprocess.PIPE, text=True)
+  assert process.stdout.readline() == 'held\n'
+  yield process
+  process.kill()
+  process.wait()
+  process.stdout.close()
+
+
+def test_a_second_writer_is_told_who_is_the_first(tmp_path, holder):
+  expected = f'pid {holder.pid} on {socket.gethostname()} is writing this run'
+  for attempt in (lambda: lock.hold_lock(tmp_path).__enter__(),
+                  lambda: lock.check_unlocked(tmp_path)):
+    with pytest.raises(errors.UserError, match=expected) as caught:
+      attempt()
+    assert '\n' not in str(caught.value)
+
+
+def test_the_lock_of_the_dead_is_taken_over(tmp_path, holder):
+  holder.send_signal(signal.SIGKILL)
+  holder.wait()
+  lock.check_unlocked(tmp_path)
+  with lock.hold_lock(tmp_path) as before:
+    assert before == f'pid {holder.pid} on {socket.gethostname()}'
+    assert f'"pid": {os.getpid()}' in (tmp_path / lock.NAME).read_text()
+  assert not list(tmp_path.iterdir())
+  with lock.hold_lock(tmp_path) as before:
+    assert before == ''
+
+
+@pytest.mark.parametrize('text', ['', '{', '[]', '{"pid": 1}', '\0'])
+def test_a_torn_name_is_no_hindrance(tmp_path, text):
+  (tmp_path / lock.NAME).write_text(text)
+  with lock.hold_lock(tmp_path) as before:
+    assert before == ''
+
+
+def test_a_lock_that_its_owner_removed_is_not_taken(tmp_path, monkeypatch):
+  """Else two have one each: of the file removed, and of the file made since."""
+  take, first = lock._lock, []
+
+  def slow(file, path):
+    if not first:  # its owner goes just before we have it
+      first.append(file)
+      path.unlink()
+    take(file, path)
+  monkeypatch.setattr(lock, '_lock', slow)
+  with lock.hold_lock(tmp_path):
+    monkeypatch.undo()
+    with pytest.raises(errors.UserError, match='is writing this run'):
+      lock.check_unlocked(tmp_path)
+
+
+def test_training_where_another_trains_is_refused_before_it_reads(
+    tmp_path, monkeypatch):
+  config = tiny.config()
+  tmp_path = tmp_path / 'run'
+  tmp_path.mkdir()
+  def write_run(*_):  # the other was quicker
+    raise AssertionError
+  monkeypatch.setattr(trainer.Trainer, '_read', write_run)
+  monkeypatch.setattr(
+      run_directory.RunDirectory, 'check_config', lambda *_: None)
+  with lock.hold_lock(tmp_path):
+    for attempt in (lambda: train.train(config, tmp_path),
+                    lambda: population.run([config], [tmp_path])):
+      with pytest.raises(errors.UserError, match=f'pid {os.getpid()} on'):
+        attempt()

@@ -1,0 +1,296 @@
+"""TensorFlow checkpoints: written by TensorFlow, and by a writer of our own."""
+
+from collections.abc import Mapping
+import json
+import pathlib
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from qa_jax import errors
+from qa_jax import heads
+from qa_jax.checkpoints import hugging_face
+from qa_jax.checkpoints import tensorflow
+from qa_jax.checkpoints import weight_files
+from qa_jax.checkpoints import weight_names
+from qa_jax.models import qa
+from tests.common import tensorflow as tensorflow_lib
+from tests.common.refusals import refusal
+from tests.golden import record_tf
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
+RELEASES = {'tf1_bert': True, 'tf2_bert': False}  # whether it has a head
+
+NUMBERS = {np.dtype(v): k for k, v in tensorflow.DTYPES.items()}
+
+
+def write(prefix: pathlib.Path,
+          arrays: Mapping[str, np.ndarray],
+          *,
+          shards: int = 1,
+          header: bytes = b'',
+          extra: bytes = b'',
+          **options) -> pathlib.Path:
+  """A bundle; `extra` is added to every entry, `header` to the header."""
+  data = [b''] * shards
+  rows = {b'': tensorflow_lib.field(1, shards) + header}
+  for n, (name, array) in enumerate(arrays.items()):
+    content, shard = array.tobytes(), n % shards
+    shape = b''.join(
+        tensorflow_lib.field(2, tensorflow_lib.field(1, size))
+        for size in array.shape)
+    rows[name.encode()] = (tensorflow_lib.field(1, NUMBERS[array.dtype]) +
+                           tensorflow_lib.field(2, shape) +
+                           tensorflow_lib.field(3, shard) +
+                           tensorflow_lib.field(4, len(data[shard])) +
+                           tensorflow_lib.field(5, len(content)) +
+                           tensorflow_lib.varint(6 << 3 | 5) +
+                           tensorflow_lib.masked_crc(content) + extra)
+    data[shard] += content
+  for n, content in enumerate(data):
+    prefix.with_name(f'{prefix.name}.data-{n:05}-of-{shards:05}').write_bytes(
+        content)
+  prefix.with_name(prefix.name + '.index').write_bytes(
+      tensorflow_lib.table(rows, **options))
+  return prefix
+
+
+ARRAYS = {
+    f'layer_{i}/{leaf}': np.arange(i, 7 * i + 12, dtype=dtype).reshape(3, -1)
+    for i in range(0, 12, 3)
+    for leaf, dtype in (('kernel', np.float32), ('kernel/m', np.float64),
+                        ('half', np.float16), ('brain', ml_dtypes.bfloat16))
+}
+ARRAYS['scalar'] = np.float32(3.5).reshape(())
+ARRAYS['empty'] = np.zeros((0, 4), np.float32)
+
+
+def read(prefix: pathlib.Path) -> dict[str, np.ndarray]:
+  index = tensorflow.read_index(prefix)
+  return tensorflow.read_tensors(index, index.entries)
+
+
+@pytest.mark.parametrize('options', [{}, {
+    'per_block': 100
+}, {
+    'per_block': 1
+}, {
+    'every': 16,
+    'per_block': 7
+}, {
+    'compression': 1,
+    'per_block': 5
+}, {
+    'shards': 3
+}])
+def test_what_a_bundle_holds_is_read_to_the_bit(tmp_path, options):
+  found = read(write(tmp_path / 'model.ckpt-7', ARRAYS, **options))
+  assert found.keys() == ARRAYS.keys()
+  for name, value in ARRAYS.items():
+    assert found[name].dtype == value.dtype
+    np.testing.assert_array_equal(found[name], value)
+
+
+def test_any_flipped_bit_or_cut_of_the_index_is_an_error(tmp_path):
+  path = write(tmp_path / 'm', {
+      'a': np.ones(3, np.float32)
+  }).with_name('m.index')
+  whole = path.read_bytes()
+  index = tensorflow.read_index(tmp_path / 'm')
+  harmless = 0
+  for n in range(8 * len(whole)):
+    damaged = bytearray(whole)
+    damaged[n // 8] ^= 1 << n % 8
+    path.write_bytes(damaged)
+    try:
+      assert tensorflow.read_index(tmp_path / 'm') == index
+      harmless += 1
+    except errors.UserError as e:
+      assert str(path) in str(e) and '\n' not in str(e)
+  # The block of metadata, which is empty, its handle, and the padding.
+  assert harmless <= 8 * (40 + 13)
+  for size in range(len(whole)):
+    path.write_bytes(whole[:size])
+    assert 'not a whole index' in refusal(tensorflow.read_index, tmp_path / 'm')
+
+
+def test_any_flipped_bit_or_cut_of_the_data_is_an_error(tmp_path):
+  prefix = write(tmp_path / 'm', {'a/b': np.arange(4, dtype=np.float32)})
+  path = tmp_path / 'm.data-00000-of-00001'
+  whole = path.read_bytes()
+  for n in range(8 * len(whole)):
+    damaged = bytearray(whole)
+    damaged[n // 8] ^= 1 << n % 8
+    path.write_bytes(damaged)
+    assert 'a/b is damaged (its checksum' in refusal(read, prefix)
+  path.write_bytes(whole[:-1])
+  assert 'the file ends before it' in refusal(read, prefix)
+  path.unlink()
+  assert str(path) in refusal(read, prefix)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [({
+        'header': tensorflow_lib.field(2, 1)
+    }, 'big-endian'),
+     ({
+         'extra': tensorflow_lib.field(5, 5)
+     }, r'5 bytes for shape (3,)'),
+     ({
+         'extra':
+             tensorflow_lib.field(
+                 2, tensorflow_lib.field(2, tensorflow_lib.field(1, 2**63)))
+     }, 'bytes for shape'),
+     ({
+         'extra': tensorflow_lib.field(4, 2**62)
+     }, 'the file ends before it'),
+     ({
+         'extra': tensorflow_lib.field(1, 7)
+     }, 'is of type 7'),
+     ({
+         'extra': tensorflow_lib.field(7, b'')
+     }, 'cut into slices'),
+     ({
+         'extra': tensorflow_lib.field(3, 4)
+     }, 'data-00004-of-00001'),
+     ({
+         'extra': tensorflow_lib.varint(8 << 3 | 3)
+     }, 'wire type 3'),
+     ({
+         'extra': tensorflow_lib.field(8, b'x' * 9)[:-3]
+     }, 'ends within 9 bytes'),
+     ({
+         'extra': tensorflow_lib.field(2, 5)
+     }, 'not a whole index'), ({
+         'extra': b'\xff' * 12
+     }, 'a number without end'), ({
+         'compression': 2
+     }, 'compression 2')])
+def test_what_no_checksum_guards_is_checked(tmp_path, options, message):
+  prefix = write(tmp_path / 'm', {'a': np.ones(3, np.float32)}, **options)
+  assert message in refusal(read, prefix)
+
+
+def test_many_tensors_of_the_same_bytes_are_refused(tmp_path):
+  same = tensorflow_lib.field(4, 0) + tensorflow_lib.field(
+      1, 1)  # float32 at the file's begin
+  prefix = write(tmp_path / 'm', {
+      'a': np.ones(3, np.float32),
+      'b': np.ones(3, np.float32)
+  },
+                 extra=same)
+  assert len(read(prefix)) == 2
+  path = tmp_path / 'm.data-00000-of-00001'
+  path.write_bytes(path.read_bytes()[:12])
+  assert 'b is damaged (it overlaps others)' in refusal(read, prefix)
+
+
+def test_a_name_that_would_break_the_line_is_refused(tmp_path):
+  prefix = write(tmp_path / 'm', {'a\nb\x1b[2J': np.ones(3, np.float32)})
+  assert r"the name 'a\nb\x1b[2J'" in refusal(read, prefix)
+
+
+def test_a_snappy_bomb_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+  prefix = write(tmp_path / 'm', {'a': np.ones(3, np.float32)},
+                 compression=1,
+                 extra=tensorflow_lib.field(9, b'x' * 4000))
+  size = (tmp_path / 'm.index').stat().st_size
+  assert size < 1000 and len(read(prefix)) == 1
+  monkeypatch.setattr(tensorflow, 'LARGEST', size)
+  assert 'a block of 40' in refusal(tensorflow.read_index, prefix)
+
+
+def test_a_missing_index_is_named(tmp_path):
+  assert 'm.index: No such file' in refusal(tensorflow.read_index,
+                                            tmp_path / 'm')
+
+
+# --- BERT, written by TensorFlow
+
+
+@pytest.mark.parametrize(('release', 'head'), RELEASES.items())
+def test_a_bert_of_tensorflow_is_read_to_the_bit(release, head):
+  found, notes = weight_files.read_tensors(GOLDEN / release)
+  expected = record_tf.tensors(head)
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    assert found[name].dtype == np.float32
+    np.testing.assert_array_equal(found[name], value, err_msg=name)
+  assert hugging_face.head_of(found) == ('biased' if head else '')
+  assert len(notes) == 1 and 'not read' in notes[0]
+
+
+def zeros(sizes):
+  """Parameters of the biased head on an encoder of these sizes."""
+  model = qa.QAModel(sizes, heads.HEADS['biased']())
+  return jax.tree.map(
+      lambda x: np.zeros(x.shape, x.dtype),
+      jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0))))
+
+
+@pytest.mark.parametrize(('release', 'head'), RELEASES.items())
+def test_a_bert_of_tensorflow_fits_our_model(release, head):
+  directory = hugging_face.resolve_source(str(GOLDEN / release))
+  sizes = hugging_face.read_config(directory)
+  assert (sizes.hidden_size, sizes.num_layers, sizes.num_heads, sizes.mlp_size,
+          sizes.vocab_size, sizes.max_position,
+          sizes.layer_norm_eps) == (16, 2, 2, 24, 30, 20, 1e-12)
+  fresh = zeros(sizes)
+  params, notes = hugging_face.load_parameters(directory, fresh)
+  assert jax.tree.structure(params) == jax.tree.structure(fresh)
+  assert (hugging_face.FRESH_HEAD in notes) == (not head)
+  kernel = params['encoder']['layer_1']['attention']['output']['kernel']
+  np.testing.assert_array_equal(
+      kernel.T,
+      record_tf.tensors(head)['encoder.layer.1.attention.output.dense.weight'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'common'),
+    [('encoder/layer_with_weights-5/_attention_output_dense/kernel'
+      '/.ATTRIBUTES/VARIABLE_VALUE',
+      'encoder.layer.1.attention.output.dense.weight'),
+     ('encoder/layer_with_weights-1/position_embeddings'
+      '/.ATTRIBUTES/VARIABLE_VALUE', 'embeddings.position_embeddings.weight'),
+     ('model/layer_with_weights-4/_output_dense/bias/.OPTIMIZER_SLOT/optimizer'
+      '/m/.ATTRIBUTES/VARIABLE_VALUE', None),
+     ('bert/encoder/layer_11/output/LayerNorm/gamma',
+      'encoder.layer.11.output.LayerNorm.weight'),
+     ('bert/embeddings/word_embeddings/adam_v', None),
+     ('bert/pooler/dense/bias', None), ('global_step', None)])
+def test_names_of_either_generation_are_known(name, common):
+  assert weight_names.from_tensorflow(name) == common
+
+
+def test_a_layer_too_many_is_refused(tmp_path):
+  directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
+  path = directory / 'bert_config.json'
+  path.write_text(
+      json.dumps(json.loads(path.read_text()) | {'num_hidden_layers': 1}))
+  message = refusal(hugging_face.load_parameters, directory,
+                    zeros(hugging_face.read_config(directory)))
+  assert '16 unknown' in message and 'encoder.layer.1.' in message
+
+
+@pytest.mark.parametrize(
+    ('remove', 'message'),
+    [('bert_config.json', 'bert_config.json'),
+     ('bert_model.ckpt.index', 'has 0 TensorFlow checkpoints'),
+     ('bert_model.ckpt.data-00000-of-00001', 'data-00000-of-00001')])
+def test_a_missing_file_is_named(tmp_path, remove, message):
+  directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
+  (directory / remove).unlink()
+  assert message in refusal(
+      lambda path: weight_files.read_tensors(hugging_face.resolve_source(path)),
+      str(directory))
+
+
+def test_two_checkpoints_in_one_directory_are_refused(tmp_path):
+  directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
+  shutil.copy(directory / 'bert_model.ckpt.index', directory / 'b.index')
+  assert 'has 2 TensorFlow checkpoints: b.index, bert_model' in refusal(
+      weight_files.read_tensors, directory)

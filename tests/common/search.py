@@ -1,0 +1,55 @@
+"""A brute-force span search."""
+
+import functools
+
+import jax
+import numpy as np
+
+from qa_jax import registry
+from qa_jax.decoding import search
+from qa_jax.span_scores import SpanScores
+
+NAMES = sorted(search.EXACT)
+
+
+def brute_force(start, end, pair, start_mask, end_mask, longest, count):
+  """[(i, j, score)] of one window, by the definition, in Python."""
+  floor = lambda x: max(np.float32(x), np.float32(search.LOWEST))
+  spans = []
+  for i in np.flatnonzero(start_mask):
+    for j in range(i, min(i + longest, len(start))):
+      if end_mask[j]:
+        right = floor(end[j])
+        if pair is not None:
+          right = floor(right + floor(pair[i, j - i]))
+        spans.append((-floor(floor(start[i]) + right), int(i), j))
+  return [(i, j, -s) for s, i, j in sorted(spans)[:count]]
+
+
+def build(spec):
+  return registry.build(search.SEARCHES, spec, what='search')
+
+
+@functools.cache
+def compiled(spec, longest, count):
+  return jax.jit(functools.partial(
+      build(spec), max_answer_length=longest, n_best=count))
+
+
+def check(name, start, end, pair, start_mask, end_mask, longest, count):
+  found = jax.device_get(compiled(name, longest, count)(
+      SpanScores(start, end, pair), start_mask, end_mask))
+  for field, dtype in (('start', np.int32), ('end', np.int32),
+                       ('score', np.float32), ('valid', np.bool_)):
+    value = getattr(found, field)
+    assert (value.shape, value.dtype) == ((len(start), count), dtype)
+  for b in range(len(start)):
+    expected = brute_force(
+        start[b], end[b], None if pair is None else pair[b], start_mask[b],
+        end_mask[b], longest, count)
+    n = len(expected)
+    assert found.valid[b].tolist() == [True] * n + [False] * (count - n)
+    assert list(zip(found.start[b][:n].tolist(), found.end[b][:n].tolist(),
+                    found.score[b][:n].tolist(), strict=True)) == expected
+    assert not found.start[b][n:].any() and not found.end[b][n:].any()
+    assert (found.score[b][n:] == np.float32(search.ILLEGAL)).all()

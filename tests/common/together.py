@@ -1,0 +1,107 @@
+"""What each of two processes does for test_processes, one thing after another.
+
+  python -m tests.common.together --output=DIR --coordinator=HOST:PORT …
+
+Each leaves DIR/INDEX.json, and in the end the second kills itself.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+
+from absl import flags
+import jax
+
+from experiments import cli
+from experiments import evaluate
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax.data import windows
+from qa_jax.runtime import devices
+from qa_jax.runtime import processes
+from qa_jax.runtime import signals
+from qa_jax.training import population
+from qa_jax.training import train
+from qa_jax.training import trainer
+from tests.common import tiny
+
+RUNS: dict[str, config_lib.Config] = {
+    'whole': tiny.config(
+        parallel={'num_devices': 4},
+        train={'num_steps': 5, 'checkpoint_every_steps': 4,
+               'eval_every_steps': 3}),
+    'other': tiny.config(
+        objective='shared_norm',  # which keeps the windows of a question close
+        parallel={'num_devices': 4, 'mode': 'mesh', 'mesh': {'fsdp': 2}},
+        data={'packing': True},
+        train={'num_steps': 3, 'batch_size': 16}),
+}
+
+
+def interrupt(number: int, step: int) -> None:
+  """The second process sends itself a signal with this step in flight."""
+  push = devices.RunAhead.push
+
+  def pushing(self, item, metrics):
+    if item == step and jax.process_index() == 1:
+      os.kill(os.getpid(), number)
+    return push(self, item, metrics)
+
+  devices.RunAhead.push = pushing
+
+
+def refusal(call, *arguments) -> str:
+  try:
+    call(*arguments)
+  except errors.UserError as e:
+    return str(e)
+  raise AssertionError
+
+
+def main() -> None:
+  cli.join()
+  workdir = pathlib.Path(evaluate.OUTPUT.value)
+  found, read = {}, []
+  gather = windows.WindowSet.gather
+
+  def gathering(self, rows, length):
+    read.append(len(rows))
+    return gather(self, rows, length)
+
+  windows.WindowSet.gather = gathering
+  for name, config in RUNS.items():
+    found[name] = train.train(config, workdir / name)
+    found[f'{name} rows'] = sorted(set(read))
+    read.clear()
+  flags.FLAGS.workdir = str(workdir / 'whole')
+  flags.FLAGS.data = RUNS['whole'].data.eval
+  found['scored'] = evaluate.score_model(workdir / 'scored')
+  push = devices.RunAhead.push
+  interrupt(signal.SIGTERM, 1)
+  try:
+    train.train(RUNS['whole'], workdir / 'stopped')
+  except signals.Stopped as e:
+    found['stopped'] = e.code
+  processes.wait_for_all('stopped')
+  found['saved'] = sorted(
+      int(p.name) for p in (workdir / 'stopped' / 'checkpoints').iterdir())
+  processes.wait_for_all('looked')
+  devices.RunAhead.push = push
+  found['resumed'] = train.train(RUNS['whole'], workdir / 'stopped')
+  found['refused'] = [
+      refusal(lambda: processes.check_equal_on_all(
+          config='same', data=f'of {jax.process_index()}')),
+      refusal(population.run, [RUNS['whole']], [workdir / 'member']),
+      refusal(trainer.Trainer, tiny.config(parallel={'mode': 'jit'}))]
+  (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
+  interrupt(signal.SIGKILL, 3)
+  train.train(RUNS['whole'], workdir / 'killed')
+
+
+if __name__ == '__main__':
+  from experiments import evaluate  # defines flags, and not for tests
+  processes.HEARTBEAT_SECONDS = 20
+  sys.argv[0] = 'together'
+  cli.run(main, several=True)

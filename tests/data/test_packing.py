@@ -1,0 +1,172 @@
+"""Packed == padded: placement, scores, gradients, losses, searches.
+
+Glossary of shapes: S shards, B windows over all of them, R rows of a shard,
+P row length.
+"""
+
+from hypothesis import given
+from hypothesis import strategies as st
+import jax
+import numpy as np
+import pytest
+
+from qa_jax import objectives
+from qa_jax import span_scores
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import packing
+from qa_jax.inference import decode
+from qa_jax.models import qa
+from qa_jax.training import train
+from qa_jax.training import trainer as trainer_lib
+from tests.common import tiny
+
+NO_DROPOUT = {'dropout': 0.0, 'attention_dropout': 0.0}
+P = 128
+
+lengths_of = st.lists(st.integers(1, P), min_size=1, max_size=40).map(np.array)
+
+
+@given(lengths_of)
+def test_windows_of_a_row_do_not_overlap(lengths):
+  row, first = packing.fit_rows(lengths, P)
+  taken = np.zeros((row.max() + 1, P), int)
+  for r, begin, length in zip(row, first, lengths, strict=True):
+    assert begin + length <= P
+    taken[r, begin:begin + length] += 1
+  assert taken.max() == 1
+
+
+@given(lengths_of)
+def test_a_row_is_opened_only_when_no_other_has_room(lengths):
+  row, _ = packing.fit_rows(lengths, P)
+  filled = np.bincount(row, weights=lengths)
+  for r in range(1, len(filled)):  # its longest window fitted nowhere before
+    assert (filled[:r] + lengths[row == r].max() > P).all()
+
+
+def test_best_fit_takes_the_fullest_row_that_has_room():
+  row, first = packing.fit_rows(np.array([40, 50, 10, 14]), 64)
+  np.testing.assert_array_equal(row, [1, 0, 1, 0])
+  np.testing.assert_array_equal(first, [0, 0, 40, 50])
+
+
+@given(st.integers(1, 8), st.integers(1, 6), st.randoms())
+def test_shards_hold_each_window_once_and_as_much(shards, size, random):
+  lengths = np.array([random.randint(1, P) for _ in range(shards * size)])
+  dealt = packing.deal_windows(lengths, shards)
+  assert dealt.shape == (shards, size)
+  np.testing.assert_array_equal(np.sort(dealt.reshape(-1)),
+                                np.arange(len(lengths)))
+  load = lengths[dealt].sum(axis=1)
+  assert load.max() - load.min() <= lengths.max()
+
+
+def config(packed: bool, devices: int = 1, *, accumulation: int = 1, **fields):
+  return tiny.config(**{
+      'model': {**tiny.FIELDS['model'], 'num_layers': 2, **NO_DROPOUT},
+      'data': {**tiny.FIELDS['data'], 'max_length': P, 'packing': packed},
+      'train': {**tiny.FIELDS['train'], 'batch_size': 16, 'num_steps': 4,
+                'grad_accumulation': accumulation},
+      'parallel': {'num_devices': devices}, **fields})
+
+
+@pytest.fixture(scope='module')
+def padded() -> trainer_lib.Trainer:
+  return trainer_lib.Trainer(config(False))
+
+
+def scores_and_gradient(trainer, batch):
+  """Scores of the context and [CLS], by window; the gradient of the loss."""
+  def loss(params):
+    scores = trainer.model.apply({'params': params},
+                                 **qa.model_inputs(batch))
+    rows = objectives.OBJECTIVES['cross_entropy']().loss(scores, batch)
+    return (rows * batch['weight']).sum(), scores
+
+  (_, scores), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(
+      trainer.state.params)
+  domain = span_scores.softmax_domain(batch['context_mask'])
+  return np.where(domain, scores.start, 0), gradient
+
+
+@pytest.mark.parametrize('shards', [1, 4])
+def test_scores_and_gradients_equal_those_of_padded_rows(padded, shards):
+  rows = np.concatenate([np.arange(14), [-1, -1]])
+  batch = padded.windows.gather(rows, P)
+  packed = packing.pack_batch(batch, np.arange(16).reshape(shards, -1), P,
+                              real=rows >= 0)
+  assert packed['token_ids'].shape[1] < 16 // shards
+  scores, gradient = scores_and_gradient(padded, batch)
+  other_scores, other_gradient = scores_and_gradient(padded, packed)
+  np.testing.assert_allclose(other_scores[:14], scores[:14], atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+               other_gradient, gradient)
+
+
+def test_a_window_does_not_see_its_neighbours_in_the_row(padded):
+  batch = padded.windows.gather(np.arange(16), P)
+  packed = packing.pack_batch(batch, np.arange(16)[None], P,
+                              real=np.ones(16, bool))
+  assert packed['segment_ids'].max() > 1
+  other = packed['segment_ids'] > 1
+  changed = {**packed, 'token_ids': np.where(other, 7, packed['token_ids'])}
+  before, _ = scores_and_gradient(padded, packed)
+  after, _ = scores_and_gradient(padded, changed)
+  first = (packed['segment_ids'].reshape(-1)[packed['first']] == 1)
+  np.testing.assert_array_equal(after[first], before[first])
+  assert abs(after[~first] - before[~first]).max() > 1e-3
+
+
+def losses(workdir, settings) -> list[float]:
+  train.train(settings, workdir)
+  return [row['loss'] for row in RunDirectory(workdir).read_metrics()
+          if row['split'] == 'train']
+
+
+@pytest.fixture(scope='module')
+def reference(tmp_path_factory) -> list[float]:
+  return losses(tmp_path_factory.mktemp('runs') / 'padded', config(False))
+
+
+@pytest.mark.parametrize(('mode', 'devices', 'accumulation'), [
+    ('pmap', 1, 1), ('pmap', 4, 2), ('mesh', 4, 2)])
+def test_training_has_the_same_losses_packed_or_padded(
+    tmp_path, reference, mode, devices, accumulation):
+  settings = config(True, accumulation=accumulation,
+                    parallel={'mode': mode, 'num_devices': devices},
+                    data={**tiny.FIELDS['data'], 'max_length': P,
+                          'packing': True})
+  np.testing.assert_allclose(
+      losses(tmp_path / 'packed', settings), reference, atol=1e-5)
+
+
+def test_questions_stay_together_when_packed(tmp_path):
+  """shared_norm needs all windows of a question in one shard."""
+  fields = {'objective': 'shared_norm'}
+  data = {**tiny.FIELDS['data'], 'max_length': 40}
+  both = [config(packed, 2, data={**data, 'packing': packed}, **fields)
+          for packed in (False, True)]
+  curves = [losses(tmp_path / str(i), c) for i, c in enumerate(both)]
+  np.testing.assert_allclose(*curves, atol=1e-5)
+
+
+def test_spans_found_equal_those_of_buckets(padded):
+  found = [decode.score_windows(
+      padded.model, padded.state.params, padded.windows, settings)
+      for settings in (config(False, data={
+          **tiny.FIELDS['data'], 'max_length': P, 'buckets': (48, 64)}),
+                       config(True))]
+  np.testing.assert_allclose(found[1].score, found[0].score, atol=1e-5)
+  np.testing.assert_allclose(found[1].null, found[0].null, atol=1e-5)
+  np.testing.assert_array_equal(found[1].start, found[0].start)
+  np.testing.assert_array_equal(found[1].end, found[0].end)
+
+
+def test_an_epoch_has_few_shapes():
+  settings = config(True, train={**tiny.FIELDS['train'], 'batch_size': 32},
+                    data={**tiny.FIELDS['data'], 'packing': True,
+                          'train': 'synthetic(size=400)'})
+  stream = trainer_lib.Trainer(settings).batches
+  shapes = {next(stream)['token_ids'].shape
+            for _ in range(stream.steps_per_epoch - 1)}
+  assert len(shapes) <= 4

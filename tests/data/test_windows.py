@@ -1,0 +1,235 @@
+"""Windows: coverage, labels, maximal context, the alignment audit."""
+
+import numpy as np
+import pytest
+
+from qa_jax import errors
+from qa_jax.data import alignment
+from tests.common import windows
+
+
+def bert_spans(tokens, room, step):
+  """convert_examples_to_features of google-research/bert, the loop."""
+  spans, start = [], 0
+  while start < tokens:
+    length = min(tokens - start, room)
+    spans.append((start, length))
+    if start + length == tokens:
+      break
+    start += min(length, step)
+  return spans
+
+
+def bert_max_context(spans, token):
+  """_check_is_max_context of google-research/bert: the winning window."""
+  best, winner = None, None
+  for i, (start, length) in enumerate(spans):
+    if start <= token < start + length:
+      score = (min(token - start, start + length - 1 - token)
+               + 0.01 * length)
+      if best is None or score > best:
+        best, winner = score, i
+  return winner
+
+
+@pytest.mark.parametrize('tokens', [1, 6, 7, 8, 9, 11, 12, 13, 30, 101])
+@pytest.mark.parametrize(('max_length', 'overlap'),
+                         [(12, 0), (12, 3), (12, 6), (40, 20), (40, 33)])
+def test_windows_are_berts(tokens, max_length, overlap):
+  w = windows.cut(windows.example(tokens),
+                  max_length=max_length,
+                  window_overlap=overlap,
+                  max_question_length=2)
+  room = max_length - 2 - 3
+  expected = bert_spans(tokens, room, room - overlap)
+  assert list(zip(w.begin, w.length, strict=True)) == expected
+  for token in range(tokens):
+    owned = (token >= w.best_begin) & (token < w.best_end)
+    assert np.flatnonzero(owned).tolist() == [
+        bert_max_context(expected, token)], token
+
+
+def test_max_context_of_random_cuts_is_berts():
+  rng = np.random.default_rng(0)
+  for _ in range(60):
+    tokens, room = int(rng.integers(1, 400)), int(rng.integers(5, 120))
+    overlap = int(rng.integers(0, room))
+    w = windows.cut(windows.example(tokens, question='a'), max_length=room + 4,
+                    window_overlap=overlap, max_question_length=1)
+    spans = bert_spans(tokens, room, room - overlap)
+    for token in range(0, tokens, 3):
+      owned = (token >= w.best_begin) & (token < w.best_end)
+      assert np.flatnonzero(owned).tolist() == [
+          bert_max_context(spans, token)], (tokens, room, overlap, token)
+
+
+def test_every_gold_span_reads_back_as_text():
+  context = 'abc de. fgh $ij klm nop'
+  answers = [('de', 4), ('fgh $ij', 8), ('nop', 20)]
+  for text, start in answers:
+    w = windows.cut(windows.example(context=context, answers=[(text, start)]),
+                    max_length=30)
+    begin, end = w.char_spans(
+        np.zeros(1, int), w.start_positions[:1], w.end_positions[:1])
+    assert context[begin[0]:end[0]] == text
+    assert w.audit['exact'] == 1
+
+
+def test_label_falls_in_every_window_that_holds_the_whole_span():
+  w = windows.cut(windows.example(30, answers=[('g h', 12)]))
+  positions = np.stack([w.start_positions, w.end_positions], 1)
+  for i, (start, end) in enumerate(positions):
+    inside = w.begin[i] <= 6 and w.begin[i] + w.length[i] > 7
+    assert (start > 0) == inside
+    if inside:
+      batch = w.gather(np.array([i]), 12)
+      ids = batch['token_ids'][0, start:end + 1]
+      assert [windows.VOCAB.vocab[t] for t in ids] == ['g', 'h']
+
+
+@pytest.mark.parametrize(('answer', 'fate'), [
+    (('de', 4), 'exact'), (('e', 5), 'exact'), (('d', 0), 'repaired'),
+    (('de', 19), 'repaired'), (('zz', 4), 'unrecoverable'),
+    (('', 4), 'unrecoverable'), ((' ', 3), 'unrecoverable'),
+    (('de', 10**9), 'repaired'), ((' de ', 3), 'exact'),
+])
+def test_audit_names_the_fate_of_a_gold_span(answer, fate):
+  # The vocabulary has single letters only, so any letter is a token.
+  w = windows.cut(windows.example(context='abc de fgh ij', answers=[answer]),
+                  max_length=40)
+  assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), fate: 1}
+
+
+def test_span_inside_an_unknown_word_is_widened():
+  w = windows.cut(windows.example(context='abc 東x de', answers=[('x', 5)]),
+                  max_length=30)
+  assert w.audit['exact'] == 1  # CJK is split off, so x is its own token
+  w = windows.cut(windows.example(context='abc d~e fg', answers=[('d~', 4)]),
+                  max_length=30)
+  assert sum(w.audit.values()) == 1
+
+
+def test_span_longer_than_every_window_is_counted_and_not_trained_on():
+  text = windows.example(30).context
+  w = windows.cut(windows.example(30, answers=[(text, 0)]))
+  assert w.audit['no_window'] == 1
+  assert len(w.train_indices('cls')) == 0
+
+
+def test_gold_spans_are_all_answers_that_a_window_holds_whole():
+  rng = np.random.default_rng(0)
+  examples = []
+  for n in rng.integers(1, 60, 40):  # every token is a letter and a space
+    starts = rng.integers(0, n, rng.integers(1, 6))
+    spans = [(int(a), int(rng.integers(a, min(a + 5, n)))) for a in starts]
+    text = windows.example(n).context
+    examples.append(windows.example(n, answers=[
+        (text[2 * a:2 * b + 1], 2 * a) for a, b in spans]))
+  w = windows.cut(*examples)
+  sizes = []
+  for i, golds in enumerate(w.gather(np.arange(len(w)), 12)['gold_spans']):
+    e = w.examples[w.example_of[i]]
+    spans = dict.fromkeys((a.start // 2, (a.start + len(a.text)) // 2)
+                          for a in e.answers)
+    shift = w.context_offset[i] - w.begin[i]
+    expected = [[a + shift, b + shift] for a, b in spans if (
+        w.begin[i] <= a and b < w.begin[i] + w.length[i])]
+    assert golds.tolist() == (
+        expected + [[-1, -1]] * (len(golds) - len(expected)))
+    label = [w.start_positions[i], w.end_positions[i]]
+    assert label == (expected or [[0, 0]])[0]
+    sizes.append(len(expected))
+  assert 0 in sizes and w.gold_spans.shape[1] == max(sizes) > 2
+
+
+def test_more_gold_spans_than_a_window_keeps_are_counted():
+  most = alignment.MAX_GOLD_SPANS
+  text = windows.example(30).context
+  answers = [(text[2 * i], 2 * i) for i in range(most + 3)] + [(text[0], 0)] * 4
+  w = windows.cut(windows.example(30, answers=answers), max_length=60)
+  assert w.gold_spans.shape == (1, most, 2)
+  assert w.gold_spans[0, :, 0].tolist() == list(range(4, 4 + most))
+  assert w.audit['surplus'] == 3 and w.audit['exact'] == most + 4
+  assert w.faults['surplus'] == ['q30']
+  # In windows of 6 tokens there is room for all of them.
+  assert windows.cut(windows.example(30, answers=answers)).audit['surplus'] == 0
+
+
+def test_the_fate_of_each_answer_is_its_own():
+  text = windows.example(30).context
+  w = windows.cut(windows.example(30, answers=[('zz', 0), (text, 0), ('a', 0)]))
+  fates = {k for k, n in w.audit.items() if n}
+  assert fates == {'unrecoverable', 'no_window', 'exact'}
+  assert len(w.train_indices('cls')) == len(w)
+
+
+def test_unrecoverable_answer_never_becomes_a_no_answer_label():
+  w = windows.cut(windows.example(5, answers=[('zz', 0)]),
+                  windows.example(6, impossible=True))
+  assert w.train_indices('cls').tolist() == [1]
+
+
+def test_drop_leaves_out_answer_free_windows_of_answerable_questions_only():
+  w = windows.cut(windows.example(30, answers=[('a', 0)]),
+                  windows.example(31, impossible=True))
+  kept = w.train_indices('drop')
+  assert (w.example_of[kept] == 0).sum() == 1
+  assert (w.example_of[kept] == 1).sum() == (w.example_of == 1).sum()
+  assert len(w.train_indices('cls')) == len(w)
+
+
+def test_question_is_cut_and_empty_texts_still_make_one_window():
+  w = windows.cut(windows.example(5, question='a ' * 400), windows.example(0),
+                  windows.example(3, question=''))
+  assert w.questions.lengths.tolist() == [4, 2, 0]
+  assert len(w) == 3
+  batch = w.gather(np.arange(3), 12)
+  assert batch['context_mask'].sum(1).tolist() == [5, 0, 3]
+
+
+def test_layout_of_a_row():
+  w = windows.cut(windows.example(3))
+  row = {k: v[0].tolist() for k, v in w.gather(np.array([0]), 10).items()}
+  names = [windows.VOCAB.vocab[t] for t in row['token_ids']]
+  assert names == ['[CLS]', 'a', 'b', '[SEP]', 'a', 'b', 'c', '[SEP]',
+                   '[PAD]', '[PAD]']
+  assert row['token_type_ids'] == [0] * 4 + [1] * 4 + [0] * 2
+  assert row['attention_mask'] == [1] * 8 + [0] * 2
+  assert row['context_mask'] == [False] * 4 + [True] * 3 + [False] * 3
+
+
+def test_padding_row_has_weight_zero_and_no_context():
+  batch = windows.cut(windows.example(3)).gather(np.array([0, -1]), 10)
+  assert batch['weight'].tolist() == [1, 0]
+  assert not batch['context_mask'][1].any()
+  assert batch['attention_mask'][1].sum() == 1
+
+
+def test_padding_row_has_no_gold_span():
+  w = windows.cut(windows.example(3, answers=[('a', 0)]))
+  golds = w.gather(np.array([0, -1]), 10)['gold_spans']
+  assert golds.tolist() == [[[4, 4]], [[-1, -1]]]
+  assert golds.dtype == np.int32
+
+
+def test_other_text_in_one_window_changes_no_other():
+  a = windows.cut(windows.example(30), windows.example(7, context='x y'))
+  b = windows.cut(windows.example(30), windows.example(8, context='z . $ q'))
+  n = len(a) - 1
+  one, two = (w.gather(np.arange(n), 12) for w in (a, b))
+  assert all((one[k] == two[k]).all() for k in one)
+
+
+def test_context_is_tokenised_once_for_all_its_questions():
+  w = windows.cut(*[windows.example(30, question=q) for q in 'abcdef'])
+  assert len(w.contexts.lengths) == 1
+
+
+@pytest.mark.parametrize('sizes', [(12, 5, 4), (12, 99, 4), (4, 0, 4),
+                                   (12, -1, 4), (12, 0, 0)])
+def test_lengths_without_a_step_are_refused(sizes):
+  with pytest.raises(errors.UserError):
+    windows.cut(windows.example(5),
+                max_length=sizes[0],
+                window_overlap=sizes[1],
+                max_question_length=sizes[2])

@@ -1,0 +1,329 @@
+"""Exact searches against brute force; the others against their definitions.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax import errors
+from qa_jax import registry
+from qa_jax.decoding import search as search_lib
+from qa_jax.span_scores import SpanScores
+from tests.common import search
+
+
+def masks(rng, batch, length):
+  """Ranges from empty to full, and some with holes."""
+  begin = rng.integers(0, length + 1, (batch, 1))
+  end = rng.integers(0, length + 1, (batch, 1))
+  column = np.arange(length)[None]
+  context = (column >= begin) & (column < end)
+  context[0] = True
+  context[1 % batch] &= rng.random(length) < 0.7
+  owned = context & (rng.random((batch, length)) < 0.8)
+  return owned, context
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+@pytest.mark.parametrize('with_pair', [False, True])
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize(('length', 'longest', 'count'), [
+    (1, 1, 1), (1, 512, 5), (2, 1, 3), (3, 2, 20), (7, 30, 50), (33, 5, 20),
+    (64, 30, 20), (64, 64, 1), (48, 512, 20), (40, 3, 200), (64, 12, 2),
+    (64, 3, 3)])
+def test_search_is_brute_force(name, with_pair, tied, length, longest, count):
+  rng = np.random.default_rng([length, longest, count, with_pair, tied])
+  batch = 6
+  draw = (lambda *s: rng.integers(-2, 3, s).astype(np.float32)) if tied else (
+      lambda *s: rng.normal(0, 3, s).astype(np.float32))
+  pair = draw(batch, length, longest) if with_pair else None
+  search.check(name, draw(batch, length), draw(batch, length), pair,
+               *masks(rng, batch, length), longest, count)
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+@pytest.mark.parametrize('longest', [1, 2, 30, 511, 512, 600])
+def test_search_is_brute_force_at_full_length(name, longest):
+  rng = np.random.default_rng(longest)
+  draw = lambda: rng.integers(-3, 4, (2, 512)).astype(np.float32)
+  search.check(name, draw(), draw(), None, *masks(rng, 2, 512), longest, 20)
+
+
+@pytest.mark.parametrize('with_pair', [False, True])
+def test_all_implementations_agree_bit_for_bit_on_heavy_ties(with_pair):
+  rng = np.random.default_rng(5)
+  draw = lambda *s: rng.integers(0, 3, s).astype(np.float32)
+  scores = SpanScores(draw(64, 384), draw(64, 384),
+                      draw(64, 384, 30) if with_pair else None)
+  owned, context = masks(rng, 64, 384)
+  found = [jax.device_get(search.compiled(name, 30, 20)(scores, owned, context))
+           for name in search.NAMES]
+  for other in found[1:]:
+    jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+@pytest.mark.parametrize('with_pair', [False, True])
+@pytest.mark.parametrize('values', [
+    (-1e9, 0, 1e9), (-1e30, -1e9, 1, 2), (-np.inf, -1e30, 0, 1),
+    (-np.inf,), (-2e38, -3.2e38, 0, 2e38), (np.inf, -np.inf, 1)], ids=str)
+@pytest.mark.filterwarnings('ignore:overflow')  # in brute force
+def test_legality_follows_the_masks_whatever_the_scores(
+    name, with_pair, values):
+  rng = np.random.default_rng(8)
+  draw = lambda *s: rng.choice(np.array(values, np.float32), s)
+  start, end, pair = draw(4, 12), draw(4, 12), draw(4, 12, 5)
+  search.check(name, start, end, pair if with_pair else None,
+               *masks(rng, 4, 12), 5, 40)
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_negative_zero_ties_with_zero(name):
+  rng = np.random.default_rng(3)
+  draw = lambda *s: np.copysign(np.float32(0), rng.normal(size=s)).astype(
+      np.float32)
+  scores = draw(4, 12), draw(4, 12), draw(4, 12, 5)
+  found = jax.device_get(search.compiled(name, 5, 7)(
+      SpanScores(*scores), *[np.ones((4, 12), bool)] * 2))
+  assert found.start.tolist() == [[0, 0, 0, 0, 0, 1, 1]] * 4
+  assert found.end.tolist() == [[0, 1, 2, 3, 4, 1, 2]] * 4
+  assert not np.signbit(found.score).any()
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_cap_counts_both_ends_and_longer_spans_lose(name):
+  # Prefix-maximum dynamic programming returns (0, 0) here.
+  start, end = np.zeros((1, 40), np.float32), np.zeros((1, 40), np.float32)
+  start[0, 0], start[0, 35], end[0, 39] = 10, 9, 10
+  mask = np.ones((1, 40), bool)
+  out = search.compiled(name, 30, 1)(SpanScores(start, end), mask, mask)
+  assert (out.start[0, 0], out.end[0, 0], out.score[0, 0]) == (35, 39, 19)
+  out = search.compiled(name, 40, 1)(SpanScores(start, end), mask, mask)
+  assert (out.start[0, 0], out.end[0, 0]) == (0, 39)
+  out = search.compiled(name, 39, 1)(SpanScores(start, end), mask, mask)
+  assert (out.start[0, 0], out.end[0, 0]) == (35, 39)
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+@pytest.mark.parametrize('huge', [1e9, 3e38, np.inf, np.nan])
+def test_masked_positions_are_never_returned_whatever_their_score(name, huge):
+  start = np.array([[huge, 1, 2, huge]], np.float32)
+  end = np.array([[huge, -1e9, -1e9, huge]], np.float32)
+  mask = np.array([[False, True, True, False]])
+  out = jax.device_get(search.compiled(name, 4, 10)(
+      SpanScores(start, end, null=np.zeros(1)), mask, mask))
+  assert out.valid[0].tolist() == [True] * 3 + [False] * 7
+  assert list(zip(out.start[0, :3], out.end[0, :3], strict=True)) == [
+      (1, 1), (1, 2), (2, 2)]  # 1 and 2 vanish beside 1e9: ties
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_start_and_end_have_each_their_mask(name):
+  zeros = np.zeros((1, 4), np.float32)
+  out = jax.device_get(search.compiled(name, 3, 5)(
+      SpanScores(zeros, zeros), np.array([[False, True, False, True]]),
+      np.array([[True, False, True, False]])))
+  assert out.valid[0].tolist() == [True] + [False] * 4
+  assert (out.start[0, 0], out.end[0, 0]) == (1, 2)
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_masked_end_does_not_recommend_the_starts_before_it(name):
+  start, end = np.zeros((1, 4), np.float32), np.array([[5, 0, 9, 0]])
+  out = search.compiled(name, 2, 1)(
+      SpanScores(start, end.astype(np.float32)), np.ones((1, 4), bool),
+      np.array([[True, True, False, True]]))
+  assert (out.start[0, 0], out.end[0, 0], out.score[0, 0]) == (0, 0, 5)
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_half_precision_scores_are_searched_in_float32(name):
+  start = jnp.asarray([[256.0, 1.0]], jnp.bfloat16)
+  end = jnp.asarray([[0.0, 1.0]], jnp.bfloat16)
+  mask = np.ones((1, 2), bool)
+  out = search.compiled(name, 2, 3)(SpanScores(start, end), mask, mask)
+  assert out.score.tolist() == [[257.0, 256.0, 2.0]]  # 257 is no bfloat16
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+@pytest.mark.parametrize('with_pair', [False, True])
+def test_jit_equals_eager(name, with_pair):
+  rng = np.random.default_rng(0)
+  draw = lambda *s: np.round(rng.normal(size=s), 1).astype(np.float32)
+  scores = SpanScores(draw(3, 20), draw(3, 20),  # has both zeros
+                      draw(3, 20, 4) if with_pair else None)
+  mask = np.ones((3, 20), bool)
+  eager = search.build(name)(scores, mask, mask, max_answer_length=4, n_best=5)
+  jax.tree.map(np.testing.assert_array_equal, eager,
+               search.compiled(name, 4, 5)(scores, mask, mask))
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_null_is_the_cls_span_or_the_heads_own(name):
+  start, end = np.array([[2.0, 9.0]]), np.array([[0.5, 9.0]])
+  mask = np.array([[False, True]])
+  run = search.compiled(name, 2, 1)
+  assert run(SpanScores(start, end), mask, mask).null_score == 2.5
+  assert run(SpanScores(start, end, null=np.array([7.0])), mask,
+             mask).null_score == 7
+
+
+@pytest.mark.parametrize('name', search.NAMES)
+def test_pair_term_narrower_than_the_cap_is_refused(name):
+  scores = SpanScores(np.zeros((1, 9)), np.zeros((1, 9)),
+                      np.zeros((1, 9, 3)))
+  mask = np.ones((1, 9), bool)
+  with pytest.raises(ValueError, match='max_answer_length 4 exceeds the 3'):
+    search.build(name)(scores, mask, mask, max_answer_length=4, n_best=1)
+
+
+# --- what others search with
+
+
+def berts_spans(start, end, start_mask, end_mask, longest, k):
+  """write_predictions of google-research/bert: loops over index lists."""
+  def best_indexes(logits):
+    ranked = sorted(enumerate(logits), key=lambda x: x[1], reverse=True)
+    return [i for i, _ in ranked[:k]]
+  spans = []
+  for i in best_indexes(start):
+    for j in best_indexes(end):
+      if not start_mask[i] or not end_mask[j] or j < i:
+        continue
+      if j - i + 1 > longest:
+        continue
+      spans.append((i, j))
+  return spans
+
+
+def argmax_spans(start, end, start_mask, end_mask, longest):
+  legal = lambda x, mask: [x[i] if mask[i] else -np.inf for i in range(len(x))]
+  if not start_mask.any() or not end_mask.any():
+    return []
+  i, j = (int(np.argmax(legal(x, mask)))
+          for x, mask in ((start, start_mask), (end, end_mask)))
+  return [(i, j)] if i <= j < i + longest else []
+
+
+def beam_spans(start, end, start_mask, end_mask, longest, width):
+  order = sorted(np.flatnonzero(start_mask).tolist(), key=lambda i: -start[i])
+  return [(i, j) for i in order[:width] for j in range(len(start))
+          if end_mask[j] and i <= j < i + longest]
+
+
+INEXACT = [
+    ('top_k', functools.partial(berts_spans, k=20)),
+    ('top_k(k=4)', functools.partial(berts_spans, k=4)),
+    ('top_k(k=1)', functools.partial(berts_spans, k=1)),
+    ('argmax', argmax_spans),
+    ('beam', functools.partial(beam_spans, width=5)),
+    ('beam(width=1)', functools.partial(beam_spans, width=1)),
+]
+
+
+def test_every_search_is_exact_or_has_a_definition_here():
+  names = {registry.parse_spec(spec)[0] for spec, _ in INEXACT}
+  assert names | search_lib.EXACT == search_lib.SEARCHES.keys()
+  assert not names & search_lib.EXACT
+  for spec, _ in INEXACT:
+    assert not search_lib.is_exact(spec)
+
+
+@pytest.mark.parametrize(('spec', 'definition'), INEXACT,
+                         ids=[spec for spec, _ in INEXACT])
+@pytest.mark.parametrize('with_pair', [False, True])
+@pytest.mark.parametrize('tied', [False, True])
+@pytest.mark.parametrize(('length', 'longest'), [(3, 9), (24, 6)])
+def test_inexact_search_is_its_definition(
+    spec, definition, with_pair, tied, length, longest):
+  rng = np.random.default_rng([length, longest, with_pair, tied])
+  draw = (lambda *s: rng.integers(-2, 3, s).astype(np.float32)) if tied else (
+      lambda *s: rng.normal(0, 3, s).astype(np.float32))
+  batch, count = 8, 30
+  start, end = draw(batch, length), draw(batch, length)
+  pair = draw(batch, length, longest) if with_pair else None
+  owned, context = masks(rng, batch, length)
+  found = jax.device_get(search.compiled(spec, longest, count)(
+      SpanScores(start, end, pair), owned, context))
+  for b in range(batch):
+    ranked = sorted(
+        (-(start[b, i] + (end[b, j] if pair is None
+                          else end[b, j] + pair[b, i, j - i])), i, j)
+        for i, j in definition(start[b], end[b], owned[b], context[b],
+                               longest))[:count]
+    n = len(ranked)
+    assert found.valid[b].tolist() == [True] * n + [False] * (count - n)
+    assert list(zip((-found.score[b, :n]).tolist(), found.start[b, :n],
+                    found.end[b, :n], strict=True)) == ranked
+
+
+@pytest.mark.parametrize('spec', [spec for spec, _ in INEXACT])
+def test_inexact_search_finds_legal_spans_no_better_than_the_best(spec):
+  rng = np.random.default_rng(1)
+  scores = SpanScores(*rng.normal(0, 3, (2, 64, 48)).astype(np.float32),
+                      rng.normal(0, 1, (64, 48, 6)).astype(np.float32))
+  owned, context = masks(rng, 64, 48)
+  found, best = (jax.device_get(
+      search.compiled(s, 6, 9)(scores, owned, context))
+                 for s in (spec, 'dense'))
+  assert (found.score <= best.score).all()
+  assert (found.score[:, 0] < best.score[:, 0]).any()
+  row, column = np.nonzero(found.valid)
+  i, j = found.start[row, column], found.end[row, column]
+  assert owned[row, i].all() and context[row, j].all()
+  assert ((i <= j) & (j < i + 6)).all()
+
+
+def test_question_and_padding_crowd_out_the_context_of_top_k_alone():
+  start = np.array([[9, 8, 7, 1, 0, 9]], np.float32)
+  mask = np.array([[False, False, False, True, True, False]])
+  for spec, found in (('top_k(k=3)', False), ('top_k(k=5)', True),
+                      ('argmax', True), ('beam(width=1)', True)):
+    out = search.compiled(spec, 4, 2)(SpanScores(start, start), mask, mask)
+    assert out.valid[0, 0] == found, spec
+    assert (out.start[0, 0], out.end[0, 0]) == ((3, 3) if found else (0, 0))
+
+
+@pytest.mark.parametrize(('end', 'valid'), [(1, False), (2, True), (3, True),
+                                            (4, False)])
+def test_argmax_of_a_reversed_or_too_long_span_is_no_span(end, valid):
+  start_scores, end_scores = np.zeros((2, 1, 6), np.float32)
+  start_scores[0, 2] = end_scores[0, end] = 1
+  mask = np.ones((1, 6), bool)
+  out = search.compiled('argmax', 2, 3)(
+      SpanScores(start_scores, end_scores), mask, mask)
+  assert out.valid.tolist() == [[valid, False, False]]
+  assert out.score[0, 0] == (2 if valid else np.float32(search_lib.ILLEGAL))
+
+
+@pytest.mark.parametrize('spec', ['top_k(k=0)', 'beam(width=-1)'])
+def test_search_of_nothing_is_refused(spec):
+  with pytest.raises(errors.UserError, match='must be at least 1'):
+    search.build(spec)
+
+
+# --- the normaliser
+
+
+@pytest.mark.parametrize('with_pair', [False, True])
+@pytest.mark.parametrize('scale', [1, 100])
+def test_normaliser_is_the_log_sum_of_all_spans_within_the_mask(
+    with_pair, scale):
+  rng = np.random.default_rng(4)
+  draw = lambda *s: rng.normal(0, scale, s).astype(np.float32)
+  start, end = draw(6, 20), draw(6, 20)
+  pair = draw(6, 20, 5) if with_pair else None
+  mask, _ = masks(rng, 6, 20)
+  mask[2] = False
+  found = search_lib.log_partition(SpanScores(start, end, pair), mask, mask,
+                                   max_answer_length=5)
+  for b in range(6):
+    spans = [s for _, _, s in search.brute_force(
+        *np.float64([start[b], end[b]]), None if pair is None else pair[b],
+        mask[b], mask[b], 5, 999)]
+    expected = np.logaddexp.reduce(np.float64(spans)) if spans else (
+        search_lib.ILLEGAL)
+    assert found[b] == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,127 @@
+"""Suites: what stands in their rows, and what becomes of missing sets."""
+
+import importlib
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from qa_jax import errors
+from qa_jax.evaluation import evaluator
+from qa_jax.evaluation import suite
+from qa_jax.inference import predict
+from qa_jax.io import files
+from tests.common import commands
+from tests.common import lookup
+from tests.common.refusals import refusal
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope='module')
+def qa() -> predict.QA:
+  return predict.QA(lookup.Lookup(), lookup.PARAMS,
+                    lookup.WORDS, lookup.make_config())
+
+
+@pytest.fixture(scope='module')
+def groups(tmp_path_factory) -> dict[str, dict[str, str]]:
+  """Two sets that are there and one that is not."""
+  folder = tmp_path_factory.mktemp('data')
+  for seed, name in enumerate(('one', 'two')):
+    examples = lookup.make_examples(seed)
+    files.write_json(folder / f'{name}.json', {'data': [{
+        'title': e.id, 'paragraphs': [{'context': e.context, 'qas': [
+            {'id': e.id, 'question': e.question, 'is_impossible': e.impossible,
+             'answers': [{'text': a.text, 'answer_start': a.start}
+                         for a in e.answers]}]}]} for e in examples]})
+  return {'here': {name: f'{folder}/{name}.json' for name in ('one', 'two')},
+          'gone': {'three': f'{folder}/three.json'}}
+
+
+def test_rows_are_evaluations_and_averages_weigh_sets_alike(
+    qa, groups, tmp_path, capsys):
+  rows = suite.run_suite(qa, groups, tmp_path)
+  said = capsys.readouterr().err
+  assert 'SKIPPED gone/three: ' in said and 'No such file' in said
+  assert [(r.group, r.name) for r in rows] == [
+      ('here', 'one'), ('here', 'two'), ('gone', 'three')]
+  alone = [
+      evaluator.evaluate_data(qa, spec, output=None)
+      for spec in groups['here'].values()
+  ]
+  assert [r.values for r in rows] == [*alone, None]
+  found = suite.averages(rows)
+  assert list(found) == ['here', 'all']
+  for name in ('here', 'all'):
+    assert found[name]['sets'] == 2
+    assert found[name]['f1'] == pytest.approx(np.mean([v['f1'] for v in alone]))
+  assert all(r.low <= r.values['f1'] <= r.high for r in rows[:2])
+  assert (tmp_path / 'here' / 'one' / 'nbest.jsonl').is_file()
+
+
+def test_no_set_at_all_is_one_line(qa, groups, tmp_path):
+  message = refusal(
+      lambda: suite.run_suite(qa, {'gone': groups['gone']}, tmp_path))
+  assert 'none of the 1 sets' in message and 'three.json' in message
+
+
+def test_a_model_that_went_astray_is_not_a_missing_set(
+    qa, groups, tmp_path, monkeypatch):
+  def fail(*args, **options):
+    raise errors.UserError('the null score is not finite')
+  monkeypatch.setattr(evaluator, 'evaluate_windows', fail)
+  assert 'not finite' in refusal(suite.run_suite, qa, groups, tmp_path)
+
+
+def command(tmp_path, monkeypatch, qa, groups, *more):
+  (tmp_path / 'mine.py').write_text(
+      'import ml_collections\ndef get_config(variant="all"):\n'
+      f'  return ml_collections.ConfigDict({groups!r})\n')
+  monkeypatch.setattr(predict, 'load', lambda *a, **k: qa)
+  return commands.command(
+      'suite', '--workdir=hub/id', f'--suite={tmp_path}/mine.py',
+      f'--output={tmp_path}/out', *more)
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')
+def test_the_command_reports_rows_averages_and_what_was_skipped(
+    tmp_path, monkeypatch, qa, groups):
+  result = command(tmp_path, monkeypatch, qa, groups)
+  assert result.code == 0, result.err
+  for words in ('| here/one | 6 |', '| gone/three | SKIPPED |',
+                '| macro average of here | 2 of 2 sets |',
+                '| macro average of all | 2 of 3 sets |',
+                '1 of 3 sets could not be had'):
+    assert words in result.out, words
+  found = json.loads((tmp_path / 'out' / 'suite.json').read_text())
+  skipped = {s['name']: s['skipped'] for s in found['sets']
+             if s['metrics'] is None}
+  assert list(skipped) == ['three'] and 'No such file' in skipped['three']
+  # A flag names another place for a set.
+  result = command(tmp_path, monkeypatch, qa, groups,
+                   f'--suite.gone.three={groups["here"]["one"]}')
+  assert 'SKIPPED' not in result.out and '3 of 3 sets' in result.out
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')
+@pytest.mark.parametrize(('sets', 'more', 'words'), [
+    ({'a': 'x.json'}, (), 'a suite is {group: {name: data SPEC}}'),
+    ({'a': {}}, (), 'none of them empty'), ({}, (), 'none of them empty'),
+    ({'a': {'b': 3}}, (), 'a suite is'),
+    ({'a': {'b': 'x'}}, ('--suite.c.d=y',), "--suite has no group 'c'"),
+    ({'a': {'b': 'x'}}, ('--suite=nowhere.py',), 'nowhere.py'),
+    ({'a': {'b': 'x'}}, ('--output=',), '--output is needed')])
+def test_mistakes_are_one_line(tmp_path, monkeypatch, qa, sets, more, words):
+  result = command(tmp_path, monkeypatch, qa, sets, *more)
+  assert result.code in (1, 2) and words in result.err
+  assert result.err.count('\n') == 1 and not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize('path', sorted(
+    (ROOT / 'configs' / 'suites').glob('*.py')), ids=lambda p: p.stem)
+def test_shipped_suites_are_whole(path):
+  module = importlib.import_module(f'configs.suites.{path.stem}')
+  for variant in ('all', 'tiny'):
+    assert suite.check_suite(module.get_config(variant).to_dict())

@@ -1,0 +1,329 @@
+"""Runs → Hugging Face and back: to the bit, whole or not at all."""
+
+import functools
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+import tokenizers
+import yaml
+
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import heads
+from qa_jax import input_pipeline
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data.examples import Example
+from qa_jax.export import hugging_face
+from qa_jax.inference import predict
+from qa_jax.inference import pretrained
+from qa_jax.io import files
+from qa_jax.models import qa
+from tests.common import refusals
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+GOLDEN = ROOT / 'tests' / 'golden'
+TINY = GOLDEN / 'tiny_bert'
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+VOCAB = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *LETTERS,
+         *('##' + c for c in LETTERS), *'.,?[]']
+FIELDS = {'data': {'max_length': 40, 'window_overlap': 4,
+                   'max_question_length': 9},
+          'decode': {'max_answer_length': 5, 'n_best': 3,
+                     'null_rule': 'margin', 'null_threshold': 0.25}}
+
+
+def with_words(directory: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+  path = shutil.copytree(directory, target)
+  (path / 'vocab.txt').write_text('\n'.join(VOCAB) + '\n')
+  return path
+
+
+@pytest.fixture(scope='module')
+def theirs(tmp_path_factory) -> pathlib.Path:
+  """A checkpoint that transformers wrote, with a bias, and words for it."""
+  return with_words(TINY, tmp_path_factory.mktemp('hf') / 'tiny')
+
+
+@pytest.fixture(scope='module')
+def run(theirs, tmp_path_factory) -> pathlib.Path:
+  """That as a run, with metrics and fields of its own."""
+  path = tmp_path_factory.mktemp('run') / 'mine'
+  hugging_face.write_run_directory(hugging_face.read_source(str(theirs)), path,
+                                   ['convert', '--x'])
+  fields = RunDirectory(path).read_config().to_dict()
+  for group, values in FIELDS.items():
+    fields[group] |= values
+  files.write_json(path / 'config.json', fields)
+  files.write_json(path / 'eval' / 'dev' / 'metrics.json', {
+      'exact_match': 61.2345, 'f1': 70, 'total': 1234})
+  return path
+
+
+@pytest.fixture(scope='module')
+def exported(run, tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp('out') / 'exported'
+  hugging_face.write_hugging_face(hugging_face.read_source(str(run)), path)
+  return path
+
+
+refusal = functools.partial(refusals.refusal, longest=500)
+
+
+def source(head: str, directory: pathlib.Path) -> hugging_face.ConversionSource:
+  """A run of a head that was never trained."""
+  config = config_lib.check_config({
+      'model': {'preset': '', 'head': head}, 'train': {'num_steps': 1},
+      'data': {'max_length': 40}})
+  found = pretrained.read_pretrained(str(directory))
+  model = build.build_model(config, found.model.config)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: rng.standard_normal(x.shape, np.float32),
+      jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0))))
+  return hugging_face.ConversionSource('runs/other', pretrained.Pretrained(
+      model, params, found.tokenizer, config, True, ()), None)
+
+
+def test_theirs_to_a_run_to_theirs_is_equal_to_the_bit(exported):
+  ours = safetensors.numpy.load_file(exported / 'model.safetensors')
+  recorded = safetensors.numpy.load_file(TINY / 'model.safetensors')
+  assert ours.keys() == recorded.keys()
+  for name, value in recorded.items():
+    assert (ours[name].dtype, ours[name].shape) == (value.dtype, value.shape)
+    np.testing.assert_array_equal(ours[name], value, err_msg=name)
+  with safetensors.safe_open(exported / 'model.safetensors', 'np') as file:
+    assert file.metadata() == {'format': 'pt'}
+
+
+@pytest.mark.parametrize('head', ['independent', 'biased'])
+def test_ours_to_theirs_to_ours_is_equal_to_the_bit(head, theirs, tmp_path):
+  ours = source(head, theirs)
+  hugging_face.write_hugging_face(ours, tmp_path / 'out')
+  back = pretrained.read_pretrained(str(tmp_path / 'out'))
+  assert back.config.model.head == head
+  assert back.model.config == ours.model.model.config
+  jax.tree.map(np.testing.assert_array_equal, back.params, ours.model.params)
+
+
+def test_without_a_bias_zeros_are_written(theirs, tmp_path):
+  hugging_face.write_hugging_face(source('independent', theirs),
+                                  tmp_path / 'out')
+  bias = safetensors.numpy.load_file(
+      tmp_path / 'out' / 'model.safetensors')['qa_outputs.bias']
+  assert bias.tolist() == [0, 0] and bias.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    'head', sorted(heads.HEADS.keys() - {'independent', 'biased'}))
+def test_another_head_is_refused_and_nothing_is_written(
+    head, theirs, tmp_path):
+  message = refusal(hugging_face.write_hugging_face, source(head, theirs),
+                    tmp_path / 'out')
+  assert repr(head) in message
+  assert "'independent' and 'biased'" in message
+  assert not list(tmp_path.iterdir())
+
+
+def test_config_is_what_transformers_writes(exported):
+  written = files.read_object(exported / 'config.json')
+  carried = written.pop('qa_jax')
+  reference = files.read_object(TINY / 'config.json')
+  assert {k: reference[k] for k in written} == written
+  assert carried['data'] == FIELDS['data']
+  assert carried['decode'] == FIELDS['decode'] | {
+      'search': 'two_stage', 'merge': 'none'}
+  assert (exported / 'model.safetensors').stat().st_mode & 0o044
+
+
+def test_windows_and_decoding_survive(exported, run):
+  back, config = pretrained.read_pretrained(
+      str(exported)).config, RunDirectory(run).read_config()
+  assert back.decode == config.decode
+  for name, value in FIELDS['data'].items():
+    assert getattr(back.data, name) == value
+
+
+@pytest.mark.parametrize('carried', [
+    [], {'data': {'train': '/etc/passwd'}}, {'model': {}}, {'decode': 3}])
+def test_other_carried_fields_are_refused(carried, exported, tmp_path):
+  path = shutil.copytree(exported, tmp_path / 'x')
+  files.write_json(path / 'config.json', files.read_object(
+      path / 'config.json') | {'qa_jax': carried})
+  assert 'qa_jax' in refusal(pretrained.read_pretrained, str(path))
+
+
+def test_tokenizer_json_gives_our_windows(exported):
+  ours = tokenizer_lib.read_tokenizer(exported)
+  assert (ours.vocab, ours.lowercase) == (tuple(VOCAB), True)
+  whole = tokenizers.Tokenizer.from_file(str(exported / 'tokenizer.json'))
+  question, context = 'What IS é?', 'ab cde. zz 東 [x] q'
+  found = whole.encode(question, context)
+  config = config_lib.check_config({
+      'data': {
+          'max_length': 64,
+          'window_overlap': 8,
+          'max_question_length': 32
+      },
+      'train': {
+          'num_steps': 1
+      }
+  })
+  windows = input_pipeline.make_windows(config,
+                                        [Example('0', question, context)], ours)
+  batch = windows.gather(np.zeros(1, int), len(found.ids))
+  assert batch['token_ids'][0].tolist() == found.ids
+  assert batch['token_type_ids'][0].tolist() == found.type_ids
+  about = files.read_object(exported / 'tokenizer_config.json')
+  assert about == {
+      'do_lower_case': True, 'tokenizer_class': 'BertTokenizer',
+      'model_max_length': 40, 'pad_token': '[PAD]', 'unk_token': '[UNK]',
+      'cls_token': '[CLS]', 'sep_token': '[SEP]', 'mask_token': '[MASK]'}
+
+
+def test_a_run_answers_as_what_it_was_made_of(theirs, run):
+  found = pretrained.read_pretrained(str(theirs))
+  made = predict.load(run, null_rule='never')
+  assert made.model == found.model and made.tokenizer == found.tokenizer
+  jax.tree.map(np.testing.assert_array_equal, made.params, found.params)
+  context = 'a b c. d e'
+  answer = made.answer(question='x y', context=context)
+  assert answer.text == context[answer.start:answer.end] != ''
+  assert files.read_object(run / 'run.json')['argv'] == ['convert', '--x']
+
+
+def test_the_card_tells_scores_training_and_use(exported, run):
+  _, header, body = (exported / 'README.md').read_text().split('---\n', 2)
+  about = yaml.safe_load(header)
+  assert about['pipeline_tag'] == 'question-answering'
+  (result,) = about['model-index'][0]['results']
+  assert result['dataset']['name'] == 'dev'
+  assert [(m['type'], m['value']) for m in result['metrics']] == [
+      ('exact_match', 61.23), ('f1', 70)]
+  assert '| dev | 1234 | 61.23 | 70.00 |' in body
+  record = files.read_object(run / 'run.json')
+  blocks = [json.loads(b.split('```')[0]) for b in body.split('```json\n')[1:]]
+  assert blocks[0]['seed'] == record['seed']
+  assert blocks[0]['commit'] == (record['git']['commit'] or 'unknown')
+  assert blocks[1] == RunDirectory(run).read_config().to_dict()
+  assert 'AutoModelForQuestionAnswering' in body
+  assert 'diff' not in body and '--x' not in body  # may hold what is private
+
+
+def test_damaged_metrics_are_named_and_nothing_is_written(run, tmp_path):
+  broken = shutil.copytree(run, tmp_path / 'run')
+  files.write_json(broken / 'eval' / 'dev' / 'metrics.json', {'f1': 'x'})
+  found = hugging_face.read_source(str(run))
+  message = refusal(hugging_face.write_hugging_face,
+                    hugging_face.ConversionSource('x', found.model, broken),
+                    tmp_path / 'out')
+  assert 'eval/dev/metrics.json: total is None' in message
+  assert [p.name for p in tmp_path.iterdir()] == ['run']
+
+
+# --- encoders without a head
+
+
+def test_a_tensorflow_encoder_becomes_a_bert_model(tmp_path):
+  found = hugging_face.read_source(str(GOLDEN / 'tf2_bert'))
+  assert not found.model.has_head
+  hugging_face.write_hugging_face(found, tmp_path / 'out')
+  config = files.read_object(tmp_path / 'out' / 'config.json')
+  assert config['architectures'] == ['BertModel']
+  names = safetensors.numpy.load_file(
+      tmp_path / 'out' / 'model.safetensors').keys()
+  recorded = {k.removeprefix('bert.') for k in safetensors.numpy.load_file(
+      TINY / 'model.safetensors') if k.startswith('bert.')}
+  assert names == {k for k in recorded if '.layer.2.' not in k}
+  back = pretrained.read_pretrained(str(tmp_path / 'out'))
+  jax.tree.map(np.testing.assert_array_equal,
+               back.params['encoder'], found.model.params['encoder'])
+
+
+def test_an_encoder_is_no_run(tmp_path):
+  assert 'without a span head' in refusal(
+      hugging_face.write_run_directory,
+      hugging_face.read_source(str(GOLDEN / 'tf2_bert')), tmp_path / 'out', [])
+
+
+def test_distilbert_leaves_as_a_bert_without_token_types(tmp_path):
+  path = shutil.copytree(GOLDEN / 'tiny_distilbert', tmp_path / 'in')
+  (path / 'vocab.txt').write_text('\n'.join(VOCAB[:40]) + '\n')
+  hugging_face.write_hugging_face(hugging_face.read_source(str(path)),
+                                  tmp_path / 'out')
+  back = flax.traverse_util.flatten_dict(
+      pretrained.read_pretrained(str(tmp_path / 'out')).params, sep='/')
+  table = back['encoder/embeddings/token_type/embedding']
+  assert table.shape == (2, 16) and not table.any()
+
+
+def test_more_words_than_embeddings_are_refused(theirs, tmp_path):
+  path = shutil.copytree(theirs, tmp_path / 'x')
+  (path / 'vocab.txt').write_text('\n'.join(
+      VOCAB + [f'w{i}' for i in range(100)]))
+  assert f'{len(VOCAB) + 100} entries' in refusal(pretrained.read_pretrained,
+                                                  str(path))
+
+
+# --- where it is written
+
+
+def test_a_target_that_holds_something_is_left_alone(theirs, run, tmp_path):
+  (tmp_path / 'mine.txt').write_text('mine')
+  for call in (lambda t: hugging_face.write_run_directory(
+      hugging_face.read_source(str(theirs)), t, []), lambda t: hugging_face.
+               write_hugging_face(hugging_face.read_source(str(run)), t)):
+    assert 'not empty' in refusal(call, tmp_path)
+    assert 'not a directory' in refusal(call, tmp_path / 'mine.txt' / 'out')
+  assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']
+
+
+def test_an_empty_target_is_taken(run, tmp_path):
+  hugging_face.write_hugging_face(hugging_face.read_source(str(run)), tmp_path)
+  assert (tmp_path / 'config.json').is_file()
+
+
+def test_what_fails_half_way_leaves_nothing(tmp_path):
+  def write(directory):
+    (directory / 'one').write_text('1')
+    raise OSError(28, 'No space left on device')
+
+  assert 'No space left' in refusal(
+      files.write_directory, tmp_path / 'a' / 'out', write)
+  assert not list((tmp_path / 'a').iterdir())
+
+
+def test_a_run_is_no_source_of_a_run(run, tmp_path):
+  assert 'run already' in refusal(hugging_face.write_run_directory,
+                                  hugging_face.read_source(str(run)),
+                                  tmp_path / 'out', [])
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+  return subprocess.run(
+      [sys.executable, '-m', 'experiments.convert_weights', *arguments],
+      cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_command_converts_and_tells_what_it_read(tmp_path):
+  done = command(f'--source={GOLDEN / "tf1_bert"}', '--format=qa_jax',
+                 f'--target={tmp_path / "run"}')
+  assert done.returncode == 0, done.stderr
+  assert "the head 'biased'" in done.stderr and 'not read' in done.stderr
+  assert RunDirectory(tmp_path / 'run').is_run()
+  assert RunDirectory(tmp_path / 'run').read_config().model.head == 'biased'
+
+
+def test_the_command_refuses_an_unknown_format(tmp_path):
+  done = command('--source=x', f'--target={tmp_path / "t"}', '--format=hff')
+  assert done.returncode == 1 and "did you mean 'hf'" in done.stderr
+  assert done.stderr.count('\n') == 1

@@ -1,0 +1,300 @@
+"""The exported program answers as the model it was made of."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import heads
+from qa_jax import input_pipeline
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data.examples import Example
+from qa_jax.decoding import null_rules
+from qa_jax.decoding import search
+from qa_jax.export import run as run_lib
+from qa_jax.export import stablehlo
+from qa_jax.inference import decode
+from qa_jax.inference import predict
+from qa_jax.metrics import calibration
+from qa_jax.models import bert
+from qa_jax.models import qa
+
+LETTERS = 'abcdefghijklmnopqrstuvwxyz'
+WORDS = tokenizer_lib.Tokenizer(
+    ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *LETTERS,
+     *('##' + c for c in LETTERS), *'.,?[]'), lowercase=True)
+SIZES = bert.BertConfig(
+    vocab_size=80, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32,
+    max_position=64, initializer_range=0.5)
+LONG = ' '.join(LETTERS[i * 7 % 26] for i in range(150))
+QUESTIONS = [('x y', 'a b: c d e, f g h!'), ('a b', LONG), ('', LONG[:100]),
+             ('What?', 'Åb  ç\t(D)\r\nÉF 東x  g\u0301… [SEP] [CLS]'),
+             ('z ' * 300, LONG), ('q', ''), ('[SEP]', 'word wordy words')]
+
+
+def make(head: str = 'independent', **fields) -> predict.QA:
+  """A model that was never trained, in windows of 48 tokens at most."""
+  config = config_lib.check_config({
+      'model': {'preset': '', 'head': head}, 'train': {'num_steps': 1},
+      'data': {'max_length': fields.pop('max_length', 48),
+               'window_overlap': 8, 'max_question_length': 12},
+      'decode': {'max_answer_length': 6, 'n_best': 4, 'null_rule': 'min_null',
+                 **fields}})
+  model = build.build_model(config, SIZES)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32),
+      jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0))))
+  return predict.QA(model, params, WORDS, config)
+
+
+@pytest.fixture(scope='module')
+def model() -> predict.QA:
+  return make()
+
+
+@pytest.fixture(scope='module')
+def directory(model, tmp_path_factory) -> pathlib.Path:
+  path = tmp_path_factory.mktemp('export') / 'out'
+  stablehlo.export_run(model, path, ('cpu', 'cuda', 'tpu'))
+  return path
+
+
+@pytest.fixture(scope='module')
+def loaded(directory):
+  return run_lib.load_program(directory)
+
+
+@pytest.fixture(scope='module')
+def answers(model) -> list[predict.Answer]:
+  return model.answer_batch(
+      [{'question': q, 'context': c} for q, c in QUESTIONS])
+
+
+def lowered(model: predict.QA, platforms=('cpu',)):
+  params = flax.traverse_util.flatten_dict(model.params, sep='/')
+  return stablehlo.lower_program(model.model, params, model.config,
+                                 platforms), params
+
+
+def test_attention_of_any_run_is_exported_as_xla(model):
+  other = dataclasses.replace(
+      model, model=model.model.clone(attention='cudnn'))  # not on a CPU
+  ours, reference = (lowered(m)[0][0].mlir_module() for m in (other, model))
+  assert ours == reference
+
+
+def test_the_runner_answers_as_predict(loaded, answers):
+  assert {bool(a.text) for a in answers} == {True, False}
+  for (question, context), expected in zip(QUESTIONS, answers, strict=True):
+    found = run_lib.answer_question(loaded, question, context)
+    assert (found['text'], found['start'], found['end']) == (
+        expected.text, expected.start, expected.end)
+    np.testing.assert_allclose(
+        [found['score'], found['null_score']],
+        [expected.score, expected.null_score], atol=1e-5, rtol=1e-6)
+    np.testing.assert_allclose(
+        [found['probability'], found['null_probability']],
+        [expected.probability, expected.null_probability], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [
+    {'null_rule': 'min_null', 'search': 'beam(width=2)'},
+    {'null_rule': 'never'}], ids=str)
+def test_a_calibrated_run_is_exported_with_its_probabilities(tmp_path, fields):
+  """And with its threshold, which is one of decode when the run is loaded."""
+  model = dataclasses.replace(
+      make(null_threshold=1.5, **fields),
+      calibration=calibration.Calibration(
+          1.5, 2.5, 'held out', '', 9, 1, {}))
+  stablehlo.export_run(model, tmp_path / 'out', ('cpu',))
+  loaded, plain = run_lib.load_program(tmp_path / 'out'), dataclasses.replace(
+      model, calibration=None)
+  for question, context in QUESTIONS[:4]:
+    found = run_lib.answer_question(loaded, question, context)
+    expected, other = (m.answer(question=question, context=context)
+                       for m in (model, plain))
+    assert found['text'] == expected.text
+    for name in ('probability', 'null_probability'):
+      assert found[name] == pytest.approx(
+          getattr(expected, name), rel=1e-5, abs=1e-6), name
+    assert found['probability'] != pytest.approx(other.probability, rel=0.01)
+
+
+def run(directory: pathlib.Path, question: str, context: str):
+  """run.py where nothing of this repository can be imported."""
+  return subprocess.run(
+      [sys.executable, '-I', directory / 'run.py', f'--question={question}',
+       f'--context={context}'], cwd=directory.parent, capture_output=True,
+      text=True, check=False, env={'JAX_PLATFORMS': 'cpu'})
+
+
+def test_the_copied_runner_needs_no_qa_jax(directory, answers):
+  done = run(directory, *QUESTIONS[1])
+  assert done.returncode == 0, done.stderr
+  found = json.loads(done.stdout)
+  assert (found['text'], found['start']) == (answers[1].text, answers[1].start)
+  assert 'import qa_jax' not in (directory / 'run.py').read_text()
+  assert 'from qa_jax' not in (directory / 'run.py').read_text()
+
+
+@pytest.mark.parametrize('count', [0, 1, 33, 34, 35, 200])
+@pytest.mark.parametrize('asked', [0, 3, 12, 40])
+def test_the_runner_cuts_windows_as_windows_py(model, loaded, count, asked):
+  meta = loaded[0]
+  rng = np.random.default_rng([count, asked])
+  texts = [' '.join(rng.choice(list(LETTERS), n)) for n in (asked, count)]
+  ids = [WORDS.encode([text]).ids.tolist() for text in texts]
+  token_ids, context, owned, shift = run_lib.make_windows(meta, *ids)
+  ours = input_pipeline.make_windows(model.config, [Example('0', *texts)],
+                                     WORDS)
+  assert len(token_ids) == len(ours)
+  assert token_ids.shape[1] in (32, 48)
+  batch = ours.gather(np.arange(len(ours)), token_ids.shape[1])
+  np.testing.assert_array_equal(token_ids, batch['token_ids'])
+  position = np.arange(token_ids.shape[1])[None]
+  for name, (begin, end) in (('context_mask', context.T[..., None]),
+                             ('start_mask', owned.T[..., None])):
+    np.testing.assert_array_equal(
+        (position >= begin) & (position < end), batch[name], err_msg=name)
+  np.testing.assert_array_equal(shift, ours.begin - ours.context_offset)
+
+
+def test_null_rules_of_the_runner_are_ours():
+  assert run_lib.NULL_RULES.keys() == null_rules.NULL_RULES.keys()
+  rng = np.random.default_rng(0)
+  for scale in (1, 30, 1000):
+    null, best = rng.normal(0, scale, (2, 3))
+    scores = null_rules.WindowScores(
+        null, best, np.zeros(1, int), normaliser=best + 1)
+    for name, rule in null_rules.NULL_RULES.items():
+      assert run_lib.NULL_RULES[name](null, best, best + 1) == pytest.approx(
+          rule.score(scores)[0], rel=1e-12), name
+
+
+# --- the program
+
+
+def test_batch_and_length_are_free_within_their_bounds(model, loaded):
+  (exported, shortest), params = lowered(model)
+  assert (shortest, exported.platforms) == (32, ('cpu',))
+  shape = exported.in_avals[-3].shape
+  assert [str(d) for d in shape] == ['b', 'l']
+  texts = ['x y', LONG]
+  ids = [WORDS.encode([t]).ids.tolist() for t in texts]
+  token_ids, context, owned, _ = run_lib.make_windows(loaded[0], *ids)
+  together = exported.call(params, token_ids, context, owned)
+  assert together['score'].shape == (len(token_ids), 4)
+  alone = exported.call(params, token_ids[1:2], context[1:2], owned[1:2])
+  for name, value in alone.items():
+    np.testing.assert_allclose(value[0], together[name][1], atol=1e-5)
+  for length in (31, 49):
+    cut = np.zeros((1, length), np.int32)
+    with pytest.raises(ValueError, match='constraint'):
+      exported.call(params, cut, context[:1], owned[:1])
+
+
+def test_every_platform_is_in_the_program(loaded, directory):
+  exported = jax.export.deserialize(
+      bytearray((directory / 'program.bin').read_bytes()))
+  assert exported.platforms == ('cpu', 'cuda', 'tpu')
+  assert loaded[0]['platforms'] == ['cpu', 'cuda', 'tpu']
+  assert 'stablehlo' in exported.mlir_module()
+
+
+@pytest.mark.parametrize('fields', [
+    *({'head': head} for head in heads.HEADS),
+    *({'search': name} for name in search.SEARCHES),
+    {'null_rule': 'posterior'}, {'max_answer_length': 60, 'max_length': 64},
+    {'n_best': 40}, {'max_length': 30}], ids=str)
+def test_every_head_search_and_size_is_lowered(fields):
+  (exported, shortest), _ = lowered(make(**fields))
+  longest = fields.get('max_length', 48)
+  assert shortest == min(longest, max(
+      32, fields.get('n_best', 4), fields.get('max_answer_length', 6)))
+  length = exported.in_avals[-3].shape[1]
+  assert str(length) == ('30' if longest == 30 else 'l')
+
+
+def test_spans_and_normaliser_are_those_of_evaluate(loaded):
+  model = make(null_rule='posterior')
+  (exported, _), params = lowered(model)
+  ids = [WORDS.encode([t]).ids.tolist() for t in ('x y', LONG)]
+  *inputs, _ = run_lib.make_windows(loaded[0], *ids)
+  found = exported.call(params, *inputs)
+  expected = decode.score_windows(
+      model.model, model.params, input_pipeline.make_windows(
+          model.config, [Example('0', 'x y', LONG)], WORDS), model.config)
+  for name in ('start', 'end', 'valid'):
+    np.testing.assert_array_equal(found[name], getattr(expected, name))
+  for name in ('score', 'null', 'normaliser'):
+    np.testing.assert_allclose(
+        found[name], getattr(expected, name), atol=1e-5, rtol=1e-6)
+
+
+# --- damage and misuse
+
+
+@pytest.mark.parametrize('name', [*run_lib.FILES, 'SHA256SUMS'])
+@pytest.mark.parametrize('damage', ['flip', 'cut', 'empty', 'gone'])
+def test_a_damaged_file_is_one_line(directory, tmp_path, name, damage):
+  path = shutil.copytree(directory, tmp_path / 'out') / name
+  whole = path.read_bytes()
+  middle = len(whole) // 2
+  if damage == 'gone':
+    path.unlink()
+  else:
+    path.write_bytes({
+        'flip': whole[:20] + bytes([whole[20] ^ 1]) + whole[21:],
+        'cut': whole[:middle], 'empty': b''}[damage])
+  with pytest.raises((ValueError, OSError)) as caught:
+    run_lib.load_program(path.parent)
+  if name != 'SHA256SUMS':
+    assert str(path) in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+def test_the_command_line_of_the_runner_says_so(directory, tmp_path):
+  path = shutil.copytree(directory, tmp_path / 'out')
+  (path / 'program.bin').write_bytes(b'x')
+  done = run(path, 'a', 'b')
+  assert done.returncode == 1 and not done.stdout
+  assert done.stderr.startswith('error: ') and 'program.bin' in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+def test_a_program_for_another_platform_is_refused(model, loaded):
+  (exported, _), _ = lowered(model, ('tpu',))
+  meta, _, params, words = loaded
+  with pytest.raises(ValueError, match='platforms'):
+    run_lib.answer_question((meta, jax.jit(exported.call), params, words), 'a',
+                            'b')
+
+
+@pytest.mark.parametrize(('fields', 'platforms', 'message'), [
+    ({}, ('gpu',), "unknown platform 'gpu'"),
+    ({'merge': 'surface_form'}, ('cpu',), "merge='surface_form'"),
+    ({'max_length': 80}, ('cpu',), 'max_length=80 exceeds'),
+    ({'max_length': 20}, ('cpu',), 'leaves no step')])
+def test_what_cannot_be_exported_is_refused(
+    tmp_path, fields, platforms, message):
+  with pytest.raises(errors.UserError, match=message):
+    stablehlo.export_run(make(**fields), tmp_path / 'out', platforms)
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_target_that_holds_something_is_left_alone(model, tmp_path):
+  (tmp_path / 'mine.txt').write_text('mine')
+  with pytest.raises(errors.UserError, match='not empty'):
+    stablehlo.export_run(model, tmp_path, ('cpu',))
+  assert [p.name for p in tmp_path.iterdir()] == ['mine.txt']

@@ -1,0 +1,290 @@
+"""Asking a loaded model: answers against brute force on its own scores."""
+
+import pathlib
+import shutil
+import string
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import input_pipeline
+from qa_jax.data.examples import Example
+from qa_jax.inference import decode
+from qa_jax.inference import predict
+from qa_jax.runtime import devices
+
+TINY = pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'tiny_bert'
+LETTERS = string.ascii_lowercase
+VOCAB = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', *LETTERS,
+         *('##' + c for c in LETTERS), *string.digits, *'.,!?$-():;\'"/']
+VOCAB += [f'[unused{i}]' for i in range(100 - len(VOCAB))]
+OPTIONS = {'window_overlap': 8, 'max_question_length': 10, 'n_best': 6,
+           'max_answer_length': 5}
+SHORT = 'a b: c d e, f g h!'
+LONG = ' '.join(LETTERS[i * 7 % 26] for i in range(90))
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory) -> pathlib.Path:
+  """The recorded BertForQuestionAnswering, with words for its 100 ids."""
+  path = shutil.copytree(TINY, tmp_path_factory.mktemp('hf') / 'tiny')
+  (path / 'vocab.txt').write_text('\n'.join(VOCAB) + '\n')
+  return path
+
+
+@pytest.fixture(scope='module')
+def qa(directory) -> predict.QA:
+  return predict.load(directory, null_rule='never', **OPTIONS)
+
+
+def brute_force(qa, question, context, longest=5):
+  """([(score, i, j)] best first, null) of one window of one-letter words."""
+  row = ['[CLS]', *question.split(), '[SEP]', *context, '[SEP]']
+  ids = jnp.array([[VOCAB.index(t) for t in row]])
+  first = len(question.split()) + 2
+  types = (jnp.arange(len(row)) >= first).astype(jnp.int32)[None]
+  scores = qa.model.apply({'params': qa.params}, ids, types,
+                          jnp.ones_like(ids), types > 0)
+  start, end = np.asarray(scores.start)[0], np.asarray(scores.end)[0]
+  last = first + len(context)
+  spans = [(float(start[i] + end[j]), i - first, j - first)
+           for i in range(first, last)
+           for j in range(i, min(i + longest, last))]
+  return sorted(spans, reverse=True), float(start[0] + end[0])
+
+
+@pytest.fixture(scope='module')
+def expected(qa):
+  return brute_force(qa, 'x y', [c for c in SHORT if c != ' '])
+
+
+def test_answer_is_the_best_span_in_characters_of_the_context(qa, expected):
+  spans, null = expected
+  answer = qa.answer(question='x y', context=SHORT)
+  place = [n for n, c in enumerate(SHORT) if c != ' ']
+  assert len(answer.n_best) == 6
+  for found, (score, i, j) in zip(answer.n_best, spans, strict=False):
+    assert (found['start'], found['end']) == (place[i], place[j] + 1)
+    assert found['score'] == pytest.approx(score, abs=1e-5)
+  assert {'text': answer.text, 'start': answer.start, 'end': answer.end,
+          'score': answer.score,
+          'probability': answer.probability} == answer.n_best[0]
+  # The null rule is never: all spans, and they alone, have a share.
+  assert answer.null_probability == 0
+  assert answer.probability == pytest.approx(
+      np.exp(spans[0][0]) / np.exp([s for s, _, _ in spans]).sum(), rel=1e-5)
+  assert answer.null_score == pytest.approx(null, abs=1e-5)
+
+
+@pytest.mark.parametrize(('margin', 'silent'), [(-0.01, False), (0.01, True)])
+def test_null_above_the_threshold_is_an_empty_answer_at_0(
+    directory, expected, margin, silent):
+  spans, null = expected
+  qa = predict.load(directory, null_threshold=null - spans[0][0] - margin,
+                    **OPTIONS)
+  answer = qa.answer(question='x y', context=SHORT)
+  assert ((answer.text, answer.start, answer.end) == ('', 0, 0)) == silent
+  assert answer.score == answer.n_best[0]['score']
+  assert answer.n_best[0]['text']
+  total = np.exp([null, *(s for s, _, _ in spans)]).sum()
+  assert answer.probability == pytest.approx(
+      np.exp(null if silent else spans[0][0]) / total, rel=1e-5)
+
+
+def test_offsets_are_exact_slices_of_what_was_written(qa):
+  context = 'Å\u00a0B  ç\t(D)\r\nÉF 東x  g\u0301… [SEP]'
+  answer = qa.answer(question='What?', context=context)
+  assert answer.text == context[answer.start:answer.end] != ''
+  for found in answer.n_best:
+    assert context[found['start']:found['end']] == found['text']
+    assert found['text'] == found['text'].strip() != ''
+
+
+def test_batch_answers_as_one_by_one(qa):
+  questions = [{'question': q, 'context': c} for q, c in (
+      ('a b', LONG), ('', SHORT), ('x y', SHORT), ('x y', LONG), ('z', ''))]
+  batch = qa.answer_batch(iter(questions))
+  for question, together in zip(questions, batch, strict=True):
+    alone = qa.answer(**question)
+    assert [(c['start'], c['end']) for c in together.n_best] == [
+        (c['start'], c['end']) for c in alone.n_best]
+    np.testing.assert_allclose(
+        [together.null_score, *(c['score'] for c in together.n_best)],
+        [alone.null_score, *(c['score'] for c in alone.n_best)], atol=1e-5)
+  assert (batch[-1].text, batch[-1].n_best) == ('', ())
+
+
+@pytest.mark.parametrize(('eval_batch_size', 'buckets', 'spread'), [
+    (3, (), False), (7, (16, 24, 32), False), (8, (), True)])
+def test_batches_buckets_and_devices_change_scores_by_rounding_alone(
+    qa, eval_batch_size, buckets, spread):
+  rows = [Example('l', 'a b', LONG), Example('s', 'x y', SHORT)]
+
+  def answer(mesh=None, **changes):
+    values = qa.config.to_dict()
+    values['data']['buckets'] = changes.get('buckets', [])
+    values['train']['eval_batch_size'] = changes.get('eval_batch_size', 32)
+    config = config_lib.check_config(values)
+    return decode.answer_questions(qa.model,
+                                   qa.params,
+                                   input_pipeline.make_windows(
+                                       config, rows, qa.tokenizer),
+                                   config,
+                                   mesh=mesh)
+
+  one = answer()
+  two = answer(devices.data_mesh() if spread else None, buckets=buckets,
+               eval_batch_size=eval_batch_size)
+  for name in ('begin', 'end', 'window', 'ptr'):
+    np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
+  np.testing.assert_allclose(one.score, two.score, atol=1e-5)
+  np.testing.assert_allclose(one.null_score, two.null_score, atol=1e-5)
+
+
+def test_inexact_search_never_beats_the_exact_one_by_rounding(directory):
+  rows = [Example(str(n), q, LONG[n:]) for n, q in enumerate('abcdef')]
+  for search, always in (('beam(width=40)', True), ('argmax', False)):
+    qa = predict.load(directory, search=search, **OPTIONS)
+    regret = decode.answer_questions(
+        qa.model, qa.params,
+        input_pipeline.make_windows(qa.config, rows, qa.tokenizer),
+        qa.config).regret
+    assert (regret == 0).all() if always else (regret >= 0).all()
+
+
+def test_question_is_read(qa):
+  one, two = (qa.answer(question=q, context=SHORT) for q in ('x y', 'c d'))
+  assert one.score != two.score
+
+
+def test_no_questions_no_answers(qa):
+  assert qa.answer_batch([]) == []
+
+
+@pytest.mark.parametrize(('row', 'message'), [
+    ({'question': 'a'}, 'context of row 1 is NoneType'),
+    ({'context': 'a'}, 'question of row 1 is NoneType'),
+    ({'question': 3, 'context': 'a'}, 'question of row 1 is int'),
+    ({'question': 'a', 'context': 'b\ud800'}, 'context of row 1 .*U\\+D800')])
+def test_bad_question_is_named_by_row(qa, row, message):
+  with pytest.raises(errors.UserError, match=message):
+    qa.answer_batch([{'question': 'a', 'context': 'b'}, row])
+
+
+# --- what the pictures draw
+
+
+def test_spans_show_the_tokens_and_the_band_of_the_outer_sum(qa, expected):
+  view = qa.spans('x y', SHORT)
+  words = [c for c in SHORT if c != ' ']
+  assert view.tokens == ('[CLS]', 'x', 'y', '[SEP]', *words, '[SEP]')
+  assert view.context_mask.tolist() == [False] * 4 + [True] * 11 + [False]
+  assert view.band.shape == (16, 5)
+  legal = 0
+  for i in range(16):
+    for d in range(5):
+      if i >= 4 and i + d < 15:
+        legal += 1
+        assert view.band[i, d] == view.start[i] + view.end[i + d]
+      else:
+        assert view.band[i, d] == -np.inf
+  assert legal == len(expected[0])
+  assert view.band.max() == pytest.approx(expected[0][0][0], abs=1e-5)
+  assert view.start[0] + view.end[0] == pytest.approx(expected[1], abs=1e-5)
+
+
+def test_spans_of_a_longer_cap_than_the_window_are_all_spans(directory):
+  qa = predict.load(directory, **{**OPTIONS, 'max_answer_length': 400})
+  band = qa.spans('x', 'a b c').band
+  assert np.isfinite(band).sum() == 6
+
+
+def test_spans_of_several_windows_are_refused(qa):
+  with pytest.raises(errors.UserError, match=r'needs \d+ windows of 40'):
+    qa.spans('a', LONG)
+
+
+# --- loading
+
+
+def test_load_takes_sizes_and_case_from_the_directory(qa):
+  assert qa.config.data.max_length == 40  # the encoder's positions
+  assert qa.config.data.lowercase and qa.tokenizer.lowercase
+  assert qa.config.decode.max_answer_length == 5
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'n_bst': 3}, "no option 'n_bst'.*'n_best'"),
+    ({'n_best': 0}, 'n_best=0 must be at least 1'),
+    ({'n_best': '3'}, 'expected int'),
+    ({'search': 'fast'}, "unknown search 'fast'"),
+    ({'merge': 'texts'}, "unknown config.decode.merge 'texts'"),
+    ({'null_rule': 'classifier'}, "'classifier' needs a null logit"),
+    ({'max_length': 41}, "max_length=41 exceeds the encoder's 40 positions")])
+def test_option_that_does_not_fit_is_one_line(directory, options, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    predict.load(directory, **options)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('make', 'message'), [
+    (lambda path: None, 'not a directory'),
+    (lambda path: path.mkdir(), 'has no config.json'),
+    (lambda path: path.write_text('x'), 'not a directory')],
+    ids=['nothing', 'empty', 'file'])
+def test_source_that_is_no_model_is_refused(tmp_path, make, message):
+  make(tmp_path / 'x')
+  with pytest.raises(errors.UserError, match=message):
+    predict.load(tmp_path / 'x')
+
+
+def test_run_without_a_checkpoint_is_refused(tmp_path):
+  for name in ('config.json', 'encoder.json'):
+    (tmp_path / name).write_text('{}')
+  with pytest.raises(errors.UserError, match='no checkpoint; train first'):
+    predict.load(tmp_path)
+
+
+def test_encoder_without_a_span_head_is_refused(directory, tmp_path):
+  path = shutil.copytree(directory, tmp_path / 'encoder')
+  tensors = safetensors.numpy.load_file(path / 'model.safetensors')
+  safetensors.numpy.save_file(
+      {k: v for k, v in tensors.items() if not k.startswith('qa_outputs.')},
+      path / 'model.safetensors')
+  with pytest.raises(errors.UserError, match='without a span head'):
+    predict.load(path)
+
+
+def test_a_bias_of_the_head_is_kept_and_told(directory, capsys):
+  qa = predict.load(directory, **OPTIONS)
+  assert qa.config.model.head == 'biased'
+  assert "the head 'biased'" in capsys.readouterr().err
+
+
+# --- files of questions
+
+
+def test_questions_are_read_as_they_stand(tmp_path):
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"question": "a", "context": "", "id": 7}\n\n'
+                  '{"question": "\u2028", "context": "b"}', 'utf-8')
+  assert predict.read_questions(path) == [
+      {'question': 'a', 'context': '', 'id': 7},
+      {'question': '\u2028', 'context': 'b'}]
+
+
+@pytest.mark.parametrize(('line', 'message'), [
+    ('{"question": "a"', r'in\.jsonl:2: not JSON'),
+    ('["a"]', r'in\.jsonl:2: list, expected'),
+    ('{"question": "a"}', r'in\.jsonl:2: context is NoneType'),
+    ('{"context": "a"}', r'in\.jsonl:2: question is NoneType'),
+    ('{"question": "a", "context": "\\ud800"}', r'in\.jsonl:2: .*U\+D800')])
+def test_bad_line_is_named_by_number(tmp_path, line, message):
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"question": "a", "context": "b"}\n' + line)
+  with pytest.raises(errors.UserError, match=message):
+    predict.read_questions(path)

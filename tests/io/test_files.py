@@ -1,0 +1,141 @@
+"""Whole files or nothing, and one line for what cannot be read or written."""
+
+import gzip
+import json
+import os
+import pathlib
+
+import pytest
+
+from qa_jax import errors
+from qa_jax.io import files
+
+TEXT = 'Zürich\n東京 \u2028 end\n'
+
+
+def fail(*_, **__):
+  raise OSError(28, 'No space left on device')
+
+
+def refusal(call, *arguments) -> str:
+  with pytest.raises(errors.UserError) as caught:
+    call(*arguments)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_written_text_is_read_back_and_parents_are_made(tmp_path):
+  path = tmp_path / 'a' / 'b' / 'file.txt'
+  files.write_text(path, TEXT)
+  assert path.read_bytes() == TEXT.encode()
+  assert files.read_text(path) == TEXT
+
+
+def test_json_keeps_letters_and_jsonl_has_one_line_a_row(tmp_path):
+  rows = [{'id': 'é'}, {'id': 'a\nb'}, {'id': '\u2028'}]
+  files.write_json(tmp_path / 'a.json', rows[0])
+  files.write_jsonl(tmp_path / 'a.jsonl', rows)
+  assert files.read_object(tmp_path / 'a.json') == rows[0]
+  assert 'é' in (tmp_path / 'a.json').read_text(encoding='utf-8')
+  lines = (tmp_path / 'a.jsonl').read_bytes().decode().split('\n')
+  assert [json.loads(line) for line in lines[:-1]] == rows and not lines[-1]
+
+
+@pytest.mark.parametrize(('owner', 'name'), [
+    (os, 'replace'), (pathlib.Path, 'write_text')])
+@pytest.mark.parametrize('old', [None, 'old'])
+def test_failing_write_leaves_the_old_file_alone(
+    tmp_path, monkeypatch, owner, name, old):
+  path = tmp_path / 'file'
+  if old:
+    path.write_text(old)
+  monkeypatch.setattr(owner, name, fail)
+  assert 'No space left' in refusal(files.write_text, path, 'new')
+  monkeypatch.undo()
+  assert [p.name for p in tmp_path.iterdir()] == (['file'] if old else [])
+  assert not old or path.read_text() == old
+
+
+def test_rows_that_fail_half_way_leave_the_old_file_alone(tmp_path):
+  def rows():
+    yield {'a': 1}
+    raise KeyboardInterrupt
+  path = tmp_path / 'file'
+  path.write_text('old')
+  with pytest.raises(KeyboardInterrupt):
+    files.write_jsonl(path, rows())
+  for write, value in ((files.write_json, {'a': float('nan')}),
+                       (files.write_jsonl, [{}, {'a': float('inf')}])):
+    with pytest.raises(ValueError, match='not JSON compliant'):
+      write(path, value)
+  assert path.read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize('name', ['directory', 'file/below', 'x' * 300])
+def test_place_that_cannot_be_written_is_one_line(tmp_path, name):
+  (tmp_path / 'directory').mkdir()
+  (tmp_path / 'file').write_text('old')
+  assert refusal(files.write_text, tmp_path / name, 'new').startswith(
+      f'{tmp_path}/{name}: cannot be written: ')
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['directory', 'file']
+
+
+def test_check_writable_says_so_beforehand_and_writes_nothing(tmp_path):
+  (tmp_path / 'file').write_text('old')
+  files.check_writable(tmp_path / 'file')
+  files.check_writable(tmp_path / 'new' / 'deeper' / 'file')
+  assert 'a directory' in refusal(files.check_writable, tmp_path)
+  assert f'{tmp_path}/file is not a directory' in refusal(
+      files.check_writable, tmp_path / 'file' / 'below')
+  assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_byte_order_mark_and_gzip_are_undone(tmp_path):
+  for name, content in (
+      ('a', b'\xef\xbb\xbf' + TEXT.encode()),
+      ('a.gz', gzip.compress(TEXT.encode())),
+      ('b.gz', gzip.compress(b'\xef\xbb\xbf' + TEXT.encode()))):
+    (tmp_path / name).write_bytes(content)
+    assert files.read_text(tmp_path / name) == TEXT
+
+
+def test_a_gzip_bomb_is_refused_before_it_is_unzipped(tmp_path, monkeypatch):
+  path = tmp_path / 'a.jsonl.gz'
+  path.write_bytes(gzip.compress(b' ' * 2**24))  # a thousandth of that
+  assert len(files.read_text(path)) == 2**24  # as it is small
+  monkeypatch.setattr(files, 'UNZIPPED_FREE', 2**21)
+  read = []
+  whole = gzip.GzipFile.read
+  monkeypatch.setattr(gzip.GzipFile, 'read', lambda self, size=-1: (
+      read.append(whole(self, size)) or read[-1]))
+  assert refusal(files.read_text, path).startswith(
+      f'{path}: unzips to more than 2097152 bytes, 100 times its size')
+  assert sum(map(len, read)) <= 2**21 + 2**20
+  path.write_bytes(gzip.compress(b' ' * 2**24, compresslevel=0))
+  assert len(files.read_text(path)) == 2**24
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('missing', 'No such file'), ('.', 'Is a directory'),
+    ('file/below', 'Not a directory'), ('latin', 'not UTF-8 at byte 1'),
+    ('latin.gz', 'not UTF-8 at byte 1'), ('no.gz', 'not a whole gzip'),
+    ('half.gz', 'not a whole gzip'), ('missing.gz', 'No such file'),
+    ('x' * 300, 'name too long'), ('nul\0', 'null'), ('\ud800', 'surrogates')])
+def test_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
+  (tmp_path / 'file').write_text('x')
+  (tmp_path / 'latin').write_bytes(b'a\xe9')
+  (tmp_path / 'latin.gz').write_bytes(gzip.compress(b'a\xe9'))
+  (tmp_path / 'no.gz').write_bytes(b'plain')
+  (tmp_path / 'half.gz').write_bytes(gzip.compress(TEXT.encode() * 9)[:-9])
+  assert message in refusal(files.read_text, tmp_path / name)
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('{"a": 1,\n}', 'not JSON: Expecting property name'),
+    ('{}\n{}', 'not JSON: Extra data at line 2, column 1'),
+    ('[]', 'list, expected a JSON object'), ('null', 'NoneType, expected'),
+    ('[' * 100_000, 'recursion'), ('{"a": ' + '9' * 5000 + '}', 'digits'),
+    ('{"a": "\t"}', 'Invalid control character')])
+def test_text_that_is_no_json_object_is_one_line(text, message):
+  complaint = refusal(files.parse_object, text, 'here')
+  assert complaint.startswith('here: ') and message in complaint

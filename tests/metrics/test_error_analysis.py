@@ -1,0 +1,257 @@
+"""Analysis of errors against enumeration and other libraries' definitions."""
+
+import itertools
+
+import numpy as np
+import pytest
+import sklearn.metrics
+
+from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
+from qa_jax.io import files
+from qa_jax.metrics import error_analysis
+from qa_jax.metrics import selective
+from tests.common import commands
+
+CONTEXT = 'Ada met Bob in Rome and Bob met Eve in Bonn.'
+
+
+def example(number: int, *answers: str, question: str = 'Who met Bob?',
+            last: bool = False) -> Example:
+  find = CONTEXT.rindex if last else CONTEXT.index
+  return Example(str(number), question, CONTEXT, tuple(
+      GoldAnswer(a, find(a)) for a in answers), impossible=not answers)
+
+
+def spans(*texts: str) -> list[dict]:
+  return [{'text': t, 'start': CONTEXT.index(t),
+           'end': CONTEXT.index(t) + len(t), 'score': -float(k)}
+          for k, t in enumerate(texts)]
+
+
+@pytest.mark.parametrize(('question', 'word'), [
+    ('Who met Bob?', 'who'), ('In what year?', 'what'),
+    ('How many people met?', 'how many'), ('how did they meet', 'how'),
+    ('Name a city.', 'other'), ('By whom was it?', 'whom'),
+    ('Somewhere, where?', 'where')])
+def test_a_question_is_sorted_by_its_first_question_word(question, word):
+  assert error_analysis.question_word(example(0, 'Ada',
+                                              question=question)) == word
+
+
+def test_more_candidates_reach_the_answer():
+  found = error_analysis.candidate_scores(
+      [example(0, 'Ada'), example(1, 'Rome')],
+      {'0': spans('Bob', 'Ada'), '1': spans('Rome')})
+  assert found['exact_match'] == {
+      '1': 50, '2': 100, '5': 100, '10': 100, '20': 100}
+  assert found['f1']['1'] == 50
+
+
+@pytest.mark.parametrize(('golds', 'found', 'true'), [
+    (['Ada'], ['Ada'], {'start', 'end', 'span', 'in_candidates'}),
+    (['Ada met Bob'], ['Ada', 'Bob', 'Ada met Bob'],
+     {'start', 'in_candidates', 'recombined'}),
+    (['Ada met Bob'], ['Ada', 'Bob'], {'start', 'recombined'}),
+    (['Ada met', 'met Bob'], ['Ada met Bob'], {'start', 'end', 'splice'}),
+    (['Rome'], [], set())])
+def test_boundaries_of_one_question(golds, found, true):
+  told = error_analysis.boundary_errors([example(0, *golds)],
+                                        {'0': spans(*found)})
+  assert {name for name, share in told.items() if share} == true
+  assert set(told.values()) <= {0.0, 100.0}
+
+
+def test_right_text_at_the_wrong_place_is_told_apart():
+  told = error_analysis.boundary_errors([example(0, 'Bob', last=True)],
+                                        {'0': spans('Bob')})
+  assert told['text_elsewhere'] == 100 and told['span'] == 0
+
+
+def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
+  confidence = np.array([3.0, 1.0, 1.0, 1.0, 0.0])
+  score = np.array([1.0, 1.0, 0.0, 0.5, 0.0])
+  found = selective.risk_coverage(confidence, score)
+  at_80, areas = [], []
+  for ties in itertools.permutations([1, 2, 3]):
+    reached = np.cumsum(score[[0, *ties, 4]]) / np.arange(1, 6) * 100
+    at_80.append(reached[3])
+    areas.append(reached.mean())
+  np.testing.assert_allclose(found['score_at_80'], np.mean(at_80))
+  np.testing.assert_allclose(found['area'], np.mean(areas))
+  assert found['score_at_100'] == pytest.approx(50)
+  assert found['curve'][-1] == [100, pytest.approx(50)]
+
+
+def test_average_precision_is_the_area_under_its_steps():
+  """0.9 0.8 0.8 0.3 with positives 0.9, one 0.8 and 0.3, by hand."""
+  found = selective.average_precision(
+      np.array([0.8, 0.9, 0.3, 0.8]), np.array([True, True, True, False]))
+  assert found == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
+
+
+@pytest.mark.parametrize('count', [30, 5000])
+def test_precision_and_recall_are_those_of_sklearn(count):
+  rng = np.random.default_rng(count)
+  positive = rng.random(count) < 0.4
+  score = np.round(positive + rng.normal(0, 1, count), 1 + (count > 99) * 4)
+  assert selective.average_precision(score, positive) == pytest.approx(
+      sklearn.metrics.average_precision_score(positive, score))
+  precision, recall, _ = sklearn.metrics.precision_recall_curve(
+      positive, score)
+  points = {(round(100 * r, 9), round(100 * p, 9))
+            for r, p in zip(recall, precision, strict=True)}
+  found = selective.precision_recall(score, positive)
+  assert {(round(r, 9), round(p, 9)) for r, p in found} <= points
+  assert found == sorted(found, key=lambda point: point[0])
+  assert found[-1][0] == 100 and (len(found) <= 101 or count == 30)
+  assert np.diff([r for r, _ in found]).max() < 5 or count == 30
+
+
+def test_thresholds_are_zero_held_out_and_the_official_best():
+  asked = [example(0, 'Ada'), example(1, 'Rome'), example(2), example(3)]
+  always = {'0': 'Ada', '1': 'Rome', '2': 'Bob', '3': 'Eve'}
+  found = selective.thresholds(
+      asked, always, {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}, 0.5)
+  at = lambda name: (found[name]['threshold'], found[name]['f1'])
+  assert at('zero') == (0, 75)  # silent about 1, wrongly
+  assert at('held_out') == (0.5, 50)  # and answers 2, which does not exceed it
+  assert at('oracle') == (-2.0, 75)  # the first of the best there are
+  assert found['zero']['no_answer_exact_match'] == 100
+
+
+def test_slices_add_up_to_the_whole():
+  asked = [example(0, 'Ada'), example(1, 'Rome', question='Where?'),
+           example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
+  found = error_analysis.analyse_errors(
+      asked, {'0': 'Ada', '1': 'Bonn', '2': 'met Bob', '3': ''},
+      {'0': spans('Ada'), '1': spans('Bonn'), '2': spans('met Bob'),
+       '3': spans('Eve')}, na_scores={'0': -1, '1': 0, '2': -2, '3': 1},
+      windows={'0': 1, '1': 1, '2': 2, '3': 1})
+  assert set(found['slices']) == {*error_analysis.SLICES, 'windows'}
+  for parts in found['slices'].values():
+    total = sum(p['total'] for p in parts.values())
+    right = sum(p['total'] * p['exact_match']['mean'] for p in parts.values())
+    assert total == 3
+    assert right / total == pytest.approx(200 / 3)
+  assert found['no_answer'] == {'accuracy': 100, 'average_precision': 100,
+                                'precision_recall': [
+                                    [100, 100], [100, 50], [100, 100 / 3],
+                                    [100, 25]]}
+  low, mean, high = (found['exact_match'][k] for k in ('low', 'mean', 'high'))
+  assert low <= mean == 75 <= high
+
+
+def test_without_no_answer_scores_the_lead_of_the_best_is_confidence():
+  asked = [example(0, 'Ada'), example(1, 'Rome')]
+  sure, torn = spans('Ada', 'Bob'), spans('Bonn', 'Rome')
+  sure[1]['score'], torn[1]['score'] = -9.0, -0.1
+  found = error_analysis.analyse_errors(asked, {'0': 'Ada', '1': 'Bonn'},
+                                        {'0': sure, '1': torn})
+  assert found['coverage']['curve'][49][1] == 100  # half answered: Ada alone
+  assert 'no_answer' not in found
+
+
+def test_a_difference_counts_what_either_alone_has_right():
+  asked = [example(i, 'Ada') for i in range(7)]
+  right, wrong = {str(i): 'Ada' for i in range(7)}, {'6': 'Ada'}
+  found = error_analysis.compare_predictions(asked, [right], [wrong], seed=0)
+  assert found['exact_match']['mean'] == pytest.approx(600 / 7)
+  # Six heads of six coins; the sign-flip test has the same two of 64 patterns.
+  assert found['mcnemar'] == {'here': 6, 'there': 0, 'p': 2 / 64}
+  assert found['exact_match']['p'] == pytest.approx(2 / 64)
+  # They are all about one context: as one they say nothing.
+  assert found['exact_match']['p_articles'] == 1
+
+
+def test_seeds_are_compared_in_pairs():
+  """Two coins each: heads with one seed, tails with the other."""
+  asked = [example(i, 'Ada') for i in range(4)]
+  right, wrong = {str(i): 'Ada' for i in range(4)}, {}
+  found = error_analysis.compare_predictions(asked, [right, wrong],
+                                             [wrong, right],
+                                             seed=0)
+  assert found['exact_match']['mean'] == 0 and 'mcnemar' not in found
+  assert (found['exact_match']['low'], found['exact_match']['high']) == (
+      -100, 100)
+  assert found['exact_match']['p'] == 1 and found['seeds'] == 2
+
+
+@pytest.fixture(scope='module')
+def evaluation(tmp_path_factory):
+  """An evaluation's directory, and the data."""
+  folder = tmp_path_factory.mktemp('evaluation')
+  files.write_json(folder / 'data.json', {'version': '1.1', 'data': [{
+      'title': 'T', 'paragraphs': [{'context': CONTEXT, 'qas': [
+          {'id': '0', 'question': 'Who met <b>Bob</b>?', 'answers': [
+              {'text': 'Ada', 'answer_start': 0}]},
+          {'id': '1', 'question': 'Where?', 'answers': [
+              {'text': 'Rome', 'answer_start': 15}]}]}]}]})
+  files.write_json(folder / 'predictions.json', {'0': 'Bob', '1': 'Rome'})
+  files.write_jsonl(folder / 'nbest.jsonl', [
+      {'id': '0', 'windows': 1, 'answers': spans('Bob', 'Ada')},
+      {'id': '1', 'windows': 2, 'answers': spans('Rome')}])
+  files.write_json(folder / 'other.json', {'0': 'Ada', '1': 'Rome'})
+  return folder
+
+
+def analyze(folder, *arguments, evaluation=None):
+  return commands.command(
+      'analyze', f'--data={folder}/data.json',
+      f'--evaluation={evaluation or folder}', *arguments)
+
+
+def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
+  result = analyze(evaluation, f'--against={evaluation}/other.json')
+  assert result.code == 0, result.err
+  assert '| exact match | 50.00 |' in result.out
+  assert '| exact match | 50.00 | 100.00 | 100.00 |' in result.out  # by k
+  assert '| exact match | -50.00 |' in result.out
+  html = (evaluation / 'analysis.html').read_text()
+  assert 'Predicted: Bob. Gold: Ada. … [Ada] met Bob' in html
+  assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
+  found = files.read_object(evaluation / 'analysis.json')
+  assert found['slices']['windows']['1']['f1']['mean'] == 0
+
+
+def test_texts_may_hold_any_line_separator(tmp_path):
+  answer = {'text': 'a\u2028b\x85c', 'start': 0, 'end': 5, 'score': 0.0}
+  files.write_jsonl(tmp_path / 'nbest.jsonl', [
+      {'id': '0', 'windows': 1, 'answers': [answer]}])
+  assert error_analysis.read_nbest(tmp_path / 'nbest.jsonl')[0] == {
+      '0': [answer]
+  }
+
+
+def test_the_command_takes_seeds(evaluation, tmp_path):
+  there = f'{evaluation}/other.json'
+  result = analyze(evaluation, f'--against={there},{there}',
+                   f'--output={tmp_path}', evaluation=f'{there},{evaluation}')
+  assert result.code == 0, result.err
+  assert 'means over 2 seeds' in result.out
+  result = analyze(evaluation, f'--against={there}', f'--output={tmp_path}',
+                   evaluation=f'{there},{evaluation}')
+  assert result.code == 1
+  assert '2 seeds and --against 1' in result.err
+
+
+@pytest.mark.parametrize(('name', 'content', 'words'), [
+    ('predictions.json', {'0': 'Ada', 'x': 'Bob'}, "such as 'x'; give --data"),
+    ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [{'text': 'Ada'}]},
+     'nbest.jsonl:1: expected answers with'),
+    ('nbest.jsonl', {'id': '0', 'answers': []}, "'windows'"),
+    ('nbest.jsonl', {'id': [], 'answers': [], 'windows': 1}, "'id'"),
+    ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [
+        {'text': 'a', 'start': 0, 'end': 1, 'score': 10**400}]}, 'finite'),
+    ('nbest.jsonl', [{'id': '0', 'windows': 1, 'answers': []}] * 2,
+     "nbest.jsonl:2: question '0' stands there twice"),
+    ('na_probs.json', {'0': 1.0}, 'questions have no na_score')])
+def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, words):
+  files.write_json(tmp_path / 'predictions.json', {'0': 'Ada'})
+  write = files.write_json if name.endswith('.json') else (
+      lambda path, row: files.write_jsonl(
+          path, row if isinstance(row, list) else [row]))
+  write(tmp_path / name, content)
+  result = analyze(evaluation, evaluation=tmp_path)
+  assert result.code == 1 and not (tmp_path / 'analysis.json').exists()
+  assert words in result.err and result.err.count('\n') == 1

@@ -1,0 +1,83 @@
+"""Products in bfloat16 that accumulate in float32, in both directions."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qa_jax.models import bert
+from qa_jax.models import matmul
+
+SPECS = {'nd,df->nf': ((6, 4), (4, 5)),
+         'bhqk,bhsk->bhqs': ((2, 3, 6, 4), (2, 3, 5, 4)),
+         'bhqs,bhsk->bhqk': ((2, 3, 6, 5), (2, 3, 5, 4))}
+
+
+def operands(spec: str, dtype=jnp.float32) -> list[jax.Array]:
+  keys = jax.random.split(jax.random.key(0))
+  return [jax.random.normal(k, shape, dtype)
+          for k, shape in zip(keys, SPECS[spec], strict=True)]
+
+
+@pytest.mark.parametrize('spec', sorted(SPECS))
+def test_value_and_gradients_in_float32_are_those_of_einsum(spec):
+  a, b = operands(spec)
+  y, pull = jax.vjp(
+      lambda a, b: matmul.einsum(spec, a, b, jnp.float32), a, b)
+  wanted, wanted_pull = jax.vjp(lambda a, b: jnp.einsum(spec, a, b), a, b)
+  np.testing.assert_allclose(y, wanted, rtol=1e-6)
+  for got, want in zip(pull(wanted), wanted_pull(wanted), strict=True):
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
+@pytest.mark.parametrize('spec', sorted(SPECS))
+def test_bfloat16_rounds_operands_and_nothing_else(spec):
+  a, b = operands(spec)
+  near = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
+  y, pull = jax.vjp(
+      lambda a, b: matmul.einsum(spec, a, b, jnp.bfloat16), a, b)
+  np.testing.assert_allclose(y, np.einsum(spec, near(a), near(b)), atol=1e-5)
+  inputs, out = spec.split('->')
+  left, right = inputs.split(',')
+  da, db = pull(y)
+  assert da.dtype == db.dtype == jnp.float32
+  np.testing.assert_allclose(
+      da, np.einsum(f'{out},{right}->{left}', near(y), near(b)), atol=1e-4)
+  np.testing.assert_allclose(
+      db, np.einsum(f'{left},{out}->{right}', near(a), near(y)), atol=1e-4)
+
+
+def test_all_three_products_have_the_form_with_a_native_kernel():
+  a, b = operands('nd,df->nf')
+
+  def loss(a, b):
+    return matmul.einsum('nd,df->nf', a, b, jnp.bfloat16).sum()
+
+  text = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(a, b))
+  dots = [line for line in text.splitlines() if 'dot_general' in line]
+  assert len(dots) >= 2
+  assert text.count('preferred_element_type=float32') == len(dots)
+  operands_of = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(a, b).as_text()
+  for line in operands_of.splitlines():
+    if 'stablehlo.dot_general' in line:
+      assert line.count('bf16>') == 2 and line.rstrip().endswith('f32>')
+
+
+def test_an_encoder_and_its_gradient_multiply_bfloat16_as_compiled():
+  """XLA upcasts, with no word, what it has no kernel for."""
+  config = bert.BertConfig(vocab_size=30, hidden_size=32, num_layers=1,
+                           num_heads=2, mlp_size=64, dropout=0.0)
+  encoder = bert.BertEncoder(config, jnp.bfloat16)
+  ids = jnp.zeros((2, 16), jnp.int32)
+  params = encoder.init(jax.random.key(0), ids, ids, ids + 1)
+
+  def loss(params):
+    return (encoder.apply(params, ids, ids, ids + 1)[-1] ** 2).sum()
+
+  text = jax.jit(jax.value_and_grad(loss)).lower(params).compile().as_text()
+  dtypes = dict(re.findall(r'%([\w.-]+) = (\w+)\[', text))
+  dots = re.findall(r' dot\(%([\w.-]+), %([\w.-]+)\)', text)
+  assert len(dots) == 3 * (4 + 2)  # dense layers, and products of attention
+  assert {dtypes[name] for pair in dots for name in pair} == {'bf16'}

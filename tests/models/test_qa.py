@@ -1,0 +1,68 @@
+"""Encoder and head together: a window's scores are its own."""
+
+import jax
+import numpy as np
+import pytest
+
+from qa_jax.models import qa
+from qa_jax.training import trainer as trainer_lib
+from tests.common import tiny
+
+
+@pytest.fixture(scope='module')
+def trainer() -> trainer_lib.Trainer:
+  return trainer_lib.Trainer(tiny.config(model={'num_layers': 2}))
+
+
+@pytest.fixture(scope='module')
+def score(trainer):
+  run = jax.jit(trainer.model.apply)
+  return lambda batch: jax.device_get(run(
+      {'params': trainer.state.params}, **qa.model_inputs(batch)))
+
+
+def assert_close(a, b):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
+
+
+@pytest.fixture(scope='module')
+def batch(trainer):
+  return trainer.windows.gather(np.arange(8), 64)
+
+
+def test_the_order_of_a_batch_changes_no_score(score, batch):
+  order = np.random.default_rng(0).permutation(8)
+  found, moved = score(batch), score({k: v[order] for k, v in batch.items()})
+  assert_close((found.start[order], found.end[order]),
+               (moved.start, moved.end))
+
+
+def test_other_text_in_one_window_changes_no_other(score, batch):
+  other = {**batch, 'token_ids': batch['token_ids'].copy()}
+  other['token_ids'][3] = np.where(
+      batch['attention_mask'][3], 7, other['token_ids'][3])
+  found, changed = score(batch), score(other)
+  assert np.abs(found.start[3] - changed.start[3]).max() > 1e-4
+  rest = np.arange(8) != 3
+  assert_close((found.start[rest], found.end[rest]),
+               (changed.start[rest], changed.end[rest]))
+
+
+def test_the_question_reaches_every_context_token(score, batch):
+  """What lets one start vector serve every question."""
+  other = {**batch, 'token_ids': batch['token_ids'].copy()}
+  in_question = ((batch['token_type_ids'] == 0)
+                 & (batch['attention_mask'] == 1))[:, 1:]
+  other['token_ids'][:, 1:][in_question] = 7
+  context = batch['context_mask']
+  moved = np.abs(score(batch).start - score(other).start)
+  assert (moved[context] > 1e-7).mean() > 0.99
+
+
+def test_padding_rows_and_columns_change_no_score(trainer, score, batch):
+  wide = trainer.windows.gather(np.concatenate([np.arange(8), [-1, -1]]), 80)
+  found, padded = score(batch), score(wide)
+  assert_close((found.start * batch['attention_mask'],
+                found.end * batch['attention_mask']),
+               (padded.start[:8, :64] * batch['attention_mask'],
+                padded.end[:8, :64] * batch['attention_mask']))

@@ -1,0 +1,116 @@
+"""Head, objective and decoding: they work together, or are refused by name."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import registry
+from qa_jax.decoding import null_rules
+from qa_jax.heads import HEADS
+from qa_jax.heads import nesting
+from qa_jax.objectives import OBJECTIVES
+from qa_jax.span_scores import HeadInput
+
+BATCH = {
+    'context_mask': ((2, 8), jnp.bool_), 'start_mask': ((2, 8), jnp.bool_),
+    'start_positions': ((2,), jnp.int32), 'end_positions': ((2,), jnp.int32),
+    'gold_spans': ((2, 3, 2), jnp.int32), 'group': ((2,), jnp.int32),
+    'step': ((2,), jnp.int32), 'weight': ((2,), jnp.float32)}
+
+
+def loss_shape(head: str, objective: str) -> jax.ShapeDtypeStruct:
+  module, loss = HEADS[head](), OBJECTIVES[objective]().loss
+
+  def run(hidden, batch):
+    inputs = HeadInput((hidden, hidden), batch['context_mask'],
+                       batch['start_positions'])
+    return loss(module.init_with_output(jax.random.key(0), inputs)[0], batch)
+  return jax.eval_shape(
+      run, jax.ShapeDtypeStruct((2, 8, 4), jnp.float32),
+      {k: jax.ShapeDtypeStruct(*v) for k, v in BATCH.items()})
+
+
+@pytest.mark.parametrize('objective', sorted(OBJECTIVES))
+@pytest.mark.parametrize('head', sorted(HEADS))
+def test_what_fits_traces_and_the_rest_is_refused(head, objective):
+  scores = nesting.score_shapes(HEADS[head](), training=True)
+  if not build.incompatibility(OBJECTIVES[objective](), scores):
+    build.check_objective(objective, head)
+    found = loss_shape(head, objective)
+    assert found.shape == (2,) and found.dtype == jnp.float32
+    return
+  with pytest.raises(errors.UserError) as caught:
+    build.check_objective(objective, head)
+  message = str(caught.value)
+  assert '\n' not in message and 'Heads that fit: ' in message
+  suggested = message.split('Heads that fit: ')[1].split('; ')[0].split(', ')
+  assert head not in suggested and suggested
+  for name in suggested:
+    build.check_objective(objective, name)
+
+
+@pytest.mark.parametrize(('objective', 'head', 'message'), [
+    ('joint', 'independent', 'needs a head with pair scores'),
+    ('compound', 'biaffine', 'needs a head with boundary scores'),
+    ('conditional', 'mlp', 'needs a head with conditional scores'),
+    ('answerability', 'shared', 'needs a head with null scores'),
+    ('span_softmax', 'conditional', 'for the gold start alone'),
+    ('cross_entropy', 'biaffine', "leaves the head's pair scores"),
+    ('cross_entropy', 'answerability', "leaves the head's null scores"),
+    ('joint', 'biaffine(width=20)', 'exceeds the 20 lengths'),
+    ('answerability(base="joint")', 'answerability', 'pair scores')])
+def test_the_missing_part_is_named(objective, head, message):
+  with pytest.raises(errors.UserError, match=message):
+    build.check_objective(objective, head)
+
+
+@pytest.mark.parametrize(('objective', 'head'), [
+    ('joint', 'length_prior(base="biaffine(rank=3)", width=30)'),
+    ('answerability(base="joint")', 'answerability(base="biaffine")'),
+    ('joint(max_answer_length=20)', 'biaffine(width=20)'),
+    ('conditional', 'conditional(form="electra")')])
+def test_compositions_fit(objective, head):
+  build.check_objective(objective, head)
+
+
+def check_decode(head='biaffine(width=5)', objective='span_softmax', **fields):
+  build.check_decode(
+      config_lib.Decode(**{'max_answer_length': 5, **fields}),
+      registry.build(HEADS, head, what='head'),
+      registry.build(OBJECTIVES, objective, what='objective'))
+
+
+@pytest.mark.parametrize(('decode', 'message'), [
+    ({'search': 'two_stge'}, "unknown search 'two_stge'.*'two_stage'"),
+    ({'search': 'top_k(n=3)'}, "'top_k' has no argument 'n'"),
+    ({'search': 'beam(width=0)'}, 'width=0 must be at least 1'),
+    ({'null_rule': 'minnull'}, "null_rule 'minnull'.*'min_null'"),
+    ({'merge': 'surface'}, "decode.merge 'surface'.*'surface_form'"),
+    ({'null_rule': 'classifier'}, "'classifier' needs a null logit: a head "
+     r'that has one \(.*answerability\) and an objective that trains it '
+     r'\(answerability\); .* never, min_null, margin, posterior$'),
+    ({'null_rule': 'product'}, "'product' needs a null logit"),
+    ({'max_answer_length': 6}, 'max_answer_length=6 exceeds the 5 lengths')])
+def test_decoding_that_does_not_fit_is_refused_in_one_line(decode, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    check_decode(**decode)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('rule', null_rules.NULL_RULES)
+def test_every_rule_fits_a_null_that_is_trained_as_a_logit(rule):
+  check_decode('answerability', 'answerability', null_rule=rule)
+
+
+@pytest.mark.parametrize('rule', null_rules.NULL_RULES)
+def test_null_of_a_head_is_no_logit_unless_trained_as_one(rule):
+  # That of a conditional head is a log probability.
+  check = lambda: check_decode('conditional', 'conditional', null_rule=rule)
+  if rule in ('classifier', 'product'):
+    with pytest.raises(errors.UserError, match='an objective that trains it'):
+      check()
+  else:
+    check()

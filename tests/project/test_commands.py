@@ -1,0 +1,680 @@
+"""The commands: what they print, and one line for every mistake."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+from absl import app
+import pytest
+
+from experiments import cli
+from qa_jax.data import sources
+from tests.common import commands
+from tests.common import examples
+from tests.common import tiny
+
+COMMANDS = sorted(p.stem
+                  for p in (commands.ROOT / 'experiments').glob('[a-z]*.py')
+                  if p.stem != 'cli')
+TINY_BERT = commands.ROOT / 'tests' / 'golden' / 'tiny_bert'
+
+# How ml_collections reads a config file.
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+app.define_help_flags()  # once, so that they are not taken for a command's own
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> pathlib.Path:
+  """A config file of four steps."""
+  path = tmp_path_factory.mktemp('configs') / 'tiny_config.py'
+  fields = tiny.config(train={'num_steps': 4},
+                       data={
+                           'max_length': 96,
+                           'buckets': (48,)
+                       })
+  path.write_text(commands.CONFIG.format(fields=dataclasses.asdict(fields)))
+  return path
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory) -> tuple[pathlib.Path, commands.Result]:
+  """A finished run, and what the command said."""
+  workdir = tmp_path_factory.mktemp('runs') / 'trained'
+  return workdir, commands.command('train', f'--config={config}',
+                                   f'--workdir={workdir}')
+
+
+@pytest.fixture(scope='module')
+def run(trained) -> pathlib.Path:
+  return trained[0]
+
+
+@pytest.fixture
+def data(tmp_path) -> str:
+  """A file of three questions, one of them unanswerable."""
+  return examples.write(tmp_path / 'dev.json', examples.SQUAD)
+
+
+# What works.
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_help_is_short_and_names_every_flag_with_its_default(name):
+  result = commands.command(name, '--help')
+  assert result.code == 0 and not result.err
+  lines = result.out.splitlines()
+  assert len(lines) < 50 and max(map(len, lines)) <= 80
+  assert f'python -m experiments.{name}' in result.out
+  flag = {
+      'convert_weights': 'source',
+      'analyze': 'output',
+      'ensemble': 'output'
+  }.get(name, 'workdir')
+  assert f'--{flag}=STRING' in result.out
+  if name == 'predict':
+    assert '--n_best=INT          Candidates listed per question. [5]' in (
+        result.out)
+  if name == 'train':
+    assert '  --config=FILE[:arg]' in result.out
+    for group in ('model.', 'decode.', 'data.', 'train.', 'optim.'):
+      assert f'\n  {group}' in result.out
+    assert 'optim.warmup_fraction=0.1' in result.out
+
+
+def test_print_config_is_the_resolved_config(config, tmp_path):
+  result = commands.command('train', f'--config={config}', '--print_config',
+                            '--config.optim.learning_rate=0.5',
+                            f'--workdir={tmp_path}/run')
+  assert result.code == 0 and not result.err
+  assert "'learning_rate': 0.5" in result.out
+  assert "'warmup_fraction': 0.1" in result.out
+  assert not (tmp_path / 'run').exists()
+
+
+def test_dry_run_prints_sizes_and_trains_nothing(config, tmp_path):
+  result = commands.command('train', f'--config={config}', '--dry_run',
+                            f'--workdir={tmp_path}/run')
+  assert result.code == 0 and not result.err
+  lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
+  assert lines['batch_shapes'] == '[[8, 48], [8, 96]]'
+  assert lines['steps'] == '4' and lines['examples'] == '36'
+  assert int(lines['parameters']) > 5000
+  assert float(lines['state_megabytes']) > 0
+  memory, _, shape = lines['activation_megabytes'].partition(' a device, for ')
+  assert float(memory) > 0 and shape == '[8, 96]'
+  assert re.match(r'\d.* for \[8, 96\]$', lines['seconds_per_step'])
+  assert 'an estimate from 3 of 4 steps' in lines['eta']
+  assert not (tmp_path / 'run').exists()
+
+
+def test_training_ends_with_metrics_on_stdout(trained):
+  workdir, result = trained
+  assert result.code == 0
+  printed = dict(line.split() for line in result.out.splitlines())
+  stored = json.loads(next(workdir.glob('eval/*/metrics.json')).read_text())
+  assert float(printed['f1']) == pytest.approx(stored['f1'], abs=1e-4)
+  assert printed['total'] == '12'
+
+
+def test_finished_run_says_so_and_is_left_alone(config, trained):
+  workdir, first = trained
+  before = commands.files_of(workdir)
+  again = commands.command('train', f'--config={config}',
+                           f'--workdir={workdir}')
+  assert (again.code, again.out) == (0, first.out)
+  assert 'complete at step 4' in again.err
+  assert commands.files_of(workdir) == before
+
+
+def test_evaluate_writes_predictions_that_score_the_same(run, data, tmp_path):
+  by_model = commands.command('evaluate', f'--workdir={run}', f'--data={data}',
+                              f'--output={tmp_path}/out')
+  assert by_model.code == 0
+  assert re.search(r'\d windows of 3 questions (made|from the cache) in \d',
+                   by_model.err)
+  stored = json.loads((tmp_path / 'out' / 'metrics.json').read_text())
+  assert stored['total'] == 3
+  by_file = commands.command('evaluate', f'--data={data}',
+                             f'--predictions={tmp_path}/out/predictions.json')
+  assert (by_file.code, by_file.err) == (0, '')
+  assert set(by_file.out.splitlines()) <= set(by_model.out.splitlines())
+
+
+def test_evaluate_goes_to_a_folder_of_the_run_named_after_the_data(run, data):
+  assert commands.command('evaluate', f'--workdir={run}',
+                          f'--data={data}').code == 0
+  assert (run / 'eval' / 'dev' / 'metrics.json').is_file()
+
+
+def test_an_audit_counts_gold_spans_by_fate_and_shows_some(tmp_path):
+  answers = [('Ada', 0), ('Ada', 3), ('da', 1), ('Eve', 0)]
+  (tmp_path / 'data.json').write_text(
+      json.dumps({
+          'version':
+              '1.1',
+          'data': [{
+              'title':
+                  'T',
+              'paragraphs': [{
+                  'context':
+                      'Ada met Bob.',
+                  'qas': [{
+                      'id': f'q{n}',
+                      'question': 'Who?',
+                      'answers': [{
+                          'text': text,
+                          'answer_start': start
+                      }]
+                  } for n, (text, start) in enumerate(answers)]
+              }]
+          }]
+      }))
+  result = commands.command('evaluate', '--audit',
+                            f'--data={tmp_path}/data.json',
+                            f'--output={tmp_path}')
+  assert result.code == 0, result.err
+  for fate, share in (('exact', 25), ('repaired', 25), ('widened', 25),
+                      ('unrecoverable', 25), ('no_window', 0)):
+    assert re.search(rf'^{fate} +\d +{share}\.00 %', result.out, re.M), fate
+  saved = json.loads((tmp_path / 'alignment.json').read_text())
+  assert saved['counts']['exact'] == 1
+  assert [row['id'] for row in saved['examples']['repaired']] == ['q1']
+  assert "q3: [{'text': 'Eve', 'answer_start': 0, 'context': 'Ada met" in (
+      result.out)
+
+
+def test_scoring_a_file_needs_no_jax(data, tmp_path):
+  predictions = tmp_path / 'predictions.json'
+  predictions.write_text('{"who": "mira", "what": "ship", "when": ""}')
+  result = subprocess.run([
+      sys.executable, '-c', 'import runpy, sys; sys.modules["jax"] = None; '
+      'runpy.run_module("experiments.evaluate", run_name="__main__")',
+      f'--data={data}', f'--predictions={predictions}',
+      f'--output={tmp_path}/new/out'
+  ],
+                          cwd=commands.ROOT,
+                          capture_output=True,
+                          text=True,
+                          check=False)
+  assert (result.returncode, result.stderr) == (0, '')
+  assert f'{"exact_match":28} 66.6667' in result.stdout.splitlines()
+  stored = json.loads((tmp_path / 'new/out/metrics.json').read_text())
+  assert stored['exact_match'] == pytest.approx(200 / 3)
+
+
+def test_demo_answers_and_ends_with_scores(run):
+  result = commands.command('demo', f'--workdir={run}')
+  assert result.code == 0
+  assert 'held-out: EM ' in result.out and '  →  ' in result.out
+  for name in ('learning_curve', 'two_questions'):
+    assert (run / 'plots' / f'{name}.png').is_file()
+
+
+def test_predict_answers_one_question(run):
+  result = commands.command('predict', f'--workdir={run}',
+                            '--question=Who built it?',
+                            f'--context={examples.CONTEXT}', '--n_best=3')
+  assert (result.code, result.err) == (0, '')
+  answer, *candidates, null = result.out.splitlines()
+  assert len(candidates) == 3 and null.endswith('(null)')
+  assert answer == '(no answer)' or answer in examples.CONTEXT
+
+
+ODD_QUESTIONS = [{
+    'id': 'plain',
+    'question': 'Who?',
+    'context': 'Mira built it.'
+}, {
+    'question': 'No id?',
+    'context': 'Mira built it.'
+}, {
+    'id': 7,
+    'question': '',
+    'context': 'Mira built it.'
+}, {
+    'id': 'no context',
+    'question': 'Who?',
+    'context': ''
+}, {
+    'id': 'blank',
+    'question': ' \n',
+    'context': ' \t\n'
+}, {
+    'id': '400 tokens',
+    'question': 'who ' * 400,
+    'context': 'Mira built it.'
+}, {
+    'id': 'controls',
+    'question': 'Wh\0o?',
+    'context': '\0Mi\0ra \x7f\x01'
+}, {
+    'id': 'emoji',
+    'question': '👩\u200d🚀?',
+    'context': '東京で👩\u200d🚀が'
+}, {
+    'id': 'special',
+    'question': '[SEP]',
+    'context': '[CLS] [PAD] Mira'
+}, {
+    'id': 'long word',
+    'question': 'Who?',
+    'context': 'x' * 5000
+}, {
+    'id': '1 MB',
+    'question': 'Who?',
+    'context': 'Mira built the Osprey. ' * 45_000
+}]
+
+
+def test_predict_answers_every_line_in_order(run, tmp_path):
+  inputs, output = tmp_path / 'in.jsonl', tmp_path / 'new' / 'out.jsonl'
+  inputs.write_text('\n\n'.join(map(json.dumps, ODD_QUESTIONS)) + '\n')
+  result = commands.command('predict', f'--workdir={run}', f'--input={inputs}',
+                            f'--output={output}')
+  assert result.code == 0, result
+  assert result.out == f'{len(ODD_QUESTIONS)} answers in {output}\n'
+  assert f'windows of {len(ODD_QUESTIONS)} questions made in ' in result.err
+  answers = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [a.get('id') for a in answers] == [q.get('id') for q in ODD_QUESTIONS]
+  for question, answer in zip(ODD_QUESTIONS, answers, strict=True):
+    for span in (answer, *answer['n_best']):
+      assert question['context'][span['start']:span['end']] == span['text']
+    assert bool(answer['n_best']) == bool(question['context'].strip())
+
+
+@pytest.mark.parametrize(('question', 'context'), [('', 'Mira built it.'),
+                                                   ('Who?', ''), ('', '')])
+def test_empty_question_or_context_is_answered(run, question, context):
+  result = commands.command('predict', f'--workdir={run}',
+                            f'--question={question}', f'--context={context}')
+  assert (result.code, result.err) == (0, '')
+  assert context or result.out.startswith('(no answer)\n')
+
+
+def test_odd_questions_are_evaluated_too(run, tmp_path):
+  odd = examples.write(
+      tmp_path / 'odd.json', {
+          'data': [{
+              'paragraphs': [{
+                  'context':
+                      context,
+                  'qas': [{
+                      'id': f'{i}',
+                      'question': question,
+                      'is_impossible': True
+                  }]
+              }]
+          } for i, (question, context) in enumerate([(
+              'who ' * 400, 'Mira'), ('', 'Mira'), ('Who?', ''), ('', '')])]
+      })
+  result = commands.command('evaluate', f'--workdir={run}', f'--data={odd}')
+  assert result.code == 0
+  assert f'{"no_answer_total":28} 4' in result.out.splitlines()
+
+
+# What does not: flags.
+
+
+@pytest.mark.parametrize(('name', 'argv', 'message'), [
+    ('train', ['--wrkdir=x'], "unknown flag --wrkdir; did you mean 'workdir'?"),
+    ('train', ['--cofig.optim.learning_rate=1'], "did you mean 'config'"),
+    ('train', ['--dry_run=maybe'], 'Non-boolean argument'),
+    ('train', ['--workdir'], 'Missing value for flag --workdir'),
+    ('train', ['stray'], "unexpected argument 'stray'"),
+    ('train', ['workdir=x'], "did you mean 'workdir'"),
+    ('evaluate', ['--dta=x'], "did you mean 'data'?"),
+    ('evaluate', ['--data=x', 'y'], "unexpected argument 'y'"),
+    ('predict', ['--n_best=many'], '--n_best=many'),
+    ('predict', ['--config=x'], 'unknown flag --config'),
+    ('demo', ['--wordkir=x'], "did you mean 'workdir'?")
+])
+def test_bad_flag_is_one_line(name, argv, message):
+  assert message in commands.refusal(name, *argv, code=2)
+
+
+@pytest.mark.parametrize(('name', 'argv', 'message'), [
+    ('train', [], '--config is needed'),
+    ('train', ['--config={config}'], '--workdir is needed'),
+    ('train', ['--config={config}', '--workdir='], '--workdir is needed'),
+    ('evaluate', ['--workdir=x'], '--data is needed'),
+    ('evaluate', ['--data=x'], 'give one of --workdir and --predictions'),
+    ('evaluate', ['--data=x', '--workdir=y', '--predictions=z'], 'give one of'),
+    ('evaluate', ['--data=x', '--workdir=y', '--na_probs=z'
+                 ], '--na_probs goes with --predictions'),
+    ('predict', ['--question=q', '--context=c'], '--workdir is needed'),
+    ('predict', ['--workdir={run}'], 'give --question and --context, or'),
+    ('predict', ['--workdir={run}', '--question=q'], 'give --question and'),
+    ('predict', ['--workdir={run}', '--input=x'], 'give --question and'),
+    ('predict', ['--workdir={run}', '--input=x', '--output=y', '--context=c'
+                ], 'give --question and'),
+    ('predict', [
+        '--workdir={run}', '--question=q', '--context=c', '--n_best=0'
+    ], 'n_best=0 must be at least 1'),
+    ('predict', [
+        '--workdir={run}', '--question=q', '--context=c', '--checkpoint=3'
+    ], "checkpoint '3' is not best, last or one"),
+    ('demo', [], '--workdir is needed')
+])
+def test_missing_or_clashing_flags_are_one_line(config, run, name, argv,
+                                                message):
+  argv = [a.format(config=config, run=run) for a in argv]
+  assert message in commands.refusal(name, *argv)
+
+
+@pytest.mark.parametrize(
+    ('flag', 'message'),
+    [('optim.learning_rat=3', "no field 'optim.learning_rat'; did you mean"),
+     ('opim.learning_rate=3', "no field 'opim'; did you mean 'optim'?"),
+     ('seed.x=3', 'seed'),
+     ('train.batch_size=7', 'batch_size 7 is not divisible by'),
+     ('train.batch_size=0', 'train.batch_size=0 must be at least 1'),
+     ('data.buckets=(99,)', 'data.buckets has 99'),
+     ('data.window_overlap=80', 'window_overlap 80 leaves no step'),
+     ('model.preset=tini', "did you mean 'tiny' or 'mini'?"),
+     ('model.head=indepedent', "did you mean 'independent'?"),
+     ('model.head=independent(bais=True)', "no argument 'bais'"),
+     ('model.init_from=nowhere/at/all', 'is not a directory with a checkpoint'),
+     ('objective=cross', "did you mean 'cross_entropy'?"),
+     ('objective=cross_entropy(domain=3)', 'domain=3, expected str'),
+     ('objective=cross_entropy(domain="contxt")', "did you mean 'context'?"),
+     ('decode.search=two_stages', "did you mean 'two_stage'?"),
+     ('decode.null_rule=min_nul', "did you mean 'min_null'?"),
+     ('optim.schedule=liner', "did you mean 'linear'"),
+     ('parallel.mode=pmpa', "did you mean 'pmap'"),
+     ('parallel.num_devices=9', 'num_devices=9, but there are 8'),
+     ('precision.compute_dtype=float16', 'choose float32 or bfloat16'),
+     ('data.vocab=nowhere', "data.vocab='nowhere' is not a directory"),
+     ('data.train=', 'config.data.train is empty'),
+     ('data.train=synthetc(size=3)', "did you mean 'synthetic'?"),
+     ('data.eval=nowhere.json', 'nowhere.json: No such file')])
+def test_bad_config_field_is_one_line(config, tmp_path, flag, message):
+  code = 2 if flag.startswith(('opim', 'seed')) else 1
+  assert message in commands.refusal('train',
+                                     f'--config={config}',
+                                     f'--workdir={tmp_path}/run',
+                                     f'--config.{flag}',
+                                     code=code)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [('def get_config(:\n',
+      'error: --config: SyntaxError: invalid syntax (bad.py, line 1)'),
+     ('\nimport nonesuch\n', 'bad.py:2: ModuleNotFoundError: No module named'),
+     ('def get_config():\n  return 1 / 0\n', 'bad.py:2: ZeroDivisionError'),
+     ('def get_config():\n  raise OSError("no\\ndisk")\n', 'disk'),
+     ('def get_config():\n  raise ValueError("two\\nlines")\n',
+      'bad.py:2: ValueError: two lines'),
+     ('x = 1\n', "no attribute 'get_config'"),
+     ('def get_config(arg):\n  return None\n', 'missing 1 required positional'),
+     ('def get_config():\n  return None\n', '--config is needed'),
+     ('def get_config():\n  return {}\n', 'gives a dict, expected')])
+def test_config_file_with_an_error_is_one_line(tmp_path, content, message):
+  (tmp_path / 'bad.py').write_text(content)
+  argv = (f'--config={tmp_path}/bad.py', f'--workdir={tmp_path}/run')
+  code = commands.command('train', *argv).code
+  assert code in (1, 2)
+  assert message in commands.refusal('train', *argv, code=code)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(('path', 'message', 'code'), [
+    ('nowhere.py', "error: --config: [Errno 2] No such file or directory: "
+     "'nowhere.py'", 1),
+    ('', 'error: --config: Path to config file is an empty string', 1),
+    (str(commands.ROOT / 'configs'),
+     'error: --config: [Errno 21] Is a directory', 1),
+    (f'{commands.ROOT}/configs/squad2.py:nope', 'choose base, large,', 2),
+    (f'{commands.ROOT}/configs/quickstart.py:nope', '0 positional arguments', 2)
+])
+def test_config_that_is_not_there_is_one_line(tmp_path, path, message, code):
+  assert message in commands.refusal('train',
+                                     f'--config={path}',
+                                     f'--workdir={tmp_path}/run',
+                                     code=code)
+  assert message in commands.refusal('train',
+                                     f'--config={path}',
+                                     '--config.seed=1',
+                                     f'--workdir={tmp_path}/run',
+                                     code=2)
+
+
+# What does not: data, checkpoints, workdirs.
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [('words', 'not JSON'), ('[]', 'list, expected a JSON object'),
+     ('{"data": [{}]}', "has no 'paragraphs'"),
+     (examples.changed(examples.SQUAD, examples.START,
+                       999), 'answer_start is 999, outside'),
+     (examples.changed(examples.SQUAD, examples.START,
+                       '0'), 'answer_start is str'),
+     (json.dumps(examples.SQUAD).replace(
+         'Who built', 'Who \\ud800 built'), 'lone surrogate U+D800'),
+     (json.dumps(examples.SQUAD).replace(
+         'Who built', 'Who \0 built'), 'Invalid control character'),
+     ({
+         'data': []
+     }, 'holds no question'), (None, 'Is a directory')])
+def test_bad_data_is_one_line_from_every_command(config, run, tmp_path, content,
+                                                 message):
+  path = tmp_path / 'data.json'
+  path.mkdir() if content is None else examples.write(path, content)
+  for flag in ('train', 'eval'):
+    assert message in commands.refusal('train', f'--config={config}',
+                                       f'--config.data.{flag}={path}',
+                                       f'--workdir={tmp_path}/new')
+  before = commands.files_of(run)
+  assert message in commands.refusal('evaluate', f'--workdir={run}',
+                                     f'--data={path}')
+  assert commands.files_of(run) == before and not (tmp_path / 'new').exists()
+
+
+def test_answers_that_are_nowhere_leave_nothing_to_train_on(config, tmp_path):
+  text = json.dumps(examples.SQUAD).replace('"text": "', '"text": "no ')
+  bad = examples.write(
+      tmp_path / 'a.json',
+      text.replace('"is_impossible": true', '"is_impossible": false'))
+  assert 'no window to train on' in commands.refusal(
+      'train', f'--config={config}', f'--config.data.train={bad}',
+      f'--workdir={tmp_path}/run')
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+    ('line', 'message'),
+    [('words', 'not JSON'), ('[]', 'list, expected a JSON object'),
+     ('{"question": "Who?"}', ':2: context is NoneType'),
+     ('{"context": "Mira", "question": 3}', ':2: question is int'),
+     ('{"context": "\\ud800", "question": "Who?"}',
+      ':2: context holds a lone surrogate U+D800 at character 0'),
+     ('{"context": "Mira\0", "question": "Who?"}', 'Invalid control character'),
+     ('{"context": "M", "question": "W", "id": "\\udfff"}', 'U+DFFF'),
+     ('{"context": "M", "question": "W", "id": NaN}', 'id is'),
+     ('{"context": "M", "question": "W", "id": [1]}', 'id is')])
+def test_bad_question_line_is_named_and_nothing_written(run, tmp_path, line,
+                                                        message):
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"question": "Who?", "context": "Mira"}\n' + line + '\n')
+  text = commands.refusal('predict', f'--workdir={run}', f'--input={path}',
+                          f'--output={tmp_path}/new/out.jsonl')
+  assert message in text and f'{path}:2: ' in text
+  assert not (tmp_path / 'new').exists()
+
+
+@pytest.mark.parametrize(
+    ('flag', 'message'),
+    [('--input={tmp}', 'Is a directory'), ('--input={tmp}/x', 'No such file'),
+     ('--input=', 'Is a directory'), ('--output=', 'a directory, expected a'),
+     ('--output={tmp}', 'a directory, expected a file to write'),
+     ('--output={tmp}/in.jsonl/out', 'is not a directory to write in'),
+     ('--workdir={tmp}', 'has no config.json'),
+     ('--workdir={tmp}/in.jsonl', 'is not a directory with a checkpoint')])
+def test_bad_path_of_predict_is_one_line(run, tmp_path, flag, message):
+  (tmp_path / 'in.jsonl').write_text('{"question": "Who?", "context": "M"}\n')
+  argv = [
+      f'--workdir={run}', f'--input={tmp_path}/in.jsonl',
+      f'--output={tmp_path}/out.jsonl',
+      flag.format(tmp=tmp_path)
+  ]
+  assert message in commands.refusal('predict', *argv)
+  assert [p.name for p in tmp_path.iterdir()] == ['in.jsonl']
+
+
+def test_surrogate_on_the_command_line_is_named(run):
+  assert 'question' in commands.refusal('predict', f'--workdir={run}',
+                                        '--question=Who\udcff',
+                                        '--context=Mira')
+
+
+@pytest.mark.parametrize(
+    ('flag', 'content', 'message'),
+    [('predictions', '[]', 'expected a JSON object'),
+     ('predictions', '{"who": 3}', "'who' is 3, expected a string"),
+     ('predictions', '{"who": "a", "who": "b"}', 'stands there twice'),
+     ('na_probs', '{"who": NaN}', 'expected a finite number'),
+     ('na_probs', '{"who": 0.5}', 'have no na_score'),
+     ('na_probs', None, 'Is a directory')])
+def test_bad_predictions_are_one_line(data, tmp_path, flag, content, message):
+  (tmp_path / 'good').write_text('{"who": "Mira"}')
+  bad = tmp_path / 'bad'
+  bad.mkdir() if content is None else bad.write_text(content)
+  argv = [
+      f'--data={data}', f'--predictions={tmp_path}/good', f'--{flag}={bad}',
+      f'--output={tmp_path}/out'
+  ]
+  assert message in commands.refusal('evaluate', *argv)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_output_that_is_a_file_is_one_line_before_the_work(run, data, tmp_path):
+  (tmp_path / 'out').write_text('old')
+  assert 'is not a directory to write in' in commands.refusal(
+      'evaluate', f'--workdir={run}', f'--data={data}',
+      f'--output={tmp_path}/out')
+
+
+@pytest.fixture
+def encoder(tmp_path):
+  """A Hugging Face directory with the vocabulary that its sizes ask for."""
+  directory = tmp_path / 'encoder'
+  shutil.copytree(TINY_BERT, directory)
+  words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']
+  (directory /
+   'vocab.txt').write_text('\n'.join([*words, *(f'##{i}' for i in range(95))]) +
+                           '\n')
+  return directory
+
+
+def train_from(encoder, config, tmp_path):
+  return ('train', f'--config={config}', f'--workdir={tmp_path}/run',
+          f'--config.model.init_from={encoder}', '--config.data.max_length=40',
+          '--config.data.buckets=()', '--config.model.hidden_size=0',
+          '--config.model.num_layers=0', '--config.model.num_heads=0',
+          '--config.model.mlp_size=0')
+
+
+@pytest.mark.parametrize(
+    ('name', 'keep', 'message'),
+    [('model.safetensors', 60_000, 'not a whole safetensors file'),
+     ('model.safetensors', 3, 'not a whole safetensors file'),
+     ('model.safetensors', 0, 'not a whole safetensors file'),
+     ('config.json', 50, 'not JSON'), ('vocab.txt', 20, 'lacks [SEP]')])
+def test_truncated_checkpoint_is_one_line(encoder, config, tmp_path, name, keep,
+                                          message):
+  path = encoder / name
+  path.write_bytes(path.read_bytes()[:keep])
+  assert message in commands.refusal(*train_from(encoder, config, tmp_path))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_whole_checkpoint_is_taken(encoder, config, tmp_path):
+  result = commands.command(*train_from(encoder, config, tmp_path), '--dry_run')
+  assert (result.code, result.err) == (0, '')
+
+
+def test_run_of_another_config_is_refused_with_the_differences(config, run):
+  before = commands.files_of(run)
+  result = commands.command('train', f'--config={config}', f'--workdir={run}',
+                            '--config.optim.learning_rate=0.5',
+                            '--config.seed=4')
+  assert (result.code, result.out) == (1, '')
+  first, *table = result.err.splitlines()
+  assert first.startswith(f'error: {run} was trained with another config')
+  assert [row.split() for row in table
+         ] == [['seed', '3', '→', '4'],
+               ['optim.learning_rate', '0.01', '→', '0.5']]
+  assert commands.files_of(run) == before
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [(lambda p: p.write_text('old'), 'is a file, not a directory'),
+     (lambda p: (p.mkdir(), (p / 'notes').write_text('old')), 'not a run'),
+     (lambda p: (p.mkdir(), (p / 'config.json').write_text('{')), 'not JSON'),
+     (lambda p:
+      (p.mkdir(),
+       (p / 'config.json').write_text('{"sed": 1}')), "did you mean 'seed'?")])
+def test_workdir_that_is_no_run_is_left_alone(config, tmp_path, make, message):
+  make(tmp_path / 'run')
+  before = commands.files_of(tmp_path)
+  assert message in commands.refusal('train', f'--config={config}',
+                                     f'--workdir={tmp_path}/run')
+  assert commands.files_of(tmp_path) == before
+
+
+def test_workdir_below_a_file_is_one_line(config, tmp_path):
+  (tmp_path / 'file').write_text('old')
+  assert f'{tmp_path}/file' in commands.refusal(
+      'train', f'--config={config}', f'--workdir={tmp_path}/file/run')
+
+
+@pytest.mark.parametrize(('name', 'content'), [('config.json', '{'),
+                                               ('encoder.json', '[]'),
+                                               ('encoder.json', '{"x": 1}'),
+                                               ('tokenizer/vocab.txt', 'a\n')])
+def test_damaged_run_is_one_line(run, tmp_path, name, content):
+  copy = tmp_path / 'copy'
+  shutil.copytree(run, copy)
+  (copy / name).write_text(content)
+  commands.refusal('predict', f'--workdir={copy}', '--question=q',
+                   '--context=c')
+
+
+def test_interrupt_ends_with_130(monkeypatch):
+
+  def interrupt(_):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sources, 'load_examples', interrupt)
+  assert 'interrupted' in commands.refusal('evaluate',
+                                           '--data=x',
+                                           '--predictions=y',
+                                           code=130)
+
+
+def test_a_real_process_says_one_line(tmp_path):
+  result = subprocess.run([
+      sys.executable, '-m', 'experiments.evaluate', '--data=nowhere.json',
+      '--predictions=x'
+  ],
+                          cwd=commands.ROOT,
+                          capture_output=True,
+                          text=True,
+                          check=False)
+  assert (result.returncode, result.stdout) == (1, '')
+  assert result.stderr == 'error: nowhere.json: No such file or directory\n'
+
+
+def test_metrics_are_one_name_and_value_a_line(capsys):
+  cli.print_metrics({'exact_match': 66.66666, 'total': 3})
+  assert capsys.readouterr().out.split() == [
+      'exact_match', '66.6667', 'total', '3'
+  ]

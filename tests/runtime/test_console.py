@@ -1,0 +1,195 @@
+"""What a run leaves to read: metrics after a resume, progress, run.json."""
+
+import errno
+import io
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+
+from qa_jax.checkpoints import run_record
+from qa_jax.runtime import console as console_lib
+from qa_jax.training import metrics_log
+from tests.common import refusals
+
+
+@pytest.fixture
+def open_log(tmp_path):
+  """Opens the MetricsLog of tmp_path at a step; closes it after the test."""
+  opened = []
+
+  def open_at(step):
+    opened.append(metrics_log.MetricsLog(tmp_path, step))
+    return opened[-1]
+  yield open_at
+  for log in opened:
+    log.close()
+
+
+def lines(tmp_path):
+  text = (tmp_path / 'metrics.jsonl').read_text()
+  assert text.endswith('\n') or not text
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_every_line_has_step_split_and_values(tmp_path, open_log):
+  log = open_log(0)
+  log.write(1, 'train', {'loss': 2.5, 'grad_norm': 1.0})
+  log.write(2, 'eval', {'f1': 50.0})
+  assert lines(tmp_path) == [  # before it is closed: a killed run has them
+      {'step': 1, 'split': 'train', 'loss': 2.5, 'grad_norm': 1.0},
+      {'step': 2, 'split': 'eval', 'f1': 50.0}]
+
+
+def test_costs_count_time_and_compilation_once(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(console_lib.time, 'perf_counter', lambda: now[0])
+  costs = metrics_log.Costs()
+  try:
+    now[0] = 103.0
+    jax.monitoring.record_event_duration_secs(metrics_log.Costs.EVENT, 0.5)
+    jax.monitoring.record_event_duration_secs('/jax/another', 9.0)
+    assert costs.spent(4) == {'device_seconds': 12.0, 'compile_seconds': 0.5}
+    assert costs.spent(4) == {'device_seconds': 0.0, 'compile_seconds': 0.0}
+    jax.jit(lambda x: x * 2.5 + 17)(1.0)
+    assert costs.spent(1)['compile_seconds'] > 0
+  finally:
+    costs.close()
+  jax.monitoring.record_event_duration_secs(metrics_log.Costs.EVENT, 0.5)
+  assert costs.spent(1)['compile_seconds'] == 0
+
+
+@pytest.mark.parametrize(('step', 'kept'), [
+    (0, []), (2, [1, 2, 2]), (3, [1, 2, 2, 3]), (9, [1, 2, 2, 3])])
+def test_lines_after_the_resumed_step_are_dropped(
+    tmp_path, open_log, step, kept):
+  log = open_log(0)
+  for number, split in ((1, 'train'), (2, 'train'), (2, 'eval'), (3, 'train')):
+    log.write(number, split, {'x': 0.0})
+  log.close()
+  open_log(step).write(4, 'train', {'x': 1.0})
+  assert [row['step'] for row in lines(tmp_path)] == [*kept, 4]
+
+
+@pytest.mark.parametrize('torn', ['{"step": 2, "spl', '{', '\0\0\0'])
+def test_torn_last_line_is_dropped(tmp_path, open_log, torn):
+  whole = '{"step": 1, "split": "train"}\n'
+  (tmp_path / 'metrics.jsonl').write_text(whole + torn)
+  open_log(5).write(6, 'train', {})
+  assert [row['step'] for row in lines(tmp_path)] == [1, 6]
+
+
+def test_a_full_disk_is_one_line_and_closes(tmp_path, open_log):
+  log = open_log(0)
+  log.write(1, 'train', {'loss': 2.5})
+  class Full:
+    closed = False
+    def write(self, data):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+    def close(self):
+      self.closed = True
+  log._file.close()
+  log._file = Full()
+  assert refusals.refusal(log.write, 2, 'train', {}) == (
+      f'{tmp_path}/metrics.jsonl: cannot be written: No space left on device; '
+      'the same command goes on from the last checkpoint')
+  log.close()
+  assert [row['step'] for row in lines(tmp_path)] == [1]
+
+
+def test_a_line_that_nobody_can_be_told_ends_no_run(monkeypatch):
+  class Full(io.StringIO):
+    def write(self, text):
+      raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr('sys.stderr', Full())
+  console_lib.say('a line')
+
+
+def test_a_password_in_a_url_is_not_kept():
+  record = run_record.run_record(
+      seed=1, devices=jax.devices(), hashes={},
+      argv=['sweep', '--storage=postgresql://me:secret@host/db', 'a@b'])
+  assert record['argv'] == [
+      'sweep', '--storage=postgresql://…@host/db', 'a@b']
+
+
+def test_values_go_to_tensorboard_too(tmp_path, open_log):
+  log = open_log(0)
+  log.write(1, 'train', {'loss': 2.5})
+  events, = (tmp_path / 'tensorboard').iterdir()
+  log.close()
+  assert b'train/loss' in events.read_bytes()
+
+
+def test_histograms_go_to_tensorboard_alone(tmp_path, open_log):
+  log = open_log(0)
+  log.histogram(1, 'train/norms', [])  # nothing was finite
+  log.histogram(2, 'train/norms', [1.0, 2.0, 7.5])
+  events, = (tmp_path / 'tensorboard').iterdir()
+  log.close()
+  content = events.read_bytes()
+  assert content.count(b'train/norms') == 1
+  assert np.float64(7.5).tobytes() in content  # the largest value
+  assert not lines(tmp_path)
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
+  progress = console_lib.Progress('train', total=10, done=4)
+  progress.update(6)
+  progress.note('loss 1.5')
+  progress.close()
+  out, err = capsys.readouterr()
+  assert not out
+  assert re.fullmatch(r'train 6/10  loss 1\.5  ETA 0:00\n', err)
+
+
+def test_eta_is_of_this_session_alone(capsys, monkeypatch):
+  clock = iter([100.0, 160.0])
+  monkeypatch.setattr(console_lib.time, 'monotonic', lambda: next(clock))
+  progress = console_lib.Progress('train', total=100, done=50)
+  progress.update(60)  # 10 steps in 60 s, 40 to go
+  progress.note('')
+  assert 'ETA 4:00' in capsys.readouterr().err
+
+
+def test_progress_before_the_first_step_has_an_eta(capsys):
+  progress = console_lib.Progress('train', total=10)
+  progress.note('starting')
+  assert 'train 0/10' in capsys.readouterr().err
+
+
+def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
+  console = rich.console.Console
+  monkeypatch.setattr(rich.console, 'Console', lambda **options: console(
+      **options, force_terminal=True, width=100))
+  progress = console_lib.Progress('train', total=10)
+  progress.update(5)
+  progress.note('loss 1.5')
+  progress.close()
+  err = capsys.readouterr().err
+  assert '5/10' in err and 'loss 1.5' in err and 'ETA' not in err
+
+
+def test_run_record_keeps_no_secret(monkeypatch):
+  monkeypatch.setenv('SECRET_TOKEN', 'hunter2')
+  monkeypatch.setenv('HF_TOKEN', 'hunter2')
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=')
+  record = run_record.run_record(seed=1, argv=['train', '--config=x'],
+                                 devices=jax.devices(), hashes={'train': 'abc'})
+  assert 'hunter2' not in json.dumps(record)
+  assert record['environment']['XLA_FLAGS'] == '--xla_dump_to='
+  assert all(
+      k.startswith(run_record.ENVIRONMENT) for k in record['environment'])
+
+
+def test_run_record_says_what_made_the_numbers():
+  record = run_record.run_record(seed=1, argv=['train'], devices=jax.devices(),
+                                 hashes={'train': 'abc'})
+  assert record['seed'] == 1 and record['argv'] == ['train']
+  assert record['packages']['jax'] == jax.__version__
+  assert record['devices']['count'] == 8
+  assert record['sha256'] == {'train': 'abc'}
+  assert json.loads(json.dumps(record)) == record

@@ -1,0 +1,279 @@
+"""Two processes over loopback are one, until one of them is lost."""
+
+import json
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from qa_jax.runtime import devices as devices_lib
+from qa_jax.runtime import processes
+from qa_jax.training import train
+from tests.common import commands
+from tests.common import refusals
+from tests.common import runs as runs_lib
+from tests.common import together
+
+pytestmark = pytest.mark.timeout(900)
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def free_port() -> int:
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+def spawn(*command: str) -> subprocess.Popen:
+  """A process of two virtual devices."""
+  return subprocess.Popen(
+      [sys.executable, *command], stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True, cwd=ROOT, env={
+          **os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '2',
+          'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+          'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'})
+
+
+@pytest.fixture(scope='module')
+def pair(tmp_path_factory) -> types.SimpleNamespace:
+  """What two processes left: workdir, and of each `found`, `out`, `err`."""
+  workdir, address = tmp_path_factory.mktemp('pair'), f'localhost:{free_port()}'
+  both = [spawn('-m', 'tests.common.together', f'--output={workdir}',
+                f'--coordinator={address}', '--num_processes=2',
+                f'--process_index={i}') for i in range(2)]
+  try:
+    said = [process.communicate(timeout=800) for process in both]
+  finally:
+    for process in both:
+      process.kill()
+      process.communicate()
+  files = [workdir / f'{i}.json' for i in range(2)]
+  assert all(f.is_file() for f in files), said
+  return types.SimpleNamespace(
+      workdir=workdir, found=[json.loads(f.read_text()) for f in files],
+      out=[out for out, _ in said], err=[err for _, err in said],
+      codes=[process.returncode for process in both])
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory) -> pathlib.Path:
+  """The same runs by this process."""
+  workdir = tmp_path_factory.mktemp('alone')
+  for name, config in together.RUNS.items():
+    train.train(config, workdir / name)
+  result = commands.command(
+      'evaluate', f'--workdir={workdir / "whole"}',
+      f'--output={workdir / "scored"}',
+      f'--data={together.RUNS["whole"].data.eval}')
+  assert result.code == 0, result
+  return workdir
+
+
+def assert_near(found: pathlib.Path, expected: pathlib.Path) -> None:
+  rows = [runs_lib.rows_of(run) for run in (found, expected)]
+  assert len(rows[0]) == len(rows[1]) > 2
+  for a, b in zip(*rows, strict=True):
+    assert a.pop('split') == b.pop('split')
+    assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize('name', together.RUNS)
+def test_two_processes_are_one(pair, alone, name):
+  assert_near(pair.workdir / name, alone / name)
+  last = together.RUNS[name].train.num_steps
+  states = [runs_lib.state_of(run / name, last)
+            for run in (pair.workdir, alone)]
+  assert states[0].pop('position') == states[1].pop('position')
+  for key, value in states[1].items():
+    # A shift of all positions, which no softmax over them sees: of its
+    # gradient, rounding alone, Adam makes updates of full size.
+    if "['mlp']['layer_norm']['bias']" in key:
+      continue
+    np.testing.assert_allclose(states[0][key], value, rtol=1e-4, atol=1e-5,
+                               err_msg=key)
+
+
+@pytest.mark.parametrize('name', [
+    'whole/eval/*/', 'other/eval/*/', 'scored/'])
+def test_every_question_is_answered_once(pair, alone, name):
+  found, expected = [
+      {path.name: path.read_text() for path in run.glob(f'{name}*.json*')}
+      for run in (pair.workdir, alone)]
+  assert json.loads(found['predictions.json']) == json.loads(
+      expected['predictions.json'])
+  for file in ('metrics.json', 'na_probs.json'):
+    assert json.loads(found[file]) == pytest.approx(
+        json.loads(expected[file]), rel=1e-4, abs=1e-4), file
+  lines = [[json.loads(line) for line in files['nbest.jsonl'].splitlines()]
+           for files in (found, expected)]
+  assert [x['id'] for x in lines[0]] == [x['id'] for x in lines[1]]
+  assert len(lines[0]) == json.loads(found['metrics.json'])['total'] == 12
+
+
+def test_all_have_the_metrics_of_training_and_the_first_those_of_a_command(
+    pair, alone):
+  for name in together.RUNS:
+    assert pair.found[0][name] == pair.found[1][name]
+  metrics = json.loads((alone / 'scored' / 'metrics.json').read_text())
+  assert pair.found[0]['scored'] == pytest.approx(metrics)
+  assert pair.found[1]['scored'] == {}
+
+
+def test_a_process_reads_the_rows_of_its_devices(pair):
+  for found in pair.found:
+    assert found['whole rows'] == [4]  # of batches of 8, in training and after
+    assert found['other rows'] == [4, 8]  # of batches of 8 and, training, 16
+
+
+def test_the_first_alone_speaks(pair):
+  assert 'eval EM' in pair.err[0] and 'eval EM' not in pair.err[1]
+  assert pair.out == ['', '']
+  record = json.loads((pair.workdir / 'whole' / 'run.json').read_text())
+  assert record['devices']['processes'] == 2
+
+
+def test_all_stop_before_one_step_and_resume_bit_for_bit(pair):
+  assert [found['stopped'] for found in pair.found] == [143, 143]
+  assert pair.found[0]['saved'] == pair.found[1]['saved']
+  assert max(pair.found[0]['saved']) in (2, 3, 4)
+  assert 'stopped by SIGTERM before step' in pair.err[0]
+  runs = pair.workdir / 'stopped', pair.workdir / 'whole'
+  rows = [runs_lib.rows_of(run) for run in runs]
+  assert rows[0] == rows[1]
+  states = [runs_lib.state_of(run, 5) for run in runs]
+  for key, value in states[1].items():
+    np.testing.assert_array_equal(states[0][key], value, err_msg=key)
+
+
+def test_one_process_goes_on_from_what_two_saved(pair, alone, tmp_path):
+  run = tmp_path / 'run'
+  shutil.copytree(pair.workdir / 'whole', run)
+  shutil.rmtree(run / 'checkpoints' / '5')
+  train.train(together.RUNS['whole'], run)
+  assert_near(run, alone / 'whole')
+
+
+def test_a_process_that_is_lost_ends_the_other_with_one_line(pair):
+  assert pair.codes[1] == -9 and pair.codes[0] not in (0, -9)
+  said = pair.err[0].split('\n')
+  assert said[-2:] == [f'error: {processes.LOST}', '']
+  assert pair.err[0].count('error:') == 1
+  assert not any(word in pair.err[0] for word in (
+      'Traceback', 'Gloo', 'coordination', 'absl'))
+
+
+DYING = '''
+import os, signal
+import jax
+from experiments import cli
+from qa_jax.runtime import devices
+
+def main():
+  cli.join()
+  mesh = devices.data_mesh()
+  for i in range(10**6):
+    largest = devices.max_over_processes(jax.process_index() + i, mesh)
+    assert int(largest) == i + 1
+    if i == 2 and jax.process_index() == 0:
+      os.kill(os.getpid(), signal.SIGKILL)
+cli.run(main, several=True)
+'''
+
+
+def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
+  address = f'localhost:{free_port()}'
+  _, other = both = [
+      spawn('-c', DYING, f'--coordinator={address}', '--num_processes=2',
+            f'--process_index={i}') for i in range(2)]
+  try:
+    out, err = other.communicate(timeout=300)
+  finally:
+    for process in both:
+      process.kill()
+      process.communicate()
+  assert other.returncode not in (0, -9)
+  assert (out, err) == ('', f'error: {processes.LOST}\n')
+
+
+def test_what_processes_cannot_share_is_refused_by_all(pair):
+  for found in pair.found:
+    same, population, mode = found['refused']
+    assert same.startswith('data: not the same on processes 0 and 1')
+    assert 'one process, not in 2' in population
+    assert "mode='jit' trains on one device" in mode
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['--coordinator=h:1', '--num_processes=2'], '--process_index is needed'),
+    (['--coordinator=h:1', '--process_index=0'], '--num_processes is needed'),
+    (['--process_index=0'], 'goes with --coordinator'),
+    (['--coordinator=auto', '--num_processes=2'], 'leave it out'),
+    (['--coordinator=h:1', '--num_processes=2', '--process_index=2'],
+     '--process_index=2 is outside 0 … 1'),
+    (['--coordinator=h:1', '--num_processes=0', '--process_index=0'],
+     '--num_processes=0 must be at least 1'),
+    (['--coordinator=localhost', '--num_processes=2', '--process_index=1'],
+     'expected HOST:PORT'),
+    (['--coordinator=h:99999', '--num_processes=2', '--process_index=1'],
+     'expected HOST:PORT'),
+    (['--coordinator=no.such.host.invalid:1234', '--num_processes=2',
+      '--process_index=1'], 'invalid:1234: ')])
+def test_bad_flags_are_one_line(argv, message):
+  assert message in commands.refusal(
+      'evaluate', '--data=x', '--workdir=x', *argv)
+
+
+def test_a_port_that_is_taken_is_one_line():
+  with socket.create_server(('', 0)) as server:
+    address = f'localhost:{server.getsockname()[1]}'
+    assert 'in use' in refusals.refusal(processes.join_processes, address, 2, 0)
+
+
+def test_a_coordinator_that_does_not_answer_ends_in_time():
+  began = time.monotonic()
+  process = spawn('-c', f'''
+from qa_jax.runtime import processes
+processes.CONNECT_SECONDS = 1.0
+processes.join_processes('localhost:{free_port()}', 2, 1)
+''')
+  out, err = process.communicate(timeout=200)
+  assert process.returncode == 1 and not out
+  assert err.startswith('error: not all processes came to localhost:')
+  assert err.count('\n') == 1 and time.monotonic() - began < 100
+
+
+def device(process: int, number: int) -> types.SimpleNamespace:
+  return types.SimpleNamespace(process_index=process, id=number)
+
+
+def test_devices_are_taken_evenly_from_processes():
+  devices = [device(p, n) for n in range(4) for p in range(2)]
+  chosen = devices_lib.select_devices(devices, 4)
+  assert [(d.process_index, d.id) for d in chosen] == [
+      (0, 0), (0, 1), (1, 0), (1, 1)]
+  assert len(devices_lib.select_devices(devices, 0)) == 8
+
+
+@pytest.mark.parametrize('count', [3, 10])
+def test_devices_that_cannot_be_even_are_refused(count):
+  devices = [device(p, n) for p in range(2) for n in range(4)]
+  message = refusals.refusal(devices_lib.select_devices, devices, count)
+  assert f'num_devices={count}' in message and 'have 4, 4' in message
+
+
+def test_one_process_is_the_first_and_has_all_rows():
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(
+      jax.sharding.AxisType.Auto,))
+  rows = {'window': np.arange(16)}
+  assert processes.is_first_process() and not processes.is_multi_process()
+  assert devices_lib.local_rows(rows, mesh) is rows
+  assert processes.broadcast_from_first([3]) == [3]

@@ -1,0 +1,123 @@
+"""Signals: a run saves at the next step, ends, and resumes bit for bit."""
+
+import os
+import pathlib
+import signal
+
+import numpy as np
+import pytest
+
+from qa_jax.evaluation import evaluator
+from qa_jax.runtime import devices
+from qa_jax.runtime import signals
+from qa_jax.training import population
+from qa_jax.training import train
+from tests.chaos import processes
+from tests.common import runs as runs_lib
+from tests.common import tiny
+
+CONFIG = tiny.config(train={'num_steps': 5, 'checkpoint_every_steps': 4,
+                            'eval_every_steps': 3})
+
+
+def interrupt(monkeypatch, number, *, step=None, evaluation=None):
+  """Sends this process a signal with a step in flight, or in an evaluation."""
+  push, run, count = devices.RunAhead.push, evaluator.Evaluator.evaluate, []
+
+  def pushing(self, item, metrics):
+    if item == step:
+      os.kill(os.getpid(), number)
+    return push(self, item, metrics)
+
+  def evaluating(self, *args, **kwargs):
+    count.append(1)
+    if len(count) == evaluation:
+      os.kill(os.getpid(), number)
+    return run(self, *args, **kwargs)
+
+  monkeypatch.setattr(devices.RunAhead, 'push', pushing)
+  monkeypatch.setattr(evaluator.Evaluator, 'evaluate', evaluating)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  train.train(CONFIG, workdir)
+  return workdir
+
+
+def assert_same(found: pathlib.Path, expected: pathlib.Path) -> None:
+  assert runs_lib.rows_of(found) == runs_lib.rows_of(expected)
+  states = [runs_lib.state_of(run, 5) for run in (found, expected)]
+  for name, value in states[1].items():
+    np.testing.assert_array_equal(states[0][name], value, err_msg=name)
+
+
+@pytest.mark.parametrize(('number', 'code', 'when', 'saved'), [
+    (signal.SIGTERM, 143, {'step': 2}, [2]),
+    (signal.SIGINT, 130, {'evaluation': 1}, [3]),  # in the middle
+    (signal.SIGUSR2, 140, {'evaluation': 2}, [3, 4, 5])])
+def test_a_stopped_run_resumes_bit_for_bit(
+    tmp_path, monkeypatch, capsys, whole, number, code, when, saved):
+  workdir = tmp_path / 'run'
+  before = signal.getsignal(number)
+  with monkeypatch.context() as patch:
+    interrupt(patch, number, **when)
+    with pytest.raises(signals.Stopped) as caught:
+      train.train(CONFIG, workdir)
+  assert caught.value.code == code
+  assert signal.getsignal(number) == before
+  expected = f'by {signal.Signals(number).name} before step {saved[-1]}: saved'
+  assert expected in capsys.readouterr().err
+  steps = [int(p.name) for p in (workdir / 'checkpoints').iterdir()]
+  assert sorted(steps) == saved and not (workdir / 'lock').exists()
+  metrics = train.train(CONFIG, workdir)
+  assert metrics == train.train(CONFIG, whole)
+  assert_same(workdir, whole)
+
+
+def test_a_stopped_population_resumes_bit_for_bit(tmp_path, monkeypatch):
+  config = tiny.config(seed=4, train={
+      'num_steps': 5, 'checkpoint_every_steps': 4, 'eval_every_steps': 3})
+  runs = {name: [tmp_path / name / str(i) for i in range(2)]
+          for name in ('whole', 'stopped')}
+  population.run([CONFIG, config], runs['whole'])
+  with monkeypatch.context() as patch:
+    interrupt(patch, signal.SIGTERM, evaluation=2)  # that of the second member
+    with pytest.raises(signals.Stopped, match='143'):
+      population.run([CONFIG, config], runs['stopped'])
+  population.run([CONFIG, config], runs['stopped'])
+  for a, b in zip(*runs.values(), strict=True):
+    assert_same(b, a)
+
+
+def test_other_signals_change_nothing_but_a_second_interrupt():
+  with signals.StopRequests() as requests:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGINT):
+      os.kill(os.getpid(), number)
+    assert requests.stopped().code == 140
+    with pytest.raises(signals.Interrupted), requests.interrupting():
+      raise AssertionError
+  with pytest.raises(KeyboardInterrupt), signals.StopRequests():
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+FOR_EVER = {'data': {'eval': ''}, 'parallel': {'num_devices': 1},
+            'train': {'num_steps': 10**6, 'checkpoint_every_steps': 10**6}}
+
+
+def test_a_process_that_is_terminated_saves_and_ends_with_143(tmp_path):
+  workdir = tmp_path / 'run'
+  log = workdir / 'metrics.jsonl'
+  with processes.Child(tmp_path / 'log', processes.train_run, workdir,
+                       FOR_EVER) as child:
+    processes.wait_for(lambda: log.is_file() and log.stat().st_size, child)
+    child.send(signal.SIGTERM)
+    assert child.wait() == 143
+    last = child.said.strip().split('\n')[-1]
+  assert 'stopped by SIGTERM before step' in last
+  assert 'Traceback' not in child.said
+  saved, = (workdir / 'checkpoints').iterdir()
+  assert f'before step {saved.name}: saved' in last

@@ -1,0 +1,83 @@
+"""The watchdog: ends a run whose step hangs, and none that is busy."""
+
+import time
+import types
+
+import jax
+import jax.numpy as jnp
+
+from qa_jax.evaluation import evaluator
+from qa_jax.runtime import watchdog
+from qa_jax.training import train
+from qa_jax.training import trainer
+from tests.chaos import processes
+from tests.common import runs
+from tests.common import tiny
+
+FIELDS = {'train': {'num_steps': 4, 'checkpoint_every_steps': 2,
+                    'step_timeout_seconds': 2.0}}
+
+
+def hang(workdir):
+  """Trains; on one of two devices, step 3 never ends."""
+  make = trainer.build_loss
+
+  def stuck(*args):
+    inner = make(*args)
+
+    def loss(params, batch, key):
+      out = inner(params, batch, key)
+      wait = lambda step, row: time.sleep(
+          10**6 * ((step == 3).any() and (row == 0).any())) or step
+      step = jax.pure_callback(
+          wait, jax.ShapeDtypeStruct(batch['step'].shape, jnp.int32),
+          batch['step'], batch['row'])
+      return {**out, 'loss': out['loss'] + 0.0 * step}
+    return loss
+  trainer.build_loss = stuck
+  train.train(tiny.config(**FIELDS), workdir)
+
+
+def test_a_step_that_hangs_ends_the_run_which_then_resumes(tmp_path):
+  with processes.Child(tmp_path / 'log', hang, tmp_path / 'run',
+                       devices=2) as child:
+    assert child.wait() == watchdog.CODE
+    last = child.said.splitlines()[-1]
+  assert last.startswith(f'error: {tmp_path}/run: no step has ended for 2 s')
+  assert 'Traceback' not in child.said
+  # As its message says: with another limit, from the checkpoint before.
+  config = tiny.config(train={**FIELDS['train'], 'step_timeout_seconds': 0.0})
+  train.train(config, tmp_path / 'run')
+  assert [row['step'] for row in runs.rows_of(tmp_path / 'run')
+          if row['split'] == 'train'] == [1, 2, 3, 4]
+
+
+def slow(workdir):
+  """Trains, compiles and evaluates for longer than a step may take.
+
+  An hour each by the watchdog's clock, which has time to look at it; so the
+  limit can be one that no slow machine reaches.
+  """
+  hours = []
+  clock = types.SimpleNamespace(
+      monotonic=lambda: time.monotonic() + 3600 * len(hours))
+  watchdog.time = clock
+  compiling, evaluating = trainer.Trainer.compile, evaluator.Evaluator.evaluate
+
+  def late(function):
+    def call(*args, **kwargs):
+      hours.append(1)
+      time.sleep(1.5)
+      return function(*args, **kwargs)
+    return call
+  trainer.Trainer.compile = late(compiling)
+  evaluator.Evaluator.evaluate = late(evaluating)
+  train.train(tiny.config(train={
+      **FIELDS['train'], 'step_timeout_seconds': 600.0}), workdir)
+  assert len(hours) == 2
+
+
+def test_compiling_and_evaluating_may_take_longer(tmp_path):
+  with processes.Child(tmp_path / 'log', slow, tmp_path / 'run',
+                       devices=2) as child:
+    assert child.wait() == 0, child.said

@@ -1,0 +1,160 @@
+"""Both pages in a real browser, where the machine has one."""
+
+import contextlib
+import dataclasses
+import shutil
+import threading
+import time
+
+from playwright import sync_api
+import pytest
+
+from qa_jax.metrics import calibration
+from qa_jax.serving import inspect_page as inspect_page_lib
+from qa_jax.serving import server
+from qa_jax.serving import service as service_lib
+from tests.common.random_model import QUESTION
+from tests.common.random_model import random_qa
+
+BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'chrome')
+BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+pytestmark = pytest.mark.skipif(
+    BROWSER is None, reason=f'none of {", ".join(BROWSERS)} is on PATH: '
+    'apt-get install chromium')
+# Offsets count code points, of which JavaScript's strings need two for some.
+CONTEXT = '👩\u200d🚀 Mira built <i>the</i> Osprey in Oslo.'
+ATTACK = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
+
+
+@pytest.fixture(scope='module')
+def browser():
+  with sync_api.sync_playwright() as p:
+    found = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def tab(browser):
+  """A phone's page that must neither complain nor ask elsewhere."""
+  context = browser.new_context(viewport={'width': 360, 'height': 740})
+  tab = context.new_page()
+  tab.set_default_timeout(120_000)  # the machine may be busy
+  tab.complaints, tab.asked = [], []
+  tab.on('console', lambda m: tab.complaints.append(m.text))
+  tab.on('pageerror', lambda e: tab.complaints.append(str(e)))
+  tab.on('request', lambda r: tab.asked.append(r.url))
+  yield tab
+  assert tab.evaluate('window.hit') is None
+  assert tab.evaluate('document.documentElement.scrollWidth') <= 360
+  context.close()
+
+
+def calibrated():
+  """A model that has learned nothing, at a temperature of its own."""
+  return dataclasses.replace(
+      random_qa('independent', null_rule='min_null', null_threshold=9.0),
+      calibration=calibration.Calibration(9.0, 0.3, '', '', 9, 0, {}))
+
+
+@pytest.fixture(scope='module')
+def url():
+  """Where a server of a model that has learned nothing listens."""
+  service = service_lib.Service(calibrated(), service_lib.Limits(
+      context_characters=2000, batch=1))
+  found = server.bind_socket('127.0.0.1', 0)
+  uvicorn = server.uvicorn_server(service)
+  thread = threading.Thread(
+      target=uvicorn.run, kwargs={'sockets': [found]}, daemon=True)
+  thread.start()
+  while not uvicorn.started:
+    time.sleep(0.01)
+  yield f'http://127.0.0.1:{found.getsockname()[1]}/'
+  uvicorn.should_exit = True
+  thread.join()
+  with contextlib.suppress(OSError):
+    found.close()
+
+
+def ask(tab, url, question, context):
+  """Fills in the form and asks, by keyboard alone; waits for the answer."""
+  tab.goto(url)
+  tab.wait_for_selector('#context:focus')  # it comes with the first frame
+  tab.keyboard.insert_text(context)
+  tab.keyboard.press('Tab')
+  tab.keyboard.insert_text(question)
+  tab.keyboard.press('Enter')
+  tab.wait_for_selector('#result:not([hidden])')
+
+
+def test_a_question_is_asked_and_answered_by_keyboard(tab, url):
+  ask(tab, url, QUESTION, CONTEXT)
+  answer = calibrated().answer(question=QUESTION, context=CONTEXT)
+  assert tab.text_content('#best') == answer.text != ''
+  assert tab.text_content('#passage') == CONTEXT
+  assert tab.text_content('#passage mark') == answer.text
+  about = tab.text_content('#about')
+  for score, probability in ((answer.score, answer.probability),
+                             (answer.null_score, answer.null_probability)):
+    assert f'{probability:.1%}\u2002{score:.3f}' in about
+  assert tab.locator('#spans .score').all_text_contents() == [
+      f'{c["probability"]:.1%}\u2002{c["score"]:.3f}' for c in answer.n_best]
+  texts = tab.locator('#spans button > span:first-child').all_text_contents()
+  assert texts == [c['text'] for c in answer.n_best]
+  tab.wait_for_selector('#ask:enabled')
+  tab.keyboard.press('Tab')  # the button "Ask"
+  for _ in range(2):
+    tab.keyboard.press('Tab')
+  tab.keyboard.press('Enter')
+  assert tab.text_content('#passage mark') == answer.n_best[1]['text']
+  assert tab.locator('[aria-pressed=true]').count() == 1
+  assert not tab.complaints
+  assert set(tab.asked) == {url, f'{url}answer', f'{url}spans'}
+
+
+def test_the_map_has_a_cell_for_every_span(tab, url):
+  ask(tab, url, QUESTION, CONTEXT)
+  tab.wait_for_selector('#scroll svg rect')
+  band = random_qa('independent').spans(QUESTION, CONTEXT).band
+  cells = tab.eval_on_selector_all(
+      '#scroll path', 'all => all.map(p => p.getAttribute("d")).join("")')
+  assert cells.count('M') == (band > -1e30).sum()
+  assert not tab.complaints
+
+
+def test_markup_typed_by_a_user_is_text_on_the_page(tab, url):
+  ask(tab, url, ATTACK, ATTACK)
+  assert tab.text_content('#passage') == ATTACK
+  assert tab.locator('#result img, #result script').count() == 0
+
+
+def test_a_refusal_is_shown_and_the_form_stays_usable(tab, url):
+  ask(tab, url, QUESTION, 'a' * 2001)
+  assert 'context has 2001 characters' in tab.text_content('#about')
+  assert tab.locator('#found').is_hidden() and tab.locator('#ask').is_enabled()
+
+
+def inspect(tab, tmp_path, *questions, context=CONTEXT):
+  path = tmp_path / 'page.html'
+  path.write_text(inspect_page_lib.render_page(
+      random_qa('independent'), questions, context, title=ATTACK), 'utf-8')
+  tab.goto(path.as_uri())
+  assert tab.asked == [path.as_uri()]
+
+
+def test_the_inspect_page_runs_nothing_and_fits_a_phone(tab, tmp_path):
+  inspect(tab, tmp_path, ATTACK, QUESTION, context=f'Mira {ATTACK} Oslo')
+  assert tab.text_content('h2') == tab.title() == ATTACK
+  assert tab.locator('.passage').first.text_content() == f'Mira {ATTACK} Oslo'
+  assert not tab.complaints
+
+
+def test_hovering_a_token_shows_its_numbers(tab, tmp_path):
+  inspect(tab, tmp_path, QUESTION)
+  token = tab.locator('.t').nth(3)
+  shown = 'e => getComputedStyle(e, "::after").content'
+  assert token.evaluate(shown) == 'none'
+  token.hover()
+  assert 'p(start)' in token.evaluate(shown)
+  assert token.evaluate(  # the style sheet was let through by its hash
+      'e => getComputedStyle(e).borderTopWidth') == '7px'

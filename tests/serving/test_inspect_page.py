@@ -1,0 +1,280 @@
+"""The inspect page: its structure, its numbers, nothing that runs."""
+
+import base64
+import dataclasses
+import hashlib
+from html import parser
+import re
+
+import numpy as np
+import pytest
+
+from qa_jax import errors
+from qa_jax.serving import inspect_page
+from tests.common import commands
+from tests.common.random_model import CONTEXT
+from tests.common.random_model import QUESTION
+from tests.common.random_model import random_qa
+from tests.common.random_model import write_run
+
+SCRIPT = '<script>alert(1)</script>'
+VOID = {'meta', 'rect', 'path', 'br', 'link', 'img', 'input'}
+
+
+class Tree(parser.HTMLParser):
+  """Elements as (tag, attributes, text within)."""
+
+  def __init__(self, html: str):
+    super().__init__()
+    self.all: list[list] = []
+    self._open: list[list] = []
+    self.feed(html)
+    assert not self._open
+
+  def handle_starttag(self, tag, attributes):
+    names = [name for name, _ in attributes]
+    assert len(names) == len(set(names))
+    element = [tag, dict(attributes), '']
+    self.all.append(element)
+    if tag not in VOID:
+      self._open.append(element)
+
+  def handle_startendtag(self, tag, attributes):
+    self.all.append([tag, dict(attributes), ''])
+
+  def handle_endtag(self, tag):
+    assert self._open.pop()[0] == tag
+
+  def handle_data(self, data):
+    for element in self._open:
+      element[2] += data
+
+  def find(self, tag: str, kind: str | None = None) -> list[list]:
+    return [e for e in self.all if e[0] == tag and (
+        kind is None or kind in (e[1].get('class') or '').split())]
+
+
+def rendered(*questions, context=CONTEXT, head='independent', **decode):
+  return Tree(
+      inspect_page.render_page(random_qa(head, **decode),
+                               questions or [QUESTION],
+                               context,
+                               title='A run'))
+
+
+@pytest.fixture(scope='module')
+def one() -> Tree:
+  return rendered()
+
+
+@pytest.fixture(scope='module')
+def two() -> Tree:
+  return rendered(QUESTION, 'What is in Oslo?')
+
+
+def cells(tree: Tree, table: str) -> list[list[str]]:
+  """Rows of the cells' texts of the first table of a class."""
+  rows, inside = [], False
+  for tag, attributes, text in tree.all:
+    if tag == 'table':
+      if inside:
+        break
+      inside = attributes.get('class') == table
+    elif inside and tag == 'tr':
+      rows.append([])
+    elif inside and tag == 'td':
+      rows[-1].append(text)
+  return [row for row in rows if row]
+
+
+@pytest.mark.parametrize('context', [
+    CONTEXT, '  Mira\n\tbuilt \r\n it.  ', 'É東京\u0301 👩\u200d🚀 & "x" <b>',
+    '[SEP] Mira [CLS]'])
+def test_the_passage_stands_there_as_it_was_written(context):
+  tree = rendered(context=context)
+  assert tree.find('div', 'passage')[0][2] == context
+
+
+def test_hovering_a_token_shows_its_scores_and_probabilities(one):
+  view = random_qa('independent').spans(QUESTION, CONTEXT)
+  keep = [i for i, inside in enumerate(view.context_mask) if inside]
+  shown = one.find('span', 't')
+  assert len(shown) == len(keep)
+  for (_, attributes, _), i in zip(shown, keep, strict=True):
+    token, start, end = attributes['data-tip'].split('\n')
+    assert token == view.tokens[i]
+    assert re.findall(r'-?\d+\.\d+', start + end) == [
+        f'{view.start[i]:.2f}', f'{view.p_start[i]:.4f}',
+        f'{view.end[i]:.2f}', f'{view.p_end[i]:.4f}']
+
+
+def test_tint_grows_with_probability():
+  qa = random_qa('independent')
+  view = qa.spans(QUESTION, CONTEXT)
+  keep = view.context_mask.nonzero()[0]
+  view = dataclasses.replace(view, start=np.linspace(0, 20, len(view.start)))
+  *pieces, _ = inspect_page._passage(
+      view, qa.answer(question=QUESTION, context=CONTEXT), CONTEXT, keep)
+  tint = [piece['s'] for piece in pieces]
+  assert tint == sorted(tint) and tint[0] == 0 and len(set(tint)) > 2
+  assert [inspect_page._level(x) for x in (0, 0.004, 0.006, 0.5, 1)
+         ] == [0, 0, 1, 5, 9]
+
+
+def test_best_spans_are_those_of_predict(one):
+  answer = random_qa('independent').answer(
+      question=QUESTION, context=CONTEXT)
+  *rows, null = cells(one, 'found')
+  assert [row[1] for row in rows] == [c['text'] for c in answer.n_best]
+  assert [row[2] for row in rows] == [
+      f'{c["score"]:.3f}' for c in answer.n_best]
+  assert [row[4] for row in rows] == [
+      f'{c["start"]}–{c["end"]}' for c in answer.n_best]
+  assert null[2] == f'{answer.null_score:.3f}'
+  assert one.find('p', 'answer')[0][2] == f'→ {answer.text}'
+
+
+def test_probabilities_of_all_spans_add_up_to_one():
+  rows = cells(rendered(n_best=200), 'found')[:-1]
+  assert sum(float(row[3]) for row in rows) == pytest.approx(1, abs=5e-3)
+
+
+def test_every_span_has_a_cell_and_the_best_a_frame(one):
+  view = random_qa('independent').spans(QUESTION, CONTEXT)
+  legal = int((view.band > -1e30).sum())
+  tokens = int(view.context_mask.sum())
+  drawn = sum(e[1]['d'].count('M') for e in one.find('path'))
+  assert drawn == legal + 2 * 2 * tokens  # S·h and E·h, after 0 and 1 layers
+  assert len(one.find('rect', 'over')) == inspect_page.MARKS + 2 * 2
+  i, d = divmod(int(view.band.argmax()), view.band.shape[1])
+  first = int(view.context_mask.argmax())
+  assert any((int(e[1]['x']), int(e[1]['y'])) == (
+      (i + d - first) * inspect_page.CELL, (i - first) * inspect_page.CELL)
+      for e in one.find('rect', 'over')[:inspect_page.MARKS])
+
+
+@pytest.mark.parametrize('margin', [-0.01, 0.01])
+def test_the_null_rule_says_what_it_decided(margin):
+  best = random_qa('independent').answer(question=QUESTION, context=CONTEXT)
+  options = dict(null_rule='min_null', null_threshold=(
+      best.null_score - best.score + margin))
+  qa = random_qa('independent', **options)
+  text = ' '.join(e[2] for e in rendered(**options).find('p', 'note'))
+  silent = qa.answer(question=QUESTION, context=CONTEXT).text == ''
+  assert silent == (margin < 0)
+  assert ('so there is no answer' in text) == silent
+  assert ('does not exceed the threshold' in text) != silent
+
+
+@pytest.mark.parametrize('rule', ['margin', 'posterior'])
+def test_other_null_rules_agree_with_predict(rule):
+  for threshold in (-1e3, 1e3):
+    options = dict(null_rule=rule, null_threshold=threshold)
+    text = rendered(**options).find('p', 'answer')[0][2]
+    assert (text == '→ (no answer)') == (threshold < 0)
+    note = ' '.join(e[2] for e in rendered(**options).find('p', 'note'))
+    assert ('so there is no answer' in note) == (threshold < 0)
+
+
+def test_two_questions_stand_side_by_side_on_the_same_tokens(two):
+  assert [e[2] for e in two.find('h2')] == [QUESTION, 'What is in Oslo?']
+  left, right = (e[2] for e in two.find('div', 'passage'))
+  assert left == right == CONTEXT
+  assert 'the encoder has put the question into' in two.find('p', 'point')[0][2]
+  tips = [e[1]['data-tip'] for e in two.find('span', 't')]
+  half = len(tips) // 2
+  assert [t.split('\n')[0] for t in tips[:half]] == [
+      t.split('\n')[0] for t in tips[half:]]
+  assert all(a != b for a, b in zip(tips[:half], tips[half:], strict=True))
+  # The table on top: one token's start score under either question.
+  qa = random_qa('independent')
+  row = cells(two, 'moved')[0]
+  scores = []
+  for question in (QUESTION, 'What is in Oslo?'):
+    view = qa.spans(question, CONTEXT)
+    n = [e.split('\n')[0] for e in tips[:half]].index(row[0])
+    scores.append(f'{view.start[view.context_mask][n]:.2f}')
+  assert row[1:] == scores
+
+
+@pytest.mark.parametrize('head', ['conditional', 'biaffine', 'mlp_span'])
+def test_a_joint_head_is_shown_as_one(head):
+  tree = rendered(head=head)
+  text = ' '.join(e[2] for e in tree.find('article'))
+  assert 'summed over the spans' in text and 'S·h' not in ' '.join(
+      e[1]['data-tip'] for e in tree.find('span', 't'))
+  assert ('Left out: the head' in text) == (head != 'biaffine')
+
+
+def test_markup_in_any_text_is_text():
+  qa = random_qa('independent')
+  html = inspect_page.render_page(qa, [SCRIPT, '"onload="x'],
+                                  f'Mira {SCRIPT} <b title="',
+                                  title=SCRIPT)
+  tree = Tree(html)
+  assert not tree.find('script') and all(
+      not e[1] for e in tree.find('b'))
+  assert tree.find('title')[0][2] == tree.find('h2')[0][2] == SCRIPT
+  for tag, attributes, _ in tree.all:
+    assert tag != 'img' and not any(
+        name.startswith('on') or name in ('src', 'href', 'style')
+        for name in attributes), (tag, attributes)
+
+
+def test_the_policy_allows_its_own_style_sheet_and_nothing_else(one):
+  policy = next(e[1]['content'] for e in one.find('meta')
+                if e[1].get('http-equiv') == 'Content-Security-Policy')
+  style, = one.find('style')
+  digest = base64.b64encode(hashlib.sha256(style[2].encode()).digest())
+  assert policy.split('; ')[:2] == [
+      "default-src 'none'", f"style-src 'sha256-{digest.decode()}'"]
+  assert 'url(' not in style[2] and '@import' not in style[2]
+
+
+@pytest.mark.parametrize('context', ['', ' \n'])
+def test_a_context_without_tokens_is_refused(context):
+  with pytest.raises(errors.UserError, match='no token to show'):
+    rendered(context=context)
+
+
+# The command.
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return write_run(random_qa('independent'),
+                   tmp_path_factory.mktemp('runs') / 'run')
+
+
+def test_command_writes_the_page_and_the_picture(run, tmp_path):
+  result = commands.command(
+      'inspect_spans', f'--workdir={run}', f'--question={QUESTION}',
+      '--second_question=', f'--context={CONTEXT}',
+      f'--output={tmp_path}/new/a.html', f'--png={tmp_path}/a.png')
+  assert (result.code, result.err) == (0, '')
+  assert result.out == f'{tmp_path}/new/a.html, {tmp_path}/a.png\n'
+  tree = Tree((tmp_path / 'new' / 'a.html').read_text('utf-8'))
+  assert len(tree.find('article')) == 2
+  assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG'
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'workdir': None}, '--workdir is needed'),
+    ({'output': None}, '--output is needed'),
+    ({'question': None}, '--question is needed'),
+    ({'context': None}, '--context is needed'),
+    ({'context': ' '}, 'no token to show'),
+    ({'context': 'Mira ' * 200}, 'shorten it to one'),
+    ({'question': '\udcff'}, 'question holds a lone surrogate'),
+    ({'output': '{tmp}'}, 'a directory, expected a file'),
+    ({'n_best': 0}, 'n_best=0 must be at least 1'),
+    ({'png': '/dev/null/a.png'}, 'cannot be written')])
+def test_a_mistake_is_one_line_and_leaves_no_file(
+    run, tmp_path, changes, message):
+  flags = {'workdir': run, 'question': QUESTION, 'context': CONTEXT,
+           'output': tmp_path / 'a.html', **changes}
+  text = commands.refusal('inspect_spans', *(
+      f'--{name}={str(value).format(tmp=tmp_path)}'
+      for name, value in flags.items() if value is not None))
+  assert message in text
+  assert not list(tmp_path.iterdir())

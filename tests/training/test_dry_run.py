@@ -1,0 +1,46 @@
+"""What --dry_run says beyond sizes: memory, and time of steps it made."""
+
+import pytest
+
+from qa_jax.runtime import devices
+from qa_jax.training import dry_run
+from qa_jax.training import trainer as trainer_lib
+from tests.common import tiny
+
+
+@pytest.fixture(scope='module')
+def trainer() -> trainer_lib.Trainer:
+  return trainer_lib.Trainer(tiny.config(
+      train={'num_steps': 30}, data={'max_length': 96, 'buckets': (56,)}))
+
+
+def test_time_grows_with_the_positions_of_batches(trainer, monkeypatch):
+  monkeypatch.setattr(dry_run, '_time', lambda *_: (600.0, 3))
+  lengths = [next(trainer.batches)['token_ids'].shape[1]
+             for _ in range(trainer.batches.steps_per_epoch)]
+  assert {*lengths} == {56, 96}
+  trainer.batches.seek({'epoch': 0, 'index': 0})
+  minutes = 30 * 600 * sum(lengths) / len(lengths) / 96 / 60
+  text = dry_run.summarize(trainer)['eta']
+  hours, rest = divmod(-(-minutes // 1), 60)
+  assert text.startswith(f'{hours:.0f} h {rest:.0f} min: an estimate from 3 of')
+
+
+def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
+  def never(*_):
+    raise AssertionError('a step was made')
+  monkeypatch.setattr(devices, 'free_bytes', lambda _: 1024.0)
+  monkeypatch.setattr(dry_run, '_time', never)
+  found = dry_run.summarize(trainer)
+  assert found['eta'].startswith('not timed: beside the state a step needs')
+  assert 'seconds_per_step' not in found
+
+
+@pytest.mark.parametrize('changes', [
+    {'data': {'packing': True}}, {'parallel': {'mode': 'mesh'}},
+    {'train': {'grad_accumulation': 2}}],
+                         ids=str)
+def test_every_way_to_train_is_forecast(changes):
+  found = dry_run.summarize(trainer_lib.Trainer(tiny.config(**changes)))
+  assert float(found['activation_megabytes'].split()[0]) > 0
+  assert 'an estimate' in found['eta']

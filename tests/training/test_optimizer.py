@@ -1,0 +1,99 @@
+"""Schedules, decay mask, clipping, layer-wise rates."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qa_jax import errors
+from qa_jax.training import optimizer
+
+PARAMS = {
+    'encoder': {
+        'embeddings': {'word': {'embedding': jnp.ones(2)},
+                       'layer_norm': {'scale': jnp.ones(2),
+                                      'bias': jnp.ones(2)}},
+        'layer_1': {'mlp': {'kernel': jnp.ones(2), 'bias': jnp.ones(2)}},
+        'layer_11': {'mlp': {'kernel': jnp.ones(2)}},
+    },
+    'head': {'start': {'kernel': jnp.ones(2)}},
+}
+
+
+def rates(name, steps=100, peak=2.0, warmup=0.1):
+  schedule = optimizer.make_schedule(name, learning_rate=peak, num_steps=steps,
+                                     warmup_fraction=warmup)
+  return np.array([float(schedule(t)) for t in range(steps + 1)])
+
+
+def test_linear_is_the_formula():
+  t = np.arange(101)
+  expected = np.where(t < 10, 2 * t / 10, 2 * (100 - t) / 90)
+  np.testing.assert_allclose(rates('linear'), expected, atol=1e-6)
+
+
+def test_bert_jumps_down_at_the_end_of_warm_up():
+  t = np.arange(101)
+  expected = np.where(t < 10, 2 * t / 10, 2 * (1 - t / 100))
+  np.testing.assert_allclose(rates('bert'), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', sorted(optimizer.SCHEDULES))
+def test_every_schedule_warms_up_from_zero_and_never_exceeds_the_peak(name):
+  values = rates(name)
+  assert values[0] == 0
+  assert values.max() <= 2.0 + 1e-6
+  assert np.isfinite(rates(name, warmup=0.0)).all()
+
+
+def test_unknown_schedule_is_refused():
+  with pytest.raises(errors.UserError, match="did you mean 'linear'"):
+    rates('liner')
+
+
+def test_biases_and_layer_norms_alone_escape_decay():
+  mask = optimizer.decay_mask(PARAMS)
+  assert mask == {
+      'encoder': {
+          'embeddings': {'word': {'embedding': True},
+                         'layer_norm': {'scale': False, 'bias': False}},
+          'layer_1': {'mlp': {'kernel': True, 'bias': False}},
+          'layer_11': {'mlp': {'kernel': True}}},
+      'head': {'start': {'kernel': True}}}
+
+
+def test_layer_rates_are_powers_counted_from_the_head():
+  scales = optimizer.layer_scales(PARAMS, 0.5, 12)
+  assert scales['head']['start']['kernel'] == 1
+  assert scales['encoder']['layer_11']['mlp']['kernel'] == 0.5
+  assert scales['encoder']['layer_1']['mlp']['kernel'] == 0.5**11
+  assert scales['encoder']['embeddings']['word']['embedding'] == 0.5**13
+
+
+def test_first_update_is_adamw_by_hand():
+  grads = {'kernel': jnp.array([3.0, -4.0])}
+  params = {'kernel': jnp.array([1.0, 3.0])}
+  tx = optimizer.adamw(optax.constant_schedule(0.1), weight_decay=0.5,
+                       clip_norm=1.0)
+  updates, _ = tx.update(grads, tx.init(params), params)
+  # Bias-corrected, the first Adam direction is the sign of the gradient.
+  expected = -0.1 * (np.array([1.0, -1.0]) + 0.5 * np.array([1.0, 3.0]))
+  np.testing.assert_allclose(updates['kernel'], expected, atol=1e-6)
+
+
+def test_without_bias_correction_it_is_the_code_of_bert():
+  """AdamWeightDecayOptimizer of google-research/bert, three updates."""
+  rng = np.random.default_rng(0)
+  params = {'kernel': jnp.asarray(rng.normal(size=3), jnp.float32)}
+  tx = optimizer.adamw(optax.constant_schedule(0.1), weight_decay=0.01,
+                       clip_norm=0.0, bias_correction=False, eps=1e-6)
+  state = tx.init(params)
+  weight, m, v = np.asarray(params['kernel'], np.float64), 0.0, 0.0
+  for _ in range(3):
+    grad = rng.normal(size=3)
+    m, v = 0.9 * m + 0.1 * grad, 0.999 * v + 0.001 * grad**2
+    weight = weight - 0.1 * (m / (np.sqrt(v) + 1e-6) + 0.01 * weight)
+    updates, state = tx.update(
+        {'kernel': jnp.asarray(grad, jnp.float32)}, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(params['kernel'], weight, rtol=1e-5)

@@ -1,0 +1,275 @@
+"""Populations: each member is the run that its config makes alone."""
+
+import json
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax.inference import predict
+from qa_jax.io import files
+from qa_jax.sweeps import engines
+from qa_jax.sweeps import plan as plan_lib
+from qa_jax.sweeps.engines import population as population_lib
+from qa_jax.sweeps.engines import scheduler
+from qa_jax.training import checkpointing
+from qa_jax.training import population
+from qa_jax.training import step as step_lib
+from qa_jax.training import train
+from qa_jax.training import trainer as trainer_lib
+from tests.common import commands
+from tests.common import runs as runs_lib
+from tests.common import tiny
+
+pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
+
+MEMBERS = ((3, 1e-2, 0.01), (4, 3e-3, 0.5))
+BASE = {'train': {'num_steps': 3}, 'data': {'buckets': (48,)}}
+
+
+def members(**changes) -> list[config_lib.Config]:
+  fields = {**BASE, **changes}
+  return [tiny.config(**{**fields, 'seed': seed, 'optim': {
+      'learning_rate': rate, 'weight_decay': decay}})
+          for seed, rate, decay in MEMBERS]
+
+
+def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
+  """Losses and rates to 1e-5, and the files of the evaluation."""
+  for a, b in zip(runs_lib.rows_of(found), runs_lib.rows_of(expected),
+                  strict=True):
+    assert a.pop('split') == b.pop('split')
+    assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+  names = [str(p.relative_to(expected)) for p in expected.rglob('*.json*')
+           if 'checkpoints' not in p.parts]
+  assert any(n.endswith('/predictions.json') for n in names)
+  for name in names:
+    a, b = (x / name for x in (found, expected))
+    assert a.is_file(), name
+    if name.endswith(('predictions.json', 'metrics.json', 'alignment.json',
+                      'config.json')):
+      assert files.read_object(a) == files.read_object(b), name
+
+
+@pytest.mark.parametrize('changes', [
+    {},
+    {'data': {'packing': True}, 'train': {
+        'num_steps': 3, 'grad_accumulation': 2, 'eval_every_steps': 2}}])
+def test_a_member_is_the_run_trained_alone(tmp_path, changes):
+  configs = members(**changes)
+  runs = [tmp_path / f'member-{i}' for i in range(len(configs))]
+  outcomes = population.run(configs, runs)
+  for i, config in enumerate(configs):
+    alone = tmp_path / f'alone-{i}'
+    metrics = train.train(config, alone)
+    assert outcomes[i] == pytest.approx(metrics, abs=1e-4)
+    assert_same_run(runs[i], alone)
+    assert train.train(config, runs[i]) == outcomes[i]  # complete
+
+
+def test_members_batches_differ_in_length():
+  """Or the case of several buckets would prove nothing."""
+  shapes = []
+  for config in members():
+    trainer = trainer_lib.Trainer(config)
+    shapes.append([next(trainer.batches)['token_ids'].shape[1]
+                   for _ in range(3)])
+  assert any(len(set(step)) > 1 for step in zip(*shapes, strict=True))
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 8])
+def test_devices_and_members_need_not_divide(count):
+  program = population.population(
+      lambda state, rates, batch: (
+          state + rates * batch.sum(), {'count': batch.shape[0] + 0 * state}),
+      members=3, devices=jax.devices()[:count])
+  batches = [np.ones(n, np.float32) for n in (2, 5, 3)]
+  rates = [np.float32(r) for r in (1, 10, 100)]
+  states, values = program.step(
+      program.place([np.float32(0)] * 3), program.place(rates),
+      program.place(batches))
+  assert program.take(states) == [2, 50, 300]
+  assert [v['count'] for v in program.take(values)] == [5, 5, 5]
+  assert len(states.sharding.device_set) == min(count, 3)
+
+
+def test_a_killed_population_resumes_bit_for_bit(tmp_path, monkeypatch):
+  configs = members(train={'num_steps': 4, 'checkpoint_every_steps': 2},
+                    data={})
+  runs = {name: [tmp_path / name / str(i) for i in range(2)]
+          for name in ('whole', 'killed')}
+  population.run(configs, runs['whole'])
+  saved = checkpointing.Checkpointer.keep
+  for death in (2, 4):
+    def dying(self, step, state, death=death):
+      note = saved(self, step, state)
+      if step >= death and self._workdir.name == '0':
+        raise runs_lib.Killed  # the other lacks this checkpoint
+      return note
+    with monkeypatch.context() as patch:
+      patch.setattr(checkpointing.Checkpointer, 'keep', dying)
+      with pytest.raises(runs_lib.Killed):
+        population.run(configs, runs['killed'])
+  population.run(configs, runs['killed'])
+  for whole, killed in zip(*runs.values(), strict=True):
+    assert runs_lib.rows_of(killed) == runs_lib.rows_of(whole)
+    states = [runs_lib.state_of(run, 4) for run in (whole, killed)]
+    for name, value in states[0].items():
+      np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+
+
+def test_a_member_whose_loss_is_not_finite_ends_alone(tmp_path):
+  configs = [tiny.config(seed=seed, optim={
+      'learning_rate': rate, 'clip_norm': 0.0, 'warmup_fraction': 0.0},
+      train={'num_steps': 3, 'max_skipped': 0})
+             for seed, rate in ((1, 1e30), (2, 1e-2))]
+  bad, good = population.run(configs, [tmp_path / 'bad', tmp_path / 'good'])
+  assert isinstance(bad, errors.UserError) and 'not finite' in str(bad)
+  assert good['f1'] >= 0
+  train.train(configs[1], tmp_path / 'alone')
+  assert_same_run(tmp_path / 'good', tmp_path / 'alone')
+  assert not list((tmp_path / 'bad').glob('eval/*'))
+  predict.load(tmp_path / 'good')
+
+
+@pytest.mark.parametrize('change', [
+    {'model': {'head': 'biaffine'}}, {'train': {'batch_size': 16}},
+    {'parallel': {'mode': 'mesh'}}])
+def test_what_is_not_of_one_shape_is_refused(tmp_path, change):
+  one = tiny.config(**{'parallel': change.get('parallel', {})})
+  other = tiny.config(**{'seed': 9, **change})
+  with pytest.raises(errors.UserError, match='alone'):
+    population.run([one, other], [tmp_path / 'a', tmp_path / 'b'])
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('members', 'devices', 'fits'), [
+    (1, 1, True), (2, 1, True), (3, 1, False), (4, 2, True), (5, 2, False),
+    (2, 8, True)])
+def test_more_members_than_memory_are_refused(members, devices, fits):
+  # 7 floats of a member: parameters, their gradients, a moment, the step.
+  state = step_lib.TrainState(
+      step=np.float32(0), params=np.zeros(2, np.float32),
+      opt_state=np.zeros(2, np.float32), key_data=np.zeros(0, np.uint32))
+  device = types.SimpleNamespace(
+      memory_stats=lambda: {'bytes_limit': 2 * 7 * 4})
+  if fits:
+    population.check_fit(state, members, [device] * devices)
+  else:
+    with pytest.raises(errors.UserError, match='3 of one take at least'):
+      population.check_fit(state, members, [device] * devices)
+
+
+# The engine.
+
+
+def plan(workdir: pathlib.Path, *variants: dict, seeds: int = 2,
+         **changes) -> list[plan_lib.Trial]:
+  return plan_lib.plan_trials(tiny.config(**changes), variants, seeds, workdir)
+
+
+def names(groups: list[list[plan_lib.Trial]]) -> list[list[str]]:
+  return [[t.name for t in group] for group in groups]
+
+
+def test_trials_are_grouped_by_shape(tmp_path):
+  trials = plan(
+      tmp_path, {}, {'optim.learning_rate': 0.5}, {'optim.weight_decay': 0.0},
+      {'model.head': 'biaffine'}, {'objective': 'span_softmax'},
+      {'optim.schedule': 'bert'}, {'decode.n_best': 2})
+  rates = ['default', 'optim.learning_rate-0.5', 'optim.weight_decay-0.0']
+  assert names(population_lib.groups(trials)) == [
+      [f'{v}.seed-{s}' for s in (3, 4) for v in rates],
+      *([f'{v}.seed-{s}' for s in (3, 4)] for v in (
+          'model.head-biaffine', 'objective-span_softmax',
+          'optim.schedule-bert'))]
+
+
+def finish(trial: plan_lib.Trial, population_names: list[str] | None) -> None:
+  record = {} if population_names is None else {'population': population_names}
+  files.write_json(trial.run / 'run.json', record)
+  files.write_json(trial.metrics, {})
+
+
+def test_a_population_that_was_killed_keeps_its_members(tmp_path):
+  trials = plan(tmp_path, {}, seeds=3)
+  together = [t.name for t in trials]
+  finish(trials[0], together)  # killed in the last evaluations
+  assert names(population_lib.groups(trials)) == [together]
+
+
+def test_seeds_that_are_added_are_a_population_of_their_own(tmp_path):
+  trials = plan(tmp_path, {}, seeds=5)
+  for trial in trials[:2]:
+    finish(trial, [t.name for t in trials[:2]])
+  finish(trials[2], None)
+  assert names(population_lib.groups(trials)) == [
+      [t.name for t in trials[3:]]]
+
+
+def test_a_trial_that_failed_tries_again_alone(tmp_path):
+  trials = plan(tmp_path, {}, seeds=3)
+  for trial in trials[:2]:
+    finish(trial, [t.name for t in trials])
+  files.write_text(trials[2].log, 'sweep: …\nerror: not finite\n')
+  assert names(population_lib.groups(trials)) == [[trials[2].name]]
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory) -> pathlib.Path:
+  """A config file of two steps: one population, a head alone, a decoder."""
+  path = tmp_path_factory.mktemp('configs') / 'tiny_population.py'
+  fields = tiny.config(train={'num_steps': 2}, data={'max_length': 48},
+                       parallel={'num_devices': 1})
+  path.write_text(commands.CONFIG.format(fields=fields.to_dict()) + '''
+def sweep():
+  yield {'optim.learning_rate': 1e-2}
+  yield {'optim.learning_rate': 1e-3}
+  yield {'optim.learning_rate': 1e-2, 'decode.search': 'argmax'}
+  yield {'optim.learning_rate': 1e-2, 'model.head': 'shared'}
+''')
+  return path
+
+
+def test_trials_score_as_they_do_one_by_one(config, tmp_path):
+  found = commands.command(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/population',
+      '--seeds=1', '--engine=population')
+  assert found.code == 0, found
+  trials = plan(tmp_path / 'local', *(
+      {'optim.learning_rate': 1e-2, **more} for more in (
+          {}, {'optim.learning_rate': 1e-3}, {'decode.search': 'argmax'},
+          {'model.head': 'shared'})),
+      seeds=1, train={'num_steps': 2}, data={'max_length': 48},
+      parallel={'num_devices': 1})
+  for trial in trials:  # what the local engine starts as processes
+    train.train(trial.config, trial.run)
+    there = tmp_path / 'population' / trial.metrics.relative_to(trial.workdir)
+    assert files.read_object(there) == pytest.approx(
+        files.read_object(trial.metrics), rel=1e-4)
+  shared = next((tmp_path / 'population' / 'trials').glob('*argmax*'))
+  assert not (shared / 'metrics.jsonl').exists()  # it has not trained
+
+
+def test_workers_go_with_processes(config, tmp_path):
+  assert '--engine=population has one' in commands.refusal(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x', '--workers=2',
+      '--engine=population')
+
+
+def test_a_failed_trial_is_told_and_the_others_are_complete(tmp_path):
+  trials = plan(tmp_path, {}, {'optim.learning_rate': 1e30}, seeds=1,
+                optim={'clip_norm': 0.0, 'warmup_fraction': 0.0},
+                train={'num_steps': 2, 'max_skipped': 0},
+                parallel={'num_devices': 1})
+  failed = engines.ENGINES['population'](
+      trials, None, scheduler.Setup())
+  assert list(failed) == [trials[1].name] and trials[0].metrics.is_file()
+  last = trials[1].log.read_text().splitlines()[-1]
+  assert last == f'error: {failed[trials[1].name]}' and 'not finite' in last
+  assert json.loads((trials[0].run / 'run.json').read_text())[
+      'population'] == [t.name for t in trials]

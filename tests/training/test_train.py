@@ -1,0 +1,422 @@
+"""Training: one step however it is wrapped, and runs that survive a kill."""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from qa_jax import errors
+from qa_jax import objectives
+from qa_jax.checkpoints import manager
+from qa_jax.checkpoints import run_directory
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import sources
+from qa_jax.inference import predict
+from qa_jax.io import files
+from qa_jax.models import qa as qa_lib
+from qa_jax.runtime import devices as devices_lib
+from qa_jax.training import metrics_log
+from qa_jax.training import parallel
+from qa_jax.training import step as step_lib
+from qa_jax.training import train
+from qa_jax.training import trainer as trainer_lib
+from tests.common import runs
+from tests.common import tiny
+
+WRAPPERS = [('jit', 1, {}), ('pmap', 1, {}), ('pmap', 2, {}), ('pmap', 4, {}),
+            ('pmap', 8, {}), ('mesh', 8, {'data': 8}),
+            ('mesh', 8, {'data': 2, 'fsdp': 4}),
+            ('mesh', 4, {'data': 1, 'fsdp': -1})]
+
+
+@pytest.fixture(scope='module')
+def trainer() -> trainer_lib.Trainer:
+  return trainer_lib.Trainer(tiny.config())
+
+
+@pytest.fixture(scope='module')
+def batch(trainer) -> dict[str, np.ndarray]:
+  """16 rows, 5 of them padding: the last device has none that is real."""
+  rows = np.concatenate([np.arange(11), np.full(5, -1)])
+  return {**trainer.windows.gather(rows, 64),
+          'row': np.arange(16, dtype=np.int32)}
+
+
+def loss_fn(trainer, params, batch, key):
+  scores = trainer.model.apply(
+      {'params': params}, **qa_lib.model_inputs(batch), dropout_key=key,
+      rows=batch['row'])
+  return {'loss': objectives.cross_entropy().loss(scores, batch)}
+
+
+def sgd_update(trainer, batch, mode, devices, axes, accumulation=1):
+  """(loss, gradient norm, updated parameters) of one step of SGD."""
+  optimizer = optax.sgd(1.0)
+  state = step_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=trainer.state.params,
+      opt_state=optimizer.init(trainer.state.params),
+      key_data=jax.random.key_data(jax.random.key(5)))
+  wrapped = parallel.wrap_step(
+      functools.partial(
+          step_lib.train_step, loss_fn=functools.partial(loss_fn, trainer),
+          optimizer=optimizer, accumulation=accumulation),
+      mode=mode, devices=jax.devices()[:devices], axes=axes)
+  state = jax.device_put(jax.tree.map(jnp.copy, state),
+                         wrapped.state_sharding(state))
+  state, values = wrapped.step(state, wrapped.place_batch(batch))
+  return jax.device_get((values['loss'], values['grad_norm'], state.params))
+
+
+@pytest.fixture(scope='module')
+def reference(trainer, batch):
+  """The same update from the real rows alone, by the definition."""
+  real = {k: jnp.asarray(v[:11]) for k, v in batch.items()}
+  key = jax.random.fold_in(jax.random.key(5), 0)
+  mean = lambda params: loss_fn(trainer, params, real, key)['loss'].mean()
+  loss, grads = jax.jit(jax.value_and_grad(mean))(trainer.state.params)
+  return jax.device_get((loss, optax.tree.norm(grads), jax.tree.map(
+      jnp.subtract, trainer.state.params, grads)))
+
+
+@pytest.mark.parametrize(('mode', 'devices', 'axes'), WRAPPERS)
+def test_loss_gradient_and_update_do_not_depend_on_the_wrapper(
+    trainer, batch, reference, mode, devices, axes):
+  found = sgd_update(trainer, batch, mode, devices, axes)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-6, atol=1e-6), found, reference)
+
+
+@pytest.mark.parametrize('accumulation', [2, 4])
+def test_accumulation_changes_nothing(trainer, batch, reference, accumulation):
+  found = sgd_update(trainer, batch, 'pmap', 2, {}, accumulation)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-6, atol=1e-6), found, reference)
+
+
+def test_a_batch_of_padding_alone_changes_nothing(trainer, batch):
+  empty = {**batch, 'weight': np.zeros(16, np.float32)}
+  loss, norm, params = sgd_update(trainer, empty, 'pmap', 2, {})
+  assert loss == norm == 0
+  jax.tree.map(np.testing.assert_array_equal, params,
+               jax.device_get(trainer.state.params))
+
+
+@pytest.mark.parametrize(('parallel_fields', 'train_fields', 'kills'), [
+    ({'mode': 'pmap', 'num_devices': 1}, {}, (2, 6)),
+    ({'mode': 'pmap', 'num_devices': 4}, {'grad_accumulation': 2}, (6,)),
+    ({'mode': 'mesh', 'num_devices': 4, 'mesh': {'data': 2, 'fsdp': 2}},
+     {'eval_every_steps': 3}, (6,)),
+    ({'mode': 'jit', 'num_devices': 1}, {}, (2,))])
+def test_a_killed_run_resumes_bit_for_bit(
+    tmp_path, monkeypatch, parallel_fields, train_fields, kills):
+  config = tiny.config(parallel=parallel_fields, train=train_fields)
+  metrics = train.train(config, tmp_path / 'whole')
+  for step in kills:
+    runs.train_until_killed(config, tmp_path / 'killed', step, monkeypatch)
+  assert train.train(config, tmp_path / 'killed') == metrics
+  assert runs.rows_of(tmp_path / 'killed') == runs.rows_of(tmp_path / 'whole')
+  whole, killed = (runs.state_of(tmp_path / w, 7) for w in ('whole', 'killed'))
+  assert whole.keys() == killed.keys() and len(whole) > 20
+  for name, value in whole.items():
+    np.testing.assert_array_equal(value, killed[name], err_msg=name)
+
+
+def test_a_run_that_dies_in_its_last_save_does_not_look_complete(
+    tmp_path, monkeypatch):
+  config, (whole, killed) = tiny.config(), map(tmp_path.joinpath, 'ab')
+  metrics = train.train(config, whole)
+  save = manager.Checkpoints.save
+
+  def dying(self, step, **items):
+    if step == config.train.num_steps:
+      raise runs.Killed
+    save(self, step, **items)
+  with monkeypatch.context() as patch:
+    patch.setattr(manager.Checkpoints, 'save', dying)
+    with pytest.raises(runs.Killed):
+      train.train(config, killed)
+  assert not [*killed.glob('eval/*/metrics.json')]
+  assert train.train(config, killed) == metrics
+  assert runs.rows_of(killed) == runs.rows_of(whole)
+  for path in whole.glob('eval/*/*'):
+    assert (killed / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8)])
+def test_a_run_goes_on_with_another_number_of_devices(
+    tmp_path, monkeypatch, capsys, before, after):
+  devices = jax.devices()
+  config = tiny.config(parallel={'num_devices': 0})
+
+  def on(count):
+    monkeypatch.setattr(trainer_lib, 'devices_of', lambda _: devices[:count])
+  on(before)
+  train.train(config, tmp_path / 'whole')
+  runs.train_until_killed(config, tmp_path / 'moved', 5, monkeypatch)
+  on(after)
+  train.train(config, tmp_path / 'moved')
+  assert f'{before} devices before, {after} now' in capsys.readouterr().err
+  for a, b in zip(runs.rows_of(tmp_path / 'whole'),
+                  runs.rows_of(tmp_path / 'moved'),
+                  strict=True):
+    assert a['split'] == b['split'] and a['step'] == b['step']
+    if a['split'] == 'train':
+      assert a['loss'] == pytest.approx(b['loss'], rel=1e-5, abs=1e-5)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory) -> pathlib.Path:
+  workdir = tmp_path_factory.mktemp('runs') / 'tiny'
+  train.train(tiny.config(), workdir, ['train', '--x'])
+  return workdir
+
+
+def contents(workdir: pathlib.Path) -> dict[str, bytes]:
+  return {str(p.relative_to(workdir)): p.read_bytes()
+          for p in sorted(workdir.rglob('*')) if p.is_file()}
+
+
+def test_a_run_directory_stands_alone(finished):
+  record = files.read_object(finished / 'run.json')
+  assert record['seed'] == 3 and record['argv'] == ['train', '--x']
+  assert set(record['sha256']) == {'vocabulary', 'train', 'eval'}
+  assert record['devices']['count'] == 2 and 'jax' in record['packages']
+  assert RunDirectory(finished).read_config() == tiny.config()
+  for name in ('encoder.json', 'alignment.json', 'tokenizer/vocab.txt'):
+    assert (finished / name).is_file()
+  output = finished / 'eval' / run_directory.evaluation_name(
+      tiny.config().data.eval)
+  for name in ('metrics.json', 'predictions.json', 'nbest.jsonl'):
+    assert (output / name).is_file()
+  assert list((finished / 'tensorboard').iterdir())
+
+
+def test_tensorboard_has_histograms_of_norms_and_of_the_valid_mass(finished):
+  events, = (finished / 'tensorboard').iterdir()
+  for name in (b'train/grad_norm_of_steps', b'eval/valid_mass_of_windows',
+               b'eval/start_score_of_windows', b'eval/end_score_of_windows'):
+    assert name in events.read_bytes()
+
+
+def test_no_mass_is_shown_of_ends_that_are_given_the_start(
+    tmp_path, monkeypatch):
+  shown = []
+  monkeypatch.setattr(metrics_log.MetricsLog, 'histogram',
+                      lambda self, step, name, values: shown.append(name))
+  train.train(
+      tiny.config(model={'head': 'conditional'}, objective='conditional',
+                  train={'num_steps': 1}), tmp_path / 'run')
+  assert shown == ['train/grad_norm_of_steps']
+
+
+def test_a_complete_run_is_left_as_it_is(finished, capsys):
+  before = contents(finished)
+  metrics = train.train(tiny.config(), finished)
+  assert 'is complete at step 7' in capsys.readouterr().err
+  assert contents(finished) == before
+  assert metrics == files.read_object(
+      finished / 'eval' / run_directory.evaluation_name(tiny.config().data.eval)
+      / 'metrics.json')
+
+
+def test_another_config_is_refused_with_a_table_of_the_differences(finished):
+  before = contents(finished)
+  with pytest.raises(errors.UserError) as caught:
+    train.train(tiny.config(seed=4, optim={'learning_rate': 1e-3}), finished)
+  message = str(caught.value)
+  assert 'optim.learning_rate  0.01 → 0.001' in message
+  assert 'seed                 3 → 4' in message
+  assert contents(finished) == before
+
+
+def test_a_directory_of_something_else_is_refused(tmp_path):
+  (tmp_path / 'notes.txt').write_text('mine')
+  with pytest.raises(errors.UserError, match='not empty and not a run'):
+    train.train(tiny.config(), tmp_path)
+  with pytest.raises(errors.UserError, match='is a file'):
+    train.train(tiny.config(), tmp_path / 'notes.txt')
+  assert [p.name for p in tmp_path.iterdir()] == ['notes.txt']
+
+
+def test_a_loaded_run_answers_as_its_evaluation_did(finished):
+  qa = predict.load(finished, checkpoint='last')
+  output = finished / 'eval' / run_directory.evaluation_name(
+      qa.config.data.eval)
+  rows = [json.loads(line) for line in (
+      output / 'nbest.jsonl').read_text().splitlines()]
+  examples = sources.load_examples(qa.config.data.eval)
+  answers = qa.answer_batch([
+      {'question': e.question, 'context': e.context} for e in examples])
+  for example, answer, row in zip(examples, answers, rows, strict=True):
+    assert row['id'] == example.id
+    assert [c['text'] for c in answer.n_best] == [
+        c['text'] for c in row['answers']]
+    np.testing.assert_allclose([c['score'] for c in answer.n_best],
+                               [c['score'] for c in row['answers']], atol=1e-5)
+
+
+def test_every_checkpoint_has_the_state_before_its_step(finished):
+  store = manager.Checkpoints(finished / 'checkpoints')
+  steps = store.steps
+  store.close()
+  # An epoch is six steps, and a position only moves when a batch is taken.
+  positions = {6: {'epoch': 0, 'index': 6}, 7: {'epoch': 1, 'index': 1}}
+  assert steps == list(positions)
+  for step, position in positions.items():
+    state = runs.state_of(finished, step)
+    assert state["[1]['step']"] == step
+    assert state['position'] == position
+
+
+def test_a_run_can_start_from_a_run(finished, tmp_path):
+  config = tiny.config(model={'init_from': str(finished), 'hidden_size': 0,
+                              'num_layers': 0, 'num_heads': 0, 'mlp_size': 0})
+  started = trainer_lib.Trainer(config)
+  qa = predict.load(finished)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params), jax.device_get(qa.params))
+  assert started.tokenizer == qa.tokenizer
+
+
+@pytest.mark.parametrize('fields', [
+    {'head': 'mlp'}, {'init_head': False}])
+def test_a_fresh_head_can_start_on_the_encoder_of_a_run(finished, fields):
+  started = trainer_lib.Trainer(tiny.config(model={
+      'init_from': str(finished), 'hidden_size': 0, 'num_layers': 0,
+      'num_heads': 0, 'mlp_size': 0, **fields}))
+  stored = jax.device_get(predict.load(finished).params)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params['encoder']),
+               stored['encoder'])
+  assert not any(
+      np.isin(leaf, stored['head']['start']['kernel']).any()
+      for leaf in jax.tree.leaves(jax.device_get(started.state.params['head'])))
+  assert any('the head is fresh' in note for note in started.notes)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_kept(tmp_path):
+  config = tiny.config(train={'max_skipped': 0}, optim={
+      'learning_rate': 1e30, 'clip_norm': 0.0, 'warmup_fraction': 0.0})
+  with pytest.raises(errors.UserError, match='not finite'):
+    train.train(config, tmp_path / 'run')
+  store = manager.Checkpoints(tmp_path / 'run' / 'checkpoints')
+  assert store.latest is None
+  store.close()
+
+
+def test_training_overfits_what_it_has_seen(tmp_path):
+  config = tiny.config(
+      model={'hidden_size': 32, 'dropout': 0.0, 'attention_dropout': 0.0},
+      data={'train': 'synthetic(size=8)', 'eval': 'synthetic(size=8)'},
+      train={'num_steps': 120, 'log_every_steps': 40,
+             'checkpoint_every_steps': 120},
+      parallel={'num_devices': 1})
+  metrics = train.train(config, tmp_path / 'run')
+  assert metrics['exact_match'] == 100.0
+  losses = [r['loss'] for r in runs.rows_of(tmp_path / 'run')
+            if r['split'] == 'train']
+  assert losses[-1] < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'train': {'batch_size': 9}}, 'batch_size 9 is not divisible by 2'),
+    ({'parallel': {'num_devices': 9}}, 'num_devices=9, but there are 8'),
+    ({'parallel': {'mode': 'pmapp'}}, "did you mean 'pmap'"),
+    ({'parallel': {'mode': 'mesh', 'mesh': {'data': 3}}}, 'does not multiply'),
+    ({'parallel': {'mode': 'mesh', 'mesh': {'model': 2}}}, "no axis 'model'"),
+    ({'model': {'head': 'independant'}}, "did you mean 'independent'"),
+    ({'model': {'preset': 'bse'}}, "did you mean 'base'"),
+    ({'model': {'num_heads': 3}}, 'not divisible by num_heads 3'),
+    ({'model': {'num_layers': 0}}, 'num_layers is 0'),
+    ({'model': {'init_from': '/no/where'}}, 'nor a hub id'),
+    ({'objective': 'cross_entropi'}, "did you mean 'cross_entropy'"),
+    ({'objective': 'cross_entropy(domain="al")'}, "did you mean 'all'"),
+    ({'data': {'train': ''}}, 'data.train is empty'),
+    ({'data': {'buckets': (99,)}}, 'data.buckets has 99'),
+    ({'data': {'window_overlap': 60}}, 'leaves no step'),
+    ({'data': {'windows_without_answer': 'keep'}}, 'choose cls or drop'),
+    ({'data': {'vocab': '/no/where'}}, 'is not a directory'),
+    ({'data': {'cache': ''}}, "choose 'auto', 'none' or a directory"),
+    ({'optim': {'schedule': 'lineal'}}, "did you mean 'linear'")])
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    train.train(tiny.config(**changes), tmp_path / 'run')
+  assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_schedule_ends_with_the_run(trainer):
+  assert float(trainer.schedule(trainer.num_steps)) == 0
+  assert float(trainer.schedule(trainer.num_steps - 1)) > 0
+
+
+def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
+  loop = train._loop
+
+  def guarded(*args):
+    with jax.transfer_guard('disallow'):
+      return loop(*args)
+
+  monkeypatch.setattr(train, '_loop', guarded)
+  train.train(tiny.config(data={'eval': ''}, train={'num_steps': 3}),
+              tmp_path / 'run')
+
+
+@pytest.mark.parametrize('mode', ['pmap', 'mesh'])
+def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
+  compiled = []
+  listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
+      'backend_compile_duration') else None
+  trainer = trainer_lib.Trainer(tiny.config(
+      data={'eval': '', 'buckets': (48, 56)}, parallel={'mode': mode},
+      train={'num_steps': 100}))
+  trainer.state = state = jax.device_put(
+      trainer.state, trainer.parallel.state_sharding(trainer.state))
+  lengths = {length for length, _ in trainer.batches._plan}
+  assert len(lengths) > 1
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    assert trainer.compile() == len(compiled) == len(lengths)
+    for _ in range(trainer.batches.steps_per_epoch):
+      state, _ = trainer.parallel.step(
+          state, trainer.place(*trainer.batches.next_rows()))
+    assert len(compiled) == len(lengths)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_metrics_are_read_when_later_steps_are_on_their_way():
+  ahead = devices_lib.RunAhead(2)
+  pushed = [ahead.push(step, {'loss': jnp.full((), step)})
+            for step in range(4)]
+  assert [[step for step, _ in done] for done in pushed] == [[], [], [0], [1]]
+  assert [values['loss'] for _, values in ahead.drain()] == [2, 3]
+
+
+@pytest.mark.parametrize('steps', [range(1, 3), range(2, 9)])
+def test_a_profile_holds_the_steps_asked_for(tmp_path, steps):
+  train.train(tiny.config(data={'eval': ''}, train={'num_steps': 4}),
+              tmp_path / 'run', profile_steps=steps)
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+
+
+@pytest.mark.parametrize('steps', [range(4, 6), range(9, 12)])
+def test_a_profile_of_steps_that_will_not_be_made_is_refused(tmp_path, steps):
+  config = tiny.config(data={'eval': ''}, train={'num_steps': 4})
+  with pytest.raises(errors.UserError, match=(
+      f'--profile_steps={steps.start}:{steps.stop}: this run makes steps 0 … 3'
+      )) as e:
+    train.train(config, tmp_path / 'run', profile_steps=steps)
+  assert '\n' not in str(e.value) and not (tmp_path / 'run').exists()
+
+
+def test_a_profile_of_steps_that_were_made_is_refused(tmp_path, monkeypatch):
+  config = tiny.config(data={'eval': ''})
+  runs.train_until_killed(config, tmp_path / 'run', 6, monkeypatch)
+  with pytest.raises(errors.UserError, match='makes steps 4 … 6'):
+    train.train(config, tmp_path / 'run', profile_steps=range(1, 4))
