@@ -12,7 +12,6 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
-from tests.training import test_train
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
@@ -26,9 +25,9 @@ def rows_of(workdir: pathlib.Path) -> list[dict]:
 
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, by name."""
-  store = manager.Checkpoints(workdir / 'checkpoints')
-  test_train.trainer = trainer_lib.Trainer(RunDirectory(workdir).read_config())
-  shapes = jax.eval_shape(lambda: test_train.trainer.state)
+  store = manager.Checkpoints(workdir / 'checkpoints', read_only=True)
+  trainer = trainer_lib.Trainer(RunDirectory(workdir).read_config())
+  shapes = jax.eval_shape(lambda: trainer.state)
   place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(
           jax.devices()[0])), tree)
