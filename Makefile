@@ -1,14 +1,15 @@
-# make demo   train, evaluate and ask a tiny model; no download but packages
-# make test   ruff and the whole suite
-# make readme every command of README.md, small
-# make chaos  every fault with the counts that count, hours; ROWS="R2 fuzz-squad"
+# make demo       trains, evaluates and asks a tiny model; downloads packages only
+# make test       ruff and the suite
+# make test-slow  the tests that start several processes, and populations
+# make readme     every command of README.md, small
+# make chaos      every fault at its full count, hours; ROWS="R2 fuzz-squad"
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
 
 ROWS ?=
 
-.PHONY: demo test readme chaos clean
+.PHONY: demo test test-slow readme chaos clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.train --config=configs/quickstart.py \
@@ -17,7 +18,12 @@ demo: .venv/installed
 
 test: .venv/installed-dev
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	  -m "not slow"
+
+test-slow: .venv/installed-dev
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder \
+	  -m slow
 
 readme: .venv/installed-dev
 	$(BIN)/python -m tests.project.readme_commands

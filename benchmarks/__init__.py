@@ -1,1 +1,1 @@
-"""Speed beside a peer's: two processes in turn, outputs compared first."""
+"""Benchmarks beside a peer: two processes in turn, outputs compared first."""

@@ -1,12 +1,13 @@
-"""A run exported to transformers, and a checkpoint of transformers read here.
+"""Checks exports to transformers and imports from transformers for equality.
 
   python -m benchmarks.both_ways --run=runs/real --data=SPEC \
       [--peer_python=python] [--questions=64]
 
-In float32: logits of every context token and [CLS], token ids, and the score of
-the best span that a plain loop finds in transformers' logits against that of
-`predict`; then the same of a head with a bias, which transformers writes and
-qa_jax reads. Exit code 0 if all are equal, to 1e-5 of the largest logit.
+Compares, in float32: the logits of every context token and [CLS], the token
+ids, and the score of the best span, which a plain loop finds in the logits of
+transformers and `predict` finds here. Then transformers writes a checkpoint
+whose head has a bias, qa_jax reads it, and the comparison is repeated. Exit
+code 0 if all are equal, to 1e-5 of the largest logit.
 """
 
 import argparse
@@ -64,23 +65,23 @@ def main() -> int:
   parser.add_argument('--data', required=True)
   parser.add_argument('--peer_python', default=sys.executable)
   parser.add_argument('--questions', type=int, default=64)
-  asked = parser.parse_args()
-  examples = sources.load_examples(asked.data)
-  chosen = examples[::max(1, len(examples) // asked.questions)]
+  options = parser.parse_args()
+  examples = sources.load_examples(options.data)
+  chosen = examples[::max(1, len(examples) // options.questions)]
   failed = False
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     exported, biased = folder / 'exported', folder / 'biased'
-    windows, found = folder / 'windows.npz', folder / 'found.npz'
-    hugging_face.write_hugging_face(hugging_face.read_source(asked.run),
+    windows, logits = folder / 'windows.npz', folder / 'logits.npz'
+    hugging_face.write_hugging_face(hugging_face.read_source(options.run),
                                     exported)
-    rows = _windows(_load(asked.run), chosen, windows)
-    for what, source, made in (
-        ('run → transformers', asked.run, ''),
+    rows = _windows(_load(options.run), chosen, windows)
+    for what, source, target in (
+        ('run → transformers', options.run, ''),
         ('transformers → qa_jax, head with a bias', biased, str(biased))):
-      subprocess.run([asked.peer_python, '-c', PEER, str(exported),
-                      str(windows), str(found), made], check=True)
-      failed |= not _compare(what, _load(source), rows, np.load(found))
+      subprocess.run([options.peer_python, '-c', PEER, str(exported),
+                      str(windows), str(logits), target], check=True)
+      failed |= not _compare(what, _load(source), rows, np.load(logits))
   return int(failed)
 
 
@@ -91,24 +92,24 @@ def _load(source: str) -> predict.QA:
 
 
 def _windows(qa: predict.QA, chosen, target: pathlib.Path):
-  """Questions that fit a window, and their windows, which `target` gets."""
+  """Picks questions that fit one window; writes their windows to `target`."""
   windows = input_pipeline.make_windows(qa.config, chosen, qa.tokenizer)
   alone = np.flatnonzero(np.bincount(windows.example_of) == 1)
   rows = np.flatnonzero(np.isin(windows.example_of, alone))
   batch = windows.gather(rows, int(windows.total_lengths[rows].max()))
-  asked = [chosen[i] for i in windows.example_of[rows]]
-  np.savez(target, question=[e.question for e in asked],
-           context=[e.context for e in asked],
+  questions = [chosen[i] for i in windows.example_of[rows]]
+  np.savez(target, question=[e.question for e in questions],
+           context=[e.context for e in questions],
            **{k: batch[k] for k in qa_lib.INPUTS})
-  return asked, batch
+  return questions, batch
 
 
 def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
-  asked, batch = rows
+  questions, batch = rows
   run = jax.jit(qa.model.apply)
   parts = [jax.device_get(run({'params': qa.params}, **qa_lib.model_inputs(
       {k: v[i:i + 16] for k, v in batch.items()})))
-           for i in range(0, len(asked), 16)]
+           for i in range(0, len(questions), 16)]
   seen = batch['context_mask'].copy()
   seen[:, 0] = True
   gap = 0.0
@@ -117,9 +118,9 @@ def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
     gap = max(gap, np.abs(ours - theirs[side])[seen].max()
               / np.abs(theirs[side][seen]).max())
   answers = qa.answer_batch([
-      {'question': e.question, 'context': e.context} for e in asked])
+      {'question': e.question, 'context': e.context} for e in questions])
   best = []
-  for i in range(len(asked)):
+  for i in range(len(questions)):
     start, end = (np.where(batch['context_mask'][i], theirs[side][i], -np.inf)
                   for side in ('start', 'end'))
     best.append(max(start[a] + end[b] for a in np.flatnonzero(
@@ -128,10 +129,10 @@ def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
   equal = sum(abs(a.score - b) <= 2 * TOLERANCE * largest
               for a, b in zip(answers, best, strict=True))
   ids = int(theirs['same'].sum())
-  print(f'{what}: {len(asked)} questions, logits apart by {gap:.1e} of the '
+  print(f'{what}: {len(questions)} questions, logits apart by {gap:.1e} of the '
         f'largest, token ids equal in {ids}, the best span of a loop over '
         f'their logits as good in {equal}', flush=True)
-  return gap <= TOLERANCE and ids == equal == len(asked)
+  return gap <= TOLERANCE and ids == equal == len(questions)
 
 
 if __name__ == '__main__':

@@ -1,8 +1,9 @@
-"""Two worker processes in turn, A/B/A/B, and what was measured of them.
+"""Two worker processes that are timed in turn, A/B/A/B.
 
-torch and jax in one process fight over threads and memory. So each side is a
-process of its own that answers JSON lines on stdin with JSON lines on stdout,
-and only one of the two is at work at any time. Arrays travel as .npz files.
+torch and jax in one process compete for threads and memory. Each side is
+therefore a process of its own, which answers JSON lines on stdin with JSON
+lines on stdout, and only one of the two works at any time. Arrays are passed
+as .npz files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +18,14 @@ from typing import Any
 from qa_jax import errors
 from qa_jax.runtime import settings
 
-# Of both sides: XLA:CPU and torch pay for the same page faults.
+# Both sides get this allocator, so that both pay alike for page faults.
 ALLOCATOR = {name: str(value) for name, (_, value) in settings.MALLOC.items()}
 THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'RAYON_NUM_THREADS',
            'OPENBLAS_NUM_THREADS')
 
 
 class WorkerError(RuntimeError):
-  """A call that failed on one side; the other may go on."""
+  """A call that failed on one side; the other side may go on."""
 
 
 class PeerMissing(RuntimeError):
@@ -32,13 +33,13 @@ class PeerMissing(RuntimeError):
 
 
 def environment(threads: int) -> dict[str, str]:
-  """What both sides run under: one allocator, one number of threads."""
+  """Returns the environment of both sides: one allocator, one thread count."""
   return {**os.environ, **ALLOCATOR, 'TOKENIZERS_PARALLELISM': 'true',
           **dict.fromkeys(THREADS, str(threads))}
 
 
 class Worker:
-  """A process that does as it is told, one call after another."""
+  """A worker process that runs one call after another."""
 
   def __init__(self, command: Sequence[str], *, threads: int,
                extra: Mapping[str, str] | None = None):
@@ -60,11 +61,11 @@ class Worker:
     self.about: dict[str, Any] = hello['about']
 
   def call(self, name: str, /, **arguments: Any) -> Any:
-    """Runs one call of the suite; blocks until it is done.
+    """Runs one call of the suite and blocks until it is done.
 
     Raises:
-      UserError: a mistake of the user's, told by our side.
-      WorkerError: anything else that went wrong there.
+      UserError: the worker of qa_jax reports a mistake of the user.
+      WorkerError: anything else went wrong in the worker.
     """
     self._process.stdin.write(
         json.dumps({'call': name, 'arguments': arguments}) + '\n')
@@ -77,7 +78,7 @@ class Worker:
     return reply['result']
 
   def close(self) -> None:
-    self._process.stdin.close()  # the end of its input is the end of its work
+    self._process.stdin.close()  # a worker stops when its stdin ends
     self._process.wait()
     self._process.stdout.close()
 
@@ -97,7 +98,7 @@ class Worker:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Repeated runs of one contender, each over the same work."""
+  """Times of one contender, run repeatedly over the same work."""
 
   side: str  # 'ours' or 'peer'
   name: str
@@ -121,14 +122,14 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-  """How far two outputs that should be equal are apart."""
+  """The difference of two outputs that should be equal."""
 
   what: str
   difference: float
   tolerance: float
 
   @property
-  def passed(self) -> bool:  # NaN does not
+  def passed(self) -> bool:  # false for NaN
     return self.difference <= self.tolerance
 
   def __str__(self) -> str:
@@ -138,16 +139,16 @@ class Check:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One line of the table: ours beside a peer's."""
+  """One line of the table: qa_jax beside a peer."""
 
   suite: str
   what: str
   ours: Timing | None
-  peer: Timing | None  # None: not installed, or refused
-  gate: float = 0.0  # ratios wanted; 0: none
+  peer: Timing | None  # None: the peer is not installed or refused
+  gate: float = 0.0  # target ratio; 0: no target
   goal: float = 0.0
   checks: tuple[Check, ...] = ()
-  against: str = ''  # what the peer is, if there is no timing of it
+  against: str = ''  # the peer's name, if it was not timed
   note: str = ''
 
   @property
@@ -156,7 +157,7 @@ class Row:
 
   @property
   def ratio(self) -> float | None:
-    """How many times as fast as the peer, for the same number of items."""
+    """Returns the speed of qa_jax over that of the peer, for equal work."""
     if self.refused or self.ours is None or self.peer is None:
       return None
     return self.ours.items_per_second / self.peer.items_per_second
@@ -177,7 +178,7 @@ class Row:
 
 @dataclasses.dataclass
 class Contender:
-  """Something that can be run again and again for the same work."""
+  """One way to do the work, which can be run any number of times."""
 
   side: str
   name: str
@@ -194,23 +195,27 @@ class Contender:
 
 
 def interleave(contenders: Sequence[Contender], rounds: int) -> None:
-  """Runs them in turn, `rounds` times over: drifts of the machine hit all."""
+  """Runs the contenders in turn, `rounds` times.
+
+  A drift of the machine's speed then affects all of them alike.
+  """
   for _ in range(rounds):
     for contender in contenders:
       contender.seconds.append(contender.run())
 
 
 def fastest(contenders: Sequence[Contender]) -> Contender:
-  """The one with the most items a second."""
+  """Returns the contender with the most items per second."""
   return max(contenders, key=lambda c: c.timing.items_per_second)
 
 
 def compete(contenders: Sequence[Contender], rounds: int,
             always: Sequence[str] = ()) -> None:
-  """One round of all, then `rounds` of the best of each side and `always`.
+  """Times the best contender of each side and those in `always`.
 
-  Each has run before, so that no compilation is timed. The heats of the
-  finalists are dropped: all their times are of interleaved rounds.
+  One round of all contenders picks the best; then `rounds` interleaved rounds
+  are timed. The first round of the finalists is dropped. Every contender has
+  run before, so that no compilation is timed.
   """
   interleave(contenders, 1)
   finalists = [c for c in contenders if c.name in always or c is fastest(
@@ -221,6 +226,6 @@ def compete(contenders: Sequence[Contender], rounds: int,
 
 
 def largest(values: Any) -> float:
-  """The largest of numbers, NaN if any is; 0 of none."""
+  """Returns the largest number: NaN if any is NaN, 0 if there is none."""
   values = [float(v) for v in values]
   return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)

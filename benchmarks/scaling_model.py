@@ -1,8 +1,8 @@
-"""What data parallelism should cost on more devices: docs/scaling.md's tables.
+"""A model of the cost of data parallelism: the tables of docs/scaling.md.
 
   python -m benchmarks.scaling_model [large]
 
-A model on paper, from published peaks and link rates; nothing here is measured.
+The model uses published peaks and link rates; nothing here is measured.
 Glossary of shapes: B windows of a step over all devices, L length, D hidden.
 """
 
@@ -19,8 +19,8 @@ from qa_jax.models import qa
 
 VOCABULARY = 30522  # of bert-*-uncased
 LENGTH = 384
-MODEL_FLOPS_UTILISATION = 0.4  # an assumption, the same for every line
-BACKWARD_SHARE = 2 / 3  # of a step: what an all-reduce can hide behind
+MODEL_FLOPS_UTILISATION = 0.4  # an assumption, equal for every line
+BACKWARD_SHARE = 2 / 3  # share of a step that an all-reduce can overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Machine:
   peak_flops: float  # bfloat16, dense
   near_bytes: float  # to the `near` devices around it
   near: int
-  far_bytes: float  # beyond them
+  far_bytes: float  # to the other devices
 
 
 # v5e: 197 TFLOP/s, 1,600 Gbit/s of interconnect a chip, a pod of 256 chips
@@ -43,18 +43,21 @@ H100 = Machine('H100', 989e12, 900e9 / 2, 8, 400e9 / 8)
 
 
 def parameter_shapes(sizes: bert.BertConfig):
-  """The parameters of an encoder of `sizes` with the default head."""
+  """Returns the parameter shapes of an encoder with the default head."""
   net = qa.QAModel(sizes, heads.HEADS['independent']())
   return jax.eval_shape(lambda: qa.init_params(net, jax.random.key(0)))
 
 
 def gradient_bytes(params) -> int:
-  """What a step sums over devices: float32 gradients, whatever the compute."""
+  """Returns the bytes that a step sums over devices: float32 gradients."""
   return sum(4 * math.prod(x.shape) for x in jax.tree.leaves(params))
 
 
 def window_flops(sizes: bert.BertConfig, length: int) -> float:
-  """Forward and backward of one window: 6 per weight and token, attention."""
+  """Returns the FLOPs of one window, forward and backward.
+
+  6 for each weight and token, and those of attention.
+  """
   weights = sizes.num_layers * (
       4 * sizes.hidden_size**2 + 2 * sizes.hidden_size * sizes.mlp_size)
   attention = sizes.num_layers * 2 * length * sizes.hidden_size
@@ -62,8 +65,11 @@ def window_flops(sizes: bert.BertConfig, length: int) -> float:
 
 
 def all_reduce_seconds(count: int, size: float, machine: Machine) -> float:
-  """A ring's 2 (D - 1) / D of the bytes, over the near links; beyond them the
-  shares that a near group's devices hold cross the far links in parallel."""
+  """Returns the seconds of an all-reduce.
+
+  A ring moves 2 (D - 1) / D of the bytes over the near links. Between groups,
+  the devices of a group send their shares over the far links in parallel.
+  """
   near = min(count, machine.near)
   groups = count // near
   return (2 * (near - 1) / near * size / machine.near_bytes
@@ -72,9 +78,10 @@ def all_reduce_seconds(count: int, size: float, machine: Machine) -> float:
 
 def efficiency(count: int, windows: float, sizes: bert.BertConfig,
                machine: Machine) -> tuple[float, float]:
-  """(nothing hidden, all-reduce behind the backward pass) of `windows` each.
+  """Returns two efficiencies of a step with `windows` windows per device.
 
-  1 is a step that takes as long as its windows take one device.
+  In the first nothing is hidden; in the second the all-reduce overlaps the
+  backward pass. 1 means that the step takes as long as on one device.
   """
   compute = windows * window_flops(sizes, LENGTH) / (
       machine.peak_flops * MODEL_FLOPS_UTILISATION)
@@ -86,7 +93,7 @@ def efficiency(count: int, windows: float, sizes: bert.BertConfig,
 
 def windows_for(target: float, count: int, sizes: bert.BertConfig,
                 machine: Machine) -> int:
-  """The fewest windows a device with `target` efficiency, nothing hidden."""
+  """Returns the fewest windows per device that reach `target` efficiency."""
   one = efficiency(count, 1, sizes, machine)[0]
   return math.ceil(target / (1 - target) * (1 - one) / one)
 

@@ -1,4 +1,4 @@
-"""What the suites share: sizes, data, configs, workers and targets."""
+"""A benchmark session: the sizes, data, configs and workers of all suites."""
 
 import ast
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from qa_jax.runtime import console
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PEER = ROOT / 'benchmarks' / 'peers' / 'peer_worker.py'
 NAMES = {'minilm_l6': 'MiniLM-L6', 'base': 'BERT-base'}  # encoders
-BUCKETS = tuple(range(80, 384, 16))  # 4 % of a batch are padding
+BUCKETS = tuple(range(80, 384, 16))  # leaves 4 % of a batch as padding
 
 # Asides of a generated passage whose windows then have the lengths of SQuAD
 # 1.1 at 384 / 128: one entry for each 5 % of the windows, from the histogram of
@@ -31,11 +31,11 @@ SENTENCES = (3, 7, 9, 10, 11, 11, 12, 13, 14, 15, 16, 16, 18, 19, 20, 22, 24,
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """How much work a run of a suite is."""
+  """Amounts of work of the suites."""
 
   questions: int  # of the generated corpus, without --data
   train_batch: dict[str, int]  # encoder → windows per update
-  train_steps: dict[str, int]  # encoder → timed, of an epoch's
+  train_steps: dict[str, int]  # encoder → timed batches of an epoch
   forward_questions: int
   feature_questions: int
   search_windows: int
@@ -51,7 +51,7 @@ class Sizes:
   population_steps: int
 
 
-# Fit to half an hour on two cores, peer and compilation included.
+# All suites take half an hour on two cores, peer and compilation included.
 FULL = Sizes(
     questions=5000, train_batch={'minilm_l6': 16, 'base': 8},
     train_steps={'minilm_l6': 4, 'base': 2}, forward_questions=192,
@@ -62,7 +62,7 @@ FULL = Sizes(
     scaling_batches=(1, 2, 4, 8, 16, 32), scaling_devices=(1, 2, 4, 8),
     scaling_caps=(1, 4, 16, 30, 64, 128),
     population_members=8, population_steps=40)
-# To see that everything runs; its times mean nothing.
+# These sizes show that everything runs; their times mean nothing.
 TINY = Sizes(
     questions=80, train_batch={'minilm_l6': 4, 'base': 2},
     train_steps={'minilm_l6': 1, 'base': 1}, forward_questions=12,
@@ -75,7 +75,7 @@ TINY = Sizes(
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A line of what is wanted: ratios to the peer of `what`."""
+  """A target: the least wanted ratio to the peer."""
 
   gate: float
   goal: float
@@ -91,7 +91,7 @@ TARGETS: dict[str, Target] = {
 
 @dataclasses.dataclass
 class Outcome:
-  """What a suite found."""
+  """The results of one suite."""
 
   rows: list[harness.Row] = dataclasses.field(default_factory=list)
   timings: list[harness.Timing] = dataclasses.field(default_factory=list)
@@ -104,7 +104,7 @@ class Session:
   """One invocation of the benchmark."""
 
   sizes: Sizes
-  scratch: pathlib.Path  # an absolute directory of ours
+  scratch: pathlib.Path  # an absolute directory
   data: str = ''  # SPEC; '': a generated corpus with SQuAD's lengths
   encoder: str = ''  # a checkpoint directory; '': random weights
   encoders: Sequence[str] = ('minilm_l6', 'base')
@@ -113,15 +113,15 @@ class Session:
   threads: int = 2
   seed: int = 0
   peer_python: str = sys.executable
-  # What the workers of a side say of themselves: versions, devices, commit.
+  # What the workers of each side report: versions, devices, commit.
   about: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
   def worker(self, side: str, suite: str,
              extra: Mapping[str, str] | None = None) -> harness.Worker:
-    """Starts a side of a suite.
+    """Starts the worker of one side of a suite.
 
     Raises:
-      PeerMissing: the peer's packages are not there.
+      PeerMissing: the peer's packages are not installed.
     """
     command = {
         'ours': [sys.executable, '-m', 'benchmarks.worker'],
@@ -136,7 +136,7 @@ class Session:
   @contextlib.contextmanager
   def sides(self, suite: str) -> Iterator[
       tuple[harness.Worker, harness.Worker | None]]:
-    """Both workers of a suite; no peer if it is not installed."""
+    """Starts both workers of a suite; the peer is None if not installed."""
     with contextlib.ExitStack() as stack:
       ours = stack.enter_context(self.worker('ours', suite))
       try:
@@ -148,15 +148,15 @@ class Session:
 
   @property
   def fewer_rounds(self) -> int:
-    """Of what takes a minute or more a run."""
+    """Returns the number of rounds for runs of a minute or more."""
     return max(self.rounds // 2, 1)
 
   def source(self) -> str:
-    """The data SPEC of all suites."""
+    """Returns the data SPEC of all suites."""
     return self.data or generated(self.sizes.questions)
 
   def examples(self, count: int = 0) -> list[Example]:
-    """All examples of the data, or `count` evenly spread over them."""
+    """Returns all examples, or `count` of them evenly spread over the data."""
     examples = sources.load_examples(self.source())
     if not 0 < count < len(examples):
       return examples
@@ -164,10 +164,10 @@ class Session:
 
   def write_examples(self, name: str, count: int = 0, *,
                      at_least: int = 0) -> str:
-    """The path of a SQuAD file in the scratch directory, for both sides.
+    """Writes a SQuAD file for both sides and returns its path.
 
-    It repeats its questions until there are `at_least` so many. A number at
-    the end of a repeated context makes it another, to be tokenised again.
+    Questions are repeated until there are `at_least` many. A number at the end
+    makes a repeated context differ, so that it is tokenised again.
     """
     path = self.scratch / f'{name}.json'
     examples = self.examples(count)
@@ -183,7 +183,10 @@ class Session:
     return str(path)
 
   def config(self, **fields: Any) -> dict[str, Any]:
-    """The defaults under `fields`, 'a.b' as a__b, under the user's own."""
+    """Returns config fields: defaults, then `fields`, then the user's --set.
+
+    The field a.b is given as the keyword a__b.
+    """
     common = {'seed': self.seed, 'data.buckets': list(BUCKETS),
               'data.train': self.source(), 'data.cache': 'none',
               'train.num_steps': 1000, 'parallel.num_devices': 1}
@@ -195,7 +198,7 @@ class Session:
 
 
 def generated(questions: int) -> str:
-  """A SPEC of about as many generated questions, as long as SQuAD's."""
+  """Returns the data SPEC of generated questions with SQuAD's lengths."""
   each = -(-questions // len(SENTENCES))
   return '+'.join(
       f'synthetic(seed={seed}, size={each}, sentences={sentences})'
@@ -203,7 +206,7 @@ def generated(questions: int) -> str:
 
 
 def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-  """['train.batch_size=8', …] → values, as literals where they are one."""
+  """Parses [FIELD=VALUE, …]; values are Python literals if possible."""
   values: dict[str, Any] = {}
   for assignment in assignments:
     path, equals, text = assignment.partition('=')

@@ -1,4 +1,4 @@
-"""What is printed, and what bench.json holds."""
+"""The printed table of a benchmark and its record bench.json."""
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
@@ -18,7 +18,7 @@ LEFT = (0, 1, 2, 5, 11)  # columns of text
 
 
 def plain(record: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
-  """What ran where; the table; every contender, every check, every note."""
+  """Returns the text to print: machine, table, contenders, checks and notes."""
   rows = [row for o in outcomes for row in o.rows]
   timings = [t for o in outcomes for t in o.timings]
   blocks = [_heading(record)]
@@ -61,7 +61,7 @@ def _digits(value: float) -> int:
 
 
 def _spread(timing: harness.Timing) -> float:
-  """(slowest - fastest) / median."""
+  """Returns (slowest - fastest) / median of the runs."""
   return (max(timing.seconds) - min(timing.seconds)) / timing.median
 
 
@@ -76,9 +76,9 @@ def _align(rows: Iterable[Sequence[str]], left: Sequence[int]) -> str:
 
 def record(session: Session, outcomes: Mapping[str, Outcome],
            argv: Sequence[str]) -> dict[str, Any]:
-  """What bench.json holds: the numbers, and all that they depend on."""
+  """Returns bench.json: the numbers and the machine, versions and data."""
   if 'ours' not in session.about:
-    session.worker('ours', 'search').close()  # it says what it is
+    session.worker('ours', 'search').close()  # the row names its own kind
   return {
       'argv': list(argv), 'ours': session.about['ours'],
       'peer': session.about.get('peer'),
@@ -94,13 +94,13 @@ def record(session: Session, outcomes: Mapping[str, Outcome],
 
 
 def _heading(record: Mapping[str, Any]) -> str:
-  """Where, with what, on which data."""
+  """Returns the heading: machine, versions and data."""
   hardware, devices = record['hardware'], record['ours']['devices']
   packages = [record[side]['packages'] if record[side] else {}
               for side in ('ours', 'peer')]
-  versions = [f'{name} {found[name]}' for found, names in zip(
+  versions = [f'{name} {of_side[name]}' for of_side, names in zip(
       packages, (('jax',), ('torch', 'transformers', 'onnxruntime')),
-      strict=True) for name in names if name in found]
+      strict=True) for name in names if name in of_side]
   data = ('generated corpus, lengths as SQuAD 1.1\'s'
           if record['data_is_generated'] else record['data'])
   return '\n'.join((
@@ -113,7 +113,7 @@ def _heading(record: Mapping[str, Any]) -> str:
 
 
 def _suite(outcome: Outcome) -> dict[str, Any]:
-  """A suite as plain JSON; NaN, which JSON lacks, becomes None."""
+  """Returns a suite as JSON values; NaN, which JSON lacks, becomes None."""
   rows = [{'what': row.what, 'against': row.against,
            'ours': row.ours.name if row.ours else None,
            'peer': row.peer.name if row.peer else None,
@@ -134,7 +134,7 @@ def _suite(outcome: Outcome) -> dict[str, Any]:
 
 
 def processor() -> str:
-  """The name of the CPU, as far as the system tells."""
+  """Returns the name of the CPU, as far as the system reports it."""
   path = pathlib.Path('/proc/cpuinfo')
   if path.is_file():
     for line in path.read_text(encoding='utf-8').splitlines():

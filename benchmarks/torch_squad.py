@@ -1,4 +1,4 @@
-"""The peer: the same fine-tuning recipe in torch + transformers.
+"""The peer program: this fine-tuning recipe in torch + transformers.
 
 Hugging Face's run_qa recipe written against transformers 5 (whose own script is
 gone): its feature preparation, loss, length grouping, AdamW groups, linear
@@ -26,7 +26,7 @@ import transformers
 
 
 def read_squad(path):
-  """SQuAD JSON → flat list of dicts."""
+  """Reads a SQuAD JSON file into a flat list of dicts."""
   rows = []
   data = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
   for article in data['data']:
@@ -39,7 +39,7 @@ def read_squad(path):
 
 
 def features(tokenizer, rows, max_length, overlap):
-  """run_qa's prepare_{train,validation}_features, unpadded."""
+  """Makes features as run_qa's prepare_*_features do, but unpadded."""
   out = []
   for begin in range(0, len(rows), 1000):
     chunk = rows[begin:begin + 1000]
@@ -74,7 +74,7 @@ def features(tokenizer, rows, max_length, overlap):
 
 
 def collate(batch, pad_to=0):
-  """Pads to the longest of the batch, or to `pad_to`."""
+  """Pads a batch to its longest row, or to `pad_to`."""
   length = pad_to or max(len(f['input_ids']) for f in batch)
   ids = np.zeros((len(batch), length), np.int64)
   types, mask = np.zeros_like(ids), np.zeros_like(ids)
@@ -88,7 +88,7 @@ def collate(batch, pad_to=0):
 
 
 def length_grouped(feats, batch_size, rng, megabatch=50):
-  """LengthGroupedSampler: random megabatches, each sorted by length."""
+  """Orders rows as LengthGroupedSampler does: megabatches sorted by length."""
   order = list(range(len(feats)))
   rng.shuffle(order)
   size = megabatch * batch_size
@@ -100,7 +100,7 @@ def length_grouped(feats, batch_size, rng, megabatch=50):
 
 
 def post_process(rows, feats, starts, ends, n_best=20, max_answer_length=30):
-  """run_qa's postprocess_qa_predictions for SQuAD 2.0 at threshold 0."""
+  """Returns answers as run_qa's postprocess_qa_predictions, at threshold 0."""
   by_row = collections.defaultdict(list)
   for k, f in enumerate(feats):
     by_row[f['row']].append(k)

@@ -1,12 +1,12 @@
-"""A sweep on a Ray cluster of two nodes of one machine, and the same one here.
+"""Checks a sweep on a Ray cluster of two nodes against one in this process.
 
   python -m benchmarks.two_nodes --workdir=runs/two_nodes [--steps=40]
 
-Heads × seeds of configs/quickstart.py, a few steps each. The nodes are started
-by the README's commands, each with one core and an address of its own: the
-second's is on loopback. Ends with a table and exit code 0 if both nodes had
-trials and every trial has the metrics that `local` and, but for rounding,
-`population` give it. Some minutes on two cores.
+The trials are heads × seeds of configs/quickstart.py, a few steps each. Both
+nodes run on this machine, each with one core and an address of its own. Ends
+with a table, and with exit code 0 if both nodes had trials and every trial has
+the metrics of the `local` engine and, up to rounding, of `population`. Takes
+some minutes on two cores.
 """
 
 import argparse
@@ -42,11 +42,11 @@ SMALLER = {
     'data.eval': ('synthetic(seed=1, size=100, paraphrases=1, repeats=0.0, '
                   'split="eval")'),
     'parallel.num_devices': 1}
-TOLERANCE = 1e-4  # of metrics, which are percentages, of a population
+TOLERANCE = 1e-4  # tolerance of a population's metrics, in percentage points
 
 
 def environment() -> dict[str, str]:
-  """One token for all, as machines of a cluster have."""
+  """Returns the environment with one token, as all nodes of a cluster need."""
   return {**os.environ, 'RAY_AUTH_MODE': 'token', 'JAX_PLATFORMS': 'cpu',
           'RAY_AUTH_TOKEN': secrets.token_hex(32), 'PYTHONPATH': str(ROOT),
           'RAY_USAGE_STATS_ENABLED': '0'}
@@ -54,11 +54,11 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def cluster(logs: pathlib.Path, env: dict[str, str]) -> Iterator[str]:
-  """The address of a cluster of two nodes."""
+  """Starts a cluster of two nodes and yields its address."""
   with socket.create_server(('', 0)) as server:
     address = f'localhost:{server.getsockname()[1]}'
   nodes: list[subprocess.Popen] = []
-  with tempfile.TemporaryDirectory(  # paths of sockets are short
+  with tempfile.TemporaryDirectory(  # the path of a socket must be short
       prefix='ray_', ignore_cleanup_errors=True) as scratch:
     try:
       for name, options in (
@@ -66,20 +66,20 @@ def cluster(logs: pathlib.Path, env: dict[str, str]) -> Iterator[str]:
                      '--include-dashboard=false', f'--temp-dir={scratch}']),
           ('second', [f'--address={address}',
                       '--node-ip-address=127.0.0.2'])):
-        said = logs / f'{name}.log'
-        with said.open('w') as log:
+        log_file = logs / f'{name}.log'
+        with log_file.open('w') as log:
           nodes.append(subprocess.Popen(
               [RAY, 'start', '--block', '--num-cpus=1', *options],
               env=env, stdout=log, stderr=log, start_new_session=True))
         deadline = time.monotonic() + START_SECONDS
-        while 'Ray runtime started' not in said.read_text():
+        while 'Ray runtime started' not in log_file.read_text():
           if nodes[-1].poll() is not None or time.monotonic() > deadline:
-            sys.exit(f'error: the {name} node did not start; see {said}')
+            sys.exit(f'error: the {name} node did not start; see {log_file}')
           time.sleep(0.5)
       yield address
     finally:
       for node in reversed(nodes):
-        node.terminate()  # with --block, it ends what it started
+        node.terminate()  # with --block it ends its processes
       for node in nodes:
         with contextlib.suppress(ProcessLookupError):
           node.wait()
@@ -88,7 +88,7 @@ def cluster(logs: pathlib.Path, env: dict[str, str]) -> Iterator[str]:
 
 def sweep(config: pathlib.Path, workdir: pathlib.Path, steps: int,
           env: dict[str, str], *flags: str) -> dict[str, dict[str, float]]:
-  """Runs a sweep → trial → metrics."""
+  """Runs a sweep and returns trial → metrics."""
   fields = {**SMALLER, 'train.num_steps': steps,
             'train.eval_every_steps': steps}
   subprocess.run(
@@ -101,7 +101,7 @@ def sweep(config: pathlib.Path, workdir: pathlib.Path, steps: int,
 
 
 def nodes_of(workdir: pathlib.Path) -> dict[str, str]:
-  """Trial → the address of the node that ran it, as its log says."""
+  """Returns trial → address of its node, from the log of the trial."""
   return {log.stem: re.search(r'^sweep: on (\S+)$', log.read_text(), re.M)[1]
           for log in sorted((workdir / 'logs').iterdir())}
 

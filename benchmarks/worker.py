@@ -1,7 +1,7 @@
-"""Our side of a suite: `python -m benchmarks.worker SUITE THREADS`.
+"""The worker of qa_jax: `python -m benchmarks.worker SUITE THREADS`.
 
-Reads {"call": …, "arguments": {…}} lines and answers each by one line. What
-libraries print goes to stderr.
+Reads {"call": …, "arguments": {…}} lines on stdin and answers each with one
+line on stdout. Output of libraries goes to stderr.
 """
 
 import json
@@ -15,9 +15,9 @@ def serve(suite: str, threads: int) -> None:
   """Answers calls until stdin ends."""
   replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
-  if sys.platform == 'linux':  # XLA:CPU has a thread for each core it may use
+  if sys.platform == 'linux':  # XLA:CPU starts a thread for each core
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
-  import jax  # counts the cores as it starts
+  import jax  # jax counts the cores when it is imported
 
   from benchmarks import suites
   from qa_jax.checkpoints import run_record
@@ -35,7 +35,7 @@ def serve(suite: str, threads: int) -> None:
       reply(result=calls[request['call']](**request['arguments']))
     except errors.UserError as e:
       reply(user_error=str(e))
-    except Exception as e:  # told to the other process, which decides
+    except Exception as e:  # reported to the main process, which decides
       reply(error=f'{request["call"]}: {type(e).__name__}: {e}'[:2000])
 
 

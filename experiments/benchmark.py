@@ -1,15 +1,15 @@
-r"""Measures speed beside torch + transformers; outputs are compared first.
+r"""Measures speed beside torch + transformers, after comparing the outputs.
 
   python -m experiments.benchmark --suite=all --output=bench.json \
       --model=MINILM_DIR --data=train-v2.0.json [--peer_python=PYTHON]
 
-Suites: train, forward, search, features, evaluate, input, startup (all of them
-by "all"); scaling, which draws docs/scaling_{step,search}.svg; variants, every
-head, objective and search beside the default; population, trials as one program
-and as processes. The peer is what requirements-peers.txt installs, into this or
-another Python; without it ours is measured alone.
---set=precision.compute_dtype=bfloat16 sets a config field of ours, as often as
-wanted.
+--suite=all runs train, forward, search, features, evaluate, input and startup.
+Three more run by name: scaling draws docs/scaling_{step,search}.svg; variants
+measures every head, objective and search beside the default; population
+measures trials as one program and as processes. The peer's packages are those
+of requirements-peers.txt, in this Python or in --peer_python; without them
+qa_jax is measured alone. --set=precision.compute_dtype=bfloat16 sets a config
+field of qa_jax and can be repeated.
 """
 
 import pathlib
@@ -69,13 +69,13 @@ def main() -> None:
                                  pathlib.Path(FIGURES.value)):
           console.say(f'wrote {path}')
       record = table.record(session, outcomes, sys.argv)
-      if OUTPUT.value:  # a suite at a time: the next may take long
+      if OUTPUT.value:  # after each suite, because the next one may take long
         files.write_json(pathlib.Path(OUTPUT.value), record)
     print(table.plain(record, list(outcomes.values())), end='')
 
 
 def chosen(names: str) -> tuple[str, ...]:
-  """'all' or 'a,b' → names of suites."""
+  """Returns the suites that 'all' or 'a,b' names."""
   picked = suites.ALL if names == 'all' else tuple(names.split(','))
   for name in picked:
     if name not in suites.SUITES:
@@ -85,7 +85,7 @@ def chosen(names: str) -> tuple[str, ...]:
 
 
 def make_session(scratch: pathlib.Path) -> session_lib.Session:
-  """The flags, checked."""
+  """Builds the session that the flags describe, after checking them."""
   scratch.mkdir(parents=True, exist_ok=True)
   for name, flag in (('threads', THREADS), ('rounds', ROUNDS)):
     if flag.value < 1:

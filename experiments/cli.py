@@ -28,13 +28,13 @@ PROCESSES = ('coordinator', 'num_processes', 'process_index')
 
 def run(main: Callable[[], None], *, config: bool = False,
         several: bool = False) -> None:
-  """Runs a command; a UserError becomes one line on stderr.
+  """Runs a command and prints a UserError as one line on stderr.
 
-  With `several` it has the flags for one of several processes, which
-  `join` reads.
+  `config` adds the flag --config. `several` adds the flags that place this
+  process among several processes; `join` reads them.
   """
   module = sys.modules['__main__']
-  logging.set_verbosity(logging.ERROR)  # ours are enough, until then
+  logging.set_verbosity(logging.ERROR)  # quiet until main runs
   if config:
     # Fields that the file leaves out are accepted; config.check names typos.
     config_flags.DEFINE_config_file(
@@ -47,27 +47,27 @@ def run(main: Callable[[], None], *, config: bool = False,
     flags.DEFINE_integer('process_index', None, 'Which one this is, from 0.')
 
   def parse(argv: list[str]) -> list[str]:
-    own = sorted(
+    known = sorted(
         [f.name for f in flags.FLAGS.get_key_flags_for_module(module)]
         + ['config'] * config + [*PROCESSES] * several)
     if {'--help', '-h', '-help', '--helpshort'} & set(argv[1:]):
-      print(_help(module, own))
+      print(_help(module, known))
       sys.exit(0)
     try:
       rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as e:
-      hint = errors.did_you_mean(e.flagname.split('.')[0], own)
+      hint = errors.did_you_mean(e.flagname.split('.')[0], known)
       _fail(f'unknown flag --{e.flagname}{hint}', 2)
     except Exception as e:  # a config file is code: it may raise anything
       _fail(_reason(e), 2)
     if len(rest) > 1:
-      hint = errors.did_you_mean(rest[1].lstrip('-').split('=')[0], own)
+      hint = errors.did_you_mean(rest[1].lstrip('-').split('=')[0], known)
       _fail(f'unexpected argument {rest[1]!r}{hint}', 2)
     return rest
 
   def guarded(argv: list[str]) -> None:
     del argv
-    logging.set_verbosity(logging.WARNING)  # orbax tells all it does
+    logging.set_verbosity(logging.WARNING)  # orbax reports every step at INFO
     try:
       main()
     except errors.UserError as e:
@@ -80,12 +80,15 @@ def run(main: Callable[[], None], *, config: bool = False,
 
 def _one_of_several(main: Callable[[list[str]], None]
                     ) -> Callable[[list[str]], None]:
-  """`main` whose failure ends the process at once: others wait for it."""
+  """Wraps `main` so that a failure ends the process at once.
+
+  The other processes of the run would otherwise wait for this one.
+  """
   def run(argv: list[str]) -> None:
     try:
       main(argv)
     except BaseException as e:
-      # What is stopped, all stop together.
+      # All processes have agreed to stop, so a normal shutdown is safe.
       if flags.FLAGS.coordinator is None or isinstance(e, signals.Stopped):
         raise
       from qa_jax.runtime import processes  # scoring a file takes no jax
@@ -95,7 +98,7 @@ def _one_of_several(main: Callable[[list[str]], None]
 
 
 def join() -> None:
-  """Joins the processes that the flags name, if any; before jax is used."""
+  """Joins the processes that the flags name; call it before jax is used."""
   given = [name for name in PROCESSES if flags.FLAGS[name].value is not None]
   if not given:
     return
@@ -110,17 +113,17 @@ def join() -> None:
 
 
 def config() -> config_lib.Config:
-  """The config that --config and its overrides give, checked."""
+  """Returns the checked config of --config and its overrides."""
   given = flags.FLAGS.config
   required(config=given)
   return config_lib.check_config(fields_of(given, 'config'))
 
 
 def fields_of(given: object, flag: str) -> dict[str, object]:
-  """What the file of a flag holds."""
+  """Returns the fields of the config file that a flag named."""
   try:
     return given.to_dict()
-  except OSError as e:  # reading was put off until now
+  except OSError as e:  # the config file is read only when it is used
     raise errors.UserError(_reason(e).replace('--config', f'--{flag}')
                            ) from None
   except AttributeError:
@@ -136,10 +139,10 @@ def required(**values: object) -> None:
       raise errors.UserError(f'--{name} is needed; see --help')
 
 
-def _help(module, own: list[str]) -> str:
+def _help(module, names: list[str]) -> str:
   lines = [(module.__doc__ or '').strip(), '', 'Flags [default]:']
-  for f in (flags.FLAGS[name] for name in own):
-    again = isinstance(f, flags.MultiFlag)  # its help says so at length
+  for f in (flags.FLAGS[name] for name in names):
+    again = isinstance(f, flags.MultiFlag)  # absl's help repeats this
     several = isinstance(f.default, list) and not again
     kind = ('' if f.boolean else '=FILE[:arg]' if f.name in CONFIGS
             else '=A,B' if several else '=STRING' if again
@@ -148,27 +151,27 @@ def _help(module, own: list[str]) -> str:
     default = '' if shown is None else f' [{shown}]'
     text = f.help.partition(';\n')[0]
     lines.append(f'  --{f.name + kind:19} {text}{default}')
-  if 'config' in own:
+  if 'config' in names:
     lines += ['', 'Config fields, --config.FIELD=VALUE, with their defaults:',
               *_fields(config_lib.Config(), '')]
   return '\n'.join(lines)
 
 
 def _fields(group: object, path: str) -> list[str]:
-  """One paragraph for each group of fields, nested groups after it."""
-  own, nested = [], []
+  """Returns one paragraph of help for each group of config fields."""
+  plain, nested = [], []
   for name in get_type_hints(type(group)):
     value = getattr(group, name)
     if dataclasses.is_dataclass(value):
       nested += _fields(value, f'{path}{name}.')
     else:
-      own.append(f'{path}{name}={value!r}'.replace(' ', ''))
-  return [textwrap.fill(' '.join(own), 78, initial_indent='  ',
+      plain.append(f'{path}{name}={value!r}'.replace(' ', ''))
+  return [textwrap.fill(' '.join(plain), 78, initial_indent='  ',
                         subsequent_indent='  '), *nested]
 
 
 def _reason(e: BaseException) -> str:
-  """One line: a bad flag's own message, else the cause and its place."""
+  """Returns one line: the message of a bad flag, or the cause and its place."""
   if isinstance(e, flags.Error) and 'parsing config file' not in str(e):
     return ' '.join(str(e).split())
   while e.__cause__ or e.__context__:
@@ -178,7 +181,7 @@ def _reason(e: BaseException) -> str:
   place = traceback.extract_tb(e.__traceback__)[-1]
   where = f'{place.filename}:{place.lineno}'
   if re.search(r'^<|[/\\](absl|ml_collections)[/\\]', place.filename):
-    where = '--config'  # not within the config file
+    where = '--config'  # not in the config file
     if isinstance(e, KeyError) and 'suite' in flags.FLAGS:
       return f'--suite has no group {e.args[0]!r}'
     if isinstance(e, KeyError):
@@ -193,7 +196,7 @@ def _fail(message: str, code: int) -> None:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-  """One `name value` line each, on stdout."""
+  """Prints one line `name value` for each metric on stdout."""
   for name, value in metrics.items():
     print(f'{name:28} {value:.4f}' if isinstance(value, float)
           else f'{name:28} {value}')

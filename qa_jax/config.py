@@ -11,6 +11,8 @@ import json
 import re
 from typing import Any, get_type_hints
 
+import ml_collections
+
 from qa_jax import errors
 
 
@@ -233,3 +235,8 @@ def differences(stored: Mapping[str, Any], new: Mapping[str, Any],
     elif a != b:
       out.append((path + key, a, b))
   return out
+
+
+def defaults() -> ml_collections.ConfigDict:
+  """Returns all fields with their defaults, for a config file to change."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))

@@ -1,4 +1,4 @@
-"""Windows → torch batches: padded to 384, to the longest, or length-grouped."""
+"""Batches for torch: padded to 384, to the longest row, or length-grouped."""
 
 import random
 
@@ -11,7 +11,7 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 
 
 class Windows:
-  """What the other side wrote: rows of ids, and their lengths."""
+  """The windows that the worker of qa_jax wrote: rows of ids and lengths."""
 
   def __init__(self, path):
     self._arrays = dict(np.load(path))
@@ -19,7 +19,7 @@ class Windows:
     self.width = self._arrays['token_ids'].shape[1]
 
   def plan(self, layout, batch_size, *, shuffled):
-    """An epoch: a list of (rows, length to pad to)."""
+    """Returns an epoch: a list of (rows, length to pad to)."""
     order, rng = list(range(len(self.length))), random.Random(0)
     if layout == 'length-grouped' and shuffled:
       chunks = torch_squad.length_grouped(
@@ -35,7 +35,7 @@ class Windows:
              else int(self.length[rows].max())) for rows in chunks]
 
   def batch(self, rows, length, *, labels):
-    """Arguments of a BertForQuestionAnswering."""
+    """Returns the arguments of a BertForQuestionAnswering."""
     column = np.arange(length)[None]
     out = {'input_ids': self._arrays['token_ids'][rows, :length],
            'token_type_ids': self._arrays['token_type_ids'][rows, :length],
@@ -52,7 +52,7 @@ def tensors(arrays):
 
 
 def spread(plan, count):
-  """`count` batches evenly over the order by length, or all there are."""
+  """Returns `count` batches, evenly spread over the order by length."""
   plan = sorted(plan, key=lambda batch: batch[1])
   count = min(count, len(plan))
   return [plan[int((i + 0.5) * len(plan) / count)] for i in range(count)]

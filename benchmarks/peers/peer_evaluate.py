@@ -1,4 +1,4 @@
-"""run_qa's post-processing, then the official SQuAD 2.0 scores."""
+"""Post-processing as in run_qa, then the official SQuAD 2.0 scores."""
 
 import collections
 import pathlib
@@ -36,10 +36,10 @@ class Evaluate:
 
 
 def postprocess_qa_predictions(rows, features, all_starts, all_ends):
-  """Texts by run_qa's heuristic, 20 best starts by 20 best ends a window.
+  """Returns texts by run_qa's heuristic of 20 best starts times 20 best ends.
 
-  Also the margin of null over the best span, and texts where no threshold has
-  silenced any, as the official search for the best threshold wants them.
+  Also returns the margin of null over the best span, and the texts before any
+  threshold, which the official search for the best threshold needs.
   """
   features_of = collections.defaultdict(list)
   for k, feature in enumerate(features):
@@ -115,7 +115,7 @@ def raw_scores(rows, predictions):
 
 
 def squad_v2(rows, predictions, na_scores, always):
-  """EM and F1 in percent, and the best that any threshold would give."""
+  """Returns EM and F1 in percent, and the best over all thresholds."""
   total = len(rows)
   out = {name: 100 * sum(scores.values()) / total for name, scores in zip(
       ('exact_match', 'f1'), raw_scores(rows, predictions), strict=True)}

@@ -1,4 +1,4 @@
-"""run_qa's prepare_train_features."""
+"""Features as made by run_qa's prepare_train_features."""
 
 import pathlib
 import time
@@ -35,7 +35,7 @@ class Features:
     np.savez(target, **out)
 
   def run(self, name):
-    """Seconds of all batches; 'pad 384' is run_qa's default."""
+    """Returns the seconds of all batches; 'pad 384' is run_qa's default."""
     padding = 'max_length' if name == 'pad 384' else False
     began = time.perf_counter()
     for columns in self.columns:

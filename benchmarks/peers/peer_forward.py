@@ -18,7 +18,7 @@ NAMES = ('input_ids', 'attention_mask', 'token_type_ids')
 class Forward:
 
   def build(self, folder):
-    """Loads the weights both sides start from, and the windows."""
+    """Loads the initial weights of both sides and the windows."""
     self.folder = pathlib.Path(folder)
     self.windows = peer_batches.Windows(self.folder / 'windows.npz')
     model = transformers.BertForQuestionAnswering.from_pretrained(
@@ -42,16 +42,16 @@ class Forward:
     shape = len(self.windows.length), self.windows.width
     out = {side: np.full(shape, np.nan, np.float32)
            for side in ('start', 'end')}
-    for (rows, _), found in zip(self._plan(name), self._run(name),
+    for (rows, _), outputs in zip(self._plan(name), self._run(name),
                                 strict=True):
       for k, row in enumerate(rows):
         n = self.windows.length[row]
-        for side, values in zip(('start', 'end'), found, strict=True):
+        for side, values in zip(('start', 'end'), outputs, strict=True):
           out[side][row, :n] = values[k, :n]
     np.savez(target, **out)
 
   def run(self, name):
-    """Seconds until the logits of all windows are on the host."""
+    """Returns the seconds until the logits of all windows are on the host."""
     began = time.perf_counter()
     self._run(name)
     return time.perf_counter() - began
@@ -66,13 +66,13 @@ class Forward:
       self.models[how] = _onnx(self.folder)
     model = self.models.get(how if how == 'onnxruntime' else f' {how}',
                             self.models[''])
-    found = []
+    outputs = []
     with torch.inference_mode(), peer_batches.autocast(name.split()[0]):
       for rows, length in self._plan(name):
         batch = self.windows.batch(rows, length, labels=False)
-        found.append([x.float().cpu().numpy() if torch.is_tensor(x) else x
+        outputs.append([x.float().cpu().numpy() if torch.is_tensor(x) else x
                       for x in model(**batch)])
-    return found
+    return outputs
 
 
 def _logits(output):
@@ -80,7 +80,7 @@ def _logits(output):
 
 
 def _onnx(folder):
-  """An ONNX Runtime session, its graph fused by its own BERT optimizer."""
+  """Returns an ONNX Runtime session, fused by its own BERT optimizer."""
   import onnxruntime
   from onnxruntime.transformers import optimizer
   model = transformers.BertForQuestionAnswering.from_pretrained(

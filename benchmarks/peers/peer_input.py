@@ -1,5 +1,4 @@
-"""torch's DataLoader over rows padded to 384, as transformers' Trainer has it.
-"""
+"""Batches by torch's DataLoader over rows padded to 384, as in Trainer."""
 
 import itertools
 import time
@@ -13,7 +12,7 @@ VARIANTS = {'DataLoader': 0, 'DataLoader, 2 workers': 2}
 
 
 class Rows(torch.utils.data.Dataset):
-  """Lists of ints, one dict a row, as the datasets library gives them."""
+  """Rows as dicts of lists of ints, as the datasets library gives them."""
 
   def __init__(self, arrays):
     mask = np.arange(arrays['token_ids'].shape[1]) < arrays['length'][:, None]
@@ -47,7 +46,7 @@ class Input:
     return {'tokens': tokens, 'variants': list(VARIANTS)}
 
   def run(self, name, batches):
-    """Seconds until that many batches have arrived, epoch after epoch."""
+    """Returns the seconds until `batches` batches are on the device."""
     loader = self.loaders[name]
     endless = itertools.chain.from_iterable(itertools.repeat(loader))
     began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""run_qa's span search of a window, as its post-processing does it."""
+"""Span search of a window as in run_qa's post-processing."""
 
 import time
 
@@ -8,13 +8,13 @@ N_BEST, CAP = 20, 30
 
 
 def best_spans(start, end, offsets):
-  """The legal spans among the 20 best starts times the 20 best ends.
+  """Returns the legal spans among 20 best starts times 20 best ends.
 
   `offsets` is None where there is no context token, as in run_qa.
   """
   starts = np.argsort(start)[-1:-N_BEST - 1:-1].tolist()
   ends = np.argsort(end)[-1:-N_BEST - 1:-1].tolist()
-  found = []
+  spans = []
   for i in starts:
     for j in ends:
       if (i >= len(offsets) or j >= len(offsets)
@@ -23,14 +23,14 @@ def best_spans(start, end, offsets):
         continue
       if j < i or j - i + 1 > CAP:
         continue
-      found.append({'offsets': (offsets[i][0], offsets[j][1]),
+      spans.append({'offsets': (offsets[i][0], offsets[j][1]),
                     'score': start[i] + end[j], 'start_logit': start[i],
                     'end_logit': end[j]})
-  return sorted(found, key=lambda x: x['score'], reverse=True)[:N_BEST]
+  return sorted(spans, key=lambda x: x['score'], reverse=True)[:N_BEST]
 
 
 def enumerated(start, end, mask):
-  """Scores of the 20 best of all legal spans, -inf beyond the last."""
+  """Returns the 20 best scores of all legal spans, -inf beyond the last."""
   start, end = np.where(mask, start, -np.inf), np.where(mask, end, -np.inf)
   scores = np.concatenate([start[:len(start) - w] + end[w:]
                            for w in range(min(CAP, len(start)))])
@@ -48,7 +48,7 @@ class Search:
     self.rows = list(zip(arrays['start'], arrays['end'], offsets, strict=True))
 
   def find(self, target):
-    loop = np.array([found[0]['score'] if found else -np.inf for found in (
+    loop = np.array([spans[0]['score'] if spans else -np.inf for spans in (
         best_spans(*row) for row in self.rows)], np.float32)
     exact = np.stack([enumerated(start, end, mask) for (start, end, _), mask
                       in zip(self.rows, self.masks, strict=True)])

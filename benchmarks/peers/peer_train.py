@@ -1,4 +1,4 @@
-"""Fine-tuning by torch + transformers, as torch_squad.py does it."""
+"""Fine-tuning by torch + transformers, as in torch_squad.py."""
 
 import time
 
@@ -12,10 +12,10 @@ import transformers
 class Train:
 
   def build(self, folder):
-    """Loads the weights both sides start from."""
+    """Loads the initial weights of both sides."""
     self.model = transformers.BertForQuestionAnswering.from_pretrained(
         folder, attn_implementation='sdpa').to(peer_batches.DEVICE)
-    # torch leaves the gradient of [PAD]'s embedding out, though padding has a
+    # torch leaves out the gradient of [PAD]'s embedding, though padding has a
     # share in a softmax over all positions.
     self.model.bert.embeddings.word_embeddings.padding_idx = None
     no_decay = ('bias', 'LayerNorm.weight')
@@ -32,11 +32,11 @@ class Train:
       self.steps[' compiled'] = torch.compile(self.model, dynamic=True)
 
   def compare(self, batch):
-    """Loss and gradient norm of transformers' own loss, without dropout."""
+    """Returns loss and gradient norm of transformers' loss, without dropout."""
     return self._compare(dict(np.load(batch)), context=False)
 
   def compare_context(self, batch):
-    """The same with the softmax over the context and [CLS] alone."""
+    """Returns loss and gradient norm, softmax over context and [CLS] alone."""
     return self._compare(dict(np.load(batch)), context=True)
 
   def _compare(self, arrays, context):
@@ -68,7 +68,7 @@ class Train:
             for layout in peer_batches.LAYOUTS for how in self.steps]
 
   def plan(self, name, windows, batch_size, steps):
-    """Picks the batches of an epoch to time, and runs them once."""
+    """Picks the batches of an epoch to time and runs each once."""
     how = ' compiled' if name.endswith(' compiled') else ''
     dtype, layout = name.removesuffix(' compiled').split(' ', 1)
     windows = peer_batches.Windows(windows)
@@ -81,7 +81,7 @@ class Train:
             'tokens': float(windows.length.sum()) * share}
 
   def run(self, name):
-    """Seconds of the chosen batches, their collation included."""
+    """Returns the seconds of the chosen batches, collation included."""
     return self._update(*self.ways[name])
 
   def _update(self, windows, chosen, dtype, model):

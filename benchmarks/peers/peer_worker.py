@@ -1,7 +1,7 @@
-"""The peer's side of a benchmark suite: python peer_worker.py SUITE THREADS.
+"""The peer's worker: python peer_worker.py SUITE THREADS.
 
-Reads {"call": …, "arguments": {…}} lines on stdin and answers each by one line
-on stdout. Nothing of qa_jax is imported, so the two sides can disagree.
+Reads {"call": …, "arguments": {…}} lines on stdin and answers each with one
+line on stdout. Nothing of qa_jax is imported, so the two sides can disagree.
 """
 
 import importlib
@@ -18,18 +18,18 @@ PACKAGES = ('torch', 'transformers', 'tokenizers', 'numpy', 'onnxruntime')
 
 
 def versions():
-  found = {}
+  packages = {}
   for name in PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      packages[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       continue
-  return found
+  return packages
 
 
 def main(suite, threads):
   replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
-  os.dup2(2, 1)  # what libraries print is no answer
+  os.dup2(2, 1)  # output of libraries is not an answer
 
   def reply(**message):
     replies.write(json.dumps(message) + '\n')
@@ -53,7 +53,7 @@ def main(suite, threads):
     request = json.loads(line)
     try:
       reply(result=calls[request['call']](**request['arguments']))
-    except Exception as e:  # told to the other process, which decides
+    except Exception as e:  # reported to the main process, which decides
       reply(error=f'{request["call"]}: {type(e).__name__}: {e}'[:2000])
 
 

@@ -1,4 +1,4 @@
-"""SUITES: every suite, one file each; SIDES: our worker's part of them."""
+"""The table SUITES, and SIDES: the worker's part of each suite."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ SUITES: dict[str, Callable[[Session], Outcome]] = {
     'features': features.run, 'evaluate': evaluate.run, 'input': inputs.run,
     'startup': startup.run, 'scaling': scaling.run, 'variants': variants.run,
     'population': population.run}
-ALL = tuple(  # of the targets
+ALL = tuple(  # the suites that have targets
     name for name in SUITES
     if name not in ('scaling', 'variants', 'population'))
 

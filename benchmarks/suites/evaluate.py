@@ -1,10 +1,10 @@
-"""Suite evaluate: questions a second from logits to EM and F1.
+"""Suite evaluate: questions per second from logits to EM and F1.
 
-Logits are noise, higher in the context, with a bump at the gold span: a part of
-the answers is right. Where the two differ on purpose: the peer keeps the best
-20 starts and ends and ours is exact, hence the tolerance; BERT's rule that a
-start counts only in the window with the most context around it, which run_qa
-lacks, is left out of ours here.
+The logits are noise, higher in the context, with a peak at the gold span, so
+that some answers are right. The two sides differ on purpose: the peer keeps the
+best 20 starts and ends while qa_jax searches exactly, hence the tolerance.
+run_qa lacks BERT's rule that a start counts only in the window with the most
+context around it, so qa_jax leaves the rule out here.
 """
 
 import pathlib
@@ -26,19 +26,19 @@ from qa_jax.metrics import squad
 from qa_jax.span_scores import SpanScores
 
 BATCH = 256
-POINTS = 0.5  # of EM and F1, on a scale of 100
+POINTS = 0.5  # tolerance of EM and F1, on a scale of 100
 METRICS = ('exact_match', 'f1', 'best_exact_match', 'best_f1')
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def calls(self) -> dict[str, Any]:
     return {'prepare': self.prepare, 'score': self.score, 'run': self.run}
 
   def prepare(self, config: dict[str, Any], target: str,
               folder: str) -> dict[str, float]:
-    """Writes logits [N, L] of all windows."""
+    """Writes the logits [N, L] of all windows."""
     checked = config_lib.check_config(config)
     self._windows = windows = search.windows_of(checked)
     windows.tokenizer.save(pathlib.Path(folder))
@@ -56,27 +56,27 @@ class Ours:
             'tokens': float(windows.total_lengths.sum())}
 
   def score(self) -> dict[str, float]:
-    """EM and F1, and those of the best thresholds."""
+    """Returns EM and F1, also at the best thresholds."""
     spans = self._search()
     examples = self._windows.examples
-    found = answers.merge_windows(self._windows, spans, n_best=search.N_BEST,
+    merged = answers.merge_windows(self._windows, spans, n_best=search.N_BEST,
                                   null_rule='min_null')
-    always = answers.answer_texts(examples, found)
+    always = answers.answer_texts(examples, merged)
     return squad.squad_metrics(
-        examples, {e.id: '' if found.na_score[i] > 0 else always[e.id]
+        examples, {e.id: '' if merged.na_score[i] > 0 else always[e.id]
                    for i, e in enumerate(examples)},
-        na_scores={e.id: float(found.na_score[i])
+        na_scores={e.id: float(merged.na_score[i])
                    for i, e in enumerate(examples)}, always_answer=always,
         version='2.0')
 
   def run(self) -> float:
-    """Seconds from logits on the host to metrics."""
+    """Returns the seconds from logits on the host to metrics."""
     began = time.perf_counter()
     self.score()
     return time.perf_counter() - began
 
   def _search(self) -> candidates.WindowSpans:
-    """The search of all windows, padded to whole batches."""
+    """Searches all windows, padded to whole batches."""
     find = search.program('two_stage', search.CAP)
     count = len(self._windows)
     parts = []
@@ -92,7 +92,7 @@ class Ours:
 
 
 def run(session: Session) -> Outcome:
-  """Ours against run_qa's post-processing and the official metric."""
+  """Compares qa_jax with run_qa's post-processing and the official metric."""
   out = Outcome()
   path = session.write_examples('evaluate', session.sizes.evaluate_questions)
   folder = session.scratch / 'evaluate'
@@ -101,7 +101,7 @@ def run(session: Session) -> Outcome:
     work = ours.call(
         'prepare', target=str(logits), folder=str(folder),
         config=session.config(**search.vocabulary(session), data__train=path))
-    found = ours.call('score')
+    scores = ours.call('score')
     contenders, checks = [harness.Contender(
         'ours', 'search, aggregate, metrics', lambda: ours.call('run'),
         work['questions'], work['tokens'], 'questions')], ()
@@ -112,7 +112,7 @@ def run(session: Session) -> Outcome:
           theirs['windows'] - work['windows']), 0),)
       if checks[0].passed:
         scored = peer.call('score')
-        checks += tuple(harness.Check(key, abs(found[key] - scored[key]),
+        checks += tuple(harness.Check(key, abs(scores[key] - scored[key]),
                                       POINTS) for key in METRICS)
       contenders.append(harness.Contender(
           'peer', 'run_qa post-processing, official metric',

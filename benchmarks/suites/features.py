@@ -1,8 +1,8 @@
-"""Suite features: questions a second from text to windows with labels.
+"""Suite features: questions per second from text to windows with labels.
 
-Cold is tokenisation and all that follows; warm opens what a run before left in
-the feature cache. Windows are compared token by token and label by label, on
-the data as it is; times are of as many questions as SQuAD 1.1 has to train on.
+A cold run tokenises and labels; a warm run opens the windows that an earlier
+run left in the feature cache. Windows are compared token by token and label by
+label. The timed data have as many questions as SQuAD 1.1 has for training.
 """
 
 import pathlib
@@ -25,21 +25,21 @@ from qa_jax.data import windows as windows_lib
 from qa_jax.runtime import console
 
 WAYS = ('cold', 'warm')
-CLASSIC = 'pad 384'  # of the peer's variants
-# Share of windows whose label may differ: gold spans that ours repairs or
-# drops, and questions that it cuts to data.max_question_length.
+CLASSIC = 'pad 384'  # variants of the peer
+# Share of windows whose label may differ: qa_jax repairs or drops gold spans
+# and cuts questions to data.max_question_length.
 LABELS = 0.005
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def calls(self) -> dict[str, Any]:
     return {'prepare': self.prepare, 'warm_up': self.warm_up,
             'write': self.write, 'run': self.run}
 
   def prepare(self, config: dict[str, Any], folder: str) -> None:
-    """Reads the data, and a vocabulary or learns one."""
+    """Reads the data, and reads or learns a vocabulary."""
     self._cache = pathlib.Path(folder) / 'cache'
     self._config = config_lib.check_config(config)
     self._examples = sources.load_examples(self._config.data.train)
@@ -48,13 +48,13 @@ class Ours:
     self._tokenizer.save(pathlib.Path(folder))
 
   def warm_up(self) -> dict[str, float]:
-    """Fills the cache; what there is to do in a run."""
+    """Fills the cache and returns the amount of work of a run."""
     windows = self._make('warm')
     return {'questions': len(windows.examples),
             'tokens': float(windows.total_lengths.sum())}
 
   def write(self, name: str, target: str) -> None:
-    """Writes the windows, for comparison."""
+    """Writes the windows for comparison."""
     windows = self._make(name)
     batch = windows.gather(np.arange(len(windows)),
                            self._config.data.max_length)
@@ -62,7 +62,7 @@ class Ours:
         'token_ids', 'token_type_ids', 'start_positions', 'end_positions')})
 
   def run(self, name: str) -> float:
-    """Seconds from text, or from an entry of the cache, to windows."""
+    """Returns the seconds from text, or from a cache entry, to windows."""
     began = time.perf_counter()
     self._make(name)
     return time.perf_counter() - began
@@ -80,7 +80,7 @@ class Ours:
 
 
 def run(session: Session) -> Outcome:
-  """Ours against prepare_train_features, as run_qa runs it and unpadded."""
+  """Compares qa_jax with prepare_train_features, padded and unpadded."""
   out = Outcome()
   folder = session.scratch / 'features'
   with session.sides('features') as (ours, peer):
@@ -122,7 +122,7 @@ def _load(session: Session, folder: pathlib.Path, path: str,
 def _checks(session: Session, folder: pathlib.Path, ours: harness.Worker,
             peer: harness.Worker | None
             ) -> dict[str, tuple[harness.Check, ...]]:
-  """Cold and warm windows of the data against the peer's."""
+  """Compares cold and warm windows with the peer's."""
   if not peer:
     return {}
   _load(session, folder, session.write_examples('features'), ours, peer)
@@ -137,7 +137,7 @@ def _checks(session: Session, folder: pathlib.Path, ours: harness.Worker,
 
 
 def compare(ours: Any, theirs: Any) -> tuple[harness.Check, ...]:
-  """Windows of both sides [N, L], in the order of questions and contexts."""
+  """Compares the windows [N, L] of both sides, in the order of questions."""
   if ours['token_ids'].shape != theirs['token_ids'].shape:
     return (harness.Check('windows', abs(
         len(ours['token_ids']) - len(theirs['token_ids'])), 0),)

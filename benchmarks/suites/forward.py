@@ -1,7 +1,7 @@
-"""Suite forward: windows a second over a held-out set, at real lengths.
+"""Suite forward: windows per second over a held-out set, at real lengths.
 
-Ours is what evaluation runs, encoder, head and span search in one program; the
-peer stops at the logits. Both see all windows in every run.
+qa_jax runs its evaluation program of encoder, head and span search; the peer
+stops at the logits. Both see all windows in every run.
 """
 
 import pathlib
@@ -19,13 +19,13 @@ from qa_jax import config as config_lib
 from qa_jax.inference import decode
 from qa_jax.training import trainer as trainer_lib
 
-# Of scores, in standard deviations of the peer's float32 logits.
+# Tolerances of scores, in standard deviations of the peer's float32 logits.
 TOLERANCE = {'float32': 1e-3, 'bfloat16': 0.2}
 REFERENCE = 'float32 pad to longest'
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def __init__(self):
     self._trainers: dict[str, trainer_lib.Trainer] = {}
@@ -34,7 +34,7 @@ class Ours:
     return {'prepare': self.prepare, 'build': self.build, 'run': self.run}
 
   def prepare(self, config: dict[str, Any], target: str) -> dict[str, Any]:
-    """Writes the weights that both sides start from, and the windows."""
+    """Writes the initial weights of both sides and the windows."""
     trainer = trainer_lib.Trainer(config_lib.check_config(config))
     train.write_start(trainer, pathlib.Path(target))
     self._rows = trainer.batches.indices
@@ -42,7 +42,7 @@ class Ours:
         trainer.windows.total_lengths[self._rows].sum())}
 
   def build(self, name: str, config: dict[str, Any], target: str) -> None:
-    """Compiles a variant and writes the spans that it finds."""
+    """Compiles a variant and writes its best spans."""
     self._trainers[name] = trainer_lib.Trainer(config_lib.check_config(config))
     spans, rows = self._score(name), self._rows
     np.savez(target, start=spans.start[rows], end=spans.end[rows],
@@ -50,7 +50,7 @@ class Ours:
              null=spans.null[rows])
 
   def run(self, name: str) -> float:
-    """Seconds of encoder, head and search over all windows."""
+    """Returns the seconds of encoder, head and search over all windows."""
     began = time.perf_counter()
     self._score(name)
     return time.perf_counter() - began
@@ -62,7 +62,7 @@ class Ours:
 
 
 def run(session: Session) -> Outcome:
-  """Ours against the classic and the best peer, for every encoder."""
+  """Compares qa_jax with the classic and the best peer, for every encoder."""
   out = Outcome()
   for encoder in session.encoders[:1]:
     with session.sides('forward') as (ours, peer):
@@ -75,7 +75,7 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
   folder = session.scratch / f'forward_{encoder}'
   folder.mkdir(exist_ok=True)
   sample = session.write_examples('forward', session.sizes.forward_questions)
-  made = ours.call('prepare', target=str(folder), config=session.config(
+  prepared = ours.call('prepare', target=str(folder), config=session.config(
       **train.encoder_fields(session, encoder), data__train=sample))
   contenders, checks = [], {}
   reference = None
@@ -84,30 +84,30 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
     peer.call('logits', name=REFERENCE, target=str(folder / 'logits.npz'))
     reference = np.load(folder / 'logits.npz')
   for name, way in train.variants().items():
-    found = folder / 'spans.npz'
-    ours.call('build', name=name, target=str(found), config=session.config(
+    spans = folder / 'spans.npz'
+    ours.call('build', name=name, target=str(spans), config=session.config(
         model__preset='', model__init_from=str(folder), data__train=sample,
         **way))
     if reference is not None:
       checks[name] = compare_spans(
-          name, np.load(found), np.load(folder / 'windows.npz'), reference,
+          name, np.load(spans), np.load(folder / 'windows.npz'), reference,
           TOLERANCE[way['precision__compute_dtype']])
       if not all(c.passed for c in checks[name]):
         continue
     contenders.append(harness.Contender(
         'ours', name, lambda name=name: ours.call('run', name=name),
-        made['windows'], made['tokens'], 'windows'))
+        prepared['windows'], prepared['tokens'], 'windows'))
   if peer:
-    contenders += _peers(peer, folder, made, reference, checks, out)
+    contenders += _peers(peer, folder, prepared, reference, checks, out)
   harness.compete(contenders, session.rounds, always=(train.CLASSIC,))
   out.timings += [c.timing for c in contenders]
   train.add_rows('forward', NAMES[encoder], contenders, checks, out)
 
 
-def _peers(peer: harness.Worker, folder: pathlib.Path, made: dict[str, Any],
+def _peers(peer: harness.Worker, folder: pathlib.Path, prepared: dict[str, Any],
            reference: Any, checks: dict[str, tuple[harness.Check, ...]],
            out: Outcome) -> list[harness.Contender]:
-  """The peer's variants that agree with its own float32."""
+  """Returns the peer's variants that agree with its float32 logits."""
   contenders = []
   for name in peer.call('variants'):
     try:
@@ -125,12 +125,12 @@ def _peers(peer: harness.Worker, folder: pathlib.Path, made: dict[str, Any],
       continue
     contenders.append(harness.Contender(
         'peer', name, lambda name=name: peer.call('run', name=name),
-        made['windows'], made['tokens'], 'windows'))
+        prepared['windows'], prepared['tokens'], 'windows'))
   return contenders
 
 
 def spread(logits: Any) -> float:
-  """The standard deviation of start and end logits of real tokens."""
+  """Returns the standard deviation of start and end logits of real tokens."""
   values = np.stack([logits['start'], logits['end']])
   return float(values[np.isfinite(values)].std())
 
@@ -138,10 +138,11 @@ def spread(logits: Any) -> float:
 def compare_spans(name: str, spans: Any, windows: Any, logits: Any,
                   tolerance: float, cap: int = 30
                   ) -> tuple[harness.Check, ...]:
-  """Our spans against the peer's logits [N, L], NaN where there is no token.
+  """Compares the spans of qa_jax with the peer's logits [N, L].
 
-  What a span scores there, what null does, and whether any legal span is
-  better than our best, which a plain loop over widths finds out.
+  Checks the score of each span, the null score, and by a plain loop over widths
+  that no legal span is better than the best. The logits are NaN where there is
+  no token.
   """
   start, end = (np.where(windows[mask], logits[side], -np.inf)
                 for side, mask in (('start', 'start_mask'),
@@ -154,10 +155,10 @@ def compare_spans(name: str, spans: Any, windows: Any, logits: Any,
     best = np.maximum(best, (start[:, :stop] + end[:, width:]).max(axis=1))
   null = logits['start'][:, 0] + logits['end'][:, 0]
   valid, unit = spans['valid'], spread(logits)
-  found = spans['score'][:, 0]
+  span_scores = spans['score'][:, 0]
   return tuple(harness.Check(f'{what} ({name})', harness.largest(
       np.abs(difference).ravel()) / unit, tolerance)
       for what, difference in (
           ('span scores', (spans['score'] - claimed)[valid]),
-          ('best span', (found - best)[valid[:, 0]]),
+          ('best span', (span_scores - best)[valid[:, 0]]),
           ('null', spans['null'] - null)))

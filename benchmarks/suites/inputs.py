@@ -1,6 +1,6 @@
-"""Suite input: batches a second from windows in memory to the device.
+"""Suite input: batches per second from windows in memory to the device.
 
-Ours gathers a whole batch at its bucket's length from the ragged store; the
+qa_jax gathers a whole batch at the length of its bucket from ragged arrays. The
 peer's DataLoader stacks rows that were padded to 384, one at a time.
 """
 
@@ -22,13 +22,13 @@ BATCH = 16
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def calls(self) -> dict[str, Any]:
     return {'prepare': self.prepare, 'run': self.run}
 
   def prepare(self, config: dict[str, Any], target: str) -> dict[str, float]:
-    """Writes the windows; adds up an epoch of batches."""
+    """Writes the windows and counts tokens and windows of an epoch."""
     self._trainer = trainer = trainer_lib.Trainer(
         config_lib.check_config(config))
     train.write_start(trainer, pathlib.Path(target))
@@ -42,7 +42,7 @@ class Ours:
             'batches': trainer.batches.steps_per_epoch}
 
   def run(self, batches: int) -> float:
-    """Seconds until that many batches have arrived."""
+    """Returns the seconds until `batches` batches are on the device."""
     trainer = self._trainer
     began = time.perf_counter()
     for _ in range(batches):
@@ -52,20 +52,21 @@ class Ours:
 
 
 def run(session: Session) -> Outcome:
-  """Ours against DataLoaders with and without worker processes."""
+  """Compares qa_jax with DataLoaders with and without worker processes."""
   out = Outcome()
   batches = session.sizes.input_batches
   folder = session.scratch / 'input'
   folder.mkdir(exist_ok=True)
   with session.sides('input') as (ours, peer):
-    made = ours.call('prepare', target=str(folder), config=session.config(
+    prepared = ours.call('prepare', target=str(folder), config=session.config(
         **search.vocabulary(session), model__preset='tiny',
         train__batch_size=BATCH))
-    share = batches / made['batches']
-    work = dict(items=made['windows'] * share, tokens=made['tokens'] * share,
+    share = batches / prepared['batches']
+    work = dict(items=prepared['windows'] * share,
+                tokens=prepared['tokens'] * share,
                 unit='windows')
     checks = (harness.Check('windows of an epoch', abs(
-        made['windows'] - made['expected']), 0),)
+        prepared['windows'] - prepared['expected']), 0),)
     contenders = [harness.Contender(
         'ours', 'gathered buckets', lambda: ours.call('run', batches=batches),
         **work)]
@@ -73,15 +74,15 @@ def run(session: Session) -> Outcome:
       theirs = peer.call('load', windows=str(folder / 'windows.npz'),
                          batch_size=BATCH)
       checks += (harness.Check('real tokens of an epoch', abs(
-          made['tokens'] - theirs['tokens']), 0),)
+          prepared['tokens'] - theirs['tokens']), 0),)
       contenders += [harness.Contender(
           'peer', name, lambda name=name: peer.call(
               'run', name=name, batches=batches), **work)
           for name in theirs['variants']]
     harness.compete(contenders, session.rounds)
   out.timings += [c.timing for c in contenders]
-  best = {side: harness.fastest(found).timing for side in ('ours', 'peer')
-          if (found := [c for c in contenders if c.side == side])}
+  best = {side: harness.fastest(of_side).timing for side in ('ours', 'peer')
+          if (of_side := [c for c in contenders if c.side == side])}
   out.rows.append(harness.Row(
       'input', f'batches of {BATCH} to the device', best['ours'],
       best.get('peer'), checks=checks, against='torch DataLoader'))

@@ -1,10 +1,10 @@
 """Suite population: trials that differ in seed and rate, run in three ways.
 
-As one program, as processes side by side, as processes one after another: each
-is the sweep command with a cache of its own, so start-up, compilation and
-evaluation are in it. Then updates alone, in one process after compilation, as
-one program and one member after another by the program of one. Losses are
-compared first.
+The trials run as one program, as processes side by side, and as processes one
+after another. Each way is the sweep command with an empty cache, so start-up,
+compilation and evaluation are included. A further row times updates alone,
+after compilation: all members in one program against one member after another.
+Losses are compared first.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ from qa_jax.runtime import console
 from qa_jax.training import population
 from qa_jax.training import trainer
 
-TOLERANCE = 1e-5  # of losses, relative
+TOLERANCE = 1e-5  # relative tolerance of losses
 SEEDS = 2
 CONFIG = '''
 import ml_collections
@@ -42,7 +42,7 @@ def sweep():
 
 
 class Ours:
-  """The side of the worker: updates after compilation."""
+  """The calls of the worker of qa_jax: updates after compilation."""
 
   def __init__(self):
     self._ways: dict[str, Callable[[], tuple[float, np.ndarray]]] = {}
@@ -52,7 +52,7 @@ class Ours:
     return {'build': self.build, 'run': self.run, 'difference': self.difference}
 
   def build(self, configs: list[dict[str, Any]], steps: int) -> list[str]:
-    """Compiles → the names of the ways."""
+    """Compiles both programs and returns the names of the ways."""
     first = trainer.Trainer(config_lib.check_config(configs[0]))
     members = [
         trainer.Trainer(config_lib.check_config(c), like=first) for c in configs
@@ -67,26 +67,28 @@ class Ours:
     single = jax.jit(step, donate_argnums=0)
 
     def as_one() -> tuple[float, np.ndarray]:
-      state, own, found = program.place(states), program.place(rates), []
+      state, member_rates, losses = program.place(states), program.place(
+          rates), []
       began = time.perf_counter()
       for rows in zip(*batches, strict=True):
-        state, values = program.step(state, own, program.place(rows))
-        found.append(values['loss'])
-        jax.block_until_ready(found[-1])
+        state, values = program.step(state, member_rates, program.place(rows))
+        losses.append(values['loss'])
+        jax.block_until_ready(losses[-1])
       return time.perf_counter() - began, np.stack(
-          [program.take(x) for x in found], axis=1)
+          [program.take(x) for x in losses], axis=1)
 
     def one_by_one() -> tuple[float, np.ndarray]:
-      seconds, found = 0.0, []
-      for start, own, rows in zip(states, rates, batches, strict=True):
-        state, own = jax.device_put((start, own), first.devices[0])
+      seconds, losses = 0.0, []
+      for start, member_rates, rows in zip(states, rates, batches, strict=True):
+        state, member_rates = jax.device_put((start, member_rates),
+                                             first.devices[0])
         began = time.perf_counter()
         for batch in rows:
           state, values = single(
-              state, own, jax.device_put(batch, first.devices[0]))
-          found.append(jax.block_until_ready(values['loss']))
+              state, member_rates, jax.device_put(batch, first.devices[0]))
+          losses.append(jax.block_until_ready(values['loss']))
         seconds += time.perf_counter() - began
-      return seconds, np.reshape(jax.device_get(found), (len(members), -1))
+      return seconds, np.reshape(jax.device_get(losses), (len(members), -1))
 
     self._ways = {'one program': as_one, 'one after another': one_by_one}
     for name in self._ways:
@@ -102,14 +104,14 @@ class Ours:
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
-  """The largest relative difference; infinite if there are not as many."""
+  """Returns the largest relative difference; infinite if the counts differ."""
   if np.shape(a) != np.shape(b):
     return np.inf
   return float(np.max(np.abs(a - b) / np.abs(b)))
 
 
 def run(session: Session) -> Outcome:
-  """Rows of the commands, and one of updates."""
+  """Returns the rows of the three commands and one of updates alone."""
   out, sizes = Outcome(), session.sizes
   count, steps = sizes.population_members, sizes.population_steps
   config = session.config(
@@ -121,7 +123,7 @@ def run(session: Session) -> Outcome:
       train__batch_size=32, train__num_steps=steps, train__log_every_steps=1)
   rates = [1e-3 / 2**n for n in range(count // SEEDS)]
   with session.worker('ours', 'population') as ours:
-    timed = max(1, steps // 8)  # of each member, many times over
+    timed = max(1, steps // 8)  # updates of each member, many times over
     names = ours.call('build', steps=timed, configs=[
         config_lib.override(config, {'seed': seed, 'optim.learning_rate': rate})
         for rate in rates for seed in range(SEEDS)])
@@ -141,7 +143,7 @@ def run(session: Session) -> Outcome:
 
 def _commands(session: Session, out: Outcome, config: Mapping[str, Any],
               rates: list[float]) -> None:
-  """Each way once: they take long, and nothing is warm in any."""
+  """Runs each way once: each takes long and starts with cold caches."""
   path = session.scratch / 'population.py'
   path.write_text(CONFIG.format(fields=config, rates=rates))
   ways = {'one program': ['--engine=population'],

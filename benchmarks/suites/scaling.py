@@ -1,8 +1,8 @@
-"""Suite scaling: how cost grows; two figures under --figures.
+"""Suite scaling: growth of cost with size, in two figures under --figures.
 
-Step time against window length, batch and devices; search time against window
-length and the longest span allowed. Devices are virtual ones that share the
-cores: their curve shows overhead, and is flat at best.
+One figure shows step time against window length, batch size and devices, the
+other search time against window length and longest span. The devices are
+virtual and share the cores: their curve shows overhead and is flat at best.
 """
 
 import pathlib
@@ -22,20 +22,20 @@ from qa_jax.io import plots
 from qa_jax.span_scores import SpanScores
 from qa_jax.training import trainer as trainer_lib
 
-LENGTH, BATCH, CAP = 128, 8, 30  # what is held while another grows
+LENGTH, BATCH, CAP = 128, 8, 30  # fixed while another size grows
 SEARCHES = ('two_stage', 'banded', 'dense')
 SEARCH_LENGTH, SEARCH_BATCH = 384, 32
 COLOURS = (plots.START, plots.END, '#009E73')
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def calls(self) -> dict[str, Any]:
     return {'step': self.step, 'search': self.search}
 
   def step(self, config: dict[str, Any], rounds: int) -> float:
-    """Least seconds of an update on full windows of data.max_length."""
+    """Returns the least seconds of an update on full windows."""
     trainer = trainer_lib.Trainer(config_lib.check_config(config))
     length = trainer.config.data.max_length
     longest = np.argsort(-trainer.windows.total_lengths, kind='stable')
@@ -50,10 +50,10 @@ class Ours:
           state, trainer.parallel.place_batch(batch))
       jax.block_until_ready((state, metrics))
       seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])  # the first one compiles
+    return min(seconds[1:])  # the first run compiles
 
   def search(self, name: str, length: int, cap: int, rounds: int) -> float:
-    """Least seconds a window of a search of random scores."""
+    """Returns the least seconds per window of a search of random scores."""
     shape = SEARCH_BATCH, length
     rng = np.random.default_rng(0)
     mask = np.broadcast_to(np.arange(length) >= min(20, length // 2), shape)
@@ -68,7 +68,7 @@ class Ours:
 
 
 def run(session: Session) -> Outcome:
-  """The curves, and their figures."""
+  """Measures the curves and draws their figures."""
   out, sizes = Outcome(), session.sizes
   with session.worker('ours', 'scaling') as ours:
     step = lambda **fields: ours.call(
@@ -100,7 +100,7 @@ def _config(session: Session, length: int = LENGTH, batch: int = BATCH,
 
 
 def _on_devices(session: Session, devices: int) -> float:
-  """The same batch over virtual devices; they take a process of their own."""
+  """Times one batch over virtual devices, in a process of its own."""
   with session.worker('ours', 'scaling', extra={
       'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices)}) as ours:
     return ours.call('step', rounds=session.rounds,
@@ -108,7 +108,7 @@ def _on_devices(session: Session, devices: int) -> float:
 
 
 def draw(curves: dict[str, Any], folder: pathlib.Path) -> list[pathlib.Path]:
-  """scaling_step.svg and scaling_search.svg; returns their paths."""
+  """Draws scaling_step.svg and scaling_search.svg and returns their paths."""
   labels = {'window length': 'window length (tokens)',
             'batch': 'batch (windows)', 'longest span': 'longest span (tokens)',
             'devices': 'virtual devices on the same cores'}

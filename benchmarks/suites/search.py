@@ -1,10 +1,11 @@
-"""Suite search: microseconds a window of the exact top-20 span search.
+"""Suite search: microseconds per window of the exact search for 20 spans.
 
-Random scores of real windows, higher in the context, as a trained model has
-them: then most of the 400 pairs that the peer's loop tries are in it. That loop
-is what run_qa does between logits and text: the 20 best starts by the 20 best
-ends of all positions. It can miss the best span, so it is compared with our
-program of the same heuristic, and our exact ones with an enumeration.
+The scores of real windows are random but higher in the context, as a trained
+model's are; most of the 400 pairs that the peer tries then lie in the context.
+The peer is run_qa's loop between logits and text: the 20 best starts times the
+20 best ends of all positions. It can miss the best span. It is therefore
+compared with the program of qa_jax for the same heuristic, and the exact
+searches are compared with an enumeration.
 """
 
 import functools
@@ -27,11 +28,11 @@ from qa_jax.decoding import search
 from qa_jax.span_scores import SpanScores
 
 CAP, N_BEST = 30, 20
-CONTEXT = 3.0  # deviations that scores are higher there
+CONTEXT = 3.0  # standard deviations that scores in the context are higher
 
 
 def windows_of(config: config_lib.Config) -> windows_lib.WindowSet:
-  """Those of data.train; a vocabulary is learned if none is given."""
+  """Makes the windows of data.train; learns a vocabulary if none is given."""
   examples = sources.load_examples(config.data.train)
   return input_pipeline.make_windows(
       config, examples,
@@ -40,7 +41,7 @@ def windows_of(config: config_lib.Config) -> windows_lib.WindowSet:
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def calls(self) -> dict[str, Any]:
     return {'prepare': self.prepare, 'find': self.find, 'run': self.run}
@@ -49,25 +50,28 @@ class Ours:
               target: str) -> dict[str, float]:
     """Writes random scores [N, L] and the masks of real windows."""
     checked = config_lib.check_config(config)
-    made = windows_of(checked)
+    window_set = windows_of(checked)
     rng = np.random.default_rng(checked.seed)
-    rows = rng.permutation(len(made))[:windows]
-    mask = made.gather(rows, checked.data.max_length)['context_mask']
+    rows = rng.permutation(len(window_set))[:windows]
+    mask = window_set.gather(rows, checked.data.max_length)['context_mask']
     noise = rng.normal(size=(2, *mask.shape))
     start, end = (noise + CONTEXT * mask).astype(np.float32)
     np.savez(target, start=start, end=end, mask=mask)
     self._start, self._end, self._mask = jax.device_put((start, end, mask))
     return {'windows': len(rows),
-            'tokens': float(made.total_lengths[rows].sum())}
+            'tokens': float(window_set.total_lengths[rows].sum())}
 
   def find(self, name: str, windows: int, target: str) -> None:
-    """Writes the spans of the first windows."""
-    found = self._search(name, windows)
-    np.savez(target, start=found.start, end=found.end, score=found.score,
-             valid=found.valid)
+    """Writes the best spans of the first windows."""
+    best_spans = self._search(name, windows)
+    np.savez(target,
+             start=best_spans.start,
+             end=best_spans.end,
+             score=best_spans.score,
+             valid=best_spans.valid)
 
   def run(self, name: str, windows: int, repeats: int) -> float:
-    """Seconds of `repeats` searches of the first windows."""
+    """Returns the seconds of `repeats` searches of the first windows."""
     began = time.perf_counter()
     for _ in range(repeats):
       jax.block_until_ready(self._search(name, windows))
@@ -81,30 +85,30 @@ class Ours:
 
 @functools.cache
 def program(name: str, cap: int) -> Any:
-  """A search of SEARCHES, compiled."""
+  """Compiles a search of SEARCHES."""
   return jax.jit(functools.partial(
       search.SEARCHES[name](), max_answer_length=cap, n_best=N_BEST))
 
 
 def run(session: Session) -> Outcome:
-  """Two stages against the peer's loop, and against our definition."""
+  """Compares two_stage with the peer's loop and with the dense search."""
   out, sizes = Outcome(), session.sizes
   scores = str(session.scratch / 'scores.npz')
   few = sizes.dense_windows
   with session.sides('search') as (ours, peer):
-    made = ours.call('prepare', windows=sizes.search_windows, target=scores,
+    prepared = ours.call('prepare', windows=sizes.search_windows, target=scores,
                      config=session.config(
                          **vocabulary(session), data__buckets=[]))
-    count = int(made['windows'])
+    count = int(prepared['windows'])
     few = min(few, count)
-    found = {}
+    spans = {}
     for name, windows in (('two_stage', count), ('top_k', count),
                           ('dense', few)):
       path = session.scratch / f'{name}.npz'
       ours.call('find', name=name, windows=windows, target=str(path))
-      found[name] = np.load(path)
+      spans[name] = np.load(path)
     same = (harness.Check('two_stage = dense, differing slots', float(sum(
-        (found['two_stage'][k][:few] != found['dense'][k]).sum()
+        (spans['two_stage'][k][:few] != spans['dense'][k]).sum()
         for k in ('start', 'end', 'score', 'valid'))), 0),)
     repeats = sizes.search_repeats
     contenders = {
@@ -121,7 +125,7 @@ def run(session: Session) -> Outcome:
       theirs = session.scratch / 'loop.npz'
       peer.call('load', path=scores)
       missed = peer.call('find', target=str(theirs))['missed']
-      loop = same + _compare(found, np.load(theirs))
+      loop = same + _compare(spans, np.load(theirs))
       out.notes.append(f'search: the peer misses the best span of {missed} of '
                        f'{count} windows; ours is exact')
       contenders['peer'] = harness.Contender(
@@ -140,16 +144,17 @@ def run(session: Session) -> Outcome:
 
 
 def vocabulary(session: Session) -> dict[str, str]:
-  """Config fields: the checkpoint's vocabulary if there is one."""
+  """Returns the config fields of the checkpoint's vocabulary, if any."""
   return {'data__vocab': session.encoder} if session.encoder else {}
 
 
-def _compare(found: dict[str, Any], theirs: Any) -> tuple[harness.Check, ...]:
-  """Scores [N, 20] against the enumeration, the best [N] against the loop."""
-  exact, ours = theirs['exact'], found['two_stage']
+def _compare(program_spans: dict[str, Any],
+             theirs: Any) -> tuple[harness.Check, ...]:
+  """Compares scores [N, 20] with the enumeration and the best with the loop."""
+  exact, ours = theirs['exact'], program_spans['two_stage']
   legal = np.isfinite(exact)
-  heuristic = np.where(found['top_k']['valid'][:, 0],
-                       found['top_k']['score'][:, 0], -np.inf)
+  heuristic = np.where(program_spans['top_k']['valid'][:, 0],
+                       program_spans['top_k']['score'][:, 0], -np.inf)
   return (
       harness.Check('legal slots', float((legal != ours['valid']).sum()), 0),
       harness.Check('scores = an enumeration', harness.largest(

@@ -1,8 +1,8 @@
 """Suite startup: seconds from process start to the first completed step.
 
-`experiments.train` as a user runs it, with the buckets of the config, which are
-all compiled before the first step: once with empty caches and once with what
-that run left in them.
+Runs `experiments.train` as a user does, with all buckets of the config, which
+are compiled before the first step. The cold run has empty caches; the warm run
+has the caches that the cold run left.
 """
 
 from collections.abc import Mapping
@@ -19,24 +19,24 @@ from benchmarks.session import Session
 from benchmarks.suites import search
 from qa_jax.checkpoints.run_directory import RunDirectory
 
-STEPS = 100  # enough that each bucket is met
-FIRST_STEP = f'train 1/{STEPS} '  # how progress begins once it is read back
+STEPS = 100  # enough questions to meet each bucket
+FIRST_STEP = f'train 1/{STEPS} '  # the beginning of the progress line of step 1
 
 
 def cache_environment(folder: pathlib.Path) -> dict[str, str]:
-  """Variables that put every cache under `folder`."""
+  """Returns environment variables that put every cache under `folder`."""
   return {'XDG_CACHE_HOME': str(folder),
           'JAX_COMPILATION_CACHE_DIR': str(folder / 'compiled')}
 
 
 def run(session: Session) -> Outcome:
-  """Empty caches against warm ones, in turn."""
+  """Times cold and warm runs in turn."""
   out, losses = Outcome(), {'empty': [], 'warm': []}
   count = 0
 
   def start(which: str) -> float:
     nonlocal count
-    count += which == 'empty'  # the warm run opens what the empty one left
+    count += which == 'empty'  # the warm run uses the caches of the cold run
     workdir = session.scratch / f'startup_{count}_{which}'
     seconds = first_step(
         command(session, workdir), harness.environment(session.threads)
@@ -62,7 +62,7 @@ def run(session: Session) -> Outcome:
 
 
 def command(session: Session, workdir: pathlib.Path) -> list[str]:
-  """A run of the first encoder, which is ended after its first step."""
+  """Returns the command of a run that is ended after its first step."""
   fields = {
       'model.init_from': session.encoder,
       'data.train': session.source(), 'data.eval': '', 'seed': session.seed,
@@ -78,19 +78,19 @@ def command(session: Session, workdir: pathlib.Path) -> list[str]:
 
 
 def first_step(command: list[str], environment: Mapping[str, str]) -> float:
-  """Seconds until the command says that step 1 is done; then ends it.
+  """Returns the seconds until the command reports step 1, then ends it.
 
   Raises:
-    WorkerError: it ended without; what it said last is the reason.
+    WorkerError: the command ended before; its last output is the reason.
   """
-  began, seconds, said = time.perf_counter(), 0.0, ''
+  began, seconds, last_line = time.perf_counter(), 0.0, ''
   with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE,
                         stdout=subprocess.DEVNULL, text=True) as process:
     for line in process.stderr:
-      said = line.strip() or said
+      last_line = line.strip() or last_line
       if line.startswith(FIRST_STEP) and not seconds:
         seconds = time.perf_counter() - began
         process.terminate()
   if not seconds:
-    raise harness.WorkerError(f'experiments.train: {said}')
+    raise harness.WorkerError(f'experiments.train: {last_line}')
   return seconds

@@ -1,10 +1,11 @@
-"""Suite train: examples a second of fine-tuning at real lengths.
+"""Suite train: examples per second of fine-tuning at real lengths.
 
-Every contender plans an epoch in its own way (buckets, packing, padding to
-384, padding to the longest, length grouping), sorts its batches by length and
-runs the same number of them, evenly spread. Seconds of an epoch are the mean
-of those times its number of batches: so each is charged for its own padding
-and for its own number of batches, over the same examples.
+Every contender plans an epoch in its own way (buckets, packing, padding to 384,
+padding to the longest, length grouping). It sorts its batches by length and
+runs an equal number of them, evenly spread. The seconds of an epoch are the
+mean time of these batches times the number of batches in the epoch. Each
+contender is thus charged for its own padding and number of batches, over the
+same examples.
 """
 
 from collections.abc import Mapping
@@ -28,14 +29,14 @@ from qa_jax.runtime import devices
 from qa_jax.training import dry_run
 from qa_jax.training import trainer as trainer_lib
 
-Checks = dict[str, tuple[harness.Check, ...]]  # by contender
-CLASSIC = 'float32 pad 384'  # of the peer's variants
-# What rounding may cost: float32 sums in another order, bfloat16 products.
+Checks = dict[str, tuple[harness.Check, ...]]  # checks by contender
+CLASSIC = 'float32 pad 384'  # variants of the peer
+# Tolerances for rounding: float32 sums in another order, bfloat16 products.
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 3e-2}
 
 
 def variants() -> dict[str, dict[str, Any]]:
-  """Our ways to train: name → config fields."""
+  """Returns the ways of qa_jax to train: name → config fields."""
   return {f'{dtype} {layout}': {'precision__compute_dtype': dtype,
                                 'data__packing': layout == 'packed'}
           for dtype, layout in (('float32', 'buckets'), ('bfloat16', 'buckets'),
@@ -43,7 +44,7 @@ def variants() -> dict[str, dict[str, Any]]:
 
 
 class Ours:
-  """The side of the worker."""
+  """The calls of the worker of qa_jax."""
 
   def __init__(self):
     self._ways: dict[str, _Way] = {}
@@ -53,14 +54,14 @@ class Ours:
             'build': self.build, 'run': self.run}
 
   def prepare(self, config: dict[str, Any], target: str) -> dict[str, Any]:
-    """Writes the weights that both sides start from, and the windows."""
+    """Writes the initial weights of both sides and the windows."""
     trainer = trainer_lib.Trainer(config_lib.check_config(config))
     write_start(trainer, pathlib.Path(target))
     return {'parameters': dry_run.parameters(trainer),
             'examples': len(trainer.windows.examples)}
 
   def compare(self, config: dict[str, Any], target: str) -> dict[str, float]:
-    """One update of the only batch there is, which goes to `target`."""
+    """Makes one update on the only batch and writes the batch to `target`."""
     trainer = trainer_lib.Trainer(config_lib.check_config(config))
     assert trainer.batches.steps_per_epoch == 1, trainer.batches
     batch = next(trainer.batches)
@@ -84,7 +85,7 @@ class Ours:
 
 
 class _Way:
-  """A trainer, and the positions of the batches that stand for its epoch."""
+  """A trainer and the positions of the batches that represent its epoch."""
 
   def __init__(self, config: config_lib.Config, steps: int):
     self.trainer = trainer_lib.Trainer(config)
@@ -100,7 +101,7 @@ class _Way:
     self._state, self.trainer.state = placed(self.trainer), None
 
   def run(self) -> float:
-    """Seconds of the chosen batches, host work included."""
+    """Returns the seconds of the chosen batches, host work included."""
     ahead, began = devices.RunAhead(2), time.perf_counter()
     for index in self._chosen:
       self.trainer.batches.seek({'epoch': 0, 'index': index})
@@ -114,7 +115,7 @@ class _Way:
 
 
 def write_start(trainer: trainer_lib.Trainer, folder: pathlib.Path) -> None:
-  """Weights, vocabulary and windows to train on, for both sides."""
+  """Writes weights, vocabulary and training windows for both sides."""
   hugging_face.write_weights(
       hugging_face_lib.to_hugging_face(trainer.state.params), folder)
   files.write_json(folder / 'config.json', hugging_face.hugging_face_config(
@@ -129,7 +130,7 @@ def write_start(trainer: trainer_lib.Trainer, folder: pathlib.Path) -> None:
 
 
 def spread(sizes: list[int], count: int) -> list[int]:
-  """`count` positions evenly over the order by size, or all there are."""
+  """Returns `count` positions, evenly spread over the order by size."""
   order = np.argsort(sizes, kind='stable')
   count = min(count, len(order))
   return [int(order[int((i + 0.5) * len(order) / count)])
@@ -137,26 +138,26 @@ def spread(sizes: list[int], count: int) -> list[int]:
 
 
 def placed(trainer: trainer_lib.Trainer) -> Any:
-  """The train state where its step wants it."""
+  """Returns the train state, placed on the devices of its step."""
   return jax.device_put(
       trainer.state, trainer.parallel.state_sharding(trainer.state))
 
 
 def run(session: Session) -> Outcome:
-  """Rows of every encoder: ours against the classic and the best peer."""
+  """Compares qa_jax with the classic and the best peer, for every encoder."""
   out = Outcome()
   for encoder in session.encoders:
     try:
       with session.sides('train') as (ours, peer):
         _run(session, encoder, ours, peer, out)
-    except harness.WorkerError as e:  # such as out of memory: keep the others
+    except harness.WorkerError as e:  # such as out of memory; others go on
       out.rows.append(harness.Row('train', NAMES[encoder], None, None,
                                   note=f'left out: {e}'))
   return out
 
 
 def encoder_fields(session: Session, encoder: str) -> dict[str, Any]:
-  """Config fields of an encoder before anything is exported."""
+  """Returns the config fields of an encoder before anything is exported."""
   vocabulary = {'data__vocab': session.encoder} if session.encoder else {}
   if session.encoder and encoder == 'minilm_l6':
     return {'model__preset': '', 'model__init_from': session.encoder}
@@ -169,11 +170,12 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
   steps = session.sizes.train_steps[encoder]
   folder = session.scratch / f'train_{encoder}'
   folder.mkdir(exist_ok=True)
-  made = ours.call('prepare', target=str(folder), config=session.config(
+  prepared = ours.call('prepare', target=str(folder), config=session.config(
       **encoder_fields(session, encoder), train__batch_size=batch))
-  out.notes.append(f'train {NAMES[encoder]}: {made["parameters"]:,} parameters,'
-                   f' {made["examples"]:,} questions, {batch} windows an '
-                   f'update, {steps} updates an epoch are timed')
+  out.notes.append(
+      f'train {NAMES[encoder]}: {prepared["parameters"]:,} parameters,'
+      f' {prepared["examples"]:,} questions, {batch} windows an '
+      f'update, {steps} updates an epoch are timed')
   started = {'model__preset': '', 'model__init_from': str(folder),
              'train__batch_size': batch}
   contenders, checks = _ours(session, ours, peer, folder, started, steps)
@@ -189,10 +191,10 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
 def _ours(session: Session, ours: harness.Worker, peer: harness.Worker | None,
           folder: pathlib.Path, started: Mapping[str, Any],
           steps: int) -> tuple[list[harness.Contender], Checks]:
-  """Our variants that agree with the peer, and the checks of all of them.
+  """Returns the variants of qa_jax that agree with the peer, and all checks.
 
-  They are compared on an epoch of one batch, so that it holds the same
-  examples in any layout.
+  They are compared on an epoch of one batch, which holds the same examples in
+  any layout.
   """
   sample = session.write_examples(
       'sample', max(started['train__batch_size'] // 2, 1))
@@ -210,11 +212,11 @@ def _ours(session: Session, ours: harness.Worker, peer: harness.Worker | None,
     context = peer.call('compare_context', batch=str(folder / 'batch.npz'))
   contenders = []
   for name, way in variants().items():
-    found = ours.call('compare', target=str(folder / 'any.npz'),
+    outcome = ours.call('compare', target=str(folder / 'any.npz'),
                       config=session.config(**still, **way))
     if peer:
       checks[name] = checks['parity'] + _differ(
-          name, found, context, TOLERANCE[way['precision__compute_dtype']])
+          name, outcome, context, TOLERANCE[way['precision__compute_dtype']])
       if not all(c.passed for c in checks[name]):
         continue
     built = ours.call('build', name=name, steps=steps,
@@ -246,11 +248,11 @@ def _peers(peer: harness.Worker, folder: pathlib.Path, batch: int,
 
 def add_rows(suite: str, what: str, contenders: list[harness.Contender],
              checks: Checks, out: Outcome) -> None:
-  """Our best against the classic and the best peer; then what was refused."""
+  """Adds the rows of the best variant, then the variants that were refused."""
   best = {}
   for side in ('ours', 'peer'):
-    found = [c for c in contenders if c.side == side]
-    best[side] = harness.fastest(found).timing if found else None
+    matching = [c for c in contenders if c.side == side]
+    best[side] = harness.fastest(matching).timing if matching else None
   classic = next((c.timing for c in contenders if c.name == CLASSIC), None)
   ours = best['ours']
   for target, peer, against in (
@@ -261,5 +263,7 @@ def add_rows(suite: str, what: str, contenders: list[harness.Contender],
         suite, what, ours, peer, wanted.gate, wanted.goal,
         checks.get(ours.name, ()) if ours else (), against))
   out.rows += [
-      harness.Row(suite, f'{what}, {name}', None, None, checks=found)
-      for name, found in checks.items() if not all(c.passed for c in found)]
+      harness.Row(suite, f'{what}, {name}', None, None, checks=matching)
+      for name, matching in checks.items()
+      if not all(c.passed for c in matching)
+  ]

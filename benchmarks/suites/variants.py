@@ -1,8 +1,8 @@
-"""Suite variants: a train step of every head and objective, a search of each.
+"""Suite variants: a train step of every head and objective, and every search.
 
-Every variant of configs/sweep_heads.py, sweep_objectives.py and
-sweep_decoders.py that the part in question sees, in turn with the default, on
-the same windows. Memory is what the compiler plans for a program's temporaries.
+Each variant of configs/sweep_heads.py, sweep_objectives.py and
+sweep_decoders.py runs in turn with the default, on the same windows. Memory is
+what the compiler plans for the temporaries of a program.
 """
 
 from collections.abc import Callable
@@ -30,11 +30,11 @@ from qa_jax.training import trainer as trainer_lib
 LENGTH = 192  # tokens of every window of a step
 SEARCH_SHAPE = 32, 384  # windows, tokens
 SEARCH_REPEATS = 20
-FIELDS = 'model.head', 'objective'  # what a train step depends on
+FIELDS = 'model.head', 'objective'  # fields that a train step depends on
 
 
 class Ours:
-  """The side of the worker: two programs at a time, the default and another."""
+  """The calls of the worker of qa_jax: the default and one other program."""
 
   def __init__(self):
     self._programs: dict[str, Callable[[], float]] = {}
@@ -50,7 +50,7 @@ class Ours:
     del self._programs[name]
 
   def step(self, name: str, config: dict[str, Any]) -> dict[str, float]:
-    """Compiles an update → what it takes."""
+    """Compiles an update and returns its memory."""
     trainer = trainer_lib.Trainer(config_lib.check_config(config))
     state = train.placed(trainer)
     batch = trainer.place(*trainer.batches.next_rows())
@@ -69,7 +69,7 @@ class Ours:
             'parameters': dry_run.parameters(trainer)}
 
   def search(self, name: str, spec: str) -> dict[str, float]:
-    """Compiles a search of random scores → what it takes."""
+    """Compiles a search of random scores and returns its memory."""
     rng = np.random.default_rng(0)
     mask = np.broadcast_to(np.arange(SEARCH_SHAPE[1]) >= 20, SEARCH_SHAPE)
     scores = SpanScores(*rng.normal(size=(2, *SEARCH_SHAPE)).astype(np.float32))
@@ -91,22 +91,22 @@ class Ours:
 
 
 def temporary_megabytes(program: jax.stages.Compiled) -> float:
-  """MiB of temporaries on a device, as the compiler lays them out."""
+  """Returns the MiB of temporaries on a device, as the compiler plans them."""
   return program.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def run(session: Session) -> Outcome:
-  """A row a variant: ours beside the default."""
+  """Returns one row per variant beside the default."""
   out = Outcome()
   rows = session.sizes.train_batch[session.encoders[0]]
   fields = train.encoder_fields(session, session.encoders[0])
-  made = lambda name, **varied: {'name': name, 'config': session.config(
+  variant = lambda name, **varied: {'name': name, 'config': session.config(
       **fields, data__buckets=[], data__max_length=LENGTH,
       data__window_overlap=LENGTH // 3, train__batch_size=rows, **varied)}
   with session.worker('ours', 'variants') as ours:
     steps = {**_varied('heads', FIELDS), **_varied('objectives', FIELDS)}
     _compare(session, ours, 'step', out, {
-        name: made(name, **{field.replace('.', '__'): value
+        name: variant(name, **{field.replace('.', '__'): value
                             for field, value in varied.items()})
         for name, varied in steps.items()}, rows)
     _compare(session, ours, 'search', out, {
@@ -117,11 +117,12 @@ def run(session: Session) -> Outcome:
 
 
 def _varied(sweep: str, fields: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-  """Variants of a sweep file that differ in `fields`, the default first."""
+  """Returns variants of a sweep file that differ in `fields`, default first."""
   default = config_lib.Config().to_dict()
   named = {}
-  made = runpy.run_path(str(ROOT / 'configs' / f'sweep_{sweep}.py'))['sweep']
-  for overrides in made():
+  sweep_variants = runpy.run_path(str(ROOT / 'configs' /
+                                      f'sweep_{sweep}.py'))['sweep']
+  for overrides in sweep_variants():
     config = config_lib.override(default, overrides)
     varied = {field: functools.reduce(
         lambda found, key: found[key], field.split('.'), config)
@@ -136,7 +137,7 @@ def _compare(session: Session, ours: harness.Worker, kind: str, out: Outcome,
   took = ours.call(kind, **variants[default])
   _note(out, kind, default, took)
   for name in others:
-    found = ours.call(kind, **variants[name])
+    timing = ours.call(kind, **variants[name])
     pair = [harness.Contender('ours', which, lambda which=which: ours.call(
         'run', name=which), windows, unit='windows')
             for which in (default, name)]
@@ -145,7 +146,7 @@ def _compare(session: Session, ours: harness.Worker, kind: str, out: Outcome,
     out.timings.append(pair[1].timing)
     out.rows.append(harness.Row(
         'variants', f'{kind} of {name}', pair[1].timing, pair[0].timing))
-    _note(out, kind, name, found, took['megabytes'])
+    _note(out, kind, name, timing, took['megabytes'])
 
 
 def _note(out: Outcome, kind: str, name: str, took: dict[str, float],

@@ -1,0 +1,83 @@
+"""The encoders that config files start from, and the rehearsal of any config.
+
+A config file begins with `config.defaults()` and assigns only what differs.
+"""
+
+from collections.abc import Sequence
+
+import ml_collections
+
+from qa_jax import config
+
+# Variant of a config file → the pretrained encoder, a hub id.
+ENCODERS = {
+    'base': 'google-bert/bert-base-uncased',
+    'large': 'google-bert/bert-large-uncased',
+    'minilm_l6': 'sentence-transformers/all-MiniLM-L6-v2',
+}
+
+
+def choose_variant(c: ml_collections.ConfigDict, variant: str, file: str,
+                   known: Sequence[str] = (*ENCODERS, 'tiny'),
+                   **corpus: float) -> ml_collections.ConfigDict:
+  """Sets the encoder that `variant` names, or makes `c` its own rehearsal.
+
+  `corpus` holds arguments of `synthetic` for the rehearsal.
+
+  Raises:
+    ValueError: the file has no such variant.
+  """
+  if variant not in known:
+    raise ValueError(f'{file}:{variant}: choose {", ".join(known)}')
+  c.data.vocab_size = 1500  # of the rehearsal; an encoder brings its own
+  if variant == 'tiny':
+    return rehearse(c, **corpus)
+  c.model.preset = variant
+  c.model.init_from = ENCODERS[variant]
+  c.data.buckets = (96, 128, 160, 192, 224, 256, 320)
+  if variant == 'minilm_l6':  # a third of the width of BERT-base
+    c.optim.learning_rate = 1e-4
+    c.train.batch_size = 16
+    c.train.num_epochs = 2.0
+  return c
+
+
+def rehearse(c: ml_collections.ConfigDict, *, eval_size: int = 500,
+             **corpus: float) -> ml_collections.ConfigDict:
+  """Turns any config into a run of a minute on two CPU cores.
+
+  The data become the generated corpus, with the arguments `corpus`, and the
+  encoder a tiny one from scratch. All else stays: head, objective, decoding.
+  """
+  options = ''.join(f', {name}={value}' for name, value in corpus.items())
+  c.data.train = f'synthetic(seed=0, size=8000, paraphrases=1{options})'
+  c.data.eval = (f'synthetic(seed=1, size={eval_size}, paraphrases=1{options}, '
+                 'split="eval")')
+  c.data.buckets = (48, 64)
+  small_from_scratch(c)
+  c.optim.learning_rate = 1e-3
+  c.train.batch_size = 32
+  c.train.num_epochs = 2.0
+  return c
+
+
+def small_from_scratch(c: ml_collections.ConfigDict) -> None:
+  """Sets a tiny encoder without dropout, and windows as short as the corpus."""
+  c.model.preset = 'tiny'
+  c.model.init_from = ''
+  c.model.num_heads = 4
+  c.model.dropout = 0.0
+  c.model.attention_dropout = 0.0
+  c.model.initializer_range = 0.09  # about 1 / sqrt(128): learns sooner
+  c.data.max_length = 80
+  c.data.window_overlap = 8
+  c.data.max_question_length = 20
+
+
+def sweep_config(variant: str, file: str) -> ml_collections.ConfigDict:
+  """Returns what every sweep starts from: SQuAD 2.0, or its rehearsal."""
+  c = config.defaults()
+  c.data.train = 'tfds(name="squad/v2.0", split="train")'
+  c.data.eval = 'tfds(name="squad/v2.0", split="validation")'
+  return choose_variant(c, variant, file, known=('minilm_l6', 'tiny'),
+                        eval_size=1000, impossible=0.3)
