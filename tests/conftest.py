@@ -1,7 +1,7 @@
-"""Every test runs on 8 virtual CPU devices; rank promotion raises.
+"""Settings of all tests: 8 virtual CPU devices; rank promotion raises.
 
-Tests compile far more than they compute, so XLA optimises little: with
-`XLA_FLAGS= make test` as always, and in twice the time.
+Tests spend more time on compilation than on computation, so XLA optimises
+little here. `XLA_FLAGS= make test` optimises as usual and takes twice as long.
 """
 
 import os
@@ -10,14 +10,14 @@ import tempfile
 import jax
 
 _flags = ['--xla_backend_optimization_level=0']
-if jax.__version_info__ < (0, 11):  # unknown to later ones
+if jax.__version_info__ < (0, 11):  # later versions do not know it
   _flags.append('--xla_cpu_use_fusion_emitters=false')
 os.environ.setdefault('XLA_FLAGS', ' '.join(_flags))
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
-# One program is compiled once, however many tests and processes run it.
+# All tests and processes of a suite share one compilation cache.
 _home = tempfile.TemporaryDirectory(prefix='qa_jax_tests_')
 os.environ['XDG_CACHE_HOME'] = _home.name
 for _name, _value in {

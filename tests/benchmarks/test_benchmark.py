@@ -1,4 +1,4 @@
-"""The benchmark's rules: turns, medians, refusal of what computes otherwise."""
+"""The benchmark's rules: turns, medians, refusal of unequal outputs."""
 
 import contextlib
 import json

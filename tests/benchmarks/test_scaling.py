@@ -1,4 +1,4 @@
-"""The scaling model: its bytes are XLA's, its formulas are those by hand."""
+"""The scaling model: bytes as XLA reports them, FLOPs as computed by hand."""
 
 import collections
 import math
@@ -21,8 +21,7 @@ SMALL = bert.BertConfig(vocab_size=100, hidden_size=8, num_layers=2,
 
 
 def moved(hlo: str) -> collections.Counter[str]:
-  """Bytes of the collectives of a compiled program, by their results' shapes.
-  """
+  """Returns the bytes of a compiled program's collectives, by result shape."""
   found: collections.Counter[str] = collections.Counter()
   for result, kind in re.findall(
       r'= (\S.*?) (all-reduce|all-gather|all-to-all|reduce-scatter|collective-'
@@ -34,8 +33,7 @@ def moved(hlo: str) -> collections.Counter[str]:
 
 
 def step_of(**fields) -> tuple[collections.Counter[str], int, int]:
-  """What a step moves; bytes of its gradients, and of those of positions that
-  no window has."""
+  """Returns the bytes a step moves, of gradients, and of unused positions."""
   trainer = trainer_lib.Trainer(tiny.config(parallel=fields, data={'eval': ''}))
   wrapped = trainer.parallel
   state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
@@ -62,7 +60,7 @@ def test_a_mesh_of_data_reduces_no_more():
 @pytest.mark.parametrize('axes', [{'fsdp': 8}, {'data': 2, 'fsdp': 4}])
 def test_fsdp_gathers_the_parameters_once_and_reduces_the_gradients(axes):
   found, expected, _ = step_of(num_devices=8, mode='mesh', mesh=axes)
-  # At this size the numbers of tokens are not nothing beside the parameters.
+  # At this size the tokens are not negligible beside the parameters.
   assert expected <= found.pop('all-gather') <= 1.05 * expected
   assert 0 < sum(found.values()) <= expected
 

@@ -1,10 +1,11 @@
-"""Faults as programs: each does the damage, asserts what must survive it, and
-returns its figure in a line.
+"""The fault campaign: programs that do damage and check what survives it.
 
-  python -m tests.chaos            all, with the counts that count (make chaos)
+Each program returns one line with its figure.
+
+  python -m tests.chaos            all faults at their full counts (make chaos)
   python -m tests.chaos R2 R14     some of them
-  python -m tests.chaos --few      all, as the suite runs them
+  python -m tests.chaos --few      all faults at the counts of the suite
 
-Nobody is asked not to use the machine meanwhile: but for the ten seconds that a
-signal may take, no time is asserted.
+The machine may be used meanwhile: except for the ten seconds that a signal may
+take, no time is asserted.
 """

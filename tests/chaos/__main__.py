@@ -1,4 +1,4 @@
-"""Runs faults of the table, a line each; exit code 1 if one gets through."""
+"""Runs faults of the table, one line each; exit code 1 if a check fails."""
 
 import argparse
 import pathlib
@@ -24,7 +24,7 @@ def main() -> int:
   asked = parser.parse_args()
   if unknown := {*asked.rows} - {*table.FAULTS}:
     parser.error(f'no {unknown.pop()!r}; choose of {", ".join(table.FAULTS)}')
-  logging.set_verbosity(logging.ERROR)  # orbax's
+  logging.set_verbosity(logging.ERROR)  # orbax's log
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', 8)
   if not asked.rows:
@@ -43,7 +43,7 @@ def main() -> int:
         figure = fault.program(pathlib.Path(directory), count, asked.seed)
       except outcomes.Skipped as e:
         figure = f'skipped: {e}'
-      except Exception:  # the next fault is another matter
+      except Exception:  # the other faults run all the same
         traceback.print_exc()
         figure, failed = 'FAILED', failed + 1
     print(f'{name:5} {fault.what}: {figure} '

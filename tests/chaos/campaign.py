@@ -1,8 +1,8 @@
-"""Runs a parser on many inputs, each within bounds.
+"""Runs a parser on many inputs, within bounds of time and memory.
 
-An input fails if anything else than the documented line is raised, if it takes
-a second of the processor, or if the process has grown by MOST_MEBIBYTES after
-all.
+An input fails if it raises anything but the documented error, or takes more
+than a second of processor time. The campaign fails if the process has grown by
+MOST_MEBIBYTES at the end.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,17 +18,17 @@ from qa_jax import errors
 from qa_jax.serving import service as service_lib
 from tests.chaos import inputs
 
-SECONDS = 1.0  # of the processor, for one input
+SECONDS = 1.0  # of processor time for one input
 MOST_MEBIBYTES = 256
 LINE = errors.MAX_CHARACTERS + 10
 
 class Hang(BaseException):
-  """An input took longer than it may."""
+  """An input took more processor time than allowed."""
 
 
 def campaign(pool: inputs.Pool, call: Callable[[Any], Any],
              count: int) -> str:
-  """Calls with `count` inputs; what came of them."""
+  """Calls the parser with `count` inputs and counts the outcomes."""
   refused, longest, before = 0, 0.0, _peak()
   for n in range(count):
     value = pool.next()
@@ -54,7 +54,7 @@ def campaign(pool: inputs.Pool, call: Callable[[Any], Any],
 
 @contextlib.contextmanager
 def limited() -> Iterator[Callable[[], float]]:
-  """Hang after SECONDS of the processor; gives what was spent of them."""
+  """Raises Hang after SECONDS of processor time; yields the seconds spent."""
   def hang(*_: object) -> None:
     raise Hang
   before = signal.signal(signal.SIGVTALRM, hang)
@@ -73,7 +73,7 @@ def _peak() -> float:
 
 def parser(seeds: Sequence[Any] = (),
            fresh: Callable[[inputs.Draw], Any] | None = None) -> Callable:
-  """Makes a program of prepare(directory) → call."""
+  """Makes a fault program of a function prepare(directory) → call."""
   def program(prepare: Callable) -> Callable[[pathlib.Path, int, int], str]:
     @functools.wraps(prepare)
     def run(directory: pathlib.Path, count: int, seed: int) -> str:

@@ -1,4 +1,4 @@
-"""Damaged files: checkpoints, caches, data, weights of others, programs."""
+"""Damaged files: checkpoints, caches, data, foreign weights, programs."""
 
 from collections.abc import Callable, Iterator
 import json
@@ -22,11 +22,11 @@ from tests.chaos import processes
 from tests.common import runs
 from tests.common import weights
 
-LINE = 1000  # characters that a refusal may have
+LINE = 1000  # the most characters of a refusal
 
 
 def flipped(content: bytes, draw: random.Random) -> bytes:
-  """With one random bit changed."""
+  """Returns the content with one random bit changed."""
   at = draw.randrange(len(content))
   return (content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)])
           + content[at + 1:])
@@ -34,7 +34,7 @@ def flipped(content: bytes, draw: random.Random) -> bytes:
 
 def faults(content: bytes, flips: int, draw: random.Random
            ) -> Iterator[tuple[str, bytes | None]]:
-  """What may become of a file; None: it is gone."""
+  """Yields damaged versions of a file's content; None means a deleted file."""
   for _ in range(flips if content else 0):
     yield 'flips', flipped(content, draw)
   if content:
@@ -45,13 +45,13 @@ def faults(content: bytes, flips: int, draw: random.Random
 
 
 def put(path: pathlib.Path, content: bytes | None) -> None:
-  path.unlink(missing_ok=True)  # a mapped file is never written over
+  path.unlink(missing_ok=True)  # a memory-mapped file is never written in place
   if content is not None:
     path.write_bytes(content)
 
 
 def refused(call: Callable[[], object], path: pathlib.Path | str) -> bool:
-  """Whether a call refuses, which must be in one line that names the file."""
+  """Returns whether a call is refused; a refusal is one line with the file."""
   try:
     call()
   except errors.UserError as e:
@@ -62,8 +62,7 @@ def refused(call: Callable[[], object], path: pathlib.Path | str) -> bool:
 
 
 def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R3: flips, truncations, deletions of each file of the newest checkpoint.
-  """
+  """Runs R3: flips, truncations and deletions of files of a checkpoint."""
   draw, tally = random.Random(seed), {}
   saves = directory / 'checkpoints'
   made = manager.Checkpoints(saves)
@@ -82,7 +81,7 @@ def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
       tally[kind] = tally.get(kind, 0) + 1
     put(path, whole)
   reader.close()
-  for path in paths:  # and what training makes of it
+  for path in paths:  # and training goes on from an older checkpoint
     copy = directory / 'copy'
     shutil.copytree(saves, copy)
     put(copy / path.relative_to(saves), flipped(path.read_bytes(), draw))
@@ -104,7 +103,7 @@ SQUAD = {'version': 'v2.0', 'data': [{'title': 'T', 'paragraphs': [{
 
 
 def data(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R9: damaged SQuAD files and damaged entries of the feature cache."""
+  """Runs R9: damaged SQuAD files and damaged entries of the feature cache."""
   draw = random.Random(seed)
   path = directory / 'data.json'
   load = lambda: sources.load_examples(str(path))
@@ -115,7 +114,7 @@ def data(directory: pathlib.Path, count: int, seed: int) -> str:
   read = 0
   for _ in range(count):
     put(path, flipped(whole, draw))
-    read += not refused(load, path)  # a letter of a text is data like another
+    read += not refused(load, path)  # a changed letter of a text is valid data
   put(path, b'\xef\xbb\xbf' + whole)
   assert len(load()) == 2
   put(path, whole.replace(b'Where', b'\\ud800'))
@@ -150,7 +149,7 @@ def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
 
 
 class Bomb:
-  """What a pickle may do."""
+  """An object whose unpickling runs code."""
 
   def __reduce__(self) -> tuple[object, tuple[str]]:
     return open, (str(BOMBED), 'w')
@@ -160,7 +159,7 @@ BOMBED = pathlib.Path('/nonexistent/bomb')  # set before it is pickled
 
 
 def weights_of_others(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R13: malformed safetensors, wrong names and shapes, a pickle."""
+  """Runs R13: malformed safetensors, wrong names and shapes, a pickle."""
   draw, tally = random.Random(seed), 0
   tensors = safetensors.numpy.load_file(
       weights.TINY / 'model.safetensors')
@@ -211,7 +210,7 @@ def weights_of_others(directory: pathlib.Path, count: int, seed: int) -> str:
 
 
 def compiled(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R14: entries of the compilation cache cut short or flipped."""
+  """Runs R14: entries of the compilation cache cut short or flipped."""
   draw, cache = random.Random(seed), directory / 'compiled'
   fields = {'parallel': {'num_devices': 1}, 'data': {'eval': ''},
             'train': {'num_steps': 3}}
@@ -224,7 +223,7 @@ def compiled(directory: pathlib.Path, count: int, seed: int) -> str:
     return runs.rows_of(workdir)
 
   expected = rows('whole')
-  # As first written: what is damaged is not always written anew.
+  # JAX does not always rewrite a damaged entry, so restore the original.
   entries = {path: path.read_bytes() for path in sorted(cache.iterdir())
              if path.name.endswith('-cache')}
   assert entries

@@ -1,4 +1,4 @@
-"""A full disk: a small tmpfs, for which the process must be root."""
+"""A full disk, simulated by a small tmpfs; the process must be root."""
 
 from collections.abc import Iterator
 import contextlib
@@ -22,7 +22,7 @@ from tests.common import runs as runs_lib
 
 @contextlib.contextmanager
 def small(directory: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A file system of 3 MiB of its own."""
+  """Mounts a file system of 3 MiB."""
   directory.mkdir()
   made = shutil.which('mount') and not subprocess.run(
       ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(directory)],
@@ -36,7 +36,7 @@ def small(directory: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def fill(directory: pathlib.Path) -> pathlib.Path:
-  """A file that takes all that is left."""
+  """Writes a file that takes all free space."""
   path = directory / 'ballast'
   with contextlib.suppress(OSError), path.open('wb', buffering=0) as file:
     while file.write(bytes(4096)):
@@ -45,7 +45,7 @@ def fill(directory: pathlib.Path) -> pathlib.Path:
 
 
 def full(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R4: the disk fills while a run saves, logs, evaluates, predicts."""
+  """Runs R4: the disk fills while a run saves, logs, evaluates, predicts."""
   del seed
   compiled = directory / 'compiled'
   for n in range(count):

@@ -1,4 +1,4 @@
-"""Any input to any parser: a result, or the one line that is documented."""
+"""Fuzzing of every parser: an input gives a result or the documented error."""
 
 import contextlib
 import inspect
@@ -97,7 +97,7 @@ def tokens(directory):
       offsets = found.offsets[begin:end]
       assert (offsets >= 0).all() and (offsets <= len(text)).all()
       assert (offsets[:, 0] <= offsets[:, 1]).all()
-      # Of accents that are stripped nothing is left; the order stays.
+      # A stripped accent leaves no token; the order of tokens stays.
       assert (np.diff(offsets[:, 0]) >= 0).all()
       for special in (WORDS.cls_id, WORDS.sep_id, WORDS.pad_id):
         assert special not in found.ids[begin:end]
@@ -116,7 +116,7 @@ SPECS = [
     'synthetic(seed=1, size=2)+synthetic(seed=2, size=1)']
 TABLES = {'head': heads.HEADS, 'objective': objectives.OBJECTIVES,
           'search': search.SEARCHES}
-# (name, parameter) of all that a spec may build.
+# (name, parameter) of all entries that a spec can build.
 PARAMETERS = [(name, key) for table in TABLES.values()
               for name, make in table.items()
               for key in (*inspect.signature(make).parameters, 'rnak')]
@@ -150,7 +150,7 @@ def data_specs(directory):
 
 
 def parts(made: config.Config) -> None:
-  """What is checked of a config before anything is read or compiled."""
+  """Checks a config as far as possible before reading or compiling."""
   input_pipeline.batch_buckets(made)
   parallel.check_batch(made.train.batch_size, max(
       made.parallel.num_devices, 1), made.train.grad_accumulation)
@@ -208,7 +208,7 @@ def safetensors(directory):
     tensors, _ = weight_files.read_tensors(directory)
     try:
       hugging_face.fit_tensors(tensors, template, directory)
-    except errors.UserError as e:  # what `read` took is changed further
+    except errors.UserError as e:  # accepted inputs are changed further
       assert '\n' not in str(e)
   return call
 

@@ -1,7 +1,8 @@
-"""Inputs for parsers: good ones changed a little, again and again, and others.
+"""Inputs for parsers: mutations of valid inputs, and random ones.
 
-What brings a new refusal, and what is taken, is kept and changed further: so
-inputs get past the first check. No input depends on more than the seed.
+Inputs that bring a new refusal, and accepted inputs, enter a pool and are
+mutated further, so that mutations get past the first check. All inputs are a
+function of the seed.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +12,8 @@ import re
 from typing import Any
 
 Draw = random.Random
-KEPT = 300  # inputs, besides the seeds
-LONGEST = 5000  # characters of a kept one's repr
+KEPT = 300  # the most kept inputs, besides the seeds
+LONGEST = 5000  # the most characters of a kept input's repr
 ODD = (
     '', '\0', '\n', '\ud800', '\u202e', '́' * 20, '[SEP]', '[CLS] [MASK]',
     '##', 'İ' * 9, '\U0001f9d1‍\U0001f680', 'a' * 300, '東京', '../../x')
@@ -43,7 +44,7 @@ def number(draw: Draw) -> int | float:
 
 
 def tree(draw: Draw, depth: int = 3) -> Any:
-  """Any JSON."""
+  """Returns a random JSON value."""
   kind = draw.randrange(9 if depth else 6)
   if kind < 6:
     return (None, True, False, number(draw), text(draw), text(draw))[kind]
@@ -54,9 +55,10 @@ def tree(draw: Draw, depth: int = 3) -> Any:
 
 
 def changed(draw: Draw, value: Any, others: Sequence[Any]) -> Any:
-  """The value with one place changed, of its own type in most cases.
+  """Returns the value with one place changed, mostly to an equal type.
 
-  Bytes that are JSON are changed as a tree or as bytes. `others` lend pieces.
+  Bytes that are JSON are changed as a tree or as bytes. Pieces are taken from
+  `others`.
   """
   if isinstance(value, bytes):
     return _changed_bytes(draw, value, others)
@@ -76,7 +78,7 @@ def changed(draw: Draw, value: Any, others: Sequence[Any]) -> Any:
 
 
 def _edited(draw: Draw, whole: Any, pieces: Sequence[Any]) -> Any:
-  """Some of it left out or written over by one of the pieces, or moved."""
+  """Returns the content with a part removed, overwritten or moved."""
   at = draw.randint(0, len(whole))
   end = at + draw.choice((0, 0, 1, 2, 8, len(whole)))
   return whole[:at] + draw.choice(pieces) + whole[end:]
@@ -89,7 +91,7 @@ def _changed_bytes(draw: Draw, whole: bytes, others: Sequence[Any]) -> bytes:
                         ensure_ascii=draw.random() < 0.5).encode(
                             'utf-8', 'surrogatepass')
     except (ValueError, RecursionError):
-      pass  # not JSON, or no longer
+      pass  # not JSON, or no longer JSON
   if whole and draw.random() < 0.3:
     at = draw.randrange(len(whole))
     return (whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)])
@@ -132,7 +134,7 @@ def _changed_tree(draw: Draw, value: Any) -> Any:
 
 
 class Pool:
-  """Where inputs come from: seeds, what was kept of them, and fresh ones."""
+  """A pool of inputs: seeds, kept mutations and fresh random values."""
 
   def __init__(self, seeds: Sequence[Any],
                fresh: Callable[[Draw], Any] | None, seed: int):
@@ -142,7 +144,7 @@ class Pool:
 
   @property
   def different(self) -> int:
-    """Refusals so far, but for names and numbers in them."""
+    """Returns the number of refusals that differ beyond names and numbers."""
     return len(self._told)
 
   def next(self) -> Any:
@@ -156,7 +158,7 @@ class Pool:
     return value
 
   def note(self, value: Any, refusal: str) -> None:
-    """Keeps the value if its refusal is new, and if there was none."""
+    """Adds the value to the pool if it was accepted or its refusal is new."""
     if refusal:
       kind = re.sub(r"'[^']*'|\d+|\S*/\S*", '', refusal)[:60]
       if kind in self._told:

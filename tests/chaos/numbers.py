@@ -1,4 +1,4 @@
-"""Values that are not numbers: in steps, in metrics."""
+"""NaN and infinity in train steps and in metrics."""
 
 import math
 import pathlib
@@ -15,18 +15,18 @@ from tests.chaos import runs as runs_lib
 from tests.common import runs
 from tests.common import tiny
 
-# What becomes of a loss x where `hit`; elsewhere its gradient is what it was.
+# Replacements of a loss x where `hit`; the gradient elsewhere is unchanged.
 POISONS = {
     'NaN loss': lambda x, hit: x * jnp.where(hit, jnp.nan, 1.0),
     'Inf loss': lambda x, hit: x + jnp.where(hit, jnp.inf, 0.0),
     'overflowing norm': lambda x, hit: x * jnp.where(hit, 1e30, 1.0),
     'NaN gradient': lambda x, hit: x + 0.0 * jnp.sqrt(
         jnp.where(hit, 0.0 * x, 1.0))}
-STEPS, LIMIT = 8, 2  # LIMIT in a row are skipped
+STEPS, LIMIT = 8, 2  # LIMIT steps in a row are skipped
 
 
 def non_finite(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R8: steps that are not finite, some of them more in a row than allowed."""
+  """Runs R8: steps that are not finite, some more in a row than allowed."""
   draw, skipped, aborted = random.Random(seed), 0, 0
   make = trainer.build_loss
   try:
@@ -57,7 +57,7 @@ def _poisoned(inner, kind, bad):
 
 
 def _abort(workdir: pathlib.Path, bad: list[int]) -> bool:
-  """Whether the run ended for it; it must be as `bad` says."""
+  """Returns whether the run was aborted; asserts that `bad` predicts it."""
   row = [set(range(n, n + LIMIT + 1)) <= {*bad} for n in range(STEPS)]
   config = tiny.config(
       data={'eval': ''}, parallel={'num_devices': 1}, train={
@@ -80,7 +80,7 @@ def _abort(workdir: pathlib.Path, bad: list[int]) -> bool:
 
 
 def best(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R11: metrics that are no numbers among those that are."""
+  """Runs R11: metrics that are not numbers among metrics that are."""
   draw, odd = random.Random(seed), 0
   params = {'w': np.zeros((2, 2), np.float32)}
   for n in range(count):

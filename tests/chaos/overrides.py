@@ -1,5 +1,4 @@
-"""Overrides of a config, most of them of the right type and about the bounds.
-"""
+"""Random overrides of a config, mostly of the right type, near the bounds."""
 
 from typing import Any
 
@@ -11,7 +10,7 @@ from qa_jax.training import parallel
 from tests.chaos import inputs
 from tests.common import tiny
 
-# field → a value that it has, of all there are.
+# Every field → a value that it has somewhere.
 FIELDS = {f'{group}.{name}': value
           for group, values in tiny.config().to_dict().items()
           if isinstance(values, dict)
@@ -23,7 +22,7 @@ CHOICES = {
 
 
 def changes(draw: inputs.Draw) -> dict[str, Any]:
-  """field → value, of one to four fields."""
+  """Returns field → value for one to four fields."""
   out = {}
   for _ in range(draw.randint(1, 4)):
     field = draw.choice([*FIELDS])

@@ -1,6 +1,7 @@
-"""Processes that train, to be killed: forked from one that has all imported.
+"""Training processes that can be killed.
 
-A kill is a signal to a real process of its own, which begins in 20 ms.
+They are forked from a process that has imported everything, so that a process
+starts within 20 ms. A kill is a signal to a real process.
 """
 
 from collections.abc import Callable
@@ -20,13 +21,13 @@ from qa_jax.runtime import devices as devices_lib
 from qa_jax.training import train
 from tests.common import tiny
 
-SECONDS = 600  # for anything, on a machine that does much else
+SECONDS = 600  # timeout of any wait on a busy machine
 _FORKS = multiprocessing.get_context('forkserver')
 _FORKS.set_forkserver_preload([__name__])
 
 
 class Child:
-  """A function in a process of its own; what it says goes to `log`."""
+  """A function in a process of its own; its output goes to `log`."""
 
   def __init__(self, log: pathlib.Path, function: Callable[..., None],
                *arguments: Any, devices: int = 1):
@@ -48,7 +49,7 @@ class Child:
     os.kill(self.pid, number)
 
   def wait(self) -> int:
-    """Its exit code, as a shell counts them negative for signals."""
+    """Returns the exit code; a signal counts as its negative number."""
     self._process.join(SECONDS)
     if self._process.is_alive():
       self._process.kill()
@@ -68,7 +69,7 @@ class Child:
 
 def _main(log: pathlib.Path, devices: int, function: Callable[..., None],
           arguments: tuple[Any, ...]) -> None:
-  """As experiments.cli.run: a mistake is one line and code 1."""
+  """Runs as experiments.cli.run does: a UserError is one line and code 1."""
   descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
   for stream in (1, 2):
     os.dup2(descriptor, stream)
@@ -84,10 +85,10 @@ def _main(log: pathlib.Path, devices: int, function: Callable[..., None],
 def train_run(workdir: pathlib.Path, fields: dict[str, Any],
               compiled: pathlib.Path | None = None,
               fault: tuple[int, float, int] | None = None) -> None:
-  """Trains tests/tiny.py's config with `fields` changed, or resumes it.
+  """Trains the tiny config with `fields` changed, or resumes the run.
 
-  `fault` is (step, seconds, signal): so long after that step is on its way,
-  the process gets the signal.
+  `fault` is (step, seconds, signal): the process gets the signal so many
+  seconds after the dispatch of that step.
   """
   if compiled:
     jax.config.update('jax_compilation_cache_dir', str(compiled))
@@ -109,7 +110,7 @@ def _arm(step: int, seconds: float, number: int) -> None:
 
 
 def wait_for(condition: Callable[[], bool], child: Child) -> None:
-  """Until it holds, while the child lives."""
+  """Waits until the condition holds; fails if the child ends before."""
   deadline = time.monotonic() + SECONDS
   while not condition():
     assert child.alive, child.said

@@ -1,5 +1,4 @@
-"""Runs that are killed, stopped, doubled: what they leave and how they resume.
-"""
+"""Runs that are killed, stopped or started twice, and how they resume."""
 
 import hashlib
 import pathlib
@@ -20,7 +19,7 @@ from tests.chaos.processes import Child
 from tests.common import runs
 
 STEPS = 40
-# devices → a run on them, so that kills meet all that a run may be.
+# Number of devices → changed fields, so that kills meet every kind of run.
 RUNS: dict[int, dict[str, Any]] = {
     1: {'parallel': {'num_devices': 1, 'mode': 'jit'}},
     2: {'parallel': {'num_devices': 2}, 'data': {'packing': True},
@@ -39,7 +38,7 @@ def fields_of(devices: int, **train: int) -> dict[str, Any]:
 
 
 def arrays_of(saved: pathlib.Path) -> dict[str, np.ndarray]:
-  """All arrays of a checkpoint by name, read without a line of ours."""
+  """Returns all arrays of a checkpoint by name, read by orbax alone."""
   found = {}
   for item in ('params', 'optimizer'):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -53,7 +52,7 @@ def arrays_of(saved: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def digest(workdir: pathlib.Path, step: int) -> str:
-  """sha256 of all that the checkpoint of a step holds."""
+  """Returns the sha256 of all arrays of a checkpoint."""
   sums, saved = hashlib.sha256(), workdir / 'checkpoints' / str(step)
   for name, value in arrays_of(saved).items():
     sums.update(name.encode())
@@ -64,12 +63,12 @@ def digest(workdir: pathlib.Path, step: int) -> str:
 
 def outcome(workdir: pathlib.Path,
             step: int = STEPS) -> tuple[list[dict[str, Any]], str]:
-  """All that was logged but times, and the hash of the final state."""
+  """Returns all logged values except times, and the hash of the final state."""
   return runs.rows_of(workdir), digest(workdir, step)
 
 
 class Pair:
-  """An undisturbed run on so many devices, and others to compare with it."""
+  """An undisturbed run, and disturbed runs on as many devices to compare."""
 
   def __init__(self, directory: pathlib.Path, devices: int):
     self._directory, self._devices = directory, devices
@@ -94,7 +93,7 @@ class Pair:
     return self._directory / f'run{self._count}'
 
   def finish(self, workdir: pathlib.Path) -> None:
-    """The same command again; the end must be that of the undisturbed run."""
+    """Runs the command again; asserts the outcome of the undisturbed run."""
     said = workdir.with_suffix('.log')
     assert self.run(workdir) == 0, said.read_text()
     rows, found = outcome(workdir)
@@ -103,7 +102,7 @@ class Pair:
 
 
 def resume(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R1: SIGKILL at a random moment; the same command again."""
+  """Runs R1: SIGKILL at a random moment, then the same command again."""
   draw = random.Random(seed)
   pairs: dict[int, Pair] = {}
   for n in range(count):
@@ -121,7 +120,7 @@ def resume(directory: pathlib.Path, count: int, seed: int) -> str:
 
 
 def stopped(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R6: SIGTERM at a random moment: saved, ended soon, resumed."""
+  """Runs R6: SIGTERM at a random moment; the run saves, ends and resumes."""
   draw, slowest = random.Random(seed), 0.0
   pair = Pair(directory / 'on2', 2)
   for _ in range(count):
@@ -144,7 +143,7 @@ def stopped(directory: pathlib.Path, count: int, seed: int) -> str:
 
 
 def two_writers(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R5: the same workdir twice; then the first is killed."""
+  """Runs R5: two runs in one workdir; then the first one is killed."""
   del seed
   slowest = 0.0
   endless = fields_of(1, num_steps=10**6, checkpoint_every_steps=10**6,
@@ -181,7 +180,7 @@ def two_writers(directory: pathlib.Path, count: int, seed: int) -> str:
 
 
 def save_for_ever(directory: pathlib.Path, acknowledged: pathlib.Path) -> None:
-  """Saves step after step, and notes each that is done."""
+  """Saves step after step and notes each completed save."""
   store = manager.Checkpoints(directory)
   step = store.latest or 0
   with acknowledged.open('a', encoding='utf-8') as file:
@@ -195,7 +194,7 @@ def save_for_ever(directory: pathlib.Path, acknowledged: pathlib.Path) -> None:
 
 
 def mid_save(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R2: SIGKILL while a process does nothing but save."""
+  """Runs R2: SIGKILL while a process does nothing but save."""
   draw, saves, torn = random.Random(seed), directory / 'checkpoints', 0
   acknowledged = directory / 'acknowledged'
   acknowledged.touch()
@@ -214,14 +213,14 @@ def mid_save(directory: pathlib.Path, count: int, seed: int) -> str:
 
 
 def _check_saves(saves: pathlib.Path, done: list[int]) -> bool:
-  """Whether a save was torn; what was saved before must be whole."""
+  """Returns whether a save was torn; asserts that earlier saves are whole."""
   left = [*saves.glob(manager.UNFINISHED), *(
       p for p in saves.iterdir()
       if p.name.isdigit() and not (p / manifest.NAME).is_file())]
   store = manager.Checkpoints(saves)
   assert store.latest >= done[-1], (store.latest, done[-1])
   assert done[-1] in store.steps or store.latest > done[-1]
-  # What was finished but never noted may be better.
+  # A save that was finished but not noted may be the best one.
   rank = lambda step: (step % 7, step)
   assert rank(store.best) >= max(map(rank, done)), (store.best, store.steps)
   shapes = {'w': jax.ShapeDtypeStruct(
@@ -237,7 +236,7 @@ def _check_saves(saves: pathlib.Path, done: list[int]) -> bool:
 
 
 def run_ahead(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R12: many tiny steps on many devices of few cores."""
+  """Runs R12: many tiny steps on many devices of few cores."""
   del seed
   fields = {'parallel': {'num_devices': 8}, 'data': {'eval': ''},
             'train': {'num_steps': count, 'checkpoint_every_steps': 10**6,

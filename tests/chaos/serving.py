@@ -1,4 +1,4 @@
-"""A server under more than it may take: right answers or 413, 422, 503."""
+"""An overloaded server: it gives right answers or 413, 422, 503."""
 
 import asyncio
 import json
@@ -20,8 +20,8 @@ CONCURRENCY = 50
 LIMITS = service_lib.Limits(
     body_bytes=4000, question_characters=100, context_characters=2000,
     windows=8, waiting=CONCURRENCY * 4 // 5, seconds=600, batch=4)
-MOST_MEBIBYTES = 200  # that the process may grow by, once it is warm
-WRONG = (  # bodies, and what becomes of them
+MOST_MEBIBYTES = 200  # the most growth of the process after warm-up
+WRONG = (  # bodies and the expected statuses
     (b'x' * 4001, 413), (b'', 422), (b'{"question": "a"', 422),
     (b'[' * 3000, 422), (b'\xff', 422), (b'{"question": 1}', 422),
     (json.dumps({'question': 'a' * 101, 'context': 'b'}).encode(), 422),
@@ -30,7 +30,7 @@ WRONG = (  # bodies, and what becomes of them
 
 
 def serve(port_file: pathlib.Path) -> None:
-  """Listens on any port of 127.0.0.1, and writes which."""
+  """Serves on a free port of 127.0.0.1 and writes the port to a file."""
   house = service_lib.Service(random_model.random_qa('independent'), LIMITS)
   house.warm_up()
   with server.bind_socket('127.0.0.1', 0) as found:
@@ -40,7 +40,7 @@ def serve(port_file: pathlib.Path) -> None:
 
 
 def load(directory: pathlib.Path, count: int, seed: int) -> str:
-  """`count` requests, CONCURRENCY at a time, a tenth of them wrong."""
+  """Sends `count` requests, CONCURRENCY at a time, a tenth of them invalid."""
   draw = random.Random(seed)
   rows = [{'question': f'Who {n}?', 'context': random_model.CONTEXT[n % 30:] * (
       1 + n % 3)} for n in range(count)]

@@ -1,4 +1,4 @@
-"""A sweep whose workers, and whose driver, are killed at random."""
+"""A sweep whose workers and driver are killed at random."""
 
 import json
 import os
@@ -31,11 +31,11 @@ def sweep():
 '''
 SEEDS = 3
 STEPS = 12
-MOST_BEGINNINGS = 20  # of a sweep that is killed; it needs one more than kills
+MOST_BEGINNINGS = 20  # retries of the killed sweep: one more than kills
 
 
 def killed(directory: pathlib.Path, count: int, seed: int) -> str:
-  """R10: a sweep of `count` trials, undisturbed and with kills."""
+  """Runs R10: a sweep of `count` trials, undisturbed and with kills."""
   draw, config = random.Random(seed), directory / 'config.py'
   config.write_text(CONFIG.format(n=count // SEEDS, steps=STEPS))
   whole = _begin(config, directory / 'whole')
@@ -80,16 +80,16 @@ def _said(workdir: pathlib.Path) -> str:
 
 
 def _trial(pid: int, draw: random.Random) -> int | None:
-  """One of a driver's children, if it has any."""
+  """Returns one of the driver's child processes, or None."""
   try:
     text = pathlib.Path(f'/proc/{pid}/task/{pid}/children').read_text()
-  except OSError:  # it has ended
+  except OSError:  # the process has ended
     return None
   return draw.choice([int(word) for word in text.split()] or [None])
 
 
 def _results(workdir: pathlib.Path) -> dict[str, Any]:
-  """Trial → what it logged, scored and saved; each must be complete once."""
+  """Returns trial → log, scores and checkpoint; asserts one complete run."""
   study = optuna.load_study(
       study_name='sweep', storage=f'sqlite:///{workdir}/study.db')
   names = sorted(t.user_attrs['name'] for t in study.get_trials(

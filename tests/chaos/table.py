@@ -1,5 +1,4 @@
-"""The fault table: which programs there are, and how often each does its worst.
-"""
+"""The table of faults, with their counts in the suite and in make chaos."""
 
 from collections.abc import Callable
 import dataclasses
@@ -16,12 +15,12 @@ from tests.chaos import sweeps
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """A program(directory, count, seed) → its figure; it asserts what it says."""
+  """A fault: program(directory, count, seed) asserts and returns its figure."""
 
   what: str
   program: Callable[[pathlib.Path, int, int], str]
   many: int  # count of `make chaos`
-  few: int = 0  # count in the suite; 0: not there, `why`
+  few: int = 0  # count in the suite; 0: left out, for the reason `why`
   why: str = ''
 
 
@@ -51,7 +50,7 @@ FAULTS: dict[str, Fault] = {
     **{f'fuzz-{name}': Fault(f'any {name}', program, 100_000, 100)
        for name, program in fuzz.PARSERS.items()},
 }
-# Figures that are not made here, and where they are.
+# Faults that other tests cover.
 ELSEWHERE = {
     'R7': 'rank loss: test_processes.py kills a process and the coordinator',
 }

@@ -1,4 +1,4 @@
-"""Commands run in a process of their own, and how they refuse."""
+"""Commands of experiments/, run in this process."""
 
 import contextlib
 import dataclasses
@@ -27,7 +27,7 @@ class Result:
 
 
 def command(name: str, *argv: object) -> Result:
-  """What `python -m experiments.NAME ARGV…` does, in this process."""
+  """Runs `python -m experiments.NAME ARGV…` in this process."""
   known = set(flags.FLAGS)
   out, err = io.StringIO(), io.StringIO()
   for module in (f'experiments.{name}', 'config_config'):
@@ -46,7 +46,7 @@ def command(name: str, *argv: object) -> Result:
 
 
 def refusal(name: str, *argv: object, code: int = 1) -> str:
-  """The one line on stderr of a command that must fail."""
+  """Returns the one line on stderr of a command that must fail."""
   result = command(name, *argv)
   assert result.code == code, result
   assert result.err.startswith('error: ') and result.err.endswith('\n')

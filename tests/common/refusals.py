@@ -1,4 +1,4 @@
-"""A mistake is one line: what tests of refusals share."""
+"""Checks that a user's mistake is one line."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from qa_jax.data import sources
 
 def refusal(call: Callable[..., Any], *arguments: Any,
             longest: int = 1000) -> str:
-  """The message of the UserError that a call must raise."""
+  """Returns the message of the UserError that a call must raise."""
   with pytest.raises(errors.UserError) as caught:
     call(*arguments)
   message = str(caught.value)
@@ -20,7 +20,7 @@ def refusal(call: Callable[..., Any], *arguments: Any,
 
 
 def assert_examples_or_one_line(spec: str) -> None:
-  """Whatever the file holds: examples that are sound, or one line."""
+  """Asserts that a file gives valid examples or a refusal of one line."""
   try:
     examples = sources.load_examples(spec)
   except errors.UserError as e:

@@ -1,4 +1,4 @@
-"""A whole run in seconds: the config that tests of training share."""
+"""The config of a whole run in seconds, which tests of training share."""
 
 import copy
 from typing import Any
@@ -22,7 +22,7 @@ FIELDS: dict[str, Any] = {
 
 
 def config(**changes: dict[str, Any] | Any) -> config_lib.Config:
-  """The tiny config with groups of fields updated: config(train={…})."""
+  """Returns the tiny config with fields updated: config(train={…})."""
   fields = copy.deepcopy(FIELDS)
   for group, values in changes.items():
     if isinstance(values, dict):

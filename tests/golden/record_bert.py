@@ -51,7 +51,7 @@ def main() -> None:
       output_hidden_states=True)
   out.loss.backward()
   # torch keeps the gradient of the padding token's vector at 0 (padding_idx);
-  # that of the head's bias, which we lack, is 0 but for rounding.
+  # that of the head's bias, which qa_jax lacks, is 0 up to rounding.
   norms = {k.removeprefix('bert.'): float(v.grad.double().norm())
            for k, v in model.named_parameters() if k != 'qa_outputs.bias'}
   np.savez_compressed(

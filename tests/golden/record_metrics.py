@@ -6,8 +6,8 @@
 The scripts of Rajpurkar et al. (2016; 2018) are linked from
 https://rajpurkar.github.io/SQuAD-explorer/. Record with Python 3.11: from 3.12
 on, `sum` compensates rounding, which changes last digits of version 2.0.
-Everything here is the scripts' answer to the cases below; none of our code
-runs. Re-record only to add cases.
+All recorded values come from the scripts;
+no code of qa_jax runs. Re-record only to add cases.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def salad(rng: random.Random, longest: int) -> str:
 
 
 def random_set(seed: int, size: int, no_answer: float) -> dict:
-  """Questions with golds, always-answer predictions and tied na_probs."""
+  """Returns questions with golds, always-answer predictions, tied na_probs."""
   rng = random.Random(seed)
   golds, predictions, na_probs = {}, {}, {}
   for i in range(size):
@@ -127,7 +127,7 @@ def make_sets() -> dict[str, dict]:
   sets['unknown'] = sets['ties'] | {
       'predictions': sets['ties']['predictions'] | {'nobody': 'x'},
       'na_probs': {'nobody': 0.0} | sets['ties']['na_probs']}
-  # What a run writes: predictions after a threshold.
+  # Predictions after a threshold, as a run writes them.
   full = sets['salad']
   sets['thresholded'] = full | {'predictions': {
       k: '' if full['na_probs'][k] > 0.1 else v
@@ -159,7 +159,7 @@ def squad(golds: dict[str, list[str]], version: str) -> dict:
 
 def run_script(script: str, case: dict, version: str,
                threshold: float | None) -> dict[str, float]:
-  """What the command prints; `threshold` None leaves out the na_probs."""
+  """Returns the output of a script; `threshold` None leaves out na_probs."""
   with tempfile.TemporaryDirectory() as folder:
     paths = {name: pathlib.Path(folder) / f'{name}.json'
              for name in ('data', 'predictions', 'na_probs')}
@@ -182,7 +182,7 @@ def load(script: str):
 
 
 def score_answers(v1, v2, pairs: list[tuple[str, list[str]]]) -> list[dict]:
-  """Each pair with [EM, F1] by version; 1.1 fails without golds: null."""
+  """Returns [EM, F1] of each pair by version; null: 1.1 fails without golds."""
   rows = []
   for prediction, golds in pairs:
     one = [float(v1.metric_max_over_ground_truths(f, prediction, golds))

@@ -20,14 +20,14 @@ D, LAYERS, HEADS, MLP, VOCAB, POSITIONS = 16, 2, 2, 24, 30, 20
 
 
 def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """float32 in [-0.5, 0.5), each of its own, from name and shape alone."""
+  """Returns float32 values in [-0.5, 0.5), a function of name and shape."""
   index = np.arange(np.prod(shape, dtype=np.uint64), dtype=np.uint64)
   bits = (index * 2654435761 + zlib.crc32(name.encode())) % 2**32
   return (bits / 2**32 - 0.5).astype(np.float32).reshape(shape)
 
 
 def tensors(head: bool) -> dict[str, np.ndarray]:
-  """Every tensor by its common name, as torch lays it out."""
+  """Returns every tensor by its common name, in the layout of torch."""
   shapes = {'embeddings.word_embeddings.weight': (VOCAB, D),
             'embeddings.position_embeddings.weight': (POSITIONS, D),
             'embeddings.token_type_embeddings.weight': (2, D)}
@@ -75,7 +75,7 @@ MODEL_GARDEN = {
 
 
 def tf2(common: str, array: np.ndarray) -> tuple[list[str], np.ndarray]:
-  """The path of attributes, and the array with an axis for the heads."""
+  """Returns the path of attributes and the array with an axis for heads."""
   path, leaf = common.rsplit('.', 1)
   embeddings = ('word', 'position', 'token_type')
   if path.endswith('_embeddings'):

@@ -1,4 +1,4 @@
-"""Records what torchmetrics' SQuAD makes of the answers in the golden file.
+"""Records the scores that torchmetrics' SQuAD gives the golden answers.
 
   python tests/golden/record_torchmetrics.py    (needs torchmetrics 1.9)
 """

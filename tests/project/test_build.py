@@ -1,4 +1,4 @@
-"""Head, objective and decoding: they work together, or are refused by name."""
+"""Head, objective and decoding fit together, or are refused by name."""
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +107,7 @@ def test_every_rule_fits_a_null_that_is_trained_as_a_logit(rule):
 
 @pytest.mark.parametrize('rule', null_rules.NULL_RULES)
 def test_null_of_a_head_is_no_logit_unless_trained_as_one(rule):
-  # That of a conditional head is a log probability.
+  # The score of a conditional head is a log probability.
   check = lambda: check_decode('conditional', 'conditional', null_rule=rule)
   if rule in ('classifier', 'product'):
     with pytest.raises(errors.UserError, match='an objective that trains it'):

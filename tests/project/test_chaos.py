@@ -1,4 +1,4 @@
-"""Each fault of the table, a few times; `make chaos` has the many."""
+"""Each fault of the table, a few times; `make chaos` has the full counts."""
 
 import pytest
 

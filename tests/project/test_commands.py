@@ -1,4 +1,4 @@
-"""The commands: what they print, and one line for every mistake."""
+"""The commands: their output, and one line for every mistake."""
 
 import dataclasses
 import json
@@ -25,12 +25,12 @@ TINY_BERT = commands.ROOT / 'tests' / 'golden' / 'tiny_bert'
 # How ml_collections reads a config file.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
-app.define_help_flags()  # once, so that they are not taken for a command's own
+app.define_help_flags()  # once: its flags are no command's
 
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> pathlib.Path:
-  """A config file of four steps."""
+  """Writes a config file of four steps."""
   path = tmp_path_factory.mktemp('configs') / 'tiny_config.py'
   fields = tiny.config(train={'num_steps': 4},
                        data={
@@ -43,7 +43,7 @@ def config(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def trained(config, tmp_path_factory) -> tuple[pathlib.Path, commands.Result]:
-  """A finished run, and what the command said."""
+  """Trains a run and returns it with the output of the command."""
   workdir = tmp_path_factory.mktemp('runs') / 'trained'
   return workdir, commands.command('train', f'--config={config}',
                                    f'--workdir={workdir}')
@@ -56,11 +56,11 @@ def run(trained) -> pathlib.Path:
 
 @pytest.fixture
 def data(tmp_path) -> str:
-  """A file of three questions, one of them unanswerable."""
+  """Writes a file of three questions, one of them unanswerable."""
   return examples.write(tmp_path / 'dev.json', examples.SQUAD)
 
 
-# What works.
+# Commands that succeed.
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -317,7 +317,7 @@ def test_odd_questions_are_evaluated_too(run, tmp_path):
   assert f'{"no_answer_total":28} 4' in result.out.splitlines()
 
 
-# What does not: flags.
+# Refusals: flags.
 
 
 @pytest.mark.parametrize(('name', 'argv', 'message'), [
@@ -445,7 +445,7 @@ def test_config_that_is_not_there_is_one_line(tmp_path, path, message, code):
                                      code=2)
 
 
-# What does not: data, checkpoints, workdirs.
+# Refusals: data, checkpoints, workdirs.
 
 
 @pytest.mark.parametrize(
@@ -563,7 +563,7 @@ def test_output_that_is_a_file_is_one_line_before_the_work(run, data, tmp_path):
 
 @pytest.fixture
 def encoder(tmp_path):
-  """A Hugging Face directory with the vocabulary that its sizes ask for."""
+  """Returns a Hugging Face directory with a vocabulary of the right size."""
   directory = tmp_path / 'encoder'
   shutil.copytree(TINY_BERT, directory)
   words = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]']

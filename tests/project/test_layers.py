@@ -1,4 +1,4 @@
-"""Who may import whom: the table of the architecture, equal to the code."""
+"""The table of allowed imports, equal to the code."""
 
 import ast
 import graphlib
@@ -58,12 +58,12 @@ FORBIDDEN = ('torch', 'transformers', 'tensorflow', 'pickle', 'experiments',
 
 
 def part_of(module: str) -> str:
-  """'qa_jax.data.windows' → 'data', 'qa_jax.build' → 'build'."""
+  """Returns 'data' for 'qa_jax.data.windows', 'build' for 'qa_jax.build'."""
   return module.split('.')[1] if '.' in module else '__init__'
 
 
 def imported_parts() -> dict[str, set[str]]:
-  """Part → the other parts that its files import, at any depth of code."""
+  """Returns part → the other parts that its files import, at any depth."""
   table: dict[str, set[str]] = {}
   for path in FILES:
     part = part_of(imports_lib.module_name(path))

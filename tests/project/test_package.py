@@ -1,4 +1,4 @@
-"""What `pip install .` gives: a wheel that is built here, without network."""
+"""The wheel of `pip install .`, built here without network."""
 
 import importlib.metadata
 import pathlib

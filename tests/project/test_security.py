@@ -1,4 +1,4 @@
-"""What the code never does, whoever wrote the files that it reads."""
+"""Code that must never run, whoever wrote the files that are read."""
 
 import ast
 import hashlib
@@ -18,7 +18,7 @@ from tests.common import weights
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FILES = sorted(p for folder in ('qa_jax', 'experiments', 'configs')
                for p in (ROOT / folder).rglob('*.py'))
-# Of what runs code when it reads, unpacks where a name points, or is a shell.
+# Calls that run code when they read, unpack to a named path, or use a shell.
 MODULES = {'pickle', 'cPickle', 'cloudpickle', 'dill', 'joblib', 'marshal',
            'shelve', 'torch', 'tarfile', 'zipfile', 'yaml'}
 CALLS = {'eval', 'exec', 'compile', '__import__', 'os.system', 'os.popen',

@@ -49,7 +49,7 @@ def test_a_sweep_yields_the_recorded_variants(name):
 
 
 def test_a_file_repeats_no_default():
-  """A config says only what differs: no assignment leaves its field alone."""
+  """No assignment of a config file repeats the default of its field."""
   defaults = config.check_config(
       {**config.defaults().to_dict(), 'train': {'num_steps': 1}}).to_dict()
   for file in FILES:
