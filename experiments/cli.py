@@ -7,6 +7,7 @@ before it pre-empts a job). Training has saved then. 124: a step of it hung.
 
 from collections.abc import Callable
 import dataclasses
+import io
 import re
 import sys
 import textwrap
@@ -34,6 +35,10 @@ def run(main: Callable[[], None], *, config: bool = False,
   process among several processes; `join` reads them.
   """
   module = sys.modules['__main__']
+  for stream in (sys.stdout, sys.stderr):
+    # A terminal may lack the characters of an answer: show them escaped.
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
   logging.set_verbosity(logging.ERROR)  # quiet until main runs
   if config:
     # Fields that the file leaves out are accepted; config.check names typos.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -315,6 +316,16 @@ def test_odd_questions_are_evaluated_too(run, tmp_path):
   result = commands.command('evaluate', f'--workdir={run}', f'--data={odd}')
   assert result.code == 0
   assert f'{"no_answer_total":28} 4' in result.out.splitlines()
+
+
+def test_output_is_escaped_where_the_terminal_lacks_its_characters():
+  done = subprocess.run(
+      [sys.executable, '-m', 'experiments.train', '--print_config',
+       '--config=configs/quickstart.py', '--config.data.train=東京.json'],
+      cwd=commands.ROOT, env={**os.environ, 'PYTHONIOENCODING': 'ascii'},
+      capture_output=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert r"'train': '\u6771\u4eac.json'" in done.stdout.decode('ascii')
 
 
 # Refusals: flags.
