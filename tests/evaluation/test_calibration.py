@@ -17,6 +17,7 @@ from qa_jax.evaluation import calibrate
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import calibration
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 from qa_jax.training import train
 from tests.common import commands
@@ -92,7 +93,7 @@ def fitting(seed, truth, *, with_null):
                  - np.logaddexp.reduce(all_of[right] / t))
     return np.mean(out)
   return calibration.TemperatureData(
-      mass=np.array([[np.logaddexp.reduce(s / t)
+      log_partition=np.array([[np.logaddexp.reduce(s / t)
                       for t in calibration.TEMPERATURES] for s in scores]),
       best=np.array([s.max() for s in scores]), null=null,
       gold=np.array([scores[q][g] for q, g in golds]),
@@ -187,8 +188,8 @@ def test_what_is_stored_is_what_evaluation_finds_best(calibrated, tmp_path):
   assert values['f1'] == pytest.approx(values['best_f1'])
   assert (tmp_path / 'reliability.png').stat().st_size > 10_000
   assert values['temperature'] == stored['temperature'] != 1
-  na_probs = squad.read_na_probs(tmp_path / 'na_probs.json')
-  told = squad.read_predictions(tmp_path / 'predictions.json')
+  na_probs = predictions_lib.read_na_probs(tmp_path / 'na_probs.json')
+  told = predictions_lib.read_predictions(tmp_path / 'predictions.json')
   assert {k for k, v in na_probs.items() if v > stored['threshold']} == {
       k for k, v in told.items() if not v}
 
@@ -201,20 +202,21 @@ def test_reported_calibration_errors_are_those_of_what_was_said(
     output = tmp_path / name
     commands.command('evaluate', f'--workdir={calibrated}', flag,
                      f'--data={HELD_OUT}', f'--output={output}')
-    found[name] = {row['id']: row for row in map(json.loads, (
-        output / 'nbest.jsonl').read_text().splitlines())}
-  told = squad.read_predictions(tmp_path / 'after' / 'predictions.json')
+    found[name] = predictions_lib.read_n_best(output / 'nbest.jsonl')
+  predictions = predictions_lib.read_predictions(output / 'predictions.json')
   examples = sources.load_examples(HELD_OUT)
-  right, _ = squad.per_question(examples, told)
+  right, _ = squad.per_question(examples, predictions)
   values = files.read_object(tmp_path / 'after' / 'metrics.json')
   for name, key in (('before', 'calibration_error_before'),
                     ('after', 'calibration_error')):
-    said = np.array([
-        found[name][e.id]['answers'][0]['probability'] if told[e.id]
+    confidence = np.array([
+        found[name][e.id]['answers'][0]['probability'] if predictions[e.id]
         else found[name][e.id]['null_probability'] for e in examples])
-    of = np.ceil(said * calibration.BINS)
-    gaps = [abs((said - right)[of == b].sum()) for b in np.unique(of)]
-    assert values[key] == pytest.approx(100 * sum(gaps) / len(said), abs=1e-3)
+    bin_of = np.ceil(confidence * calibration.BINS)
+    gaps = [abs((confidence - right)[bin_of == b].sum())
+            for b in np.unique(bin_of)]
+    assert values[key] == pytest.approx(
+        100 * sum(gaps) / len(examples), abs=1e-3)
 
 
 def test_without_calibration_the_threshold_is_the_configs(

@@ -16,6 +16,7 @@ from qa_jax.evaluation import evaluator
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import calibration
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 from tests.common import commands
 from tests.common import tiny
@@ -41,7 +42,7 @@ def listed(posteriors, examples, keep=99):
   out = {}
   for e, p in zip(examples, posteriors, strict=True):
     best = sorted((s for s in p if s), key=lambda s: -p[s])[:keep]
-    out[e.id] = ensemble.Listed(
+    out[e.id] = ensemble.MemberCandidates(
         math.log(p[None]), {s: math.log(p[s]) for s in best}, windows=2)
   return out
 
@@ -65,7 +66,7 @@ def test_an_ensemble_is_the_normalised_product_of_posteriors():
   rng = np.random.default_rng(0)
   members = [whole(rng, len(EXAMPLES)) for _ in range(3)]
   pool = ensemble.pool_members(EXAMPLES, [listed(m, EXAMPLES) for m in members])
-  found = ensemble.combine_members(pool, [0, 2])
+  found = pool.combine([0, 2])
   for e in range(len(EXAMPLES)):
     product = {s: math.sqrt(members[0][e][s] * members[2][e][s])
                for s in members[0][e]}
@@ -74,7 +75,7 @@ def test_an_ensemble_is_the_normalised_product_of_posteriors():
     assert (pool.begin[found.best[e]], pool.end[found.best[e]]) == best
     assert found.na_score[e] == pytest.approx(
         math.log(product[None] / product[best]))
-    row = ensemble.n_best_row(pool, found, e, 3)
+    row = found.n_best_row(e, 3)
     assert row['null_probability'] == pytest.approx(product[None] / total)
     assert [a['probability'] for a in row['answers']] == pytest.approx(
         sorted((p / total for s, p in product.items() if s), reverse=True)[:3])
@@ -85,7 +86,7 @@ def test_an_ensemble_is_the_normalised_product_of_posteriors():
 def test_one_member_answers_as_it_does_alone():
   posteriors = whole(np.random.default_rng(1), len(EXAMPLES))
   pool = ensemble.pool_members(EXAMPLES, [listed(posteriors, EXAMPLES, keep=2)])
-  found = ensemble.combine_members(pool, [0])
+  found = pool.combine([0])
   for e, p in enumerate(posteriors):
     best = max((s for s in p if s), key=p.__getitem__)
     assert (pool.begin[found.best[e]], pool.end[found.best[e]]) == best
@@ -93,29 +94,29 @@ def test_one_member_answers_as_it_does_alone():
 
 
 def test_a_span_that_is_not_listed_is_no_better_than_it_may_be():
-  one = lambda null, **p: ensemble.Listed(
+  one = lambda null, **p: ensemble.MemberCandidates(
       math.log(null), {(0, n): math.log(x) for n, x in enumerate(
           p.values())}, 1)
   # The worst that is listed has 0.2, and 0.1 is left for all others.
   assert one(0.3, a=0.4, b=0.2).floor == pytest.approx(math.log(0.1))
   assert one(0.1, a=0.2, b=0.1).floor == pytest.approx(math.log(0.1))
-  assert one(0.5, a=0.5).floor == pytest.approx(math.log(ensemble.TINY))
+  assert one(0.5, a=0.5).floor == pytest.approx(math.log(ensemble.MIN_REST))
 
 
 def test_members_of_other_tokenizers_meet_in_characters():
   """One cannot find 'Bob', the other not 'Bob in'; both have 'Ada'."""
   lists = [{(0, 3): 0.3, (8, 14): 0.6}, {(0, 3): 0.4, (8, 11): 0.5}]
-  pool = ensemble.pool_members(EXAMPLES[:1], [{'q0': ensemble.Listed(
+  pool = ensemble.pool_members(EXAMPLES[:1], [{'q0': ensemble.MemberCandidates(
       math.log(0.05), {s: math.log(p) for s, p in spans.items()}, 1)}
                                       for spans in lists])
-  found = ensemble.combine_members(pool, [0, 1])
+  found = pool.combine([0, 1])
   assert (pool.begin[found.best[0]], pool.end[found.best[0]]) == (0, 3)
 
 
 def f1_of(pool, members) -> float:
   """At the best threshold, by trying all."""
-  found = ensemble.combine_members(pool, members)
-  return max(100 * ensemble.scores_of(pool, found, t)[1].mean()
+  found = pool.combine(members)
+  return max(100 * found.scores(t)[1].mean()
              for t in [-99.0, *found.na_score])
 
 
@@ -152,10 +153,8 @@ def test_members_that_err_in_different_places_help_each_other():
       posteriors.append({s: v or left for s, v in p.items()})
     members.append(listed(posteriors, EXAMPLES))
   pool = ensemble.pool_members(EXAMPLES, members)
-  scores = [
-      ensemble.scores_of(pool, ensemble.combine_members(pool, m),
-                         0.0)[0].mean() for m in ([0], [1], [0, 1])
-  ]
+  scores = [pool.combine(m).scores(0.0)[0].mean()
+            for m in ([0], [1], [0, 1])]
   assert scores[2] == 1 and max(scores[:2]) < 0.8
 
 
@@ -163,9 +162,9 @@ def test_without_unanswerable_questions_all_are_answered():
   asked = [example(0, 'Ada'), example(1, 'Bob')]
   sure = [{**dict.fromkeys(SPANS, 0.01), (0, 3): 0.04, None: 0.9}] * 2
   pool = ensemble.pool_members(asked, [listed(sure, asked)] * 2)
-  found = ensemble.combine_members(pool, [0, 1])
-  assert ensemble.threshold_of(pool, found) == 0
-  assert ensemble.scores_of(pool, found, 0.0)[0].tolist() == [1, 0]
+  found = pool.combine([0, 1])
+  assert found.best_threshold() == 0
+  assert found.scores(0.0)[0].tolist() == [1, 0]
 
 
 # --- the command
@@ -211,7 +210,7 @@ def test_files_are_those_of_an_evaluation_and_their_scores(folder):
   assert 'scored on, 1 of them' in result.err  # one context in both files
   out = folder / 'out'
   examples = sources.load_examples(f'{folder}/dev.json')
-  told = squad.read_predictions(out / 'predictions.json')
+  told = predictions_lib.read_predictions(out / 'predictions.json')
   values = files.read_object(out / 'metrics.json')
   found = files.read_object(out / 'ensemble.json')
   official = squad.squad_metrics(examples, told)
@@ -296,7 +295,7 @@ def test_a_run_that_has_seen_the_held_out_questions_is_refused(folder):
         {**rows[0]['answers'][0], 'start': 1}]}, *rows[1:]],
      'does not stand at its place'),
     (lambda rows: [{**rows[0], 'answers': 'Ada'}, *rows[1:]],
-     "expected 'id' and 'answers'"),
+     "expected 'id', 'windows' and 'answers'"),
     (lambda rows: [{**r, 'null_probability': 0} for r in rows],
      'null_rule never')])
 def test_a_bad_list_is_one_line(folder, change, words):
@@ -324,15 +323,15 @@ def test_mistakes_of_the_command_are_one_line(folder, members, more, words):
 def test_an_empty_context_has_no_candidates():
   empty = Example('q9', '?', '', (), True)
   pool = ensemble.pool_members([empty], [{
-      'q9': ensemble.Listed(0.0, {}, 1)
+      'q9': ensemble.MemberCandidates(0.0, {}, 1)
   }] * 2)
-  found = ensemble.combine_members(pool, [0, 1])
+  found = pool.combine([0, 1])
   assert found.best.tolist() == [-1]
-  assert ensemble.scores_of(pool, found, 0.0).tolist() == [[1], [1]]
+  assert found.scores(0.0).tolist() == [[1], [1]]
 
 
 def test_ties_go_to_the_first_in_the_text():
-  pool = ensemble.pool_members(EXAMPLES[:1], [{'q0': ensemble.Listed(
+  pool = ensemble.pool_members(EXAMPLES[:1], [{'q0': ensemble.MemberCandidates(
       -9.0, dict.fromkeys(order, -2.0), 1)} for order in itertools.islice(
           itertools.permutations(SPANS), 2)])
-  assert ensemble.combine_members(pool, [0, 1]).best.tolist() == [0]
+  assert pool.combine([0, 1]).best.tolist() == [0]

@@ -51,13 +51,13 @@ def test_rows_are_evaluations_and_averages_weigh_sets_alike(
       evaluator.evaluate_data(qa, spec, output=None)
       for spec in groups['here'].values()
   ]
-  assert [r.values for r in rows] == [*alone, None]
+  assert [r.metrics for r in rows] == [*alone, None]
   found = suite.averages(rows)
   assert list(found) == ['here', 'all']
   for name in ('here', 'all'):
     assert found[name]['sets'] == 2
     assert found[name]['f1'] == pytest.approx(np.mean([v['f1'] for v in alone]))
-  assert all(r.low <= r.values['f1'] <= r.high for r in rows[:2])
+  assert all(r.low <= r.metrics['f1'] <= r.high for r in rows[:2])
   assert (tmp_path / 'here' / 'one' / 'nbest.jsonl').is_file()
 
 

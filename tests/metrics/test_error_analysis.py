@@ -10,6 +10,7 @@ from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.io import files
 from qa_jax.metrics import error_analysis
+from qa_jax.metrics import predictions
 from qa_jax.metrics import selective
 from tests.common import commands
 
@@ -111,8 +112,8 @@ def test_precision_and_recall_are_those_of_sklearn(count):
 def test_thresholds_are_zero_held_out_and_the_official_best():
   asked = [example(0, 'Ada'), example(1, 'Rome'), example(2), example(3)]
   always = {'0': 'Ada', '1': 'Rome', '2': 'Bob', '3': 'Eve'}
-  found = selective.thresholds(
-      asked, always, {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}, 0.5)
+  found = predictions.Predictions(
+      asked, always, {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}).thresholds(0.5)
   at = lambda name: (found[name]['threshold'], found[name]['f1'])
   assert at('zero') == (0, 75)  # silent about 1, wrongly
   assert at('held_out') == (0.5, 50)  # and answers 2, which does not exceed it
@@ -125,9 +126,10 @@ def test_slices_add_up_to_the_whole():
            example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
   found = error_analysis.analyse_errors(
       asked, {'0': 'Ada', '1': 'Bonn', '2': 'met Bob', '3': ''},
-      {'0': spans('Ada'), '1': spans('Bonn'), '2': spans('met Bob'),
-       '3': spans('Eve')}, na_scores={'0': -1, '1': 0, '2': -2, '3': 1},
-      windows={'0': 1, '1': 1, '2': 2, '3': 1})
+      {key: {'answers': spans(text), 'windows': windows}
+       for key, text, windows in (('0', 'Ada', 1), ('1', 'Bonn', 1),
+                                  ('2', 'met Bob', 2), ('3', 'Eve', 1))},
+      na_scores={'0': -1, '1': 0, '2': -2, '3': 1})
   assert set(found['slices']) == {*error_analysis.SLICES, 'windows'}
   for parts in found['slices'].values():
     total = sum(p['total'] for p in parts.values())
@@ -146,8 +148,10 @@ def test_without_no_answer_scores_the_lead_of_the_best_is_confidence():
   asked = [example(0, 'Ada'), example(1, 'Rome')]
   sure, torn = spans('Ada', 'Bob'), spans('Bonn', 'Rome')
   sure[1]['score'], torn[1]['score'] = -9.0, -0.1
-  found = error_analysis.analyse_errors(asked, {'0': 'Ada', '1': 'Bonn'},
-                                        {'0': sure, '1': torn})
+  found = error_analysis.analyse_errors(
+      asked, {'0': 'Ada', '1': 'Bonn'}, {
+          key: {'answers': answers, 'windows': 1}
+          for key, answers in (('0', sure), ('1', torn))})
   assert found['coverage']['curve'][49][1] == 100  # half answered: Ada alone
   assert 'no_answer' not in found
 
@@ -218,9 +222,8 @@ def test_texts_may_hold_any_line_separator(tmp_path):
   answer = {'text': 'a\u2028b\x85c', 'start': 0, 'end': 5, 'score': 0.0}
   files.write_jsonl(tmp_path / 'nbest.jsonl', [
       {'id': '0', 'windows': 1, 'answers': [answer]}])
-  assert error_analysis.read_nbest(tmp_path / 'nbest.jsonl')[0] == {
-      '0': [answer]
-  }
+  rows = predictions.read_n_best(tmp_path / 'nbest.jsonl')
+  assert rows['0']['answers'] == [answer]
 
 
 def test_the_command_takes_seeds(evaluation, tmp_path):

@@ -39,7 +39,8 @@ def test_sampled_sign_flips_agree_with_the_exact_binomial():
 
 def test_no_difference_has_p_one_and_an_empty_interval():
   assert significance.sign_flip(np.zeros(9), seed=0) == 1.0
-  assert significance.bootstrap_interval(np.zeros(9), seed=0) == (0.0, 0.0)
+  assert significance.hierarchical_interval(
+      np.zeros((1, 9)), list('abcdefghi'), seed=0) == (0.0, 0.0)
 
 
 def test_p_is_never_zero():
@@ -51,18 +52,6 @@ def test_false_alarms_come_as_often_as_promised():
   rng = np.random.default_rng(3)
   p = [significance.sign_flip(rng.normal(size=8), seed=0) for _ in range(300)]
   assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=0.05)
-
-
-def test_interval_of_a_mean_equals_the_normal_one_for_many_questions():
-  differences = np.random.default_rng(0).exponential(size=2000)
-  low, high = significance.bootstrap_interval(differences, seed=0)
-  mean, half = differences.mean(), 1.96 * differences.std() / np.sqrt(2000)
-  assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.005)
-
-
-def test_interval_of_one_question_is_its_difference():
-  assert significance.bootstrap_interval(np.array([0.25]),
-                                         seed=0) == (0.25, 0.25)
 
 
 def half(interval):
@@ -88,7 +77,8 @@ def test_variance_of_the_hierarchy_is_that_of_its_levels():
   again = significance.hierarchical_interval(
       x[:, order], [articles[n] for n in order], seed=1)
   assert half(again) == pytest.approx(half(found), rel=0.06)
-  alone = significance.bootstrap_interval(x.mean(axis=0), seed=1)
+  alone = significance.hierarchical_interval(
+      x.mean(axis=0)[None], [str(n) for n in range(300)], seed=1)
   assert half(found) > 1.4 * half(alone)  # which knows neither level
 
 

@@ -1,7 +1,8 @@
 """Metrics against the official scripts' recorded answers, and by hand.
 
-tests/golden/record_metrics.py recorded them; equal means equal to the bit. Of
-torchmetrics, which record_torchmetrics.py asked, to float32.
+tests/golden/record_metrics.py recorded the official values, which ours equal to
+the bit. record_torchmetrics.py recorded those of torchmetrics, which ours equal
+to float32.
 """
 
 import json
@@ -15,6 +16,7 @@ from qa_jax import errors
 from qa_jax.data import examples as examples_lib
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'golden'
@@ -50,12 +52,6 @@ def official(set_name, threshold):
   [run] = [r for r in GOLDEN['runs'] if r['version'] == '2.0'
            and r['set'] == set_name and r['threshold'] == threshold]
   return {k: v for k, v in run['expected'].items() if k != 'NoAns_f1'}
-
-
-def write(tmp_path, text):
-  path = tmp_path / 'file.json'
-  path.write_text(text, 'utf-8')
-  return path
 
 
 # --- one answer
@@ -157,27 +153,20 @@ def test_two_files_are_thresholded_at_1_as_officially():
   assert official_names(found) == official('logits', 1.0)
 
 
-def test_best_thresholds_are_those_of_the_always_answer_predictions():
-  found = squad.squad_metrics(
-      make_examples(SETS['salad']['golds']), SETS['thresholded']['predictions'],
-      na_scores=SETS['salad']['na_probs'],
-      always_answer=SETS['salad']['predictions'])
-  expected = official('thresholded', None) | {
+def test_thresholded_predictions_score_as_evaluate_v2_0():
+  """Best thresholds are those of the answers before any threshold."""
+  salad = SETS['salad']
+  found = predictions_lib.Predictions(
+      make_examples(salad['golds']), salad['predictions'], salad['na_probs'],
+      version='2.0').metrics(0.1)
+  assert official_names(found) == official('thresholded', None) | {
       k: v for k, v in official('salad', 1.0).items() if 'best' in k}
-  assert official_names(found) == expected
 
 
-def test_thresholded_predictions_alone_give_another_best_score():
-  # Why always_answer exists.
+def test_thresholded_texts_alone_give_another_best_score():
+  """The class `Predictions` exists for this reason."""
   assert (official('thresholded', 1.0)['best_f1']
           < official('salad', 1.0)['best_f1'])
-
-
-def test_predictions_beside_always_answer_are_final():
-  found = squad.squad_metrics(
-      EXAMPLES, ANSWERS, na_scores=dict.fromkeys(ANSWERS, 7.0),
-      always_answer=ANSWERS)
-  assert found['has_answer_exact_match'] == 50.0
 
 
 def test_answer_at_the_threshold_stays():
@@ -266,71 +255,5 @@ def test_ten_thousand_questions_score_in_about_a_second():
   examples = make_examples(golds)
   answers = dict.fromkeys(golds, 'Broncos of Denver')
   began = time.process_time()
-  squad.squad_metrics(examples, answers, always_answer=answers,
-                      na_scores=dict.fromkeys(golds, 0.0))
+  squad.squad_metrics(examples, answers, na_scores=dict.fromkeys(golds, 0.0))
   assert time.process_time() - began < 3  # 0.4 on one idle core
-
-
-# --- files
-
-
-def test_predictions_are_read_as_they_stand(tmp_path):
-  path = write(tmp_path, '{"b": "", "a": " Zürich "}')
-  assert list(squad.read_predictions(path).items()) == [
-      ('b', ''), ('a', ' Zürich ')]
-
-
-def test_na_probs_are_floats_in_the_order_of_the_file(tmp_path):
-  found = squad.read_na_probs(write(tmp_path, '{"b": 1, "a": -2.5e-1}'))
-  assert list(found.items()) == [('b', 1.0), ('a', -0.25)]
-
-
-@pytest.mark.parametrize('read', [squad.read_predictions,
-                                  squad.read_na_probs])
-@pytest.mark.parametrize('text, message', [
-    ('', 'not JSON'), ('{"a": ', 'not JSON'), ('[]', 'expected a JSON object'),
-    ('{"a": "x", "a": "x"}', "'a' stands there twice"),
-    ('{"q7": null}', "'q7' is null, expected"),
-    ('{"q7": true}', "'q7' is true, expected"),
-    ('{"q7": {"text": "x"}}', r"'q7' is {\"text\": \"x\"}, expected"),
-])
-def test_malformed_file_is_refused(read, text, message, tmp_path):
-  with pytest.raises(errors.UserError, match=message):
-    read(write(tmp_path, text))
-
-
-@pytest.mark.parametrize('text, message', [
-    ('{"q7": 0.5}', "'q7' is 0.5, expected a string"),
-    ('{"q7": ["x"]}', r"'q7' is \[\"x\"\], expected a string"),
-])
-def test_prediction_that_is_no_string_is_refused(text, message, tmp_path):
-  with pytest.raises(errors.UserError, match=message):
-    squad.read_predictions(write(tmp_path, text))
-
-
-@pytest.mark.parametrize('value, message', [
-    ('NaN', "'q7' is nan, expected a finite"),
-    ('-Infinity', "'q7' is -inf, expected a finite"),
-    ('1e999', "'q7' is inf, expected a finite"),
-    ('1' + '0' * 400, "'q7' is inf, expected a finite"),
-    ('1' + '0' * 9000, "'q7' is inf, expected a finite"),
-    ('"0.5"', "'q7' is \"0.5\", expected a number"),
-])
-def test_na_prob_that_is_no_finite_number_is_refused(value, message, tmp_path):
-  with pytest.raises(errors.UserError, match=message):
-    squad.read_na_probs(write(tmp_path, f'{{"a": 0.5, "q7": {value}}}'))
-
-
-@pytest.mark.parametrize('read', [squad.read_predictions,
-                                  squad.read_na_probs])
-@pytest.mark.parametrize('make', [
-    lambda path: None, lambda path: path.mkdir(),
-    lambda path: path.write_bytes(b'{"a": "\xff"}'),
-    lambda path: path.write_text('{"a": 1, "a": ["\n'),
-    lambda path: path.write_text('[' * 100_000)],
-    ids=['missing', 'directory', 'not UTF-8', 'cut off', 'deep'])
-def test_unreadable_file_is_named_in_one_line(read, make, tmp_path):
-  path = tmp_path / 'answers.json'
-  make(path)
-  with pytest.raises(errors.UserError, match=r'^[^\n]*answers\.json: [^\n]+$'):
-    read(path)
