@@ -88,12 +88,9 @@ class Predictions:
     Raises:
       UserError: a question cannot be scored.
     """
-    return self._summary(threshold) | self.best
-
-  def _summary(self, threshold: float) -> dict[str, float]:
     return squad.summarize_scores(
         self.examples, self.answers, self.scores(threshold),
-        self._official_version)
+        self._official_version) | self.best
 
   def thresholds(self, held_out: float | None) -> dict[str, dict[str, float]]:
     """Computes scores at threshold 0, at the held-out one and at the oracle.
@@ -106,7 +103,7 @@ class Predictions:
         {} if held_out is None else {'held_out': held_out})
     table = {}
     for name, threshold in chosen.items():
-      values = self._summary(threshold)
+      values = self.metrics(threshold)
       table[name] = {'threshold': threshold, **{k: values[k] for k in (
           'exact_match', 'f1', 'has_answer_f1', 'no_answer_exact_match')
                                                 if k in values}}

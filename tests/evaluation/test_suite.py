@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope='module')
 def qa() -> predict.QA:
   return predict.QA(lookup.Lookup(), lookup.PARAMS,
-                    lookup.WORDS, lookup.make_config())
+                    lookup.TOKENIZER, lookup.make_config())
 
 
 @pytest.fixture(scope='module')
