@@ -31,7 +31,7 @@ def test_a_score_at_the_threshold_still_gets_an_answer():
 @pytest.mark.parametrize('version', ['auto', '2.0'])
 @pytest.mark.parametrize('threshold', [-1.0, 0.1, 0.2, 0.35, math.inf])
 def test_metrics_are_those_of_the_thresholded_texts(threshold, version):
-  """Gold answer 'the' is '' normalised, so that no answer is right for it."""
+  """The normalised gold answer 'the' is '', so '' is right for question e."""
   predictions = Predictions(EXAMPLES, ANSWERS, NA_SCORES, version)
   texts = predictions.texts(threshold)
   assert texts == {k: '' if NA_SCORES[k] > threshold else text
@@ -99,9 +99,9 @@ def test_predictions_are_read_as_they_stand(tmp_path):
 
 
 def test_na_probs_are_floats_in_the_order_of_the_file(tmp_path):
-  found = predictions_lib.read_na_probs(
+  scores = predictions_lib.read_na_probs(
       write(tmp_path, '{"b": 1, "a": -2.5e-1}'))
-  assert list(found.items()) == [('b', 1.0), ('a', -0.25)]
+  assert list(scores.items()) == [('b', 1.0), ('a', -0.25)]
 
 
 @pytest.mark.parametrize('read', [predictions_lib.read_predictions,
