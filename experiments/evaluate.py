@@ -38,7 +38,7 @@ NA_PROBS = flags.DEFINE_string(
 CALIBRATED = flags.DEFINE_bool(
     'calibrated', True, 'Use the calibration.json of the run.')
 AUDIT = flags.DEFINE_bool(
-    'audit', False, 'Report how gold spans become token spans; no model.')
+    'audit', False, 'Report how gold spans become token spans.')
 
 
 def main() -> None:

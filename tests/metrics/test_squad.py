@@ -245,7 +245,7 @@ def test_per_question_scores_follow_the_order_of_the_examples():
     (EXAMPLES, {'na_scores': {'a': 0.0, 'b': 0.0}},
      "2 of 4 questions have no na_score, the first is 'c'"),
 ])
-def test_a_question_that_cannot_be_scored_is_refused(examples, options, message):
+def test_data_that_cannot_be_scored_is_refused(examples, options, message):
   with pytest.raises(errors.UserError, match=message):
     squad.squad_metrics(examples, ANSWERS, **options)
 
