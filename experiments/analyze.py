@@ -51,17 +51,14 @@ def main() -> None:
   examples = sources.load_examples(DATA.value)
   first, second = ([_read_predictions(p, examples) for p in paths]
                    for paths in (ours, theirs))
-  n_best, na_probs, held_out = None, None, None
-  if folder and (folder / predictions_lib.N_BEST).is_file():
-    n_best = predictions_lib.read_n_best(folder / predictions_lib.N_BEST)
-  if folder and (folder / predictions_lib.NA_PROBS).is_file():
-    na_probs = predictions_lib.read_na_probs(folder / predictions_lib.NA_PROBS)
-  if folder and (folder / predictions_lib.METRICS).is_file():
-    held_out = files.read_object(folder / predictions_lib.METRICS).get(
-        'held_out_threshold')
+  read = lambda reader, name: (
+      reader(folder / name) if folder and (folder / name).is_file() else None)
+  metrics = read(files.read_object, predictions_lib.METRICS) or {}
   analysis = error_analysis.analyse_errors(
-      examples, first[0], n_best, na_scores=na_probs, held_out=held_out,
-      seed=SEED.value)
+      examples, first[0],
+      read(predictions_lib.read_n_best, predictions_lib.N_BEST),
+      na_scores=read(predictions_lib.read_na_probs, predictions_lib.NA_PROBS),
+      held_out=metrics.get('held_out_threshold'), seed=SEED.value)
   if theirs:
     analysis['difference'] = {
         'against': ', '.join(map(str, theirs)),

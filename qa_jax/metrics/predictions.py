@@ -65,10 +65,10 @@ class Predictions:
 
   def declined(self, threshold: float) -> np.ndarray:  # [N] bool
     """Returns which questions get no answer at a null threshold."""
-    if self.na_scores is None:
-      return np.zeros(len(self.examples), bool)
-    return selective.declines(
-        np.array([self.na_scores[e.id] for e in self.examples]), threshold)
+    scores = self.na_scores
+    return selective.declines(np.array([
+        -np.inf if scores is None else scores[e.id]
+        for e in self.examples]), threshold)
 
   def texts(self, threshold: float) -> dict[str, str]:
     """Returns {question id: text} at a null threshold, '' for no answer."""
