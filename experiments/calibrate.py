@@ -5,9 +5,9 @@ r"""Chooses a run's null threshold and temperature on held-out articles.
   python -m experiments.calibrate --workdir=runs/squad \
       --data='articles(of="train-v2.0.json", low=0.9)'
 
-Writes WORKDIR/calibration.json, which evaluate and predict use from then on:
-for this checkpoint and null rule, unless told --calibrated=False. Questions
-that the run was trained on are refused.
+Writes WORKDIR/calibration.json. The commands evaluate and predict use it from
+then on, if checkpoint and null rule are those of the calibration, and unless
+--calibrated=False is given. Questions that the run was trained on are refused.
 """
 
 import pathlib
@@ -19,7 +19,7 @@ from qa_jax.evaluation import calibrate
 from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run to calibrate.')
-DATA = flags.DEFINE_string('data', None, 'SPEC of held-out questions.')
+DATA = flags.DEFINE_string('data', None, 'SPEC of the held-out questions.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'best, last or a step.')
 
@@ -28,7 +28,7 @@ def main() -> None:
   cli.required(workdir=WORKDIR.value, data=DATA.value)
   workdir = pathlib.Path(WORKDIR.value)
   settings.configure_process()
-  cli.print_metrics(calibrate.calibrate(
+  cli.print_metrics(calibrate.calibrate_run(
       workdir, DATA.value, checkpoint=CHECKPOINT.value, progress='calibrate'))
   print(f'{workdir}/calibration.json is used from now on')
 

@@ -4,11 +4,12 @@ r"""Averages runs and n-best files into one system, in spans of characters.
       --data=dev-v2.0.json --output=runs/ensemble \
       --held_out='articles(of="train-v2.0.json", low=0.9)'
 
-A member is a run, an evaluation's directory or an nbest.jsonl, whatever its
-head and tokenizer. Runs that lack the evaluation get it. Members are selected
-greedily, and the threshold chosen, on --held_out; without it all are averaged
-at threshold 0. Members that are no runs need --held_out_members beside it.
-Writes predictions.json, metrics.json, … as an evaluation, and ensemble.md.
+A member is a run, the directory of an evaluation or an nbest.jsonl, with any
+head and tokenizer. A run without an evaluation on --data is evaluated.
+--held_out names the questions on which members are selected greedily and the
+null threshold is chosen. Without it, all members are averaged and the threshold
+is 0. With it, members that are no runs need --held_out_members. Writes the
+files of an evaluation and ensemble.{json,md}.
 """
 
 import pathlib
@@ -28,7 +29,7 @@ OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
 HELD_OUT = flags.DEFINE_string('held_out', '', 'SPEC to select members on.')
 HELD_OUT_MEMBERS = flags.DEFINE_list(
     'held_out_members', [], 'The same members, on --held_out.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of resampling.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
 
 
 def main() -> None:

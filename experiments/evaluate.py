@@ -7,13 +7,12 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
-joined by +. Results go to WORKDIR/eval/<data>/ or --output. Of a calibrated
-run, predictions are those at its held-out threshold, and metrics.json has EM
-and F1 at 0, at it, and at the best one of this data, an oracle. With
---coordinator this is one of several processes, which share the questions.
---audit runs no model: it says what became of the gold spans on their way to
-tokens, by the tokenizer and the window lengths of --workdir, or by a learned
-vocabulary.
+joined by +. Results go to WORKDIR/eval/<data>/ or --output. A calibrated run
+predicts at its held-out null threshold, and metrics.json has EM and F1 at
+threshold 0, at the held-out one, and at the best one of this data (an oracle).
+With --coordinator, several processes share the questions. --audit runs no
+model: it reports how gold spans became token spans, with the tokenizer and the
+window lengths of --workdir or with a learned vocabulary.
 """
 
 import pathlib
@@ -24,6 +23,7 @@ from experiments import cli
 from qa_jax import errors
 from qa_jax.data import sources
 from qa_jax.io import files
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
@@ -36,15 +36,16 @@ PREDICTIONS = flags.DEFINE_string(
 NA_PROBS = flags.DEFINE_string(
     'na_probs', None, '{id: score} JSON; higher means no answer.')
 CALIBRATED = flags.DEFINE_bool(
-    'calibrated', True, 'Use what experiments.calibrate stored.')
+    'calibrated', True, 'Use the calibration.json of the run.')
 AUDIT = flags.DEFINE_bool(
-    'audit', False, 'How gold spans become token spans; no model.')
+    'audit', False, 'Report how gold spans become token spans.')
 
 
 def main() -> None:
   cli.required(data=DATA.value)
   if flags.FLAGS.coordinator and (AUDIT.value or PREDICTIONS.value):
-    raise errors.UserError('--coordinator goes with a model to run')
+    raise errors.UserError('--coordinator goes with a model to run; leave it '
+                           'out with --audit and --predictions')
   if AUDIT.value:
     _audit()
     return
@@ -54,7 +55,7 @@ def main() -> None:
     raise errors.UserError('--na_probs goes with --predictions')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
-    files.check_writable(output / 'metrics.json')
+    files.check_writable(output / predictions_lib.METRICS)
   cli.join()
   cli.print_metrics(
       _score(output) if PREDICTIONS.value else score_model(output))
@@ -62,18 +63,19 @@ def main() -> None:
 
 def _score(output: pathlib.Path | None) -> dict[str, float]:
   examples = sources.load_examples(DATA.value)
-  values = squad.squad_metrics(
-      examples, squad.read_predictions(pathlib.Path(PREDICTIONS.value)),
-      na_scores=squad.read_na_probs(pathlib.Path(NA_PROBS.value))
-      if NA_PROBS.value else None)
+  predictions = predictions_lib.read_predictions(
+      pathlib.Path(PREDICTIONS.value))
+  na_scores = predictions_lib.read_na_probs(
+      pathlib.Path(NA_PROBS.value)) if NA_PROBS.value else None
+  values = squad.squad_metrics(examples, predictions, na_scores=na_scores)
   if output:
-    files.write_json(output / 'metrics.json', values)
+    files.write_json(output / predictions_lib.METRICS, values)
   return values
 
 
 def score_model(output: pathlib.Path | None) -> dict[str, float]:
-  """Metrics of --workdir on --data; of several processes the first has them."""
-  # Deferred: scoring a file takes no jax, and a tenth of the time without.
+  """Computes the metrics of --workdir on --data; {} in all but one process."""
+  # Deferred imports: scoring a file needs no jax, which takes most of the time.
   from qa_jax.checkpoints.run_directory import RunDirectory
   from qa_jax.evaluation import evaluator
   from qa_jax.inference import predict
@@ -92,24 +94,25 @@ def score_model(output: pathlib.Path | None) -> dict[str, float]:
 
 
 def _audit() -> None:
-  """Prints counts and examples; writes alignment.json into --output."""
+  """Prints the alignment audit; writes alignment.json into --output."""
   from qa_jax import config as config_lib
   from qa_jax import input_pipeline
   from qa_jax.data import alignment
   from qa_jax.inference import predict
 
   if PREDICTIONS.value or NA_PROBS.value:
-    raise errors.UserError('--audit looks at gold spans, not at predictions')
+    raise errors.UserError('--audit looks at gold spans, not at predictions; '
+                           'leave out --predictions and --na_probs')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / 'alignment.json')
   if WORKDIR.value:
     qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
-    config, words = qa.config, qa.tokenizer
+    config, vocabulary = qa.config, qa.tokenizer
   else:
     config = config_lib.Config()
-    words = input_pipeline.vocabulary_source(config, None)
-  windows, _ = input_pipeline.load_windows(config, DATA.value, words)
+    vocabulary = input_pipeline.vocabulary_source(config, None)
+  windows, _ = input_pipeline.load_windows(config, DATA.value, vocabulary)
   lines, shown = alignment.describe_audit(
       windows.examples, windows.audit, windows.faults)
   print('\n'.join(lines))

@@ -3,11 +3,11 @@ r"""Evaluates one model on many data sets.
   python -m experiments.suite --workdir=runs/squad \
       --suite=configs/suites/transfer.py
 
-A suite's file names data SPECs in groups; --suite.GROUP.NAME=SPEC replaces one
-or adds it to a group. Sets that cannot be had are skipped, each with its
-reason, and the others averaged. Writes suite.{json,md,html} and every set's
-predictions to WORKDIR/suites/NAME or --output. --workdir also takes a Hugging
-Face directory or hub id.
+The file of a suite names data SPECs in groups. --suite.GROUP.NAME=SPEC replaces
+a SPEC, or adds it to a group. A set that cannot be read is skipped with a line
+that says why, and averages leave it out. Writes suite.{json,md,html} and the
+predictions on every set to WORKDIR/suites/NAME or --output. --workdir also
+takes a Hugging Face directory or hub id.
 """
 
 import pathlib
@@ -31,7 +31,7 @@ SUITE = config_flags.DEFINE_config_file(
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'best, last or a step.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of resampling.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
 
 
 def main() -> None:

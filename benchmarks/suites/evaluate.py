@@ -22,7 +22,7 @@ from benchmarks.suites import search
 from qa_jax import config as config_lib
 from qa_jax.decoding import answers
 from qa_jax.decoding import candidates
-from qa_jax.metrics import squad
+from qa_jax.metrics import predictions
 from qa_jax.span_scores import SpanScores
 
 BATCH = 256
@@ -62,12 +62,10 @@ class Ours:
     merged = answers.merge_windows(self._windows, spans, n_best=search.N_BEST,
                                   null_rule='min_null')
     always = answers.answer_texts(examples, merged)
-    return squad.squad_metrics(
-        examples, {e.id: '' if merged.na_score[i] > 0 else always[e.id]
-                   for i, e in enumerate(examples)},
-        na_scores={e.id: float(merged.na_score[i])
-                   for i, e in enumerate(examples)}, always_answer=always,
-        version='2.0')
+    na_scores = {e.id: float(merged.na_score[i])
+                 for i, e in enumerate(examples)}
+    return predictions.Predictions(
+        examples, always, na_scores, version='2.0').metrics(0.0)
 
   def run(self) -> float:
     """Returns the seconds from logits on the host to metrics."""

@@ -1,134 +1,141 @@
-"""An analysis → analysis.json, .md, .html with errors, and a curve."""
+"""Report of an error analysis: analysis.{json,md,html} and its curves."""
 
 from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
-from matplotlib import figure
-
 from qa_jax.data.examples import Example
 from qa_jax.io import documents
 from qa_jax.io import files
-from qa_jax.io import plots
 from qa_jax.metrics import error_analysis
 from qa_jax.metrics import selective
 from qa_jax.metrics import squad
 
-CURVE = 'analysis_coverage.png'
-PRECISION_RECALL = 'analysis_precision_recall.png'
+COVERAGE_PLOT = 'analysis_coverage.png'
+PRECISION_RECALL_PLOT = 'analysis_precision_recall.png'
 THRESHOLDS = {
     'zero': 'zero', 'held_out': 'held out, chosen on other questions',
     'oracle': 'oracle, chosen on these very questions'}
-ERRORS = 100  # shown, evenly spread over the file
+ERRORS = 100  # errors shown, evenly spaced over the file
 AROUND = 60  # characters of the context shown on each side of an answer
 
 BOUNDARIES = {
-    'start': 'start is that of a gold answer',
-    'end': 'end is that of a gold answer',
-    'span': 'both are, of one gold answer',
+    'start': 'the start is that of a gold answer',
+    'end': 'the end is that of a gold answer',
+    'span': 'start and end are those of one gold answer',
     'text_elsewhere': 'the text is right, the place is not',
-    'splice': 'start of one gold answer, end of another',
+    'splice': 'the start of one gold answer, the end of another',
     'in_candidates': 'a gold answer is among the candidates',
-    'recombined': 'start and end of a gold answer are, of two candidates'}
+    'recombined': 'start and end of a gold answer are those of two candidates'}
 
 
-def write_error_report(found: Mapping[str, Any], examples: Sequence[Example],
+def write_error_report(analysis: Mapping[str, Any],
+                       examples: Sequence[Example],
                        predictions: Mapping[str, str], output: pathlib.Path,
                        title: str) -> None:
-  """Writes all of it into `output`."""
-  files.write_json(output / 'analysis.json', found)
-  plot_curve(found['coverage']['curve'], output / CURVE, ylabel='F1 (%)',
-             xlabel='questions answered, surest first (%)')
-  if 'no_answer' in found:
-    plot_curve(found['no_answer']['precision_recall'],
-               output / PRECISION_RECALL,
+  """Writes analysis.{json,md,html} and the plots into `output`.
+
+  `analysis` is the result of `error_analysis.analyse_errors`.
+  """
+  files.write_json(output / 'analysis.json', analysis)
+  plot_curve(analysis['coverage']['curve'], output / COVERAGE_PLOT,
+             xlabel='questions answered, surest first (%)', ylabel='F1 (%)')
+  if 'no_answer' in analysis:
+    plot_curve(analysis['no_answer']['precision_recall'],
+               output / PRECISION_RECALL_PLOT,
                xlabel='recall: unanswerable questions told so (%)',
                ylabel='precision (%)')
-  told = error_report_blocks(found, title)
-  files.write_text(output / 'analysis.md', documents.to_markdown(told))
+  blocks = error_report_blocks(analysis, title)
+  files.write_text(output / 'analysis.md', documents.to_markdown(blocks))
   files.write_text(output / 'analysis.html', documents.to_html(
-      [*told, *error_rows(examples, predictions)], output))
+      [*blocks, *error_rows(examples, predictions)], output))
 
 
-def error_report_blocks(found: Mapping[str, Any],
+def error_report_blocks(analysis: Mapping[str, Any],
                         title: str) -> list[documents.Block]:
-  """All but the errors themselves."""
-  made: list[documents.Block] = [documents.Title(1, title), documents.Table(
-      ['', 'mean', '95 % interval'],
-      [[name, *_spread(found[key])] for name, key in (
-          ('exact match', 'exact_match'), ('F1', 'f1'))]), documents.Text(
-              'Intervals here and below are over articles and their questions.'
-          )]
-  if 'difference' in found:
-    made += _difference(found['difference'])
-  if 'no_answer' in found:
-    told = found['no_answer']
-    made += [documents.Title(2, 'Answer or none'), documents.Table(
-        ['', '%'], [['right about whether there is an answer',
-                     f'{told["accuracy"]:.2f}'],
-                    ['average precision of the no-answer score',
-                     f'{told["average_precision"]:.2f}']]),
-             documents.Picture('Precision and recall of no answer',
-                               PRECISION_RECALL)]
-  if 'thresholds' in found:
-    made += [documents.Title(2, 'Thresholds of no answer'), documents.Table(
-        ['', 'threshold', 'EM', 'F1', 'HasAns F1', 'NoAns'],
-        [[THRESHOLDS[name], *(f'{at[k]:.2f}' if k in at else '–' for k in (
-            'threshold', 'exact_match', 'f1', 'has_answer_f1',
-            'no_answer_exact_match'))]
-         for name, at in found['thresholds'].items()])]
-  if 'candidates' in found:
-    scores = found['candidates']
-    made += [
+  """Returns the blocks of the report, without the list of errors."""
+  blocks: list[documents.Block] = [
+      documents.Title(1, title),
+      documents.Table(['', 'mean', '95 % interval'], [
+          [name, *_interval(analysis[key])] for name, key in (
+              ('exact match', 'exact_match'), ('F1', 'f1'))]),
+      documents.Text(
+          'Intervals here and below are over articles and their questions.')]
+  if 'difference' in analysis:
+    blocks += _difference(analysis['difference'])
+  if 'no_answer' in analysis:
+    no_answer = analysis['no_answer']
+    blocks += [
+        documents.Title(2, 'Answer or none'),
+        documents.Table(['', '%'], [
+            ['right about whether there is an answer',
+             f'{no_answer["accuracy"]:.2f}'],
+            ['average precision of the no-answer score',
+             f'{no_answer["average_precision"]:.2f}']]),
+        documents.Picture('Precision and recall of no answer',
+                          PRECISION_RECALL_PLOT)]
+  if 'thresholds' in analysis:
+    blocks += [
+        documents.Title(2, 'Thresholds of no answer'),
+        documents.Table(
+            ['', 'threshold', 'EM', 'F1', 'HasAns F1', 'NoAns'],
+            [[THRESHOLDS[name], *(f'{at[k]:.2f}' if k in at else '–' for k in (
+                'threshold', 'exact_match', 'f1', 'has_answer_f1',
+                'no_answer_exact_match'))]
+             for name, at in analysis['thresholds'].items()])]
+  if 'candidates' in analysis:
+    scores = analysis['candidates']
+    blocks += [
         documents.Title(2, 'The best of the first k candidates'),
-        documents.Table(['k', *map(str, error_analysis.CUTS)], [[
-            name, *(f'{scores[key][str(k)]:.2f}' for k in error_analysis.CUTS)
-        ] for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))])
-    ]
-    made += [
+        documents.Table(['k', *map(str, error_analysis.CUTS)], [
+            [name, *(f'{scores[key][str(k)]:.2f}'
+                     for k in error_analysis.CUTS)]
+            for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))]),
         documents.Title(2, 'Boundaries of the best candidate'),
-        documents.Table(['', '% of answerable questions'],
-                        [[words, f'{found["boundaries"][key]:.2f}']
-                         for key, words in BOUNDARIES.items()])
-    ]
-  coverage = found['coverage']
-  made += [documents.Title(2, 'Risk and coverage'), documents.Text(
-      f'F1 of answering all questions {coverage["score_at_100"]:.2f}, the '
-      f'surest {selective.COVERAGE:g} % of them '
-      f'{coverage[selective.AT_COVERAGE]:.2f}, mean over all coverages '
-      f'{coverage["area"]:.2f}.'), documents.Picture('F1 by coverage', CURVE)]
-  for name, parts in found.get('slices', {}).items():
-    made += [documents.Title(2, f'By {name}'), documents.Table(
+        documents.Table(['', '% of answerable questions'], [
+            [text, f'{analysis["boundaries"][key]:.2f}']
+            for key, text in BOUNDARIES.items()])]
+  coverage = analysis['coverage']
+  blocks += [
+      documents.Title(2, 'Risk and coverage'),
+      documents.Text(
+          f'F1 of all questions {coverage["score_at_100"]:.2f}, of the surest '
+          f'{selective.COVERAGE:g} % {coverage[selective.AT_COVERAGE]:.2f}, '
+          f'mean over all coverages {coverage["area"]:.2f}.'),
+      documents.Picture('F1 by coverage', COVERAGE_PLOT)]
+  for name, slices in analysis.get('slices', {}).items():
+    blocks += [documents.Title(2, f'By {name}'), documents.Table(
         [name, 'questions', 'EM', '95 % interval', 'F1', '95 % interval'],
-        [[part, str(values['total']), *_spread(values['exact_match']),
-          *_spread(values['f1'])] for part, values in parts.items()])]
-  return made
+        [[value, str(scores['total']), *_interval(scores['exact_match']),
+          *_interval(scores['f1'])] for value, scores in slices.items()])]
+  return blocks
 
 
-def _difference(found: Mapping[str, Any]) -> list[documents.Block]:
-  rows = [[name, *_spread(found[key], signed=True), f'{found[key]["p"]:.4f}',
-           f'{found[key]["p_articles"]:.4f}']
+def _difference(difference: Mapping[str, Any]) -> list[documents.Block]:
+  rows = [[name, *_interval(difference[key], signed=True),
+           f'{difference[key]["p"]:.4f}',
+           f'{difference[key]["p_articles"]:.4f}']
           for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))]
-  said = ('p is that of a paired sign-flip permutation test over questions, p '
+  note = ('p is that of a paired sign-flip permutation test over questions, p '
           '(articles) over articles. ')
-  if 'mcnemar' in found:
-    mcnemar = found['mcnemar']
-    said += (f'Exactly right here alone: {mcnemar["here"]} questions, there '
+  if 'mcnemar' in difference:
+    mcnemar = difference['mcnemar']
+    note += (f'Exactly right here alone: {mcnemar["here"]} questions, there '
              f'alone: {mcnemar["there"]}; exact McNemar test '
-             f'p = {mcnemar["p"]:.4f}. None of these knows what another seed '
-             'would do.')
+             f'p = {mcnemar["p"]:.4f}. None of these tests knows what another '
+             'seed would change.')
   else:
-    said += (f'Scores of tests are means over {found["seeds"]} seeds; the '
+    note += (f'Scores of tests are means over {difference["seeds"]} seeds; the '
              'interval is over seeds too.')
   return [
-      documents.Title(2, f'Less {found["against"]}'),
+      documents.Title(2, f'Difference from {difference["against"]}'),
       documents.Table(['', 'difference', '95 % interval', 'p', 'p (articles)'],
-                      rows), documents.Text(said)]
+                      rows), documents.Text(note)]
 
 
 def error_rows(examples: Sequence[Example],
                predictions: Mapping[str, str]) -> list[documents.Block]:
-  """Some questions that were not answered exactly, with where the answer is."""
+  """Returns blocks of up to ERRORS questions without an exact match."""
   em, _ = squad.per_question(examples, predictions)
   wrong = [e for e, right in zip(examples, em, strict=True) if not right]
   shown = wrong[::max(1, len(wrong) // ERRORS)][:ERRORS]
@@ -139,12 +146,11 @@ def error_rows(examples: Sequence[Example],
       documents.Items([
           (e.id,
            f'{e.question} Predicted: {predictions.get(e.id) or "no answer"}.'
-           f' Gold: {_gold(e)}') for e in shown
-      ])
-  ]
+           f' Gold: {_gold(e)}') for e in shown])]
 
 
 def _gold(example: Example) -> str:
+  """Returns the gold texts, and the context around the first gold span."""
   if not example.answers:
     return 'no answer.'
   texts = dict.fromkeys(example.gold_texts)
@@ -158,6 +164,9 @@ def _gold(example: Example) -> str:
 def plot_curve(points: Sequence[Sequence[float]], path: pathlib.Path, *,
                xlabel: str, ylabel: str) -> None:
   """Draws a curve of two percentages."""
+  from matplotlib import figure  # lazily: matplotlib is slow
+
+  from qa_jax.io import plots
   fig = figure.Figure(figsize=(5, 3.2), layout='constrained')
   axes = fig.subplots()
   axes.plot([x for x, _ in points], [y for _, y in points], plots.START)
@@ -165,7 +174,7 @@ def plot_curve(points: Sequence[Sequence[float]], path: pathlib.Path, *,
   plots.save_figure(fig, path)
 
 
-def _spread(value: Mapping[str, float], signed: bool = False) -> list[str]:
+def _interval(value: Mapping[str, float], signed: bool = False) -> list[str]:
   sign = '+' if signed else ''
   return [f'{value["mean"]:{sign}.2f}',
           f'{value["low"]:{sign}.2f} … {value["high"]:{sign}.2f}']

@@ -1,6 +1,6 @@
 """Encoder, head and span search over a data set, as one compiled program."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import Any
 
@@ -195,24 +195,29 @@ def answer_at_temperatures(
   `spread` is called with what `kept.spread` says of the windows of each.
   """
   decode, done = config.decode, []
-  parts = windows.blocks(BLOCK)
-  for n, (_, block) in enumerate(parts, 1):
+  first_windows = []
+  for first, block, label in numbered_blocks(windows, progress):
+    first_windows.append(first)
     spans = score_windows(
         model, params, block, config, mesh=mesh, temperatures=temperatures,
-        progress=progress_label(progress, n, len(parts)),
-        spread=spread is not None)
+        progress=label, spread=spread is not None)
     if spread:
       spread(spans.spread)
     done.append([answers_lib.merge_windows(
         block, spans, n_best=decode.n_best, null_rule=decode.null_rule,
         merge=decode.merge, temperature=t) for t in temperatures])
-  first = [window for window, _ in parts]
-  return [
-      answers_lib.join_answers(found, first)
-      for found in zip(*done, strict=True)
-  ]
+  return [answers_lib.join_answers(found, first_windows)
+          for found in zip(*done, strict=True)]
 
 
-def progress_label(progress: str, number: int, count: int) -> str:
-  """Of the progress bar of a block; '' shows none."""
-  return f'{progress} {number}/{count}' if progress and count > 1 else progress
+def numbered_blocks(
+    windows: windows_lib.WindowSet, progress: str
+    ) -> Iterator[tuple[int, windows_lib.WindowSet, str]]:
+  """Yields the first window, the windows and the progress label of each block.
+
+  The label is `progress`, with the number of the block if there are several.
+  """
+  blocks = windows.blocks(BLOCK)
+  for number, (first, block) in enumerate(blocks, 1):
+    yield first, block, (f'{progress} {number}/{len(blocks)}'
+                         if progress and len(blocks) > 1 else progress)

@@ -24,6 +24,7 @@ from qa_jax.inference import pretrained
 from qa_jax.inference import span_view
 from qa_jax.io import files
 from qa_jax.metrics import calibration as calibration_lib
+from qa_jax.metrics import selective
 from qa_jax.models import qa
 from qa_jax.runtime import console
 
@@ -90,7 +91,8 @@ class QA:
         'text': '', 'start': 0, 'end': 0, 'score': candidates_lib.NO_SPAN,
         'probability': 0.0}
     null = float(np.exp(answers.null_log_p[e]))
-    if answers.na_score[e] > self.config.decode.null_threshold:
+    if selective.declines(answers.na_score[e],
+                          self.config.decode.null_threshold):
       best = {**best, 'text': '', 'start': 0, 'end': 0, 'probability': null}
     return Answer(**best, null_score=float(answers.null_score[e]),
                   null_probability=null, n_best=tuple(candidates))

@@ -1,37 +1,34 @@
-"""Official SQuAD exact match and F1, thresholds, and files of predictions.
-
-Strings and numpy only. The two official scripts differ, and both are matched
-to the last digit: evaluate-v1.1.py (Rajpurkar et al., 2016) and
-evaluate-v2.0.py (Rajpurkar et al., 2018), as they add up before Python 3.12,
-whose `sum` compensates rounding. Where they crash, we say so or define it:
-a question without a prediction scores 0 in both versions.
+"""Exact match and F1 of the official SQuAD scripts, and their best thresholds.
 
 Glossary of shapes: N questions.
+
+The functions need strings and numpy alone. The two official scripts differ,
+and each is matched to the last digit: evaluate-v1.1.py (Rajpurkar et al., 2016)
+and evaluate-v2.0.py (Rajpurkar et al., 2018), as they add up before Python
+3.12, whose `sum` compensates rounding. In some cases the scripts crash: a
+question without a prediction scores 0 here in both versions, and a question
+that cannot be scored is a UserError.
 """
 
 import collections
 from collections.abc import Mapping, Sequence
-import json
-import math
-import pathlib
-from typing import Any
 
 import numpy as np
 
 from qa_jax import errors
 from qa_jax.data import examples as examples_lib
 from qa_jax.data.examples import Example
-from qa_jax.io import files
+from qa_jax.metrics import selective
 
 VERSIONS = ('auto', '1.1', '2.0')
 
 
 def score_answer(prediction: str, golds: Sequence[str], *,
                  version: str) -> tuple[float, float]:
-  """Exact match and F1 of a prediction, 0 … 1: each the best over the golds.
+  """Returns exact match and F1 of a prediction, 0 … 1: the best over the golds.
 
   Version '2.0' drops golds that normalise to '' and, if none is left, expects
-  no answer; version '1.1' keeps them and needs at least one.
+  no answer. Version '1.1' scores with all golds and needs at least one.
   """
   predicted = examples_lib.normalize_answer(prediction)
   expected = [examples_lib.normalize_answer(g) for g in dict.fromkeys(golds)]
@@ -43,8 +40,11 @@ def score_answer(prediction: str, golds: Sequence[str], *,
 
 
 def _f1(predicted: list[str], expected: list[str], version: str) -> float:
-  """F1 over bags of tokens. Two empty bags are equal in version '2.0', but
-  have nothing in common in '1.1': there "the" for "the" is EM 1 and F1 0."""
+  """Computes F1 over bags of tokens.
+
+  Two empty bags are equal in version '2.0', but have nothing in common in
+  version '1.1': there the prediction "the" for the gold "the" has EM 1, F1 0.
+  """
   if version == '2.0' and not (predicted and expected):
     return float(predicted == expected)
   if set(predicted).isdisjoint(expected):
@@ -56,18 +56,15 @@ def _f1(predicted: list[str], expected: list[str], version: str) -> float:
 
 
 def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
-                 version: str = 'auto', *,
-                 known: dict[tuple[int, str], tuple[float, float]] | None = None
-                 ) -> tuple[np.ndarray, np.ndarray]:
-  """Exact match and F1 of every question, [N] float64 each, 0 … 1.
+                 version: str = 'auto') -> np.ndarray:  # [2, N]
+  """Computes exact match and F1 of every question, float64, 0 … 1.
 
-  Version 'auto' is '2.0' if any question is impossible, else '1.1'. `known`
-  keeps what a text scores at a position, for another call with these examples.
+  Version 'auto' is '2.0' if any question is impossible, else '1.1'.
 
   Raises:
-    UserError: no such version, or version 1.1 and a question without golds.
+    UserError: the version is unknown, or is 1.1 and a question has no gold.
   """
-  version, known = _resolve(examples, version), {} if known is None else known
+  version = resolve_version(examples, version)
   scores = np.zeros((2, len(examples)))
   for i, example in enumerate(examples):
     if version == '1.1' and not example.gold_texts:
@@ -75,140 +72,118 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
           f'question {example.id!r} has no gold answer, which version 1.1 '
           'cannot score; mark it is_impossible or leave it out')
     if example.id in predictions:
-      key = i, predictions[example.id]
-      if key not in known:
-        known[key] = score_answer(key[1], example.gold_texts, version=version)
-      scores[:, i] = known[key]
-  return scores[0], scores[1]
+      scores[:, i] = score_answer(
+          predictions[example.id], example.gold_texts, version=version)
+  return scores
 
 
 def squad_metrics(examples: Sequence[Example],
                   predictions: Mapping[str, str], *,
                   na_scores: Mapping[str, float] | None = None,
-                  always_answer: Mapping[str, str] | None = None,
-                  na_threshold: float | None = None,
+                  na_threshold: float = 1.0,
                   version: str = 'auto') -> dict[str, float]:
-  """What metrics.json holds: percentages, and counts of questions.
+  """Computes the official metrics of predictions: percentages and counts.
 
-  `missing` questions have no prediction and score 0, `unknown` predictions no
-  question; either is there only if it is not 0. Version 1.1 has no `na_scores`
-  and ignores them. In 2.0 they are higher the surer it is that there is no
-  answer, and a prediction whose score exceeds `na_threshold` counts as ''.
+  The keys are those of metrics.json. `missing` counts questions without a
+  prediction, which score 0. `unknown` counts predictions of unknown questions.
+  Both keys are left out if the count is 0.
 
-  Best thresholds are read from `always_answer`, predictions that no threshold
-  has touched, since an answer that is already '' cannot come back. Without it
-  `predictions` are taken to be such, and `na_threshold` to be 1.0: what the
-  official script does with two files. With it, no threshold is the default.
+  Version 2.0 also takes no-answer scores, which are higher the surer it is that
+  there is no answer; version 1.1 ignores them. A prediction counts as '' if its
+  score exceeds `na_threshold`. The best thresholds (`best_*`) are over
+  `predictions`, so no threshold may have been applied to these before: an
+  answer that is already '' cannot come back. `Predictions` does both.
 
   Raises:
-    UserError: no question, or a question that cannot be scored.
+    UserError: there is no question, or a question cannot be scored.
   """
   if not examples:
     raise errors.UserError('there is no question to score')
-  version = _resolve(examples, version)
-  known: dict[tuple[int, str], tuple[float, float]] = {}
-  em, f1 = per_question(examples, predictions, version, known=known)
-  has_answer = np.array([bool(e.gold_texts) for e in examples])
-  if version == '2.0' and na_scores is not None:
+  version = resolve_version(examples, version)
+  scores = answered = per_question(examples, predictions, version)
+  if version == '1.1':
+    na_scores = None
+  if na_scores is not None:
     check_covers(na_scores, examples)
-    if na_threshold is None:
-      na_threshold = 1.0 if always_answer is None else math.inf
-    silent = np.array([e.id in predictions and na_scores[e.id] > na_threshold
-                       for e in examples])
-    em = np.where(silent, ~has_answer, em)
-    f1 = np.where(silent, ~has_answer, f1)
+    declined = [e.id in predictions
+                and selective.declines(na_scores[e.id], na_threshold)
+                for e in examples]
+    scores = np.where(declined, [not e.gold_texts for e in examples], answered)
+  values = summarize_scores(examples, predictions, scores, version)
+  if na_scores is not None:
+    values |= best_thresholds(examples, predictions, answered, na_scores)
+  return values
 
+
+def summarize_scores(examples: Sequence[Example],
+                     predictions: Mapping[str, str],
+                     scores: np.ndarray,  # [2, N] exact match and F1, 0 … 1
+                     version: str) -> dict[str, float]:
+  """Computes the entries of metrics.json that need no no-answer scores.
+
+  `predictions` serves to count missing and unknown questions.
+  """
+  em, f1 = scores
+  has_answer = np.array([bool(e.gold_texts) for e in examples])
   ids = {e.id for e in examples}
-  out = {'exact_match': _percent(em), 'f1': _percent(f1), 'total': len(em)}
+  values = {'exact_match': _percent(em), 'f1': _percent(f1), 'total': len(em)}
   for name, odd in (('missing', ids - predictions.keys()),
                     ('unknown', predictions.keys() - ids)):
     if odd:
-      out[name] = len(odd)
+      values[name] = len(odd)
   if version == '1.1':
-    return out
+    return values
   if has_answer.any():
-    out |= {'has_answer_exact_match': _percent(em[has_answer]),
-            'has_answer_f1': _percent(f1[has_answer]),
-            'has_answer_total': int(has_answer.sum())}
+    values |= {'has_answer_exact_match': _percent(em[has_answer]),
+               'has_answer_f1': _percent(f1[has_answer]),
+               'has_answer_total': int(has_answer.sum())}
   if not has_answer.all():
-    out |= {'no_answer_exact_match': _percent(em[~has_answer]),
-            'no_answer_total': int((~has_answer).sum())}
-  if na_scores is not None:
-    answers = predictions if always_answer is None else always_answer
-    for name, scores in zip(
-        ('exact_match', 'f1'), per_question(
-            examples, answers, version, known=known), strict=True):
-      out[f'best_{name}'], out[f'best_{name}_threshold'] = best_threshold(
-          examples, answers, scores, na_scores)
-  return out
+    values |= {'no_answer_exact_match': _percent(em[~has_answer]),
+               'no_answer_total': int((~has_answer).sum())}
+  return values
+
+
+def best_thresholds(examples: Sequence[Example], answers: Mapping[str, str],
+                    scores: np.ndarray,  # [2, N] of these answers, 0 … 1
+                    na_scores: Mapping[str, float]) -> dict[str, float]:
+  """Computes the best EM and F1 over all thresholds, with their thresholds."""
+  values = {}
+  for name, x in zip(('exact_match', 'f1'), scores, strict=True):
+    values[f'best_{name}'], values[f'best_{name}_threshold'] = best_threshold(
+        examples, answers, x, na_scores)
+  return values
 
 
 def best_threshold(examples: Sequence[Example], answers: Mapping[str, str],
                    scores: np.ndarray,  # [N] of these answers, 0 … 1
                    na_scores: Mapping[str, float]) -> tuple[float, float]:
-  """The best score over all thresholds, in percent, and its threshold.
+  """Returns the best score over all thresholds, in percent, and its threshold.
 
-  Starts with no answer to any question (threshold 0.0, whatever the scale)
-  and lets them answer by rising na_score; the first maximum wins. Ties are
-  taken one by one in the order of `na_scores`, so that a best score inside a
-  tie may not be reachable by a threshold: so does the official script.
+  The sweep starts with no answer to any question (threshold 0.0, whatever the
+  scale of the scores). Questions then get their answers by rising no-answer
+  score, and the first maximum is returned. Questions of equal score are taken
+  one by one in the order of `na_scores`, as the official script does, so no
+  threshold may reach a best score that lies inside a tie.
   """
-  # Answering what has no answer loses the point that '' had; the official
-  # script looks at the raw text here, so that 'the' loses it as well.
+  # Answering a question without answer loses the point that '' had. The
+  # official script tests the raw text here, so that 'the' loses it as well.
   gain = {e.id: s if e.gold_texts else -float(bool(answers.get(e.id)))
           for e, s in zip(examples, scores.tolist(), strict=True)}
   order = [k for k in sorted(na_scores, key=na_scores.__getitem__)
            if k in gain]
-  silent = sum(not e.gold_texts and e.id in answers for e in examples)
-  path = np.cumsum([silent, *(gain[k] for k in order)], dtype=np.float64)
+  unanswered = sum(not e.gold_texts and e.id in answers for e in examples)
+  path = np.cumsum([unanswered, *(gain[k] for k in order)], dtype=np.float64)
   best = int(path.argmax())
   return (100.0 * float(path[best]) / len(examples),
           float(na_scores[order[best - 1]]) if best else 0.0)
 
 
-def read_predictions(path: pathlib.Path) -> dict[str, str]:
-  """{question id: text} of a JSON file.
+def resolve_version(examples: Sequence[Example], version: str) -> str:
+  """Returns the version of the official script, '1.1' or '2.0'.
 
   Raises:
-    UserError: unreadable, of another shape, or an id twice.
+    UserError: the version is none of VERSIONS.
   """
-  return _read_map(path, str, 'a string')
-
-
-def read_na_probs(path: pathlib.Path) -> dict[str, float]:
-  """{question id: score} of a JSON file, in its order; scores are finite.
-
-  Raises:
-    UserError: unreadable, of another shape, an id twice, NaN or infinity.
-  """
-  scores = _read_map(path, float, 'a number', parse_int=float)
-  for key, score in scores.items():
-    if not math.isfinite(score):
-      raise errors.UserError(
-          f'{path}: {key!r} is {score}, expected a finite number')
-  return scores
-
-
-def _read_map(path: pathlib.Path, kind: type, what: str,
-              **options: Any) -> dict[str, Any]:
-  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-      if key in found:
-        raise errors.UserError(f'{path}: {key!r} stands there twice')
-      found[key] = value
-    return found
-
-  values = files.parse_object(
-      files.read_text(path), path, object_pairs_hook=unique, **options)
-  for key, value in values.items():
-    if not isinstance(value, kind):
-      raise errors.UserError(
-          f'{path}: {key!r} is {json.dumps(value)[:80]}, expected {what}')
-  return values
-
-
-def _resolve(examples: Sequence[Example], version: str) -> str:
   if version not in VERSIONS:
     raise errors.UserError(
         f'version {version!r} is none of {", ".join(VERSIONS)}')
@@ -219,7 +194,7 @@ def _resolve(examples: Sequence[Example], version: str) -> str:
 
 def check_covers(na_scores: Mapping[str, float],
                  examples: Sequence[Example]) -> None:
-  """Raises a UserError unless every question has a score."""
+  """Raises a UserError unless every question has a no-answer score."""
   without = [e.id for e in examples if e.id not in na_scores]
   if without:
     raise errors.UserError(
@@ -228,6 +203,8 @@ def check_covers(na_scores: Mapping[str, float],
 
 
 def _percent(values: np.ndarray) -> float:
-  """100 · mean, added left to right: np.sum adds in pairs, and rounds
-  differently."""
+  """Computes 100 · mean, added from left to right as the scripts do.
+
+  np.sum adds in pairs and rounds differently.
+  """
   return 100.0 * float(np.cumsum(values)[-1]) / len(values)

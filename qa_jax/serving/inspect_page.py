@@ -24,6 +24,7 @@ from qa_jax.decoding import candidates
 from qa_jax.decoding import null_rules
 from qa_jax.inference import predict
 from qa_jax.inference.span_view import SpanView
+from qa_jax.metrics import selective
 
 LEVELS = 9  # of tint in the passage
 SHADES = tuple(colors.to_hex(c) for c in matplotlib.colormaps['viridis'](
@@ -152,7 +153,7 @@ def _null(qa: predict.QA, view: SpanView) -> dict[str, Any]:
           normaliser=np.array([view.log_normaliser])))[0])
   return {'score': view.null_score, 'rule': decode.null_rule, 'value': score,
           'threshold': decode.null_threshold,
-          'silent': score > decode.null_threshold}
+          'silent': selective.declines(score, decode.null_threshold)}
 
 
 def _heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str],

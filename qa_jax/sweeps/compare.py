@@ -23,6 +23,7 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.io import files
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import significance
 from qa_jax.metrics import squad as squad_lib
 
@@ -254,7 +255,7 @@ def _read(paths: Sequence[pathlib.Path], data: str,
     # The first of them has the compilation in it.
     trained = [row for row in rows if row['split'] == 'train'][1:]
     where = _results(path, data or config.data.eval, 'predictions.json')
-    predictions = squad_lib.read_predictions(where)
+    predictions = predictions_lib.read_predictions(where)
     other = asked ^ predictions.keys()
     if other:
       raise errors.UserError(
@@ -265,7 +266,7 @@ def _read(paths: Sequence[pathlib.Path], data: str,
         metrics=files.read_object(where.with_name('metrics.json')),
         examples_per_second=_median(trained, 'examples_per_second'),
         peak_megabytes=_median(trained, 'peak_megabytes'),
-        scores=100 * np.stack(squad_lib.per_question(examples, predictions)),
+        scores=100 * squad_lib.per_question(examples, predictions),
         curve=[(row['step'], row['f1']) for row in rows
                if row['split'] == 'eval'],
         device_seconds=_sum(rows, 'device_seconds'),

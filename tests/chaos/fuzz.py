@@ -26,6 +26,7 @@ from qa_jax.data import windows
 from qa_jax.decoding import search
 from qa_jax.inference import predict
 from qa_jax.metrics import error_analysis
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad as squad_lib
 from qa_jax.serving import service as service_lib
 from qa_jax.training import optimizer
@@ -267,13 +268,12 @@ def evaluations(directory):
   def call(contents: tuple[bytes, bytes, bytes]) -> None:
     for path, content in zip(paths, contents, strict=True):
       path.write_bytes(content)
-    said = squad_lib.read_predictions(paths[0])
-    sure = squad_lib.read_na_probs(paths[1])
+    said = predictions_lib.read_predictions(paths[0])
+    sure = predictions_lib.read_na_probs(paths[1])
     squad_lib.squad_metrics(QUESTIONS, said, na_scores=sure)
-    candidates, counts = error_analysis.read_nbest(paths[2])
+    n_best = predictions_lib.read_n_best(paths[2])
     error_analysis.check_ids(QUESTIONS, said, paths[0])
-    error_analysis.analyse_errors(QUESTIONS, said, candidates, na_scores=sure,
-                                  windows=counts)
+    error_analysis.analyse_errors(QUESTIONS, said, n_best, na_scores=sure)
   return call
 
 

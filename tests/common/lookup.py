@@ -1,4 +1,4 @@
-"""A stand-in for the model whose scores are looked up."""
+"""A model that looks its scores up in a table, with examples for it."""
 
 import collections
 import dataclasses
@@ -13,19 +13,20 @@ from qa_jax.data.examples import GoldAnswer
 from qa_jax.span_scores import SpanScores
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
-WORDS = tokenizer.Tokenizer((*tokenizer.SPECIAL, *LETTERS), True)
-TRACED = collections.Counter()
+TOKENIZER = tokenizer.Tokenizer((*tokenizer.SPECIAL, *LETTERS), True)
+TRACED = collections.Counter()  # (name, batch shape) → number of traces
 
 
 @dataclasses.dataclass(frozen=True)
 class Lookup:
   """A model whose scores are small integers, so that sums are exact.
 
-  A token has a start and an end score, whatever its place. Null is the sum of
-  the window's ids, modulo 7: its own, or half of it at each end of [CLS].
+  The start and end score of a token depend on its id alone. The null score is
+  the sum of the window's ids modulo 7: a field of the scores if `null_field`,
+  else [CLS] has half of it as start and half of it as end score.
   """
 
-  own_null: bool = False
+  null_field: bool = False
   name: str = ''
 
   def apply(self, variables, token_ids, token_type_ids, attention_mask,
@@ -34,30 +35,34 @@ class Lookup:
     TRACED[self.name, token_ids.shape] += 1
     start, end = (variables['params'][k][token_ids] for k in ('start', 'end'))
     null = ((token_ids * attention_mask).sum(axis=1) % 7).astype(jnp.float32)
-    if self.own_null:
+    if self.null_field:
       return SpanScores(start, end, null=null)
     return SpanScores(start.at[:, 0].set(null / 2), end.at[:, 0].set(null / 2))
 
 
-def text(rng, count):
+def random_text(rng, count):
   return ' '.join(rng.choice(list(LETTERS[:12]), count))
 
 
 def make_examples(seed=0, lengths=(9, 0, 30, 7, 61, 1)):
-  """One-letter words, so that word i is token i and character 2 * i."""
+  """Returns questions about contexts of one-letter words.
+
+  Word i is token i and character 2 * i. Odd questions have no answer.
+  """
   rng = np.random.default_rng(seed)
-  out = []
+  examples = []
   for n, length in enumerate(lengths):
-    context = text(rng, length)
+    context = random_text(rng, length)
     start = 2 * int(rng.integers(max(length, 1)))
     gold = () if n % 2 else (GoldAnswer(context[start:start + 3], start),)
-    out.append(Example(f'q{n}', text(rng, n % 4), context, gold,
-                       impossible=not gold))
-  return out
+    examples.append(Example(f'q{n}', random_text(rng, n % 4), context, gold,
+                            impossible=not gold))
+  return examples
 
 
-PARAMS = {k: np.random.default_rng(n).integers(-3, 4, len(WORDS.vocab)).astype(
-    np.float32) for n, k in enumerate(('start', 'end'))}
+PARAMS = {k: np.random.default_rng(n).integers(
+    -3, 4, len(TOKENIZER.vocab)).astype(np.float32)
+          for n, k in enumerate(('start', 'end'))}
 
 
 def make_config(buckets=(12, 16), eval_batch_size=4, **decode):

@@ -1,7 +1,7 @@
-"""Thresholds against all there are, temperatures against enumeration, bins
-against sklearn; and what uses them."""
+"""Calibration: thresholds against a search over all of them, temperatures
+against enumeration, bins against sklearn; then the commands that use them."""
 
-import dataclasses
+import functools
 import json
 import pathlib
 import shutil
@@ -17,6 +17,7 @@ from qa_jax.evaluation import calibrate
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import calibration
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 from qa_jax.training import train
 from tests.common import commands
@@ -28,24 +29,26 @@ TRAINED = f"articles(of='{ALL}', high=0.6)"
 HELD_OUT = f"articles(of='{ALL}', low=0.6)"
 
 
-# --- the choice
+# --- threshold
 
 
-def at(threshold, na_score, answered, silent):
-  return float(np.where(na_score > threshold, silent, answered).mean())
+def score_at(threshold, na_score, answered, unanswered):
+  return float(np.where(na_score > threshold, unanswered, answered).mean())
 
 
 @pytest.mark.parametrize('seed', range(20))
-def test_threshold_is_the_best_of_all_and_keeps_its_promise(seed):
+def test_threshold_is_the_best_of_all_and_reaches_its_score(seed):
   rng = np.random.default_rng(seed)
   na_score = rng.integers(-3, 4, 12) / 2  # with ties
-  silent = rng.integers(0, 2, 12).astype(float)
-  answered = np.where(silent, 0.0, rng.integers(0, 4, 12) / 3)
-  found, promised = calibration.choose_threshold(na_score, answered, silent)
-  every = [at(t, na_score, answered, silent)
+  unanswered = rng.integers(0, 2, 12).astype(float)
+  answered = np.where(unanswered, 0.0, rng.integers(0, 4, 12) / 3)
+  threshold, score = calibration.choose_threshold(
+      na_score, answered, unanswered)
+  every = [score_at(t, na_score, answered, unanswered)
            for t in [-9.0, *np.unique(na_score)]]
-  assert promised == pytest.approx(max(every))
-  assert at(found, na_score, answered, silent) == pytest.approx(promised)
+  assert score == pytest.approx(max(every))
+  assert score_at(
+      threshold, na_score, answered, unanswered) == pytest.approx(score)
 
 
 def test_threshold_lies_between_two_scores_unless_they_are_neighbours():
@@ -53,23 +56,23 @@ def test_threshold_lies_between_two_scores_unless_they_are_neighbours():
       np.array(na_score), np.array([1.0, 0.0]), np.array([0.0, 1.0]))[0]
   assert choose(-1.0, 2.0) == 0.5
   assert choose(1.0, np.nextafter(1.0, 2)) == 1.0
-  assert choose(2.0, 1.0) < 1.0  # the wrong way round: answer nothing
+  assert choose(2.0, 1.0) < 1.0  # the wrong order: answer no question
 
 
 def test_all_are_answered_if_all_have_an_answer():
-  na_score = np.array([5.0, -2.0])
-  found, score = calibration.choose_threshold(
-      na_score, np.array([0.5, 1.0]), np.zeros(2))
-  assert found == 5.0 and score == 0.75
+  threshold, score = calibration.choose_threshold(
+      np.array([5.0, -2.0]), np.array([0.5, 1.0]), np.zeros(2))
+  assert threshold == 5.0 and score == 0.75
 
 
 # --- temperature
 
 
-def fitting(seed, truth, *, with_null):
-  """Questions whose right span, or null, was drawn at temperature `truth`.
+def temperature_data(seed, truth, *, with_null):
+  """Returns random questions and their exact loss as a function of temperature.
 
-  And the exact loss at any temperature, by enumeration.
+  The gold span of a question, or null, is drawn at the temperature `truth`. The
+  loss is computed by enumeration.
   """
   rng = np.random.default_rng(seed)
   scores = [rng.normal(0, 4, rng.integers(2, 40)) for _ in range(400)]
@@ -81,18 +84,16 @@ def fitting(seed, truth, *, with_null):
     right = rng.choice(len(p), p=p / p.sum())
     if right < len(s):
       golds += [(q, right)]
-      if q % 3 == 0 and len(s) > right + 1:  # a second place is right as well
+      if q % 3 == 0 and len(s) > right + 1:  # a second gold span
         golds += [(q, right + 1)]
 
   def loss(t):
-    out = []
-    for q, all_of in enumerate(outcomes):
-      right = [g for e, g in golds if e == q] or [-1]
-      out.append(np.logaddexp.reduce(all_of / t)
-                 - np.logaddexp.reduce(all_of[right] / t))
-    return np.mean(out)
+    return np.mean([
+        np.logaddexp.reduce(x / t) - np.logaddexp.reduce(
+            x[[g for e, g in golds if e == q] or [-1]] / t)
+        for q, x in enumerate(outcomes)])
   return calibration.TemperatureData(
-      mass=np.array([[np.logaddexp.reduce(s / t)
+      log_partition=np.array([[np.logaddexp.reduce(s / t)
                       for t in calibration.TEMPERATURES] for s in scores]),
       best=np.array([s.max() for s in scores]), null=null,
       gold=np.array([scores[q][g] for q, g in golds]),
@@ -102,46 +103,48 @@ def fitting(seed, truth, *, with_null):
 @pytest.mark.parametrize(('with_null', 'truth'), [
     (True, 2.5), (True, 0.4), (False, 1.0), (False, 6.0)])
 def test_temperature_is_the_minimum_of_the_enumerated_loss(with_null, truth):
-  data, loss = fitting(0, truth, with_null=with_null)
-  found, before, after = calibration.fit_temperature(data)
+  data, loss = temperature_data(0, truth, with_null=with_null)
+  temperature, before, after = calibration.fit_temperature(data)
   exact = optimize.minimize_scalar(
       lambda x: loss(np.exp(x)), bounds=(-3, 3), method='bounded',
       options={'xatol': 1e-7})
-  assert found == pytest.approx(np.exp(exact.x), rel=1e-3)  # the spline's error
+  # The tolerance is the error of the spline.
+  assert temperature == pytest.approx(np.exp(exact.x), rel=1e-3)
   assert before == pytest.approx(loss(1.0), abs=1e-5)
   assert after == pytest.approx(exact.fun, abs=1e-5)
-  # Two places that are right make the drawn one surer than it was.
-  assert found == pytest.approx(truth, rel=0.35)
+  # Some questions have a second gold span, which lowers the temperature.
+  assert temperature == pytest.approx(truth, rel=0.35)
 
 
 def test_scores_that_cannot_be_improved_keep_their_temperature():
-  found, before, after = calibration.fit_temperature(
-      fitting(3, 1.0, with_null=True)[0])
-  assert found == pytest.approx(1, abs=0.2) and after <= before
+  temperature, before, after = calibration.fit_temperature(
+      temperature_data(3, 1.0, with_null=True)[0])
+  assert temperature == pytest.approx(1, abs=0.2) and after <= before
 
 
-def test_nothing_to_fit_is_temperature_1():
+def test_without_questions_the_temperature_is_1():
   empty = np.zeros(0)
-  found, before, _ = calibration.fit_temperature(calibration.TemperatureData(
-      empty.reshape(0, 41), empty, None, empty, empty.astype(int)))
-  assert found == 1.0 and np.isnan(before)
+  temperature, before, _ = calibration.fit_temperature(
+      calibration.TemperatureData(
+          empty.reshape(0, 41), empty, None, empty, empty.astype(int)))
+  assert temperature == 1.0 and np.isnan(before)
 
 
 def test_bins_are_those_of_sklearn():
   rng = np.random.default_rng(0)
   confidence = np.append(rng.random(500) ** 3, [0, 1, 1 / 3, 0.2, 14 / 15])
   right = rng.integers(0, 2, len(confidence))
-  found = calibration.reliability_bins(confidence, right)
-  true, said = sklearn.calibration.calibration_curve(
+  bins = calibration.reliability_bins(confidence, right)
+  true, predicted = sklearn.calibration.calibration_curve(
       right, confidence, n_bins=calibration.BINS)
-  np.testing.assert_allclose([b['accuracy'] for b in found], true)
-  np.testing.assert_allclose([b['confidence'] for b in found], said)
-  assert sum(b['count'] for b in found) == len(right)
-  assert all(b['low'] <= b['confidence'] <= b['high'] for b in found)
+  np.testing.assert_allclose([b['accuracy'] for b in bins], true)
+  np.testing.assert_allclose([b['confidence'] for b in bins], predicted)
+  assert sum(b['count'] for b in bins) == len(right)
+  assert all(b['low'] <= b['confidence'] <= b['high'] for b in bins)
 
 
 def test_calibration_error_by_hand():
-  """Two of 0.9, one right: a gap of 0.4; two of 0.2, none right: of 0.2."""
+  """One of two at 0.9 is right: a gap of 0.4. None of two at 0.2: of 0.2."""
   diagram = calibration.reliability_bins(
       np.array([0.9, 0.9, 0.2, 0.2]), np.array([1.0, 0.0, 0.0, 0.0]))
   assert calibration.expected_calibration_error(diagram) == pytest.approx(
@@ -171,13 +174,29 @@ def calibrated(trained):
   return workdir
 
 
-def test_what_is_stored_is_what_evaluation_finds_best(calibrated, tmp_path):
-  """Evaluated on the same questions, it is said so, and the scores agree."""
-  result = commands.command(
-      'evaluate', f'--workdir={calibrated}', f'--data={HELD_OUT}',
-      f'--output={tmp_path}')
-  assert result.code == 0 and 'these very questions' in result.err
-  values = files.read_object(tmp_path / 'metrics.json')
+@pytest.fixture(scope='module')
+def evaluations(calibrated):
+  """Returns a function: flag → directory and stderr of an evaluation.
+
+  The evaluation is on the questions of the calibration.
+  """
+  @functools.cache
+  def evaluate(flag):
+    output = calibrated / flag.strip('-')
+    result = commands.command(
+        'evaluate', f'--workdir={calibrated}', flag, f'--data={HELD_OUT}',
+        f'--output={output}')
+    assert result.code == 0, result.err
+    return output, result.err
+  return evaluate
+
+
+def test_the_stored_threshold_is_the_best_of_the_evaluation(
+    calibrated, evaluations):
+  """A warning says that the questions are those of the calibration."""
+  output, err = evaluations('--calibrated')
+  assert 'these very questions' in err
+  values = files.read_object(output / 'metrics.json')
   stored = files.read_object(calibrated / 'calibration.json')
   assert values['held_out_threshold'] == stored['threshold'] != 0
   for name in ('at_held_out_f1', 'at_zero_f1', 'at_held_out_exact_match'):
@@ -185,50 +204,45 @@ def test_what_is_stored_is_what_evaluation_finds_best(calibrated, tmp_path):
   assert values['f1'] == values['at_held_out_f1'] >= values['at_zero_f1']
   # Scores of this model differ, so that the official script's best is ours.
   assert values['f1'] == pytest.approx(values['best_f1'])
-  assert (tmp_path / 'reliability.png').stat().st_size > 10_000
+  assert (output / 'reliability.png').stat().st_size > 10_000
   assert values['temperature'] == stored['temperature'] != 1
-  na_probs = squad.read_na_probs(tmp_path / 'na_probs.json')
-  told = squad.read_predictions(tmp_path / 'predictions.json')
+  na_probs = predictions_lib.read_na_probs(output / 'na_probs.json')
+  predictions = predictions_lib.read_predictions(output / 'predictions.json')
   assert {k for k, v in na_probs.items() if v > stored['threshold']} == {
-      k for k, v in told.items() if not v}
+      k for k, v in predictions.items() if not v}
 
 
-def test_reported_calibration_errors_are_those_of_what_was_said(
-    calibrated, tmp_path):
-  """Of nbest.jsonl and predictions.json, by the definition."""
-  found = {}
-  for name, flag in (('before', '--nocalibrated'), ('after', '--calibrated')):
-    output = tmp_path / name
-    commands.command('evaluate', f'--workdir={calibrated}', flag,
-                     f'--data={HELD_OUT}', f'--output={output}')
-    found[name] = {row['id']: row for row in map(json.loads, (
-        output / 'nbest.jsonl').read_text().splitlines())}
-  told = squad.read_predictions(tmp_path / 'after' / 'predictions.json')
+def test_calibration_errors_are_those_of_the_predictions(evaluations):
+  """The definition is applied to nbest.jsonl and predictions.json."""
+  output, _ = evaluations('--calibrated')
+  predictions = predictions_lib.read_predictions(output / 'predictions.json')
   examples = sources.load_examples(HELD_OUT)
-  right, _ = squad.per_question(examples, told)
-  values = files.read_object(tmp_path / 'after' / 'metrics.json')
-  for name, key in (('before', 'calibration_error_before'),
-                    ('after', 'calibration_error')):
-    said = np.array([
-        found[name][e.id]['answers'][0]['probability'] if told[e.id]
-        else found[name][e.id]['null_probability'] for e in examples])
-    of = np.ceil(said * calibration.BINS)
-    gaps = [abs((said - right)[of == b].sum()) for b in np.unique(of)]
-    assert values[key] == pytest.approx(100 * sum(gaps) / len(said), abs=1e-3)
+  right, _ = squad.per_question(examples, predictions)
+  values = files.read_object(output / 'metrics.json')
+  for flag, key in (('--nocalibrated', 'calibration_error_before'),
+                    ('--calibrated', 'calibration_error')):
+    n_best = predictions_lib.read_n_best(
+        evaluations(flag)[0] / 'nbest.jsonl')
+    confidence = np.array([
+        n_best[e.id]['answers'][0]['probability'] if predictions[e.id]
+        else n_best[e.id]['null_probability'] for e in examples])
+    bin_of = np.ceil(confidence * calibration.BINS)
+    gaps = [abs((confidence - right)[bin_of == b].sum())
+            for b in np.unique(bin_of)]
+    assert values[key] == pytest.approx(
+        100 * sum(gaps) / len(examples), abs=1e-3)
 
 
 def test_without_calibration_the_threshold_is_the_configs(
-    trained, calibrated, tmp_path):
-  for workdir, flag in ((trained, ()), (calibrated, ('--nocalibrated',))):
-    output = tmp_path / workdir.name
-    assert commands.command(
-        'evaluate', f'--workdir={workdir}', f'--data={HELD_OUT}',
-        f'--output={output}', *flag).code == 0
-  one, other = (files.read_object(tmp_path / w.name / 'metrics.json')
-                for w in (trained, calibrated))
-  assert one == other and 'held_out_threshold' not in one
+    trained, calibrated, evaluations, tmp_path):
+  assert commands.command(
+      'evaluate', f'--workdir={trained}', f'--data={HELD_OUT}',
+      f'--output={tmp_path}').code == 0
+  values, uncalibrated = (files.read_object(folder / 'metrics.json') for folder
+                          in (tmp_path, evaluations('--nocalibrated')[0]))
+  assert values == uncalibrated and 'held_out_threshold' not in values
   stored = files.read_object(calibrated / 'calibration.json')['held_out']
-  assert one['f1'] == pytest.approx(stored['at_zero_f1'])
+  assert values['f1'] == pytest.approx(stored['at_zero_f1'])
 
 
 def test_predict_answers_by_the_stored_threshold(trained, calibrated):
@@ -237,30 +251,32 @@ def test_predict_answers_by_the_stored_threshold(trained, calibrated):
   assert qa.config.decode.null_threshold == threshold
   assert predict.load(trained).config.decode.null_threshold == 0
   assert qa.calibration.temperature != 1
-  asked = {'question': 'Who?', 'context': 'Ada met Bob in Rome.'}
-  answer, plain = (predict.load(w).answer(**asked) for w in (
+  question = {'question': 'Who?', 'context': 'Ada met Bob in Rome.'}
+  answer, uncalibrated = (predict.load(w).answer(**question) for w in (
       calibrated, trained))
-  at = lambda t: [np.exp(c['score'] / t) for c in plain.n_best]
+  scores = np.array([c['score'] for c in uncalibrated.n_best])
   # Ratios within an n-best list are those of the scores at the temperature.
-  for one, t in ((answer, qa.calibration.temperature), (plain, 1)):
-    p = np.array([c['probability'] for c in one.n_best])
-    np.testing.assert_allclose(p / p[0], np.array(at(t)) / at(t)[0], rtol=1e-5)
-  given = predict.load(calibrated, null_threshold=1.5)
-  assert given.config.decode.null_threshold == 1.5
+  for n_best, t in ((answer.n_best, qa.calibration.temperature),
+                    (uncalibrated.n_best, 1)):
+    p = np.array([c['probability'] for c in n_best])
+    np.testing.assert_allclose(
+        p / p[0], np.exp((scores - scores[0]) / t), rtol=1e-5)
+  overridden = predict.load(calibrated, null_threshold=1.5)
+  assert overridden.config.decode.null_threshold == 1.5
 
 
-@pytest.mark.parametrize(('options', 'words'), [
+@pytest.mark.parametrize(('options', 'message'), [
     ({'checkpoint': '2'}, 'is of step 3, not 2'),
     ({'null_rule': 'margin'}, "decode.null_rule='min_null', not 'margin'"),
     ({'max_answer_length': 3}, 'decode.max_answer_length=8, not 3')])
-def test_what_was_chosen_for_something_else_is_not_used(
-    calibrated, capsys, options, words):
+def test_a_calibration_of_something_else_is_not_used(
+    calibrated, capsys, options, message):
   qa = predict.load(calibrated, **options)
   assert qa.calibration is None and qa.config.decode.null_threshold == 0
-  assert words in capsys.readouterr().err
+  assert message in capsys.readouterr().err
 
 
-# --- held-out means not trained on
+# --- held-out questions
 
 
 def refused(workdir, data) -> str:
@@ -278,8 +294,8 @@ def test_questions_that_were_trained_on_are_refused(trained, data):
   assert 'contexts that' in refused(trained, data)
 
 
-def a_run(workdir, spec, init_from='') -> pathlib.Path:
-  """What a run says of the data it was trained on, without the training."""
+def write_run(workdir, spec, init_from='') -> pathlib.Path:
+  """Writes the files of a run that name its training data, without a model."""
   config = tiny.config(data={'train': spec}, model={'init_from': init_from})
   (workdir / 'checkpoints').mkdir(parents=True)
   files.write_json(workdir / 'config.json', config.to_dict())
@@ -288,34 +304,35 @@ def a_run(workdir, spec, init_from='') -> pathlib.Path:
   return workdir
 
 
-def check(workdir, spec):
+def check_untrained(workdir, spec):
   calibrate.check_untrained(workdir, spec, sources.load_examples(spec))
 
 
 def test_a_run_that_began_from_another_has_seen_its_data(tmp_path):
-  first = a_run(tmp_path / 'first', TRAINED)
-  second = a_run(tmp_path / 'second', HELD_OUT, str(first))
-  check(first, HELD_OUT)
-  assert f'{second} was trained on' in refusal(check, second, HELD_OUT)
-  assert f'{first} was trained on' in refusal(check, second, TRAINED)
+  first = write_run(tmp_path / 'first', TRAINED)
+  second = write_run(tmp_path / 'second', HELD_OUT, str(first))
+  check_untrained(first, HELD_OUT)
+  for run, spec in ((second, HELD_OUT), (first, TRAINED)):
+    assert f'{run} was trained on' in refusal(check_untrained, second, spec)
 
 
-def test_articles_trained_on_in_part_are_told(tmp_path, capsys):
+def test_articles_trained_on_in_part_give_a_warning(tmp_path, capsys):
   one, other = (str(tmp_path / name) for name in ('a.json', 'b.json'))
   for path, numbers in ((one, range(3)), (other, [9])):
     paragraphs = [{'context': f'Ada met Bob {n} times.', 'qas': [
         {'id': f'q{n}', 'question': 'Who?', 'answers': []}]} for n in numbers]
     files.write_json(pathlib.Path(path), {
         'data': [{'title': 'T', 'paragraphs': paragraphs}]})
-  run = a_run(tmp_path / 'run', one)
-  check(run, other)
-  assert "1 of 1 articles" in (said := capsys.readouterr().err)
-  assert said.startswith('warning: ') and said.count('\n') == 1
+  run = write_run(tmp_path / 'run', one)
+  check_untrained(run, other)
+  warning = capsys.readouterr().err
+  assert '1 of 1 articles' in warning
+  assert warning.startswith('warning: ') and warning.count('\n') == 1
   files.write_text(pathlib.Path(one), pathlib.Path(one).read_text().replace(
       'Who?', 'Who now?'))
-  assert 'has changed since' in refusal(check, run, other)
+  assert 'has changed since' in refusal(check_untrained, run, other)
   pathlib.Path(one).unlink()
-  assert 'cannot be told: ' in refusal(check, run, other)
+  assert 'cannot be told: ' in refusal(check_untrained, run, other)
 
 
 def test_mistakes_are_one_line(trained, tmp_path):
@@ -336,11 +353,11 @@ def test_a_damaged_file_is_one_line(calibrated, tmp_path, change):
   assert '\n' not in str(caught.value)
 
 
-def test_what_is_written_is_read(tmp_path):
-  found = calibration.Calibration(
+def test_a_calibration_is_read_as_it_was_written(tmp_path):
+  written = calibration.Calibration(
       threshold=-1.5, temperature=0.5, data='x', sha256='y', questions=3,
       checkpoint=4, decode={'null_rule': 'margin'})
-  calibration.write_calibration(tmp_path, found, {'f1': 3.0})
-  assert calibration.read_calibration(tmp_path) == found
+  calibration.write_calibration(tmp_path, written, {'f1': 3.0})
+  assert calibration.read_calibration(tmp_path) == written
   assert calibration.read_calibration(tmp_path / 'nowhere') is None
-  assert dataclasses.replace(found).misfit(4, {'null_rule': 'margin'}) == ''
+  assert written.misfit(4, {'null_rule': 'margin'}) == ''

@@ -1,4 +1,4 @@
-"""Suites: what stands in their rows, and what becomes of missing sets."""
+"""Suites: the rows, the averages, and sets that cannot be read."""
 
 import importlib
 import json
@@ -22,12 +22,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.fixture(scope='module')
 def qa() -> predict.QA:
   return predict.QA(lookup.Lookup(), lookup.PARAMS,
-                    lookup.WORDS, lookup.make_config())
+                    lookup.TOKENIZER, lookup.make_config())
 
 
 @pytest.fixture(scope='module')
 def groups(tmp_path_factory) -> dict[str, dict[str, str]]:
-  """Two sets that are there and one that is not."""
+  """Returns a suite of two sets that exist and one that does not."""
   folder = tmp_path_factory.mktemp('data')
   for seed, name in enumerate(('one', 'two')):
     examples = lookup.make_examples(seed)
@@ -43,21 +43,19 @@ def groups(tmp_path_factory) -> dict[str, dict[str, str]]:
 def test_rows_are_evaluations_and_averages_weigh_sets_alike(
     qa, groups, tmp_path, capsys):
   rows = suite.run_suite(qa, groups, tmp_path)
-  said = capsys.readouterr().err
-  assert 'SKIPPED gone/three: ' in said and 'No such file' in said
+  err = capsys.readouterr().err
+  assert 'SKIPPED gone/three: ' in err and 'No such file' in err
   assert [(r.group, r.name) for r in rows] == [
       ('here', 'one'), ('here', 'two'), ('gone', 'three')]
-  alone = [
-      evaluator.evaluate_data(qa, spec, output=None)
-      for spec in groups['here'].values()
-  ]
-  assert [r.values for r in rows] == [*alone, None]
-  found = suite.averages(rows)
-  assert list(found) == ['here', 'all']
-  for name in ('here', 'all'):
-    assert found[name]['sets'] == 2
-    assert found[name]['f1'] == pytest.approx(np.mean([v['f1'] for v in alone]))
-  assert all(r.low <= r.values['f1'] <= r.high for r in rows[:2])
+  alone = [evaluator.evaluate_data(qa, spec, output=None)
+           for spec in groups['here'].values()]
+  assert [r.metrics for r in rows] == [*alone, None]
+  averages = suite.averages(rows)
+  assert list(averages) == ['here', 'all']
+  for values in averages.values():
+    assert values['sets'] == 2
+    assert values['f1'] == pytest.approx(np.mean([v['f1'] for v in alone]))
+  assert all(r.low <= r.metrics['f1'] <= r.high for r in rows[:2])
   assert (tmp_path / 'here' / 'one' / 'nbest.jsonl').is_file()
 
 
@@ -67,7 +65,7 @@ def test_no_set_at_all_is_one_line(qa, groups, tmp_path):
   assert 'none of the 1 sets' in message and 'three.json' in message
 
 
-def test_a_model_that_went_astray_is_not_a_missing_set(
+def test_scores_that_are_not_finite_do_not_skip_a_set(
     qa, groups, tmp_path, monkeypatch):
   def fail(*args, **options):
     raise errors.UserError('the null score is not finite')
@@ -90,32 +88,32 @@ def test_the_command_reports_rows_averages_and_what_was_skipped(
     tmp_path, monkeypatch, qa, groups):
   result = command(tmp_path, monkeypatch, qa, groups)
   assert result.code == 0, result.err
-  for words in ('| here/one | 6 |', '| gone/three | SKIPPED |',
-                '| macro average of here | 2 of 2 sets |',
-                '| macro average of all | 2 of 3 sets |',
-                '1 of 3 sets could not be had'):
-    assert words in result.out, words
-  found = json.loads((tmp_path / 'out' / 'suite.json').read_text())
-  skipped = {s['name']: s['skipped'] for s in found['sets']
+  for text in ('| here/one | 6 |', '| gone/three | SKIPPED |',
+               '| macro average of here | 2 of 2 sets |',
+               '| macro average of all | 2 of 3 sets |',
+               '1 of 3 sets could not be had'):
+    assert text in result.out, text
+  report = json.loads((tmp_path / 'out' / 'suite.json').read_text())
+  skipped = {s['name']: s['skipped'] for s in report['sets']
              if s['metrics'] is None}
   assert list(skipped) == ['three'] and 'No such file' in skipped['three']
-  # A flag names another place for a set.
+  # A flag replaces the SPEC of a set.
   result = command(tmp_path, monkeypatch, qa, groups,
                    f'--suite.gone.three={groups["here"]["one"]}')
   assert 'SKIPPED' not in result.out and '3 of 3 sets' in result.out
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')
-@pytest.mark.parametrize(('sets', 'more', 'words'), [
+@pytest.mark.parametrize(('sets', 'more', 'message'), [
     ({'a': 'x.json'}, (), 'a suite is {group: {name: data SPEC}}'),
     ({'a': {}}, (), 'none of them empty'), ({}, (), 'none of them empty'),
     ({'a': {'b': 3}}, (), 'a suite is'),
     ({'a': {'b': 'x'}}, ('--suite.c.d=y',), "--suite has no group 'c'"),
     ({'a': {'b': 'x'}}, ('--suite=nowhere.py',), 'nowhere.py'),
     ({'a': {'b': 'x'}}, ('--output=',), '--output is needed')])
-def test_mistakes_are_one_line(tmp_path, monkeypatch, qa, sets, more, words):
+def test_mistakes_are_one_line(tmp_path, monkeypatch, qa, sets, more, message):
   result = command(tmp_path, monkeypatch, qa, sets, *more)
-  assert result.code in (1, 2) and words in result.err
+  assert result.code in (1, 2) and message in result.err
   assert result.err.count('\n') == 1 and not (tmp_path / 'out').exists()
 
 

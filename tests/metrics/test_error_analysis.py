@@ -1,4 +1,4 @@
-"""Analysis of errors against enumeration and other libraries' definitions."""
+"""Error analysis against enumeration and the definitions of other libraries."""
 
 import itertools
 
@@ -10,6 +10,7 @@ from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.io import files
 from qa_jax.metrics import error_analysis
+from qa_jax.metrics import predictions
 from qa_jax.metrics import selective
 from tests.common import commands
 
@@ -40,54 +41,54 @@ def test_a_question_is_sorted_by_its_first_question_word(question, word):
 
 
 def test_more_candidates_reach_the_answer():
-  found = error_analysis.candidate_scores(
+  scores = error_analysis.candidate_scores(
       [example(0, 'Ada'), example(1, 'Rome')],
       {'0': spans('Bob', 'Ada'), '1': spans('Rome')})
-  assert found['exact_match'] == {
+  assert scores['exact_match'] == {
       '1': 50, '2': 100, '5': 100, '10': 100, '20': 100}
-  assert found['f1']['1'] == 50
+  assert scores['f1']['1'] == 50
 
 
-@pytest.mark.parametrize(('golds', 'found', 'true'), [
+@pytest.mark.parametrize(('golds', 'candidates', 'true'), [
     (['Ada'], ['Ada'], {'start', 'end', 'span', 'in_candidates'}),
     (['Ada met Bob'], ['Ada', 'Bob', 'Ada met Bob'],
      {'start', 'in_candidates', 'recombined'}),
     (['Ada met Bob'], ['Ada', 'Bob'], {'start', 'recombined'}),
     (['Ada met', 'met Bob'], ['Ada met Bob'], {'start', 'end', 'splice'}),
     (['Rome'], [], set())])
-def test_boundaries_of_one_question(golds, found, true):
-  told = error_analysis.boundary_errors([example(0, *golds)],
-                                        {'0': spans(*found)})
-  assert {name for name, share in told.items() if share} == true
-  assert set(told.values()) <= {0.0, 100.0}
+def test_boundaries_of_one_question(golds, candidates, true):
+  shares = error_analysis.boundary_errors(
+      [example(0, *golds)], {'0': spans(*candidates)})
+  assert {name for name, share in shares.items() if share} == true
+  assert set(shares.values()) <= {0.0, 100.0}
 
 
-def test_right_text_at_the_wrong_place_is_told_apart():
-  told = error_analysis.boundary_errors([example(0, 'Bob', last=True)],
-                                        {'0': spans('Bob')})
-  assert told['text_elsewhere'] == 100 and told['span'] == 0
+def test_right_text_at_the_wrong_place_is_an_error_of_its_own():
+  shares = error_analysis.boundary_errors(
+      [example(0, 'Bob', last=True)], {'0': spans('Bob')})
+  assert shares['text_elsewhere'] == 100 and shares['span'] == 0
 
 
 def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
   confidence = np.array([3.0, 1.0, 1.0, 1.0, 0.0])
   score = np.array([1.0, 1.0, 0.0, 0.5, 0.0])
-  found = selective.risk_coverage(confidence, score)
+  coverage = selective.risk_coverage(confidence, score)
   at_80, areas = [], []
   for ties in itertools.permutations([1, 2, 3]):
-    reached = np.cumsum(score[[0, *ties, 4]]) / np.arange(1, 6) * 100
-    at_80.append(reached[3])
-    areas.append(reached.mean())
-  np.testing.assert_allclose(found['score_at_80'], np.mean(at_80))
-  np.testing.assert_allclose(found['area'], np.mean(areas))
-  assert found['score_at_100'] == pytest.approx(50)
-  assert found['curve'][-1] == [100, pytest.approx(50)]
+    running = np.cumsum(score[[0, *ties, 4]]) / np.arange(1, 6) * 100
+    at_80.append(running[3])
+    areas.append(running.mean())
+  np.testing.assert_allclose(coverage['score_at_80'], np.mean(at_80))
+  np.testing.assert_allclose(coverage['area'], np.mean(areas))
+  assert coverage['score_at_100'] == pytest.approx(50)
+  assert coverage['curve'][-1] == [100, pytest.approx(50)]
 
 
 def test_average_precision_is_the_area_under_its_steps():
-  """0.9 0.8 0.8 0.3 with positives 0.9, one 0.8 and 0.3, by hand."""
-  found = selective.average_precision(
+  """The scores are 0.9, 0.8, 0.8, 0.3; all but one 0.8 are positive."""
+  precision = selective.average_precision(
       np.array([0.8, 0.9, 0.3, 0.8]), np.array([True, True, True, False]))
-  assert found == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
+  assert precision == pytest.approx(1 / 3 * 1 + 1 / 3 * 2 / 3 + 1 / 3 * 3 / 4)
 
 
 @pytest.mark.parametrize('count', [30, 5000])
@@ -101,85 +102,89 @@ def test_precision_and_recall_are_those_of_sklearn(count):
       positive, score)
   points = {(round(100 * r, 9), round(100 * p, 9))
             for r, p in zip(recall, precision, strict=True)}
-  found = selective.precision_recall(score, positive)
-  assert {(round(r, 9), round(p, 9)) for r, p in found} <= points
-  assert found == sorted(found, key=lambda point: point[0])
-  assert found[-1][0] == 100 and (len(found) <= 101 or count == 30)
-  assert np.diff([r for r, _ in found]).max() < 5 or count == 30
+  curve = selective.precision_recall(score, positive)
+  assert {(round(r, 9), round(p, 9)) for r, p in curve} <= points
+  assert curve == sorted(curve, key=lambda point: point[0])
+  assert curve[-1][0] == 100 and (len(curve) <= 101 or count == 30)
+  assert np.diff([r for r, _ in curve]).max() < 5 or count == 30
 
 
 def test_thresholds_are_zero_held_out_and_the_official_best():
-  asked = [example(0, 'Ada'), example(1, 'Rome'), example(2), example(3)]
-  always = {'0': 'Ada', '1': 'Rome', '2': 'Bob', '3': 'Eve'}
-  found = selective.thresholds(
-      asked, always, {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}, 0.5)
-  at = lambda name: (found[name]['threshold'], found[name]['f1'])
-  assert at('zero') == (0, 75)  # silent about 1, wrongly
-  assert at('held_out') == (0.5, 50)  # and answers 2, which does not exceed it
-  assert at('oracle') == (-2.0, 75)  # the first of the best there are
-  assert found['zero']['no_answer_exact_match'] == 100
+  table = predictions.Predictions(
+      [example(0, 'Ada'), example(1, 'Rome'), example(2), example(3)],
+      {'0': 'Ada', '1': 'Rome', '2': 'Bob', '3': 'Eve'},
+      {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}).thresholds(0.5)
+  at = lambda name: (table[name]['threshold'], table[name]['f1'])
+  assert at('zero') == (0, 75)  # question 1 wrongly gets no answer
+  # Question 2 wrongly gets an answer too: its score equals the threshold.
+  assert at('held_out') == (0.5, 50)
+  assert at('oracle') == (-2.0, 75)  # the first of the best thresholds
+  assert table['zero']['no_answer_exact_match'] == 100
 
 
 def test_slices_add_up_to_the_whole():
-  asked = [example(0, 'Ada'), example(1, 'Rome', question='Where?'),
-           example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
-  found = error_analysis.analyse_errors(
-      asked, {'0': 'Ada', '1': 'Bonn', '2': 'met Bob', '3': ''},
-      {'0': spans('Ada'), '1': spans('Bonn'), '2': spans('met Bob'),
-       '3': spans('Eve')}, na_scores={'0': -1, '1': 0, '2': -2, '3': 1},
-      windows={'0': 1, '1': 1, '2': 2, '3': 1})
-  assert set(found['slices']) == {*error_analysis.SLICES, 'windows'}
-  for parts in found['slices'].values():
+  examples = [example(0, 'Ada'), example(1, 'Rome', question='Where?'),
+              example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
+  analysis = error_analysis.analyse_errors(
+      examples, {'0': 'Ada', '1': 'Bonn', '2': 'met Bob', '3': ''},
+      {key: {'answers': spans(text), 'windows': windows}
+       for key, text, windows in (('0', 'Ada', 1), ('1', 'Bonn', 1),
+                                  ('2', 'met Bob', 2), ('3', 'Eve', 1))},
+      na_scores={'0': -1, '1': 0, '2': -2, '3': 1})
+  assert set(analysis['slices']) == {*error_analysis.SLICES, 'windows'}
+  for parts in analysis['slices'].values():
     total = sum(p['total'] for p in parts.values())
     right = sum(p['total'] * p['exact_match']['mean'] for p in parts.values())
     assert total == 3
     assert right / total == pytest.approx(200 / 3)
-  assert found['no_answer'] == {'accuracy': 100, 'average_precision': 100,
+  assert analysis['no_answer'] == {'accuracy': 100, 'average_precision': 100,
                                 'precision_recall': [
                                     [100, 100], [100, 50], [100, 100 / 3],
                                     [100, 25]]}
-  low, mean, high = (found['exact_match'][k] for k in ('low', 'mean', 'high'))
-  assert low <= mean == 75 <= high
+  exact = analysis['exact_match']
+  assert exact['low'] <= exact['mean'] == 75 <= exact['high']
 
 
-def test_without_no_answer_scores_the_lead_of_the_best_is_confidence():
-  asked = [example(0, 'Ada'), example(1, 'Rome')]
-  sure, torn = spans('Ada', 'Bob'), spans('Bonn', 'Rome')
-  sure[1]['score'], torn[1]['score'] = -9.0, -0.1
-  found = error_analysis.analyse_errors(asked, {'0': 'Ada', '1': 'Bonn'},
-                                        {'0': sure, '1': torn})
-  assert found['coverage']['curve'][49][1] == 100  # half answered: Ada alone
-  assert 'no_answer' not in found
+def test_without_no_answer_scores_confidence_is_the_share_of_the_best():
+  examples = [example(0, 'Ada'), example(1, 'Rome')]
+  sure, unsure = spans('Ada', 'Bob'), spans('Bonn', 'Rome')
+  sure[1]['score'], unsure[1]['score'] = -9.0, -0.1
+  analysis = error_analysis.analyse_errors(
+      examples, {'0': 'Ada', '1': 'Bonn'}, {
+          key: {'answers': answers, 'windows': 1}
+          for key, answers in (('0', sure), ('1', unsure))})
+  assert analysis['coverage']['curve'][49][1] == 100  # question 0 alone
+  assert 'no_answer' not in analysis
 
 
-def test_a_difference_counts_what_either_alone_has_right():
-  asked = [example(i, 'Ada') for i in range(7)]
+def test_mcnemar_counts_questions_that_one_system_alone_has_right():
+  examples = [example(i, 'Ada') for i in range(7)]
   right, wrong = {str(i): 'Ada' for i in range(7)}, {'6': 'Ada'}
-  found = error_analysis.compare_predictions(asked, [right], [wrong], seed=0)
-  assert found['exact_match']['mean'] == pytest.approx(600 / 7)
-  # Six heads of six coins; the sign-flip test has the same two of 64 patterns.
-  assert found['mcnemar'] == {'here': 6, 'there': 0, 'p': 2 / 64}
-  assert found['exact_match']['p'] == pytest.approx(2 / 64)
-  # They are all about one context: as one they say nothing.
-  assert found['exact_match']['p_articles'] == 1
+  difference = error_analysis.compare_predictions(
+      examples, [right], [wrong], seed=0)
+  assert difference['exact_match']['mean'] == pytest.approx(600 / 7)
+  # Six heads of six coins. The sign-flip test has the same 2 of 64 patterns.
+  assert difference['mcnemar'] == {'here': 6, 'there': 0, 'p': 2 / 64}
+  assert difference['exact_match']['p'] == pytest.approx(2 / 64)
+  # All questions are about one context, and one article shows nothing.
+  assert difference['exact_match']['p_articles'] == 1
 
 
 def test_seeds_are_compared_in_pairs():
-  """Two coins each: heads with one seed, tails with the other."""
-  asked = [example(i, 'Ada') for i in range(4)]
+  """The first system is better with one seed, the second with the other."""
+  examples = [example(i, 'Ada') for i in range(4)]
   right, wrong = {str(i): 'Ada' for i in range(4)}, {}
-  found = error_analysis.compare_predictions(asked, [right, wrong],
-                                             [wrong, right],
-                                             seed=0)
-  assert found['exact_match']['mean'] == 0 and 'mcnemar' not in found
-  assert (found['exact_match']['low'], found['exact_match']['high']) == (
-      -100, 100)
-  assert found['exact_match']['p'] == 1 and found['seeds'] == 2
+  difference = error_analysis.compare_predictions(
+      examples, [right, wrong], [wrong, right], seed=0)
+  exact = difference['exact_match']
+  assert (exact['low'], exact['mean'], exact['high']) == (-100, 0, 100)
+  assert exact['p'] == 1 and difference['seeds'] == 2
+  assert 'mcnemar' not in difference
 
 
 @pytest.fixture(scope='module')
 def evaluation(tmp_path_factory):
-  """An evaluation's directory, and the data."""
+  """Returns a directory with the files of an evaluation, and its data."""
   folder = tmp_path_factory.mktemp('evaluation')
   files.write_json(folder / 'data.json', {'version': '1.1', 'data': [{
       'title': 'T', 'paragraphs': [{'context': CONTEXT, 'qas': [
@@ -210,17 +215,16 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   html = (evaluation / 'analysis.html').read_text()
   assert 'Predicted: Bob. Gold: Ada. … [Ada] met Bob' in html
   assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
-  found = files.read_object(evaluation / 'analysis.json')
-  assert found['slices']['windows']['1']['f1']['mean'] == 0
+  analysis = files.read_object(evaluation / 'analysis.json')
+  assert analysis['slices']['windows']['1']['f1']['mean'] == 0
 
 
 def test_texts_may_hold_any_line_separator(tmp_path):
   answer = {'text': 'a\u2028b\x85c', 'start': 0, 'end': 5, 'score': 0.0}
   files.write_jsonl(tmp_path / 'nbest.jsonl', [
       {'id': '0', 'windows': 1, 'answers': [answer]}])
-  assert error_analysis.read_nbest(tmp_path / 'nbest.jsonl')[0] == {
-      '0': [answer]
-  }
+  rows = predictions.read_n_best(tmp_path / 'nbest.jsonl')
+  assert rows['0']['answers'] == [answer]
 
 
 def test_the_command_takes_seeds(evaluation, tmp_path):
@@ -235,7 +239,7 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
   assert '2 seeds and --against 1' in result.err
 
 
-@pytest.mark.parametrize(('name', 'content', 'words'), [
+@pytest.mark.parametrize(('name', 'content', 'message'), [
     ('predictions.json', {'0': 'Ada', 'x': 'Bob'}, "such as 'x'; give --data"),
     ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [{'text': 'Ada'}]},
      'nbest.jsonl:1: expected answers with'),
@@ -246,7 +250,7 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
     ('nbest.jsonl', [{'id': '0', 'windows': 1, 'answers': []}] * 2,
      "nbest.jsonl:2: question '0' stands there twice"),
     ('na_probs.json', {'0': 1.0}, 'questions have no na_score')])
-def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, words):
+def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, message):
   files.write_json(tmp_path / 'predictions.json', {'0': 'Ada'})
   write = files.write_json if name.endswith('.json') else (
       lambda path, row: files.write_jsonl(
@@ -254,4 +258,4 @@ def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, words):
   write(tmp_path / name, content)
   result = analyze(evaluation, evaluation=tmp_path)
   assert result.code == 1 and not (tmp_path / 'analysis.json').exists()
-  assert words in result.err and result.err.count('\n') == 1
+  assert message in result.err and result.err.count('\n') == 1

@@ -8,12 +8,12 @@ from scipy import stats
 
 from qa_jax.metrics import significance
 
-# What a question's EM and F1 differences look like: mostly none.
+# Typical differences of EM and F1: most questions have none.
 MOST_EQUAL = np.array([0, 0, 0, 1, 0, -1, 0, 0.5, 1, 0, 1 / 3, 0, 1])
 
 
 def enumerated(differences: np.ndarray) -> float:
-  """The share of all 2^N sign patterns whose |sum| is as large."""
+  """Returns the share of all 2^N sign patterns whose |sum| is as large."""
   signs = np.array(list(itertools.product([1, -1], repeat=len(differences))))
   sums = np.abs(signs @ differences)
   return float(np.mean(sums >= abs(differences.sum()) - 1e-9))
@@ -28,7 +28,7 @@ def test_sign_flip_equals_full_enumeration(differences):
 
 
 def test_sampled_sign_flips_agree_with_the_exact_binomial():
-  """With differences of ±1 the sum is a binomial's: the sign test."""
+  """With differences of ±1 the test is the sign test, a binomial test."""
   differences = np.concatenate([np.ones(70), -np.ones(46), np.zeros(500)])
   p = significance.sign_flip(differences, seed=1)
   exact = stats.binomtest(70, 116).pvalue
@@ -39,7 +39,8 @@ def test_sampled_sign_flips_agree_with_the_exact_binomial():
 
 def test_no_difference_has_p_one_and_an_empty_interval():
   assert significance.sign_flip(np.zeros(9), seed=0) == 1.0
-  assert significance.bootstrap_interval(np.zeros(9), seed=0) == (0.0, 0.0)
+  assert significance.hierarchical_interval(
+      np.zeros((1, 9)), list('abcdefghi'), seed=0) == (0.0, 0.0)
 
 
 def test_p_is_never_zero():
@@ -47,30 +48,19 @@ def test_p_is_never_zero():
   assert p == 2 / (significance.RESAMPLES + 1)
 
 
-def test_false_alarms_come_as_often_as_promised():
+def test_false_alarms_have_the_rate_of_the_level():
   rng = np.random.default_rng(3)
   p = [significance.sign_flip(rng.normal(size=8), seed=0) for _ in range(300)]
   assert np.mean(np.array(p) <= 0.1) == pytest.approx(0.1, abs=0.05)
 
 
-def test_interval_of_a_mean_equals_the_normal_one_for_many_questions():
-  differences = np.random.default_rng(0).exponential(size=2000)
-  low, high = significance.bootstrap_interval(differences, seed=0)
-  mean, half = differences.mean(), 1.96 * differences.std() / np.sqrt(2000)
-  assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.005)
-
-
-def test_interval_of_one_question_is_its_difference():
-  assert significance.bootstrap_interval(np.array([0.25]),
-                                         seed=0) == (0.25, 0.25)
-
-
-def half(interval):
+def half_width(interval):
   return (interval[1] - interval[0]) / 2
 
 
 def test_variance_of_the_hierarchy_is_that_of_its_levels():
-  """Seeds add to all questions, articles to all of theirs: a closed form."""
+  """Effects of seeds, articles and questions add up, so there is a closed form.
+  """
   rng = np.random.default_rng(0)
   of_seed = rng.normal(0, 0.3, 8)
   of_article = np.repeat(rng.normal(0, 1, 60), 5)
@@ -80,37 +70,38 @@ def test_variance_of_the_hierarchy_is_that_of_its_levels():
   variance = (of_seed.var() / 8 + within.mean(axis=1).var() / 60
               + within.var(axis=1).mean() / 300)
   articles = [f'a{n // 5}' for n in range(300)]
-  found = significance.hierarchical_interval(x, articles, seed=1)
-  assert half(found) == pytest.approx(1.96 * variance**0.5, rel=0.06)
-  assert sum(found) / 2 == pytest.approx(x.mean(), abs=0.03)
-  # The order of questions is no matter, nor are names of articles.
+  interval = significance.hierarchical_interval(x, articles, seed=1)
+  assert half_width(interval) == pytest.approx(1.96 * variance**0.5, rel=0.06)
+  assert sum(interval) / 2 == pytest.approx(x.mean(), abs=0.03)
+  # Neither the order of questions nor the names of articles matter.
   order = rng.permutation(300)
   again = significance.hierarchical_interval(
       x[:, order], [articles[n] for n in order], seed=1)
-  assert half(again) == pytest.approx(half(found), rel=0.06)
-  alone = significance.bootstrap_interval(x.mean(axis=0), seed=1)
-  assert half(found) > 1.4 * half(alone)  # which knows neither level
+  assert half_width(again) == pytest.approx(half_width(interval), rel=0.06)
+  # Without seeds and articles the interval is too narrow.
+  alone = significance.hierarchical_interval(
+      x.mean(axis=0)[None], [str(n) for n in range(300)], seed=1)
+  assert half_width(interval) > 1.4 * half_width(alone)
 
 
 def test_without_seeds_and_articles_the_hierarchy_is_scipys_bootstrap():
   x = np.random.default_rng(0).exponential(size=400)
-  found = significance.hierarchical_interval(
+  interval = significance.hierarchical_interval(
       x[None], [str(n) for n in range(400)], seed=0)
   expected = stats.bootstrap(
       (x,), np.mean, method='percentile', n_resamples=20_000, batch=500,
       rng=np.random.default_rng(1)).confidence_interval
-  assert found == pytest.approx(tuple(expected), abs=0.02)
+  assert interval == pytest.approx(tuple(expected), abs=0.02)
 
 
 def test_articles_of_unequal_size_weigh_by_their_questions():
-  """Questions are drawn, so the mean is that over questions."""
+  """The interval is of the mean over questions, not over articles."""
   x = np.array([[1.0] * 90 + [0.0] * 10])
-  found = significance.hierarchical_interval(
+  interval = significance.hierarchical_interval(
       np.repeat(x, 2, axis=0), ['long'] * 90 + ['short'] * 10, seed=0)
-  assert found == (0.0, 1.0)  # one article twice
-  singles = significance.hierarchical_interval(x,
-                                               list(map(str, range(100))),
-                                               seed=0)
+  assert interval == (0.0, 1.0)  # one article twice
+  singles = significance.hierarchical_interval(
+      x, list(map(str, range(100))), seed=0)
   assert singles == pytest.approx((0.84, 0.96), abs=0.02)
 
 
@@ -118,8 +109,8 @@ def test_seeds_that_disagree_widen_the_interval():
   x = np.array([[1.0] * 50, [-1.0] * 50])
   articles = [str(n) for n in range(50)]
   assert significance.hierarchical_interval(x, articles, seed=0) == (-1.0, 1.0)
-  assert significance.hierarchical_interval(x[:1], articles,
-                                            seed=0) == (1.0, 1.0)
+  assert significance.hierarchical_interval(
+      x[:1], articles, seed=0) == (1.0, 1.0)
 
 
 def test_a_test_over_articles_sees_that_their_questions_are_alike():

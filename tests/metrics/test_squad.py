@@ -1,7 +1,8 @@
-"""Metrics against the official scripts' recorded answers, and by hand.
+"""Metrics against recorded values of the official scripts, and by hand.
 
-tests/golden/record_metrics.py recorded them; equal means equal to the bit. Of
-torchmetrics, which record_torchmetrics.py asked, to float32.
+tests/golden/record_metrics.py recorded the official values, which ours equal to
+the bit. record_torchmetrics.py recorded those of torchmetrics, which ours equal
+to float32.
 """
 
 import json
@@ -15,6 +16,7 @@ from qa_jax import errors
 from qa_jax.data import examples as examples_lib
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'golden'
@@ -23,7 +25,7 @@ TORCHMETRICS = json.loads(
     (RECORDED / 'metrics_torchmetrics.json').read_text('utf-8'))
 SETS = GOLDEN['sets']
 
-# Ours → the official names. The official NoAns_f1 equals NoAns_exact.
+# Our name → the official name. The official NoAns_f1 equals NoAns_exact.
 OFFICIAL = {
     'has_answer_exact_match': 'HasAns_exact', 'has_answer_f1': 'HasAns_f1',
     'has_answer_total': 'HasAns_total', 'no_answer_total': 'NoAns_total',
@@ -52,12 +54,6 @@ def official(set_name, threshold):
   return {k: v for k, v in run['expected'].items() if k != 'NoAns_f1'}
 
 
-def write(tmp_path, text):
-  path = tmp_path / 'file.json'
-  path.write_text(text, 'utf-8')
-  return path
-
-
 # --- one answer
 
 
@@ -70,15 +66,15 @@ def test_normalisation_is_the_official_one(text):
     'row', [r for r in GOLDEN['answers'] if r['1.1'] is not None],
     ids=lambda r: ascii((r['prediction'], r['golds'])))
 def test_answer_scores_as_evaluate_v1_1(row):
-  found = squad.score_answer(row['prediction'], row['golds'], version='1.1')
-  assert found == tuple(row['1.1'])
+  scores = squad.score_answer(row['prediction'], row['golds'], version='1.1')
+  assert scores == tuple(row['1.1'])
 
 
 @pytest.mark.parametrize('row', GOLDEN['answers'],
                          ids=lambda r: ascii((r['prediction'], r['golds'])))
 def test_answer_scores_as_evaluate_v2_0(row):
-  found = squad.score_answer(row['prediction'], row['golds'], version='2.0')
-  assert found == tuple(row['2.0'])
+  scores = squad.score_answer(row['prediction'], row['golds'], version='2.0')
+  assert scores == tuple(row['2.0'])
 
 
 @pytest.mark.parametrize('index', TORCHMETRICS['each'])
@@ -87,7 +83,7 @@ def test_answer_scores_as_torchmetrics(index):
   em, f1 = squad.score_answer(
       row['prediction'], row['golds'], version='1.1')
   if not examples_lib.normalize_answer(row['prediction']):
-    f1 = em  # two empty bags have all in common there
+    f1 = em  # torchmetrics gives two empty bags the F1 of a match
   np.testing.assert_allclose(
       TORCHMETRICS['each'][index], [100 * em, 100 * f1], rtol=1e-6)
 
@@ -131,9 +127,9 @@ def test_exact_match_and_f1_are_best_over_different_golds():
     ids=lambda r: r['set'])
 def test_data_set_scores_as_evaluate_v1_1(run):
   case = SETS[run['set']]
-  found = squad.squad_metrics(
+  values = squad.squad_metrics(
       make_examples(case['golds']), case['predictions'])
-  assert {k: found[k] for k in ('exact_match', 'f1')} == run['expected']
+  assert {k: values[k] for k in ('exact_match', 'f1')} == run['expected']
 
 
 @pytest.mark.parametrize(
@@ -141,58 +137,52 @@ def test_data_set_scores_as_evaluate_v1_1(run):
     ids=lambda r: f'{r["set"]} {r["threshold"]}')
 def test_data_set_scores_as_evaluate_v2_0(run):
   case, threshold = SETS[run['set']], run['threshold']
-  found = squad.squad_metrics(
+  values = squad.squad_metrics(
       make_examples(case['golds']), case['predictions'], version='2.0',
       na_scores=None if threshold is None else case['na_probs'],
       na_threshold=threshold)
-  found.pop('unknown', None)
-  assert official_names(found) == official(run['set'], threshold)
+  values.pop('unknown', None)
+  assert official_names(values) == official(run['set'], threshold)
 
 
 def test_two_files_are_thresholded_at_1_as_officially():
   case = SETS['logits']
-  found = squad.squad_metrics(make_examples(case['golds']),
+  values = squad.squad_metrics(make_examples(case['golds']),
                               case['predictions'],
                               na_scores=case['na_probs'])
-  assert official_names(found) == official('logits', 1.0)
+  assert official_names(values) == official('logits', 1.0)
 
 
-def test_best_thresholds_are_those_of_the_always_answer_predictions():
-  found = squad.squad_metrics(
-      make_examples(SETS['salad']['golds']), SETS['thresholded']['predictions'],
-      na_scores=SETS['salad']['na_probs'],
-      always_answer=SETS['salad']['predictions'])
-  expected = official('thresholded', None) | {
+def test_thresholded_predictions_score_as_evaluate_v2_0():
+  """Best thresholds are those of the answers before any threshold."""
+  salad = SETS['salad']
+  values = predictions_lib.Predictions(
+      make_examples(salad['golds']), salad['predictions'], salad['na_probs'],
+      version='2.0').metrics(0.1)
+  assert official_names(values) == official('thresholded', None) | {
       k: v for k, v in official('salad', 1.0).items() if 'best' in k}
-  assert official_names(found) == expected
 
 
-def test_thresholded_predictions_alone_give_another_best_score():
-  # Why always_answer exists.
+def test_thresholded_texts_alone_give_another_best_score():
+  """The class `Predictions` exists for this reason."""
   assert (official('thresholded', 1.0)['best_f1']
           < official('salad', 1.0)['best_f1'])
 
 
-def test_predictions_beside_always_answer_are_final():
-  found = squad.squad_metrics(
-      EXAMPLES, ANSWERS, na_scores=dict.fromkeys(ANSWERS, 7.0),
-      always_answer=ANSWERS)
-  assert found['has_answer_exact_match'] == 50.0
-
-
 def test_answer_at_the_threshold_stays():
-  found = squad.squad_metrics(
+  values = squad.squad_metrics(
       EXAMPLES, ANSWERS, na_scores=dict.fromkeys(ANSWERS, 0.5),
       na_threshold=0.5)
-  assert found['has_answer_exact_match'] == 50.0
+  assert values['has_answer_exact_match'] == 50.0
 
 
 def test_values_by_hand():
-  # a exact, b exact '', c F1 2/3, d wrong. By rising na_score: a +1, c +0 or
-  # +2/3, d −1, b 0, from 2 on.
-  found = squad.squad_metrics(
+  # EM and F1: a is exact, b is exactly '', c has F1 2/3, d is wrong. The sweep
+  # starts at 2; by rising na_score, a adds 1, c adds 0 (EM) or 2/3 (F1), d
+  # takes 1 and b adds 0.
+  values = squad.squad_metrics(
       EXAMPLES, ANSWERS, na_scores={'d': 0.3, 'c': 0.2, 'b': 0.4, 'a': 0.1})
-  assert found == pytest.approx({
+  assert values == pytest.approx({
       'exact_match': 50.0, 'f1': 100 * (2 + 2 / 3) / 4, 'total': 4,
       'has_answer_exact_match': 50.0, 'has_answer_f1': 100 * (5 / 3) / 2,
       'has_answer_total': 2, 'no_answer_exact_match': 50.0,
@@ -202,15 +192,15 @@ def test_values_by_hand():
 
 
 def test_ties_are_taken_in_the_order_of_the_na_scores():
-  found = [squad.squad_metrics(EXAMPLES, ANSWERS, na_scores=dict.fromkeys(
+  best = [squad.squad_metrics(EXAMPLES, ANSWERS, na_scores=dict.fromkeys(
       order, 0.5))['best_exact_match'] for order in ('abcd', 'dbca')]
-  assert found == [75.0, 50.0]
+  assert best == [75.0, 50.0]
 
 
 def test_answerable_data_has_no_keys_of_unanswerable_data():
-  found = squad.squad_metrics(make_examples({'a': ['x']}), {'a': 'x'},
+  values = squad.squad_metrics(make_examples({'a': ['x']}), {'a': 'x'},
                               na_scores={'a': 7.0})
-  assert found == {'exact_match': 100.0, 'f1': 100.0, 'total': 1}
+  assert values == {'exact_match': 100.0, 'f1': 100.0, 'total': 1}
 
 
 @pytest.mark.parametrize('extra, version', [({}, '1.1'), ({'b': []}, '2.0')])
@@ -221,26 +211,26 @@ def test_version_is_2_0_if_any_question_is_impossible(extra, version):
 
 
 def test_question_without_prediction_scores_0_and_stays_in_the_total():
-  found = squad.squad_metrics(EXAMPLES, {'a': 'x'})
-  assert {k: found[k] for k in ('exact_match', 'f1', 'total', 'missing')} == {
+  values = squad.squad_metrics(EXAMPLES, {'a': 'x'})
+  assert {k: values[k] for k in ('exact_match', 'f1', 'total', 'missing')} == {
       'exact_match': 25.0, 'f1': 25.0, 'total': 4, 'missing': 3}
 
 
 def test_question_without_prediction_gains_nothing_from_a_threshold():
-  found = squad.squad_metrics(
+  values = squad.squad_metrics(
       EXAMPLES, {'a': 'x'}, na_scores=dict.fromkeys('abcd', 2.0))
-  assert found['no_answer_exact_match'] == 0.0
+  assert values['no_answer_exact_match'] == 0.0
 
 
 def test_question_without_prediction_gains_nothing_in_the_best_score():
-  found = squad.squad_metrics(
+  values = squad.squad_metrics(
       EXAMPLES, {'a': 'x'}, na_scores=dict.fromkeys('abcd', 0.0))
-  assert found['best_exact_match'] == 25.0
+  assert values['best_exact_match'] == 25.0
 
 
 def test_predictions_for_no_question_are_counted_and_ignored():
-  found = squad.squad_metrics(EXAMPLES, ANSWERS | {'z': 'x', 'y': ''})
-  assert found == squad.squad_metrics(EXAMPLES, ANSWERS) | {'unknown': 2}
+  values = squad.squad_metrics(EXAMPLES, ANSWERS | {'z': 'x', 'y': ''})
+  assert values == squad.squad_metrics(EXAMPLES, ANSWERS) | {'unknown': 2}
 
 
 def test_per_question_scores_follow_the_order_of_the_examples():
@@ -255,7 +245,7 @@ def test_per_question_scores_follow_the_order_of_the_examples():
     (EXAMPLES, {'na_scores': {'a': 0.0, 'b': 0.0}},
      "2 of 4 questions have no na_score, the first is 'c'"),
 ])
-def test_what_cannot_be_scored_is_refused(examples, options, message):
+def test_data_that_cannot_be_scored_is_refused(examples, options, message):
   with pytest.raises(errors.UserError, match=message):
     squad.squad_metrics(examples, ANSWERS, **options)
 
@@ -266,71 +256,5 @@ def test_ten_thousand_questions_score_in_about_a_second():
   examples = make_examples(golds)
   answers = dict.fromkeys(golds, 'Broncos of Denver')
   began = time.process_time()
-  squad.squad_metrics(examples, answers, always_answer=answers,
-                      na_scores=dict.fromkeys(golds, 0.0))
+  squad.squad_metrics(examples, answers, na_scores=dict.fromkeys(golds, 0.0))
   assert time.process_time() - began < 3  # 0.4 on one idle core
-
-
-# --- files
-
-
-def test_predictions_are_read_as_they_stand(tmp_path):
-  path = write(tmp_path, '{"b": "", "a": " Zürich "}')
-  assert list(squad.read_predictions(path).items()) == [
-      ('b', ''), ('a', ' Zürich ')]
-
-
-def test_na_probs_are_floats_in_the_order_of_the_file(tmp_path):
-  found = squad.read_na_probs(write(tmp_path, '{"b": 1, "a": -2.5e-1}'))
-  assert list(found.items()) == [('b', 1.0), ('a', -0.25)]
-
-
-@pytest.mark.parametrize('read', [squad.read_predictions,
-                                  squad.read_na_probs])
-@pytest.mark.parametrize('text, message', [
-    ('', 'not JSON'), ('{"a": ', 'not JSON'), ('[]', 'expected a JSON object'),
-    ('{"a": "x", "a": "x"}', "'a' stands there twice"),
-    ('{"q7": null}', "'q7' is null, expected"),
-    ('{"q7": true}', "'q7' is true, expected"),
-    ('{"q7": {"text": "x"}}', r"'q7' is {\"text\": \"x\"}, expected"),
-])
-def test_malformed_file_is_refused(read, text, message, tmp_path):
-  with pytest.raises(errors.UserError, match=message):
-    read(write(tmp_path, text))
-
-
-@pytest.mark.parametrize('text, message', [
-    ('{"q7": 0.5}', "'q7' is 0.5, expected a string"),
-    ('{"q7": ["x"]}', r"'q7' is \[\"x\"\], expected a string"),
-])
-def test_prediction_that_is_no_string_is_refused(text, message, tmp_path):
-  with pytest.raises(errors.UserError, match=message):
-    squad.read_predictions(write(tmp_path, text))
-
-
-@pytest.mark.parametrize('value, message', [
-    ('NaN', "'q7' is nan, expected a finite"),
-    ('-Infinity', "'q7' is -inf, expected a finite"),
-    ('1e999', "'q7' is inf, expected a finite"),
-    ('1' + '0' * 400, "'q7' is inf, expected a finite"),
-    ('1' + '0' * 9000, "'q7' is inf, expected a finite"),
-    ('"0.5"', "'q7' is \"0.5\", expected a number"),
-])
-def test_na_prob_that_is_no_finite_number_is_refused(value, message, tmp_path):
-  with pytest.raises(errors.UserError, match=message):
-    squad.read_na_probs(write(tmp_path, f'{{"a": 0.5, "q7": {value}}}'))
-
-
-@pytest.mark.parametrize('read', [squad.read_predictions,
-                                  squad.read_na_probs])
-@pytest.mark.parametrize('make', [
-    lambda path: None, lambda path: path.mkdir(),
-    lambda path: path.write_bytes(b'{"a": "\xff"}'),
-    lambda path: path.write_text('{"a": 1, "a": ["\n'),
-    lambda path: path.write_text('[' * 100_000)],
-    ids=['missing', 'directory', 'not UTF-8', 'cut off', 'deep'])
-def test_unreadable_file_is_named_in_one_line(read, make, tmp_path):
-  path = tmp_path / 'answers.json'
-  make(path)
-  with pytest.raises(errors.UserError, match=r'^[^\n]*answers\.json: [^\n]+$'):
-    read(path)

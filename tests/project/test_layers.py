@@ -37,7 +37,8 @@ ALLOWED = {
     'evaluation': (
         'checkpoints config data decoding errors inference input_pipeline '
         'io metrics models runtime'),
-    'serving': 'data decoding errors inference input_pipeline io runtime',
+    'serving': (
+        'data decoding errors inference input_pipeline io metrics runtime'),
     'export': (
         'build checkpoints config data decoding errors inference io models '
         'registry'),

@@ -1,0 +1,212 @@
+"""Predictions of a system: scores at any null threshold, and their files.
+
+Glossary of shapes: N questions.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+
+from qa_jax import errors
+from qa_jax.data.examples import Example
+from qa_jax.io import files
+from qa_jax.metrics import selective
+from qa_jax.metrics import squad
+
+# The files of an evaluation.
+PREDICTIONS = 'predictions.json'  # {question id: text}, '' for no answer
+NA_PROBS = 'na_probs.json'  # {question id: no-answer score}
+N_BEST = 'nbest.jsonl'  # the n-best candidates of a question in each line
+METRICS = 'metrics.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+  """The answers of one system to all questions, before any null threshold.
+
+  Each answer is scored once; the scores at any threshold follow from these and
+  the scores of the empty text.
+  """
+
+  examples: Sequence[Example]
+  answers: Mapping[str, str]  # by question id
+  na_scores: Mapping[str, float] | None  # None: every question is answered
+  version: str = 'auto'  # one of squad.VERSIONS
+
+  @functools.cached_property
+  def _official_version(self) -> str:
+    return squad.resolve_version(self.examples, self.version)
+
+  @functools.cached_property
+  def answer_scores(self) -> np.ndarray:  # [2, N]
+    """Exact match and F1 of the answers, 0 … 1."""
+    return squad.per_question(self.examples, self.answers, self.version)
+
+  @functools.cached_property
+  def empty_scores(self) -> np.ndarray:  # [2, N]
+    """Exact match and F1 of the empty text, 0 … 1."""
+    return squad.per_question(
+        self.examples, {e.id: '' for e in self.examples}, self.version)
+
+  @functools.cached_property
+  def best(self) -> dict[str, float]:
+    """The `best_*` entries of metrics.json; empty in version 1.1."""
+    if self.na_scores is None or self._official_version == '1.1':
+      return {}
+    return squad.best_thresholds(
+        self.examples, self.answers, self.answer_scores, self.na_scores)
+
+  def declined(self, threshold: float) -> np.ndarray:  # [N] bool
+    """Returns which questions get no answer at a null threshold."""
+    scores = self.na_scores
+    return selective.declines(np.array([
+        -np.inf if scores is None else scores[e.id]
+        for e in self.examples]), threshold)
+
+  def texts(self, threshold: float) -> dict[str, str]:
+    """Returns {question id: text} at a null threshold, '' for no answer."""
+    return {e.id: '' if declined else self.answers[e.id] for e, declined in zip(
+        self.examples, self.declined(threshold), strict=True)}
+
+  def scores(self, threshold: float) -> np.ndarray:  # [2, N]
+    """Computes exact match and F1 at a null threshold, 0 … 1."""
+    declined = self.declined(threshold)
+    if not declined.any():
+      return self.answer_scores
+    return np.where(declined, self.empty_scores, self.answer_scores)
+
+  def metrics(self, threshold: float) -> dict[str, float]:
+    """Computes the entries of metrics.json at a null threshold.
+
+    Raises:
+      UserError: a question cannot be scored.
+    """
+    return squad.summarize_scores(
+        self.examples, self.answers, self.scores(threshold),
+        self._official_version) | self.best
+
+  def thresholds(self, held_out: float | None) -> dict[str, dict[str, float]]:
+    """Computes scores at threshold 0, at the held-out one and at the oracle.
+
+    The held-out threshold was chosen on other questions; None leaves it out.
+    The oracle is the best threshold of these very questions, as the official
+    script reports it.
+    """
+    chosen = {'zero': 0.0} | (
+        {} if held_out is None else {'held_out': held_out})
+    table = {}
+    for name, threshold in chosen.items():
+      values = self.metrics(threshold)
+      table[name] = {'threshold': threshold, **{k: values[k] for k in (
+          'exact_match', 'f1', 'has_answer_f1', 'no_answer_exact_match')
+                                                if k in values}}
+    if self.best:
+      table['oracle'] = {'threshold': self.best['best_f1_threshold'],
+                         'exact_match': self.best['best_exact_match'],
+                         'f1': self.best['best_f1']}
+    return table
+
+  def held_out_metrics(self, held_out: float) -> dict[str, float]:
+    """Computes the entries of metrics.json at 0 and at a held-out threshold."""
+    table = self.thresholds(held_out)
+    return {'held_out_threshold': held_out} | {
+        f'at_{name}_{score}': table[name][score]
+        for name in ('zero', 'held_out') for score in ('exact_match', 'f1')}
+
+
+def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
+                     threshold: float,
+                     n_best: Iterable[Mapping[str, Any]],  # rows of nbest.jsonl
+                     metrics: Mapping[str, float] | None) -> None:
+  """Writes the files of an evaluation; metrics.json, if any, comes last."""
+  if predictions.na_scores is not None:
+    files.write_json(output / NA_PROBS, predictions.na_scores)
+  files.write_json(output / PREDICTIONS, predictions.texts(threshold))
+  files.write_jsonl(output / N_BEST, n_best)
+  if metrics is not None:
+    files.write_json(output / METRICS, metrics)
+
+
+def read_predictions(path: pathlib.Path) -> dict[str, str]:
+  """Reads {question id: text} from a JSON file.
+
+  Raises:
+    UserError: the file is unreadable or of another shape, or an id is there
+      twice.
+  """
+  return _read_map(path, str, 'a string')
+
+
+def read_na_probs(path: pathlib.Path) -> dict[str, float]:
+  """Reads {question id: no-answer score} from a JSON file, in its order.
+
+  Raises:
+    UserError: the file is unreadable or of another shape, an id is there twice,
+      or a score is not finite.
+  """
+  scores = _read_map(path, float, 'a number', parse_int=float)
+  for key, score in scores.items():
+    if not math.isfinite(score):
+      raise errors.UserError(
+          f'{path}: {key!r} is {score}, expected a finite number')
+  return scores
+
+
+def read_n_best(path: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Reads {question id: row} from an nbest.jsonl.
+
+  A row has the candidates (`answers`, best first) and the number of `windows`.
+  Probabilities are not checked.
+
+  Raises:
+    UserError: the file is unreadable or of another shape, or an id is there
+      twice.
+  """
+  rows: dict[str, dict[str, Any]] = {}
+  for where, row in files.read_rows(path):
+    candidates = row.get('answers')
+    if not (isinstance(row.get('id'), str) and isinstance(candidates, list)
+            and isinstance(row.get('windows'), int)):
+      raise errors.UserError(
+          f"{where}: expected 'id', 'windows' and 'answers'; evaluate anew")
+    if row['id'] in rows:
+      raise errors.UserError(
+          f'{where}: question {row["id"]!r} stands there twice')
+    if not all(map(_is_candidate, candidates)):
+      raise errors.UserError(
+          f'{where}: expected answers with text, start, end and a finite score')
+    rows[row['id']] = row
+  return rows
+
+
+def _is_candidate(value: Any) -> bool:
+  return (isinstance(value, dict) and isinstance(value.get('text'), str)
+          and all(isinstance(value.get(k), int) for k in ('start', 'end'))
+          and isinstance(value.get('score'), int | float)
+          and abs(value['score']) <= sys.float_info.max)
+
+
+def _read_map(path: pathlib.Path, kind: type, expected: str,
+              **options: Any) -> dict[str, Any]:
+  def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key, value in pairs:
+      if key in values:
+        raise errors.UserError(f'{path}: {key!r} stands there twice')
+      values[key] = value
+    return values
+
+  values = files.parse_object(
+      files.read_text(path), path, object_pairs_hook=unique, **options)
+  for key, value in values.items():
+    if not isinstance(value, kind):
+      raise errors.UserError(
+          f'{path}: {key!r} is {json.dumps(value)[:80]}, expected {expected}')
+  return values
