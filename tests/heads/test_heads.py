@@ -243,10 +243,10 @@ def test_head_overfits_eight_windows_and_search_finds_them_all(spec):
 
 
 @pytest.mark.parametrize(('spec', 'message'), [
-    ('biaffine(rank=0)', 'rank=0; it must be at least 1'),
+    ('biaffine(rank=0)', "'biaffine': rank=0 must be at least 1"),
     ('biaffine(width=0)', 'width=0'),
     ('trilinear(width=0)', 'width=0'),
-    ('mlp(hidden_size=-1)', 'hidden_size=-1; it must be at least 0'),
+    ('mlp(hidden_size=-1)', 'hidden_size=-1 must be at least 0'),
     ('mlp_span(hidden_size=-1)', 'hidden_size=-1'),
     ('mlp_span(width=0)', 'width=0'),
     ('conditional(form="x")', "form='x'; known: electra, xlnet"),
