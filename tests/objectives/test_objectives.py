@@ -8,6 +8,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from qa_jax import errors
@@ -15,6 +16,7 @@ from qa_jax import objectives
 from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.span_scores import SpanScores
+from qa_jax.training import step as step_lib
 from tests.common import batches
 
 NAMES = sorted(objectives.OBJECTIVES)
@@ -54,6 +56,7 @@ def batch_of(rows, length=LENGTH, owned=None):
       'gold_spans': golds,
       'group': np.array([g for _, _, g in rows], np.int32),
       'step': np.full(len(rows), 5000, np.int32),
+      'draw': np.full(len(rows), 0.5, np.float32),
   }
 
 
@@ -165,8 +168,9 @@ def test_a_row_depends_on_no_other_question(name, batch):
   other = jax.tree.map(lambda x, y: np.concatenate([x[:1], y[1:]]),
                        full(name, seed=1), scores)
   before, after = run(name, scores, batch)[0], run(name, other, batch)[0]
-  apart = batch['group'] != batch['group'][0] if build(name).grouped else (
-      np.arange(BATCH) != 0)
+  apart = np.arange(BATCH) != 0
+  if build(name).needs_whole_questions:
+    apart = batch['group'] != batch['group'][0]
   np.testing.assert_array_equal(before[apart], after[apart])
   assert before[0] != after[0]
 
@@ -204,7 +208,8 @@ def test_loss_falls_when_the_gold_scores_rise(name):
   assert (after < before)[:5].all()
 
 
-@pytest.mark.parametrize('name', [n for n in NAMES if not build(n).spans])
+@pytest.mark.parametrize(
+    'name', [n for n in NAMES if not build(n).scores_other_spans])
 def test_without_spans_start_and_end_never_meet(name, batch):
   one, two = full(name, seed=3), full(name, seed=4)
   loss = lambda a, b: run(name, dataclasses.replace(
@@ -445,21 +450,72 @@ def test_boundary_marginal_credits_a_start_with_the_end_of_another_mention():
   assert jax.jit(build('marginal').loss)(scores, batch) > 25
 
 
-def test_hard_em_is_drawn_once_an_update_with_its_probability():
+def test_hard_em_is_hard_if_the_draw_is_below_its_probability():
   rows = [((4, 9), [(4, 5), (8, 9)], r) for r in range(3)]
   batch, scores = batch_of(rows), draw(batch=3, fields=())
   soft, hard = (jax.jit(build(f'hard_em(tau=1.0, cap={cap})').loss)(
       scores, batch) for cap in (0.0, 1.0))
-  at = lambda step: build('hard_em(tau=1000.0)').loss(
-      scores, {**batch, 'step': jnp.full(3, step, jnp.int32)})
-  losses = np.asarray(jax.jit(jax.vmap(at))(jnp.arange(4000)))
-  is_hard = np.isclose(losses, hard, rtol=1e-6)
-  np.testing.assert_allclose(losses[~is_hard], np.broadcast_to(
-      soft, losses.shape)[~is_hard], rtol=1e-6)
-  assert (is_hard == is_hard[:, :1]).all()
-  # Below the cap the chance is t / tau: 0.8² / 2 + 0.2 · 0.8 over all of it.
-  assert abs(is_hard[:1000].mean() - 0.48) < 0.03
-  assert abs(is_hard[1000:].mean() - 0.8) < 0.03
+  steps = np.arange(0, 4000, 50)
+  draws = np.random.default_rng(0).random(len(steps), np.float32)
+  step_loss = lambda step, number: build('hard_em(tau=1000.0)').loss(
+      scores, {**batch, 'step': jnp.full(3, step), 'draw': jnp.full(3, number)})
+  losses = jax.jit(jax.vmap(step_loss))(steps, draws)
+  is_hard = draws < np.minimum(steps / 1000, 0.8)
+  assert 10 < is_hard.sum() < 70
+  np.testing.assert_allclose(
+      losses, np.where(is_hard[:, None], hard, soft), rtol=1e-6)
+
+
+def step_draws(seed, steps, devices=1, accumulation=1):
+  """The `draw` of all 8 rows of a batch, in each of `steps`, [steps, 8]."""
+  def loss_fn(params, batch, key):
+    del key
+    column = jnp.arange(8)[None] == batch['row'][:, None]
+    draws = jnp.where(column, batch['draw'][:, None], 0.0)  # [rows, 8]
+    return {'loss': 0 * batch['weight'] * params['x'],
+            **{str(r): draws[:, r] for r in range(8)}}
+
+  optimizer = optax.sgd(0.0)
+  params = {'x': jnp.zeros(())}
+  step = functools.partial(step_lib.train_step, loss_fn=loss_fn,
+                           optimizer=optimizer, accumulation=accumulation)
+  batch = {'row': np.arange(8, dtype=np.int32),
+           'weight': np.ones(8, np.float32)}
+  if devices > 1:
+    batch = {k: v.reshape(devices, -1) for k, v in batch.items()}
+    step = jax.pmap(functools.partial(step, axis_name='batch'),
+                    axis_name='batch', in_axes=(None, 0), out_axes=None,
+                    devices=jax.devices()[:devices])
+  else:
+    step = jax.jit(step)
+  state = step_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(params),
+      key_data=jax.random.key_data(jax.random.key(seed)))
+  draws = []
+  for number in steps:  # any order: a resumed run begins at a later step
+    values = step(state.replace(step=jnp.int32(number)), batch)[1]
+    draws.append([8 * values[str(r)] for r in range(8)])  # mean → value
+  return np.array(draws)
+
+
+def test_the_draw_of_a_step_depends_on_seed_and_step_alone():
+  draws = step_draws(0, range(200))
+  assert (draws == draws[:, :1]).all()
+  assert (draws >= 0).all() and (draws < 1).all()
+  assert len(np.unique(draws)) == 200 and abs(draws.mean() - 0.5) < 0.1
+  np.testing.assert_array_equal(step_draws(0, [150, 151]), draws[150:152])
+  other = step_draws(1, range(200))
+  assert abs(np.corrcoef(draws[:, 0], other[:, 0])[0, 1]) < 0.3
+  # The schedules of hard EM at its cap differ too.
+  assert ((draws < 0.8) != (other < 0.8)).any()
+
+
+def test_devices_and_micro_steps_share_the_draw_of_a_step():
+  for fields in ({'devices': 4}, {'accumulation': 2},
+                 {'devices': 2, 'accumulation': 2}):
+    np.testing.assert_array_equal(step_draws(0, [0, 7], **fields),
+                                  step_draws(0, [0, 7]))
 
 
 def test_shared_norm_with_one_window_is_cross_entropy():
@@ -611,9 +667,9 @@ def test_answerability_of_a_grouped_loss_is_the_mean_over_its_windows():
 
 def test_answerability_asks_for_what_its_base_asks_for():
   objective = build('answerability(base="joint(max_answer_length=5)")')
-  assert objective.needs == {'null', 'pair'} and objective.spans
-  assert build('answerability(base="shared_norm")').grouped
-  assert not build('answerability').spans
+  assert objective.needs == {'null', 'pair'} and objective.scores_other_spans
+  assert build('answerability(base="shared_norm")').needs_whole_questions
+  assert not build('answerability').scores_other_spans
 
 
 @pytest.mark.parametrize(('spec', 'message'), [
