@@ -48,7 +48,7 @@ def drop_of(rate: float, rows: int = B,
             lengths: jax.Array | None = None) -> attention.Drop:
   if not rate:
     return attention.Drop()
-  return attention.Drop(dropout.DropoutKeys.of(
+  return attention.Drop(dropout.DropoutKeys.from_rows(
       jax.random.key(7), jnp.arange(rows), lengths), rate)
 
 

@@ -332,7 +332,7 @@ def test_rates_of_zero_drop_nothing(golden, params):
   config = dataclasses.replace(
       hugging_face.read_config(TINY), dropout=0.0, attention_dropout=0.0)
   encoder = bert.BertEncoder(config)
-  keys = dropout.DropoutKeys.of(jax.random.key(0), jnp.arange(4))
+  keys = dropout.DropoutKeys.from_rows(jax.random.key(0), jnp.arange(4))
   layers = encoder.apply({'params': params['encoder']}, **inputs(golden),
                          keys=keys)
   np.testing.assert_allclose(np.stack(layers), golden['hidden'], atol=1e-5)

@@ -11,7 +11,7 @@ SIZE = 2**16
 
 
 def keys_of(seed: int = 0, rows: int = 4) -> dropout.DropoutKeys:
-  return dropout.DropoutKeys.of(jax.random.key(seed), jnp.arange(rows))
+  return dropout.DropoutKeys.from_rows(jax.random.key(seed), jnp.arange(rows))
 
 
 def kept(keys: dropout.DropoutKeys, rate: float = 0.1,
@@ -93,7 +93,7 @@ def test_counts_in_blocks_vary_as_a_binomial_does():
 def test_a_row_keeps_its_mask_in_another_batch():
   key = jax.random.key(7)
   whole, part = (
-      dropout.counter_hash(dropout.DropoutKeys.of(key, rows).keys, 512, 0.1)
+      dropout.counter_hash(dropout.DropoutKeys.from_rows(key, rows).keys, 512, 0.1)
       for rows in (jnp.arange(4), jnp.array([3, 1])))
   np.testing.assert_array_equal(part, whole[jnp.array([3, 1])])
 
