@@ -5,7 +5,6 @@ import functools
 import itertools
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -18,6 +17,7 @@ from qa_jax import span_scores
 from qa_jax.span_scores import SpanScores
 from qa_jax.training import step as step_lib
 from tests.common import batches
+from tests.common import jaxprs
 
 NAMES = sorted(objectives.OBJECTIVES)
 FIELDS = ('pair', 'null', 'boundary')
@@ -226,20 +226,12 @@ def test_only_objectives_of_many_golds_read_more_than_the_label(name, batch):
   assert jax.eval_shape(build(name).loss, full(name), label).shape == (BATCH,)
 
 
-def arrays(jaxpr):
-  """What the equations of a program compute, inner programs included."""
-  for equation in jaxpr.eqns:
-    yield from (v.aval for v in equation.outvars)
-  for inner in jax.extend.core.subjaxprs(jaxpr):
-    yield from arrays(inner)
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_memory_is_that_of_a_band(name):
   rows = [((3, 500), [(i, i + 3) for i in range(9, 25)], r) for r in range(2)]
   program = jax.make_jaxpr(losses_of(name))(
       full(name, batch=2, length=512), batch_of(rows, 512))
-  largest = max(x.size for x in arrays(program.jaxpr))
+  largest = max(x.size for x in jaxprs.computed_arrays(program.jaxpr))
   assert largest <= 2 * (512 + WIDTH) * (WIDTH + 1)
 
 
