@@ -1,7 +1,12 @@
-"""qa_jax: extractive question answering in pure JAX."""
+"""qa_jax: research on extractive question answering in JAX and Flax."""
 
 
 def load(source: str, **options):
-  """A workdir, a Hugging Face directory or a hub id → `predict.QA`."""
-  from qa_jax.inference import predict  # deferred: data and metrics need no jax
+  """Loads a model for inference and returns it as a `predict.QA`.
+
+  `source` is a run directory, a Hugging Face directory or a hub id. `options`
+  are those of `qa_jax.inference.predict.load`.
+  """
+  # Deferred: `qa_jax.data` and `qa_jax.metrics` must load without jax.
+  from qa_jax.inference import predict
   return predict.load(source, **options)

@@ -144,11 +144,12 @@ def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
   missing = sorted(need for need in objective.needs if not has[need])
   if missing:
     return f'needs a head with {" and ".join(missing)} scores'
-  if objective.spans and scores.conditional:
+  if objective.scores_other_spans and scores.conditional:
     return ('adds starts and ends of any span, but in training this head '
             'scores ends for the gold start alone')
   for part in ('pair', 'null'):
-    if has[part] and not (objective.pairs or part in objective.needs):
+    if has[part] and not (objective.trains_pair_and_null
+                          or part in objective.needs):
       return f"leaves the head's {part} scores as they were drawn"
   return ''
 
@@ -188,6 +189,7 @@ def check_objective(objective_spec: str,
   jax.eval_shape(objective.loss, scores, {
       'context_mask': mask, 'start_mask': mask, 'start_positions': one,
       'end_positions': one, 'group': one, 'step': one,
+      'draw': jax.ShapeDtypeStruct((1,), jnp.float32),
       'gold_spans': jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)})
   return objective
 

@@ -1,16 +1,16 @@
-"""The one error a user's mistake raises, and the hint of near names."""
+"""The error class for mistakes of the user, and checks that raise it."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 import difflib
 
-MAX_NAMES = 30
-MAX_CHARACTERS = 4000  # of a message, whatever name or value it repeats
+MAX_NAMES = 30  # listed in a message
+MAX_CHARACTERS = 4000  # of a message, however long the values in it are
 
 
 class UserError(ValueError):
-  """A mistake of the user's: commands print it as one line and exit with 1.
+  """A mistake of the user; commands print it as one line and exit with 1.
 
-  The message names what is wrong, where, the value, the bound and the fix.
+  The message says what is wrong, where, the value, the bound and the fix.
   """
 
   def __init__(self, message: str):
@@ -20,10 +20,41 @@ class UserError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """'; did you mean …?' with near names, else the first names there are."""
+  """Returns '; did you mean …?' with similar names, else '; known: …'."""
   known = sorted(known)
   near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
   if near:
     return f'; did you mean {" or ".join(repr(n) for n in near)}?'
   more = ', …' * (len(known) > MAX_NAMES)
   return f'; known: {", ".join(known[:MAX_NAMES])}{more}'
+
+
+def require(condition: bool, message: str) -> None:
+  """Raises a UserError with `message` unless `condition` is true."""
+  if not condition:
+    raise UserError(message)
+
+
+def check_at_least(least: int, owner: str, **values: int) -> None:
+  """Raises a UserError if one of the named `values` is below `least`.
+
+  `owner` names the part that takes the arguments, such as "head 'biaffine'".
+  """
+  for name, value in values.items():
+    require(value >= least,
+            f'{owner}: {name}={value} must be at least {least}')
+
+
+def check_choice(owner: str, name: str, value: str,
+                 known: Collection[str]) -> None:
+  """Raises a UserError with similar names unless `value` is in `known`."""
+  require(value in known,
+          f'{owner}: {name}={value!r}{did_you_mean(value, known)}')
+
+
+def check_known(what: str, name: str, table: Collection[str]) -> None:
+  """Raises a UserError with similar names unless `table` has the entry `name`.
+
+  `what` is the kind of entry, such as 'head'.
+  """
+  require(name in table, f'unknown {what} {name!r}{did_you_mean(name, table)}')

@@ -1,7 +1,7 @@
-"""build(TABLE, 'name(key=literal)'): the only "framework" here.
+"""Builds table entries from spec strings such as 'biaffine(rank=32)'.
 
-A spec string names an entry of an explicit table and calls it with keyword
-literals. It can be printed, swept and stored in a config, and cannot run code.
+A spec string names an entry of a table and calls it with keyword literals. It
+can be printed, swept and stored in a config, and it cannot run other code.
 """
 
 import ast
@@ -11,15 +11,15 @@ from typing import Any
 
 from qa_jax import errors
 
-# Annotation of an argument → types of literals it takes.
+# Annotation of an argument → types of literals that the argument accepts.
 LITERALS = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
 
 
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
-  """'name(a=1, b="x")' → ('name', {'a': 1, 'b': 'x'}).
+  """Parses 'name(a=1, b="x")' into ('name', {'a': 1, 'b': 'x'}).
 
   Raises:
-    UserError: not a name, or a call with anything but keyword literals.
+    UserError: `spec` is neither a name nor a call with keyword literals only.
   """
   try:
     node = ast.parse(spec.strip(), mode='eval').body
@@ -38,23 +38,23 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
 def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
           what: str) -> Any:
-  """Calls the entry of `table` that `spec` names; `what` is for messages.
+  """Calls the entry of `table` that `spec` names and returns the result.
+
+  `what` names the kind of entry in error messages, such as 'head'.
 
   Raises:
-    UserError: unknown entry or argument, an argument of another type than
-      its annotation, or a required argument is missing.
+    UserError: the entry or an argument is unknown, a required argument is
+      missing, or an argument has another type than its annotation.
   """
   name, arguments = parse_spec(spec)
-  if name not in table:
-    raise errors.UserError(
-        f'unknown {what} {name!r}{errors.did_you_mean(name, table)}')
+  errors.check_known(what, name, table)
   parameters = dict(inspect.signature(table[name]).parameters)
-  if 'parent' in parameters:  # a Flax module: two are not a user's to set
+  if 'parent' in parameters:  # a Flax module: users set neither field
     del parameters['parent'], parameters['name']
   for key, value in arguments.items():
     if key not in parameters:
-      hint = errors.did_you_mean(key, parameters) if parameters else (
-          '; it takes none')
+      hint = (errors.did_you_mean(key, parameters) if parameters
+              else '; it takes none')
       raise errors.UserError(f'{what} {name!r} has no argument {key!r}{hint}')
     kind = parameters[key].annotation
     if kind in LITERALS and type(value) not in LITERALS[kind]:

@@ -1,10 +1,13 @@
-"""SpanScores: what every head returns and all that follows understands.
+"""SpanScores, the contract between heads, objectives and searches.
 
 Glossary of shapes: B batch (windows), L window length, D hidden size,
-W longest span.
+W longest span, G gold spans.
 
   score(i, j) = start[i] + (end[j] + pair[i, j - i]),   0 <= j - i < W
-  null        = start[0] + end[0] (at [CLS]), or an explicit null[B]
+  null score  = start[0] + end[0] (at [CLS]), or an explicit null[B]
+
+V is the set of legal spans (i, j) of a window: i and j are context tokens and
+0 <= j - i < W. V⁺ is V and the null answer, "no answer in this window".
 """
 
 from typing import Optional
@@ -15,54 +18,71 @@ import jax.numpy as jnp
 
 from qa_jax import errors
 
-# Finite, so that a row with nothing in the domain has finite gradients; sums
-# of a few of them do not overflow.
+# The score of a masked position or span: minus infinity, but finite, so that a
+# row in which everything is masked has finite gradients. The sum of a few such
+# scores does not overflow in float32.
 MASKED = -1e30
+
+
+# --- The contract -----------------------------------------------------------
+
+@flax.struct.dataclass
+class HeadInput:
+  """The input of a span head: the layers of the encoder and a mask."""
+
+  layers: tuple[jax.Array, ...]  # embeddings and layer outputs, [B, L, D]
+  context_mask: jax.Array  # [B, L] bool
+  gold_start: jax.Array | None = None  # [B] int32, in training only
+
+  @property
+  def hidden(self) -> jax.Array:  # [B, L, D]
+    """Returns the last layer in float32, in which heads compute."""
+    return self.layers[-1].astype(jnp.float32)
 
 
 @flax.struct.dataclass
 class SpanScores:
-  """Scores of all spans of a batch of windows, in float32."""
+  """The scores of all spans of a batch of windows, in float32."""
 
   start: jax.Array  # [B, L]
   end: jax.Array  # [B, L]
   pair: jax.Array | None = None  # [B, L, W], indexed by (start, end - start)
   null: jax.Array | None = None  # [B]
-  # Start and end scores of their own, trained beside these by the compound
-  # objective and never decoded.
+  # Separate start and end scores, which the compound objective trains and no
+  # search decodes.
   boundary: Optional['SpanScores'] = None
-  # While training with a gold start: `end` is given that start, so start and
-  # end must not be added for any other span.
+  # True for a conditional head in training: `end` is then computed for the gold
+  # start, so start[i] + end[j] is a span score for that i only.
   conditional: bool = flax.struct.field(pytree_node=False, default=False)
 
   @property
   def null_score(self) -> jax.Array:  # [B]
+    """Returns the score of "no answer in this window"."""
     if self.null is not None:
       return self.null
     return self.start[:, 0] + self.end[:, 0]
 
 
-@flax.struct.dataclass
-class HeadInput:
-  """What a head may read."""
+# --- The domain of a softmax over positions ---------------------------------
 
-  layers: tuple[jax.Array, ...]  # embeddings and layer outputs, [B, L, D]
-  context_mask: jax.Array  # [B, L] bool
-  gold_start: jax.Array | None = None  # [B] int32, while training
-
-  @property
-  def hidden(self) -> jax.Array:  # [B, L, D] float32: heads compute in it
-    return self.layers[-1].astype(jnp.float32)
-
-
-def softmax_domain(context_mask: jax.Array) -> jax.Array:
-  """[B, L] bool: the context tokens, and [CLS] for "no answer here"."""
+def softmax_domain(context_mask: jax.Array) -> jax.Array:  # [B, L] bool
+  """Returns the mask of the context tokens and of [CLS], the null position."""
   return context_mask | (jnp.arange(context_mask.shape[1]) == 0)[None]
 
 
+def masked_logsumexp(x: jax.Array, mask: jax.Array,
+                     axis: int | tuple[int, ...]) -> jax.Array:
+  """Computes log Σ exp over `mask`; it is about MASKED if `mask` is empty."""
+  return jax.nn.logsumexp(jnp.where(mask, x, MASKED), axis=axis)
+
+
+# --- The band ---------------------------------------------------------------
+
 def band(scores: SpanScores, mask: jax.Array,  # [B, L] bool
          longest: int) -> jax.Array:  # [B, L, W]
-  """Scores of V as [i, j - i], MASKED where there is no span.
+  """Computes the scores of V at [i, j - i], and MASKED outside V.
+
+  V has spans of at most `longest` tokens, so W = min(`longest`, L).
 
   Raises:
     UserError: the head does not score spans as long as `longest`.
@@ -81,24 +101,41 @@ def band(scores: SpanScores, mask: jax.Array,  # [B, L] bool
   return jnp.where(legal, scores.start[:, :, None] + right, MASKED)
 
 
-def log_sum_of_spans(scores: SpanScores, mask: jax.Array,
+def _shifted(x: jax.Array, width: int) -> jax.Array:  # [B, L] → [B, L, W]
+  """Returns x[i + d] at [i, d], and 0 where i + d is beyond the end.
+
+  A padded row is repeated and cut into rows that are longer by one, so each row
+  is shifted by one more. Indexing gives the same values, but its gradient is a
+  scatter, whose sums on a GPU differ in the last bits from run to run.
+  """
+  batch, length = x.shape
+  padded = jnp.pad(x, ((0, 0), (0, width - 1)))
+  cut = padded.shape[1] + 1
+  rows = jnp.tile(padded, (1, width + 1))[:, :width * cut]
+  return rows.reshape(batch, width, cut)[:, :, :length].swapaxes(1, 2)
+
+
+# --- Log-partitions ---------------------------------------------------------
+
+def log_sum_of_spans(scores: SpanScores, mask: jax.Array,  # [B, L] bool
                      longest: int) -> jax.Array:  # [B]
-  """log Σ exp over V⁺."""
+  """Computes log Σ exp over V⁺: the legal spans and the null answer."""
   spans = jax.nn.logsumexp(band(scores, mask, longest), axis=(1, 2))
   return jnp.logaddexp(spans, scores.null_score)
 
 
-def log_sum_of_pairs(scores: SpanScores, mask: jax.Array) -> jax.Array:  # [B]
-  """log Σ exp over all (i, j) of context ∪ [CLS], (0, 0) being null.
+def log_sum_of_pairs(scores: SpanScores,
+                     mask: jax.Array) -> jax.Array:  # [B, L] bool → [B]
+  """Computes log Σ exp over all pairs (i, j) of context tokens and [CLS].
 
-  The band has its pair term. The ends on either side of it, which have none,
-  come from running sums: only positive terms are added, so nothing cancels.
+  The pair (0, 0) has the null score. Pairs inside the band have their pair
+  score. The ends before and behind the band have none; their sums are running
+  sums of positive terms, so nothing cancels.
   """
   start, end, length = scores.start, scores.end, mask.shape[1]
   width = 1 if scores.pair is None else min(scores.pair.shape[-1], length)
-  domain = softmax_domain(mask)
   before = jax.lax.cumlogsumexp(
-      jnp.where(domain, end, MASKED), axis=1)
+      jnp.where(softmax_domain(mask), end, MASKED), axis=1)
   behind = jax.lax.cumlogsumexp(
       jnp.where(mask, end, MASKED), axis=1, reverse=True)
   pad = lambda x, left, right: jnp.pad(
@@ -112,8 +149,14 @@ def log_sum_of_pairs(scores: SpanScores, mask: jax.Array) -> jax.Array:  # [B]
   return jax.nn.logsumexp(jnp.stack(terms), axis=0)
 
 
-def gold_scores(scores: SpanScores, golds: jax.Array) -> jax.Array:  # [B, G]
-  """Scores of the gold spans [B, G, 2]; MASKED where there is none."""
+# --- Gold spans -------------------------------------------------------------
+
+def gold_scores(scores: SpanScores,
+                golds: jax.Array) -> jax.Array:  # [B, G, 2] → [B, G]
+  """Computes the scores of gold spans; those of padding (-1) are MASKED.
+
+  A gold span that is longer than the head scores has no pair score.
+  """
   first, last = jnp.maximum(golds[..., 0], 0), jnp.maximum(golds[..., 1], 0)
   take = lambda x, index: jnp.take_along_axis(
       x.reshape(len(x), -1), index, axis=1)
@@ -129,7 +172,7 @@ def gold_scores(scores: SpanScores, golds: jax.Array) -> jax.Array:  # [B, G]
 
 def log_sum_beyond(scores: SpanScores, golds: jax.Array,  # [B, G, 2]
                    longest: int) -> jax.Array:  # [B]
-  """log Σ exp over gold spans that are longer than `longest`: not in V."""
+  """Computes log Σ exp over the gold spans that are too long to be in V."""
   return masked_logsumexp(
       gold_scores(scores, golds), golds[..., 1] - golds[..., 0] >= longest,
       axis=1)
@@ -137,7 +180,7 @@ def log_sum_beyond(scores: SpanScores, golds: jax.Array,  # [B, G, 2]
 
 def overlap_f1(golds: jax.Array,  # [B, G, 2]
                shape: tuple[int, int]) -> jax.Array:  # [B, L, W]
-  """Token F1 of each span with the gold span that gives it most."""
+  """Computes the token F1 of each span of a band [L, W] with its best gold."""
   first = jnp.arange(shape[0])[None, :, None]
   last = first + jnp.arange(shape[1])[None, None]
 
@@ -146,37 +189,20 @@ def overlap_f1(golds: jax.Array,  # [B, G, 2]
     shared = jnp.minimum(last, b) - jnp.maximum(first, a) + 1
     return jnp.maximum(best, 2 * shared / (last - first + b - a + 2)), None
 
-  nothing = jnp.zeros((len(golds), *shape), jnp.float32)
-  return jax.lax.scan(better, nothing, golds.swapaxes(0, 1))[0]
+  zeros = jnp.zeros((len(golds), *shape), jnp.float32)
+  return jax.lax.scan(better, zeros, golds.swapaxes(0, 1))[0]
 
 
-def _shifted(x: jax.Array, width: int) -> jax.Array:  # [B, L] → [B, L, W]
-  """x[i + d] at [i, d], 0 beyond the end.
-
-  A row, repeated and cut one longer, moves by one each time. Indexing would
-  do, but its gradient is a scatter: other bits in every run on a GPU.
-  """
-  batch, length = x.shape
-  padded = jnp.pad(x, ((0, 0), (0, width - 1)))
-  cut = padded.shape[1] + 1
-  rows = jnp.tile(padded, (1, width + 1))[:, :width * cut]
-  return rows.reshape(batch, width, cut)[:, :, :length].swapaxes(1, 2)
-
-
-def masked_logsumexp(x: jax.Array, mask: jax.Array,
-                     axis: int | tuple[int, ...]) -> jax.Array:
-  """log Σ exp where `mask`; about MASKED where nothing is."""
-  return jax.nn.logsumexp(
-      jnp.where(mask, x, MASKED), axis=axis)
-
+# --- Valid mass -------------------------------------------------------------
 
 def valid_mass(scores: SpanScores, context_mask: jax.Array, *,  # [B, L] bool
                max_answer_length: int) -> jax.Array:  # [B]
-  """Σ p(start) p(end) over V⁺: how much two softmaxes leave to spans.
+  """Computes Σ p(start) p(end) over V⁺, the valid mass of two softmaxes.
 
-  Of start and end alone, over context and [CLS]; 1 in a padding row. It says
-  nothing of a conditional head in training.
+  Both softmaxes are over the context tokens and [CLS]; pair and null scores do
+  not count. A padding row has the value 1. The value has no meaning for the
+  training scores of a conditional head.
   """
-  apart = SpanScores(start=scores.start, end=scores.end)
-  return jnp.exp(log_sum_of_spans(apart, context_mask, max_answer_length)
-                 - log_sum_of_pairs(apart, context_mask))
+  boundaries = SpanScores(start=scores.start, end=scores.end)
+  return jnp.exp(log_sum_of_spans(boundaries, context_mask, max_answer_length)
+                 - log_sum_of_pairs(boundaries, context_mask))

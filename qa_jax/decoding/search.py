@@ -131,7 +131,7 @@ def top_k(*, k: int = 20) -> Search:
   ordered as everywhere here, not by rank of start and end; equal texts stay
   (see `decode.merge`); padding reaches to the bucket, not to `max_length`.
   """
-  _check_count('top_k', 'k', k)
+  errors.check_at_least(1, "search 'top_k'", k=k)
   return _within(lambda scores, start_mask, end_mask: (
       start_mask & _among_best(scores.start, k),
       end_mask & _among_best(scores.end, k)))
@@ -153,7 +153,7 @@ def beam(*, width: int = 5) -> Search:
 
   Yang et al. (2019, XLNet), whose code keeps as many ends as starts.
   """
-  _check_count('beam', 'width', width)
+  errors.check_at_least(1, "search 'beam'", width=width)
   return _within(lambda scores, start_mask, end_mask: (
       start_mask & _among_best(scores.start, width, start_mask), end_mask))
 
@@ -198,12 +198,6 @@ def _within(narrow: Callable[..., tuple[jax.Array, jax.Array]]) -> Search:
     return two_stage(scores, *narrow(scores, start_mask, end_mask),
                      max_answer_length=max_answer_length, n_best=n_best)
   return search
-
-
-def _check_count(search: str, name: str, value: int) -> None:
-  if value < 1:
-    raise errors.UserError(
-        f'search {search!r}: {name}={value} must be at least 1')
 
 
 def _among_best(x: jax.Array, count: int,

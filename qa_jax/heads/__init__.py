@@ -1,33 +1,51 @@
-"""HEADS: every span head, one file each."""
+"""The span heads, one file each, and HEADS, the table that names them.
+
+A head is a Flax module that maps `HeadInput` to `SpanScores`. A new head is a
+file here, an import and an entry of HEADS.
+"""
 
 from collections.abc import Callable
+import functools
 
 import flax.linen as nn
 
 from qa_jax.heads import answerability
-from qa_jax.heads import biaffine
-from qa_jax.heads import biased
 from qa_jax.heads import compound
-from qa_jax.heads import conditional
-from qa_jax.heads import independent
-from qa_jax.heads import layer_mix
 from qa_jax.heads import length_prior
-from qa_jax.heads import mlp
-from qa_jax.heads import mlp_span
-from qa_jax.heads import shared
-from qa_jax.heads import trilinear
+from qa_jax.heads.answerability import Answerability
+from qa_jax.heads.biaffine import Biaffine
+from qa_jax.heads.biased import Biased
+from qa_jax.heads.compound import Compound
+from qa_jax.heads.conditional import Conditional
+from qa_jax.heads.independent import Independent
+from qa_jax.heads.layer_mix import LayerMix
+from qa_jax.heads.length_prior import LengthPrior
+from qa_jax.heads.mlp import Mlp
+from qa_jax.heads.mlp_span import MlpSpan
+from qa_jax.heads.shared import Shared
+from qa_jax.heads.trilinear import Trilinear
+from qa_jax.span_scores import HeadInput
+from qa_jax.span_scores import SpanScores
+
+__all__ = [
+    'HEADS', 'Answerability', 'Biaffine', 'Biased', 'Compound', 'Conditional',
+    'HeadInput', 'Independent', 'LayerMix', 'LengthPrior', 'Mlp', 'MlpSpan',
+    'Shared', 'SpanScores', 'Trilinear']
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
-    'independent': independent.Independent,
-    'biased': biased.Biased,
-    'shared': shared.Shared,
-    'mlp': mlp.Mlp,
-    'layer_mix': layer_mix.LayerMix,
-    'conditional': conditional.Conditional,
-    'biaffine': biaffine.Biaffine,
-    'trilinear': trilinear.Trilinear,
-    'mlp_span': mlp_span.MlpSpan,
-    'length_prior': length_prior.length_prior,
-    'compound': compound.compound,
-    'answerability': answerability.answerability,
+    'independent': Independent,
+    'biased': Biased,
+    'shared': Shared,
+    'mlp': Mlp,
+    'layer_mix': LayerMix,
+    'conditional': Conditional,
+    'biaffine': Biaffine,
+    'trilinear': Trilinear,
+    'mlp_span': MlpSpan,
+}
+# These heads stand on a base head, which they look up in the whole table.
+HEADS |= {
+    'length_prior': functools.partial(length_prior.build_head, HEADS),
+    'compound': functools.partial(compound.build_head, HEADS),
+    'answerability': functools.partial(answerability.build_head, HEADS),
 }

@@ -1,19 +1,21 @@
-"""A classifier "no answer in this window" beside the spans of any head.
+"""A "no answer in this window" classifier beside the span scores of any head.
 
 Glossary of shapes: B batch (windows), L window length, D hidden size.
 
   null = v · h_[CLS] + c                                             'cls'
   null = v · tanh(V [h_[CLS]; Σ_i p(i) h_i] + u) + c                 'xlnet'
 
-where p is the softmax of the start scores over context tokens and [CLS]. The
-second is in the code of Yang et al. (2019, XLNet: get_qa_outputs); ELECTRA's
-(Clark et al., 2020) has a gelu of 512 units. The constant c counts here: the
-loss is a sigmoid's, which sees what a softmax does not.
+where p is the softmax of the start scores over the context tokens and [CLS].
+The second form is in the code of Yang et al. (2019, XLNet: get_qa_outputs);
+ELECTRA (Clark et al., 2020) has a hidden layer of 512 GELU units instead. The
+constant c matters here, because the loss of the null score is a sigmoid
+cross-entropy; a softmax would not see it.
 """
 
 import flax.linen as nn
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax.heads import layers
 from qa_jax.heads import nesting
 from qa_jax.span_scores import HeadInput
@@ -22,20 +24,22 @@ from qa_jax.span_scores import SpanScores
 FORMS = ('cls', 'xlnet')
 
 
-def answerability(*, base: str = 'independent',
-                  form: str = 'cls') -> 'Answerability':
-  """The classifier beside the head that the spec string `base` names.
+def build_head(heads: nesting.Heads, *, base: str = 'independent',
+               form: str = 'cls') -> 'Answerability':
+  """Builds the classifier beside the head that the spec string `base` names.
 
   Raises:
-    UserError: a bad base or an unknown form.
+    UserError: `base` is not a valid spec of `heads`, or `form` is unknown.
   """
-  layers.choose('answerability', 'form', form, FORMS)
-  head, _ = nesting.build_inner(base)
-  return Answerability(base=head, form=form)
+  errors.check_choice("head 'answerability'", 'form', form, FORMS)
+  return Answerability(base=nesting.build_base(heads, base)[0], form=form)
 
 
 class Answerability(nn.Module):
-  """D + 1 or D(2D + 2) + 1 parameters, and those of the base."""
+  """The classifier and its base head: D + 1 or D(2D + 2) + 1 parameters more.
+
+  The first number is that of the form 'cls', the second of 'xlnet'.
+  """
 
   base: nn.Module
   form: str

@@ -1,18 +1,18 @@
-"""The independent pair plus a product of start and end of low rank.
+"""The independent head plus a low-rank product of start and end.
 
 Glossary of shapes: B batch (windows), L window length, D hidden size,
 R rank, W longest span.
 
   score(i, j) = S · h_i + E · h_j + h_iᵀ U h_j,        U = A Bᵀ / √R
 
-Dozat & Manning (2017), with U factored: 2DR parameters for D², and
-2·W·R operations a start for 2·W·D. The division is that of scaled dot-product
-attention (Vaswani et al., 2017), which this is with one head. The null score
-has no product.
+Dozat & Manning (2017), with a factored U: 2DR parameters instead of D², and
+2·W·R operations per start instead of 2·W·D. The division by √R is that of
+scaled dot-product attention (Vaswani et al., 2017) with one attention head. The
+null score has no product.
 
-B starts as zero, S and E as those of `independent`: before the first step the
-two heads are one, and what training makes of U is the whole difference. B
-moves first, since A gets no gradient from a zero B.
+B starts as zero, S and E as those of `independent`: before the first train step
+the two heads are equal, so a difference after training comes from U alone. B
+changes first, because A gets no gradient while B is zero.
 """
 
 import math
@@ -20,19 +20,21 @@ import math
 import flax.linen as nn
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax.heads import layers
 from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
 
 class Biaffine(nn.Module):
-  """2D(1 + R) parameters."""
+  """The head with a biaffine pair score: 2D(1 + R) parameters."""
 
-  rank: int = 64
-  width: int = 30
+  rank: int = 64  # R
+  width: int = 30  # W
 
   def __post_init__(self):
-    layers.check_at_least(1, 'biaffine', rank=self.rank, width=self.width)
+    errors.check_at_least(1, "head 'biaffine'", rank=self.rank,
+                          width=self.width)
     super().__post_init__()
 
   @nn.compact

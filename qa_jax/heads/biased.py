@@ -1,12 +1,12 @@
-"""The independent pair with biases, as BERT's code has it: provably a no-op.
+"""The independent head with biases, as in BERT's code: provably a no-op.
 
   start[i] = S · h_i + b_s        end[j] = E · h_j + b_e
 
-The paper (Devlin et al., 2019, section 4.2) has no bias; run_squad.py has.
-Softmax over positions does not see a constant: ∂loss/∂b = Σ_i p(i) - 1 = 0.
-Nor does a prediction: null and every span alike shift by b_s + b_e. So a
-difference between this head and `independent` is noise. Only a loss without a
-softmax, such as sigmoid boundaries, can use b.
+The paper (Devlin et al., 2019, section 4.2) has no bias; its run_squad.py has.
+A softmax over positions ignores a constant: ∂loss/∂b = Σ_i p(i) - 1 = 0. A
+prediction ignores it too: the null score and every span score shift by
+b_s + b_e. So a difference between this head and `independent` is noise. Only a
+loss without a softmax, such as the objective `sigmoid`, can train b.
 """
 
 import flax.linen as nn
@@ -17,7 +17,7 @@ from qa_jax.span_scores import SpanScores
 
 
 class Biased(nn.Module):
-  """2D + 2 parameters; S and E start as those of `independent`."""
+  """The biased head: 2D + 2 parameters; S and E start as in `independent`."""
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -1,11 +1,11 @@
-"""Joint scores to decode by, and a start and end of their own beside them.
+"""Any head, with separate start and end scores that only training uses.
 
   score(i, j) = base(i, j);        boundary: S · h_i and E · h_j
 
 Fajcik et al. (2021), "Rethinking the objectives of extractive question
-answering". The compound objective adds their losses: S and E are
-there to shape the encoder, and are not read again. The two scores are not on
-one scale, so they are not added.
+answering". The objective `compound` adds the losses of both scores. S and E
+shape the encoder in training and are never decoded. The two scores have
+different scales, so they are not added.
 """
 
 import flax.linen as nn
@@ -16,19 +16,19 @@ from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
 
-def compound(*, base: str = 'biaffine') -> 'Compound':
-  """The head that the spec string `base` names, with S and E beside it.
+def build_head(heads: nesting.Heads, *, base: str = 'biaffine') -> 'Compound':
+  """Builds the head that the spec string `base` names, with S and E beside it.
 
   Raises:
-    UserError: a bad or a conditional base.
+    UserError: `base` is not a valid spec of `heads`, or is conditional.
   """
-  head, scores = nesting.build_inner(base)
+  head, scores = nesting.build_base(heads, base)
   nesting.refuse_conditional('compound', base, scores)
   return Compound(base=head)
 
 
 class Compound(nn.Module):
-  """2D parameters and those of the base."""
+  """The base head with S and E: 2D parameters more than the base has."""
 
   base: nn.Module
 

@@ -1,4 +1,4 @@
-"""The end given the start: p(i, j) = p(i) p(j | i).
+"""A head that scores the end given the start: p(i, j) = p(i) p(j | i).
 
 Glossary of shapes: B batch (windows), L window length, D hidden size,
 H units of the hidden layer, K starts, W longest span.
@@ -7,14 +7,15 @@ H units of the hidden layer, K starts, W longest span.
   log p(j | i) = log softmax_j  w · LN(tanh(W [h_j; h_i] + b)),         H = D
                  log softmax_j  w · gelu(W [h_j; h_i] + b),             H = 512
 
-over context tokens and [CLS]. The first form is XLNet's (Yang et al., 2019,
+over the context tokens and [CLS]. The first form is XLNet's (Yang et al., 2019,
 code: get_qa_outputs), the second ELECTRA's (Clark et al., 2020, code:
 qa_tasks).
 
 In training i is the gold start, so plain cross-entropy on `start` and `end` is
--log p(i) - log p(j | i). Decoding does not know it and takes the K best starts
-in turn; every other start scores about NEVER. W [h_j; h_i] is
-W_j h_j + W_i h_i, so beyond the two products a start costs L·H operations.
+-log p(i) - log p(j | i). Decoding has no gold start; it scores the ends for
+each of the K best starts, and the spans of all other starts score about NEVER.
+W [h_j; h_i] is W_j h_j + W_i h_i, so after these two matrix products each start
+costs only L·H operations.
 """
 
 from collections.abc import Callable
@@ -23,29 +24,33 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax import span_scores
 from qa_jax.heads import layers
 from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
-# form → units (0 for D) and what follows the product
+# Form → H (0 for D), and the function that follows the product.
 FORMS: dict[str, tuple[int, Callable[[jax.Array], jax.Array]]] = {
-    'xlnet': (0, lambda x: layers.log_normalise(jnp.tanh(x))),
+    'xlnet': (0, lambda x: layers.normalize(jnp.tanh(x))),
     'electra': (512, lambda x: nn.gelu(x, approximate=False)),
 }
-NEVER = -1e9  # log p(j | i) of a start outside the beam; finite
+# log p(j | i) of the starts outside the beam. Their spans are legal, so NEVER
+# is finite and far above span_scores.MASKED, the score of illegal spans.
+NEVER = -1e9
 
 
 class Conditional(nn.Module):
-  """D + H(2D + 2) parameters."""
+  """The conditional head: D + H(2D + 2) parameters."""
 
   form: str = 'xlnet'
   beam: int = 5  # K
-  width: int = 30
+  width: int = 30  # W
 
   def __post_init__(self):
-    layers.choose('conditional', 'form', self.form, tuple(FORMS))
-    layers.check_at_least(1, 'conditional', beam=self.beam, width=self.width)
+    errors.check_choice("head 'conditional'", 'form', self.form, FORMS)
+    errors.check_at_least(1, "head 'conditional'", beam=self.beam,
+                          width=self.width)
     super().__post_init__()
 
   @nn.compact
@@ -64,7 +69,7 @@ class Conditional(nn.Module):
     given = layers.dense(size, 'given_start', bias=True)(
         jnp.take_along_axis(hidden, starts[:, :, None], axis=1))
     w = self.param('end', layers.kernel_init, (size,))
-    ends = jax.lax.map(  # [1 + K, B, L]; one start at a time holds [B, L, H]
+    ends = jax.lax.map(  # [1 + K, B, L]; one [B, L, H] is in memory at a time
         lambda x: activation(token + x[:, None]) @ w, given.swapaxes(0, 1))
 
     if inputs.gold_start is not None:
@@ -78,20 +83,20 @@ class Conditional(nn.Module):
 
 def _beam(log_start: jax.Array, context_mask: jax.Array,
           beam: int) -> jax.Array:  # [B, 1 + K]
-  """[CLS], then the `beam` most probable context tokens.
+  """Returns the position of [CLS], then the K most probable context tokens.
 
-  Where there are fewer, others follow, which no search lets start a span.
+  If the window has fewer than K context tokens, other tokens follow. No search
+  lets a span start at them.
   """
   masked = jnp.where(context_mask, log_start, span_scores.MASKED)
-  _, best = jax.lax.top_k(masked,
-                          min(beam, log_start.shape[1]))
+  _, best = jax.lax.top_k(masked, min(beam, log_start.shape[1]))
   return jnp.pad(best, ((0, 0), (1, 0)))
 
 
 def _band(log_end: jax.Array,  # [B, K, L]
           starts: jax.Array,  # [B, K]
           width: int) -> jax.Array:  # [B, L, W]
-  """log p(i + d | i) in the rows of `starts`, NEVER in all others."""
+  """Returns log p(i + d | i) in the rows of `starts`, NEVER in all others."""
   batch, _, length = log_end.shape
   columns = starts[:, :, None] + jnp.arange(width)[None, None]  # [B, K, W]
   rows = jnp.take_along_axis(

@@ -1,12 +1,12 @@
-"""The independent pair on a learned mixture of all encoder layers.
+"""The independent head on a learned mixture of all encoder layers.
 
 Glossary of shapes: B batch (windows), L window length, D hidden size,
 N layers, the embeddings included.
 
   h_i = γ Σ_n softmax(α)_n h_i^(n)        start[i] = S · h_i, end[j] = E · h_j
 
-Peters et al. (2018, ELMo), section 3.2, equation 1. It starts as the mean of
-the layers; where α goes shows which layer knows where answers are.
+Peters et al. (2018, ELMo), section 3.2, equation 1. The mixture starts as the
+mean of the layers. After training, α shows which layers contain the answer.
 """
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from qa_jax.span_scores import SpanScores
 
 
 class LayerMix(nn.Module):
-  """2D + N + 1 parameters."""
+  """The head on a mixture of layers: 2D + N + 1 parameters."""
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -1,30 +1,31 @@
-"""A hidden layer in front of S, and another in front of E.
+"""An MLP with one hidden layer for the start and another for the end.
 
 Glossary of shapes: B batch (windows), L window length, D hidden size,
 H units of the hidden layer.
 
   start[i] = w_s · LN(gelu(W_s h_i + b_s))        end[j] = w_e · LN(gelu(…))
 
-The layer is that of BERT's masked-word head (Devlin et al., 2019, code). If
-it is no better than `independent`, the encoder already lays start and end out
-along two directions.
+LN is LayerNorm without scale and shift. The hidden layer is that of BERT's
+masked-word head (Devlin et al., 2019, code). If this head is no better than
+`independent`, the encoder already separates start and end linearly.
 """
 
 import flax.linen as nn
 import jax
 
+from qa_jax import errors
 from qa_jax.heads import layers
 from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
 
 class Mlp(nn.Module):
-  """2H(D + 2) parameters."""
+  """The MLP head: 2H(D + 2) parameters."""
 
   hidden_size: int = 0  # H; 0 for D
 
   def __post_init__(self):
-    layers.check_at_least(0, 'mlp', hidden_size=self.hidden_size)
+    errors.check_at_least(0, "head 'mlp'", hidden_size=self.hidden_size)
     super().__post_init__()
 
   @nn.compact
@@ -35,10 +36,12 @@ class Mlp(nn.Module):
 
 
 class _Trunk(nn.Module):
+  """The MLP of one boundary."""
+
   hidden_size: int
 
   @nn.compact
   def __call__(self, hidden: jax.Array) -> jax.Array:  # [B, L, D] → [B, L]
     x = layers.dense(self.hidden_size, 'hidden', bias=True)(hidden)
-    x = layers.log_normalise(nn.gelu(x, approximate=False))  # [B, L, H]
+    x = layers.normalize(nn.gelu(x, approximate=False))  # [B, L, H]
     return layers.project('output', x)

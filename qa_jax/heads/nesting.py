@@ -1,42 +1,50 @@
-"""Heads that stand on another head: the base, from its spec string."""
+"""Helpers of the heads that stand on a base head, which a spec string names."""
+
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from qa_jax import errors
-from qa_jax import heads
 from qa_jax import registry
 from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
+Heads = Mapping[str, Callable[..., nn.Module]]  # a table such as HEADS
+
 
 def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
-  """What a head returns with or without a gold start, as shapes."""
+  """Computes the shapes of the scores of `head`, without running it.
+
+  In training a head gets the gold start, and a conditional head then returns
+  other scores.
+  """
   hidden = jax.ShapeDtypeStruct((1, 2, 2), jnp.float32)
   inputs = HeadInput(
       layers=(hidden, hidden),
       context_mask=jax.ShapeDtypeStruct((1, 2), jnp.bool_),
       gold_start=jax.ShapeDtypeStruct((1,), jnp.int32) if training else None)
-  return jax.eval_shape(  # with the key made there: nothing goes to a device
+  # The key is made inside eval_shape, so that no array is put on a device.
+  return jax.eval_shape(
       lambda inputs: head.init_with_output(jax.random.key(0), inputs),
       inputs)[0]
 
 
-def build_inner(spec: str) -> tuple[nn.Module, SpanScores]:
-  """The base head, and the shapes of what it returns in training.
+def build_base(heads: Heads, spec: str) -> tuple[nn.Module, SpanScores]:
+  """Builds the base head of `spec`; returns it and its training score shapes.
 
   Raises:
-    UserError: an unknown head or argument.
+    UserError: the head is not in the table `heads`, or an argument is wrong.
   """
-  head = registry.build(heads.HEADS, spec, what='base head')
+  head = registry.build(heads, spec, what='base head')
   return head, score_shapes(head, training=True)
 
 
 def refuse_conditional(head: str, base: str, scores: SpanScores) -> None:
-  """Raises a UserError for a base that scores ends for one start alone."""
-  if scores.conditional:
-    raise errors.UserError(
-        f'head {head!r} cannot stand on base={base!r}, whose end scores in '
-        'training are given the gold start: no other span has a score there; '
-        'choose a base that is not conditional')
+  """Raises a UserError if the `base` of `head` has conditional scores."""
+  errors.require(
+      not scores.conditional,
+      f'head {head!r} cannot stand on base={base!r}, whose end scores in '
+      'training are given the gold start: no other span has a score there; '
+      'choose a base that is not conditional')

@@ -1,11 +1,11 @@
-"""One vector for both boundaries: the sanity floor.
+"""One vector for both boundaries: the lower bound that any head should beat.
 
   start[i] = S · h_i        end[j] = S · h_j
 
-The score is symmetric, so start and end cannot be told apart: cross-entropy
-on a span of several tokens stays above log 2 a boundary, and the best span
-tends to be one token long. A head that is no better than this has not learned
-what an end is.
+The score is symmetric, so it cannot distinguish start and end: cross-entropy on
+a span of several tokens stays above log 2 per boundary, and the best span tends
+to be one token long. A head that is no better than this one has not learned to
+find the end.
 """
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ from qa_jax.span_scores import SpanScores
 
 
 class Shared(nn.Module):
-  """D parameters."""
+  """The shared head: D parameters."""
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -1,10 +1,11 @@
-"""Dropout masks as a function of (key, row of the global batch, position).
+"""Dropout masks as a function of key, row of the global batch and position.
 
-Keyed by row, a mask does not depend on how rows are spread over devices or
-micro-steps: one config gives the same losses on 1 or 8 devices.
+Every row has its own key. So a mask does not depend on how the rows are
+distributed over devices and micro-steps, and one config has the same losses on
+1 and 8 devices.
 
-Glossary of shapes: B rows here, N elements of one row, which for attention
-weights are [H, L, L].
+Glossary of shapes: B rows on this device, L row length, H attention heads,
+N elements of one row; attention weights have N = H·L·L.
 """
 
 import math
@@ -13,57 +14,64 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-# Places of the network that drop units; a layer's keys are folded with them.
+# The places of the network that drop units. Each place folds its number into
+# the keys of its layer.
 ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_OUTPUT = 0, 1, 2
-EMBEDDINGS = 2**31 - 1  # outside every layer
+EMBEDDINGS = 2**31 - 1  # in no layer; no layer has this number
 
 
 @flax.struct.dataclass
 class DropoutKeys:
-  """One key per row of the batch."""
+  """The dropout keys of the rows of a batch."""
 
   keys: jax.Array  # [B] typed PRNG keys
-  # [B] int32: attention weights get the masks that they have at this L, though
-  # theirs is longer; None: at theirs.
+  # [B] int32, at most L, or None for L. The masks of attention weights are
+  # those of a row of this length. Population training pads the rows of a member
+  # to the length of another member, and must not change their masks.
   lengths: jax.Array | None = None
 
   @classmethod
-  def of(cls, key: jax.Array, rows: jax.Array,
-         lengths: jax.Array | None = None) -> 'DropoutKeys':
-    """`rows` [B] int32 number the rows of the global batch."""
+  def from_rows(cls, key: jax.Array,
+                rows: jax.Array,  # [B] int32
+                lengths: jax.Array | None = None) -> 'DropoutKeys':
+    """Builds the keys of rows from the key of a train step.
+
+    `rows` are the numbers of the rows in the global batch.
+    """
     return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), lengths)
 
   def fold(self, number: int) -> 'DropoutKeys':
-    """Independent keys for another place of the network."""
+    """Returns independent keys for the place or layer with this number."""
     return self.replace(
         keys=jax.vmap(jax.random.fold_in, (0, None))(self.keys, number))
 
 
 def counter_hash(keys: jax.Array, count: int, rate: float,
                  index: jax.Array | None = None,  # [B, N] uint32
-                 ) -> jax.Array:
-  """[B, N] bool: two rounds of an integer hash over the element's index.
+                 ) -> jax.Array:  # [B, N] bool
+  """Computes masks of `count` elements a row; true elements are not dropped.
 
-  About twelve integer operations that fuse into the consumer, where threefry
+  The random bits of an element are two rounds of an integer hash of its index:
+  about twelve integer operations, which XLA fuses into their consumer. Threefry
   needs a hundred and a pass over memory. The round is "lowbias32" (Wellons,
-  2018), seeded per row by 64 bits of the key.
+  2018), seeded for each row by 64 bits of its key.
   """
-  seed = seeds(keys)
+  seeds = row_seeds(keys)
   if index is None:
     index = jax.lax.broadcasted_iota(jnp.uint32, (len(keys), count), 1)
-  return kept(index, seed[:, :1], seed[:, 1:], rate)
+  return keep_mask(index, seeds[:, :1], seeds[:, 1:], rate)
 
 
-def seeds(keys: jax.Array) -> jax.Array:
-  """[B, 2] uint32: what `counter_hash` takes of each key."""
+def row_seeds(keys: jax.Array) -> jax.Array:  # [B] → [B, 2] uint32
+  """Draws the two seeds of each row for `keep_mask`."""
   return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
 
 
-def kept(index: jax.Array, first: jax.Array, second: jax.Array,
-         rate: float) -> jax.Array:
-  """Whether the elements numbered `index`, uint32, of a row are kept.
+def keep_mask(index: jax.Array,  # uint32
+              first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
+  """Computes the mask of the elements of a row that have the numbers `index`.
 
-  The row's two seeds broadcast against `index`.
+  `first` and `second` are the seeds of the row and broadcast against `index`.
   """
   bits = _lowbias32(_lowbias32(index ^ first) ^ second)
   return bits >= jnp.uint32(round(rate * 2**32))
@@ -77,7 +85,10 @@ def _lowbias32(x: jax.Array) -> jax.Array:
 
 def dropout(x: jax.Array,  # [B, …]
             rate: float, keys: DropoutKeys | None, place: int) -> jax.Array:
-  """x / (1 - rate) where kept, else 0; x itself if there are no keys."""
+  """Drops units of `x` at a `place`, and scales the others by 1 / (1 - rate).
+
+  Without keys, or at rate 0, it returns `x` itself.
+  """
   if keys is None or rate == 0:
     return x
   index = None
@@ -92,7 +103,7 @@ def dropout(x: jax.Array,  # [B, …]
 def _index(shape: tuple[int, ...],  # B, H, L, L
            lengths: jax.Array,  # [B]
            ) -> jax.Array:  # [B, H·L·L] uint32
-  """The number that an element would have among [H, length, length]."""
+  """Computes the number that each element has in a row [H, length, length]."""
   head, query, key = (
       jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis)
       for axis in (1, 2, 3))

@@ -1,12 +1,10 @@
-"""Products in the compute dtype that accumulate in float32, both ways.
+"""Matrix products in the compute dtype that accumulate in float32.
 
-Glossary of shapes: N tokens, D and F features.
-
-The derivative of a bfloat16 product with a float32 result is, left to itself, a
-product of float32 with bfloat16: an upcast and the slow kernel. Here the
-cotangent is rounded as the operands are, so all three products of a layer are
-bfloat16 × bfloat16 → float32, the form that has a native kernel on CPUs,
-GPUs and TPUs alike.
+The automatic derivative of a bfloat16 product with a float32 result is a
+product of float32 with bfloat16, which is computed with an upcast and a slow
+kernel. Here the cotangent is rounded like the operands, so the product and both
+of its gradients are bfloat16 × bfloat16 → float32. CPUs, GPUs and TPUs have a
+native kernel for this form.
 """
 
 import functools
@@ -18,10 +16,10 @@ import jax.numpy as jnp
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
 def einsum(spec: str, a: jax.Array, b: jax.Array,
            dtype: jnp.dtype) -> jax.Array:  # float32
-  """Σ a·b of operands rounded to `dtype`.
+  """Computes an einsum of two operands that are rounded to `dtype`.
 
-  `spec` names every index of an operand in the other or in the result; the
-  gradients have the dtypes of `a` and `b`.
+  Every index of an operand in `spec` must also be in the other operand or in
+  the result. The gradients have the dtypes of `a` and `b`.
   """
   return _product(spec, a, b, dtype)
 
@@ -38,11 +36,11 @@ def _einsum(spec, a, b):
 
 
 def _native(spec, a, b):
-  """The product in a form for which XLA has a bfloat16 kernel on CPUs.
+  """Computes the product in a form for which XLA has a bfloat16 CPU kernel.
 
-  It has one where an operand ends in the index that is summed over. Neither
-  does in the gradients of weights, keys and values: there the smaller is laid
-  out anew, a small part of what the kernel saves.
+  XLA has one if the last index of an operand is the one that is summed over. In
+  the gradients of weights, keys and values it is not; the smaller operand is
+  then transposed, which costs much less than the kernel saves.
   """
   inputs, out = spec.split('->')
   left, right = inputs.split(',')
@@ -51,17 +49,18 @@ def _native(spec, a, b):
     return _einsum(spec, a, b)
   if a.size > b.size:
     left, right, a, b = right, left, b, a
-  rows = left.replace(summed, '') + summed
-  found = rows[:-1] + ''.join(i for i in right if i not in rows)
-  y = _einsum(f'{rows},{right}->{found}',
-              _as_laid_out(jnp.einsum(f'{left}->{rows}', a)), b)
-  return jnp.einsum(f'{found}->{out}', _as_laid_out(y))
+  transposed = left.replace(summed, '') + summed
+  result = transposed[:-1] + ''.join(i for i in right if i not in transposed)
+  y = _einsum(f'{transposed},{right}->{result}',
+              _as_laid_out(jnp.einsum(f'{left}->{transposed}', a)), b)
+  return jnp.einsum(f'{result}->{out}', _as_laid_out(y))
 
 
 def _as_laid_out(x):
-  """`x`, for XLA to see neither a transpose to merge nor its layout.
+  """Returns `x` behind a barrier that hides transpose and layout from XLA.
 
-  From a dot of either it takes back the operands' bfloat16.
+  If XLA merged a transpose into the product or changed the layout of an
+  operand, it would compute the product in float32 again.
   """
   return jax.lax.optimization_barrier(x[..., None])[..., 0]
 

@@ -1,9 +1,10 @@
-"""OBJECTIVES: SpanScores and gold positions → a loss per window.
+"""The training objectives, and OBJECTIVES, the table that names them.
 
 Glossary of shapes: B batch (windows).
 
-An objective's loss is a function (scores, batch) → [B] float32. The caller
-weights and averages: a sum of losses over a sum of weights, over all devices.
+The loss of an objective maps (SpanScores, batch) to a loss per window, [B]
+float32. The train step computes the weighted mean: the sum of the weighted
+losses over all devices, divided by the sum of the weights.
 """
 
 from collections.abc import Callable
@@ -13,15 +14,14 @@ import math
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax import registry
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
-from qa_jax.objectives.base import require
 from qa_jax.objectives.boundaries import boundary_kernel
 from qa_jax.objectives.boundaries import conditional
 from qa_jax.objectives.boundaries import cross_entropy
 from qa_jax.objectives.boundaries import label_smoothing
-from qa_jax.objectives.boundaries import position_loss
 from qa_jax.objectives.boundaries import shared_norm
 from qa_jax.objectives.boundaries import sigmoid
 from qa_jax.objectives.spans import compound
@@ -32,28 +32,33 @@ from qa_jax.objectives.spans import marginal
 from qa_jax.objectives.spans import span_softmax
 from qa_jax.span_scores import SpanScores
 
-__all__ = ['OBJECTIVES', 'Batch', 'Objective', 'position_loss']
+__all__ = [
+    'OBJECTIVES', 'Batch', 'Objective', 'answerability', 'boundary_kernel',
+    'compound', 'conditional', 'cross_entropy', 'f1_weighted', 'hard_em',
+    'joint', 'label_smoothing', 'marginal', 'shared_norm', 'sigmoid',
+    'span_softmax']
 
 
 def answerability(*, base: str = 'cross_entropy',
                   weight: float = 0.5) -> Objective:
-  """The `base` objective + weight · BCE(null, this window has no answer).
+  """Adds weight · BCE(null score, "no answer") to the objective `base`.
 
-  XLNet (Yang et al., 2019): per *window*. With the question's flag, a window
-  that misses the answer would be told both "answerable" and "[CLS]".
+  XLNet (Yang et al., 2019). BCE is the binary cross-entropy. Its label is that
+  of the *window*: with the label of the question, a window without the answer
+  would have to learn both "answerable" and a gold span at [CLS].
   """
-  require(0 <= weight < math.inf, 'answerability',
-          f'weight={weight} must be at least 0 and finite')
+  errors.require(0 <= weight < math.inf, "objective 'answerability': "
+                 f'weight={weight} must be at least 0 and finite')
   inner = registry.build(OBJECTIVES, base, what='objective')
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     logit = scores.null.astype(jnp.float32)
     answered = batch['start_positions'] > 0
     extra = jax.nn.softplus(jnp.where(answered, logit, -logit))
-    if inner.grouped:  # the mean over the windows of the question
-      together = batch['group'][:, None] == batch['group'][None, :]
-      extra = jnp.mean(jnp.broadcast_to(extra[None], together.shape), axis=1,
-                       where=together)
+    if inner.needs_whole_questions:  # the mean over the question's windows
+      same_question = batch['group'][:, None] == batch['group'][None, :]
+      extra = jnp.mean(jnp.broadcast_to(extra[None], same_question.shape),
+                       axis=1, where=same_question)
     return inner.loss(scores, batch) + weight * extra
 
   return dataclasses.replace(inner, loss=loss, needs=inner.needs | {'null'})

@@ -1,8 +1,9 @@
-"""Objectives over positions: the start and the end, each on its own.
+"""Objectives over positions: separate losses of the start and of the end.
 
 Glossary of shapes: B batch (windows), L window length, G gold spans.
 
-All but cross-entropy's sum take the mean of the start's and the end's loss.
+The loss is the mean of the start loss and the end loss, except for
+`cross_entropy` and `conditional` with reduction="sum".
 """
 
 import dataclasses
@@ -11,8 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax import span_scores
-from qa_jax.objectives import base
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
 from qa_jax.span_scores import SpanScores
@@ -23,15 +24,17 @@ DOMAINS = ('context', 'all')
 
 def cross_entropy(*, domain: str = 'context',
                   reduction: str = 'mean') -> Objective:
-  """-log p(start) - log p(end), two softmaxes over positions.
+  """Computes -log p(start) - log p(end), two softmaxes over positions.
 
-  Devlin et al. (2019), section 4.2. `domain` of the softmax: 'context', the
-  context tokens and [CLS] (the paper's "words in the paragraph"), or 'all',
-  question and padding included, as BERT's code and transformers do.
-  `reduction` over the two terms: 'mean' (the code) or 'sum' (the paper).
+  Devlin et al. (2019), section 4.2. The `domain` of the softmaxes is 'context',
+  the context tokens and [CLS] (the paper's "words in the paragraph"), or 'all',
+  which includes question and padding, as in the code of BERT and transformers.
+  The `reduction` of the two terms is 'mean' (as in the code) or 'sum' (as in
+  the paper).
   """
-  base.choose('cross_entropy', 'domain', domain, DOMAINS)
-  base.choose('cross_entropy', 'reduction', reduction, ('mean', 'sum'))
+  errors.check_choice("objective 'cross_entropy'", 'domain', domain, DOMAINS)
+  errors.check_choice("objective 'cross_entropy'", 'reduction', reduction,
+                      ('mean', 'sum'))
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     mask = _domain(batch, domain)
@@ -44,10 +47,10 @@ def cross_entropy(*, domain: str = 'context',
 
 def conditional(*, domain: str = 'context',
                 reduction: str = 'mean') -> Objective:
-  """-log p(start) - log p(end | gold start), as XLNet (Yang et al., 2019).
+  """Computes -log p(start) - log p(end | gold start).
 
-  Cross-entropy as it is: while training, the end scores of a conditional head
-  are those given the gold start.
+  Yang et al. (2019, XLNet). This is `cross_entropy` for a head with conditional
+  scores: in training its end scores are given the gold start.
   """
   return dataclasses.replace(
       cross_entropy(domain=domain, reduction=reduction),
@@ -56,14 +59,15 @@ def conditional(*, domain: str = 'context',
 
 def label_smoothing(*, epsilon: float = 0.1,
                     domain: str = 'context') -> Objective:
-  """Cross-entropy with a share `epsilon` of the target spread evenly.
+  """Computes cross-entropy with a share `epsilon` of the target spread evenly.
 
-  Szegedy et al. (2016), section 7; only over the context and [CLS], whatever
-  the `domain` of the softmax: no other position can be an answer.
+  Szegedy et al. (2016), section 7. The share is spread over the context tokens
+  and [CLS] only, whatever the `domain` of the softmax is, because no other
+  position can be an answer.
   """
-  base.require(0 <= epsilon < 1, 'label_smoothing',
-               f'epsilon={epsilon} is outside [0, 1)')
-  base.choose('label_smoothing', 'domain', domain, DOMAINS)
+  errors.require(0 <= epsilon < 1, "objective 'label_smoothing': "
+                 f'epsilon={epsilon} is outside [0, 1)')
+  errors.check_choice("objective 'label_smoothing'", 'domain', domain, DOMAINS)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     valid = softmax_domain(batch['context_mask']).astype(jnp.float32)
@@ -82,14 +86,15 @@ def label_smoothing(*, epsilon: float = 0.1,
 
 def boundary_kernel(*, temperature: float = 1.0,
                     domain: str = 'context') -> Objective:
-  """Cross-entropy with target q(i) ∝ exp(-|i - gold| / temperature).
+  """Computes cross-entropy with a target that decays around the gold position.
 
-  Over context tokens, `temperature` in tokens: a near miss costs less. The
-  label [CLS] has no neighbours and stays one-hot.
+  The target is q(i) ∝ exp(-|i - gold| / temperature) over the context tokens,
+  so a prediction near the gold position costs less. `temperature` is in tokens.
+  In a window without an answer the target is [CLS] alone.
   """
-  base.require(0 < temperature < math.inf, 'boundary_kernel',
-               f'temperature={temperature} must be above 0 and finite')
-  base.choose('boundary_kernel', 'domain', domain, DOMAINS)
+  errors.require(0 < temperature < math.inf, "objective 'boundary_kernel': "
+                 f'temperature={temperature} must be above 0 and finite')
+  errors.check_choice("objective 'boundary_kernel'", 'domain', domain, DOMAINS)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     context = batch['context_mask']
@@ -110,85 +115,93 @@ def boundary_kernel(*, temperature: float = 1.0,
 
 
 def sigmoid() -> Objective:
-  """Binary cross-entropy of every position being the boundary, or not.
+  """Computes binary cross-entropy: is this position the boundary or not?
 
-  Clark and Gardner (2018). Summed over the context and [CLS]; a
-  mean, as in their code, would weigh a window by its padding. Here alone a
-  bias in the head matters: no softmax cancels it.
+  Clark and Gardner (2018). The terms are summed over the context tokens and
+  [CLS]; with a mean, as in their code, the weight of a window would depend on
+  its padding. This is the only objective over positions in which a bias of the
+  head matters, because no softmax cancels it.
   """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     valid = softmax_domain(batch['context_mask'])
 
-    def one(x, positions):
+    def boundary_loss(x, positions):
       gold = jax.nn.one_hot(positions, x.shape[1])
       return jnp.where(valid, jax.nn.softplus(x) - gold * x, 0.0).sum(axis=1)
 
-    return (one(scores.start, batch['start_positions'])
-            + one(scores.end, batch['end_positions'])) / 2
+    return (boundary_loss(scores.start, batch['start_positions'])
+            + boundary_loss(scores.end, batch['end_positions'])) / 2
 
   return Objective(loss)
 
 
 def marginal_loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-  """-log Σ p(start) - log Σ p(end), halved, over all gold starts and ends."""
+  """Computes the mean of -log Σ p(gold start) and -log Σ p(gold end).
+
+  The sums are over all gold spans of a window, or over [CLS] if it has none.
+  """
   domain = softmax_domain(batch['context_mask'])
   present = batch['gold_spans'][..., 0] >= 0
   answered = present.any(axis=1, keepdims=True)
   null = jnp.arange(domain.shape[1])[None] == 0
 
-  def one(x, positions):  # [B, L], [B, G]
-    gold = jnp.where(answered, _members(positions, present, x.shape[1]), null)
+  def boundary_loss(x, positions):  # [B, L], [B, G]
+    gold = jnp.where(
+        answered, _position_mask(positions, present, x.shape[1]), null)
     return (span_scores.masked_logsumexp(x, domain, axis=1)
             - span_scores.masked_logsumexp(x, gold, axis=1))
 
-  return (one(scores.start, batch['gold_spans'][..., 0])
-          + one(scores.end, batch['gold_spans'][..., 1])) / 2
+  return (boundary_loss(scores.start, batch['gold_spans'][..., 0])
+          + boundary_loss(scores.end, batch['gold_spans'][..., 1])) / 2
 
 
 def shared_norm() -> Objective:
-  """-log Σ p(start) - log Σ p(end), halved: softmaxes over all windows of one
-  question, which makes the scores of its windows comparable.
+  """Computes the `marginal_loss` of softmaxes over all windows of a question.
 
-  Clark and Gardner (2018). Windows overlap, so each token counts
-  once, in the window of its maximal context, where the search may start; a
-  gold span counts in the window that owns its start, and its end in that
-  window only. (If no window that holds a whole gold span owns its start, all
-  of them count.) Every window's [CLS] is in both softmaxes; for a question
-  without an answer they are the gold positions.
+  Clark and Gardner (2018). One softmax makes the scores of the windows of a
+  question comparable. Windows overlap, so each token counts once, in the window
+  that owns it. A gold span counts in the window that owns its start, and its
+  end counts in that window only. If no window that contains a gold span owns
+  its start, the span counts in all windows that contain it. The [CLS] of every
+  window is in both softmaxes; these are the gold positions of a question
+  without an answer.
   """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    together = batch['group'][:, None] == batch['group'][None, :]  # [B, B]
-    of_question = lambda x: (together & x.any(axis=1)[None]).any(
+    same_question = batch['group'][:, None] == batch['group'][None, :]  # [B, B]
+    in_question = lambda x: (same_question & x.any(axis=1)[None]).any(
         axis=1, keepdims=True)
     owned, golds = batch['start_mask'], batch['gold_spans']
     present = golds[..., 0] >= 0  # [B, G]
     owns_start = present & jnp.take_along_axis(
         owned, jnp.maximum(golds[..., 0], 0), axis=1)
-    used = jnp.where(of_question(owns_start), owns_start, present)
-    answered = of_question(present)
+    counted = jnp.where(in_question(owns_start), owns_start, present)
+    answered = in_question(present)
     null = jnp.arange(owned.shape[1])[None] == 0
 
-    def log_sum(x, members):  # [B]: over the question's windows
-      row = span_scores.masked_logsumexp(x, members, axis=1)
-      return span_scores.masked_logsumexp(row[None], together, axis=1)
+    def log_sum(x, mask):  # [B]: over the windows of the question
+      row = span_scores.masked_logsumexp(x, mask, axis=1)
+      return span_scores.masked_logsumexp(row[None], same_question, axis=1)
 
-    def one(x, positions):  # [B, L], [B, G]
-      gold = _members(positions, used, x.shape[1])
-      elsewhere = _members(positions, present & ~used, x.shape[1])
-      domain = (owned & ~elsewhere) | gold | null
+    def boundary_loss(x, positions):  # [B, L], [B, G]
+      gold = _position_mask(positions, counted, x.shape[1])
+      not_counted = _position_mask(positions, present & ~counted, x.shape[1])
+      domain = (owned & ~not_counted) | gold | null
       return (log_sum(x, domain)
               - log_sum(x, jnp.where(answered, gold, null)))
 
-    return (one(scores.start, golds[..., 0])
-            + one(scores.end, golds[..., 1])) / 2
+    return (boundary_loss(scores.start, golds[..., 0])
+            + boundary_loss(scores.end, golds[..., 1])) / 2
 
-  return Objective(loss, spans=True, grouped=True)
+  return Objective(loss, scores_other_spans=True, needs_whole_questions=True)
 
 
 def position_loss(scores: jax.Array,  # [B, L]
                   positions: jax.Array,  # [B] int32
                   mask: jax.Array | None) -> jax.Array:  # [B]
-  """Cross-entropy of one softmax over (unmasked) positions, in float32."""
+  """Computes -log p(position) of a softmax over the positions in `mask`.
+
+  Without a mask the softmax is over all positions. It is in float32.
+  """
   log_probs = _log_softmax(scores, mask)
   return -jnp.take_along_axis(log_probs, positions[:, None], axis=-1)[:, 0]
 
@@ -202,17 +215,21 @@ def _log_softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
 
 def _soft_loss(scores: SpanScores, mask: jax.Array | None,
                start: jax.Array, end: jax.Array) -> jax.Array:  # [B]
-  """Cross-entropy with target distributions [B, L], 0 where masked."""
+  """Computes cross-entropy with the target distributions `start` and `end`.
+
+  Both are [B, L], and 0 where `mask` is false.
+  """
   return -(jnp.sum(start * _log_softmax(scores.start, mask), axis=1)
            + jnp.sum(end * _log_softmax(scores.end, mask), axis=1)) / 2
 
 
-def _domain(batch: Batch, domain: str) -> jax.Array | None:
+def _domain(batch: Batch, domain: str) -> jax.Array | None:  # [B, L] bool
   return None if domain == 'all' else softmax_domain(batch['context_mask'])
 
 
-def _members(positions: jax.Array,  # [B, G]
-             present: jax.Array,  # [B, G] bool
-             length: int) -> jax.Array:  # [B, L] bool
+def _position_mask(positions: jax.Array,  # [B, G]
+                   present: jax.Array,  # [B, G] bool
+                   length: int) -> jax.Array:  # [B, L] bool
+  """Returns the mask of the positions that are present."""
   hit = positions[:, :, None] == jnp.arange(length)[None, None]
   return (hit & present[:, :, None]).any(axis=1)

@@ -1,10 +1,11 @@
-"""Objectives over spans: one softmax over the masked outer sum.
+"""Objectives over spans: one softmax over the legal spans and the null answer.
 
-Glossary of shapes: B batch (windows), G gold spans.
+Glossary of shapes: B batch (windows), L window length, G gold spans.
 
-table.py says what V⁺ is. A gold span that is longer than `max_answer_length`
-is not in it; it is then added to the sum, so that every loss is finite and not
-negative. Beyond the lengths that a head scores, spans have no pair term.
+span_scores.py defines V⁺, the legal spans and the null answer. A gold span that
+is longer than `max_answer_length` is not in V⁺. It is then added to the
+log-partition, so that every loss is finite and not negative. A span that is
+longer than the head scores has no pair term.
 """
 
 from collections.abc import Callable
@@ -13,146 +14,161 @@ import math
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax import span_scores
-from qa_jax.objectives import base
 from qa_jax.objectives import boundaries
 from qa_jax.objectives.base import Batch
+from qa_jax.objectives.base import Loss
 from qa_jax.objectives.base import Objective
 from qa_jax.span_scores import SpanScores
 from qa_jax.span_scores import softmax_domain
 
-# (scores, context mask [B, L], golds [B, G, 2]) → log of the sum, [B].
-Normaliser = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
-# The scores of gold spans, [B, G], and axis=1 → one score, [B].
+# (scores, context mask [B, L], gold spans [B, G, 2]) → log-partition, [B].
+LogPartition = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
+# (scores of the gold spans [B, G], axis=1) → their combined score, [B].
 Combine = Callable[..., jax.Array]
 
 
 def span_softmax(*, constrained: bool = True,
                  max_answer_length: int = 30) -> Objective:
-  """-log p(span), p one softmax over V⁺.
+  """Computes -log p(gold span), with one softmax p over V⁺.
 
-  With no pair term and no null score of its own it is CE(start) + CE(end) +
-  log `valid_mass`: cross-entropy in which mass on no span costs nothing. Clark
-  and Gardner (2018) report in code that it hurts exact match.
+  If the head has neither pair nor null scores, this is CE(start) + CE(end) +
+  log `valid_mass`, where CE is cross-entropy: probability of pairs that are no
+  legal span costs nothing. Clark and Gardner (2018) report in their code that
+  this objective hurts exact match.
 
-  Unless `constrained`, p is over all pairs of context tokens and [CLS], in any
-  order and of any length. That is CE(start) + CE(end) again.
+  If `constrained` is False, p is over all pairs of context tokens and [CLS], in
+  any order and of any length. That is CE(start) + CE(end) again.
   """
-  normaliser = _normaliser('span_softmax', constrained, max_answer_length)
-  return Objective(_loss(_first_gold, normaliser), spans=True, pairs=True)
+  log_partition = _log_partition('span_softmax', constrained,
+                                 max_answer_length)
+  return Objective(_loss(_first_gold, log_partition), scores_other_spans=True,
+                   trains_pair_and_null=True)
 
 
 def joint(*, constrained: bool = True,
           max_answer_length: int = 30) -> Objective:
-  """`span_softmax` of a head that scores pairs (Fajcik et al., 2021)."""
-  normaliser = _normaliser('joint', constrained, max_answer_length)
-  return Objective(_loss(_first_gold, normaliser),
-                   needs=frozenset({'pair'}), spans=True, pairs=True)
+  """Computes `span_softmax` for a head with pair scores.
+
+  Fajcik et al. (2021).
+  """
+  log_partition = _log_partition('joint', constrained, max_answer_length)
+  return Objective(_loss(_first_gold, log_partition),
+                   needs=frozenset({'pair'}), scores_other_spans=True,
+                   trains_pair_and_null=True)
 
 
 def compound(*, constrained: bool = True,
              max_answer_length: int = 30) -> Objective:
-  """The mean of start, end and joint loss (Fajcik et al., 2021).
+  """Computes the mean of a start loss, an end loss and a joint loss.
 
-  Start and end losses are of scores of their own, which share the encoder with
-  those of the joint loss and are not decoded.
+  Fajcik et al. (2021). The start and end losses are those of
+  `SpanScores.boundary`: scores that share the encoder with the scores of the
+  joint loss, and that are not decoded.
   """
-  joint_loss = _loss(_first_gold, _normaliser(
+  joint_loss = _loss(_first_gold, _log_partition(
       'compound', constrained, max_answer_length))
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    apart, domain = scores.boundary, softmax_domain(batch['context_mask'])
+    boundary, domain = scores.boundary, softmax_domain(batch['context_mask'])
     return (joint_loss(scores, batch)
             + boundaries.position_loss(
-                apart.start, batch['start_positions'], domain)
+                boundary.start, batch['start_positions'], domain)
             + boundaries.position_loss(
-                apart.end, batch['end_positions'], domain)) / 3
+                boundary.end, batch['end_positions'], domain)) / 3
 
-  return Objective(loss, needs=frozenset({'boundary'}), spans=True,
-                   pairs=True)
+  return Objective(loss, needs=frozenset({'boundary'}),
+                   scores_other_spans=True, trains_pair_and_null=True)
 
 
 def marginal(*, over: str = 'span', constrained: bool = True,
              max_answer_length: int = 30) -> Objective:
-  """-log of the probability of *any* gold span: marginal likelihood.
+  """Computes the marginal loss: -log of the probability of *any* gold span.
 
-  `over` 'span': Σ p(span), p as in `span_softmax`. 'boundary': Σ p(start) and
-  Σ p(end) apart, by cross-entropy's softmaxes (Clark and Gardner, 2018); it
-  also credits the start of one mention with the end of another. The other
-  arguments have no part in it.
+  With `over` = 'span' that is -log Σ p(span), with p as in `span_softmax`. With
+  'boundary' it is the mean of -log Σ p(start) and -log Σ p(end), with the
+  softmaxes of `cross_entropy` (Clark and Gardner, 2018). This also rewards the
+  start of one mention with the end of another; the other arguments are unused.
   """
-  base.choose('marginal', 'over', over, ('span', 'boundary'))
-  normaliser = _normaliser('marginal', constrained, max_answer_length)
+  errors.check_choice("objective 'marginal'", 'over', over,
+                      ('span', 'boundary'))
+  log_partition = _log_partition('marginal', constrained, max_answer_length)
   if over == 'boundary':
-    return Objective(boundaries.marginal_loss, spans=True)
-  return Objective(_loss(_all_golds, normaliser), spans=True, pairs=True)
+    return Objective(boundaries.marginal_loss, scores_other_spans=True)
+  return Objective(_loss(_all_golds, log_partition), scores_other_spans=True,
+                   trains_pair_and_null=True)
 
 
 def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
             max_answer_length: int = 30) -> Objective:
-  """-log p of the likeliest gold span: hard EM (Min et al., 2019).
+  """Computes -log p of the most probable gold span: hard EM (Min et al., 2019).
 
-  As in their code, a whole update does so with probability min(t / tau, cap)
-  after t updates, and takes `marginal` else; the draw is a function of t. Their
-  p is that of `constrained=False`, their tau 4000 (TriviaQA) or 8000 (Natural
-  Questions).
+  As in their code, a train step uses this loss with probability
+  min(t / tau, cap), where t is the number of steps before it, and the loss
+  `marginal` otherwise. The random draw of a step depends on the seed of the run
+  and on t only, so all devices and micro-steps agree. Their p is that of
+  `constrained=False`; their tau is 4000 (TriviaQA) or 8000 (Natural Questions).
   """
-  base.require(0 < tau < math.inf, 'hard_em',
-               f'tau={tau} must be above 0 and finite')
-  base.require(0 <= cap <= 1, 'hard_em', f'cap={cap} is outside [0, 1]')
-  normaliser = _normaliser('hard_em', constrained, max_answer_length)
+  errors.require(0 < tau < math.inf,
+                 f"objective 'hard_em': tau={tau} must be above 0 and finite")
+  errors.require(0 <= cap <= 1,
+                 f"objective 'hard_em': cap={cap} is outside [0, 1]")
+  log_partition = _log_partition('hard_em', constrained, max_answer_length)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    step = batch['step'][0]
-    draw = jax.random.uniform(jax.random.fold_in(jax.random.key(0), step))
-    hard = draw < jnp.minimum(step / tau, cap)
+    hard = batch['draw'][0] < jnp.minimum(batch['step'][0] / tau, cap)
 
-    def combine(cells, axis):
-      return jnp.where(hard, cells.max(axis), jax.nn.logsumexp(cells, axis))
+    def combine(golds, axis):
+      return jnp.where(hard, golds.max(axis), jax.nn.logsumexp(golds, axis))
 
-    return _loss(_all_golds, normaliser, combine)(scores, batch)
+    return _loss(_all_golds, log_partition, combine)(scores, batch)
 
-  return Objective(loss, spans=True, pairs=True)
+  return Objective(loss, scores_other_spans=True, trains_pair_and_null=True)
 
 
 def f1_weighted(*, weight: float = 0.5,
                 max_answer_length: int = 30) -> Objective:
-  """-log Σ p(i, j) · [weight · F1(i, j) + (1 - weight) · 1{gold}].
+  """Computes -log Σ p(i, j) · [weight · F1(i, j) + (1 - weight) · 1{gold}].
 
-  F1 is the overlap in tokens with the best gold span: a span that shares words
-  with an answer earns a part (the code of Clark and Gardner, 2018). In a window
-  without an answer only null earns anything.
+  F1 is the token F1 of (i, j) with its best gold span, so a span that overlaps
+  an answer has a partial credit (the code of Clark and Gardner, 2018). In a
+  window without an answer only the null answer has credit.
   """
-  base.require(0 <= weight <= 1, 'f1_weighted',
-               f'weight={weight} is outside [0, 1]')
-  normaliser = _normaliser('f1_weighted', True, max_answer_length)
+  errors.require(0 <= weight <= 1,
+                 f"objective 'f1_weighted': weight={weight} is outside [0, 1]")
+  log_partition = _log_partition('f1_weighted', True, max_answer_length)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     mask, golds = batch['context_mask'], batch['gold_spans']
-    cells = span_scores.band(scores, mask, max_answer_length)
-    f1 = span_scores.overlap_f1(golds, cells.shape[1:])
+    band = span_scores.band(scores, mask, max_answer_length)
+    f1 = span_scores.overlap_f1(golds, band.shape[1:])
     credit = weight * f1 + (1 - weight) * (f1 == 1)
-    earns = credit > 0
-    earned = jnp.logaddexp(
+    has_credit = credit > 0
+    log_sum = jnp.logaddexp(
         span_scores.masked_logsumexp(
-            cells + jnp.log(jnp.where(earns, credit, 1.0)), earns, axis=(1, 2)),
+            band + jnp.log(jnp.where(has_credit, credit, 1.0)), has_credit,
+            axis=(1, 2)),
         span_scores.log_sum_beyond(scores, golds, max_answer_length))
     answered = (golds[..., 0] >= 0).any(axis=1)
-    return normaliser(scores, mask, golds) - jnp.where(
-        answered, earned, scores.null_score)
+    return log_partition(scores, mask, golds) - jnp.where(
+        answered, log_sum, scores.null_score)
 
-  return Objective(loss, spans=True, pairs=True)
+  return Objective(loss, scores_other_spans=True, trains_pair_and_null=True)
 
 
-def _loss(golds_of: Callable[[Batch], jax.Array], normaliser: Normaliser,
-          combine: Combine = jax.nn.logsumexp) -> base.Loss:
-  """-log of the combined probability of the gold spans, else of null."""
+def _loss(golds_of: Callable[[Batch], jax.Array], log_partition: LogPartition,
+          combine: Combine = jax.nn.logsumexp) -> Loss:
+  """Returns the loss -log p(gold spans), or -log p(null) without a gold span.
+
+  `combine` makes one score of the scores of the gold spans of a window.
+  """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     golds = golds_of(batch)
     gold = jnp.where((golds[..., 0] >= 0).any(axis=1),
                      combine(span_scores.gold_scores(scores, golds), axis=1),
                      scores.null_score)
-    return normaliser(scores, batch['context_mask'], golds) - gold
+    return log_partition(scores, batch['context_mask'], golds) - gold
   return loss
 
 
@@ -165,18 +181,19 @@ def _first_gold(batch: Batch) -> jax.Array:  # [B, 1, 2]
   return jnp.where(span[:, :1] > 0, span, -1)[:, None]
 
 
-def _normaliser(objective: str, constrained: bool,
-                max_answer_length: int) -> Normaliser:
-  base.require(max_answer_length >= 1, objective,
-               f'max_answer_length={max_answer_length} must be at least 1')
+def _log_partition(objective: str, constrained: bool,
+                   max_answer_length: int) -> LogPartition:
+  """Returns the log-partition over V⁺ and the gold spans, or over all pairs."""
+  errors.check_at_least(1, f'objective {objective!r}',
+                        max_answer_length=max_answer_length)
 
-  def legal(scores, mask, golds):
+  def over_spans(scores, mask, golds):
     return jnp.logaddexp(
         span_scores.log_sum_of_spans(scores, mask, max_answer_length),
         span_scores.log_sum_beyond(scores, golds, max_answer_length))
 
-  def everything(scores, mask, golds):
-    del golds  # they are among all pairs
+  def over_pairs(scores, mask, golds):
+    del golds  # all pairs include the gold spans
     return span_scores.log_sum_of_pairs(scores, mask)
 
-  return legal if constrained else everything
+  return over_spans if constrained else over_pairs

@@ -13,6 +13,9 @@ import optax
 
 Rows = dict[str, jax.Array]  # per row of a batch: 'loss' and what is logged
 Loss = Callable[[Any, dict[str, jax.Array], jax.Array], Rows]
+# Folded into the key of a step for the random draw that its rows share. Dropout
+# folds the number of a row into that key, and no row has this number.
+STEP_DRAW = 2**31 - 1
 
 
 @flax.struct.dataclass
@@ -44,7 +47,9 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   """
   key = jax.random.fold_in(
       jax.random.wrap_key_data(state.key_data), state.step)
-  batch = {**batch, 'step': jnp.full_like(batch['row'], state.step)}
+  batch = {**batch, 'step': jnp.full_like(batch['row'], state.step),
+           'draw': jnp.full_like(batch['row'], jax.random.uniform(
+               jax.random.fold_in(key, STEP_DRAW)), jnp.float32)}
 
   def weighted(params, rows):
     totals = {name: jnp.sum(value * rows['weight'])

@@ -168,7 +168,8 @@ class Trainer:
         self.windows,
         self.windows.train_indices(config.data.windows_without_answer),
         config.train.batch_size, self.buckets, config.seed,
-        group_questions=self.objective.grouped, packing=config.data.packing,
+        group_questions=self.objective.needs_whole_questions,
+        packing=config.data.packing,
         devices=len(self.devices), accumulation=config.train.grad_accumulation)
     self.num_steps = config.train.num_steps or math.ceil(
         config.train.num_epochs * self.batches.steps_per_epoch)

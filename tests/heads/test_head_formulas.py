@@ -15,27 +15,19 @@ import scipy.special
 
 from qa_jax import objectives
 from qa_jax.heads import conditional
+from tests.common import heads as common
 from tests.common import search
-from tests.common.heads import BATCH
-from tests.common.heads import GOLD_START
-from tests.common.heads import LENGTH
-from tests.common.heads import band
-from tests.common.heads import build
-from tests.common.heads import close
-from tests.common.heads import compiled
-from tests.common.heads import gradient
-from tests.common.heads import inputs
-from tests.common.heads import params_of
-from tests.common.heads import run
-from tests.common.heads import scores_of
+
+BATCH, LENGTH, GOLD_START = common.BATCH, common.LENGTH, common.GOLD_START
+assert_close = common.assert_close
 
 
-def known(spec, mode='decoding', x=None):
-  """Scores; parameters by name and vectors [B, L, D] in float64."""
-  params = flax.traverse_util.flatten_dict(params_of(spec), sep='/')
-  return (run(spec, x)[mode],
+def formula_inputs(spec, mode='decoding', x=None):
+  """Returns scores, and parameters by name and last layer in float64."""
+  params = flax.traverse_util.flatten_dict(common.random_params(spec), sep='/')
+  return (common.scores_by_mode(spec, x)[mode],
           {k: np.asarray(v, np.float64) for k, v in params.items()},
-          np.asarray(inputs().hidden, np.float64))
+          np.asarray(common.head_inputs().hidden, np.float64))
 
 
 def gelu(x):
@@ -46,38 +38,42 @@ def layer_norm(x):
   return (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
 
 
-def check_table(scores, table):
-  """Compares score(i, j) with a [B, L, L] table wherever j >= i."""
+def assert_table(scores, table):
+  """Compares score(i, j) with a [B, L, L] table for all j >= i."""
   for i in range(LENGTH):
-    close(band(scores)[:, i, :LENGTH - i], table[:, i, i:])
+    assert_close(common.span_table(scores)[:, i, :LENGTH - i], table[:, i, i:])
 
 
-def test_biased_differs_from_independent_by_constants_alone():
-  scores, p, h = known('biased')
-  close(scores.start, h @ p['start/kernel'][:, 0] + p['start/bias'])
-  close(scores.end, h @ p['end/kernel'][:, 0] + p['end/bias'])
+def test_biased_differs_from_independent_only_by_constants():
+  scores, p, h = formula_inputs('biased')
+  assert_close(scores.start, h @ p['start/kernel'][:, 0] + p['start/bias'])
+  assert_close(scores.end, h @ p['end/kernel'][:, 0] + p['end/bias'])
 
 
 @pytest.mark.parametrize('domain', ['context', 'all'])
 def test_bias_gets_no_gradient_from_cross_entropy(domain):
   loss = objectives.cross_entropy(domain=domain).loss
-  params, mask = params_of('biased'), jnp.asarray(inputs().context_mask)
-  batch = {'context_mask': mask, 'start_positions': GOLD_START,
+  x = common.head_inputs()
+  batch = {'context_mask': jnp.asarray(x.context_mask),
+           'start_positions': GOLD_START,
            'end_positions': GOLD_START + 1}
-  grads = jax.grad(lambda params: loss(
-      scores_of('biased', 'training', params, inputs()), batch)[:2].sum())(
-          params)
+  grads = jax.grad(lambda params: loss(common.head_scores(
+      'biased', 'training', params, x), batch)[:2].sum())(
+          common.random_params('biased'))
   for side in ('start', 'end'):
     assert np.abs(grads[side]['kernel']).max() > 0.1
     assert np.abs(grads[side]['bias']) < 1e-6
 
 
 def test_bias_changes_no_prediction():
-  mask = inputs().context_mask
-  plain = {k: {'kernel': v['kernel']} for k, v in params_of('biased').items()}
+  x = common.head_inputs()
+  mask = x.context_mask
+  kernels = {k: {'kernel': v['kernel']}
+             for k, v in common.random_params('biased').items()}
   find = search.compiled('two_stage', 5, 10)
-  a = find(run('biased')['decoding'], mask, mask)
-  b = find(compiled('independent')(plain, inputs())['decoding'], mask, mask)
+  a = find(common.scores_by_mode('biased')['decoding'], mask, mask)
+  b = find(common.compiled_scores('independent')(kernels, x)['decoding'],
+           mask, mask)
   np.testing.assert_array_equal(a.start, b.start)
   np.testing.assert_array_equal(a.end, b.end)
   real = np.asarray(a.valid)
@@ -87,126 +83,129 @@ def test_bias_changes_no_prediction():
 
 
 def test_shared_scores_are_symmetric():
-  scores, p, h = known('shared')
+  scores, p, h = formula_inputs('shared')
   s = h @ p['start/kernel'][:, 0]
-  check_table(scores, s[:, :, None] + s[:, None, :])
+  assert_table(scores, s[:, :, None] + s[:, None, :])
   np.testing.assert_array_equal(scores.start, scores.end)
 
 
 def test_mlp_is_its_formula():
-  scores, p, h = known('mlp')
+  scores, p, h = formula_inputs('mlp')
   for name, value in (('start', scores.start), ('end', scores.end)):
     x = h @ p[f'{name}/hidden/kernel'] + p[f'{name}/hidden/bias']
-    close(value, layer_norm(gelu(x)) @ p[f'{name}/output/kernel'][:, 0])
+    assert_close(value, layer_norm(gelu(x)) @ p[f'{name}/output/kernel'][:, 0])
 
 
 def test_layer_mix_is_its_formula():
-  scores, p, _ = known('layer_mix')
-  layers = np.asarray(inputs().layers, np.float64)
+  scores, p, _ = formula_inputs('layer_mix')
+  layers = np.asarray(common.head_inputs().layers, np.float64)
   weights = np.exp(p['alpha']) / np.exp(p['alpha']).sum()
   h = p['gamma'] * np.einsum('n,nbld->bld', weights, layers)
-  close(scores.start, h @ p['start/kernel'][:, 0])
-  close(scores.end, h @ p['end/kernel'][:, 0])
+  assert_close(scores.start, h @ p['start/kernel'][:, 0])
+  assert_close(scores.end, h @ p['end/kernel'][:, 0])
 
 
 def test_layer_mix_begins_as_the_pair_on_the_mean_of_all_layers():
-  x, key = inputs(), jax.random.key(3)
+  x, key = common.head_inputs(), jax.random.key(3)
   mean = x.replace(layers=(np.mean(x.layers, axis=0),))
-  mixed, _ = jax.jit(build('layer_mix').init_with_output)(key, x)
-  plain, _ = jax.jit(build('independent').init_with_output)(key, mean)
-  close(mixed.start, plain.start)
-  close(mixed.end, plain.end)
+  mixed, _ = jax.jit(common.build_head('layer_mix').init_with_output)(key, x)
+  plain, _ = jax.jit(common.build_head('independent').init_with_output)(
+      key, mean)
+  assert_close(mixed.start, plain.start)
+  assert_close(mixed.end, plain.end)
 
 
 def test_biaffine_is_its_formula():
-  scores, p, h = known('biaffine')
+  scores, p, h = formula_inputs('biaffine')
   u = p['left/kernel'] @ p['right/kernel'].T / math.sqrt(64)
-  check_table(scores, (h @ p['start/kernel'] + (h @ p['end/kernel']).mT
+  assert_table(scores, (h @ p['start/kernel'] + (h @ p['end/kernel']).mT
                        + np.einsum('bid,de,bje->bij', h, u, h)))
 
 
 def test_biaffine_begins_as_independent_bit_for_bit():
-  x, key = inputs(), jax.random.key(3)
-  product, variables = jax.jit(build('biaffine').init_with_output)(key, x)
-  plain, _ = jax.jit(build('independent').init_with_output)(key, x)
+  x, key = common.head_inputs(), jax.random.key(3)
+  product, variables = jax.jit(
+      common.build_head('biaffine').init_with_output)(key, x)
+  plain, _ = jax.jit(common.build_head('independent').init_with_output)(key, x)
   np.testing.assert_array_equal(product.start, plain.start)
   np.testing.assert_array_equal(product.end, plain.end)
   assert not product.pair.any()
-  grads, _ = jax.jit(functools.partial(gradient, 'biaffine', 'training'))(
-      variables['params'], x)
+  grads, _ = jax.jit(functools.partial(
+      common.score_gradient, 'biaffine', 'training'))(variables['params'], x)
   assert np.abs(grads['right']['kernel']).max() > 0.01
 
 
 def test_trilinear_is_its_formula():
-  scores, p, h = known('trilinear')
+  scores, p, h = formula_inputs('trilinear')
   q = h @ p['query/kernel']
   i, j = q[:, :, None], h[:, None]
   i, j = np.broadcast_arrays(i, j)
   w = np.concatenate(
       [p['start/kernel'][:, 0], p['end/kernel'][:, 0], p['product']])
-  check_table(scores, np.concatenate([i, j, i * j], axis=-1) @ w)
+  assert_table(scores, np.concatenate([i, j, i * j], axis=-1) @ w)
 
 
 def test_mlp_span_is_its_formula():
-  scores, p, h = known('mlp_span')
+  scores, p, h = formula_inputs('mlp_span')
   x = ((h @ p['start/kernel'] + p['start/bias'])[:, :, None]
        + (h @ p['end/kernel'])[:, None])
   table = layer_norm(np.maximum(x, 0)) @ p['output']
-  check_table(scores, table)
-  close(scores.null, table[:, 0, 0])
+  assert_table(scores, table)
+  assert_close(scores.null, table[:, 0, 0])
 
 
 def test_length_prior_adds_one_number_per_length():
-  scores, p, h = known('length_prior')
+  scores, p, h = formula_inputs('length_prior')
   length = np.arange(LENGTH)[None] - np.arange(LENGTH)[:, None]
-  check_table(scores, (
+  assert_table(scores, (
       h @ p['base/start/kernel'] + (h @ p['base/end/kernel']).mT
       + p['bias'][np.maximum(length, 0)]))
-  close(scores.null_score, h[:, 0] @ (
+  assert_close(scores.null_score, h[:, 0] @ (
       p['base/start/kernel'] + p['base/end/kernel'])[:, 0])
 
 
 def test_length_prior_narrows_a_wider_base():
   spec = 'length_prior(base="biaffine(rank=2)", width=3)'
-  params = params_of(spec)
-  pair = run(spec)['decoding'].pair
-  base = build('biaffine(rank=2)').apply(
-      {'params': params['base']}, inputs()).pair
+  params = common.random_params(spec)
+  pair = common.scores_by_mode(spec)['decoding'].pair
+  base = common.build_head('biaffine(rank=2)').apply(
+      {'params': params['base']}, common.head_inputs()).pair
   assert pair.shape == (BATCH, LENGTH, 3)
-  close(pair, base[:, :, :3] + params['bias'][None, None])
+  assert_close(pair, base[:, :, :3] + params['bias'][None, None])
 
 
-def test_compound_has_the_joint_scores_and_a_pair_of_its_own():
-  scores, p, h = known('compound')
-  close(scores.boundary.start, h @ p['start/kernel'][:, 0])
-  close(scores.boundary.end, h @ p['end/kernel'][:, 0])
-  joint = compiled('biaffine')(params_of('compound')['base'], inputs())
-  jax.tree.map(close, scores.replace(boundary=None), joint['decoding'])
+def test_compound_has_joint_scores_and_separate_boundary_scores():
+  scores, p, h = formula_inputs('compound')
+  assert_close(scores.boundary.start, h @ p['start/kernel'][:, 0])
+  assert_close(scores.boundary.end, h @ p['end/kernel'][:, 0])
+  joint = common.compiled_scores('biaffine')(
+      common.random_params('compound')['base'], common.head_inputs())
+  jax.tree.map(assert_close, scores.replace(boundary=None), joint['decoding'])
 
 
 def test_answerability_of_cls_is_its_formula():
-  scores, p, h = known('answerability')
-  close(scores.null, h[:, 0] @ p['null/kernel'][:, 0] + p['null/bias'])
+  scores, p, h = formula_inputs('answerability')
+  assert_close(scores.null, h[:, 0] @ p['null/kernel'][:, 0] + p['null/bias'])
 
 
 def log_probs(x, mask):
-  """log softmax over `mask` and [CLS], -inf elsewhere, in float64."""
+  """Computes log softmax over `mask` and [CLS] in float64; -inf elsewhere."""
   domain = mask | (np.arange(x.shape[-1]) == 0)
   x = np.where(domain, x, -np.inf)
   return x - scipy.special.logsumexp(x, axis=-1, keepdims=True)
 
 
 def test_answerability_of_expected_start_is_its_formula():
-  scores, p, h = known('answerability(form="xlnet")')
+  scores, p, h = formula_inputs('answerability(form="xlnet")')
   mean = np.einsum('bl,bld->bd', np.exp(log_probs(
-      h @ p['base/start/kernel'][:, 0], inputs().context_mask)), h)
+      h @ p['base/start/kernel'][:, 0], common.head_inputs().context_mask)), h)
   x = np.tanh(np.concatenate([h[:, 0], mean], axis=-1) @ p['hidden/kernel']
               + p['hidden/bias'])
-  close(scores.null, x @ p['null/kernel'][:, 0] + p['null/bias'])
+  assert_close(scores.null, x @ p['null/kernel'][:, 0] + p['null/bias'])
 
 
 def conditional_table(p, h, mask, form):
-  """log p(i), [B, L], and log p(j | i), [B, L, L], in float64."""
+  """Computes log p(i), [B, L], and log p(j | i), [B, L, L], in float64."""
   j, i = np.broadcast_arrays(h[:, None], h[:, :, None])
   kernel = np.concatenate([p['end_token/kernel'], p['given_start/kernel']])
   x = np.concatenate([j, i], axis=-1) @ kernel + p['given_start/bias']
@@ -222,24 +221,24 @@ forms = pytest.mark.parametrize('form', sorted(conditional.FORMS))
 def test_conditional_decodes_a_distribution_over_spans(form):
   spec = f'conditional(form="{form}", beam={LENGTH}, width={LENGTH})'
   everything = np.ones((BATCH, LENGTH), bool)
-  scores, p, h = known(
-      spec, x=inputs().replace(context_mask=everything))
+  scores, p, h = formula_inputs(
+      spec, x=common.head_inputs().replace(context_mask=everything))
   start, end = conditional_table(p, h, everything, form)
   table = start[:, :, None] + end
-  check_table(scores, table)
-  close(scores.null, table[:, 0, 0])
-  legal = np.nansum(np.exp(band(scores)), axis=(1, 2))
+  assert_table(scores, table)
+  assert_close(scores.null, table[:, 0, 0])
+  legal = np.nansum(np.exp(common.span_table(scores)), axis=(1, 2))
   assert (legal < 1).all()
   backwards = np.tril(np.exp(table), -1).sum(axis=(1, 2))
-  close(legal + backwards, np.ones(BATCH))
+  assert_close(legal + backwards, np.ones(BATCH))
 
 
 @forms
-def test_conditional_decodes_the_best_starts_alone(form):
-  scores, p, h = known(f'conditional(form="{form}", beam=3)')
-  mask = inputs().context_mask
+def test_conditional_decodes_only_the_best_starts(form):
+  scores, p, h = formula_inputs(f'conditional(form="{form}", beam=3)')
+  mask = common.head_inputs().context_mask
   start, end = conditional_table(p, h, mask, form)
-  close(scores.null, start[:, 0] + end[:, 0, 0])
+  assert_close(scores.null, start[:, 0] + end[:, 0, 0])
   for row in range(BATCH):
     context = np.flatnonzero(mask[row])
     best = sorted(context, key=lambda i: -start[row, i])[:3]
@@ -247,21 +246,21 @@ def test_conditional_decodes_the_best_starts_alone(form):
       d = np.array([j - i for j in context if j >= i], int)
       expected = end[row, i, i + d] if i in best else np.full(
           len(d), conditional.NEVER)
-      close(scores.pair[row, i, d], expected)
+      assert_close(scores.pair[row, i, d], expected)
       if i in context:
-        close(scores.start[row, i], start[row, i])
+        assert_close(scores.start[row, i], start[row, i])
   assert not scores.end.any()
 
 
 @forms
 def test_cross_entropy_of_conditional_is_the_joint_log_probability(form):
-  scores, p, h = known(f'conditional(form="{form}")', 'training')
-  mask = inputs().context_mask
+  scores, p, h = formula_inputs(f'conditional(form="{form}")', 'training')
+  mask = common.head_inputs().context_mask
   ends = np.array([7, 4, 0])
   loss = objectives.cross_entropy(reduction='sum').loss(scores, {
       'context_mask': jnp.asarray(mask), 'start_positions': GOLD_START,
       'end_positions': ends})
   start, end = conditional_table(p, h, mask, form)
   row = np.arange(BATCH)
-  close(loss, -start[row, GOLD_START] - end[row, GOLD_START, ends])
+  assert_close(loss, -start[row, GOLD_START] - end[row, GOLD_START, ends])
   assert scores.conditional and scores.pair is None

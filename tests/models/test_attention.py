@@ -1,6 +1,7 @@
-"""Every implementation of attention against one in NumPy, and its limits.
+"""Tests of every implementation of attention against NumPy, and of its limits.
 
-Glossary of shapes: B rows, L length, H heads, K head size.
+Glossary of shapes: B rows, L row length, H attention heads, K head size,
+S length of the key axis.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from qa_jax.training import trainer
 from tests.common import refusals
 from tests.common import tiny
 
-B, H, L, K = 4, 2, 40, 16  # for pallas: three tiles of 16, the last half empty
+B, H, L, K = 4, 2, 40, 16  # three tiles of 16 in pallas, the last half empty
 RATE = 0.3
 TRAINED = ('xla', 'pallas')
 
@@ -48,43 +49,43 @@ def drop_of(rate: float, rows: int = B,
             lengths: jax.Array | None = None) -> attention.Drop:
   if not rate:
     return attention.Drop()
-  return attention.Drop(dropout.DropoutKeys.of(
+  return attention.Drop(dropout.DropoutKeys.from_rows(
       jax.random.key(7), jnp.arange(rows), lengths), rate)
 
 
 @functools.cache
 def arrays(dtype: str = 'float32') -> tuple[jax.Array, ...]:
-  """q, k, v and the cotangent of y."""
+  """Draws q, k, v and the cotangent of y."""
   rng = np.random.default_rng(0)
   return *(jnp.asarray(rng.normal(size=(B, H, L, K)), dtype)
            for _ in range(3)), jnp.asarray(
                rng.normal(size=(B, H, L, K)), jnp.float32)
 
 
-def values(name: str, rate: float):
-  """(q, k, v, visible, keys) → y."""
+def value_function(name: str, rate: float):
+  """Returns the function (q, k, v, visible, keys) → y."""
   return lambda q, k, v, visible, keys: attention.ATTENTION[name](
       q, k, v, visible, dataclasses.replace(drop_of(rate), keys=keys))
 
 
-def both(name: str, rate: float):
-  """(q, k, v, visible, keys, g) → y, dq, dk, dv."""
-  def run(q, k, v, visible, keys, g):
-    y, pull = jax.vjp(lambda q, k, v: values(name, rate)(
+def gradient_function(name: str, rate: float):
+  """Returns the function (q, k, v, visible, keys, g) → y, dq, dk, dv."""
+  def value_and_gradients(q, k, v, visible, keys, g):
+    y, pull = jax.vjp(lambda q, k, v: value_function(name, rate)(
         q, k, v, visible, keys), q, k, v)
     return y, *pull(g)
-  return run
+  return value_and_gradients
 
 
 @functools.cache
-def found(name: str, case: str, rate: float = 0.0,
-          dtype: str = 'float32') -> list[np.ndarray]:
-  """y, and dq, dk, dv if it can be trained."""
+def outputs(name: str, case: str, rate: float = 0.0,
+            dtype: str = 'float32') -> list[np.ndarray]:
+  """Computes y, and dq, dk, dv if the implementation is one of TRAINED."""
   q, k, v, g = arrays(dtype)
   inputs = q, k, v, visible_of(case), drop_of(rate).keys
   if name not in TRAINED:
-    return [np.asarray(jax.jit(values(name, rate))(*inputs))]
-  y, *gradients = jax.jit(both(name, rate))(*inputs, g)
+    return [np.asarray(jax.jit(value_function(name, rate))(*inputs))]
+  y, *gradients = jax.jit(gradient_function(name, rate))(*inputs, g)
   assert y.dtype == jnp.float32 and gradients[0].dtype == dtype
   return [np.asarray(x, np.float64) for x in (y, *gradients)]
 
@@ -92,7 +93,7 @@ def found(name: str, case: str, rate: float = 0.0,
 @functools.cache
 def expected(case: str, rate: float = 0.0,
              dtype: str = 'float32') -> list[np.ndarray]:
-  """The formulas of attention and its gradients, in float64."""
+  """Computes y, dq, dk, dv by the formulas, in float64."""
   q, k, v, g = (np.asarray(x, np.float64) for x in arrays(dtype))
   mask, segments = CASES[case]
   seen = np.broadcast_to(mask[:, None], (B, L, L))
@@ -102,69 +103,72 @@ def expected(case: str, rate: float = 0.0,
   scores = np.where(seen, np.einsum('bhqk,bhsk->bhqs', q, k) / K**0.5, -1e9)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
-  kept = np.ones((B, H, L, L))
+  factors = np.ones((B, H, L, L))
   if rate:
     keys = drop_of(rate).keys.fold(0).keys
-    kept = np.asarray(dropout.counter_hash(keys, H * L * L, rate)).reshape(
-        kept.shape) / (1 - rate)
-  dweights = np.einsum('bhqk,bhsk->bhqs', g, v) * kept
+    factors = np.asarray(dropout.counter_hash(keys, H * L * L, rate)).reshape(
+        factors.shape) / (1 - rate)
+  dweights = np.einsum('bhqk,bhsk->bhqs', g, v) * factors
   dscores = np.where(seen, weights * (
       dweights - (weights * dweights).sum(-1, keepdims=True)), 0) / K**0.5
-  return [np.einsum('bhqs,bhsk->bhqk', weights * kept, v),
+  return [np.einsum('bhqs,bhsk->bhqk', weights * factors, v),
           np.einsum('bhqs,bhsk->bhqk', dscores, k),
           np.einsum('bhqs,bhqk->bhsk', dscores, q),
-          np.einsum('bhqs,bhqk->bhsk', weights * kept, g)]
+          np.einsum('bhqs,bhqk->bhsk', weights * factors, g)]
 
 
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('name', ['auto', 'xla'])
 def test_values_are_those_of_the_formula(name, case):
-  np.testing.assert_allclose(found(name, case)[0], expected(case)[0],
+  np.testing.assert_allclose(outputs(name, case)[0], expected(case)[0],
                              atol=2e-6)
 
 
 @pytest.mark.parametrize(('case', 'rate'), [('padded', 0.0), ('packed', RATE)])
 @pytest.mark.parametrize('name', TRAINED)
 def test_values_and_gradients_are_those_of_the_formulas(name, case, rate):
-  for ours, formula in zip(found(name, case, rate), expected(case, rate),
+  for ours, formula in zip(outputs(name, case, rate), expected(case, rate),
                            strict=True):
-    # 1e-5: sums of 40 terms, whose order differs.
+    # 1e-5: the order of sums of 40 terms differs.
     np.testing.assert_allclose(ours, formula, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_a_row_without_any_real_token_is_finite(name):
   assert not MASK[-1].any()
-  assert all(np.isfinite(x).all() for x in found(name, 'padded'))
+  assert all(np.isfinite(x).all() for x in outputs(name, 'padded'))
 
 
 @pytest.mark.parametrize('name', TRAINED)
-def test_what_is_not_visible_gets_no_gradient(name):
-  _, _, dk, dv = found(name, 'padded')
-  hidden = ~MASK[:-1]  # of the row without any real token, all are visible
+def test_masked_tokens_get_no_gradient(name):
+  _, _, dk, dv = outputs(name, 'padded')
+  hidden = ~MASK[:-1]  # in the row of padding, all tokens are visible
   for gradient in dk[:-1], dv[:-1]:
     assert (gradient.swapaxes(1, 2)[hidden] == 0).all()
 
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_bfloat16_differs_by_the_rounding_of_its_operands(name):
-  for ours, formula in zip(found(name, 'packed', 0.0, 'bfloat16'),
+  for ours, formula in zip(outputs(name, 'packed', 0.0, 'bfloat16'),
                            expected('packed', 0.0, 'bfloat16'), strict=True):
-    # 8 bits of mantissa: 2^-8 of weights, of their gradients, and of results.
+    # 8 bits of mantissa: rounding of 2^-8 in weights, gradients and results.
     np.testing.assert_allclose(ours, formula, atol=3 * 2**-8, rtol=2**-7)
 
 
 @functools.cache
 def read_out(name: str, lengths: tuple[int, int] | None = None,
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Of equal scores, half of them dropped: which weights are kept, by rows of
-  one-hot values [2, H, S, S]; y of normal values, and these, [2, H, S, 16]."""
-  size = 48  # for pallas: three tiles
+  """Computes attention with equal scores and dropout at rate 0.5.
+
+  Returns the mask of the weights, which one-hot values reveal, [2, H, S, S]; y
+  of random values, [2, H, S, 16]; and these values.
+  """
+  size = 48  # three tiles in pallas
   normal = np.random.default_rng(1).normal(size=(2, H, size, 64 - size))
   v = jnp.asarray(np.concatenate([np.broadcast_to(
       np.eye(size), (2, H, size, size)), normal], axis=3), jnp.bfloat16)
   zeros = jnp.zeros((2, H, size, 64), jnp.bfloat16)
-  y = np.asarray(jax.jit(values(name, 0.5))(
+  y = np.asarray(jax.jit(value_function(name, 0.5))(
       zeros, zeros, v, attention.Visible(jnp.ones((2, size), bool)),
       drop_of(0.5, 2, lengths and jnp.array(lengths)).keys))
   return y[..., :size] > 0, y[..., size:], np.asarray(
@@ -173,20 +177,20 @@ def read_out(name: str, lengths: tuple[int, int] | None = None,
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_bfloat16_products_accumulate_in_float32(name):
-  kept, y, v = read_out(name)
-  # Weights are 0 and 1 / 0.5, so that nothing is rounded but the sum.
+  mask, y, v = read_out(name)
+  # Weights are 0 or 1 / 0.5, so only the sum is rounded.
   np.testing.assert_allclose(
-      y, np.einsum('bhqs,bhsk->bhqk', 2.0 * kept, v) / v.shape[2], atol=1e-6)
+      y, np.einsum('bhqs,bhsk->bhqk', 2.0 * mask, v) / v.shape[2], atol=1e-6)
 
 
 @pytest.mark.parametrize('lengths', [None, (31, 48)])
-def test_pallas_drops_what_xla_drops_bit_for_bit(lengths):
-  kept, _, _ = read_out('xla', lengths)
-  np.testing.assert_array_equal(read_out('pallas', lengths)[0], kept)
-  assert abs(kept.mean() - 0.5) < 0.02
-  if lengths:  # a row of another length has other masks, one of its own has not
-    same = (kept == read_out('xla')[0]).all(axis=(1, 2, 3))
-    assert same.tolist() == [False, True]
+def test_dropout_masks_of_pallas_and_xla_are_equal(lengths):
+  mask, _, _ = read_out('xla', lengths)
+  np.testing.assert_array_equal(read_out('pallas', lengths)[0], mask)
+  assert abs(mask.mean() - 0.5) < 0.02
+  if lengths:  # only the second row has the length of the array
+    equal = (mask == read_out('xla')[0]).all(axis=(1, 2, 3))
+    assert equal.tolist() == [False, True]
 
 
 # --- On several devices -----------------------------------------------------
@@ -198,24 +202,26 @@ def test_each_device_computes_its_own_rows():
   q, k, v, g = arrays()
   inputs = jax.device_put(
       (q, k, v, visible_of('packed'), drop_of(RATE).keys, g), split)
-  program = jax.jit(both('pallas', RATE)).lower(*inputs).compile()
+  program = jax.jit(gradient_function('pallas', RATE)).lower(
+      *inputs).compile()
   assert 'all-gather' not in program.as_text()
-  for ours, alone in zip(program(*inputs), found('pallas', 'packed', RATE),
+  for ours, alone in zip(program(*inputs), outputs('pallas', 'packed', RATE),
                          strict=True):
     assert ours.sharding.is_equivalent_to(split, 4)
     np.testing.assert_allclose(ours, alone, atol=1e-6)
 
 
-def test_members_of_a_population_are_a_vmap_away():
+def test_vmap_over_members_of_a_population_equals_one_batch():
   q, k, v, g = arrays()
   rows = (q, k, v, visible_of('packed'), drop_of(RATE).keys, g)
   members = jax.tree.map(lambda x: x.reshape(2, B // 2, *x.shape[1:]), rows)
-  for ours, alone in zip(jax.jit(jax.vmap(both('pallas', RATE)))(*members),
-                         found('pallas', 'packed', RATE), strict=True):
+  for ours, alone in zip(
+      jax.jit(jax.vmap(gradient_function('pallas', RATE)))(*members),
+      outputs('pallas', 'packed', RATE), strict=True):
     np.testing.assert_allclose(ours.reshape(alone.shape), alone, atol=1e-6)
 
 
-def test_an_encoder_under_pmap_is_the_same_by_pallas(monkeypatch):
+def test_an_encoder_under_pmap_is_equal_with_pallas_and_xla(monkeypatch):
   monkeypatch.setitem(attention.LIMITS, 'pallas', ())
   ids = jnp.asarray(SEGMENTS[:2])
   sizes = dataclasses.replace(SIZES, hidden_size=32, initializer_range=0.5)
@@ -240,7 +246,7 @@ def test_an_encoder_under_pmap_is_the_same_by_pallas(monkeypatch):
 # --- Programs for other platforms -------------------------------------------
 
 def on_a_gpu():
-  """From 0.11 on, jax asks for the GPU that it lowers for."""
+  """Returns a context that names a GPU, which jax 0.11 needs for lowering."""
   if jax.__version_info__ < (0, 11):
     return contextlib.nullcontext()
   return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(
@@ -250,15 +256,14 @@ def on_a_gpu():
 
 def lowered(name: str, platform: str, *, packed: bool, rate: float = 0.0,
             length: int = 384, size: int = 64, dtype=jnp.bfloat16) -> str:
-  """The program of values and gradients."""
+  """Returns the lowered program of values and gradients as text."""
   shape = jax.ShapeDtypeStruct
   x = shape((B, H, length, size), dtype)
   visible = attention.Visible(
       shape((B, length), bool), shape((B, length), jnp.int32) if packed
       else None)
-
-  run = lambda *inputs: values(name, rate)(*inputs).sum()
-  return jax.jit(jax.grad(run, (0, 1, 2))).trace(
+  total = lambda *inputs: value_function(name, rate)(*inputs).sum()
+  return jax.jit(jax.grad(total, (0, 1, 2))).trace(
       x, x, x, visible, drop_of(rate).keys).lower(
           lowering_platforms=(platform,)).as_text()
 
@@ -272,7 +277,7 @@ def test_pallas_lowers_for_a_gpu(length, size, dtype, rate):
   with on_a_gpu():
     program = lowered('pallas', 'cuda', packed=True, rate=rate, length=length,
                       size=size, dtype=dtype)
-  assert program.count('@__gpu$xla.gpu.triton') == 2  # each way one
+  assert program.count('@__gpu$xla.gpu.triton') == 2  # forward and backward
   assert f'{H}x{length}x{length}' not in program
 
 
@@ -283,7 +288,7 @@ def test_cudnn_lowers_for_a_gpu(monkeypatch):
   assert '@__cudnn$fmhaSoftmaxBackward(' in program
 
 
-# --- What is chosen, and what is refused ------------------------------------
+# --- Choice and refusal -----------------------------------------------------
 
 USE = attention.Use(platform='cpu', length=384, head_size=64,
                     dtype=jnp.dtype('bfloat16'), packed=False, training=False)
@@ -299,7 +304,7 @@ USE = attention.Use(platform='cpu', length=384, head_size=64,
     ({'platform': 'gpu', 'packed': True}, 'xla'),
     ({'platform': 'tpu', 'packed': True, 'training': True}, 'xla'),
     ({'platform': 'abacus'}, 'xla')])
-def test_auto_takes_the_fast_one_that_fits(changes, name):
+def test_auto_takes_the_fast_implementation_that_fits(changes, name):
   assert attention.choose_attention(dataclasses.replace(USE, **changes)) == name
 
 
@@ -328,16 +333,17 @@ GPU = {'platform': 'gpu'}
      'takes heads of 16, 32, 64, 128, not 12'),
     ('cudnn', {'precision': {'compute_dtype': 'bfloat16'}},
      {'hidden_size': 24}, GPU, 'multiples of 8 up to 128, not 12')])
-def test_what_does_not_fit_is_one_line(name, fields, sizes, where, message):
+def test_refusal_is_one_line(name, fields, sizes, where, message):
   config = tiny.config(**{**fields, 'model': {
       **tiny.FIELDS['model'], 'attention': name}})
-  said = refusals.refusal(lambda: build.check_attention(
+  refusal = refusals.refusal(lambda: build.check_attention(
       config, dataclasses.replace(SIZES, **sizes), training=True, **where))
-  assert message in said
-  assert said.startswith(('config.model.attention=', 'unknown config.model.'))
+  assert message in refusal
+  assert refusal.startswith(
+      ('config.model.attention=', 'unknown config.model.'))
 
 
-def test_too_long_for_pallas_is_told():
+def test_pallas_limits_the_length():
   assert 'up to 512 tokens, not 513' in attention.limitation(
       'pallas', dataclasses.replace(USE, platform='gpu', length=513))
 
@@ -358,13 +364,13 @@ def test_a_model_refuses_when_it_is_traced():
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """A run of another machine, by cuDNN."""
+  """Writes a run directory from another machine, with attention by cuDNN."""
   directory = tmp_path_factory.mktemp('runs') / 'cudnn'
   config = tiny.config(model={**tiny.FIELDS['model'], 'attention': 'cudnn'})
   sizes = dataclasses.replace(SIZES, hidden_size=16)
-  words = tokenizer.Tokenizer(
+  vocabulary = tokenizer.Tokenizer(
       ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'ada'), lowercase=True)
-  RunDirectory(directory).write(config, sizes, words, {})
+  RunDirectory(directory).write(config, sizes, vocabulary, {})
   store = manager.Checkpoints(directory / 'checkpoints')
   store.save(1, params=qa.init_params(
       build.build_model(config, sizes), jax.random.key(0)),
@@ -376,11 +382,11 @@ def run(tmp_path_factory):
 QUESTION = {'question': 'who', 'context': 'ada ada who ada'}
 
 
-def test_a_run_is_used_where_its_attention_is_not_there(run, capsys):
+def test_a_run_loads_where_its_attention_is_not_available(run, capsys):
   loaded = predict.load(run)
-  said = capsys.readouterr().err.splitlines()
-  assert said == ["config.model.attention='cudnn' of the run runs on a GPU, "
-                  'and this is a cpu: auto is used']
+  assert capsys.readouterr().err.splitlines() == [
+      "config.model.attention='cudnn' of the run runs on a GPU, and this is a "
+      'cpu: auto is used']
   assert loaded.model.attention == 'auto'
   assert RunDirectory(run).read_config().model.attention == 'cudnn'
   assert loaded.answer(**QUESTION).text
@@ -395,6 +401,6 @@ def test_attention_can_be_chosen_when_loaded(run, capsys):
       by['xla'].answer(**QUESTION).score, abs=1e-5)
 
 
-def test_what_is_asked_for_by_name_has_no_fallback(run):
+def test_an_attention_chosen_when_loading_has_no_fallback(run):
   assert 'runs on a GPU' in refusals.refusal(
       lambda: predict.load(run, attention='cudnn'))

@@ -1,4 +1,4 @@
-"""The encoder and the span head against transformers, recorded once.
+"""Tests of encoder and span head against recorded results of transformers.
 
 Glossary of shapes: B batch, L length, D hidden size, N layers.
 """
@@ -24,8 +24,9 @@ from qa_jax.training import optimizer
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
 TINY = GOLDEN / 'tiny_bert'
 
-# N, D, heads, and the parameters with 30,522 words, as transformers 5.23 counts
-# those of its BertForQuestionAnswering, less the bias of the head.
+# N, D, attention heads, and the number of parameters with a vocabulary of
+# 30,522 entries: that of BertForQuestionAnswering in transformers 5.23, without
+# the bias of the head.
 PRESETS = {
     'tiny': (2, 128, 2, 4_369_664), 'mini': (4, 256, 4, 11_105_280),
     'small': (4, 512, 8, 28_502_016), 'medium': (8, 512, 8, 41_111_552),
@@ -69,12 +70,12 @@ def score(params, arrays, **fields):
 
 @pytest.mark.parametrize('layer', range(4))
 def test_every_layer_equals_transformers(golden, params, layer):
-  # Padding too: transformers computes it the same way.
+  # This includes padding, which transformers computes in this way too.
   np.testing.assert_allclose(encode(params, inputs(golden))[layer],
                              golden['hidden'][layer], atol=1e-5, rtol=0)
 
 
-def test_logits_equal_transformers_but_for_the_bias(golden, params):
+def test_logits_equal_transformers_up_to_the_bias(golden, params):
   scores = score(params, inputs(golden))
   start_bias, end_bias = golden['bias']
   np.testing.assert_allclose(
@@ -95,7 +96,8 @@ def test_loss_and_gradients_equal_transformers(golden, params):
   name = 'embeddings.word_embeddings.weight'
   theirs[name] = theirs[name].copy()
   theirs[name][0] = 0  # as torch does for its padding_idx
-  # A key's bias has gradient 0 (softmax ignores it): rounding, hence the atol.
+  # The atol is for the bias of keys. A softmax ignores it, so its gradient is 0
+  # up to rounding.
   np.testing.assert_allclose(
       [np.linalg.norm(theirs[k]) for k in golden['gradient_names']],
       golden['gradient_norms'], rtol=1e-5, atol=1e-6)
@@ -134,7 +136,8 @@ def test_garbage_in_padding_changes_no_real_position(golden, params):
       'token_ids': np.where(real, arrays['token_ids'], rng.integers(
           0, 100, real.shape, dtype=np.int32)),
       'token_type_ids': np.where(real, arrays['token_type_ids'], 1)}
-  # One program, and what it masks is multiplied by 0: equal to the bit.
+  # Both are computed by one program, and masked weights are exactly 0, so the
+  # results are equal bit for bit.
   np.testing.assert_array_equal(encode(params, arrays)[:, real],
                                 encode(params, dirty)[:, real])
 
@@ -143,15 +146,16 @@ def test_a_longer_bucket_changes_nothing(golden, params):
   arrays = inputs(golden)
   real = arrays['attention_mask'] > 0
   longer = {k: np.pad(v, ((0, 0), (0, 16))) for k, v in arrays.items()}
-  # 2e-6: states reach 4, and a sum over 40 keys groups otherwise than over 24;
-  # 1.3e-6 was measured.
+  # 2e-6: states reach 4, and a sum over 40 keys is grouped differently from a
+  # sum over 24; 1.3e-6 was measured.
   np.testing.assert_allclose(
       encode(params, longer)[:, :, :24][:, real],
       encode(params, arrays)[:, real], atol=2e-6, rtol=0)
 
 
 def test_the_mask_and_token_types_are_not_ignored(golden, params):
-  # Else the tests of padding could pass for an encoder that reads neither.
+  # Without this test, the tests of padding could pass for an encoder that reads
+  # neither.
   arrays = inputs(golden)
   plain = encode(params, arrays)[-1, 1]
   for key in ('attention_mask', 'token_type_ids'):
@@ -178,13 +182,13 @@ def test_a_row_without_real_tokens_has_finite_scores_and_gradients(
   assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
-def test_bfloat16_is_near_and_leaves_in_float32(golden, params):
+def test_bfloat16_is_near_float32_and_returns_float32(golden, params):
   layers = encode(params, inputs(golden), compute_dtype=jnp.bfloat16)
   assert layers.dtype == np.float32
   error = abs(layers - golden['hidden'])
-  # bfloat16 rounds to 8 bits, states reach 4: 0.030 at most and 0.004 on
-  # average were measured. Float32 is within 2e-6: the lower bound would show
-  # a compute_dtype that is ignored.
+  # bfloat16 rounds to 8 bits and states reach 4; errors of 0.030 at most and
+  # 0.004 on average were measured. Float32 is within 2e-6, so the lower bound
+  # would show that compute_dtype is ignored.
   assert 1e-3 < error.max() < 0.06
   assert error.mean() < 0.008
 
@@ -205,9 +209,9 @@ def test_every_product_takes_the_compute_dtype_and_gives_float32(
       for inner in jax.extend.core.jaxprs_in_params(equation.params):
         yield from products(inner)
 
-  found = list(products(program.jaxpr))
-  assert len(found) == 3 * 6  # layers × (QKV, scores, values, 3 outputs)
-  for equation in found:
+  equations = list(products(program.jaxpr))
+  assert len(equations) == 3 * 6  # layers × (QKV, scores, values, 3 outputs)
+  for equation in equations:
     assert {v.aval.dtype for v in equation.invars} == {jnp.dtype(dtype)}
     assert equation.outvars[0].aval.dtype == jnp.float32
 
@@ -235,14 +239,15 @@ def test_initial_values_are_berts():
     elif name.endswith('scale'):
       assert (value == 1).all(), name
     else:
-      # Normal(0.02) cut at two deviations, as BERT's code draws, deviates by
-      # 0.8796 of that; n draws estimate it to 1 / sqrt(2n), and 4 of those.
+      # As in BERT's code, values are Normal(0.02) truncated at two deviations,
+      # whose deviation is 0.8796 · 0.02. The relative error of its estimate
+      # from n draws is 1 / sqrt(2n); the test allows four times that.
       off = 4 / (2 * value.size) ** 0.5
       assert float(value.std()) == pytest.approx(0.02 * 0.8796, rel=off), name
       assert abs(value).max() <= 0.04 + 1e-6, name
 
 
-def test_initializer_range_scales_the_encoder_alone():
+def test_initializer_range_scales_only_the_encoder():
   config = bert.BertConfig(vocab_size=50, hidden_size=32, num_layers=1,
                            num_heads=2, mlp_size=64)
   narrow, wide = (qa.init_params(
@@ -266,12 +271,12 @@ def test_initial_values_do_not_depend_on_the_length():
   jax.tree.map(np.testing.assert_array_equal, short, long)
 
 
-def test_a_head_for_a_loaded_encoder_is_the_one_of_fresh_parameters():
+def test_a_head_for_a_loaded_encoder_is_that_of_fresh_parameters():
   model, key = make_model(), jax.random.key(3)
-  whole, alone = qa.init_params(model, key), qa.init_head(model, key)
-  jax.tree.map(np.testing.assert_array_equal, whole['head'], alone['head'])
-  assert (jax.tree.map(lambda x: (x.shape, x.dtype), whole)
-          == jax.tree.map(lambda x: (x.shape, x.dtype), alone))
+  fresh, head_only = qa.init_params(model, key), qa.init_head(model, key)
+  jax.tree.map(np.testing.assert_array_equal, fresh['head'], head_only['head'])
+  assert (jax.tree.map(lambda x: (x.shape, x.dtype), fresh)
+          == jax.tree.map(lambda x: (x.shape, x.dtype), head_only))
 
 
 def test_decay_spares_every_bias_and_layer_norm_of_the_encoder(params):
@@ -303,7 +308,7 @@ def test_dropout_of_a_row_does_not_depend_on_its_neighbours(golden, params):
         dropout_key=jax.random.key(5), rows=rows).start
 
   whole = start(jnp.arange(4))
-  # 2e-6: two shapes, two programs, so sums group otherwise.
+  # 2e-6: two shapes have two programs, which group sums differently.
   np.testing.assert_allclose(
       start(jnp.array([3, 1])), whole[jnp.array([3, 1])], atol=2e-6)
   assert abs(whole - score(params, arrays).start).max() > 1e-2
@@ -318,7 +323,7 @@ def test_layers_and_places_drop_independently(params, monkeypatch):
 
   monkeypatch.setattr(dropout, 'counter_hash', spy)
   ids = jnp.ones((1, 8), jnp.int32)
-  with jax.disable_jit():  # layers are traced once for all of them
+  with jax.disable_jit():  # under jit all layers share one trace
     make_model().apply(
         {'params': params}, ids, ids, ids, ids > 0,
         dropout_key=jax.random.key(1), rows=jnp.arange(1))
@@ -332,7 +337,7 @@ def test_rates_of_zero_drop_nothing(golden, params):
   config = dataclasses.replace(
       hugging_face.read_config(TINY), dropout=0.0, attention_dropout=0.0)
   encoder = bert.BertEncoder(config)
-  keys = dropout.DropoutKeys.of(jax.random.key(0), jnp.arange(4))
+  keys = dropout.DropoutKeys.from_rows(jax.random.key(0), jnp.arange(4))
   layers = encoder.apply({'params': params['encoder']}, **inputs(golden),
                          keys=keys)
   np.testing.assert_allclose(np.stack(layers), golden['hidden'], atol=1e-5)

@@ -1,4 +1,4 @@
-"""Dropout masks: rate, scale, keys, independence of rows."""
+"""Tests of dropout masks: rate, scale, keys, independence of rows."""
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,24 @@ SIZE = 2**16
 
 
 def keys_of(seed: int = 0, rows: int = 4) -> dropout.DropoutKeys:
-  return dropout.DropoutKeys.of(jax.random.key(seed), jnp.arange(rows))
+  return dropout.DropoutKeys.from_rows(jax.random.key(seed), jnp.arange(rows))
 
 
-def kept(keys: dropout.DropoutKeys, rate: float = 0.1,
-         place: int = 0) -> np.ndarray:  # [B, SIZE]
+def masks_of(keys: dropout.DropoutKeys, rate: float = 0.1,
+             place: int = 0) -> np.ndarray:  # [B, SIZE] bool
   x = jnp.ones((len(keys.keys), SIZE))
-  return np.asarray(dropout.dropout(
-      x, rate, keys, place)) > 0
+  return np.asarray(dropout.dropout(x, rate, keys, place)) > 0
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
-def test_share_of_kept_units_is_one_minus_rate(rate):
-  masks = kept(keys_of(), rate)
+def test_share_of_dropped_units_is_the_rate(rate):
+  masks = masks_of(keys_of(), rate)
   sigma = (rate * (1 - rate) / masks.size) ** 0.5
   assert abs(masks.mean() - (1 - rate)) < 4 * sigma
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_kept_units_are_scaled_and_the_others_are_zero(dtype):
+def test_units_are_scaled_or_zero(dtype):
   x = jnp.full((2, 8, 16), 3, dtype)
   y = dropout.dropout(x, 0.25, keys_of(rows=2), 0)
   assert y.dtype == dtype and y.shape == x.shape
@@ -43,7 +42,7 @@ def test_mean_is_unbiased():
   assert abs(float(y.mean()) - 1) < 4 * sigma
 
 
-def test_gradient_passes_where_kept_alone():
+def test_gradient_of_dropped_units_is_zero():
   x = jnp.linspace(1, 2, 256).reshape(2, 128)
   y, pull = jax.vjp(
       lambda x: dropout.dropout(x, 0.1, keys_of(rows=2), 0), x)
@@ -52,7 +51,7 @@ def test_gradient_passes_where_kept_alone():
 
 
 def test_same_key_same_mask():
-  np.testing.assert_array_equal(kept(keys_of()), kept(keys_of()))
+  np.testing.assert_array_equal(masks_of(keys_of()), masks_of(keys_of()))
 
 
 def test_mask_under_jit_is_the_mask():
@@ -66,25 +65,25 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_other_seeds_places_and_rows_give_uncorrelated_masks():
-  mask = kept(keys_of())
+  mask = masks_of(keys_of())
   bound = 4 / SIZE**0.5
   assert correlation(mask[0], mask[1]) < bound
-  assert correlation(mask[0], kept(keys_of(1))[0]) < bound
-  assert correlation(mask[0], kept(keys_of(), place=1)[0]) < bound
-  assert correlation(mask[0], kept(keys_of().fold(1))[0]) < bound
+  assert correlation(mask[0], masks_of(keys_of(1))[0]) < bound
+  assert correlation(mask[0], masks_of(keys_of(), place=1)[0]) < bound
+  assert correlation(mask[0], masks_of(keys_of().fold(1))[0]) < bound
 
 
 @pytest.mark.parametrize('lag', [1, 2, 3, 4, 8, 32, 64, 384, 768, 4096])
 def test_units_of_a_row_are_uncorrelated(lag):
-  # Worst of 32 rows; 5 deviations are passed once in 1e5 suites by chance.
-  masks = kept(keys_of(rows=32)).astype(np.float64) - 0.9
+  # The worst of 32 rows exceeds 5 deviations by chance once in 1e5 suites.
+  masks = masks_of(keys_of(rows=32)).astype(np.float64) - 0.9
   products = (masks[:, lag:] * masks[:, :-lag]).mean(axis=1) / 0.09
   assert abs(products).max() < 5 / (SIZE - lag) ** 0.5
 
 
 def test_counts_in_blocks_vary_as_a_binomial_does():
-  # A mask that was too even, or clustered, would show in the variance.
-  counts = kept(keys_of(rows=32)).reshape(-1, 64).sum(axis=1)
+  # The variance would show masks that are too even or clustered.
+  counts = masks_of(keys_of(rows=32)).reshape(-1, 64).sum(axis=1)
   expected = 64 * 0.09
   sigma = expected * (2 / counts.size) ** 0.5
   assert abs(counts.var() - expected) < 5 * sigma
@@ -93,19 +92,21 @@ def test_counts_in_blocks_vary_as_a_binomial_does():
 def test_a_row_keeps_its_mask_in_another_batch():
   key = jax.random.key(7)
   whole, part = (
-      dropout.counter_hash(dropout.DropoutKeys.of(key, rows).keys, 512, 0.1)
+      dropout.counter_hash(
+          dropout.DropoutKeys.from_rows(key, rows).keys, 512, 0.1)
       for rows in (jnp.arange(4), jnp.array([3, 1])))
   np.testing.assert_array_equal(part, whole[jnp.array([3, 1])])
 
 
-def test_a_longer_batch_keeps_the_mask_of_the_length_asked_for():
+def test_a_longer_batch_has_the_masks_of_the_given_lengths():
   keys = keys_of(rows=2)
   longer = dropout.dropout(
       jnp.ones((2, 3, 12, 12)), 0.5, keys.replace(lengths=jnp.array([8, 5])),
       0)
   for row, length in enumerate((8, 5)):
-    own = dropout.dropout(jnp.ones((2, 3, length, length)), 0.5, keys, 0)
-    np.testing.assert_array_equal(longer[row, :, :length, :length], own[row])
+    short = dropout.dropout(jnp.ones((2, 3, length, length)), 0.5, keys, 0)
+    np.testing.assert_array_equal(
+        longer[row, :, :length, :length], short[row])
 
 
 def test_without_keys_or_rate_nothing_changes():

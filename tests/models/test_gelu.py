@@ -1,4 +1,4 @@
-"""GELU and its gradient against closed forms in double precision."""
+"""Tests of GELU and its gradient against closed forms in float64."""
 
 import math
 
@@ -13,7 +13,7 @@ from qa_jax.models import gelu
 X = np.linspace(-6, 6, 241, dtype=np.float32)
 
 
-def test_it_is_the_erf_form():
+def test_gelu_is_the_erf_form():
   ours = gelu.gelu(jnp.asarray(X))
   exact = [v * 0.5 * (1 + math.erf(v / 2**0.5)) for v in X.tolist()]
   np.testing.assert_allclose(ours, exact, atol=1e-6)
@@ -21,7 +21,7 @@ def test_it_is_the_erf_form():
 
 
 @pytest.mark.parametrize('dtype,rtol', [('float32', 0), ('bfloat16', 2**-8)])
-def test_its_gradient_is_the_closed_form_rounded_once(dtype, rtol):
+def test_gradient_is_the_closed_form_rounded_once(dtype, rtol):
   x = jnp.asarray(X, dtype)
   slope = jax.grad(lambda x: gelu.gelu(x).astype(jnp.float32).sum())(x)
   assert slope.dtype == x.dtype

@@ -1,4 +1,4 @@
-"""Products in bfloat16 that accumulate in float32, in both directions."""
+"""Tests of bfloat16 products that accumulate in float32, and gradients."""
 
 import re
 
@@ -26,27 +26,31 @@ def test_value_and_gradients_in_float32_are_those_of_einsum(spec):
   a, b = operands(spec)
   y, pull = jax.vjp(
       lambda a, b: matmul.einsum(spec, a, b, jnp.float32), a, b)
-  wanted, wanted_pull = jax.vjp(lambda a, b: jnp.einsum(spec, a, b), a, b)
-  np.testing.assert_allclose(y, wanted, rtol=1e-6)
-  for got, want in zip(pull(wanted), wanted_pull(wanted), strict=True):
-    np.testing.assert_allclose(got, want, atol=1e-5)
+  expected, expected_pull = jax.vjp(lambda a, b: jnp.einsum(spec, a, b), a, b)
+  np.testing.assert_allclose(y, expected, rtol=1e-6)
+  for gradient, expected_gradient in zip(
+      pull(expected), expected_pull(expected), strict=True):
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize('spec', sorted(SPECS))
-def test_bfloat16_rounds_operands_and_nothing_else(spec):
+def test_bfloat16_rounds_only_the_operands(spec):
   a, b = operands(spec)
-  near = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
+  rounded = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
   y, pull = jax.vjp(
       lambda a, b: matmul.einsum(spec, a, b, jnp.bfloat16), a, b)
-  np.testing.assert_allclose(y, np.einsum(spec, near(a), near(b)), atol=1e-5)
+  np.testing.assert_allclose(
+      y, np.einsum(spec, rounded(a), rounded(b)), atol=1e-5)
   inputs, out = spec.split('->')
   left, right = inputs.split(',')
   da, db = pull(y)
   assert da.dtype == db.dtype == jnp.float32
   np.testing.assert_allclose(
-      da, np.einsum(f'{out},{right}->{left}', near(y), near(b)), atol=1e-4)
+      da, np.einsum(f'{out},{right}->{left}', rounded(y), rounded(b)),
+      atol=1e-4)
   np.testing.assert_allclose(
-      db, np.einsum(f'{left},{out}->{right}', near(a), near(y)), atol=1e-4)
+      db, np.einsum(f'{left},{out}->{right}', rounded(a), rounded(y)),
+      atol=1e-4)
 
 
 def test_all_three_products_have_the_form_with_a_native_kernel():
@@ -66,7 +70,7 @@ def test_all_three_products_have_the_form_with_a_native_kernel():
 
 
 def test_an_encoder_and_its_gradient_multiply_bfloat16_as_compiled():
-  """XLA upcasts, with no word, what it has no kernel for."""
+  """Checks the compiled program: without a kernel XLA upcasts silently."""
   config = bert.BertConfig(vocab_size=30, hidden_size=32, num_layers=1,
                            num_heads=2, mlp_size=64, dropout=0.0)
   encoder = bert.BertEncoder(config, jnp.bfloat16)
@@ -79,5 +83,5 @@ def test_an_encoder_and_its_gradient_multiply_bfloat16_as_compiled():
   text = jax.jit(jax.value_and_grad(loss)).lower(params).compile().as_text()
   dtypes = dict(re.findall(r'%([\w.-]+) = (\w+)\[', text))
   dots = re.findall(r' dot\(%([\w.-]+), %([\w.-]+)\)', text)
-  assert len(dots) == 3 * (4 + 2)  # dense layers, and products of attention
+  assert len(dots) == 3 * (4 + 2)  # dense layers and products of attention
   assert {dtypes[name] for pair in dots for name in pair} == {'bf16'}

@@ -1,4 +1,4 @@
-"""Encoder and head together: a window's scores are its own."""
+"""Tests of encoder and head: the scores of a window depend on it alone."""
 
 import jax
 import numpy as np
@@ -16,8 +16,8 @@ def trainer() -> trainer_lib.Trainer:
 
 @pytest.fixture(scope='module')
 def score(trainer):
-  run = jax.jit(trainer.model.apply)
-  return lambda batch: jax.device_get(run(
+  apply = jax.jit(trainer.model.apply)
+  return lambda batch: jax.device_get(apply(
       {'params': trainer.state.params}, **qa.model_inputs(batch)))
 
 
@@ -32,8 +32,8 @@ def batch(trainer):
 
 def test_the_order_of_a_batch_changes_no_score(score, batch):
   order = np.random.default_rng(0).permutation(8)
-  found, moved = score(batch), score({k: v[order] for k, v in batch.items()})
-  assert_close((found.start[order], found.end[order]),
+  scores, moved = score(batch), score({k: v[order] for k, v in batch.items()})
+  assert_close((scores.start[order], scores.end[order]),
                (moved.start, moved.end))
 
 
@@ -41,15 +41,15 @@ def test_other_text_in_one_window_changes_no_other(score, batch):
   other = {**batch, 'token_ids': batch['token_ids'].copy()}
   other['token_ids'][3] = np.where(
       batch['attention_mask'][3], 7, other['token_ids'][3])
-  found, changed = score(batch), score(other)
-  assert np.abs(found.start[3] - changed.start[3]).max() > 1e-4
+  scores, changed = score(batch), score(other)
+  assert np.abs(scores.start[3] - changed.start[3]).max() > 1e-4
   rest = np.arange(8) != 3
-  assert_close((found.start[rest], found.end[rest]),
+  assert_close((scores.start[rest], scores.end[rest]),
                (changed.start[rest], changed.end[rest]))
 
 
 def test_the_question_reaches_every_context_token(score, batch):
-  """What lets one start vector serve every question."""
+  """Checks why one start vector can serve every question."""
   other = {**batch, 'token_ids': batch['token_ids'].copy()}
   in_question = ((batch['token_type_ids'] == 0)
                  & (batch['attention_mask'] == 1))[:, 1:]
@@ -61,8 +61,8 @@ def test_the_question_reaches_every_context_token(score, batch):
 
 def test_padding_rows_and_columns_change_no_score(trainer, score, batch):
   wide = trainer.windows.gather(np.concatenate([np.arange(8), [-1, -1]]), 80)
-  found, padded = score(batch), score(wide)
-  assert_close((found.start * batch['attention_mask'],
-                found.end * batch['attention_mask']),
+  scores, padded = score(batch), score(wide)
+  assert_close((scores.start * batch['attention_mask'],
+                scores.end * batch['attention_mask']),
                (padded.start[:8, :64] * batch['attention_mask'],
                 padded.end[:8, :64] * batch['attention_mask']))

@@ -1,13 +1,16 @@
-"""Objectives: a battery over the table, and closed forms in float64."""
+"""Tests that every objective must pass, and their definitions in float64.
+
+Glossary of shapes: B batch (windows), L window length.
+"""
 
 import dataclasses
 import functools
 import itertools
 
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from qa_jax import errors
@@ -15,12 +18,15 @@ from qa_jax import objectives
 from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.span_scores import SpanScores
+from qa_jax.training import step as step_lib
 from tests.common import batches
+from tests.common import jaxprs
 
 NAMES = sorted(objectives.OBJECTIVES)
 FIELDS = ('pair', 'null', 'boundary')
 BATCH, LENGTH, WIDTH = 7, 12, 30
-# Per window: context [first, last], gold spans, question. The last is padding.
+# Of each window: context (first, last), gold spans, number of the question. The
+# last window is a padding row.
 ROWS = [
     ((4, 9), [(5, 7)], 0),
     ((4, 10), [(9, 10), (4, 4), (5, 9)], 0),
@@ -38,7 +44,10 @@ def build(spec):
 
 
 def batch_of(rows, length=LENGTH, owned=None):
-  """What losses read; `owned` are ranges of tokens, else the whole context."""
+  """Builds the batch that losses read.
+
+  `owned` are ranges of owned tokens; by default that is the whole context.
+  """
   column = np.arange(length)[None]
   within = lambda ranges: (column >= np.array(ranges)[:, :1]) & (
       column <= np.array(ranges)[:, 1:])
@@ -54,12 +63,13 @@ def batch_of(rows, length=LENGTH, owned=None):
       'gold_spans': golds,
       'group': np.array([g for _, _, g in rows], np.int32),
       'step': np.full(len(rows), 5000, np.int32),
+      'draw': np.full(len(rows), 0.5, np.float32),
   }
 
 
 def draw(seed=0, batch=BATCH, length=LENGTH, width=WIDTH, fields=FIELDS,
          scale=2.0, conditional=False):
-  """Random scores with the optional `fields`, of a size asked for."""
+  """Draws random scores of the given sizes, with the optional `fields`."""
   rng = np.random.default_rng(seed)
   normal = lambda *shape: rng.normal(0, scale, shape).astype(np.float32)
   optional = {'pair': normal(batch, length, width), 'null': normal(batch),
@@ -78,7 +88,7 @@ def batch():
 
 @functools.cache
 def losses_of(name):
-  """loss [B] and its gradient in the scores, compiled."""
+  """Returns the compiled function of a loss [B] and its gradient in scores."""
   objective = build(name)
   def total(scores, batch):
     losses = objective.loss(scores, batch)
@@ -123,12 +133,11 @@ def test_extreme_scores_stay_finite(name, batch, value):
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_what_it_needs_is_enough(name, batch):
+def test_an_objective_reads_no_score_but_those_it_needs(name, batch):
   objective = build(name)
   scores = draw(fields=objective.needs,
                 conditional='conditional' in objective.needs)
-  assert np.isfinite(objective.loss(
-      *on_device(scores, batch))).all()
+  assert np.isfinite(objective.loss(*on_device(scores, batch))).all()
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -165,9 +174,10 @@ def test_a_row_depends_on_no_other_question(name, batch):
   other = jax.tree.map(lambda x, y: np.concatenate([x[:1], y[1:]]),
                        full(name, seed=1), scores)
   before, after = run(name, scores, batch)[0], run(name, other, batch)[0]
-  apart = batch['group'] != batch['group'][0] if build(name).grouped else (
-      np.arange(BATCH) != 0)
-  np.testing.assert_array_equal(before[apart], after[apart])
+  independent = np.arange(BATCH) != 0
+  if build(name).needs_whole_questions:
+    independent = batch['group'] != batch['group'][0]
+  np.testing.assert_array_equal(before[independent], after[independent])
   assert before[0] != after[0]
 
 
@@ -199,13 +209,15 @@ def test_loss_falls_when_the_gold_scores_rise(name):
       null=scores.null + np.where(null, 0.1, -0.1).astype(np.float32),
       boundary=SpanScores(*raised(scores.boundary)))
   before, after = run(name, scores, batch)[0], run(name, better, batch)[0]
-  # Rows 5 and 6: what is no answer in one window of an answered question only
-  # competes in a grouped loss, and in the padding row nothing does.
+  # Not rows 5 and 6. Row 5 has no answer, but its question has one in row 4; a
+  # loss over whole questions then has no gold position in row 5. Row 6 is a
+  # padding row.
   assert (after < before)[:5].all()
 
 
-@pytest.mark.parametrize('name', [n for n in NAMES if not build(n).spans])
-def test_without_spans_start_and_end_never_meet(name, batch):
+@pytest.mark.parametrize(
+    'name', [n for n in NAMES if not build(n).scores_other_spans])
+def test_start_and_end_losses_add_unless_other_spans_are_scored(name, batch):
   one, two = full(name, seed=3), full(name, seed=4)
   loss = lambda a, b: run(name, dataclasses.replace(
       one, start=a.start, end=b.end), batch)[0]
@@ -221,28 +233,19 @@ def test_only_objectives_of_many_golds_read_more_than_the_label(name, batch):
   assert jax.eval_shape(build(name).loss, full(name), label).shape == (BATCH,)
 
 
-def arrays(jaxpr):
-  """What the equations of a program compute, inner programs included."""
-  for equation in jaxpr.eqns:
-    yield from (v.aval for v in equation.outvars)
-  for inner in jax.extend.core.subjaxprs(jaxpr):
-    yield from arrays(inner)
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_memory_is_that_of_a_band(name):
   rows = [((3, 500), [(i, i + 3) for i in range(9, 25)], r) for r in range(2)]
   program = jax.make_jaxpr(losses_of(name))(
       full(name, batch=2, length=512), batch_of(rows, 512))
-  largest = max(x.size for x in arrays(program.jaxpr))
+  largest = max(x.size for x in jaxprs.computed_arrays(program.jaxpr))
   assert largest <= 2 * (512 + WIDTH) * (WIDTH + 1)
 
 
-# The definitions, in float64 and without a trick.
-
+# --- The definitions, in float64 and in plain loops -------------------------
 
 def legal(row, scores, longest, gold=()):
-  """Cells {(i, j): score} of one window: its spans, `gold` ones, null."""
+  """Returns {(i, j): score} of the legal spans of a window, `gold` and null."""
   (first, last), _, _ = ROWS[row]
   spans = {(i, j) for i in range(first, last + 1)
            for j in range(i, min(i + longest, last + 1))}
@@ -251,7 +254,7 @@ def legal(row, scores, longest, gold=()):
 
 
 def everything(row, scores):
-  """Cells of all pairs of context tokens and [CLS]."""
+  """Returns {(i, j): score} of all pairs of context tokens and [CLS]."""
   (first, last), _, _ = ROWS[row]
   domain = [0, *range(first, last + 1)]
   cells = {(i, j): cell(row, scores, i, j) for i in domain for j in domain}
@@ -291,7 +294,7 @@ def first_gold(row):
 
 
 def check(spec, scores, expected, batch=None):
-  """`expected(row)` is the loss of a window."""
+  """Checks the losses of `spec`; `expected(row)` is the loss of a window."""
   batch = batch or batch_of(ROWS)
   losses = jax.jit(build(spec).loss)(scores, batch)
   np.testing.assert_allclose(
@@ -319,11 +322,11 @@ def test_span_softmax_is_cross_entropy_plus_log_valid_mass(longest):
       np.exp(log_prob(scores.start, r, i) + log_prob(scores.end, r, j))
       for i, j in [*set(legal(r, scores, longest)) - {'null'}, (0, 0)])
       for r in range(BATCH)])
-  found = jax.jit(functools.partial(
+  valid_mass = jax.jit(functools.partial(
       span_scores.valid_mass, max_answer_length=longest))(
           scores, batch['context_mask'])
-  np.testing.assert_allclose(found, mass, rtol=1e-5)
-  assert (mass[:-1] < 1).all() and mass[-1] == found[-1] == 1
+  np.testing.assert_allclose(valid_mass, mass, rtol=1e-5)
+  assert (mass[:-1] < 1).all() and mass[-1] == valid_mass[-1] == 1
   losses = jax.jit(build(
       f'span_softmax(max_answer_length={longest})').loss)(scores, batch)
   fits = [r for r in range(BATCH)
@@ -436,7 +439,8 @@ def test_with_one_gold_span_or_at_its_limit_it_is_a_simpler_loss(spec, same):
 
 
 def test_boundary_marginal_credits_a_start_with_the_end_of_another_mention():
-  # Mentions (4, 5) and (8, 9); all mass on start 4 and end 9, which is neither.
+  # The mentions are (4, 5) and (8, 9). The probability is on start 4 and end 9,
+  # which is no mention.
   batch = batch_of([((4, 9), [(4, 5), (8, 9)], 0)])
   start, end = np.zeros((2, 1, LENGTH), np.float32)
   start[0, 4] = end[0, 9] = 30
@@ -445,21 +449,72 @@ def test_boundary_marginal_credits_a_start_with_the_end_of_another_mention():
   assert jax.jit(build('marginal').loss)(scores, batch) > 25
 
 
-def test_hard_em_is_drawn_once_an_update_with_its_probability():
+def test_hard_em_is_hard_if_the_draw_is_below_its_probability():
   rows = [((4, 9), [(4, 5), (8, 9)], r) for r in range(3)]
   batch, scores = batch_of(rows), draw(batch=3, fields=())
   soft, hard = (jax.jit(build(f'hard_em(tau=1.0, cap={cap})').loss)(
       scores, batch) for cap in (0.0, 1.0))
-  at = lambda step: build('hard_em(tau=1000.0)').loss(
-      scores, {**batch, 'step': jnp.full(3, step, jnp.int32)})
-  losses = np.asarray(jax.jit(jax.vmap(at))(jnp.arange(4000)))
-  is_hard = np.isclose(losses, hard, rtol=1e-6)
-  np.testing.assert_allclose(losses[~is_hard], np.broadcast_to(
-      soft, losses.shape)[~is_hard], rtol=1e-6)
-  assert (is_hard == is_hard[:, :1]).all()
-  # Below the cap the chance is t / tau: 0.8² / 2 + 0.2 · 0.8 over all of it.
-  assert abs(is_hard[:1000].mean() - 0.48) < 0.03
-  assert abs(is_hard[1000:].mean() - 0.8) < 0.03
+  steps = np.arange(0, 4000, 50)
+  draws = np.random.default_rng(0).random(len(steps), np.float32)
+  step_loss = lambda step, number: build('hard_em(tau=1000.0)').loss(
+      scores, {**batch, 'step': jnp.full(3, step), 'draw': jnp.full(3, number)})
+  losses = jax.jit(jax.vmap(step_loss))(steps, draws)
+  is_hard = draws < np.minimum(steps / 1000, 0.8)
+  assert 10 < is_hard.sum() < 70
+  np.testing.assert_allclose(
+      losses, np.where(is_hard[:, None], hard, soft), rtol=1e-6)
+
+
+def step_draws(seed, steps, devices=1, accumulation=1):
+  """Returns the `draw` of each of 8 rows in train steps, [steps, 8]."""
+  def loss_fn(params, batch, key):
+    del key
+    column = jnp.arange(8)[None] == batch['row'][:, None]
+    draws = jnp.where(column, batch['draw'][:, None], 0.0)  # [rows, 8]
+    return {'loss': 0 * batch['weight'] * params['x'],
+            **{str(r): draws[:, r] for r in range(8)}}
+
+  optimizer = optax.sgd(0.0)
+  params = {'x': jnp.zeros(())}
+  step = functools.partial(step_lib.train_step, loss_fn=loss_fn,
+                           optimizer=optimizer, accumulation=accumulation)
+  batch = {'row': np.arange(8, dtype=np.int32),
+           'weight': np.ones(8, np.float32)}
+  if devices > 1:
+    batch = {k: v.reshape(devices, -1) for k, v in batch.items()}
+    step = jax.pmap(functools.partial(step, axis_name='batch'),
+                    axis_name='batch', in_axes=(None, 0), out_axes=None,
+                    devices=jax.devices()[:devices])
+  else:
+    step = jax.jit(step)
+  state = step_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(params),
+      key_data=jax.random.key_data(jax.random.key(seed)))
+  draws = []
+  for number in steps:  # any order: a resumed run begins at a later step
+    values = step(state.replace(step=jnp.int32(number)), batch)[1]
+    draws.append([8 * values[str(r)] for r in range(8)])  # mean → value
+  return np.array(draws)
+
+
+def test_the_draw_of_a_step_depends_on_seed_and_step_alone():
+  draws = step_draws(0, range(200))
+  assert (draws == draws[:, :1]).all()
+  assert (draws >= 0).all() and (draws < 1).all()
+  assert len(np.unique(draws)) == 200 and abs(draws.mean() - 0.5) < 0.1
+  np.testing.assert_array_equal(step_draws(0, [150, 151]), draws[150:152])
+  other = step_draws(1, range(200))
+  assert abs(np.corrcoef(draws[:, 0], other[:, 0])[0, 1]) < 0.3
+  # The schedules of hard EM at its cap differ too.
+  assert ((draws < 0.8) != (other < 0.8)).any()
+
+
+def test_devices_and_micro_steps_share_the_draw_of_a_step():
+  for fields in ({'devices': 4}, {'accumulation': 2},
+                 {'devices': 2, 'accumulation': 2}):
+    np.testing.assert_array_equal(step_draws(0, [0, 7], **fields),
+                                  step_draws(0, [0, 7]))
 
 
 def test_shared_norm_with_one_window_is_cross_entropy():
@@ -470,7 +525,10 @@ def test_shared_norm_with_one_window_is_cross_entropy():
 
 
 def shared(scores, rows, start, end):
-  """Definition: positions {(row, i): is gold} of start and of end."""
+  """Computes the loss of `shared_norm` by its definition.
+
+  `start` and `end` are {(row, position): is gold} of all counted positions.
+  """
   total = 0.0
   for x, cells in ((scores.start, start), (scores.end, end)):
     value = lambda c, x=x: float(x[c])
@@ -480,18 +538,18 @@ def shared(scores, rows, start, end):
 
 
 @pytest.mark.parametrize(('spans', 'start', 'end'), [
-    # Gold (8, 10) of window 1 is (4, 6) of window 2, which owns its start and
-    # whose end alone counts: not the same token's in window 1, if it owns it.
+    # Gold span (8, 10) of window 1 is (4, 6) of window 2. Window 2 owns its
+    # start, so the end counts there only, even though window 1 owns token 10.
     (([(8, 10)], [(4, 6)]), {(1, 4)}, {(1, 6)}),
-    # No window that holds the span whole owns its start: both count.
+    # No window that contains the span owns its start, so it counts in all.
     (([(9, 9)], []), {(0, 9)}, {(0, 9)}),
     # No answer in any window.
     (([], []), {(0, 0), (1, 0)}, {(0, 0), (1, 0)}),
     # Another answer in the first window.
     (([(4, 5), (8, 10)], [(4, 6)]), {(0, 4), (1, 4)}, {(0, 5), (1, 6)})])
 def test_shared_norm_counts_each_token_once(spans, start, end):
-  # The second window begins 4 tokens later; tokens 4 … 7 and 10 of the first
-  # are owned by it, others by the second.
+  # The second window begins 4 tokens later. The first window owns its tokens
+  # 4 … 7 and 10; the second owns the others.
   rows = [((4, 10), spans[0], 5), ((4, 9), spans[1], 5)]
   batch = batch_of(rows)
   owned = [(0, 4), (0, 5), (0, 6), (0, 7), (0, 10),
@@ -508,17 +566,17 @@ def test_shared_norm_counts_each_token_once(spans, start, end):
 
 
 def test_shared_norm_of_grouped_batches_does_not_depend_on_the_devices():
-  made = batches.stream(**batches.GROUPING[3])
+  stream = batches.stream(**batches.GROUPING[3])
   loss = jax.jit(build('shared_norm').loss)
-  for batch in itertools.islice(made, 3):
+  for batch in itertools.islice(stream, 3):
     length = batch['token_ids'].shape[1]
     scores = draw(batch=16, length=length, fields=())
     total = loss(scores, batch) * batch['weight']
     parts = np.zeros(16, np.float32)
-    for device in range(made.devices):
-      for micro_step in range(made.accumulation):
-        rows = np.arange(16).reshape(made.devices, -1)[device][
-            micro_step::made.accumulation]
+    for device in range(stream.devices):
+      for micro_step in range(stream.accumulation):
+        rows = np.arange(16).reshape(stream.devices, -1)[device][
+            micro_step::stream.accumulation]
         part = {k: v[rows] for k, v in batch.items()}
         parts[rows] = part['weight'] * loss(
             jax.tree.map(lambda x, r=rows: x[r], scores), part)
@@ -589,7 +647,7 @@ def test_f1_weighted_is_its_definition(weight, longest):
 
 
 def test_answerability_is_judged_per_window():
-  # Windows 4 and 5 are of one question; only 4 holds its answer.
+  # Windows 4 and 5 belong to one question; only window 4 contains its answer.
   scores = draw()
   def expected(row):
     p = 1 / (1 + np.exp(-float(scores.null[row])))
@@ -609,11 +667,11 @@ def test_answerability_of_a_grouped_loss_is_the_mean_over_its_windows():
   check('answerability(base="shared_norm", weight=1.0)', scores, expected)
 
 
-def test_answerability_asks_for_what_its_base_asks_for():
+def test_answerability_needs_all_that_its_base_needs():
   objective = build('answerability(base="joint(max_answer_length=5)")')
-  assert objective.needs == {'null', 'pair'} and objective.spans
-  assert build('answerability(base="shared_norm")').grouped
-  assert not build('answerability').spans
+  assert objective.needs == {'null', 'pair'} and objective.scores_other_spans
+  assert build('answerability(base="shared_norm")').needs_whole_questions
+  assert not build('answerability').scores_other_spans
 
 
 @pytest.mark.parametrize(('spec', 'message'), [

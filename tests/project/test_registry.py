@@ -1,4 +1,4 @@
-"""Spec strings: what they build and how they fail."""
+"""Tests of spec strings: the objects they build and the errors they raise."""
 
 import flax.linen as nn
 import pytest

@@ -1,11 +1,13 @@
-"""ATTENTION: the programs that compute it, with one result, and their limits.
+"""The implementations of attention, their table ATTENTION, and their LIMITS.
 
-Glossary of shapes: B rows, L length, H heads, K head size.
+Glossary of shapes: B rows, L row length, H attention heads, K head size.
 
   y = dropout(softmax(q kᵀ / √K)) v          (Vaswani et al., 2017, section 3.2)
 
-over the real tokens or, in a packed row, over those of the query's own segment.
-A new one is a file here, a line in the table and one in LIMITS.
+The softmax is over the tokens that are not padding or, in a packed row, over
+the segment of the query. All implementations have the same result up to
+rounding. A new implementation is a file here, a line of ATTENTION and a line of
+LIMITS.
 """
 
 from collections.abc import Callable
@@ -25,22 +27,22 @@ from qa_jax.models.attention.base import Visible
 
 @dataclasses.dataclass(frozen=True)
 class Use:
-  """What attention is wanted for."""
+  """The platform, shapes and dtype for which attention is used."""
 
-  platform: str  # jax's name; '': not known yet, and no obstacle
+  platform: str  # in the naming of jax; '': unknown yet, any is accepted
   length: int
   head_size: int
   dtype: jnp.dtype
   packed: bool
   training: bool
-  dropout: float = 0.0  # of the weights, in training
+  dropout: float = 0.0  # rate of attention weights, in training
 
 
 def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
          drop: Drop) -> jax.Array:
-  """What `choose` finds for the platform, decided when traced."""
-  return ATTENTION[choose_attention(_use(q, visible, drop))](q, k, v, visible,
-                                                             drop)
+  """Computes attention with the choice of `choose_attention`, when traced."""
+  name = choose_attention(_use(q, visible, drop))
+  return ATTENTION[name](q, k, v, visible, drop)
 
 
 ATTENTION: dict[str, Attend] = {
@@ -52,9 +54,9 @@ ATTENTION: dict[str, Attend] = {
 
 
 def choose_attention(use: Use) -> str:
-  """The implementation for a use, `xla` where the fast one does not fit.
+  """Returns the name of the fast implementation, or 'xla' if it does not fit.
 
-  `pallas` is nobody's default until it has been measured on a GPU.
+  'pallas' is never chosen, because it has not been measured on a GPU.
   """
   fast = {'gpu': 'cudnn'}.get(use.platform, 'xla')
   return 'xla' if limitation(fast, use) else fast
@@ -65,7 +67,7 @@ def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
           f'runs on a {platform.upper()}, and this is a {{use.platform}}')
 
 
-# Name → what stands in the way, with the words for it.
+# Name → pairs of a condition that excludes the use, and the message for it.
 LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
     'auto': (),
     'xla': (),
@@ -89,30 +91,31 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
 
 
 def limitation(name: str, use: Use) -> str:
-  """What stands between an implementation and a use, or ''."""
-  for applies, words in LIMITS[name]:
-    if applies(use):
-      return words.format(use=use)
+  """Returns why an implementation cannot serve a use, or '' if it can."""
+  for excludes, message in LIMITS[name]:
+    if excludes(use):
+      return message.format(use=use)
   return ''
 
 
 def attend(name: str, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-  """Attention by the entry `name` of ATTENTION.
+  """Computes attention with the entry `name` of ATTENTION.
 
   Raises:
-    UserError: there is no such entry, or it is not for this platform or use.
+    UserError: there is no such entry, or it cannot serve this platform or use.
   """
   check_attention(name, _use(q, visible, drop))
   return ATTENTION[name](q, k, v, visible, drop)
 
 
 def check_attention(name: str, use: Use, what: str = 'attention') -> None:
-  """Raises a UserError that names those that fit; `what` is for messages."""
-  if name not in ATTENTION:
-    raise errors.UserError(
-        f'unknown {what} {name!r}{errors.did_you_mean(name, ATTENTION)}')
+  """Raises a UserError if the implementation `name` cannot serve a use.
+
+  The message lists the implementations that can; `what` names the setting.
+  """
+  errors.check_known(what, name, ATTENTION)
   problem = limitation(name, use)
   if problem:
     fitting = [other for other in ATTENTION if not limitation(other, use)]

@@ -1,6 +1,6 @@
-"""What every implementation of attention is given, and how it is spread.
+"""The inputs of every implementation of attention, and its partition by rows.
 
-Glossary of shapes: B rows, L length, H heads, K head size.
+Glossary of shapes: B rows, L row length, H attention heads, K head size.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +15,21 @@ import jax.numpy as jnp
 from qa_jax.models import dropout
 from qa_jax.models.dropout import DropoutKeys
 
-MASKED = -1e9  # finite: a row without any real token keeps finite gradients
-
 
 @flax.struct.dataclass
 class Visible:
-  """What a token attends to."""
+  """The tokens that each token attends to."""
 
-  attention_mask: jax.Array  # [B, L] bool: the real tokens
-  # [B, L] int32, 0 at padding: the same number is the same segment of a packed
-  # row. None: a row is one segment, and padding attends to it as well.
+  attention_mask: jax.Array  # [B, L] bool, false at padding
+  # [B, L] int32: the number of the segment in a packed row, 0 at padding. If it
+  # is None, a row is one segment, and padding attends to it too.
   segment_ids: jax.Array | None = None
 
   def ids(self) -> tuple[jax.Array, jax.Array]:
-    """[B, L] int32 of queries and of keys: equal numbers see each other."""
+    """Returns ids of queries and of keys, [B, L] int32.
+
+    A query attends to the keys that have its id.
+    """
     if self.segment_ids is not None:
       return self.segment_ids, self.segment_ids
     keys = self.attention_mask.astype(jnp.int32)
@@ -37,64 +38,60 @@ class Visible:
 
 @flax.struct.dataclass
 class Drop:
-  """Dropout of attention weights; see models/dropout.py."""
+  """The dropout of attention weights; see models/dropout.py."""
 
-  keys: DropoutKeys | None = None  # None: nothing is dropped
+  keys: DropoutKeys | None = None  # None: no dropout
   rate: float = flax.struct.field(pytree_node=False, default=0.0)
 
   @property
   def active(self) -> bool:
+    """Returns whether any weight can be dropped."""
     return self.keys is not None and self.rate > 0
 
   def __call__(self, weights: jax.Array) -> jax.Array:  # [B, H, L, L]
+    """Drops attention weights."""
     return dropout.dropout(
         weights, self.rate, self.keys, dropout.ATTENTION_WEIGHTS)
 
 
 class Attend(Protocol):
-  """softmax(q kᵀ / √K) v, over what is visible."""
+  """The signature of an implementation of attention."""
 
   def __call__(self, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
                k: jax.Array, v: jax.Array, visible: Visible,
                drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-    ...
+    """Computes dropout(softmax(q kᵀ / √K)) v over the visible tokens."""
 
 
 def scaled(q: jax.Array) -> jax.Array:
-  """q / √K in its own dtype."""
+  """Computes q / √K in the dtype of `q`."""
   return q / math.sqrt(q.shape[-1])
 
 
-def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array],
-            shared: Sequence[jax.Array] = ()) -> Any:
-  """function(*rows, *shared), each device computing the rows it has.
+def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:
+  """Computes function(*rows) on each device for the rows of that device.
 
-  The first axis of `rows` and of the results is that of rows. A kernel is
-  opaque to the compiler, which would otherwise bring all rows to every device.
-  Under pmap, and on one device, this is a plain call. It has no derivative, and
-  vmap makes a loop of it.
+  The first axis of the arrays `rows` and of the results numbers the rows.
+  Without this function the compiler, which cannot look into a kernel, would
+  copy all rows to every device. Under pmap and on one device this is a plain
+  call. It has no derivative, and vmap turns it into a loop.
   """
-  operands = (*rows, *shared)
-  results = jax.tree.leaves(jax.eval_shape(function, *operands))
+  results = jax.tree.leaves(jax.eval_shape(function, *rows))
 
-  def axes(name: str, number: int, rank: int) -> str:
-    own = [f'{name}{number}_{axis}' for axis in range(rank)]
-    return ' '.join(own if name == 's' else ['b', *own[1:]])
-
-  rule = (', '.join([*(axes('i', n, x.ndim) for n, x in enumerate(rows)),
-                     *(axes('s', n, x.ndim) for n, x in enumerate(shared))])
-          + ' -> ' + ', '.join(
-              axes('o', n, x.ndim) for n, x in enumerate(results)))
+  def axes(name: str, arrays: Sequence[Any]) -> str:
+    return ', '.join(
+        ' '.join(['b', *(f'{name}{n}_{axis}' for axis in range(1, x.ndim))])
+        for n, x in enumerate(arrays))
 
   def partition(mesh: jax.sharding.Mesh, arguments: Sequence[Any],
                 result: Any) -> Any:
-    spec = arguments[0].sharding.spec
-    split = jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(*spec[:1]))
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(
+        *arguments[0].sharding.spec[:1]))
     return (mesh, function, jax.tree.map(lambda _: split, result),
-            (*(split for _ in rows), *(whole for _ in shared)))
+            tuple(split for _ in rows))
 
-  spread = custom_partitioning.custom_partitioning(function)
-  spread.def_partition(partition=partition, sharding_rule=rule)
-  return jax.custom_batching.sequential_vmap(spread)(*operands)
+  partitioned = custom_partitioning.custom_partitioning(function)
+  partitioned.def_partition(
+      partition=partition,
+      sharding_rule=f'{axes("i", rows)} -> {axes("o", results)}')
+  return jax.custom_batching.sequential_vmap(partitioned)(*rows)

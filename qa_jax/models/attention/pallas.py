@@ -1,13 +1,14 @@
-"""Our own fused attention: one Pallas kernel each way, by Triton, for GPUs.
+"""Fused attention in Pallas for GPUs: a forward and a backward Triton kernel.
 
-Glossary of shapes: B rows, L length, P length padded to tiles, H heads, K head
-size, T tile.
+Glossary of shapes: B rows, L row length, P row length padded to whole tiles,
+H attention heads, K head size, T tile.
 
-Scores exist a tile of queries by a tile of keys at a time. The softmax adds up
-over tiles of keys and, backwards, is computed again from the maximum and the
-sum that were kept (Dao et al., 2022, algorithms 1 and 4). Dropout hashes the
-index of a weight (models/dropout.py): the mask of `xla` bit for bit, in both
-directions, and stored in neither. On a CPU, for tests, they are interpreted.
+Only the scores of one tile of queries and one tile of keys exist at a time. The
+forward kernel accumulates the softmax over the tiles of keys. The backward
+kernel computes it again from the stored maximum and sum (Dao et al., 2022,
+algorithms 1 and 4). Dropout hashes the index of a weight (models/dropout.py),
+so both kernels have the masks of `xla` bit for bit and store none. On a CPU, in
+tests, the kernels are interpreted.
 """
 
 from collections.abc import Callable
@@ -18,28 +19,31 @@ import jax
 from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
+from qa_jax import span_scores
 from qa_jax.models import dropout
 from qa_jax.models.attention import base
 from qa_jax.models.attention.base import Drop
 from qa_jax.models.attention.base import Visible
 
-HEAD_SIZES = (16, 32, 64, 128)  # what Triton's products take
+HEAD_SIZES = (16, 32, 64, 128)  # sizes of operands of a Triton product
 LONGEST = 512  # tokens
 TILES = (64, 32, 16)
-SEEDS = 4  # of a row: two of its key, the length that dropout knows, none
-BEYOND = 2 * base.MASKED  # of a key past the end: exp(BEYOND - MASKED) is 0
+SEEDS = 4  # columns: two seeds of the row, its length for dropout, one unused
+# The score of a key beyond L. It is below MASKED, so that a row in which all
+# keys are masked gives such keys no weight: exp(BEYOND - MASKED) is 0.
+BEYOND = 2 * span_scores.MASKED
 
 
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-  """As `xla`, with no array of L·L elements in either direction."""
+  """Computes attention without arrays of L·L elements, and its gradient too."""
   length = q.shape[2]
   missing = -length % TILES[-1]
   rate, seeds = 0.0, jnp.zeros((len(q), SEEDS), jnp.uint32)
   if drop.active:
     rate, keys = drop.rate, drop.keys.fold(0)
-    seeds = seeds.at[:, :2].set(dropout.seeds(keys.keys)).at[:, 2].set(
+    seeds = seeds.at[:, :2].set(dropout.row_seeds(keys.keys)).at[:, 2].set(
         length if keys.lengths is None else keys.lengths.astype(jnp.uint32))
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
              for x in (base.scaled(q), k, v))
@@ -65,8 +69,8 @@ def _forward(length, rate, q, k, v, query_ids, key_ids, seeds):
   return y, (q, k, v, query_ids, key_ids, seeds, y, top, total)
 
 
-def _backward(length, rate, kept, g):
-  q, k, v, query_ids, key_ids, seeds, y, top, total = kept
+def _backward(length, rate, residuals, g):
+  q, k, v, query_ids, key_ids, seeds, y, top, total = residuals
   centre = (g * y).sum(axis=-1)  # [B, H, P]
   gradients = base.by_rows(
       functools.partial(_backward_call, length, rate),
@@ -79,8 +83,11 @@ _fused.defvjp(_forward, _backward)
 
 
 def _forward_call(length, rate, q, k, v, query_ids, key_ids, seeds):
-  """y [B, H, P, K], and of each query's scores the maximum and the sum of
-  exp(score - maximum), [B, H, P]; all float32."""
+  """Calls the forward kernel: returns y [B, H, P, K] and two statistics.
+
+  These are the maximum of the scores of each query and the sum of
+  exp(score - maximum), [B, H, P]. All results are float32.
+  """
   batch, heads, padded, size = q.shape
   tile = _tile(padded)
   of_head, of_tile, ids, tile_ids, both = _blocks(padded, size, tile)
@@ -96,7 +103,10 @@ def _forward_call(length, rate, q, k, v, query_ids, key_ids, seeds):
 
 def _backward_call(length, rate, q, k, v, query_ids, key_ids, seeds, g, top,
                    total, centre):
-  """The gradients of q, k and v, [B, H, P, K], in their dtypes."""
+  """Calls the backward kernel: returns the gradients of q, k and v.
+
+  They are [B, H, P, K], in the dtypes of q, k and v.
+  """
   batch, heads, padded, size = q.shape
   tile = _tile(padded)
   of_head, of_tile, ids, _, both = _blocks(padded, size, tile)
@@ -116,8 +126,11 @@ def _tile(padded: int) -> int:
 
 
 def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
-  """Of a program (row, head, tile): the head and the tile of [B, H, P, K], the
-  row and the tile of [B, P], the row of [B, SEEDS]."""
+  """Returns the blocks of arrays for the program (row, head, tile).
+
+  They are a head and a tile of [B, H, P, K], a row and a tile of [B, P], and a
+  row of [B, SEEDS].
+  """
   return [
       pl.BlockSpec((None, None, padded, size), lambda b, h, n: (b, h, 0, 0)),
       pl.BlockSpec((None, None, tile, size), lambda b, h, n: (b, h, n, 0)),
@@ -128,7 +141,8 @@ def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
 
 def _call(kernel: Callable[..., None], *arrays: jax.Array,
           **options: Any) -> Any:
-  # Deferred: a twentieth of a command's start-up, for GPUs alone.
+  # Deferred, because only GPUs need it and it takes a twentieth of the start of
+  # a command.
   from jax.experimental.pallas import triton
 
   return jax.lax.platform_dependent(
@@ -168,13 +182,19 @@ def _forward_kernel(length, rate, q_ref, k_ref, v_ref, query_ids_ref,
 def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
                      key_ids_ref, seeds_ref, g_ref, top_ref, total_ref,
                      centre_ref, dq_ref, dk_ref, dv_ref):
-  """Tile n of keys by all queries, then tile n of queries by all keys."""
+  """Computes dk and dv of key tile n, then dq of query tile n.
+
+  n is the third index of the program. The first loop is over all tiles of
+  queries, the second over all tiles of keys.
+  """
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
 
   def pair(i, j):
-    """Of query tile i and key tile j, [T, T] each: the dropped weights and the
-    gradient of the scores."""
+    """Returns the weights after dropout and the gradient of the scores.
+
+    Both are [T, T], of query tile i and key tile j.
+    """
     rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
     scores, seen = _scores(
         length, q_ref[rows, :], k_ref[columns, :], query_ids_ref[rows],
@@ -208,17 +228,20 @@ def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
 
 
 def _scores(length, q, k, query_ids, key_ids, n):
-  """[T, T] float32 with MASKED and BEYOND in place, and [T, T] bool: seen;
-  n numbers the tile of keys."""
+  """Computes the scores of key tile n, and the mask of visible keys.
+
+  The scores are [T, T] float32, MASKED where the mask is false and BEYOND for
+  keys beyond `length`.
+  """
   seen = query_ids[:, None] == key_ids[None, :]
-  scores = jnp.where(seen, _product(q, k, 1, 1), base.MASKED)
+  scores = jnp.where(seen, _product(q, k, 1, 1), span_scores.MASKED)
   column = n * seen.shape[1] + jax.lax.broadcasted_iota(
       jnp.int32, seen.shape, 1)
   return jnp.where(column < length, scores, BEYOND), seen
 
 
 def _factor(rate, seeds_ref, head, i, j, tile):
-  """What dropout multiplies the weights of query tile i, key tile j with."""
+  """Computes the dropout factors of query tile i and key tile j, [T, T]."""
   if not rate:
     return jnp.ones((tile, tile), jnp.float32)
   iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (tile, tile))
@@ -226,8 +249,8 @@ def _factor(rate, seeds_ref, head, i, j, tile):
                 for axis, n in enumerate((i, j)))
   length = seeds_ref[2]
   index = (jnp.uint32(head) * length + query) * length + key
-  kept = dropout.kept(index, seeds_ref[0], seeds_ref[1], rate)
-  return jnp.where(kept, 1 / (1 - rate), 0.0)
+  keep = dropout.keep_mask(index, seeds_ref[0], seeds_ref[1], rate)
+  return jnp.where(keep, 1 / (1 - rate), 0.0)
 
 
 def _product(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:

@@ -1,11 +1,12 @@
-"""Attention as written, for XLA to compile: the reference.
+"""Attention in plain JAX: the reference implementation.
 
-Glossary of shapes: B rows, L length, H heads, K head size.
+Glossary of shapes: B rows, L row length, H attention heads, K head size.
 """
 
 import jax
 import jax.numpy as jnp
 
+from qa_jax import span_scores
 from qa_jax.models import matmul
 from qa_jax.models.attention import base
 from qa_jax.models.attention.base import Drop
@@ -15,17 +16,17 @@ from qa_jax.models.attention.base import Visible
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-  """The definition, with a float32 softmax."""
+  """Computes attention by its definition, with a float32 softmax."""
   scores = matmul.einsum('bhqk,bhsk->bhqs', base.scaled(q), k, q.dtype)
   if visible.segment_ids is None:
     seen = visible.attention_mask[:, None, None, :]
   else:
     ids = visible.segment_ids
     seen = ids[:, None, :, None] == ids[:, None, None, :]
-  scores = jnp.where(seen, scores, base.MASKED)
+  scores = jnp.where(seen, scores, span_scores.MASKED)
   weights = jnp.exp(scores - jax.lax.stop_gradient(
       scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1, keepdims=True)
-  # Dividing after the product costs L·K instead of L·L divisions.
+  # The division after the product takes L·K divisions instead of L·L.
   return matmul.einsum(
       'bhqs,bhsk->bhqk', drop(weights), v, q.dtype) / total
