@@ -47,7 +47,7 @@ def calibrate(workdir: pathlib.Path, data: str, *,
         temperatures=calibration.TEMPERATURES,
         progress=decode_lib.progress_label(progress, n, len(blocks)))
     parts.append(answers.merge_windows(
-        block, dataclasses.replace(spans, mass=None),
+        block, dataclasses.replace(spans, log_partition=None),
         n_best=qa.config.decode.n_best,
         null_rule=qa.config.decode.null_rule))
     fitted_to.append(_fitting(block, spans, qa.config.decode))
@@ -94,7 +94,7 @@ def _fitting(windows: windows_lib.WindowSet, spans: candidates.WindowSpans,
   best = np.maximum.reduceat(
       (spans.score[:, 0] if spans.exact is None else spans.exact).astype(
           np.float64), first)
-  row, column = np.nonzero(spans.gold > candidates.NO_SPAN / 2)
+  row, column = np.nonzero(spans.gold_scores > candidates.NO_SPAN / 2)
   gold_of = windows.example_of[row]
   nulls = decode.null_rule != 'never'
   fits = np.zeros(len(examples), bool)
@@ -105,11 +105,11 @@ def _fitting(windows: windows_lib.WindowSet, spans: candidates.WindowSpans,
   keep = fits[gold_of]
   return calibration.TemperatureData(
       mass=np.logaddexp.reduceat(
-          spans.mass.astype(np.float64), first, axis=0)[fits],
+          spans.log_partition.astype(np.float64), first, axis=0)[fits],
       best=best[fits],
       null=np.minimum.reduceat(spans.null.astype(np.float64), first)[fits]
       if nulls else None,
-      gold=spans.gold[row, column].astype(np.float64)[keep],
+      gold=spans.gold_scores[row, column].astype(np.float64)[keep],
       gold_of=(np.cumsum(fits) - 1)[gold_of[keep]])
 
 

@@ -63,7 +63,7 @@ class Evaluator:
     answers, *before = decode_lib.answer_at_temperatures(
         self._model, params, self.windows, self._config,
         (temperature, 1.0) if held_out else (1.0,), mesh=self._mesh,
-        progress=progress, spread=spreads.append if show else None)
+        progress=progress, statistics=spreads.append if show else None)
     odd = int((~np.isfinite(answers.null_score)).sum())
     if odd:
       raise errors_lib.UserError(

@@ -12,9 +12,7 @@ from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import check_text
-from qa_jax.inference import decode
 from qa_jax.inference import predict
-from qa_jax.inference import span_view
 from qa_jax.io import files
 from qa_jax.serving import batching
 
@@ -69,10 +67,8 @@ class Service:
         self.qa.answer_batch, max_batch=limits.batch)
 
   def warm_up(self) -> int:
-    """Compiles every program that requests may need; how many."""
-    parts = (self.qa.model, self.qa.params, self.qa.config,
-             self.qa.tokenizer)
-    return decode.warm_up(*parts) + span_view.warm_up(*parts)
+    """Compiles all programs of requests and returns their number."""
+    return self.qa.warm_up()
 
   def parse(self, body: bytes) -> Question:
     """The request in a body.

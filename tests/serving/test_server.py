@@ -140,16 +140,17 @@ def test_after_the_warm_up_no_request_compiles():
   service, app = make()
   assert service.warm_up() == 3 + 1  # 1, 2 or 4 windows; one for the map
   programs = (decode._program(service.qa.model, service.qa.config.decode),
-              span_view._scorer(service.qa.model))
+              span_view._compiled(service.qa.model,
+                                  service.qa.config.decode.max_answer_length))
   before = [program._cache_size() for program in programs]
-  made = decode._searcher.cache_info().misses
+  made = decode._compiled.cache_info().misses
   with testclient.TestClient(app) as client:
     for n in (1, 12, 60, 110):
       response = client.post('/answer', json={**BODY, 'context': 'Mira ' * n})
       assert response.status_code == 200
     assert client.post('/spans', json=BODY).status_code == 200
   assert [program._cache_size() for program in programs] == before
-  assert decode._searcher.cache_info().misses == made
+  assert decode._compiled.cache_info().misses == made
 
 
 # What is refused.
