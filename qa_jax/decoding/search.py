@@ -90,7 +90,7 @@ def banded(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
   table = span_band(scores, start_mask, end_mask,
                     max_answer_length=max_answer_length)
   width = table.shape[-1]
-  best, flat = _top_k(table.reshape(len(table), -1), n_best)
+  best, flat = _top_k(table.reshape(table.shape[0], -1), n_best)
   first = flat // width
   return _spans(scores, best, first, first + flat % width)
 
