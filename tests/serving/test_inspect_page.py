@@ -124,7 +124,7 @@ def test_tint_grows_with_probability():
 def test_best_spans_are_those_of_predict(one):
   answer = random_qa('independent').answer(
       question=QUESTION, context=CONTEXT)
-  *rows, null = cells(one, 'found')
+  *rows, null = cells(one, 'candidates')
   assert [row[1] for row in rows] == [c['text'] for c in answer.n_best]
   assert [row[2] for row in rows] == [
       f'{c["score"]:.3f}' for c in answer.n_best]
@@ -135,7 +135,7 @@ def test_best_spans_are_those_of_predict(one):
 
 
 def test_probabilities_of_all_spans_add_up_to_one():
-  rows = cells(rendered(n_best=200), 'found')[:-1]
+  rows = cells(rendered(n_best=200), 'candidates')[:-1]
   assert sum(float(row[3]) for row in rows) == pytest.approx(1, abs=5e-3)
 
 
@@ -163,7 +163,7 @@ def test_the_null_rule_says_what_it_decided(margin):
   silent = qa.answer(question=QUESTION, context=CONTEXT).text == ''
   assert silent == (margin < 0)
   assert ('so there is no answer' in text) == silent
-  assert ('does not exceed the threshold' in text) != silent
+  assert ('does not exceed the null threshold' in text) != silent
 
 
 @pytest.mark.parametrize('rule', ['margin', 'posterior'])
@@ -180,7 +180,7 @@ def test_two_questions_stand_side_by_side_on_the_same_tokens(two):
   assert [e[2] for e in two.find('h2')] == [QUESTION, 'What is in Oslo?']
   left, right = (e[2] for e in two.find('div', 'passage'))
   assert left == right == CONTEXT
-  assert 'the encoder has put the question into' in two.find('p', 'point')[0][2]
+  assert 'depends on the question' in two.find('p', 'point')[0][2]
   tips = [e[1]['data-tip'] for e in two.find('span', 't')]
   half = len(tips) // 2
   assert [t.split('\n')[0] for t in tips[:half]] == [
@@ -203,7 +203,7 @@ def test_a_joint_head_is_shown_as_one(head):
   text = ' '.join(e[2] for e in tree.find('article'))
   assert 'summed over the spans' in text and 'S·h' not in ' '.join(
       e[1]['data-tip'] for e in tree.find('span', 't'))
-  assert ('Left out: the head' in text) == (head != 'biaffine')
+  assert ('Not shown: the head' in text) == (head != 'biaffine')
 
 
 def test_markup_in_any_text_is_text():

@@ -440,7 +440,7 @@ def test_headers_that_trickle_in_are_not_waited_for():
 
 def test_the_limit_on_windows_counts_as_predict_does():
   service, _ = make()
-  asked = service_lib.Question('a', 'b ' * 150, 1)
-  assert service._windows(asked) == len(input_pipeline.make_windows(
+  question = service_lib.Question('a', 'b ' * 150, 1)
+  assert service._count_windows(question) == len(input_pipeline.make_windows(
       random_qa('independent').config, [Example('0', 'a', 'b ' * 150)],
       random_qa('independent').tokenizer))
