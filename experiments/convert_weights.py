@@ -1,4 +1,4 @@
-r"""Converts a checkpoint into a Hugging Face directory, or into a run.
+r"""Converts a checkpoint to a Hugging Face directory or to a run directory.
 
   python -m experiments.convert_weights --source=runs/squad --target=hf/squad
   python -m experiments.convert_weights --source=uncased_L-12_H-768_A-12 \
@@ -6,9 +6,10 @@ r"""Converts a checkpoint into a Hugging Face directory, or into a run.
   python -m experiments.convert_weights --source=DIR_OR_HUB_ID \
       --target=runs/theirs --format=qa_jax
 
---source is a run, a Hugging Face directory or hub id (BERT, DistilBERT,
-ELECTRA as safetensors), or a directory with TensorFlow's bert_model.ckpt,
-bert_config.json and vocab.txt. Neither needs TensorFlow or torch.
+--source is a run directory, a Hugging Face directory or hub id (BERT,
+DistilBERT or ELECTRA as safetensors), or a directory with TensorFlow's
+bert_model.ckpt, bert_config.json and vocab.txt. The conversion needs neither
+TensorFlow nor torch.
 """
 
 import pathlib
@@ -21,11 +22,12 @@ from qa_jax import errors
 from qa_jax.export import hugging_face
 from qa_jax.runtime import console
 
-SOURCE = flags.DEFINE_string('source', None, 'Run, checkpoint or hub id.')
-TARGET = flags.DEFINE_string('target', None, 'New directory.')
-FORMAT = flags.DEFINE_string('format', 'hf', 'hf or qa_jax (a run).')
+SOURCE = flags.DEFINE_string(
+    'source', None, 'Run directory, checkpoint directory or hub id.')
+TARGET = flags.DEFINE_string('target', None, 'Directory to create.')
+FORMAT = flags.DEFINE_string('format', 'hf', 'hf, or qa_jax (a run directory).')
 CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'Of a run: best, last or a step.')
+    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 
 
 def main() -> None:
@@ -40,7 +42,7 @@ def main() -> None:
   for note in source.model.notes:
     console.say(note)
   if not source.model.has_head:
-    console.say('the checkpoint has no span head: an encoder alone')
+    console.say('the checkpoint has no span head: the encoder is converted')
   if FORMAT.value == 'hf':
     hugging_face.write_hugging_face(source, target)
   else:

@@ -3,10 +3,10 @@ r"""Exports a model as one program that runs without qa_jax.
   python -m experiments.export --workdir=runs/squad --output=exported
   python exported/run.py --question="Who …?" --context="…"
 
---output gets program.bin (encoder, head and span search as StableHLO, for any
-number and length of windows), params.safetensors, tokenizer.json, meta.json,
-SHA256SUMS, and run.py, which needs jax, flatbuffers, numpy, safetensors and
-tokenizers alone.
+The directory --output gets program.bin (encoder, head and span search as
+StableHLO, for any number and length of windows), params.safetensors,
+tokenizer.json, meta.json, SHA256SUMS and run.py. run.py needs only jax,
+flatbuffers, numpy, safetensors and tokenizers.
 """
 
 import pathlib
@@ -18,16 +18,17 @@ from qa_jax.export import hugging_face
 from qa_jax.export import stablehlo
 from qa_jax.inference import predict
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
-OUTPUT = flags.DEFINE_string('output', None, 'New directory.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, checkpoint directory or hub id.')
+OUTPUT = flags.DEFINE_string('output', None, 'Directory to create.')
 PLATFORMS = flags.DEFINE_list(
-    'platforms', 'cpu,cuda,tpu', 'What the program can run on.')
+    'platforms', 'cpu,cuda,tpu', 'Platforms of the program.')
 LENGTH = flags.DEFINE_integer(
-    'length', 0, "Tokens of the longest window; 0: as the run's.")
+    'length', 0, 'Tokens of a window; 0: max_length of the run.')
 CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 MERGE = flags.DEFINE_string(
-    'merge', None, "'none' leaves out the decode.merge of a run.")
+    'merge', None, "'none': export without the decode.merge of the run.")
 
 
 def main() -> None:

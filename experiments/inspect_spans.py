@@ -1,10 +1,10 @@
-r"""Shows what S and E read out of a passage, as one HTML page.
+r"""Writes an HTML page with the scores of a passage's tokens and spans.
 
   python -m experiments.inspect_spans --workdir=runs/squad \
       --question="Who …?" --context="…" --output=page.html
 
-With --second_question the same passage stands under two questions, side by
-side; --png draws the same with matplotlib, for a paper.
+--second_question shows the passage with two questions side by side. --png also
+draws the scores with matplotlib, for a paper.
 """
 
 import pathlib
@@ -19,22 +19,24 @@ from qa_jax.io import plots
 from qa_jax.runtime import settings
 from qa_jax.serving import inspect_page
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, checkpoint directory or hub id.')
 QUESTION = flags.DEFINE_string('question', None, 'The question.')
 SECOND_QUESTION = flags.DEFINE_string(
-    'second_question', None, 'Another one on the same passage.')
+    'second_question', None, 'A second question about the passage.')
 CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
-OUTPUT = flags.DEFINE_string('output', None, 'HTML file.')
-PNG = flags.DEFINE_string('png', None, 'Picture, too.')
-N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
+OUTPUT = flags.DEFINE_string('output', None, 'HTML file to write.')
+PNG = flags.DEFINE_string('png', None, 'PNG file to write.')
+N_BEST = flags.DEFINE_integer(
+    'n_best', 10, 'Number of candidates per question.')
 CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 
 
 def main() -> None:
   cli.required(workdir=WORKDIR.value, output=OUTPUT.value,
                context=CONTEXT.value)
-  if QUESTION.value is None:  # an empty question is one
+  if QUESTION.value is None:  # '' is a valid question
     raise errors.UserError('--question is needed; see --help')
   outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
   for path in outputs:
@@ -45,7 +47,7 @@ def main() -> None:
   questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
                if q is not None]
   html = inspect_page.render_page(qa, questions, CONTEXT.value, title=(
-      f'What the head reads: {pathlib.Path(WORKDIR.value).name}'))
+      f'Scores of tokens and spans: {pathlib.Path(WORKDIR.value).name}'))
   if PNG.value:
     answers = qa.answer_batch([
         {'question': q, 'context': CONTEXT.value} for q in questions])

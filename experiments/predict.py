@@ -5,10 +5,10 @@ r"""Answers one question, or every line of a JSONL file.
   python -m experiments.predict --workdir=runs/squad \
       --input=in.jsonl --output=out.jsonl
 
-Each input line is an object with `question` and `context`; the output line
-repeats its `id` and adds the answer and the n-best list. `probability` is that
-of the span among all spans of its context and no answer; of a run that
-experiments.calibrate has seen, it says how often such an answer is right.
+Each input line is an object with `question` and `context`. The output line has
+its `id`, the answer and the n-best list. `probability` is the posterior of a
+span among all spans of its context and no answer. After experiments.calibrate,
+it estimates how often such an answer is right.
 """
 
 import dataclasses
@@ -23,24 +23,26 @@ from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.runtime import settings
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, checkpoint directory or hub id.')
 QUESTION = flags.DEFINE_string('question', None, 'The question.')
 CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
-INPUT = flags.DEFINE_string('input', None, 'JSONL of questions.')
-OUTPUT = flags.DEFINE_string('output', None, 'JSONL of answers.')
-N_BEST = flags.DEFINE_integer('n_best', 5, 'Candidates listed per question.')
+INPUT = flags.DEFINE_string('input', None, 'JSONL file of questions.')
+OUTPUT = flags.DEFINE_string('output', None, 'JSONL file of answers.')
+N_BEST = flags.DEFINE_integer('n_best', 5, 'Number of candidates per question.')
 CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 
 
 def main() -> None:
   cli.required(workdir=WORKDIR.value)
   given = {f.name for f in (QUESTION, CONTEXT, INPUT, OUTPUT)
-           if f.value is not None}  # an empty question or context is one
+           if f.value is not None}  # '' is a valid question or context
   if given not in ({'question', 'context'}, {'input', 'output'}):
-    raise errors.UserError('give --question and --context, or --input and '
-                           '--output')
-  if INPUT.value is not None:
+    raise errors.UserError(
+        'give --question and --context, or --input and --output')
+  many = INPUT.value is not None
+  if many:
     files.check_writable(pathlib.Path(OUTPUT.value))
     questions = predict.read_questions(pathlib.Path(INPUT.value))
   else:
@@ -48,7 +50,6 @@ def main() -> None:
   settings.configure_process()
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     n_best=N_BEST.value)
-  many = INPUT.value is not None
   answers = qa.answer_batch(
       questions, progress='predict' if many else '', cache=many)
   if many:

@@ -1,11 +1,11 @@
-r"""Answers questions over HTTP, and serves a page to ask them on.
+r"""Answers questions over HTTP and serves a page for asking them.
 
   python -m experiments.serve --workdir=runs/squad
   curl -d '{"question": "Who …?", "context": "…"}' localhost:8000/answer
 
-POST /answer, POST /spans, GET /health, /metrics, /openapi.json, and / for
-people. Questions that come together are answered in one batch, as
-experiments.predict answers them. Needs `pip install qa_jax[serve]`.
+The paths are POST /answer and /spans, and GET /health, /metrics, /openapi.json
+and / (the page). Concurrent questions are answered in one batch. The answers
+equal those of experiments.predict. Needs `pip install qa_jax[serve]`.
 """
 
 import dataclasses
@@ -21,26 +21,32 @@ from qa_jax.runtime import console
 from qa_jax.runtime import settings
 from qa_jax.serving import service
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, checkpoint directory or hub id.')
 HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
-PORT = flags.DEFINE_integer('port', 8000, '0: any that is free.',
-                            lower_bound=0, upper_bound=65535)
+PORT = flags.DEFINE_integer(
+    'port', 8000, 'Port to listen on; 0: any free port.', lower_bound=0,
+    upper_bound=65535)
 CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 MAX_BATCH = flags.DEFINE_integer(
-    'max_batch', service.Limits.batch, 'Windows the model sees at a time.',
+    'max_batch', service.Limits.batch, 'Windows in a batch of the model.',
     lower_bound=1)
 MAX_WAITING = flags.DEFINE_integer(
-    'max_waiting', service.Limits.waiting, 'Requests inside; then 503.',
+    'max_waiting', service.Limits.waiting,
+    'Concurrent requests; 503 beyond.',
     lower_bound=1)
 MAX_SECONDS = flags.DEFINE_float(
-    'max_seconds', service.Limits.seconds, 'A request may take; then 503.',
+    'max_seconds', service.Limits.seconds,
+    'Seconds for a request; 503 beyond.',
     lower_bound=0.001)
 MAX_BYTES = flags.DEFINE_integer(
-    'max_bytes', service.Limits.body_bytes, 'Of a body; then 413.',
+    'max_bytes', service.Limits.body_bytes,
+    'Bytes of a request body; 413 beyond.',
     lower_bound=1)
 MAX_WINDOWS = flags.DEFINE_integer(
-    'max_windows', service.Limits.windows, 'Of a context; then 422.',
+    'max_windows', service.Limits.windows,
+    'Windows of a context; 422 beyond.',
     lower_bound=1)
 
 
@@ -51,24 +57,26 @@ def main() -> None:
   except ModuleNotFoundError as e:
     raise errors.UserError(
         f'{e.name} is not installed; pip install "qa_jax[serve]"') from None
-  with server.bind_socket(HOST.value, PORT.value) as found:
+  with server.bind_socket(HOST.value, PORT.value) as listener:
     settings.configure_process()
-    house = service.Service(
+    qa_service = service.Service(
         predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value),
         dataclasses.replace(
             service.Limits(), batch=MAX_BATCH.value,
             waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
             body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value))
     began = time.perf_counter()
-    count = house.warm_up()
-    address, port = found.getsockname()[:2]
+    count = qa_service.warm_up()
+    address, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(address).is_loopback:
       console.say(
-          f'note: whoever reaches {address} may ask; there is no password')
+          f'note: anyone who reaches {address} can ask questions; there is no '
+          'password')
     host = f'[{address}]' if ':' in address else address
-    console.say(f'{count} programs in {time.perf_counter() - began:.1f} s; '
+    seconds = time.perf_counter() - began
+    console.say(f'compiled {count} programs in {seconds:.1f} s; '
                 f'http://{host}:{port}/')
-    server.serve(house, found)
+    server.serve(qa_service, listener)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""NULL_RULES: window scores → how sure it is that a question has no answer.
+"""Null rules: from the scores of a question's windows to its no-answer score.
 
 Glossary of shapes: N windows, E questions.
 
-A rule's score is higher the surer "no answer" is, and a question gets none iff
-it exceeds `decode.null_threshold`. All scores are such that 0 is an even
-choice by the rule's own lights.
+A question gets no answer if its no-answer score exceeds the null threshold
+`config.decode.null_threshold`. Each rule is scaled so that at score 0 its own
+model finds "answer" and "no answer" equally good.
 """
 
 from collections.abc import Callable
@@ -15,62 +15,81 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class WindowScores:
-  """What rules read; question e owns windows [first[e], first[e + 1])."""
+  """The scores that null rules read.
 
-  null: np.ndarray  # [N] float64
-  best: np.ndarray  # [N] float64, of the window's best span
+  Question e owns the windows first[e], …, first[e + 1] - 1.
+  """
+
+  null: np.ndarray  # [N] float64, null scores
+  best: np.ndarray  # [N] float64, score of the window's best span
   first: np.ndarray  # [E]
-  normaliser: np.ndarray | None = None  # [N] float64, log Σ exp over spans
+  normaliser: np.ndarray | None = None  # [N] float64, log-partition of spans
 
 
 def never(windows: WindowScores) -> np.ndarray:  # [E]
-  """Always answers, as SQuAD 1.1 does."""
+  """Returns -inf, so that every question is answered, as in SQuAD 1.1."""
   return np.full(len(windows.first), -np.inf)
 
 
-def min_null(windows: WindowScores) -> np.ndarray:
-  """The least null score of any window, less the best span of all windows:
-  every window must want null (Devlin et al., 2019, section 4.3, and code)."""
+def min_null(windows: WindowScores) -> np.ndarray:  # [E]
+  """Returns the lowest null score minus the best span score of all windows.
+
+  Every window must prefer null (Devlin et al., 2019, section 4.3, and their
+  code).
+  """
   return (np.minimum.reduceat(windows.null, windows.first)
           - np.maximum.reduceat(windows.best, windows.first))
 
 
-def margin(windows: WindowScores) -> np.ndarray:
-  """The least null - best within one window (Alberti et al., 2019): compares
-  scores of one softmax only."""
+def margin(windows: WindowScores) -> np.ndarray:  # [E]
+  """Returns the lowest difference of null score and best span score.
+
+  Each difference is taken within one window, so that only scores of one
+  softmax are compared (Alberti et al., 2019).
+  """
   return np.minimum.reduceat(windows.null - windows.best, windows.first)
 
 
-def classifier(windows: WindowScores) -> np.ndarray:
-  """The least null logit of any window, whatever the spans score (Yang et
-  al., 2019, XLNet)."""
+def classifier(windows: WindowScores) -> np.ndarray:  # [E]
+  """Returns the lowest null logit of any window and ignores the span scores.
+
+  Source: Yang et al. (2019), XLNet.
+  """
   return np.minimum.reduceat(windows.null, windows.first)
 
 
-def product(windows: WindowScores) -> np.ndarray:
-  """The log odds of Π σ(null): no window holds the answer, each being judged
-  on its own; unlike the least, many doubtful windows add up to an answer."""
+def product(windows: WindowScores) -> np.ndarray:  # [E]
+  """Returns the log odds of Π σ(null logit) over the windows of a question.
+
+  The product is the probability that no window holds the answer if windows
+  are judged independently. Unlike the minimum, it lets many doubtful windows
+  add up to an answer.
+  """
   log_p = np.add.reduceat(-np.logaddexp(0, -windows.null), windows.first)
-  # p rounds to 1 above a logit of about 700; the odds stay finite.
+  # p rounds to 1 above a logit of about 700. The bound keeps the odds finite.
   return log_p - np.log(-np.expm1(np.minimum(log_p, -1e-300)))
 
 
-def posterior(windows: WindowScores) -> np.ndarray:
-  """The least log odds of null in one window's softmax over null and all
-  spans, null - log Σ exp(span): the order of log p(null), with 0 at p = ½.
+def posterior(windows: WindowScores) -> np.ndarray:  # [E]
+  """Returns the lowest log odds of null in a window's softmax.
 
-  Spans that share a probable answer count together, not the best one alone.
+  The softmax is over null and all spans, so the log odds are the null score
+  minus the log-partition of the spans. They are 0 at p(null) = ½. Spans that
+  share a probable answer count together, not only the best one.
   """
   return np.minimum.reduceat(windows.null - windows.normaliser, windows.first)
 
 
 @dataclasses.dataclass(frozen=True)
 class NullRule:
-  """A rule, and what must be there for it."""
+  """A null rule and the scores that it requires.
+
+  `needs` may hold 'null' (the head has a null logit and the objective trains
+  it) and 'normaliser' (the log-partition of each window's spans is computed
+  beside the search).
+  """
 
   score: Callable[[WindowScores], np.ndarray]
-  # 'null': a logit of the head's own, trained as one. 'normaliser': that of
-  # the softmax over spans, which then is computed beside the search.
   needs: frozenset[str] = frozenset()
 
 

@@ -51,8 +51,8 @@ def calibrate_run(workdir: pathlib.Path, data: str, *,
         temperatures=calibration.TEMPERATURES, progress=label)
     first_windows.append(first)
     blocks.append(answers_lib.merge_windows(
-        block, dataclasses.replace(spans, mass=None), n_best=decode.n_best,
-        null_rule=decode.null_rule))
+        block, dataclasses.replace(spans, log_partition=None),
+        n_best=decode.n_best, null_rule=decode.null_rule))
     parts.append(_temperature_data(block, spans, decode))
   answers = answers_lib.join_answers(blocks, first_windows)
   threshold, metrics = _choose_threshold(examples, answers, decode)
@@ -103,7 +103,7 @@ def _temperature_data(windows: windows_lib.WindowSet,
   best = np.maximum.reduceat(
       (spans.score[:, 0] if spans.exact is None else spans.exact).astype(
           np.float64), first)
-  row, column = np.nonzero(spans.gold > candidates.NO_SPAN / 2)
+  row, column = np.nonzero(spans.gold_scores > candidates.NO_SPAN / 2)
   gold_of = windows.example_of[row]
   with_null = decode.null_rule != 'never'
   fits = np.zeros(len(examples), bool)
@@ -114,11 +114,11 @@ def _temperature_data(windows: windows_lib.WindowSet,
   usable = fits[gold_of]
   return calibration.TemperatureData(
       log_partition=np.logaddexp.reduceat(
-          spans.mass.astype(np.float64), first, axis=0)[fits],
+          spans.log_partition.astype(np.float64), first, axis=0)[fits],
       best=best[fits],
       null=np.minimum.reduceat(spans.null.astype(np.float64), first)[fits]
       if with_null else None,
-      gold=spans.gold[row, column].astype(np.float64)[usable],
+      gold=spans.gold_scores[row, column].astype(np.float64)[usable],
       gold_of=(np.cumsum(fits) - 1)[gold_of[usable]])
 
 

@@ -64,7 +64,7 @@ class Evaluator:
         self._model, params, self.windows, self._config,
         (calibration.temperature, 1.0) if calibration else (1.0,),
         mesh=self._mesh, progress=progress,
-        spread=statistics.append if show else None)
+        statistics=statistics.append if show else None)
     odd = int((~np.isfinite(answers.null_score)).sum())
     if odd:
       raise errors.UserError(

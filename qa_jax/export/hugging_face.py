@@ -1,5 +1,6 @@
-"""A model of ours → a Hugging Face directory, or a run directory."""
+"""Conversion of a model to a Hugging Face directory or a run directory."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -36,41 +37,44 @@ with torch.no_grad():
 
 @dataclasses.dataclass(frozen=True)
 class ConversionSource:
-  """A model with what is known of how it came about."""
+  """A model to convert, with the run directory that it comes from, if any."""
 
   name: str
   model: pretrained.Pretrained
-  run: pathlib.Path | None  # the directory of a run of ours
+  run: pathlib.Path | None  # the run directory
 
 
 def read_source(source: str, checkpoint_name: str = 'best') -> ConversionSource:
-  """A run, a Hugging Face or TensorFlow directory, or a hub id.
+  """Reads a model from a run directory, a checkpoint directory or a hub id.
 
-  Raises:
-    UserError: none of these, or damaged.
+  A checkpoint directory is one of Hugging Face or TensorFlow. A UserError is
+  raised if `source` is nothing of these or is damaged.
   """
   directory = pathlib.Path(source)
   if not RunDirectory(directory).is_run():
     return ConversionSource(source, pretrained.read_pretrained(source), None)
   qa = predict.load(directory, checkpoint=checkpoint_name)
   return ConversionSource(source, pretrained.Pretrained(
-      qa.model, qa.params, qa.tokenizer, qa.config, True, ()), directory)
+      qa.model, qa.params, qa.tokenizer, qa.config, has_head=True, notes=()),
+                          directory)
 
 
 def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
-  """What transformers loads as a BertForQuestionAnswering, with equal logits.
+  """Writes a directory that transformers loads with equal logits.
 
-  An encoder without a span head becomes a BertModel.
+  The model becomes a BertForQuestionAnswering; an encoder without a span head
+  becomes a BertModel.
 
   Raises:
-    UserError: a head that has no place there, or `target` is not empty.
+    UserError: the head is neither `independent` nor `biased`, or `target` is
+      not empty.
   """
   model = source.model
   tensors = hugging_face.to_hugging_face(model.params)
   if 'qa_outputs.weight' not in tensors:
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
-        "'independent' and 'biased' have a place in a BertForQuestionAnswering")
+        "'independent' and 'biased' can be a BertForQuestionAnswering")
   if not model.has_head:
     tensors = {k: v for k, v in tensors.items()
                if not k.startswith('qa_outputs.')}
@@ -91,17 +95,21 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
 
 def write_weights(tensors: hugging_face.Arrays,
                   directory: pathlib.Path) -> None:
-  """model.safetensors; beside a span head, "bert." begins the other names."""
-  begin = 'bert.' if 'qa_outputs.weight' in tensors else ''
+  """Writes model.safetensors.
+
+  If there is a span head, the names of the encoder's tensors get the prefix
+  "bert.", as in transformers.
+  """
+  prefix = 'bert.' if 'qa_outputs.weight' in tensors else ''
   (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
-      {name if name.startswith('qa_outputs.') else begin + name:
+      {name if name.startswith('qa_outputs.') else prefix + name:
        np.ascontiguousarray(value) for name, value in tensors.items()},
       metadata={'format': 'pt'}))
 
 
 def hugging_face_config(sizes: bert.BertConfig,
                         architecture: str) -> dict[str, Any]:
-  """config.json as transformers writes it."""
+  """Returns the fields of config.json as transformers writes them."""
   return {
       'architectures': [architecture], 'model_type': 'bert',
       'hidden_size': sizes.hidden_size, 'num_hidden_layers': sizes.num_layers,
@@ -118,9 +126,12 @@ def hugging_face_config(sizes: bert.BertConfig,
 
 def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,
                     directory: pathlib.Path) -> None:
-  """vocab.txt, tokenizer.json and tokenizer_config.json of a BertTokenizer."""
+  """Writes vocab.txt, tokenizer.json and tokenizer_config.json.
+
+  They are the files of a BertTokenizer with texts of at most `longest` tokens.
+  """
   tokenizer.save(directory)
-  files.write_text(directory / 'tokenizer.json', whole_tokenizer(tokenizer))
+  files.write_text(directory / 'tokenizer.json', tokenizer_json(tokenizer))
   files.write_json(directory / 'tokenizer_config.json', {
       **files.read_object(directory / 'tokenizer_config.json'),
       'model_max_length': longest,
@@ -128,14 +139,14 @@ def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,
          for name in ('pad', 'unk', 'cls', 'sep', 'mask')}})
 
 
-def whole_tokenizer(tokenizer: tokenizer_lib.Tokenizer) -> str:
-  """tokenizer.json: normaliser, WordPiece and special tokens in one."""
+def tokenizer_json(tokenizer: tokenizer_lib.Tokenizer) -> str:
+  """Returns tokenizer.json: normaliser, WordPiece and special tokens."""
   return implementations.BertWordPieceTokenizer(
       dict(tokenizer.index), lowercase=tokenizer.lowercase).to_str(pretty=True)
 
 
 def model_card(source: ConversionSource) -> str:
-  """README.md, from run.json and the metrics of a run, or from neither."""
+  """Returns README.md, with the metrics and the training of a run, if any."""
   model, sizes = source.model, source.model.model.config
   name = pathlib.Path(source.name).name
   results = _results(source.run) if source.run else {}
@@ -165,28 +176,32 @@ def model_card(source: ConversionSource) -> str:
   if model.has_head:
     lines += [
         'An answer is the best `start_logits[i] + end_logits[j]` over the '
-        "passage's tokens; there is none if the score at `[CLS]` exceeds it. "
-        'How windows were cut and answers chosen is in `config.json` under '
-        '`qa_jax`; `qa_jax.load(".")` does so.', '']
+        "passage's tokens; there is no answer if the score at `[CLS]` exceeds "
+        'it. `config.json` holds the options for windows and decoding under '
+        '`qa_jax`, and `qa_jax.load(".")` uses them.', '']
   return '\n'.join(lines)
 
 
 def _results(run: pathlib.Path) -> dict[str, dict[str, float]]:
-  """The folders of eval/ → their metrics.json."""
-  found = {path.parent.name: files.read_object(path)
-           for path in sorted(run.glob('eval/*/metrics.json'))}
-  for name, values in found.items():
+  """Reads the metrics of all evaluations by the name of their folder."""
+  results = {}
+  for path in sorted(run.glob('eval/*/metrics.json')):
+    values = results[path.parent.name] = files.read_object(path)
     for key in ('total', 'exact_match', 'f1'):
       if type(values.get(key)) not in (int, float):
         raise errors.UserError(
-            f'{run}/eval/{name}/metrics.json: {key} is {values.get(key)!r}, '
-            'expected a number; evaluate again')
-  return found
+            f'{path}: {key} is {values.get(key)!r}, expected a number; '
+            'evaluate again')
+  return results
 
 
 def _training(run: pathlib.Path) -> list[str]:
-  """How the run was trained, as its config.json and run.json say."""
-  record = files.read_object(run / 'run.json')
+  """Returns the lines on training, from run.json and config.json.
+
+  The command line and the uncommitted changes are left out, since they may
+  hold private names.
+  """
+  record = RunDirectory(run).read_record()
   versions = record.get('packages', {})
   facts = {
       'commit': record.get('git', {}).get('commit') or 'unknown',
@@ -200,12 +215,14 @@ def _training(run: pathlib.Path) -> list[str]:
 
 def write_run_directory(source: ConversionSource, target: pathlib.Path,
                         argv: list[str]) -> None:
-  """A run directory that evaluate, predict, load and init_from accept.
+  """Writes a run directory for evaluate, predict, load and init_from.
 
-  Its one checkpoint, 0, has no optimizer state: there is nothing to resume.
+  Its only checkpoint is of step 0 and has no optimizer state, so that training
+  cannot be resumed from it.
 
   Raises:
-    UserError: no span head, a run already, or `target` is not empty.
+    UserError: the model has no span head, is a run already, or `target` is
+      not empty.
   """
   model = source.model
   if source.run:
@@ -223,13 +240,11 @@ def write_run_directory(source: ConversionSource, target: pathlib.Path,
         run_record.run_record(
             seed=model.config.seed, argv=argv, devices=jax.devices(),
             hashes={'vocabulary': model.tokenizer.fingerprint}))
-    store = manager.Checkpoints(directory / 'checkpoints')
-    try:
+    with contextlib.closing(manager.Checkpoints(
+        RunDirectory(directory).checkpoints)) as store:
       store.save(0, params=jax.tree.map(np.asarray, model.params),
                  optimizer={'step': np.zeros((), np.int32)},
                  meta={'source': source.name}, metrics={})
-    finally:
-      store.close()
 
   files.write_directory(target, write)
 
@@ -238,7 +253,7 @@ FORMATS = ('hf', 'qa_jax')
 
 
 def check_target(target: pathlib.Path) -> None:
-  """Raises a UserError unless `target` can be written and holds nothing."""
+  """Raises a UserError if `target` cannot be written or is not empty."""
   files.check_writable(target / 'config.json')
   if target.is_dir() and any(target.iterdir()):
     raise errors.UserError(f'{target} is not empty; choose another directory')

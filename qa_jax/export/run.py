@@ -1,11 +1,12 @@
-r"""Answers a question with an exported program; qa_jax is not needed.
+r"""Answers a question with an exported program, without qa_jax.
 
   python run.py --question="Who …?" --context="…"
 
-What it reads lies beside it. It needs jax, flatbuffers, numpy, safetensors
-and tokenizers.
+The files of the export are beside this script. It needs jax, flatbuffers,
+numpy, safetensors and tokenizers.
 
-Glossary of shapes: B windows of the question, L window length, K candidates.
+Glossary of shapes: B windows of the question, L window length, K n-best
+candidates.
 """
 
 import argparse
@@ -20,15 +21,17 @@ import safetensors.numpy
 import tokenizers
 
 FILES = ('program.bin', 'params.safetensors', 'tokenizer.json', 'meta.json')
-NO_SPAN = -1e9  # the best score where there is no legal span
+NO_SPAN = -1e9  # score reported for a window without any legal span
 
 
 def product(null, best, normaliser):
+  """Returns the log odds that no window holds the answer."""
   log_p = min(-np.logaddexp(0, -null).sum(), -1e-300)
   return log_p - np.log(-np.expm1(log_p))
 
 
-# How sure "no answer" is, from scores [B] of the windows: see null_rules.py.
+# No-answer scores from the null scores, the best span scores and the
+# log-partitions [B] of the windows: see qa_jax/decoding/null_rules.py.
 NULL_RULES = {
     'never': lambda null, best, normaliser: -np.inf,
     'min_null': lambda null, best, normaliser: null.min() - best.max(),
@@ -39,22 +42,30 @@ NULL_RULES = {
 
 
 def load_program(directory):
-  """(meta, program, params, tokenizer); ValueError if a file is damaged."""
+  """Reads (meta, program, params, tokenizer) of an export.
+
+  A ValueError is raised if a file is damaged.
+  """
   sums = (directory / 'SHA256SUMS').read_text(errors='replace').split('\n')
   data = {name: (directory / name).read_bytes() for name in FILES}
   for name, content in data.items():
     if f'{hashlib.sha256(content).hexdigest()}  {name}' not in sums:
       raise ValueError(f'{directory / name} is damaged: SHA256SUMS holds '
                        'another checksum; export it again')
-  words = tokenizers.Tokenizer.from_str(data['tokenizer.json'].decode())
-  words.encode_special_tokens = True  # "[SEP]" in a text is text
+  tokenizer = tokenizers.Tokenizer.from_str(data['tokenizer.json'].decode())
+  # "[SEP]" in a question or context is plain text, not a separator.
+  tokenizer.encode_special_tokens = True
   return (json.loads(data['meta.json']),
           jax.jit(jax.export.deserialize(bytearray(data['program.bin'])).call),
-          safetensors.numpy.load(data['params.safetensors']), words)
+          safetensors.numpy.load(data['params.safetensors']), tokenizer)
 
 
 def make_windows(meta, question, context):
-  """Token ids of both texts → the program's inputs, as windows.py cuts them."""
+  """Returns the program's inputs and the offset of each window's positions.
+
+  `question` and `context` are token ids. Windows are those of
+  qa_jax/data/windows.py. Context token t of a window is at t - offset.
+  """
   question = question[:meta['max_question_length']]
   first, count = len(question) + 2, len(context)
   room = meta['max_length'] - first - 1
@@ -62,13 +73,15 @@ def make_windows(meta, question, context):
                     room - meta['window_overlap'])  # [B]
   end = np.minimum(begin + room, count)
   length = first + (end - begin).max() + 1
-  length = max(-(-length // 32) * 32, meta['min_length'])  # few to compile
+  # The program is compiled once a length, so there are few lengths.
+  length = max(-(-length // 32) * 32, meta['min_length'])
   length = min(length, meta['max_length'])
   token_ids = np.full((len(begin), length), meta['pad_id'], np.int32)
   for row, b, e in zip(token_ids, begin, end, strict=True):
     row[:first + e - b + 1] = [meta['cls_id'], *question, meta['sep_id'],
                                *context[b:e], meta['sep_id']]
-  # A token starts an answer only in the window with the most context around.
+  # Only owned tokens start an answer: each token is owned by the window in
+  # which it has the most context on both sides.
   token = np.arange(count)[:, None]
   around = 100 * np.minimum(token - begin, end - 1 - token) + end - begin
   owner = np.where((token >= begin) & (token < end), around, -1).argmax(1)
@@ -80,40 +93,45 @@ def make_windows(meta, question, context):
 
 
 def answer_question(loaded, question, context):
-  """`context[start:end] == text`; '' at (0, 0) is "no answer".
+  """Returns the answer as a dict with text, start, end and scores.
 
-  Probabilities are among all spans and no answer, as qa_jax's predict.py says.
+  `text` is `context[start:end]`. "No answer" is '' with start and end 0.
+  Probabilities are posteriors among all spans and null, as in
+  qa_jax/inference/predict.py. `loaded` comes from `load_program`.
   """
-  meta, program, params, words = loaded
-  asked, passage = words.encode_batch([question, context],
-                                      add_special_tokens=False)
-  *inputs, shift = make_windows(meta, asked.ids, passage.ids)
+  meta, program, params, tokenizer = loaded
+  query, passage = tokenizer.encode_batch([question, context],
+                                          add_special_tokens=False)
+  *inputs, offset = make_windows(meta, query.ids, passage.ids)
   parts = [jax.device_get(program(params, *(x[i:i + 32] for x in inputs)))
-           for i in range(0, len(shift), 32)]
-  found = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-  best = np.maximum(np.float64(found['score'][:, 0]), NO_SPAN)  # [B]
-  null, normaliser, mass = (
-      np.float64(found[k]) for k in ('null', 'normaliser', 'mass'))
+           for i in range(0, len(offset), 32)]
+  spans = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+  best = np.maximum(np.float64(spans['score'][:, 0]), NO_SPAN)  # [B]
+  null, normaliser, log_partition = (
+      np.float64(spans[k]) for k in ('null', 'normaliser', 'log_partition'))
   b = int(best.argmax())
-  p, null_p = posteriors(meta, best[b], null.min(), mass)
-  sure = NULL_RULES[meta['null_rule']](null, best, normaliser)
-  answered, valid = sure <= meta['null_threshold'], found['valid'][b, 0]
+  p, null_p = posteriors(meta, best[b], null.min(), log_partition)
+  no_answer = NULL_RULES[meta['null_rule']](null, best, normaliser)
+  answered, valid = no_answer <= meta['null_threshold'], spans['valid'][b, 0]
   out = {'text': '', 'start': 0, 'end': 0, 'score': float(best[b]),
          'null_score': float(null.min()),
          'probability': p * bool(valid) if answered else null_p,
          'null_probability': null_p}
   if answered and valid:
-    start = passage.offsets[found['start'][b, 0] + shift[b]][0]
-    end = passage.offsets[found['end'][b, 0] + shift[b]][1]
+    start = passage.offsets[spans['start'][b, 0] + offset[b]][0]
+    end = passage.offsets[spans['end'][b, 0] + offset[b]][1]
     out |= {'text': context[start:end], 'start': start, 'end': end}
   return out
 
 
-def posteriors(meta, best, null, mass):
-  """Of the best span and of no answer: see aggregate.py."""
+def posteriors(meta, best, null, log_partition):
+  """Returns the posteriors of the best span and of null.
+
+  They are computed as in qa_jax/decoding/answers.py.
+  """
   t = meta['temperature']
   null = -np.inf if meta['null_rule'] == 'never' else null / t
-  total = np.logaddexp(null, np.logaddexp.reduce(mass))
+  total = np.logaddexp(null, np.logaddexp.reduce(log_partition))
   return float(np.exp(min(best / t - total, 0.0))), float(np.exp(null - total))
 
 
@@ -121,10 +139,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--question', required=True)
   parser.add_argument('--context', required=True)
-  asked = parser.parse_args()
+  flags = parser.parse_args()
   try:
     loaded = load_program(pathlib.Path(__file__).resolve().parent)
-    print(json.dumps(answer_question(loaded, asked.question, asked.context)))
+    print(json.dumps(answer_question(loaded, flags.question, flags.context)))
   except (OSError, ValueError) as e:
     sys.exit(f'error: {" ".join(str(e).split())}')
 

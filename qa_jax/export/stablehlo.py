@@ -1,9 +1,10 @@
-"""A run as one program: encoder, head and span search as StableHLO.
+"""Export of a model as one StableHLO program: encoder, head and span search.
 
-Glossary of shapes: B batch (windows), L window length, K candidates.
+Glossary of shapes: B batch (windows), L window length, K n-best candidates.
 
-The program is jax.export's: any number of windows of any length within its
-bounds, compiled by whoever loads it, for every platform it was lowered for.
+The program is written by jax.export. It takes any number of windows of any
+length within its bounds. The process that loads it compiles it, on any
+platform for which it was lowered.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,19 +39,19 @@ PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
 
 def answer_program(model: qa.QAModel, decode: config_lib.Decode,
                    temperature: float) -> Callable[..., dict[str, jax.Array]]:
-  """What is exported, a function of parameters and windows.
+  """Returns the function of parameters and windows that is exported.
 
-  Attention is `xla`: plain StableHLO, which runs on every platform.
+  Its attention is `xla`, which is plain StableHLO and runs on every platform.
   """
   model = model.clone(attention='xla')
   find = registry.build(search.SEARCHES, decode.search, what='search')
   normaliser = 'normaliser' in decode_lib.null_rule_needs(decode)
 
-  def run(params: Mapping[str, jax.Array],  # by names, as in safetensors
+  def run(params: Mapping[str, jax.Array],  # by their names in safetensors
           token_ids: jax.Array,  # [B, L] int32
           context: jax.Array,  # [B, 2] int32: context tokens [begin, end)
           owned: jax.Array,  # [B, 2] int32: legal starts [begin, end)
-          ) -> dict[str, jax.Array]:  # [B, K] spans, [B] null, sums of spans
+          ) -> dict[str, jax.Array]:  # [B, K] spans, [B] sums and null scores
     position = jnp.arange(token_ids.shape[1])[None]  # [1, L]
     begin, end = context[:, :1], context[:, 1:]  # [B, 1]; at `end` is [SEP]
     context_mask = (position >= begin) & (position < end)
@@ -62,26 +63,26 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
         token_type_ids=((position >= begin) & (position <= end)).astype(
             jnp.int32), context_mask=context_mask)
     longest = decode.max_answer_length
-    found = candidates.window_candidates(
+    fields = candidates.window_candidates(
         find, scores, start_mask, context_mask, n_best=decode.n_best,
         longest=longest, normaliser=normaliser)
-    mass = candidates.log_partitions(scores,
-                                     start_mask,
-                                     context_mask,
-                                     jnp.float32([temperature]),
-                                     longest=longest)
-    return {'normaliser': jnp.zeros_like(found['null']), **found,
-            'mass': mass[:, 0]}
+    log_partition = candidates.log_partitions(
+        scores, start_mask, context_mask, jnp.float32([temperature]),
+        longest=longest)
+    return {'normaliser': jnp.zeros_like(fields['null']), **fields,
+            'log_partition': log_partition[:, 0]}
   return run
 
 
 def lower_program(model: qa.QAModel, params: Mapping[str, Any],
                   config: config_lib.Config, platforms: Sequence[str],
                   temperature: float = 1.0) -> tuple[jax.export.Exported, int]:
-  """The program for `platforms`, and the length of its shortest windows.
+  """Lowers the program; also returns the length of its shortest windows.
 
-  Windows have at most config.data.max_length tokens, and at least as many as a
-  span can have and candidates are sought: below, the search is another one.
+  The longest windows have config.data.max_length tokens. The shortest windows
+  have at least as many tokens as the longest span and as the n-best list and
+  other counts of head and search, because below these numbers the shapes of
+  the search depend on the window length.
   """
   longest = config.data.max_length
   counts = [v for spec in (config.decode.search, config.model.head)
@@ -104,7 +105,7 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
 
 
 def check_platforms(names: Sequence[str]) -> None:
-  """Raises a UserError for a platform that programs are not lowered for."""
+  """Raises a UserError for a name that is not in PLATFORMS."""
   for name in names:
     if name not in PLATFORMS:
       raise errors.UserError(
@@ -113,10 +114,13 @@ def check_platforms(names: Sequence[str]) -> None:
 
 def export_run(model: predict.QA, target: pathlib.Path,
                platforms: Sequence[str]) -> dict[str, int]:
-  """Writes the program and its runner to `target`; sizes of files in bytes.
+  """Writes the program and its runner to the directory `target`.
+
+  Returns the size in bytes of each file.
 
   Raises:
-    UserError: an unknown platform, `target` is not empty, or merged answers.
+    UserError: a platform is unknown, `target` is not empty, or the model
+      merges candidates, which the program cannot do.
   """
   check_platforms(platforms)
   config = model.config
@@ -129,16 +133,16 @@ def export_run(model: predict.QA, target: pathlib.Path,
                         config.data.max_question_length)
   params = {k: np.ascontiguousarray(v) for k, v in
             flax.traverse_util.flatten_dict(model.params, sep='/').items()}
-  found = model.calibration
-  temperature = found.temperature if found else 1.0
+  temperature = model.calibration.temperature if model.calibration else 1.0
   exported, shortest = lower_program(
       model.model, params, config, platforms, temperature)
-  words = model.tokenizer
+  tokenizer = model.tokenizer
   meta = {
       'max_length': config.data.max_length, 'min_length': shortest,
       'window_overlap': config.data.window_overlap,
       'max_question_length': config.data.max_question_length,
-      'pad_id': words.pad_id, 'cls_id': words.cls_id, 'sep_id': words.sep_id,
+      'pad_id': tokenizer.pad_id, 'cls_id': tokenizer.cls_id,
+      'sep_id': tokenizer.sep_id,
       'null_rule': config.decode.null_rule,
       'null_threshold': config.decode.null_threshold,
       'temperature': temperature,
@@ -147,14 +151,14 @@ def export_run(model: predict.QA, target: pathlib.Path,
       'calling_convention': exported.calling_convention_version,
       'jax': jax.__version__}
   try:
-    blob = exported.serialize()
-  except ModuleNotFoundError as e:  # jax does not ask for it
+    program = exported.serialize()
+  except ModuleNotFoundError as e:  # flatbuffers, which jax does not require
     raise errors.UserError(
         f"{e.name} is not installed; pip install '{e.name}'") from None
   contents = {
-      'program.bin': bytes(blob),
+      'program.bin': bytes(program),
       'params.safetensors': safetensors.numpy.save(params),
-      'tokenizer.json': hugging_face.whole_tokenizer(words).encode(),
+      'tokenizer.json': hugging_face.tokenizer_json(tokenizer).encode(),
       'meta.json': (json.dumps(meta, indent=2) + '\n').encode()}
   sums = ''.join(f'{hashlib.sha256(contents[name]).hexdigest()}  {name}\n'
                  for name in run_lib.FILES)

@@ -1,4 +1,7 @@
-"""Encoder, head and span search over a data set, as one compiled program."""
+"""Answers for a data set: encoder, head and search as one compiled program.
+
+Glossary of shapes: N windows, T temperatures.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
@@ -11,9 +14,7 @@ from qa_jax import config as config_lib
 from qa_jax import input_pipeline
 from qa_jax import registry
 from qa_jax.data import batch_plans
-from qa_jax.data import tokenizer
 from qa_jax.data import windows as windows_lib
-from qa_jax.data.examples import Example
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates
 from qa_jax.decoding import null_rules
@@ -22,30 +23,34 @@ from qa_jax.models import qa
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 
-BLOCK = 2**14  # windows whose candidates are held at a time: 5 MB at 20 each
+# Windows whose candidates are in memory at a time: 5 MB if n_best is 20.
+BLOCK = 2**14
 
 
 def null_rule_needs(decode: config_lib.Decode) -> frozenset[str]:
-  """What the null rule reads beyond null scores and spans."""
+  """Returns the `needs` of the null rule: see null_rules.NullRule."""
   return null_rules.NULL_RULES[decode.null_rule].needs
 
 
 def _program(model: qa.QAModel, decode: config_lib.Decode,
              mesh: jax.sharding.Mesh | None = None, *,
-             spread: bool = False) -> Callable[..., dict[str, Any]]:
-  """The one program that all who ask for the same have in common."""
-  return _searcher(model, decode.search, decode.max_answer_length,
+             statistics: bool = False) -> Callable[..., dict[str, Any]]:
+  """Returns the program of a model and a config, from the cache if possible."""
+  return _compiled(model, decode.search, decode.max_answer_length,
                    decode.n_best, 'normaliser' in null_rule_needs(decode),
-                   devices.replicated_sharding(mesh), spread)
+                   devices.replicated_sharding(mesh), statistics)
 
 
-@functools.cache
-def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
+# The cache holds compiled programs, not parameters. A process seldom evaluates
+# with more than a few models or ways of decoding.
+@functools.lru_cache(maxsize=32)
+def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
               normaliser: bool, result: jax.sharding.Sharding | None,
-              spread: bool) -> Callable[..., dict[str, Any]]:
-  """Encoder, head and span search as one program → fields of WindowSpans.
+              statistics: bool) -> Callable[..., dict[str, Any]]:
+  """Builds encoder, head and span search as one jitted function.
 
-  `mass` is there if there are temperatures, `gold` if the batch has golds.
+  It returns the arrays of WindowSpans by field name. `log_partition` is among
+  them if there are temperatures, and `gold_scores` if the batch has gold spans.
   """
   find = registry.build(search.SEARCHES, spec, what='search')
 
@@ -53,26 +58,22 @@ def _searcher(model: qa.QAModel, spec: str, longest: int, n_best: int,
   def run(params, batch, temperatures):  # [T]
     scores = model.apply({'params': params}, **qa.model_inputs(batch))
     masks = batch['start_mask'], batch['context_mask']
-    found = candidates.window_candidates(find,
-                                         scores,
-                                         *masks,
-                                         longest=longest,
-                                         n_best=n_best,
-                                         normaliser=normaliser)
+    fields = candidates.window_candidates(
+        find, scores, *masks, longest=longest, n_best=n_best,
+        normaliser=normaliser)
     if not search.is_exact(spec):
-      found['exact'] = search.two_stage(
+      fields['exact'] = search.two_stage(
           scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]
     if len(temperatures):
-      found['mass'] = candidates.log_partitions(
+      fields['log_partition'] = candidates.log_partitions(
           scores, *masks, temperatures, longest=longest)
     if 'gold_spans' in batch:
-      found['gold'] = candidates.legal_gold_scores(
+      fields['gold_scores'] = candidates.legal_gold_scores(
           scores, *masks, batch['gold_spans'], longest=longest)
-    if spread:
-      found['spread'] = candidates.score_statistics(scores,
-                                                    masks[1],
-                                                    longest=longest)
-    return found
+    if statistics:
+      fields['statistics'] = candidates.score_statistics(
+          scores, batch['context_mask'], longest=longest)
+    return fields
   return run
 
 
@@ -81,47 +82,51 @@ def score_windows(model: qa.QAModel, params: Any,
                   *, mesh: jax.sharding.Mesh | None = None,
                   progress: str = '', temperatures: Sequence[float] = (),
                   golds: bool = False,
-                  spread: bool = False) -> candidates.WindowSpans:
-  """Runs encoder, head and search over every window.
+                  statistics: bool = False) -> candidates.WindowSpans:
+  """Computes the n-best spans of every window with encoder, head and search.
 
-  Rows are sharded over all devices of `mesh`; padding rows fill the last
-  batch and are dropped. Each process scores the rows of its devices, and gets
-  the spans of all. `progress` names a progress bar, '' shows none. All spans
-  are added up at each of `temperatures`; `golds`: with scores of the gold
-  spans; `spread`: with what `kept.spread` says of each window.
+  Rows are sharded over all devices of `mesh`. Padding rows fill the last batch
+  and are dropped. Each process computes the rows of its devices and gets the
+  spans of all windows. `progress` names the progress bar; with '' there is
+  none. The result has the log-partitions at `temperatures`, the scores of the
+  gold spans if `golds`, and candidates.STATISTICS if `statistics`.
   """
   decode, count = config.decode, mesh.size if mesh else 1
-  normaliser = 'normaliser' in null_rule_needs(decode)
-  run = _program(model, decode, mesh, spread=spread)
-  plan = (batch_plans.plan_packed if config.data.packing else
-          batch_plans.plan_eval)(windows.total_lengths,
-                                 batch_size=input_pipeline.eval_batch_size(
-                                     config, count),
-                                 buckets=input_pipeline.batch_buckets(config),
-                                 multiple=count)
-  one = lambda: np.zeros(len(windows), np.float32)
-  each = lambda dtype: np.zeros((len(windows), decode.n_best), dtype)
-  some = lambda count: np.zeros((len(windows), count), np.float32)
-  out = candidates.WindowSpans(
-      start=each(np.int32), end=each(np.int32), score=each(np.float32),
-      valid=each(bool), null=one(),
-      normaliser=one() if normaliser else None,
-      exact=None if search.is_exact(decode.search) else one(),
+  run = _program(model, decode, mesh, statistics=statistics)
+  plan_batches = (batch_plans.plan_packed if config.data.packing
+                  else batch_plans.plan_eval)
+  plan = plan_batches(
+      windows.total_lengths,
+      batch_size=input_pipeline.eval_batch_size(config, count),
+      buckets=input_pipeline.batch_buckets(config), multiple=count)
+
+  def array(*shape: int, dtype: Any = np.float32,
+            wanted: bool = True) -> np.ndarray | None:
+    return np.zeros((len(windows), *shape), dtype) if wanted else None
+
+  spans = candidates.WindowSpans(
+      start=array(decode.n_best, dtype=np.int32),
+      end=array(decode.n_best, dtype=np.int32),
+      score=array(decode.n_best), valid=array(decode.n_best, dtype=bool),
+      null=array(),
+      normaliser=array(wanted='normaliser' in null_rule_needs(decode)),
+      exact=array(wanted=not search.is_exact(decode.search)),
       temperatures=tuple(temperatures),
-      mass=some(len(temperatures)) if len(temperatures) else None,
-      gold=some(windows.gold_spans.shape[1]) if golds else None,
-      spread=some(len(candidates.STATISTICS)) if spread else None)
+      log_partition=array(len(temperatures), wanted=len(temperatures) > 0),
+      gold_scores=array(windows.gold_spans.shape[1], wanted=golds),
+      statistics=array(len(candidates.STATISTICS), wanted=statistics))
   place = (functools.partial(devices.put_rows, mesh=mesh) if mesh
            else jax.device_put)
   bar = console.Progress(progress, len(plan)) if progress else None
   ahead = devices.RunAhead(2)
   scales = np.asarray(temperatures, np.float32)
+  inputs = (*qa.INPUTS, *qa.PACKED, 'start_mask', *['gold_spans'] * golds)
 
-  def keep(done):
-    for (number, rows), found in done:
+  def store(finished):
+    for (number, rows), fields in finished:
       real = rows >= 0
-      for name, value in found.items():
-        getattr(out, name)[rows[real]] = value[real]
+      for name, value in fields.items():
+        getattr(spans, name)[rows[real]] = value[real]
       if bar:
         bar.update(number)
 
@@ -129,85 +134,74 @@ def score_windows(model: qa.QAModel, params: Any,
     for number, (length, rows) in enumerate(plan, 1):
       batch = input_pipeline.evaluation_batch(windows, rows, length, mesh,
                                               packed=config.data.packing)
-      inputs = (*qa.INPUTS, *qa.PACKED, 'start_mask',
-                *['gold_spans'] * golds)
-      keep(ahead.push((number, rows), run(params, place(
+      store(ahead.push((number, rows), run(params, place(
           {k: batch[k] for k in inputs if k in batch}), scales)))
-    keep(ahead.drain())
+    store(ahead.drain())
   finally:
     if bar:
       bar.close()
-  return out
+  return spans
 
 
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
-            words: tokenizer.Tokenizer) -> int:
-  """Compiles what `answer` may run on one device, unpacked; how many programs.
+            windows: windows_lib.WindowSet, length: int) -> int:
+  """Compiles the programs of one bucket and returns their number.
 
-  They are one for each bucket and each power of two of windows, up to the
-  rows that a batch of the bucket has.
+  They are the programs that `answer_questions` may run for windows of `length`
+  tokens on one device, unpacked: one for each power of two of windows, up to
+  the rows of a full batch. `windows` is any set of windows. Their contents are
+  not used.
   """
   run = _program(model, config.decode)
-  buckets, programs = input_pipeline.batch_buckets(config), 0
-  windows = input_pipeline.make_windows(config, [Example('0', '', '')], words)
-  for length in buckets:
-    most = batch_plans.eval_rows(
-        input_pipeline.eval_batch_size(config, 1), length, buckets[-1], 1)
-    for size in {min(1 << n, most) for n in range(most.bit_length() + 1)}:
-      programs += 1
-      batch = windows.gather(np.full(size, -1), length)
-      jax.block_until_ready(run(params, jax.device_put(
-          {k: batch[k] for k in (*qa.INPUTS, 'start_mask')}),
-                                np.ones(1, np.float32)))
-  return programs
+  longest = input_pipeline.batch_buckets(config)[-1]
+  most = batch_plans.eval_rows(
+      input_pipeline.eval_batch_size(config, 1), length, longest, 1)
+  sizes = {min(1 << n, most) for n in range(most.bit_length() + 1)}
+  for size in sizes:
+    batch = windows.gather(np.full(size, -1), length)
+    jax.block_until_ready(run(params, jax.device_put(
+        {k: batch[k] for k in (*qa.INPUTS, 'start_mask')}),
+                              np.ones(1, np.float32)))
+  return len(sizes)
 
 
-def answer_questions(model: qa.QAModel,
-                     params: Any,
+def answer_questions(model: qa.QAModel, params: Any,
                      windows: windows_lib.WindowSet,
-                     config: config_lib.Config,
-                     *,
+                     config: config_lib.Config, *,
                      temperature: float = 1.0,
                      mesh: jax.sharding.Mesh | None = None,
                      progress: str = '') -> answers_lib.Answers:
-  """The n-best list of every question, as config.decode says."""
-  return answer_at_temperatures(model,
-                                params,
-                                windows,
-                                config, (temperature,),
-                                mesh=mesh,
-                                progress=progress)[0]
+  """Computes the n-best list of every question, by `config.decode`."""
+  return answer_at_temperatures(
+      model, params, windows, config, (temperature,), mesh=mesh,
+      progress=progress)[0]
 
 
 def answer_at_temperatures(
-    model: qa.QAModel,
-    params: Any,
-    windows: windows_lib.WindowSet,
-    config: config_lib.Config,
-    temperatures: Sequence[float],
-    *,
-    mesh: jax.sharding.Mesh | None = None,
-    progress: str = '',
-    spread: Callable[[np.ndarray], None] | None = None,  # of [N, 3]
+    model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
+    config: config_lib.Config, temperatures: Sequence[float], *,
+    mesh: jax.sharding.Mesh | None = None, progress: str = '',
+    statistics: Callable[[np.ndarray], None] | None = None,  # of [N, 3]
 ) -> list[answers_lib.Answers]:
-  """The same at each of `temperatures`; candidates last as long as a block.
+  """Computes the n-best lists with posteriors at each of several temperatures.
 
-  `spread` is called with what `kept.spread` says of the windows of each.
+  Windows are processed in blocks, so that only one block's candidates are in
+  memory. `statistics` is called with candidates.STATISTICS of each block's
+  windows.
   """
-  decode, done = config.decode, []
-  first_windows = []
+  decode, answers, first_windows = config.decode, [], []
   for first, block, label in numbered_blocks(windows, progress):
     first_windows.append(first)
     spans = score_windows(
         model, params, block, config, mesh=mesh, temperatures=temperatures,
-        progress=label, spread=spread is not None)
-    if spread:
-      spread(spans.spread)
-    done.append([answers_lib.merge_windows(
+        progress=label, statistics=statistics is not None)
+    if statistics:
+      statistics(spans.statistics)
+    answers.append([answers_lib.merge_windows(
         block, spans, n_best=decode.n_best, null_rule=decode.null_rule,
         merge=decode.merge, temperature=t) for t in temperatures])
-  return [answers_lib.join_answers(found, first_windows)
-          for found in zip(*done, strict=True)]
+  return [answers_lib.join_answers(parts, first_windows)
+          for parts in zip(*answers, strict=True)]
 
 
 def numbered_blocks(

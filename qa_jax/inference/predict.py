@@ -1,6 +1,6 @@
-"""Ask a question: `load(...)` for notebooks, batches for JSONL."""
+"""Answers to questions by a trained model: `load(...)` returns a QA."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 import dataclasses
 import pathlib
 from typing import Any
@@ -17,6 +17,7 @@ from qa_jax import registry
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data.examples import Example
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.inference import decode as decode_lib
@@ -31,52 +32,53 @@ from qa_jax.runtime import console
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-  """An answer: `context[start:end] == text`; '' at (0, 0) is "no answer"."""
+  """An answer to one question, with the n-best candidates.
+
+  `text` is `context[start:end]`. "No answer" is '' with start and end 0.
+  Probabilities are posteriors among all spans of all windows and null, so that
+  they can be compared between contexts. They are at the calibration
+  temperature of the run, or at 1 without calibration. If the null rule is
+  `never`, null is not among the outcomes.
+  """
 
   text: str
-  start: int  # character offsets into the context, end exclusive
-  end: int
+  start: int  # characters of the context
+  end: int  # exclusive
   score: float
   null_score: float
-  # Posteriors among all spans of all windows of the context and no answer, at
-  # the run's temperature: comparable from one context to the next. Without
-  # calibration the temperature is 1; by the null rule `never`, no answer is not
-  # among the outcomes.
-  probability: float  # of this answer, or of none if that is what it is
+  probability: float  # of this answer, or of null if there is no answer
   null_probability: float
   n_best: tuple[dict[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class QA:
-  """A trained model with its tokenizer and decoding options."""
+  """A trained model with its tokenizer and config."""
 
   model: qa.QAModel
   params: Any
   tokenizer: tokenizer_lib.Tokenizer
   config: config_lib.Config
-  calibration: calibration_lib.Calibration | None = None  # in use
+  calibration: calibration_lib.Calibration | None = None  # None: not in use
 
   def answer(self, *, question: str, context: str) -> Answer:
-    """The best span of the context, or '' if the null rule says so."""
+    """Returns the best span of the context, or no answer by the null rule."""
     return self.answer_batch([{'question': question, 'context': context}])[0]
 
   def answer_batch(self, questions: Iterable[dict[str, str]],
                    progress: str = '', *,
                    cache: bool = False) -> list[Answer]:
-    """Answers dicts with `question` and `context`, batched and bucketed.
+    """Returns the answers to dicts with `question` and `context`.
 
-    Their windows are kept as those of a data set if `cache`.
+    Windows are batched and bucketed. If `cache`, they are stored in the cache
+    of windows, like those of a data set. `progress` names a progress bar.
     """
-    rows = [examples_lib.Example(
-        str(i),
-        examples_lib.check_text(q.get('question'), f'question of row {i}'),
-        examples_lib.check_text(q.get('context'), f'context of row {i}'))
-            for i, q in enumerate(questions)]
+    rows = [_example(str(i), q.get('question'), q.get('context'),
+                     f' of row {i}') for i, q in enumerate(questions)]
     if cache:
-      windows, made = input_pipeline.load_windows(self.config, rows,
+      windows, note = input_pipeline.load_windows(self.config, rows,
                                                   self.tokenizer)
-      console.say(made)
+      console.say(note)
     else:
       windows = input_pipeline.make_windows(self.config, rows, self.tokenizer)
     answers = decode_lib.answer_questions(
@@ -98,66 +100,91 @@ class QA:
                   null_probability=null, n_best=tuple(candidates))
 
   def spans(self, question: str, context: str) -> span_view.SpanView:
-    """Tokens, start and end scores, and the band of the outer sum.
+    """Returns tokens, start and end scores, and the band of span scores.
 
-    Raises:
-      UserError: question and context need more than one window.
+    A UserError is raised if question and context need more than one window.
     """
-    row = examples_lib.Example(
-        '0', examples_lib.check_text(question, 'question'),
-        examples_lib.check_text(context, 'context'))
-    return span_view.span_view(
-        self.model, self.params,
-        input_pipeline.make_windows(self.config, [row], self.tokenizer),
-        self.config)
+    windows = input_pipeline.make_windows(
+        self.config, [_example('0', question, context)], self.tokenizer)
+    return span_view.view_window(self.model, self.params, windows, self.config)
+
+  def warm_up(self) -> int:
+    """Compiles all programs of `answer` and `spans` and returns their number.
+
+    They are the programs for one device and windows that are not packed.
+    """
+    windows = input_pipeline.make_windows(
+        self.config, [Example('0', '', '')], self.tokenizer)
+    buckets = input_pipeline.batch_buckets(self.config)
+    programs = len(buckets)
+    for length in buckets:
+      inputs = self.model, self.params, self.config, windows, length
+      span_view.warm_up(*inputs)
+      programs += decode_lib.warm_up(*inputs)
+    return programs
+
+
+def _example(number: str, question: Any, context: Any,
+             place: str = '') -> Example:
+  return Example(number,
+                 examples_lib.check_text(question, f'question{place}'),
+                 examples_lib.check_text(context, f'context{place}'))
 
 
 def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
          calibrated: bool = True, **overrides: Any) -> QA:
-  """A workdir, a Hugging Face or TensorFlow directory, or a hub id → QA.
+  """Reads a model from a run directory, a checkpoint directory or a hub id.
 
-  What a run's calibration.json says is used if `calibrated` and if it is of
-  this checkpoint and way of decoding. `overrides` replace fields of
-  config.decode and config.data, such as `max_answer_length=10` or
-  `null_rule='never'`, and `attention`. Without that, a run's own is used if it
-  can be here, else `auto`.
+  A checkpoint directory is one of Hugging Face or TensorFlow. `checkpoint`
+  ('best', 'last' or a step) chooses among the checkpoints of a run directory.
+  If `calibrated`, the run's calibration.json is used, provided that it was
+  computed for this checkpoint and this config.decode.
+
+  `overrides` replace fields of config.decode and config.data, such as
+  `max_answer_length=10` or `null_rule='never'`, and config.model.attention.
+  Without `attention`, the attention of the run is used if this machine
+  supports it, and `auto` otherwise.
 
   Raises:
-    UserError: none of these, damaged, or an encoder without span head.
+    UserError: `source` is nothing of these, is damaged, or is an encoder
+      without a span head.
   """
-  directory = pathlib.Path(source)
-  if RunDirectory(directory).is_run():
-    config = _override(RunDirectory(directory).read_config(), overrides)
-    words = tokenizer_lib.read_tokenizer(directory / 'tokenizer')
-    sizes = RunDirectory(directory).read_encoder_config()
-    if 'attention' not in overrides:
-      config, note = build.usable_attention(config, sizes)
-      if note:
-        console.say(note)
-    model = build.build_model(config, sizes)
-    _check_fits(model, config)
-    shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
-    params = RunDirectory(directory).read_parameters(checkpoint, shapes)
-    found = calibration_lib.read_calibration(directory) if calibrated else None
-    if found:
-      config, found = _calibrated(config, found,
-                                  RunDirectory(directory).resolve_step(checkpoint),
-                                  overrides)
-    return QA(model, params, words, config, found)
-  if (directory / 'config.json').is_file() and (
-      directory / 'encoder.json').is_file():
-    raise errors.UserError(f'{directory} holds no checkpoint; train first')
-  found = pretrained.read_pretrained(str(source))
-  if not found.has_head:
+  run = RunDirectory(pathlib.Path(source))
+  if not run.is_run():
+    return _load_pretrained(source, overrides)
+  config = _override(run.read_config(), overrides)
+  tokenizer = tokenizer_lib.read_tokenizer(run.tokenizer)
+  sizes = run.read_encoder_config()
+  if 'attention' not in overrides:
+    config, note = build.usable_attention(config, sizes)
+    if note:
+      console.say(note)
+  model = build.build_model(config, sizes)
+  _check_fits(model, config)
+  shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
+  params = run.read_parameters(checkpoint, shapes)
+  calibration = None
+  if calibrated:
+    config, calibration = _calibrate(config, run, checkpoint, overrides)
+  return QA(model, params, tokenizer, config, calibration)
+
+
+def _load_pretrained(source: str | pathlib.Path,
+                     overrides: dict[str, Any]) -> QA:
+  run = RunDirectory(pathlib.Path(source))
+  if run.config_file.is_file() and run.encoder_file.is_file():
+    raise errors.UserError(f'{source} holds no checkpoint; train first')
+  checkpoint = pretrained.read_pretrained(str(source))
+  if not checkpoint.has_head:
     raise errors.UserError(
         f'{source} is an encoder without a span head: fine-tune it first '
         '(config.model.init_from)')
-  for note in found.notes:
+  for note in checkpoint.notes:
     console.say(note)
-  config = _override(found.config, overrides)
-  model = found.model.clone(attention=config.model.attention)
+  config = _override(checkpoint.config, overrides)
+  model = checkpoint.model.clone(attention=config.model.attention)
   _check_fits(model, config)
-  return QA(model, found.params, found.tokenizer, config)
+  return QA(model, checkpoint.params, checkpoint.tokenizer, config)
 
 
 def _override(config: config_lib.Config,
@@ -175,20 +202,26 @@ def _override(config: config_lib.Config,
   return config_lib.check_config(values)
 
 
-def _calibrated(
-    config: config_lib.Config, found: calibration_lib.Calibration,
-    step: int, overrides: Mapping[str, Any],
-    ) -> tuple[config_lib.Config, calibration_lib.Calibration | None]:
-  """The config with the stored threshold, if what is stored fits."""
-  decode = dataclasses.asdict(config.decode)
-  problem = found.misfit(step, decode)
+def _calibrate(
+    config: config_lib.Config, run: RunDirectory, checkpoint: str,
+    overrides: Mapping[str, Any],
+) -> tuple[config_lib.Config, calibration_lib.Calibration | None]:
+  """Returns the config with the calibrated null threshold, and calibration.
+
+  They are the given config and None if the run has no calibration that fits.
+  """
+  calibration = calibration_lib.read_calibration(run.path)
+  if calibration is None:
+    return config, None
+  problem = calibration.misfit(run.resolve_step(checkpoint),
+                               dataclasses.asdict(config.decode))
   if problem:
     console.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
     return config, None
-  if found.threshold is None or 'null_threshold' in overrides:
-    return config, found
+  if calibration.threshold is None or 'null_threshold' in overrides:
+    return config, calibration
   return dataclasses.replace(config, decode=dataclasses.replace(
-      config.decode, null_threshold=found.threshold)), found
+      config.decode, null_threshold=calibration.threshold)), calibration
 
 
 def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
@@ -198,19 +231,17 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
       objectives.OBJECTIVES, config.objective, what='objective'))
 
 
-def read_questions(path: pathlib.Path) -> Sequence[dict[str, Any]]:
-  """Rows of a JSONL file, each with `question` and `context` (and `id`).
+def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the rows of a JSONL file of questions.
 
-  Raises:
-    UserError: the file is missing or a line is not such an object, by number.
+  Each row has the texts `question` and `context` and may have an `id`, a text
+  or an integer. A UserError names the line that is not such an object.
   """
   rows = []
-  for number, line in enumerate(files.read_text(path).split('\n'), 1):
-    if line.strip():
-      row = files.parse_object(line, f'{path}:{number}')
-      for key in ('question', 'context'):
-        examples_lib.check_text(row.get(key), f'{path}:{number}: {key}')
-      if 'id' in row and type(row['id']) is not int:
-        examples_lib.check_text(row['id'], f'{path}:{number}: id')
-      rows.append(row)
+  for place, row in files.read_rows(path):
+    for key in ('question', 'context'):
+      examples_lib.check_text(row.get(key), f'{place}: {key}')
+    if 'id' in row and type(row['id']) is not int:
+      examples_lib.check_text(row['id'], f'{place}: id')
+    rows.append(row)
   return rows

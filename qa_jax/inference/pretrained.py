@@ -1,4 +1,4 @@
-"""A checkpoint of Hugging Face or TensorFlow → a model of ours."""
+"""Models of this library from checkpoints of Hugging Face or TensorFlow."""
 
 import dataclasses
 import pathlib
@@ -13,8 +13,8 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import qa
 
-# Fields of a run's config that a Hugging Face config.json can carry, so that
-# an exported model cuts windows and answers as it did.
+# Config fields that an export stores in the Hugging Face config.json under
+# 'qa_jax', so that a loaded export has the windows and decoding of its run.
 CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
            'decode': ('max_answer_length', 'n_best', 'search', 'null_rule',
                       'null_threshold', 'merge')}
@@ -22,31 +22,33 @@ CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-  """What a checkpoint gives, and what to tell the user about it."""
+  """The model of a checkpoint, with notes to show to the user."""
 
   model: qa.QAModel
   params: Any
   tokenizer: tokenizer_lib.Tokenizer
   config: config_lib.Config
-  has_head: bool  # False: params['head'] holds zeros
+  has_head: bool  # False: params['head'] is all zeros
   notes: tuple[str, ...]
 
 
 def read_pretrained(source: str) -> Pretrained:
-  """A directory of Hugging Face or TensorFlow, or a hub id.
+  """Reads the checkpoint of a Hugging Face or TensorFlow directory or hub id.
 
-  Its head is `independent`, or `biased` if the checkpoint's has a bias.
+  The head is `biased` if the head of the checkpoint has a bias, and
+  `independent` otherwise.
 
   Raises:
-    UserError: neither, damaged, another architecture, or no vocabulary.
+    UserError: `source` is no checkpoint, is damaged, has another architecture
+      or has no vocabulary.
   """
   directory = hugging_face.resolve_source(source)
-  words = tokenizer_lib.read_tokenizer(directory)
+  tokenizer = tokenizer_lib.read_tokenizer(directory)
   sizes = hugging_face.read_config(directory)
-  if len(words.vocab) > sizes.vocab_size:
+  if len(tokenizer.vocab) > sizes.vocab_size:
     raise errors.UserError(
-        f'{source}: the vocabulary has {len(words.vocab)} entries, but the '
-        f'embeddings only {sizes.vocab_size}')
+        f'{source}: the vocabulary has {len(tokenizer.vocab)} entries, but '
+        f'the embeddings only {sizes.vocab_size}')
   tensors, notes = weight_files.read_tensors(directory)
   head = hugging_face.head_of(tensors)
   if head == 'biased':
@@ -55,35 +57,35 @@ def read_pretrained(source: str) -> Pretrained:
   fields: dict[str, dict[str, Any]] = {
       'model': {'preset': '', 'init_from': source,
                 'head': head or 'independent'},
-      'data': {'lowercase': words.lowercase,
+      'data': {'lowercase': tokenizer.lowercase,
                'max_length': min(384, sizes.max_position)},
       'train': {'num_steps': 1}}
-  for group, values in _carried(directory).items():
+  for group, values in _read_carried(directory).items():
     fields[group] = {**fields.get(group, {}), **values}
   config = config_lib.check_config(fields)
   build.check_positions(config, sizes)
   model = build.build_model(config, sizes)
-  params, more = hugging_face.fit_tensors(tensors, qa.zero_params(model),
+  params, head_notes = hugging_face.fit_tensors(tensors, qa.zero_params(model),
                                           directory)
-  notes += [note for note in more if note != hugging_face.FRESH_HEAD]
-  return Pretrained(model, params, words, config, bool(head), tuple(notes))
+  notes += [note for note in head_notes if note != hugging_face.FRESH_HEAD]
+  return Pretrained(model, params, tokenizer, config, bool(head), tuple(notes))
 
 
 def carried_fields(config: config_lib.Config) -> dict[str, dict[str, Any]]:
-  """The fields of CARRIED of a config."""
+  """Returns the values of the CARRIED fields of a config."""
   values = config.to_dict()
   return {group: {name: values[group][name] for name in names}
           for group, names in CARRIED.items()}
 
 
-def _carried(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Those that config.json holds, if we wrote it."""
+def _read_carried(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Reads the CARRIED fields of config.json; {} if it is not an export."""
   path = directory / 'config.json'
-  found = files.read_object(path).get('qa_jax', {}) if path.is_file() else {}
-  if not isinstance(found, dict) or not all(
+  fields = files.read_object(path).get('qa_jax', {}) if path.is_file() else {}
+  if not isinstance(fields, dict) or not all(
       group in CARRIED and isinstance(values, dict)
       and set(values) <= set(CARRIED[group])
-      for group, values in found.items()):
+      for group, values in fields.items()):
     raise errors.UserError(
-        f'{path}: qa_jax holds other fields than {CARRIED}')
-  return found
+        f'{path}: qa_jax holds other fields than {CARRIED}; export it again')
+  return fields

@@ -1,7 +1,9 @@
-"""What the vectors do in one window: the numbers that pictures and pages show.
+"""Scores and probabilities of one window, for pictures and the inspect page.
 
-Glossary of shapes: L window length, C context tokens of it, W longest span, N
-encoder layers.
+Glossary of shapes: L window length, C context tokens, W longest span,
+N encoder layers.
+
+S and E are the start vector and the end vector of the span head.
 """
 
 from collections.abc import Callable
@@ -15,41 +17,45 @@ import numpy as np
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
-from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
-from qa_jax.data.examples import Example
+from qa_jax.decoding import search
 from qa_jax.heads import conditional
 from qa_jax.models import qa
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanView:
-  """One window of one question; probabilities are given an answer in it."""
+  """The tokens, scores and probabilities of one window of one question.
+
+  Probabilities are conditional on an answer in this window.
+  """
 
   tokens: tuple[str, ...]  # L
-  offsets: np.ndarray  # [L, 2] characters of the context; 0, 0 outside it
-  start: np.ndarray  # [L] scores by S
-  end: np.ndarray  # [L] scores by E
+  offsets: np.ndarray  # [L, 2] characters of the context, end exclusive; else 0
+  start: np.ndarray  # [L], start scores
+  end: np.ndarray  # [L], end scores
   context_mask: np.ndarray  # [L] bool
-  # [L, W]: score of the span (i, i + d); -inf if illegal, or a conditional
-  # head did not take i into its beam.
+  # [L, W]: score of the span (i, i + d). It is -inf if the span is illegal, or
+  # if a conditional head left start i out of its beam.
   band: np.ndarray
   null_score: float
-  joint: bool  # the head scores pairs, and start + end is not the whole score
-  # [1 + N, L]: start and end if the head read the embeddings, layer 1, … in
-  # place of the last layer. None: the head has no S or no E of its own.
+  joint: bool  # the head has a pair term beside start and end scores
+  # [1 + N, L]: start and end scores that S and E give to the embeddings and to
+  # the output of each layer. None: the head lacks S or E.
   start_by_layer: np.ndarray | None
   end_by_layer: np.ndarray | None
 
   @functools.cached_property
   def log_normaliser(self) -> float:
-    """log Σ exp of the scores of all legal spans; -inf if there is none."""
+    """The log-partition over all legal spans; -inf if there is none."""
     return float(np.logaddexp.reduce(self.band, axis=None, dtype=np.float64))
 
   @property
   def square(self) -> np.ndarray:
-    """[C, C] over the context's tokens: the score of the span (i, j); -inf
-    where there is none."""
+    """The [C, C] table of the scores of spans (i, j) of context tokens.
+
+    It is -inf where there is no legal span.
+    """
     keep = np.flatnonzero(self.context_mask)
     square = np.full((len(keep), len(keep)), -np.inf)
     for row, i in enumerate(keep):
@@ -59,13 +65,18 @@ class SpanView:
 
   @property
   def p_start(self) -> np.ndarray:  # [L]
-    """softmax(S·h) over the context; of a joint head, the spans' marginal."""
+    """The probability of each token as start of the answer.
+
+    It is the softmax of the start scores over the context tokens or, for a
+    joint head, the marginal of the softmax over all spans.
+    """
     if self.joint:
       return self._p_band.sum(axis=1)
     return _softmax(self.start, self.context_mask)
 
   @property
   def p_end(self) -> np.ndarray:  # [L]
+    """The probability of each token as end of the answer, like `p_start`."""
     if not self.joint:
       return _softmax(self.end, self.context_mask)
     i, d = np.nonzero(self._p_band)
@@ -78,7 +89,10 @@ class SpanView:
     return np.exp(self.band - self.log_normaliser)
 
   def locate(self, begin: int, end: int) -> tuple[int, int] | None:
-    """The best span of tokens that covers context[begin:end] exactly."""
+    """Returns (start, end) of the best span that covers context[begin:end].
+
+    The span must cover these characters exactly; None if there is none.
+    """
     firsts = np.flatnonzero(
         self.context_mask & (self.offsets[:, 0] == begin))
     lasts = np.flatnonzero(self.context_mask & (self.offsets[:, 1] == end))
@@ -87,9 +101,10 @@ class SpanView:
     return max(pairs, key=lambda p: self.band[p[0], p[1] - p[0]], default=None)
 
 
-def span_view(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
-              config: config_lib.Config) -> SpanView:
-  """Runs encoder and head over the only window there is.
+def view_window(model: qa.QAModel, params: Any,
+                windows: windows_lib.WindowSet,
+                config: config_lib.Config) -> SpanView:
+  """Computes the SpanView of a question with a single window.
 
   Raises:
     UserError: question and context need more than one window, or scores are
@@ -101,8 +116,9 @@ def span_view(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
         f'{config.data.max_length} tokens; shorten it to one')
   length = int(windows.total_lengths[0])
   bucket = next(b for b in input_pipeline.batch_buckets(config) if b >= length)
+  longest = config.decode.max_answer_length
   batch = windows.gather(np.zeros(1, np.int64), bucket)
-  scores, *by_layer = jax.device_get(_scorer(model)(
+  scores, band, *by_layer = jax.device_get(_compiled(model, longest)(
       params, qa.model_inputs(batch)))
   start, end = scores.start[0, :length], scores.end[0, :length]
   if not (np.isfinite(start).all() and np.isfinite(end).all()):
@@ -110,43 +126,47 @@ def span_view(model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
         'the scores are not finite: the checkpoint is damaged, or its training '
         'diverged')
   mask = batch['context_mask'][0, :length]
-  width = min(config.decode.max_answer_length, length)
-  padded = np.pad(np.where(mask, end, -np.inf), (0, width),
-                  constant_values=-np.inf)
-  band = np.lib.stride_tricks.sliding_window_view(padded, width)[:length]
-  if scores.pair is not None:
-    band = band + scores.pair[0, :length, :width]
-  band = np.where(mask[:, None], start[:, None] + band, -np.inf)
-  band[band < conditional.NEVER / 2] = -np.inf
+  band = band[0, :length, :min(longest, length)]
+  band = np.where(band < conditional.NEVER / 2, -np.inf, band)
   offsets = np.zeros((length, 2), np.int64)
   inside = np.flatnonzero(mask)
   offsets[inside] = np.stack(windows.char_spans(
       np.zeros_like(inside), inside, inside), axis=1)
-  # A head that scores starts or ends only in pairs leaves these 0.
-  own = bool(start.any() and end.any())
+  # A head without S or E leaves its start or end scores 0.
+  has_vectors = bool(start.any() and end.any())
   return SpanView(
       tokens=tuple(windows.tokenizer.vocab[i]
                    for i in batch['token_ids'][0, :length]),
       offsets=offsets, start=start, end=end, context_mask=mask, band=band,
       null_score=float(scores.null_score[0]), joint=scores.pair is not None,
-      start_by_layer=by_layer[0][:, 0, :length] if own else None,
-      end_by_layer=by_layer[1][:, 0, :length] if own else None)
+      start_by_layer=by_layer[0][:, 0, :length] if has_vectors else None,
+      end_by_layer=by_layer[1][:, 0, :length] if has_vectors else None)
 
 
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
-            words: tokenizer_lib.Tokenizer) -> int:
-  """Compiles what `view` may run, one program for each bucket; how many."""
-  windows = input_pipeline.make_windows(config, [Example('0', '', '')], words)
-  for length in input_pipeline.batch_buckets(config):
-    batch = windows.gather(np.zeros(1, np.int64), length)
-    jax.block_until_ready(_scorer(model)(params, qa.model_inputs(batch)))
-  return len(input_pipeline.batch_buckets(config))
+            windows: windows_lib.WindowSet, length: int) -> None:
+  """Compiles the program for windows of a bucket of `length` tokens.
+
+  `windows` is any set of windows. Their contents are not used.
+  """
+  batch = windows.gather(np.zeros(1, np.int64), length)
+  jax.block_until_ready(_compiled(model, config.decode.max_answer_length)(
+      params, qa.model_inputs(batch)))
 
 
-@functools.cache
-def _scorer(model: qa.QAModel) -> Callable[..., Any]:
-  return jax.jit(lambda params, inputs: model.apply(
-      {'params': params}, **inputs, method='by_layer'))
+# The cache holds compiled programs, not parameters. Pages and notebooks
+# compare a few models at a time.
+@functools.lru_cache(maxsize=8)
+def _compiled(model: qa.QAModel, longest: int) -> Callable[..., Any]:
+  """Builds the program that computes scores, span band and layer scores."""
+  @jax.jit
+  def run(params, inputs):
+    scores, *by_layer = model.apply({'params': params}, **inputs,
+                                    method='by_layer')
+    mask = inputs['context_mask']
+    return scores, search.span_band(
+        scores, mask, mask, max_answer_length=longest), *by_layer
+  return run
 
 
 def _softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [L]

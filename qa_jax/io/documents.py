@@ -1,4 +1,4 @@
-"""A report's parts, as Markdown and as one HTML page without other files."""
+"""Reports as lists of blocks, written as Markdown or as one HTML page."""
 
 import base64
 from collections.abc import Sequence
@@ -10,6 +10,8 @@ import jinja2
 
 @dataclasses.dataclass(frozen=True)
 class Title:
+  """A heading; level 1 is the title of the report."""
+
   level: int
   text: str
   kind = 'title'
@@ -17,13 +19,15 @@ class Title:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
+  """A paragraph."""
+
   text: str
   kind = 'text'
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """The first column to the left, others to the right."""
+  """A table with its first column aligned left and all others right."""
 
   head: Sequence[str]
   rows: Sequence[Sequence[str]]
@@ -32,20 +36,25 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-  items: Sequence[tuple[str, str]]  # a name, and what is said of it
+  """A list of names with their descriptions."""
+
+  items: Sequence[tuple[str, str]]  # (name, description)
   kind = 'items'
 
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
+  """A PNG picture with its title."""
+
   title: str
-  file: str  # beside the report
+  file: str  # name in the folder of the report
   kind = 'picture'
 
 
 Block = Title | Text | Table | Items | Picture
 
-# No script, and nothing from anywhere: what a run's files say is text.
+# The page has no script and loads nothing, and every text is escaped, so that
+# the files of a run cannot inject anything.
 TEMPLATE = '''\
 <!DOCTYPE html>
 <html lang="en">
@@ -101,7 +110,7 @@ img { max-width: 100%; }
 
 
 def to_html(blocks: Sequence[Block], folder: pathlib.Path) -> str:
-  """The page, with the pictures in `folder` inside it."""
+  """Returns one HTML page that contains the pictures of `folder`."""
   images = {b.file: base64.b64encode((folder / b.file).read_bytes()).decode()
             for b in blocks if isinstance(b, Picture)}
   environment = jinja2.Environment(
@@ -111,6 +120,7 @@ def to_html(blocks: Sequence[Block], folder: pathlib.Path) -> str:
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:
+  """Returns the report as Markdown, which links the pictures by file name."""
   return '\n\n'.join(_markdown(block).strip() for block in blocks) + '\n'
 
 

@@ -1,4 +1,8 @@
-"""Whole files or nothing: written by rename, read with one-line errors."""
+"""Reading and writing of text, JSON and JSONL files.
+
+Files are written under another name and renamed, so that a reader sees the old
+file or the whole new one. Every failure is a UserError of one line.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
@@ -14,16 +18,17 @@ import zlib
 
 from qa_jax import errors
 
-# A .gz may hold so many times its bytes, and so many whatever its size: text
-# is seldom packed to a tenth, and a bomb to a thousandth.
+# Bounds on an unzipped .gz file, against gzip bombs: at most UNZIPPED_TIMES its
+# size, or UNZIPPED_FREE bytes if that is more. Text seldom shrinks to less than
+# a tenth of its size, while a gzip bomb shrinks to a thousandth.
 UNZIPPED_TIMES, UNZIPPED_FREE = 100, 2**26
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes UTF-8 text so that `path` is the old file or the new one.
+  """Writes UTF-8 text to `path` and creates its parent directories.
 
-  Raises:
-    UserError: a directory stands there, no space, no permission, …
+  A UserError is raised if `path` is a directory, the disk is full, permission
+  is missing, or the write fails otherwise. An old file then stays unchanged.
   """
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   try:
@@ -39,15 +44,16 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_directory(target: pathlib.Path,
                     fill: Callable[[pathlib.Path], None]) -> None:
-  """Lets `fill` write a directory that appears at `target` by a rename.
+  """Writes the directory `target` with the function `fill`.
 
-  Raises:
-    UserError: `target` holds something, no space, no permission, …
+  `fill` gets a temporary directory, which is then renamed to `target`. A
+  UserError is raised if `target` is not empty or cannot be written.
   """
   final = target.resolve()
   partial = final.with_name(f'{final.name}.{os.getpid()}.partial')
   try:
-    # A process that was killed may have had our number, in a container say.
+    # A killed process with an equal process id, which is likely in containers,
+    # may have left its partial directory.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     fill(partial)
@@ -60,17 +66,20 @@ def write_directory(target: pathlib.Path,
 
 
 def cache_home() -> pathlib.Path | None:
-  """Where caches of this user go (XDG base directory specification).
+  """Returns this user's cache directory, or None without a home directory.
 
-  None without a home directory.
+  Source: XDG base directory specification.
   """
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-  # Without a home directory, "~" stays what it is.
+  # Without a home directory, expanduser leaves "~" as it is.
   return pathlib.Path(home) / 'qa_jax' if os.path.isabs(home) else None
 
 
 def check_writable(path: pathlib.Path) -> None:
-  """Raises a UserError if `path` cannot be written; before long work."""
+  """Raises a UserError if `path` cannot be written.
+
+  Commands call it before long work, so that the work is not lost.
+  """
   above = next(p for p in path.absolute().parents if os.path.exists(p))
   if path.is_dir():
     raise errors.UserError(f'{path}: a directory, expected a file to write')
@@ -80,24 +89,26 @@ def check_writable(path: pathlib.Path) -> None:
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes one value as indented JSON; NaN and infinity are a ValueError."""
   write_text(path, json.dumps(
       value, indent=2, ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def write_jsonl(path: pathlib.Path, rows: Iterable[Any]) -> None:
+  """Writes one JSON value a line; NaN and infinity are a ValueError."""
   write_text(path, ''.join(
       json.dumps(row, ensure_ascii=False, allow_nan=False) + '\n'
       for row in rows))
 
 
 def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
-  """UTF-8 text, a byte-order mark dropped, unzipped if `path` ends in .gz.
+  """Reads UTF-8 text, and unzips it if `path` ends in .gz.
 
-  Line ends become "\\n", but stay what they are with `newline=''`.
+  A byte-order mark is dropped. Line ends become "\\n", unless `newline` is ''.
 
   Raises:
-    UserError: missing, a directory, unreadable, damaged, not UTF-8, or a .gz
-      of more than UNZIPPED_TIMES its size.
+    UserError: the file is missing, a directory, unreadable, damaged or not
+      UTF-8, or a .gz file exceeds the bounds above when unzipped.
   """
   name = str(path) if str(path).isprintable() else repr(str(path))
   try:
@@ -135,9 +146,9 @@ def _open(path: pathlib.Path, name: str, newline: str | None) -> TextIO:
 
 def parse_object(text: str, where: str | pathlib.Path,
                  **options: Any) -> dict[str, Any]:
-  """The JSON object in `text`; `where` begins the UserError otherwise.
+  """Returns the JSON object in `text`; `options` are those of json.loads.
 
-  `options` are those of json.loads.
+  A UserError that begins with `where` is raised if `text` is anything else.
   """
   try:
     value = json.loads(text, **options)
@@ -146,7 +157,7 @@ def parse_object(text: str, where: str | pathlib.Path,
   except json.JSONDecodeError as e:
     raise errors.UserError(f'{where}: not JSON: {e.msg} at line {e.lineno}, '
                            f'column {e.colno}') from None
-  except (ValueError, RecursionError) as e:  # 5000 digits, 5000 brackets
+  except (ValueError, RecursionError) as e:  # too many digits or brackets
     raise errors.UserError(f'{where}: JSON out of bounds: {e}') from None
   if not isinstance(value, dict):
     raise errors.UserError(
@@ -155,15 +166,16 @@ def parse_object(text: str, where: str | pathlib.Path,
 
 
 def sha256(path: pathlib.Path) -> str:
-  """Of a file's bytes, in hexadecimal."""
+  """Returns the SHA-256 hash of a file's bytes, in hexadecimal."""
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """(place, JSON object) of every line of a JSONL file that is not blank.
+  """Yields (place, JSON object) for every line of a JSONL file.
 
-  Lines end at \\n alone: texts may hold other line separators.
+  `place` is "PATH:LINE" for messages. Blank lines are skipped. Lines end only
+  at \\n, since texts may hold other line separators.
   """
   for number, line in enumerate(read_text(path).split('\n'), 1):
     if line.strip():
@@ -172,5 +184,5 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:
-  """The JSON object that a file holds."""
+  """Reads the JSON object in a file."""
   return parse_object(read_text(path), path)

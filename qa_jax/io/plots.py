@@ -1,6 +1,6 @@
-"""Pictures of a run and of a question: matplotlib, no display needed.
+"""Plots of a run and of span scores, drawn by matplotlib without a display.
 
-Glossary of shapes: L window length, W longest span.
+Glossary of shapes: L window length, W longest span, N encoder layers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,13 +18,16 @@ START, END = '#0072B2', '#D55E00'  # colour-blind safe (Wong, 2011)
 
 def plot_learning_curve(rows: Sequence[Mapping[str, Any]],
                         path: pathlib.Path) -> None:
-  """Draws loss and EM/F1 over steps from the rows of metrics.jsonl."""
+  """Draws training loss and held-out EM and F1 over train steps.
+
+  `rows` are those of metrics.jsonl.
+  """
   train = [r for r in rows if r['split'] == 'train']
   held_out = [r for r in rows if r['split'] != 'train']
   fig = figure.Figure(figsize=(8, 3), layout='constrained')
   left, right = fig.subplots(1, 2)
-  left.plot([r['step'] for r in train],
-            [r.get('loss', np.nan) for r in train], START)  # none if skipped
+  loss = [r.get('loss', np.nan) for r in train]  # a skipped step has no loss
+  left.plot([r['step'] for r in train], loss, START)
   left.set(xlabel='step', ylabel='training loss (nats)', yscale='log')
   for name, colour in (('exact_match', END), ('f1', START)):
     right.plot([r['step'] for r in held_out], [r[name] for r in held_out],
@@ -36,13 +39,14 @@ def plot_learning_curve(rows: Sequence[Mapping[str, Any]],
 
 def plot_reliability(curves: Mapping[str, Sequence[Mapping[str, float]]],
                      path: pathlib.Path) -> None:
-  """Draws how often answers of each confidence are right, and how many are.
+  """Draws a reliability diagram with the number of questions in each bin.
 
-  `curves` has, by label, what `calibration.bins` gives; the last is in front.
+  `curves` maps labels to the results of `calibration.reliability_bins`, two at
+  most. The last one is in front.
   """
   fig = figure.Figure(figsize=(4.5, 5), layout='constrained')
   top, below = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-  top.plot([0, 100], [0, 100], color='0.6', linewidth=1, label='as it says')
+  top.plot([0, 100], [0, 100], color='0.6', linewidth=1, label='calibrated')
   for (label, bins), colour, marker, side in zip(
       curves.items(), (END, START), 'so', (-1, 1), strict=False):
     at = [100 * b['confidence'] for b in bins]
@@ -60,17 +64,16 @@ def plot_reliability(curves: Mapping[str, Sequence[Mapping[str, float]]],
 
 def plot_spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
                by_layer: bool = False) -> None:
-  """Draws, per (question, SpanView, answer), what S and E read out.
+  """Draws the start, end and span scores of each (question, view, answer).
 
-  Above, the probability of each context token as start and as end; below, the
-  band of the outer sum start[i] + end[j], the best span marked. `by_layer`
-  adds what S and E would read from each layer, where the head has both. The
-  same passage under two questions shows the point: S and E are the same two
-  vectors, the tokens are the same, and other numbers come out, since the
-  encoder has put the question into every token's vector.
+  A view is an inference.SpanView. The upper plot shows the probability of each
+  context token as start and as end. The lower plot shows the scores of all
+  spans, with a mark at the best one. `by_layer` adds the scores that the start
+  vector S and the end vector E give to the output of each layer, if the head
+  has both vectors. Two questions on one context have equal tokens, S and E but
+  different scores, because the encoder's token vectors depend on the question.
 
-  Raises:
-    UserError: a context without any token.
+  A UserError is raised if the context has no token.
   """
   by_layer = by_layer and all(
       v.start_by_layer is not None for _, v, _ in views)
@@ -122,7 +125,7 @@ def _band(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
 
 def _depth(ax: axes_lib.Axes, scores: np.ndarray,  # [1 + N, L]
            name: str, view: Any, keep: np.ndarray) -> None:
-  """One row a layer; a mark at the best token of each."""
+  """Draws one row a layer, with a mark at the layer's best token."""
   image = ax.imshow(scores[:, keep], cmap='viridis', aspect='auto')
   ax.plot(scores[:, keep].argmax(axis=1), np.arange(len(scores)), 's',
           markersize=6, markerfacecolor='none', markeredgecolor=END)
@@ -134,6 +137,6 @@ def _depth(ax: axes_lib.Axes, scores: np.ndarray,  # [1 + N, L]
 
 
 def save_figure(fig: figure.Figure, path: pathlib.Path) -> None:
-  """Writes a figure, and the folders above it."""
+  """Writes a figure to `path` and creates its parent directories."""
   path.parent.mkdir(parents=True, exist_ok=True)
   fig.savefig(path, dpi=110)

@@ -1,20 +1,21 @@
 
 'use strict';
-// Text of users and of the model goes through textContent and attributes only.
+// Texts of users and of the model are only set as textContent or attributes, so
+// that no markup in them takes effect.
 const $ = (id) => document.getElementById(id);
 const SHADES = document.body.dataset.shades.split(' ');
 const CELL = 12;
-let asked = 0;  // answers to all but the last question are dropped
+let asked = 0;  // number of questions; only the last one is answered
 
 function element(tag, attributes, text) {
   const svg = ['svg', 'g', 'path', 'rect', 'text', 'title'].includes(tag);
-  const made = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag)
+  const created = svg ? document.createElementNS('http://www.w3.org/2000/svg', tag)
     : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
-    made.setAttribute(name, value);
+    created.setAttribute(name, value);
   }
-  if (text !== undefined) made.textContent = text;
-  return made;
+  if (text !== undefined) created.textContent = text;
+  return created;
 }
 
 async function post(path, body) {
@@ -26,7 +27,7 @@ async function post(path, body) {
   return value;
 }
 
-// Offsets count code points; a string of JavaScript counts UTF-16 units.
+// Offsets count code points, but strings of JavaScript count UTF-16 units.
 function highlight(context, start, end) {
   const letters = Array.from(context);
   const part = (a, b) => document.createTextNode(letters.slice(a, b).join(''));
@@ -35,17 +36,17 @@ function highlight(context, start, end) {
     ...(end > start ? [part(0, start), mark, part(end)] : [part(0)]));
 }
 
-const shown = (score, probability) => (100 * probability).toFixed(1) + '%'
-  + '\u2002' + score.toFixed(3);  // as predict prints them
+const formatted = (score, probability) => (100 * probability).toFixed(1) + '%'
+  + '\u2002' + score.toFixed(3);  // as in experiments.predict
 
 function showAnswer(context, answer) {
   const best = answer.n_best[0];
   $('best').textContent = answer.text || '(no answer)';
   $('about').className = 'note';
   $('about').textContent = best ? 'Probability and score of the best span: '
-    + shown(best.score, best.probability) + '; of "no answer": '
-    + shown(answer.null_score, answer.null_probability)
-    : 'The passage has no span to choose.';
+    + formatted(best.score, best.probability) + '; of "no answer": '
+    + formatted(answer.null_score, answer.null_probability)
+    : 'The passage has no span that could be an answer.';
   highlight(context, answer.start, answer.end);
   const buttons = answer.n_best.map((span) => {
     const button = element('button', {
@@ -53,7 +54,7 @@ function showAnswer(context, answer) {
         Boolean(answer.text) && span === best)});
     button.append(element('span', {dir: 'auto'}, span.text),
                   element('span', {class: 'score'},
-                          shown(span.score, span.probability)));
+                          formatted(span.score, span.probability)));
     button.addEventListener('click', () => {
       highlight(context, span.start, span.end);
       buttons.forEach((other) => other.setAttribute(
@@ -108,8 +109,8 @@ function showMap(spans) {
   $('scroll').replaceChildren(svg);
   $('scroll').scrollTo(margin + best[2] * CELL - $('scroll').clientWidth / 2,
                        margin + best[1] * CELL - $('scroll').clientHeight / 2);
-  $('scale').textContent = 'Dark ' + low.toFixed(2) + ' … bright '
-    + high.toFixed(2) + '; framed: the best.';
+  $('scale').textContent = 'Scores from ' + low.toFixed(2) + ' (dark) to '
+    + high.toFixed(2) + ' (bright); frame: the best span.';
 }
 
 async function ask() {

@@ -1,4 +1,4 @@
-"""Concurrent questions → batches: whatever waits when the model is free."""
+"""Batches of concurrent questions for a model that runs in one thread."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -9,15 +9,16 @@ from qa_jax.runtime import console
 
 
 class ModelError(Exception):
-  """The model could not do what was asked; the cause is in the log."""
+  """Raised if the model fails on a question; the cause is in the log."""
 
 
 class Batcher:
-  """One thread that owns the model, and the questions that wait for it.
+  """The thread that runs the model, with a queue of waiting questions.
 
-  A batch is not waited for: the first question goes alone, and those that
-  come meanwhile go together. `run` gets rows and returns one result a row;
-  `observe` is told the size of each batch.
+  The thread never waits for a batch to fill: the first question is answered
+  alone, and the questions that arrive meanwhile are the next batch. `run` gets
+  rows and returns one result a row. `observe` is called with the size of each
+  batch.
   """
 
   def __init__(self, run: Callable[[Sequence[Any]], Sequence[Any]], *,
@@ -28,19 +29,20 @@ class Batcher:
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'model')
 
   async def ask(self, row: Any) -> Any:
-    """The result of one row.
+    """Returns the result of one row.
 
-    Raises:
-      Failed: the model failed on this row, even alone.
+    A ModelError is raised if the model fails on this row, even alone.
     """
     result: asyncio.Future = asyncio.get_running_loop().create_future()
     self._waiting.put_nowait((row, result))
     return await result
 
   async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-    """A call of the model's thread, in turn with the batches."""
-    return _unwrap(await asyncio.get_running_loop().run_in_executor(
-        self._thread, _guarded, function, *arguments))
+    """Returns the result of a call in the model's thread, between batches."""
+    result = await self._in_thread(_guarded, function, *arguments)
+    if isinstance(result, ModelError):
+      raise result
+    return result
 
   async def drain(self) -> None:
     """Runs batches until cancelled."""
@@ -49,46 +51,47 @@ class Batcher:
       while len(batch) < self._max_batch and not self._waiting.empty():
         batch.append(self._waiting.get_nowait())
       batch = [(row, result) for row, result in batch
-               if not result.done()]  # its client has given up
+               if not result.done()]  # else the client has disconnected
       if not batch:
         continue
       self.observe(len(batch))
-      found = await asyncio.get_running_loop().run_in_executor(
-          self._thread, self._each, [row for row, _ in batch])
-      for (_, result), value in zip(batch, found, strict=True):
+      values = await self._in_thread(
+          self._run_rows, [row for row, _ in batch])
+      for (_, result), value in zip(batch, values, strict=True):
         if not result.done():
           if isinstance(value, ModelError):
             result.set_exception(value)
           else:
             result.set_result(value)
 
-  def _each(self, rows: Sequence[Any]) -> Sequence[Any]:
-    """Results, a Failed in place of those of rows that fail alone, too."""
-    found = _guarded(self._run, rows)
-    if not isinstance(found, ModelError):
-      return found
+  def _run_rows(self, rows: Sequence[Any]) -> Sequence[Any]:
+    """Returns one result a row, a ModelError for each row that fails alone."""
+    results = _guarded(self._run, rows)
+    if not isinstance(results, ModelError):
+      return results
     if len(rows) == 1:
-      return [found]
-    return [self._each([row])[0] for row in rows]
+      return [results]
+    return [self._run_rows([row])[0] for row in rows]
+
+  async def _in_thread(self, function: Callable[..., Any],
+                       *arguments: Any) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(
+        self._thread, function, *arguments)
 
   def close(self) -> None:
+    """Ends the thread after its current batch."""
     self._thread.shutdown(cancel_futures=True)
 
 
 def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-  """What the call returns, or the Failed that stands for any exception.
+  """Returns the result of a call, or a ModelError for any exception.
 
-  The edge of the worker: a panic of the tokenizer is no `Exception`, and a
-  thread that dies would leave every later question waiting.
+  The exception is caught here at the top of the thread, since a thread that
+  ends would leave every later question waiting. A panic of the tokenizer is a
+  BaseException but no Exception.
   """
   try:
     return function(*arguments)
   except BaseException as e:
     console.say(f'error: {type(e).__name__}: {" ".join(str(e).split())[:300]}')
     return ModelError(str(e))
-
-
-def _unwrap(value: Any) -> Any:
-  if isinstance(value, ModelError):
-    raise value
-  return value

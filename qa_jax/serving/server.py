@@ -1,7 +1,7 @@
-"""The service over HTTP: JSON, one page, metrics, and a clean end.
+"""The HTTP server: JSON requests, one page, metrics and a clean shutdown.
 
-A request is counted from its first byte: reading, waiting and answering share
-one limit on how many are inside and one on how long.
+Reading, waiting and answering of a request share one time limit and one limit
+on the number of requests.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ Handler = Callable[[Question], Awaitable[dict[str, Any]]]
 
 
 class Metrics:
-  """What /metrics shows, in a registry of its own."""
+  """The Prometheus metrics of /metrics, in a separate registry."""
 
   def __init__(self):
     self.registry = prometheus_client.CollectorRegistry()
@@ -48,9 +48,10 @@ class Metrics:
         'requests', 'Requests by path and status.', ['path', 'status'],
         **common)
     self.seconds = prometheus_client.Histogram(
-        'request_seconds', 'First byte to answer.', ['path'], **common)
+        'request_seconds', 'Seconds from the headers to the answer.',
+        ['path'], **common)
     self.batch = prometheus_client.Histogram(
-        'batch_questions', 'Questions the model saw together.',
+        'batch_questions', 'Questions in a batch of the model.',
         buckets=(1, 2, 4, 8, 16, 32, 64), **common)
     self.inside = prometheus_client.Gauge(
         'requests_inside', 'Requests being read, waiting or answered.',
@@ -59,7 +60,7 @@ class Metrics:
 
 def make_app(service: service_lib.Service,
              metrics: Metrics) -> applications.Starlette:
-  """The routes; batches run while its lifespan lasts."""
+  """Returns the application; it runs batches during its lifespan."""
   html, policy = ask_page()
   openapi, = inspect_page.read_sources('openapi.json')
   metrics.inside.set_function(lambda: service.inside)
@@ -121,13 +122,13 @@ async def _respond(service: service_lib.Service, handler: Handler,
   try:
     if service.inside >= limits.waiting:
       raise RefusedError(
-          503, f'{limits.waiting} requests are waiting already; try '
-          'again later')
+          503,
+          f'{limits.waiting} requests are waiting already; try again later')
     service.inside += 1
     try:
       async with asyncio.timeout(limits.seconds):
-        asked = service.parse(await _body(request, limits.body_bytes))
-        return _json(200, await handler(asked))
+        question = service.parse(await _read_body(request, limits.body_bytes))
+        return _json(200, await handler(question))
     finally:
       service.inside -= 1
   except RefusedError as e:
@@ -138,11 +139,11 @@ async def _respond(service: service_lib.Service, handler: Handler,
   except batching.ModelError:
     return _error(503, 'the model failed on this question; see the log')
   except requests.ClientDisconnect:
-    return _error(422, 'the body broke off')
+    return _error(422, 'the body is incomplete: the client disconnected')
 
 
-async def _body(request: requests.Request, most: int) -> bytes:
-  """The body, read no further than the bound."""
+async def _read_body(request: requests.Request, most: int) -> bytes:
+  """Reads the body of a request, at most `most` bytes."""
   refused = RefusedError(413, f'the body exceeds {most} bytes')
   length = request.headers.get('content-length', '')
   if length.isdecimal() and int(length[:20]) > most:
@@ -160,8 +161,8 @@ def _json(status: int, value: Mapping[str, Any],
   try:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
   except ValueError:
-    raise RefusedError(503,
-                       'the model gave a score that is not finite') from None
+    raise RefusedError(
+        503, 'the model gave a score that is not finite') from None
   return responses.Response(text + '\n', status, {**HEADERS, **(headers or {})},
                             'application/json')
 
@@ -174,13 +175,16 @@ def _error(status: int, message: str,
 
 
 async def _http_error(_: requests.Request, e: Exception) -> responses.Response:
-  """No such path, or another method: one line, too."""
+  """Returns the one-line error for an unknown path or a wrong method."""
   assert isinstance(e, exceptions.HTTPException)
   return _error(e.status_code, e.detail, e.headers)
 
 
 def ask_page() -> tuple[str, str]:
-  """The page at /, and the policy that lets it run its own script alone."""
+  """Returns the HTML page at / and its Content-Security-Policy.
+
+  The policy allows only the script and the style sheet of the page.
+  """
   style, script = inspect_page.read_sources('ask.css', 'ask.js')
   html = inspect_page.load_template('ask.html').render(
       style=markupsafe.Markup(style), script=markupsafe.Markup(script),
@@ -188,32 +192,32 @@ def ask_page() -> tuple[str, str]:
   return html, '; '.join((
       "default-src 'none'", f"style-src '{inspect_page.content_hash(style)}'",
       f"script-src '{inspect_page.content_hash(script)}'", "connect-src 'self'",
-      "img-src data:",  # the empty icon
+      "img-src data:",  # the empty icon of the page
       "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'"))
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-  """A socket that has the port and does not listen yet; port 0: any.
+  """Returns a socket that is bound to the port but does not listen yet.
 
-  Raises:
-    UserError: the port is taken or not ours to take, or there is no such host.
+  Port 0 means any free port. A UserError is raised if the port is in use or
+  needs privileges, or if the host is unknown.
   """
   try:
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    found = socket.socket(family, kind, proto)
+    listener = socket.socket(family, kind, proto)
   except OSError as e:
     raise errors.UserError(f'--host={host}: {e.strerror}') from None
   try:
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    found.bind(address)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
   except OSError as e:
-    found.close()
-    raise errors.UserError(_why(e, host, port)) from None
-  return found
+    listener.close()
+    raise errors.UserError(_bind_error(e, host, port)) from None
+  return listener
 
 
-def _why(e: OSError, host: str, port: int) -> str:
+def _bind_error(e: OSError, host: str, port: int) -> str:
   if e.errno == errno.EADDRINUSE:
     return (f'--port={port}: another process listens there; choose another, '
             'or 0 for any that is free')
@@ -223,6 +227,7 @@ def _why(e: OSError, host: str, port: int) -> str:
 
 
 def uvicorn_server(service: service_lib.Service) -> uvicorn.Server:
+  """Returns the uvicorn server of the service."""
   return uvicorn.Server(uvicorn.Config(
       make_app(service, Metrics()), log_level='warning', access_log=False,
       http=functools.partial(
@@ -231,18 +236,18 @@ def uvicorn_server(service: service_lib.Service) -> uvicorn.Server:
       timeout_graceful_shutdown=int(service.limits.seconds) + 1))
 
 
-def serve(service: service_lib.Service, found: socket.socket) -> None:
-  """Listens until SIGTERM or SIGINT; then finishes what is inside.
+def serve(service: service_lib.Service, listener: socket.socket) -> None:
+  """Serves until SIGTERM or SIGINT, and then finishes the open requests.
 
-  Raises:
-    UserError: another process began to listen on the port meanwhile.
+  A UserError is raised if another process listens on the port meanwhile.
   """
-  host, port = found.getsockname()[:2]
+  host, port = listener.getsockname()[:2]
   try:
-    found.listen(128)
+    listener.listen(128)
   except OSError as e:
-    raise errors.UserError(_why(e, host, port)) from None
+    raise errors.UserError(_bind_error(e, host, port)) from None
   server = uvicorn_server(service)
-  # uvicorn raises the signal again once it has closed: let that be the end.
+  # uvicorn raises the signal again after its shutdown. An empty handler lets
+  # the process end with exit code 0.
   signal.signal(signal.SIGTERM, lambda *_: None)
-  server.run(sockets=[found])
+  server.run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""What the server does with a request, without HTTP: limits, then answers."""
+"""The service behind the server: requests, limits and answers, without HTTP."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,30 +12,28 @@ from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import check_text
-from qa_jax.inference import decode
 from qa_jax.inference import predict
-from qa_jax.inference import span_view
 from qa_jax.io import files
 from qa_jax.serving import batching
 
-LENGTHS = (64, 128, 256)  # buckets of a model that was trained without any
+LENGTHS = (64, 128, 256)  # buckets for a run without config.data.buckets
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What a client may ask for; beyond it, 413, 422 or 503."""
+  """The limits on requests; beyond them the status is 413, 422 or 503."""
 
   body_bytes: int = 262_144
   question_characters: int = 2_000
   context_characters: int = 100_000
   windows: int = 64  # of one context
-  waiting: int = 64  # requests in the house at a time
-  seconds: float = 30.0  # from the first byte to the answer
-  batch: int = 8  # windows the model sees at a time
+  waiting: int = 64  # requests being read or answered at a time
+  seconds: float = 30.0  # from the headers of a request to its answer
+  batch: int = 8  # windows in a batch of the model
 
 
 class RefusedError(Exception):
-  """A request that is not answered: an HTTP status and one line."""
+  """Raised for a request that is refused, with HTTP status and message."""
 
   def __init__(self, status: int, message: str):
     super().__init__(message)
@@ -44,13 +42,15 @@ class RefusedError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Question:
+  """A checked request for /answer or /spans."""
+
   question: str
   context: str
   n_best: int
 
 
 def prepare_model(qa: predict.QA, limits: Limits) -> predict.QA:
-  """The model with batches that compile into few programs."""
+  """Returns the model with batch shapes that compile into few programs."""
   c = qa.config
   buckets = c.data.buckets or tuple(
       n for n in LENGTHS if n < c.data.max_length)
@@ -60,7 +60,7 @@ def prepare_model(qa: predict.QA, limits: Limits) -> predict.QA:
 
 
 class Service:
-  """A model behind limits; its coroutines belong to one event loop."""
+  """A model with limits; its coroutines belong to one event loop."""
 
   def __init__(self, qa: predict.QA, limits: Limits):
     self.qa, self.limits = prepare_model(qa, limits), limits
@@ -69,16 +69,13 @@ class Service:
         self.qa.answer_batch, max_batch=limits.batch)
 
   def warm_up(self) -> int:
-    """Compiles every program that requests may need; how many."""
-    parts = (self.qa.model, self.qa.params, self.qa.config,
-             self.qa.tokenizer)
-    return decode.warm_up(*parts) + span_view.warm_up(*parts)
+    """Compiles all programs of requests and returns their number."""
+    return self.qa.warm_up()
 
   def parse(self, body: bytes) -> Question:
-    """The request in a body.
+    """Returns the question in the JSON of a request body.
 
-    Raises:
-      Refused: 422, saying which field is wrong and how.
+    A RefusedError with status 422 names the field that is wrong.
     """
     try:
       fields = files.parse_object(body.decode('utf-8'), 'body')
@@ -87,61 +84,62 @@ class Service:
         if name not in known:
           raise errors.UserError(
               f'no field {name[:40]!r}{errors.did_you_mean(name[:40], known)}')
-      asked = Question(check_text(fields.get('question'), 'question'),
-                       check_text(fields.get('context'), 'context'),
-                       fields.get('n_best', self.qa.config.decode.n_best))
+      question = Question(check_text(fields.get('question'), 'question'),
+                          check_text(fields.get('context'), 'context'),
+                          fields.get('n_best', self.qa.config.decode.n_best))
     except UnicodeDecodeError as e:
       raise RefusedError(422, f'body is not UTF-8 at byte {e.start}') from None
     except errors.UserError as e:
       raise RefusedError(422, str(e)) from None
     most = self.qa.config.decode.n_best
-    if type(asked.n_best) is not int or not 1 <= asked.n_best <= most:
+    if type(question.n_best) is not int or not 1 <= question.n_best <= most:
       raise RefusedError(
-          422, f'n_best is {json.dumps(asked.n_best)[:40]}, expected '
+          422, f'n_best is {json.dumps(question.n_best)[:40]}, expected '
           f'an integer in 1 … {most}')
     for name, bound in (('question', self.limits.question_characters),
                         ('context', self.limits.context_characters)):
-      length = len(getattr(asked, name))
+      length = len(getattr(question, name))
       if length > bound:
-        raise RefusedError(422,
-                           f'{name} has {length} characters; at most {bound}')
-    return asked
+        raise RefusedError(
+            422, f'{name} has {length} characters; at most {bound}')
+    return question
 
-  async def answer(self, asked: Question) -> dict[str, Any]:
-    """As `predict.QA.answer`, for JSON."""
-    await self._check_windows(asked, self.limits.windows)
+  async def answer(self, question: Question) -> dict[str, Any]:
+    """Returns the answer of `predict.QA.answer` as JSON fields."""
+    await self._check_windows(question, self.limits.windows)
     answer = await self.batcher.ask(
-        {'question': asked.question, 'context': asked.context})
+        {'question': question.question, 'context': question.context})
     return {**dataclasses.asdict(answer),
-            'n_best': list(answer.n_best[:asked.n_best])}
+            'n_best': list(answer.n_best[:question.n_best])}
 
-  async def spans(self, asked: Question) -> dict[str, Any]:
-    """What the heat map shows, over the context's tokens alone.
+  async def spans(self, question: Question) -> dict[str, Any]:
+    """Returns the scores and probabilities of the context tokens, as JSON.
 
-    `band[i][d]` scores the span of tokens i … i + d; null where there is none.
+    `band[i][d]` is the score of the span of tokens i … i + d, or None if there
+    is no such span.
     """
-    await self._check_windows(asked, 1)
-    seen = await self.batcher.call(
-        self.qa.spans, asked.question, asked.context)
-    keep = np.flatnonzero(seen.context_mask)
+    await self._check_windows(question, 1)
+    view = await self.batcher.call(
+        self.qa.spans, question.question, question.context)
+    keep = np.flatnonzero(view.context_mask)
     band = [[round(float(x), 4) if np.isfinite(x) else None for x in row]
-            for row in seen.band[keep]]
-    return {'tokens': [seen.tokens[i] for i in keep],
-            'offsets': seen.offsets[keep].tolist(),
-            'p_start': _rounded(seen.p_start[keep]),
-            'p_end': _rounded(seen.p_end[keep]),
-            'band': band, 'null_score': float(seen.null_score)}
+            for row in view.band[keep]]
+    return {'tokens': [view.tokens[i] for i in keep],
+            'offsets': view.offsets[keep].tolist(),
+            'p_start': _rounded(view.p_start[keep]),
+            'p_end': _rounded(view.p_end[keep]),
+            'band': band, 'null_score': float(view.null_score)}
 
-  async def _check_windows(self, asked: Question, most: int) -> None:
-    count = await asyncio.to_thread(self._windows, asked)
+  async def _check_windows(self, question: Question, most: int) -> None:
+    count = await asyncio.to_thread(self._count_windows, question)
     if count > most:
       raise RefusedError(
           422, f'the context needs {count} windows of '
           f'{self.qa.config.data.max_length} tokens; at most {most}')
 
-  def _windows(self, asked: Question) -> int:
+  def _count_windows(self, question: Question) -> int:
     return len(input_pipeline.make_windows(
-        self.qa.config, [Example('0', asked.question, asked.context)],
+        self.qa.config, [Example('0', question.question, question.context)],
         self.qa.tokenizer))
 
 

@@ -1,8 +1,8 @@
-"""HTTP connections that must come to the point: uvicorn's, with a deadline.
+"""HTTP connections with a deadline for the headers of each request.
 
-uvicorn waits for the end of a request's headers as long as it takes; so few
-who send a byte a minute would hold all the sockets there are ("slowloris").
-What comes after the headers has a limit of its own, see server.py.
+uvicorn waits without limit for the end of a request's headers. A few clients
+that send one byte a minute would then hold all sockets ("slowloris" attack).
+Time after the headers is limited in server.py.
 """
 
 import asyncio
@@ -12,8 +12,11 @@ from uvicorn.protocols.http import h11_impl
 
 
 class DeadlineConnection(h11_impl.H11Protocol):
-  """Closed if the headers of a request take `seconds` from their first byte,
-  those of the first one from when it was opened."""
+  """A connection that is closed if a request's headers take too long.
+
+  They may take `seconds` from their first byte. For the first request of a
+  connection, time starts when the connection is opened.
+  """
 
   def __init__(self, *, seconds: float, **options: Any):
     super().__init__(**options)
@@ -22,24 +25,24 @@ class DeadlineConnection(h11_impl.H11Protocol):
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     super().connection_made(transport)
-    self._watch()
+    self._start_timer()
 
   def data_received(self, data: bytes) -> None:
-    self._watch()
+    self._start_timer()
     super().data_received(data)
     if self.cycle is not None and not self.cycle.response_complete:
-      self._leave()  # the headers are whole
+      self._stop_timer()  # the headers are complete
 
   def connection_lost(self, exc: Exception | None) -> None:
-    self._leave()
+    self._stop_timer()
     super().connection_lost(exc)
 
-  def _watch(self) -> None:
+  def _start_timer(self) -> None:
     if self._deadline is None:
       self._deadline = self.loop.call_later(
           self._seconds, self.transport.close)
 
-  def _leave(self) -> None:
+  def _stop_timer(self) -> None:
     if self._deadline is not None:
       self._deadline.cancel()
       self._deadline = None

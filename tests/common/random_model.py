@@ -1,5 +1,6 @@
-"""A model with random parameters, and its run directory."""
+"""A tiny model with random parameters, and its run directory."""
 
+import contextlib
 import functools
 import pathlib
 
@@ -9,7 +10,7 @@ import numpy as np
 from qa_jax import build
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.data import tokenizer
+from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
 from qa_jax.models import bert
 from qa_jax.models import qa as qa_lib
@@ -20,26 +21,26 @@ QUESTION, CONTEXT = 'Who built it?', 'Mira built the Osprey in Oslo.'
 
 @functools.cache
 def random_qa(head: str, **decode) -> predict.QA:
-  """A model of one layer that has learned nothing."""
+  """Returns an untrained model of one layer with a tokenizer and config."""
   config = tiny.config(model={'head': head}, decode={
       'max_answer_length': 4, 'n_best': 6, 'null_rule': 'never', **decode})
-  words = tokenizer.train_tokenizer([QUESTION + CONTEXT], vocab_size=120)
+  tokenizer = tokenizer_lib.train_tokenizer([QUESTION + CONTEXT],
+                                            vocab_size=120)
   model = build.build_model(config, bert.BertConfig(
-      vocab_size=len(words.vocab), hidden_size=16, num_layers=1, num_heads=2,
-      mlp_size=32))
-  rng = np.random.default_rng(6)  # no zeros, which would hide mistakes
+      vocab_size=len(tokenizer.vocab), hidden_size=16, num_layers=1,
+      num_heads=2, mlp_size=32))
+  rng = np.random.default_rng(6)  # zero parameters would hide mistakes
   params = jax.tree.map(
       lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
       jax.eval_shape(lambda: qa_lib.init_params(model, jax.random.key(0))))
-  return predict.QA(model, params, words, config)
+  return predict.QA(model, params, tokenizer, config)
 
 
 def write_run(qa: predict.QA, directory: pathlib.Path) -> pathlib.Path:
-  """The run directory that would load as `qa`."""
-  RunDirectory(directory).write(qa.config, qa.model.config,
-                                qa.tokenizer, {})
-  store = manager.Checkpoints(directory / 'checkpoints')
-  store.save(0, params=qa.params, meta={}, metrics={},
-             optimizer={'step': np.zeros((), np.int32)})
-  store.close()
+  """Writes a run directory with the model as its only checkpoint."""
+  run = RunDirectory(directory)
+  run.write(qa.config, qa.model.config, qa.tokenizer, {})
+  with contextlib.closing(manager.Checkpoints(run.checkpoints)) as store:
+    store.save(0, params=qa.params, meta={}, metrics={},
+               optimizer={'step': np.zeros((), np.int32)})
   return directory

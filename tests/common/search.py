@@ -1,4 +1,4 @@
-"""A brute-force span search."""
+"""A brute-force span search, to which tests compare the searches."""
 
 import functools
 
@@ -13,7 +13,7 @@ NAMES = sorted(search.EXACT)
 
 
 def brute_force(start, end, pair, start_mask, end_mask, longest, count):
-  """[(i, j, score)] of one window, by the definition, in Python."""
+  """Returns [(i, j, score)] of one window, best first, in plain loops."""
   floor = lambda x: max(np.float32(x), np.float32(search.LOWEST))
   spans = []
   for i in np.flatnonzero(start_mask):
@@ -27,29 +27,33 @@ def brute_force(start, end, pair, start_mask, end_mask, longest, count):
 
 
 def build(spec):
+  """Returns the search that the spec names."""
   return registry.build(search.SEARCHES, spec, what='search')
 
 
 @functools.cache
 def compiled(spec, longest, count):
+  """Returns the jitted search with maximal length `longest` and n-best."""
   return jax.jit(functools.partial(
       build(spec), max_answer_length=longest, n_best=count))
 
 
-def check(name, start, end, pair, start_mask, end_mask, longest, count):
-  found = jax.device_get(compiled(name, longest, count)(
+def assert_equals_brute_force(name, start, end, pair, start_mask, end_mask,
+                              longest, count):
+  """Asserts that a search finds the spans of `brute_force`, bit for bit."""
+  spans = jax.device_get(compiled(name, longest, count)(
       SpanScores(start, end, pair), start_mask, end_mask))
   for field, dtype in (('start', np.int32), ('end', np.int32),
                        ('score', np.float32), ('valid', np.bool_)):
-    value = getattr(found, field)
+    value = getattr(spans, field)
     assert (value.shape, value.dtype) == ((len(start), count), dtype)
   for b in range(len(start)):
     expected = brute_force(
         start[b], end[b], None if pair is None else pair[b], start_mask[b],
         end_mask[b], longest, count)
     n = len(expected)
-    assert found.valid[b].tolist() == [True] * n + [False] * (count - n)
-    assert list(zip(found.start[b][:n].tolist(), found.end[b][:n].tolist(),
-                    found.score[b][:n].tolist(), strict=True)) == expected
-    assert not found.start[b][n:].any() and not found.end[b][n:].any()
-    assert (found.score[b][n:] == np.float32(search.ILLEGAL)).all()
+    assert spans.valid[b].tolist() == [True] * n + [False] * (count - n)
+    assert list(zip(spans.start[b][:n].tolist(), spans.end[b][:n].tolist(),
+                    spans.score[b][:n].tolist(), strict=True)) == expected
+    assert not spans.start[b][n:].any() and not spans.end[b][n:].any()
+    assert (spans.score[b][n:] == np.float32(search.ILLEGAL)).all()

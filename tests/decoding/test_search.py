@@ -1,5 +1,4 @@
-"""Exact searches against brute force; the others against their definitions.
-"""
+"""Tests of exact searches by brute force, of others by their definitions."""
 
 import functools
 
@@ -16,7 +15,10 @@ from tests.common import search
 
 
 def masks(rng, batch, length):
-  """Ranges from empty to full, and some with holes."""
+  """Returns owned tokens and context tokens [B, L], from empty to full.
+
+  Some ranges have holes.
+  """
   begin = rng.integers(0, length + 1, (batch, 1))
   end = rng.integers(0, length + 1, (batch, 1))
   column = np.arange(length)[None]
@@ -31,25 +33,26 @@ def masks(rng, batch, length):
 @pytest.mark.parametrize('with_pair', [False, True])
 @pytest.mark.parametrize('tied', [False, True])
 @pytest.mark.parametrize(('length', 'longest', 'count'), [
-    (1, 1, 1), (1, 512, 5), (2, 1, 3), (3, 2, 20), (7, 30, 50), (33, 5, 20),
-    (64, 30, 20), (64, 64, 1), (48, 512, 20), (40, 3, 200), (64, 12, 2),
-    (64, 3, 3)])
+    (1, 512, 5), (3, 2, 20), (7, 30, 50), (33, 5, 20), (64, 30, 20),
+    (64, 64, 1), (40, 3, 200)])
 def test_search_is_brute_force(name, with_pair, tied, length, longest, count):
   rng = np.random.default_rng([length, longest, count, with_pair, tied])
   batch = 6
   draw = (lambda *s: rng.integers(-2, 3, s).astype(np.float32)) if tied else (
       lambda *s: rng.normal(0, 3, s).astype(np.float32))
   pair = draw(batch, length, longest) if with_pair else None
-  search.check(name, draw(batch, length), draw(batch, length), pair,
-               *masks(rng, batch, length), longest, count)
+  search.assert_equals_brute_force(
+      name, draw(batch, length), draw(batch, length), pair,
+      *masks(rng, batch, length), longest, count)
 
 
 @pytest.mark.parametrize('name', search.NAMES)
-@pytest.mark.parametrize('longest', [1, 2, 30, 511, 512, 600])
+@pytest.mark.parametrize('longest', [1, 30, 511, 600])
 def test_search_is_brute_force_at_full_length(name, longest):
   rng = np.random.default_rng(longest)
   draw = lambda: rng.integers(-3, 4, (2, 512)).astype(np.float32)
-  search.check(name, draw(), draw(), None, *masks(rng, 2, 512), longest, 20)
+  search.assert_equals_brute_force(
+      name, draw(), draw(), None, *masks(rng, 2, 512), longest, 20)
 
 
 @pytest.mark.parametrize('with_pair', [False, True])
@@ -59,10 +62,11 @@ def test_all_implementations_agree_bit_for_bit_on_heavy_ties(with_pair):
   scores = SpanScores(draw(64, 384), draw(64, 384),
                       draw(64, 384, 30) if with_pair else None)
   owned, context = masks(rng, 64, 384)
-  found = [jax.device_get(search.compiled(name, 30, 20)(scores, owned, context))
-           for name in search.NAMES]
-  for other in found[1:]:
-    jax.tree.map(np.testing.assert_array_equal, found[0], other)
+  first, *others = (
+      jax.device_get(search.compiled(name, 30, 20)(scores, owned, context))
+      for name in search.NAMES)
+  for other in others:
+    jax.tree.map(np.testing.assert_array_equal, first, other)
 
 
 @pytest.mark.parametrize('name', search.NAMES)
@@ -76,8 +80,8 @@ def test_legality_follows_the_masks_whatever_the_scores(
   rng = np.random.default_rng(8)
   draw = lambda *s: rng.choice(np.array(values, np.float32), s)
   start, end, pair = draw(4, 12), draw(4, 12), draw(4, 12, 5)
-  search.check(name, start, end, pair if with_pair else None,
-               *masks(rng, 4, 12), 5, 40)
+  search.assert_equals_brute_force(
+      name, start, end, pair if with_pair else None, *masks(rng, 4, 12), 5, 40)
 
 
 @pytest.mark.parametrize('name', search.NAMES)
@@ -86,11 +90,11 @@ def test_negative_zero_ties_with_zero(name):
   draw = lambda *s: np.copysign(np.float32(0), rng.normal(size=s)).astype(
       np.float32)
   scores = draw(4, 12), draw(4, 12), draw(4, 12, 5)
-  found = jax.device_get(search.compiled(name, 5, 7)(
+  spans = jax.device_get(search.compiled(name, 5, 7)(
       SpanScores(*scores), *[np.ones((4, 12), bool)] * 2))
-  assert found.start.tolist() == [[0, 0, 0, 0, 0, 1, 1]] * 4
-  assert found.end.tolist() == [[0, 1, 2, 3, 4, 1, 2]] * 4
-  assert not np.signbit(found.score).any()
+  assert spans.start.tolist() == [[0, 0, 0, 0, 0, 1, 1]] * 4
+  assert spans.end.tolist() == [[0, 1, 2, 3, 4, 1, 2]] * 4
+  assert not np.signbit(spans.score).any()
 
 
 @pytest.mark.parametrize('name', search.NAMES)
@@ -117,11 +121,11 @@ def test_masked_positions_are_never_returned_whatever_their_score(name, huge):
       SpanScores(start, end, null=np.zeros(1)), mask, mask))
   assert out.valid[0].tolist() == [True] * 3 + [False] * 7
   assert list(zip(out.start[0, :3], out.end[0, :3], strict=True)) == [
-      (1, 1), (1, 2), (2, 2)]  # 1 and 2 vanish beside 1e9: ties
+      (1, 1), (1, 2), (2, 2)]  # all scores are equal, since 1 + 1e9 == 1e9
 
 
 @pytest.mark.parametrize('name', search.NAMES)
-def test_start_and_end_have_each_their_mask(name):
+def test_start_and_end_have_different_masks(name):
   zeros = np.zeros((1, 4), np.float32)
   out = jax.device_get(search.compiled(name, 3, 5)(
       SpanScores(zeros, zeros), np.array([[False, True, False, True]]),
@@ -131,7 +135,7 @@ def test_start_and_end_have_each_their_mask(name):
 
 
 @pytest.mark.parametrize('name', search.NAMES)
-def test_masked_end_does_not_recommend_the_starts_before_it(name):
+def test_masked_end_does_not_raise_the_rank_of_starts_before_it(name):
   start, end = np.zeros((1, 4), np.float32), np.array([[5, 0, 9, 0]])
   out = search.compiled(name, 2, 1)(
       SpanScores(start, end.astype(np.float32)), np.ones((1, 4), bool),
@@ -153,7 +157,7 @@ def test_half_precision_scores_are_searched_in_float32(name):
 def test_jit_equals_eager(name, with_pair):
   rng = np.random.default_rng(0)
   draw = lambda *s: np.round(rng.normal(size=s), 1).astype(np.float32)
-  scores = SpanScores(draw(3, 20), draw(3, 20),  # has both zeros
+  scores = SpanScores(draw(3, 20), draw(3, 20),  # has 0.0 and -0.0
                       draw(3, 20, 4) if with_pair else None)
   mask = np.ones((3, 20), bool)
   eager = search.build(name)(scores, mask, mask, max_answer_length=4, n_best=5)
@@ -162,7 +166,7 @@ def test_jit_equals_eager(name, with_pair):
 
 
 @pytest.mark.parametrize('name', search.NAMES)
-def test_null_is_the_cls_span_or_the_heads_own(name):
+def test_null_score_is_that_of_cls_or_of_the_null_logit(name):
   start, end = np.array([[2.0, 9.0]]), np.array([[0.5, 9.0]])
   mask = np.array([[False, True]])
   run = search.compiled(name, 2, 1)
@@ -180,11 +184,11 @@ def test_pair_term_narrower_than_the_cap_is_refused(name):
     search.build(name)(scores, mask, mask, max_answer_length=4, n_best=1)
 
 
-# --- what others search with
+# --- searches that are not exact
 
 
 def berts_spans(start, end, start_mask, end_mask, longest, k):
-  """write_predictions of google-research/bert: loops over index lists."""
+  """Searches like write_predictions of google-research/bert, in loops."""
   def best_indexes(logits):
     ranked = sorted(enumerate(logits), key=lambda x: x[1], reverse=True)
     return [i for i, _ in ranked[:k]]
@@ -246,7 +250,7 @@ def test_inexact_search_is_its_definition(
   start, end = draw(batch, length), draw(batch, length)
   pair = draw(batch, length, longest) if with_pair else None
   owned, context = masks(rng, batch, length)
-  found = jax.device_get(search.compiled(spec, longest, count)(
+  spans = jax.device_get(search.compiled(spec, longest, count)(
       SpanScores(start, end, pair), owned, context))
   for b in range(batch):
     ranked = sorted(
@@ -255,9 +259,9 @@ def test_inexact_search_is_its_definition(
         for i, j in definition(start[b], end[b], owned[b], context[b],
                                longest))[:count]
     n = len(ranked)
-    assert found.valid[b].tolist() == [True] * n + [False] * (count - n)
-    assert list(zip((-found.score[b, :n]).tolist(), found.start[b, :n],
-                    found.end[b, :n], strict=True)) == ranked
+    assert spans.valid[b].tolist() == [True] * n + [False] * (count - n)
+    assert list(zip((-spans.score[b, :n]).tolist(), spans.start[b, :n],
+                    spans.end[b, :n], strict=True)) == ranked
 
 
 @pytest.mark.parametrize('spec', [spec for spec, _ in INEXACT])
@@ -266,13 +270,13 @@ def test_inexact_search_finds_legal_spans_no_better_than_the_best(spec):
   scores = SpanScores(*rng.normal(0, 3, (2, 64, 48)).astype(np.float32),
                       rng.normal(0, 1, (64, 48, 6)).astype(np.float32))
   owned, context = masks(rng, 64, 48)
-  found, best = (jax.device_get(
+  spans, best = (jax.device_get(
       search.compiled(s, 6, 9)(scores, owned, context))
                  for s in (spec, 'dense'))
-  assert (found.score <= best.score).all()
-  assert (found.score[:, 0] < best.score[:, 0]).any()
-  row, column = np.nonzero(found.valid)
-  i, j = found.start[row, column], found.end[row, column]
+  assert (spans.score <= best.score).all()
+  assert (spans.score[:, 0] < best.score[:, 0]).any()
+  row, column = np.nonzero(spans.valid)
+  i, j = spans.start[row, column], spans.end[row, column]
   assert owned[row, i].all() and context[row, j].all()
   assert ((i <= j) & (j < i + 6)).all()
 
@@ -280,11 +284,11 @@ def test_inexact_search_finds_legal_spans_no_better_than_the_best(spec):
 def test_question_and_padding_crowd_out_the_context_of_top_k_alone():
   start = np.array([[9, 8, 7, 1, 0, 9]], np.float32)
   mask = np.array([[False, False, False, True, True, False]])
-  for spec, found in (('top_k(k=3)', False), ('top_k(k=5)', True),
+  for spec, valid in (('top_k(k=3)', False), ('top_k(k=5)', True),
                       ('argmax', True), ('beam(width=1)', True)):
     out = search.compiled(spec, 4, 2)(SpanScores(start, start), mask, mask)
-    assert out.valid[0, 0] == found, spec
-    assert (out.start[0, 0], out.end[0, 0]) == ((3, 3) if found else (0, 0))
+    assert out.valid[0, 0] == valid, spec
+    assert (out.start[0, 0], out.end[0, 0]) == ((3, 3) if valid else (0, 0))
 
 
 @pytest.mark.parametrize(('end', 'valid'), [(1, False), (2, True), (3, True),
@@ -300,17 +304,17 @@ def test_argmax_of_a_reversed_or_too_long_span_is_no_span(end, valid):
 
 
 @pytest.mark.parametrize('spec', ['top_k(k=0)', 'beam(width=-1)'])
-def test_search_of_nothing_is_refused(spec):
+def test_search_with_a_count_below_one_is_refused(spec):
   with pytest.raises(errors.UserError, match='must be at least 1'):
     search.build(spec)
 
 
-# --- the normaliser
+# --- the log-partition
 
 
 @pytest.mark.parametrize('with_pair', [False, True])
 @pytest.mark.parametrize('scale', [1, 100])
-def test_normaliser_is_the_log_sum_of_all_spans_within_the_mask(
+def test_log_partition_is_the_log_sum_of_all_legal_spans(
     with_pair, scale):
   rng = np.random.default_rng(4)
   draw = lambda *s: rng.normal(0, scale, s).astype(np.float32)
@@ -318,12 +322,13 @@ def test_normaliser_is_the_log_sum_of_all_spans_within_the_mask(
   pair = draw(6, 20, 5) if with_pair else None
   mask, _ = masks(rng, 6, 20)
   mask[2] = False
-  found = search_lib.log_partition(SpanScores(start, end, pair), mask, mask,
-                                   max_answer_length=5)
+  log_partition = search_lib.log_partition(
+      SpanScores(start, end, pair), mask, mask, max_answer_length=5)
   for b in range(6):
-    spans = [s for _, _, s in search.brute_force(
+    span_scores = [s for _, _, s in search.brute_force(
         *np.float64([start[b], end[b]]), None if pair is None else pair[b],
         mask[b], mask[b], 5, 999)]
-    expected = np.logaddexp.reduce(np.float64(spans)) if spans else (
+    expected = np.logaddexp.reduce(
+        np.float64(span_scores)) if span_scores else (
         search_lib.ILLEGAL)
-    assert found[b] == pytest.approx(expected, rel=1e-6)
+    assert log_partition[b] == pytest.approx(expected, rel=1e-6)

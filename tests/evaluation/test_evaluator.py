@@ -181,7 +181,8 @@ def test_a_gold_span_is_scored_once_though_windows_overlap():
   spans = decode_lib.score_windows(
       lookup.Lookup(), lookup.PARAMS, windows, lookup.make_config(), golds=True)
   assert (windows.gold_spans[:, :, 0] > 0).sum() > len(places) + 5
-  assert sorted(spans.gold[spans.gold > -1e30].tolist()) == sorted(
+  scores = spans.gold_scores
+  assert sorted(scores[scores > -1e30].tolist()) == sorted(
       score_of('start', words[i]) + score_of('end', words[j])
       for i, j in places[:-1])
 

@@ -1,11 +1,9 @@
-"""Runs → Hugging Face and back: to the bit, whole or not at all."""
+"""Tests that conversion to Hugging Face and back is bit for bit equal."""
 
 import functools
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import flax.traverse_util
 import jax
@@ -28,10 +26,10 @@ from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.models import qa
+from tests.common import commands
 from tests.common import refusals
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-GOLDEN = ROOT / 'tests' / 'golden'
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
 TINY = GOLDEN / 'tiny_bert'
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 VOCAB = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *LETTERS,
@@ -42,7 +40,8 @@ FIELDS = {'data': {'max_length': 40, 'window_overlap': 4,
                      'null_rule': 'margin', 'null_threshold': 0.25}}
 
 
-def with_words(directory: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
+def add_vocabulary(directory: pathlib.Path,
+                   target: pathlib.Path) -> pathlib.Path:
   path = shutil.copytree(directory, target)
   (path / 'vocab.txt').write_text('\n'.join(VOCAB) + '\n')
   return path
@@ -50,13 +49,13 @@ def with_words(directory: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
 
 @pytest.fixture(scope='module')
 def theirs(tmp_path_factory) -> pathlib.Path:
-  """A checkpoint that transformers wrote, with a bias, and words for it."""
-  return with_words(TINY, tmp_path_factory.mktemp('hf') / 'tiny')
+  """A checkpoint with a biased head that transformers wrote."""
+  return add_vocabulary(TINY, tmp_path_factory.mktemp('hf') / 'tiny')
 
 
 @pytest.fixture(scope='module')
 def run(theirs, tmp_path_factory) -> pathlib.Path:
-  """That as a run, with metrics and fields of its own."""
+  """The checkpoint `theirs` as a run directory with metrics and FIELDS."""
   path = tmp_path_factory.mktemp('run') / 'mine'
   hugging_face.write_run_directory(hugging_face.read_source(str(theirs)), path,
                                    ['convert', '--x'])
@@ -80,18 +79,18 @@ refusal = functools.partial(refusals.refusal, longest=500)
 
 
 def source(head: str, directory: pathlib.Path) -> hugging_face.ConversionSource:
-  """A run of a head that was never trained."""
+  """Returns an untrained model with a head, as source of a conversion."""
   config = config_lib.check_config({
       'model': {'preset': '', 'head': head}, 'train': {'num_steps': 1},
       'data': {'max_length': 40}})
-  found = pretrained.read_pretrained(str(directory))
-  model = build.build_model(config, found.model.config)
+  converted = pretrained.read_pretrained(str(directory))
+  model = build.build_model(config, converted.model.config)
   rng = np.random.default_rng(0)
   params = jax.tree.map(
       lambda x: rng.standard_normal(x.shape, np.float32),
       jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0))))
   return hugging_face.ConversionSource('runs/other', pretrained.Pretrained(
-      model, params, found.tokenizer, config, True, ()), None)
+      model, params, converted.tokenizer, config, True, ()), None)
 
 
 def test_theirs_to_a_run_to_theirs_is_equal_to_the_bit(exported):
@@ -167,22 +166,16 @@ def test_tokenizer_json_gives_our_windows(exported):
   assert (ours.vocab, ours.lowercase) == (tuple(VOCAB), True)
   whole = tokenizers.Tokenizer.from_file(str(exported / 'tokenizer.json'))
   question, context = 'What IS é?', 'ab cde. zz 東 [x] q'
-  found = whole.encode(question, context)
+  converted = whole.encode(question, context)
   config = config_lib.check_config({
-      'data': {
-          'max_length': 64,
-          'window_overlap': 8,
-          'max_question_length': 32
-      },
-      'train': {
-          'num_steps': 1
-      }
-  })
-  windows = input_pipeline.make_windows(config,
-                                        [Example('0', question, context)], ours)
-  batch = windows.gather(np.zeros(1, int), len(found.ids))
-  assert batch['token_ids'][0].tolist() == found.ids
-  assert batch['token_type_ids'][0].tolist() == found.type_ids
+      'data': {'max_length': 64, 'window_overlap': 8,
+               'max_question_length': 32},
+      'train': {'num_steps': 1}})
+  windows = input_pipeline.make_windows(
+      config, [Example('0', question, context)], ours)
+  batch = windows.gather(np.zeros(1, int), len(converted.ids))
+  assert batch['token_ids'][0].tolist() == converted.ids
+  assert batch['token_type_ids'][0].tolist() == converted.type_ids
   about = files.read_object(exported / 'tokenizer_config.json')
   assert about == {
       'do_lower_case': True, 'tokenizer_class': 'BertTokenizer',
@@ -190,18 +183,19 @@ def test_tokenizer_json_gives_our_windows(exported):
       'cls_token': '[CLS]', 'sep_token': '[SEP]', 'mask_token': '[MASK]'}
 
 
-def test_a_run_answers_as_what_it_was_made_of(theirs, run):
-  found = pretrained.read_pretrained(str(theirs))
-  made = predict.load(run, null_rule='never')
-  assert made.model == found.model and made.tokenizer == found.tokenizer
-  jax.tree.map(np.testing.assert_array_equal, made.params, found.params)
+def test_a_run_answers_like_its_source(theirs, run):
+  expected = pretrained.read_pretrained(str(theirs))
+  answering = predict.load(run, null_rule='never')
+  assert answering.model == expected.model
+  assert answering.tokenizer == expected.tokenizer
+  jax.tree.map(np.testing.assert_array_equal, answering.params, expected.params)
   context = 'a b c. d e'
-  answer = made.answer(question='x y', context=context)
+  answer = answering.answer(question='x y', context=context)
   assert answer.text == context[answer.start:answer.end] != ''
   assert files.read_object(run / 'run.json')['argv'] == ['convert', '--x']
 
 
-def test_the_card_tells_scores_training_and_use(exported, run):
+def test_the_model_card_has_scores_training_and_use(exported, run):
   _, header, body = (exported / 'README.md').read_text().split('---\n', 2)
   about = yaml.safe_load(header)
   assert about['pipeline_tag'] == 'question-answering'
@@ -216,15 +210,15 @@ def test_the_card_tells_scores_training_and_use(exported, run):
   assert blocks[0]['commit'] == (record['git']['commit'] or 'unknown')
   assert blocks[1] == RunDirectory(run).read_config().to_dict()
   assert 'AutoModelForQuestionAnswering' in body
-  assert 'diff' not in body and '--x' not in body  # may hold what is private
+  assert 'diff' not in body and '--x' not in body  # they may hold private names
 
 
 def test_damaged_metrics_are_named_and_nothing_is_written(run, tmp_path):
   broken = shutil.copytree(run, tmp_path / 'run')
   files.write_json(broken / 'eval' / 'dev' / 'metrics.json', {'f1': 'x'})
-  found = hugging_face.read_source(str(run))
+  converted = hugging_face.read_source(str(run))
   message = refusal(hugging_face.write_hugging_face,
-                    hugging_face.ConversionSource('x', found.model, broken),
+                    hugging_face.ConversionSource('x', converted.model, broken),
                     tmp_path / 'out')
   assert 'eval/dev/metrics.json: total is None' in message
   assert [p.name for p in tmp_path.iterdir()] == ['run']
@@ -234,9 +228,9 @@ def test_damaged_metrics_are_named_and_nothing_is_written(run, tmp_path):
 
 
 def test_a_tensorflow_encoder_becomes_a_bert_model(tmp_path):
-  found = hugging_face.read_source(str(GOLDEN / 'tf2_bert'))
-  assert not found.model.has_head
-  hugging_face.write_hugging_face(found, tmp_path / 'out')
+  converted = hugging_face.read_source(str(GOLDEN / 'tf2_bert'))
+  assert not converted.model.has_head
+  hugging_face.write_hugging_face(converted, tmp_path / 'out')
   config = files.read_object(tmp_path / 'out' / 'config.json')
   assert config['architectures'] == ['BertModel']
   names = safetensors.numpy.load_file(
@@ -246,7 +240,7 @@ def test_a_tensorflow_encoder_becomes_a_bert_model(tmp_path):
   assert names == {k for k in recorded if '.layer.2.' not in k}
   back = pretrained.read_pretrained(str(tmp_path / 'out'))
   jax.tree.map(np.testing.assert_array_equal,
-               back.params['encoder'], found.model.params['encoder'])
+               back.params['encoder'], converted.model.params['encoder'])
 
 
 def test_an_encoder_is_no_run(tmp_path):
@@ -274,7 +268,7 @@ def test_more_words_than_embeddings_are_refused(theirs, tmp_path):
                                                   str(path))
 
 
-# --- where it is written
+# --- the target directory
 
 
 def test_a_target_that_holds_something_is_left_alone(theirs, run, tmp_path):
@@ -292,7 +286,7 @@ def test_an_empty_target_is_taken(run, tmp_path):
   assert (tmp_path / 'config.json').is_file()
 
 
-def test_what_fails_half_way_leaves_nothing(tmp_path):
+def test_a_failed_write_leaves_no_files(tmp_path):
   def write(directory):
     (directory / 'one').write_text('1')
     raise OSError(28, 'No space left on device')
@@ -308,22 +302,17 @@ def test_a_run_is_no_source_of_a_run(run, tmp_path):
                                   tmp_path / 'out', [])
 
 
-def command(*arguments: str) -> subprocess.CompletedProcess:
-  return subprocess.run(
-      [sys.executable, '-m', 'experiments.convert_weights', *arguments],
-      cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def test_the_command_converts_and_tells_what_it_read(tmp_path):
-  done = command(f'--source={GOLDEN / "tf1_bert"}', '--format=qa_jax',
-                 f'--target={tmp_path / "run"}')
-  assert done.returncode == 0, done.stderr
-  assert "the head 'biased'" in done.stderr and 'not read' in done.stderr
+def test_the_command_converts_with_notes_on_the_checkpoint(tmp_path):
+  result = commands.command(
+      'convert_weights', f'--source={GOLDEN / "tf1_bert"}', '--format=qa_jax',
+      f'--target={tmp_path / "run"}')
+  assert result.code == 0, result.err
+  assert "the head 'biased'" in result.err and 'not read' in result.err
   assert RunDirectory(tmp_path / 'run').is_run()
   assert RunDirectory(tmp_path / 'run').read_config().model.head == 'biased'
 
 
 def test_the_command_refuses_an_unknown_format(tmp_path):
-  done = command('--source=x', f'--target={tmp_path / "t"}', '--format=hff')
-  assert done.returncode == 1 and "did you mean 'hf'" in done.stderr
-  assert done.stderr.count('\n') == 1
+  assert "did you mean 'hf'" in commands.refusal(
+      'convert_weights', '--source=x', f'--target={tmp_path / "t"}',
+      '--format=hff')

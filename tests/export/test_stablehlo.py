@@ -1,4 +1,4 @@
-"""The exported program answers as the model it was made of."""
+"""Tests that an exported program answers like its model."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ from qa_jax.models import bert
 from qa_jax.models import qa
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
-WORDS = tokenizer_lib.Tokenizer(
+TOKENIZER = tokenizer_lib.Tokenizer(
     ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *LETTERS,
      *('##' + c for c in LETTERS), *'.,?[]'), lowercase=True)
 SIZES = bert.BertConfig(
@@ -43,7 +43,7 @@ QUESTIONS = [('x y', 'a b: c d e, f g h!'), ('a b', LONG), ('', LONG[:100]),
 
 
 def make(head: str = 'independent', **fields) -> predict.QA:
-  """A model that was never trained, in windows of 48 tokens at most."""
+  """Returns an untrained model with windows of at most 48 tokens."""
   config = config_lib.check_config({
       'model': {'preset': '', 'head': head}, 'train': {'num_steps': 1},
       'data': {'max_length': fields.pop('max_length', 48),
@@ -55,7 +55,7 @@ def make(head: str = 'independent', **fields) -> predict.QA:
   params = jax.tree.map(
       lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32),
       jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0))))
-  return predict.QA(model, params, WORDS, config)
+  return predict.QA(model, params, TOKENIZER, config)
 
 
 @pytest.fixture(scope='module')
@@ -97,14 +97,14 @@ def test_attention_of_any_run_is_exported_as_xla(model):
 def test_the_runner_answers_as_predict(loaded, answers):
   assert {bool(a.text) for a in answers} == {True, False}
   for (question, context), expected in zip(QUESTIONS, answers, strict=True):
-    found = run_lib.answer_question(loaded, question, context)
-    assert (found['text'], found['start'], found['end']) == (
+    result = run_lib.answer_question(loaded, question, context)
+    assert (result['text'], result['start'], result['end']) == (
         expected.text, expected.start, expected.end)
     np.testing.assert_allclose(
-        [found['score'], found['null_score']],
+        [result['score'], result['null_score']],
         [expected.score, expected.null_score], atol=1e-5, rtol=1e-6)
     np.testing.assert_allclose(
-        [found['probability'], found['null_probability']],
+        [result['probability'], result['null_probability']],
         [expected.probability, expected.null_probability], atol=1e-6, rtol=1e-5)
 
 
@@ -112,7 +112,7 @@ def test_the_runner_answers_as_predict(loaded, answers):
     {'null_rule': 'min_null', 'search': 'beam(width=2)'},
     {'null_rule': 'never'}], ids=str)
 def test_a_calibrated_run_is_exported_with_its_probabilities(tmp_path, fields):
-  """And with its threshold, which is one of decode when the run is loaded."""
+  """The calibrated null threshold is in config.decode of a loaded run."""
   model = dataclasses.replace(
       make(null_threshold=1.5, **fields),
       calibration=calibration.Calibration(
@@ -121,18 +121,18 @@ def test_a_calibrated_run_is_exported_with_its_probabilities(tmp_path, fields):
   loaded, plain = run_lib.load_program(tmp_path / 'out'), dataclasses.replace(
       model, calibration=None)
   for question, context in QUESTIONS[:4]:
-    found = run_lib.answer_question(loaded, question, context)
+    result = run_lib.answer_question(loaded, question, context)
     expected, other = (m.answer(question=question, context=context)
                        for m in (model, plain))
-    assert found['text'] == expected.text
+    assert result['text'] == expected.text
     for name in ('probability', 'null_probability'):
-      assert found[name] == pytest.approx(
+      assert result[name] == pytest.approx(
           getattr(expected, name), rel=1e-5, abs=1e-6), name
-    assert found['probability'] != pytest.approx(other.probability, rel=0.01)
+    assert result['probability'] != pytest.approx(other.probability, rel=0.01)
 
 
 def run(directory: pathlib.Path, question: str, context: str):
-  """run.py where nothing of this repository can be imported."""
+  """Runs run.py in a process that cannot import this repository."""
   return subprocess.run(
       [sys.executable, '-I', directory / 'run.py', f'--question={question}',
        f'--context={context}'], cwd=directory.parent, capture_output=True,
@@ -142,22 +142,24 @@ def run(directory: pathlib.Path, question: str, context: str):
 def test_the_copied_runner_needs_no_qa_jax(directory, answers):
   done = run(directory, *QUESTIONS[1])
   assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout)
-  assert (found['text'], found['start']) == (answers[1].text, answers[1].start)
+  result = json.loads(done.stdout)
+  assert (result['text'], result['start']) == (
+      answers[1].text, answers[1].start)
   assert 'import qa_jax' not in (directory / 'run.py').read_text()
   assert 'from qa_jax' not in (directory / 'run.py').read_text()
 
 
 @pytest.mark.parametrize('count', [0, 1, 33, 34, 35, 200])
-@pytest.mark.parametrize('asked', [0, 3, 12, 40])
-def test_the_runner_cuts_windows_as_windows_py(model, loaded, count, asked):
+@pytest.mark.parametrize('query', [0, 3, 12, 40])
+def test_windows_of_the_runner_equal_those_of_windows_py(
+    model, loaded, count, query):
   meta = loaded[0]
-  rng = np.random.default_rng([count, asked])
-  texts = [' '.join(rng.choice(list(LETTERS), n)) for n in (asked, count)]
-  ids = [WORDS.encode([text]).ids.tolist() for text in texts]
+  rng = np.random.default_rng([count, query])
+  texts = [' '.join(rng.choice(list(LETTERS), n)) for n in (query, count)]
+  ids = [TOKENIZER.encode([text]).ids.tolist() for text in texts]
   token_ids, context, owned, shift = run_lib.make_windows(meta, *ids)
   ours = input_pipeline.make_windows(model.config, [Example('0', *texts)],
-                                     WORDS)
+                                     TOKENIZER)
   assert len(token_ids) == len(ours)
   assert token_ids.shape[1] in (32, 48)
   batch = ours.gather(np.arange(len(ours)), token_ids.shape[1])
@@ -170,7 +172,7 @@ def test_the_runner_cuts_windows_as_windows_py(model, loaded, count, asked):
   np.testing.assert_array_equal(shift, ours.begin - ours.context_offset)
 
 
-def test_null_rules_of_the_runner_are_ours():
+def test_null_rules_of_the_runner_equal_those_of_decoding():
   assert run_lib.NULL_RULES.keys() == null_rules.NULL_RULES.keys()
   rng = np.random.default_rng(0)
   for scale in (1, 30, 1000):
@@ -191,7 +193,7 @@ def test_batch_and_length_are_free_within_their_bounds(model, loaded):
   shape = exported.in_avals[-3].shape
   assert [str(d) for d in shape] == ['b', 'l']
   texts = ['x y', LONG]
-  ids = [WORDS.encode([t]).ids.tolist() for t in texts]
+  ids = [TOKENIZER.encode([t]).ids.tolist() for t in texts]
   token_ids, context, owned, _ = run_lib.make_windows(loaded[0], *ids)
   together = exported.call(params, token_ids, context, owned)
   assert together['score'].shape == (len(token_ids), 4)
@@ -226,20 +228,20 @@ def test_every_head_search_and_size_is_lowered(fields):
   assert str(length) == ('30' if longest == 30 else 'l')
 
 
-def test_spans_and_normaliser_are_those_of_evaluate(loaded):
+def test_spans_and_normaliser_equal_those_of_decode(loaded):
   model = make(null_rule='posterior')
   (exported, _), params = lowered(model)
-  ids = [WORDS.encode([t]).ids.tolist() for t in ('x y', LONG)]
+  ids = [TOKENIZER.encode([t]).ids.tolist() for t in ('x y', LONG)]
   *inputs, _ = run_lib.make_windows(loaded[0], *ids)
-  found = exported.call(params, *inputs)
+  result = exported.call(params, *inputs)
   expected = decode.score_windows(
       model.model, model.params, input_pipeline.make_windows(
-          model.config, [Example('0', 'x y', LONG)], WORDS), model.config)
+          model.config, [Example('0', 'x y', LONG)], TOKENIZER), model.config)
   for name in ('start', 'end', 'valid'):
-    np.testing.assert_array_equal(found[name], getattr(expected, name))
+    np.testing.assert_array_equal(result[name], getattr(expected, name))
   for name in ('score', 'null', 'normaliser'):
     np.testing.assert_allclose(
-        found[name], getattr(expected, name), atol=1e-5, rtol=1e-6)
+        result[name], getattr(expected, name), atol=1e-5, rtol=1e-6)
 
 
 # --- damage and misuse
@@ -247,7 +249,8 @@ def test_spans_and_normaliser_are_those_of_evaluate(loaded):
 
 @pytest.mark.parametrize('name', [*run_lib.FILES, 'SHA256SUMS'])
 @pytest.mark.parametrize('damage', ['flip', 'cut', 'empty', 'gone'])
-def test_a_damaged_file_is_one_line(directory, tmp_path, name, damage):
+def test_a_damaged_file_is_refused_in_one_line(
+    directory, tmp_path, name, damage):
   path = shutil.copytree(directory, tmp_path / 'out') / name
   whole = path.read_bytes()
   middle = len(whole) // 2
@@ -264,7 +267,7 @@ def test_a_damaged_file_is_one_line(directory, tmp_path, name, damage):
   assert '\n' not in str(caught.value)
 
 
-def test_the_command_line_of_the_runner_says_so(directory, tmp_path):
+def test_the_runner_reports_a_damaged_file_in_one_line(directory, tmp_path):
   path = shutil.copytree(directory, tmp_path / 'out')
   (path / 'program.bin').write_bytes(b'x')
   done = run(path, 'a', 'b')
@@ -275,10 +278,10 @@ def test_the_command_line_of_the_runner_says_so(directory, tmp_path):
 
 def test_a_program_for_another_platform_is_refused(model, loaded):
   (exported, _), _ = lowered(model, ('tpu',))
-  meta, _, params, words = loaded
+  meta, _, params, tokenizer = loaded
   with pytest.raises(ValueError, match='platforms'):
-    run_lib.answer_question((meta, jax.jit(exported.call), params, words), 'a',
-                            'b')
+    run_lib.answer_question(
+        (meta, jax.jit(exported.call), params, tokenizer), 'a', 'b')
 
 
 @pytest.mark.parametrize(('fields', 'platforms', 'message'), [
@@ -286,7 +289,7 @@ def test_a_program_for_another_platform_is_refused(model, loaded):
     ({'merge': 'surface_form'}, ('cpu',), "merge='surface_form'"),
     ({'max_length': 80}, ('cpu',), 'max_length=80 exceeds'),
     ({'max_length': 20}, ('cpu',), 'leaves no step')])
-def test_what_cannot_be_exported_is_refused(
+def test_a_model_that_cannot_be_exported_is_refused(
     tmp_path, fields, platforms, message):
   with pytest.raises(errors.UserError, match=message):
     stablehlo.export_run(make(**fields), tmp_path / 'out', platforms)

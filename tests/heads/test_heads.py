@@ -132,8 +132,8 @@ def test_search_is_brute_force(spec, name):
   scores = common.scores_by_mode(spec)['decoding']
   mask = common.head_inputs().context_mask
   starts = mask & (np.arange(common.LENGTH) != 6)[None]
-  search.check(name, scores.start, scores.end, scores.pair, starts, mask,
-               5, 40)
+  search.assert_equals_brute_force(
+      name, scores.start, scores.end, scores.pair, starts, mask, 5, 40)
 
 
 @every_head

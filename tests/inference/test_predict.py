@@ -1,4 +1,4 @@
-"""Asking a loaded model: answers against brute force on its own scores."""
+"""Tests of a loaded model's answers by brute force on its scores."""
 
 import pathlib
 import shutil
@@ -30,7 +30,7 @@ LONG = ' '.join(LETTERS[i * 7 % 26] for i in range(90))
 
 @pytest.fixture(scope='module')
 def directory(tmp_path_factory) -> pathlib.Path:
-  """The recorded BertForQuestionAnswering, with words for its 100 ids."""
+  """The recorded BertForQuestionAnswering, with a vocabulary of 100 tokens."""
   path = shutil.copytree(TINY, tmp_path_factory.mktemp('hf') / 'tiny')
   (path / 'vocab.txt').write_text('\n'.join(VOCAB) + '\n')
   return path
@@ -42,7 +42,10 @@ def qa(directory) -> predict.QA:
 
 
 def brute_force(qa, question, context, longest=5):
-  """([(score, i, j)] best first, null) of one window of one-letter words."""
+  """Returns ([(score, i, j)] best first, null score) of one window.
+
+  The context is a list of one-letter words.
+  """
   row = ['[CLS]', *question.split(), '[SEP]', *context, '[SEP]']
   ids = jnp.array([[VOCAB.index(t) for t in row]])
   first = len(question.split()) + 2
@@ -67,13 +70,13 @@ def test_answer_is_the_best_span_in_characters_of_the_context(qa, expected):
   answer = qa.answer(question='x y', context=SHORT)
   place = [n for n, c in enumerate(SHORT) if c != ' ']
   assert len(answer.n_best) == 6
-  for found, (score, i, j) in zip(answer.n_best, spans, strict=False):
-    assert (found['start'], found['end']) == (place[i], place[j] + 1)
-    assert found['score'] == pytest.approx(score, abs=1e-5)
+  for candidate, (score, i, j) in zip(answer.n_best, spans, strict=False):
+    assert (candidate['start'], candidate['end']) == (place[i], place[j] + 1)
+    assert candidate['score'] == pytest.approx(score, abs=1e-5)
   assert {'text': answer.text, 'start': answer.start, 'end': answer.end,
           'score': answer.score,
           'probability': answer.probability} == answer.n_best[0]
-  # The null rule is never: all spans, and they alone, have a share.
+  # With the null rule `never`, only spans are among the outcomes.
   assert answer.null_probability == 0
   assert answer.probability == pytest.approx(
       np.exp(spans[0][0]) / np.exp([s for s, _, _ in spans]).sum(), rel=1e-5)
@@ -95,13 +98,13 @@ def test_null_above_the_threshold_is_an_empty_answer_at_0(
       np.exp(null if silent else spans[0][0]) / total, rel=1e-5)
 
 
-def test_offsets_are_exact_slices_of_what_was_written(qa):
+def test_offsets_are_exact_slices_of_the_context(qa):
   context = 'Å\u00a0B  ç\t(D)\r\nÉF 東x  g\u0301… [SEP]'
   answer = qa.answer(question='What?', context=context)
   assert answer.text == context[answer.start:answer.end] != ''
-  for found in answer.n_best:
-    assert context[found['start']:found['end']] == found['text']
-    assert found['text'] == found['text'].strip() != ''
+  for candidate in answer.n_best:
+    assert context[candidate['start']:candidate['end']] == candidate['text']
+    assert candidate['text'] == candidate['text'].strip() != ''
 
 
 def test_batch_answers_as_one_by_one(qa):
@@ -118,10 +121,10 @@ def test_batch_answers_as_one_by_one(qa):
   assert (batch[-1].text, batch[-1].n_best) == ('', ())
 
 
-@pytest.mark.parametrize(('eval_batch_size', 'buckets', 'spread'), [
+@pytest.mark.parametrize(('eval_batch_size', 'buckets', 'sharded'), [
     (3, (), False), (7, (16, 24, 32), False), (8, (), True)])
 def test_batches_buckets_and_devices_change_scores_by_rounding_alone(
-    qa, eval_batch_size, buckets, spread):
+    qa, eval_batch_size, buckets, sharded):
   rows = [Example('l', 'a b', LONG), Example('s', 'x y', SHORT)]
 
   def answer(mesh=None, **changes):
@@ -129,15 +132,12 @@ def test_batches_buckets_and_devices_change_scores_by_rounding_alone(
     values['data']['buckets'] = changes.get('buckets', [])
     values['train']['eval_batch_size'] = changes.get('eval_batch_size', 32)
     config = config_lib.check_config(values)
-    return decode.answer_questions(qa.model,
-                                   qa.params,
-                                   input_pipeline.make_windows(
-                                       config, rows, qa.tokenizer),
-                                   config,
+    windows = input_pipeline.make_windows(config, rows, qa.tokenizer)
+    return decode.answer_questions(qa.model, qa.params, windows, config,
                                    mesh=mesh)
 
   one = answer()
-  two = answer(devices.data_mesh() if spread else None, buckets=buckets,
+  two = answer(devices.data_mesh() if sharded else None, buckets=buckets,
                eval_batch_size=eval_batch_size)
   for name in ('begin', 'end', 'window', 'ptr'):
     np.testing.assert_array_equal(getattr(one, name), getattr(two, name))
@@ -156,7 +156,7 @@ def test_inexact_search_never_beats_the_exact_one_by_rounding(directory):
     assert (regret == 0).all() if always else (regret >= 0).all()
 
 
-def test_question_is_read(qa):
+def test_scores_depend_on_the_question(qa):
   one, two = (qa.answer(question=q, context=SHORT) for q in ('x y', 'c d'))
   assert one.score != two.score
 
@@ -175,13 +175,13 @@ def test_bad_question_is_named_by_row(qa, row, message):
     qa.answer_batch([{'question': 'a', 'context': 'b'}, row])
 
 
-# --- what the pictures draw
+# --- span views
 
 
 def test_spans_show_the_tokens_and_the_band_of_the_outer_sum(qa, expected):
   view = qa.spans('x y', SHORT)
-  words = [c for c in SHORT if c != ' ']
-  assert view.tokens == ('[CLS]', 'x', 'y', '[SEP]', *words, '[SEP]')
+  letters = [c for c in SHORT if c != ' ']
+  assert view.tokens == ('[CLS]', 'x', 'y', '[SEP]', *letters, '[SEP]')
   assert view.context_mask.tolist() == [False] * 4 + [True] * 11 + [False]
   assert view.band.shape == (16, 5)
   legal = 0
@@ -259,7 +259,7 @@ def test_encoder_without_a_span_head_is_refused(directory, tmp_path):
     predict.load(path)
 
 
-def test_a_bias_of_the_head_is_kept_and_told(directory, capsys):
+def test_a_biased_head_is_loaded_as_one_with_a_note(directory, capsys):
   qa = predict.load(directory, **OPTIONS)
   assert qa.config.model.head == 'biased'
   assert "the head 'biased'" in capsys.readouterr().err
@@ -268,7 +268,7 @@ def test_a_bias_of_the_head_is_kept_and_told(directory, capsys):
 # --- files of questions
 
 
-def test_questions_are_read_as_they_stand(tmp_path):
+def test_questions_are_read_unchanged(tmp_path):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"question": "a", "context": "", "id": 7}\n\n'
                   '{"question": "\u2028", "context": "b"}', 'utf-8')

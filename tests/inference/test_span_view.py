@@ -1,4 +1,4 @@
-"""What the pictures and the page show: numbers against brute force."""
+"""Tests of span views and their plot by brute force."""
 
 import functools
 
@@ -13,7 +13,7 @@ from qa_jax.io import plots
 from qa_jax.models import bert
 from tests.common import random_model
 
-NO_S_OR_E = ('conditional', 'mlp_span')  # they score ends in pairs only
+NO_S_OR_E = ('conditional', 'mlp_span')  # heads without S or E
 SPECS = {name: name for name in heads.HEADS} | {
     'length_prior': 'length_prior(base="biaffine")'}
 
@@ -25,7 +25,7 @@ def view_of(head: str):
 
 
 def layers_of(qa, view):
-  """[1 + N, L, D]: what the encoder makes of the window, by hand."""
+  """Returns the outputs [1 + N, L, D] of the encoder's layers."""
   ids = jnp.array([[qa.tokenizer.index[t] for t in view.tokens]])
   first = view.tokens.index('[SEP]') + 1
   types = (jnp.arange(ids.shape[1]) >= first).astype(jnp.int32)[None]
@@ -59,7 +59,7 @@ def test_probabilities_add_up_over_the_spans_of_any_head(spec):
 
 
 @pytest.mark.parametrize('spec', ['independent', 'conditional'])
-def test_best_spans_are_those_that_the_search_finds(spec):
+def test_best_spans_of_the_band_are_the_n_best_of_the_search(spec):
   qa = random_model.random_qa(spec)
   view, answer = view_of(spec), qa.answer(
       question=random_model.QUESTION, context=random_model.CONTEXT)
@@ -78,14 +78,13 @@ def test_each_layer_is_read_with_the_same_s_and_e(head):
   view = view_of(head)
   hidden = layers_of(qa, view)
   assert len(hidden) == 2
-  for name, found in (('start', view.start_by_layer),
+  for name, layer_scores in (('start', view.start_by_layer),
                       ('end', view.end_by_layer)):
-    np.testing.assert_allclose(
-        found, hidden @ np.asarray(qa.params['head'][name]['kernel'])[:, 0],
-        atol=1e-5)
+    vector = np.asarray(qa.params['head'][name]['kernel'])[:, 0]
+    np.testing.assert_allclose(layer_scores, hidden @ vector, atol=1e-5)
 
 
-def test_the_mixture_of_what_layers_say_is_what_a_mixed_head_says():
+def test_layer_mix_scores_are_the_weighted_scores_of_the_layers():
   qa = random_model.random_qa('layer_mix')
   view = view_of('layer_mix')
   weights = np.asarray(jax.nn.softmax(qa.params['head']['alpha']))
@@ -95,7 +94,7 @@ def test_the_mixture_of_what_layers_say_is_what_a_mixed_head_says():
 
 
 @pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
-def test_layers_are_left_out_where_there_is_no_s_or_no_e(spec):
+def test_layer_scores_need_a_head_with_s_and_e(spec):
   view = view_of(spec)
   left_out = spec in NO_S_OR_E
   assert (view.start_by_layer is None) == left_out
@@ -119,7 +118,7 @@ def test_offsets_cut_the_context_where_the_tokens_are():
 
 
 @pytest.mark.parametrize('spec', ['independent', 'conditional(beam=2)'])
-def test_picture_is_drawn_whatever_the_tokens_are(spec, tmp_path):
+def test_plot_is_drawn_with_any_tokens(spec, tmp_path):
   qa = random_model.random_qa(spec)
   odd = 'Mira $_{ built $ it \\frac{'
   plots.plot_spans([(q, qa.spans(q, odd), '$\\x{') for q in ('$_',)],

@@ -1,4 +1,4 @@
-"""Whole files or nothing, and one line for what cannot be read or written."""
+"""Tests that files are written whole or not at all, with one-line errors."""
 
 import gzip
 import json
@@ -72,7 +72,7 @@ def test_rows_that_fail_half_way_leave_the_old_file_alone(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['directory', 'file/below', 'x' * 300])
-def test_place_that_cannot_be_written_is_one_line(tmp_path, name):
+def test_path_that_cannot_be_written_is_refused_in_one_line(tmp_path, name):
   (tmp_path / 'directory').mkdir()
   (tmp_path / 'file').write_text('old')
   assert refusal(files.write_text, tmp_path / name, 'new').startswith(
@@ -80,7 +80,7 @@ def test_place_that_cannot_be_written_is_one_line(tmp_path, name):
   assert sorted(p.name for p in tmp_path.iterdir()) == ['directory', 'file']
 
 
-def test_check_writable_says_so_beforehand_and_writes_nothing(tmp_path):
+def test_check_writable_refuses_early_and_writes_nothing(tmp_path):
   (tmp_path / 'file').write_text('old')
   files.check_writable(tmp_path / 'file')
   files.check_writable(tmp_path / 'new' / 'deeper' / 'file')
@@ -101,8 +101,8 @@ def test_byte_order_mark_and_gzip_are_undone(tmp_path):
 
 def test_a_gzip_bomb_is_refused_before_it_is_unzipped(tmp_path, monkeypatch):
   path = tmp_path / 'a.jsonl.gz'
-  path.write_bytes(gzip.compress(b' ' * 2**24))  # a thousandth of that
-  assert len(files.read_text(path)) == 2**24  # as it is small
+  path.write_bytes(gzip.compress(b' ' * 2**24))  # zips to a thousandth
+  assert len(files.read_text(path)) == 2**24  # below UNZIPPED_FREE
   monkeypatch.setattr(files, 'UNZIPPED_FREE', 2**21)
   read = []
   whole = gzip.GzipFile.read
@@ -121,7 +121,8 @@ def test_a_gzip_bomb_is_refused_before_it_is_unzipped(tmp_path, monkeypatch):
     ('latin.gz', 'not UTF-8 at byte 1'), ('no.gz', 'not a whole gzip'),
     ('half.gz', 'not a whole gzip'), ('missing.gz', 'No such file'),
     ('x' * 300, 'name too long'), ('nul\0', 'null'), ('\ud800', 'surrogates')])
-def test_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
+def test_file_that_cannot_be_read_is_refused_in_one_line(
+    tmp_path, name, message):
   (tmp_path / 'file').write_text('x')
   (tmp_path / 'latin').write_bytes(b'a\xe9')
   (tmp_path / 'latin.gz').write_bytes(gzip.compress(b'a\xe9'))
@@ -136,6 +137,6 @@ def test_file_that_cannot_be_read_is_one_line(tmp_path, name, message):
     ('[]', 'list, expected a JSON object'), ('null', 'NoneType, expected'),
     ('[' * 100_000, 'recursion'), ('{"a": ' + '9' * 5000 + '}', 'digits'),
     ('{"a": "\t"}', 'Invalid control character')])
-def test_text_that_is_no_json_object_is_one_line(text, message):
+def test_text_that_is_no_json_object_is_refused_in_one_line(text, message):
   complaint = refusal(files.parse_object, text, 'here')
   assert complaint.startswith('here: ') and message in complaint

@@ -1,4 +1,4 @@
-"""Both pages in a real browser, where the machine has one."""
+"""Tests of both pages in a browser, if the machine has one."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(
     BROWSER is None, reason=f'none of {", ".join(BROWSERS)} is on PATH: '
     'apt-get install chromium')
-# Offsets count code points, of which JavaScript's strings need two for some.
+# Offsets count code points, and some need two units in strings of JavaScript.
 CONTEXT = '👩\u200d🚀 Mira built <i>the</i> Osprey in Oslo.'
 ATTACK = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 
@@ -29,21 +29,21 @@ ATTACK = '<img src=x onerror="window.hit=1"><script>window.hit=1</script>'
 @pytest.fixture(scope='module')
 def browser():
   with sync_api.sync_playwright() as p:
-    found = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
-    yield found
-    found.close()
+    browser = p.chromium.launch(executable_path=BROWSER, args=['--no-sandbox'])
+    yield browser
+    browser.close()
 
 
 @pytest.fixture
 def tab(browser):
-  """A phone's page that must neither complain nor ask elsewhere."""
+  """A page of a phone's size without errors and without foreign requests."""
   context = browser.new_context(viewport={'width': 360, 'height': 740})
   tab = context.new_page()
   tab.set_default_timeout(120_000)  # the machine may be busy
-  tab.complaints, tab.asked = [], []
+  tab.complaints, tab.requested = [], []
   tab.on('console', lambda m: tab.complaints.append(m.text))
   tab.on('pageerror', lambda e: tab.complaints.append(str(e)))
-  tab.on('request', lambda r: tab.asked.append(r.url))
+  tab.on('request', lambda r: tab.requested.append(r.url))
   yield tab
   assert tab.evaluate('window.hit') is None
   assert tab.evaluate('document.documentElement.scrollWidth') <= 360
@@ -51,7 +51,7 @@ def tab(browser):
 
 
 def calibrated():
-  """A model that has learned nothing, at a temperature of its own."""
+  """Returns an untrained model with null threshold 9 and temperature 0.3."""
   return dataclasses.replace(
       random_qa('independent', null_rule='min_null', null_threshold=9.0),
       calibration=calibration.Calibration(9.0, 0.3, '', '', 9, 0, {}))
@@ -59,25 +59,25 @@ def calibrated():
 
 @pytest.fixture(scope='module')
 def url():
-  """Where a server of a model that has learned nothing listens."""
+  """The URL of a server with an untrained model."""
   service = service_lib.Service(calibrated(), service_lib.Limits(
       context_characters=2000, batch=1))
-  found = server.bind_socket('127.0.0.1', 0)
+  listener = server.bind_socket('127.0.0.1', 0)
   uvicorn = server.uvicorn_server(service)
   thread = threading.Thread(
-      target=uvicorn.run, kwargs={'sockets': [found]}, daemon=True)
+      target=uvicorn.run, kwargs={'sockets': [listener]}, daemon=True)
   thread.start()
   while not uvicorn.started:
     time.sleep(0.01)
-  yield f'http://127.0.0.1:{found.getsockname()[1]}/'
+  yield f'http://127.0.0.1:{listener.getsockname()[1]}/'
   uvicorn.should_exit = True
   thread.join()
   with contextlib.suppress(OSError):
-    found.close()
+    listener.close()
 
 
 def ask(tab, url, question, context):
-  """Fills in the form and asks, by keyboard alone; waits for the answer."""
+  """Fills in the form by keyboard, submits it and waits for the answer."""
   tab.goto(url)
   tab.wait_for_selector('#context:focus')  # it comes with the first frame
   tab.keyboard.insert_text(context)
@@ -109,7 +109,7 @@ def test_a_question_is_asked_and_answered_by_keyboard(tab, url):
   assert tab.text_content('#passage mark') == answer.n_best[1]['text']
   assert tab.locator('[aria-pressed=true]').count() == 1
   assert not tab.complaints
-  assert set(tab.asked) == {url, f'{url}answer', f'{url}spans'}
+  assert set(tab.requested) == {url, f'{url}answer', f'{url}spans'}
 
 
 def test_the_map_has_a_cell_for_every_span(tab, url):
@@ -139,7 +139,7 @@ def inspect(tab, tmp_path, *questions, context=CONTEXT):
   path.write_text(inspect_page_lib.render_page(
       random_qa('independent'), questions, context, title=ATTACK), 'utf-8')
   tab.goto(path.as_uri())
-  assert tab.asked == [path.as_uri()]
+  assert tab.requested == [path.as_uri()]
 
 
 def test_the_inspect_page_runs_nothing_and_fits_a_phone(tab, tmp_path):

@@ -1,4 +1,4 @@
-"""The inspect page: its structure, its numbers, nothing that runs."""
+"""Tests of the inspect page: structure, numbers, and no scripts."""
 
 import base64
 import dataclasses
@@ -22,7 +22,7 @@ VOID = {'meta', 'rect', 'path', 'br', 'link', 'img', 'input'}
 
 
 class Tree(parser.HTMLParser):
-  """Elements as (tag, attributes, text within)."""
+  """The elements of a page as (tag, attributes, text)."""
 
   def __init__(self, html: str):
     super().__init__()
@@ -55,11 +55,9 @@ class Tree(parser.HTMLParser):
 
 
 def rendered(*questions, context=CONTEXT, head='independent', **decode):
-  return Tree(
-      inspect_page.render_page(random_qa(head, **decode),
-                               questions or [QUESTION],
-                               context,
-                               title='A run'))
+  return Tree(inspect_page.render_page(
+      random_qa(head, **decode), questions or [QUESTION], context,
+      title='A run'))
 
 
 @pytest.fixture(scope='module')
@@ -73,7 +71,7 @@ def two() -> Tree:
 
 
 def cells(tree: Tree, table: str) -> list[list[str]]:
-  """Rows of the cells' texts of the first table of a class."""
+  """Returns the cell texts of each row in the first table of a class."""
   rows, inside = [], False
   for tag, attributes, text in tree.all:
     if tag == 'table':
@@ -90,7 +88,7 @@ def cells(tree: Tree, table: str) -> list[list[str]]:
 @pytest.mark.parametrize('context', [
     CONTEXT, '  Mira\n\tbuilt \r\n it.  ', 'É東京\u0301 👩\u200d🚀 & "x" <b>',
     '[SEP] Mira [CLS]'])
-def test_the_passage_stands_there_as_it_was_written(context):
+def test_the_passage_is_shown_unchanged(context):
   tree = rendered(context=context)
   assert tree.find('div', 'passage')[0][2] == context
 
@@ -121,10 +119,10 @@ def test_tint_grows_with_probability():
          ] == [0, 0, 1, 5, 9]
 
 
-def test_best_spans_are_those_of_predict(one):
+def test_best_spans_equal_the_n_best_of_predict(one):
   answer = random_qa('independent').answer(
       question=QUESTION, context=CONTEXT)
-  *rows, null = cells(one, 'found')
+  *rows, null = cells(one, 'candidates')
   assert [row[1] for row in rows] == [c['text'] for c in answer.n_best]
   assert [row[2] for row in rows] == [
       f'{c["score"]:.3f}' for c in answer.n_best]
@@ -135,7 +133,7 @@ def test_best_spans_are_those_of_predict(one):
 
 
 def test_probabilities_of_all_spans_add_up_to_one():
-  rows = cells(rendered(n_best=200), 'found')[:-1]
+  rows = cells(rendered(n_best=200), 'candidates')[:-1]
   assert sum(float(row[3]) for row in rows) == pytest.approx(1, abs=5e-3)
 
 
@@ -154,7 +152,7 @@ def test_every_span_has_a_cell_and_the_best_a_frame(one):
 
 
 @pytest.mark.parametrize('margin', [-0.01, 0.01])
-def test_the_null_rule_says_what_it_decided(margin):
+def test_the_page_explains_the_decision_of_the_null_rule(margin):
   best = random_qa('independent').answer(question=QUESTION, context=CONTEXT)
   options = dict(null_rule='min_null', null_threshold=(
       best.null_score - best.score + margin))
@@ -163,7 +161,7 @@ def test_the_null_rule_says_what_it_decided(margin):
   silent = qa.answer(question=QUESTION, context=CONTEXT).text == ''
   assert silent == (margin < 0)
   assert ('so there is no answer' in text) == silent
-  assert ('does not exceed the threshold' in text) != silent
+  assert ('does not exceed the null threshold' in text) != silent
 
 
 @pytest.mark.parametrize('rule', ['margin', 'posterior'])
@@ -180,13 +178,13 @@ def test_two_questions_stand_side_by_side_on_the_same_tokens(two):
   assert [e[2] for e in two.find('h2')] == [QUESTION, 'What is in Oslo?']
   left, right = (e[2] for e in two.find('div', 'passage'))
   assert left == right == CONTEXT
-  assert 'the encoder has put the question into' in two.find('p', 'point')[0][2]
+  assert 'depends on the question' in two.find('p', 'point')[0][2]
   tips = [e[1]['data-tip'] for e in two.find('span', 't')]
   half = len(tips) // 2
   assert [t.split('\n')[0] for t in tips[:half]] == [
       t.split('\n')[0] for t in tips[half:]]
   assert all(a != b for a, b in zip(tips[:half], tips[half:], strict=True))
-  # The table on top: one token's start score under either question.
+  # The table on top has a token's start score under both questions.
   qa = random_qa('independent')
   row = cells(two, 'moved')[0]
   scores = []
@@ -203,7 +201,7 @@ def test_a_joint_head_is_shown_as_one(head):
   text = ' '.join(e[2] for e in tree.find('article'))
   assert 'summed over the spans' in text and 'S·h' not in ' '.join(
       e[1]['data-tip'] for e in tree.find('span', 't'))
-  assert ('Left out: the head' in text) == (head != 'biaffine')
+  assert ('Not shown: the head' in text) == (head != 'biaffine')
 
 
 def test_markup_in_any_text_is_text():
@@ -237,7 +235,7 @@ def test_a_context_without_tokens_is_refused(context):
     rendered(context=context)
 
 
-# The command.
+# --- the command
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""The server: answers as predict's, limits, and never a 500."""
+"""Tests of the server: answers, limits and errors, without a status 500."""
 
 import asyncio
 import concurrent.futures
@@ -41,7 +41,7 @@ BODY = {'question': QUESTION, 'context': CONTEXT}
 
 
 def make(limits=LIMITS, run=None):
-  """(service, app) of a model that has learned nothing; `run` replaces it."""
+  """Returns (service, app) of an untrained model, or of the function `run`."""
   service = service_lib.Service(random_qa('independent'), limits)
   if run:
     service.batcher = batching.Batcher(run, max_batch=limits.batch)
@@ -64,28 +64,28 @@ def client():
 
 
 def error_of(response, status: int) -> str:
-  """The one line of a refusal."""
+  """Returns the message of a refusal, which must be one line."""
   assert response.status_code == status, response.text
   assert list(response.json()) == ['error'] and response.text.count('\n') == 1
   assert '\n' not in response.json()['error']
   return response.json()['error']
 
 
-def test_answer_is_that_of_predict(client):
+def test_answer_equals_that_of_predict(client):
   qa = random_qa('independent')
   expected = qa.answer(**BODY)
-  found = client.post('/answer', json=BODY).json()
-  assert found['text'] == expected.text != ''
-  assert [c['text'] for c in found['n_best']] == [
+  response = client.post('/answer', json=BODY).json()
+  assert response['text'] == expected.text != ''
+  assert [c['text'] for c in response['n_best']] == [
       c['text'] for c in expected.n_best]
-  assert found['score'] == pytest.approx(expected.score, abs=1e-5)
-  assert found['null_score'] == pytest.approx(expected.null_score, abs=1e-5)
+  assert response['score'] == pytest.approx(expected.score, abs=1e-5)
+  assert response['null_score'] == pytest.approx(expected.null_score, abs=1e-5)
   few = client.post('/answer', json={**BODY, 'n_best': 2}).json()
-  assert few['n_best'] == found['n_best'][:2]
+  assert few['n_best'] == response['n_best'][:2]
 
 
 def test_probabilities_of_a_calibrated_run_are_those_of_predict():
-  """As the run is loaded: threshold 9, temperature 0.3."""
+  """Uses null threshold 9 and calibration temperature 0.3."""
   qa = dataclasses.replace(
       random_qa('independent', null_rule='min_null', null_threshold=9.0),
       calibration=calibration.Calibration(9.0, 0.3, '', '', 9, 0, {}))
@@ -94,11 +94,11 @@ def test_probabilities_of_a_calibrated_run_are_those_of_predict():
       qa, calibration=None).answer(**BODY).probability, rel=0.1)
   app = server.make_app(service_lib.Service(qa, LIMITS), server.Metrics())
   with testclient.TestClient(app) as client:
-    found = client.post('/answer', json=BODY).json()
-  assert found['text'] == expected.text != ''
+    response = client.post('/answer', json=BODY).json()
+  assert response['text'] == expected.text != ''
   for name in ('probability', 'null_probability'):
-    assert found[name] == pytest.approx(getattr(expected, name), rel=1e-5)
-  assert [c['probability'] for c in found['n_best']] == pytest.approx(
+    assert response[name] == pytest.approx(getattr(expected, name), rel=1e-5)
+  assert [c['probability'] for c in response['n_best']] == pytest.approx(
       [c['probability'] for c in expected.n_best], rel=1e-5)
 
 
@@ -117,19 +117,19 @@ def test_concurrent_requests_share_batches_and_answer_as_predict():
       [{'question': f'Who {n}?', 'context': c}
        for n, c in enumerate(contexts)])
   for response, answer in zip(responses, expected, strict=True):
-    found = response.json()
-    assert (found['text'], found['start'], found['end']) == (
+    fields = response.json()
+    assert (fields['text'], fields['start'], fields['end']) == (
         answer.text, answer.start, answer.end)
-    assert found['score'] == pytest.approx(answer.score, abs=1e-5)
+    assert fields['score'] == pytest.approx(answer.score, abs=1e-5)
 
 
 def test_spans_are_the_band_over_the_tokens_of_the_context(client):
   view = random_qa('independent').spans(QUESTION, CONTEXT)
-  found = client.post('/spans', json=BODY).json()
+  response = client.post('/spans', json=BODY).json()
   first = int(view.context_mask.argmax())
-  assert ''.join(CONTEXT[a:b] for a, b in found['offsets']) == re.sub(
+  assert ''.join(CONTEXT[a:b] for a, b in response['offsets']) == re.sub(
       r'\s', '', CONTEXT)
-  for i, row in enumerate(found['band']):
+  for i, row in enumerate(response['band']):
     for d, score in enumerate(row):
       expected = view.band[first + i, d]
       assert score == (pytest.approx(float(expected), abs=1e-3)
@@ -138,21 +138,22 @@ def test_spans_are_the_band_over_the_tokens_of_the_context(client):
 
 def test_after_the_warm_up_no_request_compiles():
   service, app = make()
-  assert service.warm_up() == 3 + 1  # 1, 2 or 4 windows; one for the map
+  assert service.warm_up() == 3 + 1  # 1, 2 or 4 windows; and the spans
   programs = (decode._program(service.qa.model, service.qa.config.decode),
-              span_view._scorer(service.qa.model))
+              span_view._compiled(service.qa.model,
+                                  service.qa.config.decode.max_answer_length))
   before = [program._cache_size() for program in programs]
-  made = decode._searcher.cache_info().misses
+  misses = decode._compiled.cache_info().misses
   with testclient.TestClient(app) as client:
     for n in (1, 12, 60, 110):
       response = client.post('/answer', json={**BODY, 'context': 'Mira ' * n})
       assert response.status_code == 200
     assert client.post('/spans', json=BODY).status_code == 200
   assert [program._cache_size() for program in programs] == before
-  assert decode._searcher.cache_info().misses == made
+  assert decode._compiled.cache_info().misses == misses
 
 
-# What is refused.
+# --- refusals
 
 
 @pytest.mark.parametrize(('body', 'message'), [
@@ -184,11 +185,11 @@ def test_a_map_of_several_windows_is_refused(client):
       '/spans', json={'question': 'a', 'context': 'b ' * 100}), 422)
 
 
-@pytest.mark.parametrize('told', [True, False])
-def test_a_body_too_large_is_413_whether_its_length_is_told_or_not(
-    client, told):
+@pytest.mark.parametrize('with_length', [True, False])
+def test_a_body_too_large_is_413_with_or_without_content_length(
+    client, with_length):
   body = b'x' * 4001
-  content = body if told else iter([body[:2000], body[2000:]])
+  content = body if with_length else iter([body[:2000], body[2000:]])
   assert '4000 bytes' in error_of(client.post('/answer', content=content), 413)
 
 
@@ -201,15 +202,15 @@ def test_other_paths_and_methods_are_one_line_too(client, method, path, status):
 
 def test_questions_without_an_answer_are_no_error(client):
   for question, context in (('', 'Mira'), ('Who?', ''), ('\0', ' \n')):
-    found = client.post('/answer', json={
+    response = client.post('/answer', json={
         'question': question, 'context': context})
-    assert found.status_code == 200
-    assert (found.json()['text'] == '') == (not context.strip())
+    assert response.status_code == 200
+    assert (response.json()['text'] == '') == (not context.strip())
   assert client.post('/spans', json={
       'question': '', 'context': ''}).json()['tokens'] == []
 
 
-# Overload and failure.
+# --- overload and failure
 
 
 def plain(row):
@@ -256,10 +257,10 @@ def test_too_slow_is_503_and_the_next_question_is_answered():
 
 
 class Panic(BaseException):
-  """As the tokenizer's: no Exception."""
+  """An exception like a panic of the tokenizer, which is no Exception."""
 
 
-def test_a_question_that_breaks_the_model_takes_no_other_with_it(capsys):
+def test_a_question_that_breaks_the_model_fails_alone(capsys):
   def run(rows):
     if any('poison' in row['question'] for row in rows):
       raise Panic('two\nlines')
@@ -282,10 +283,10 @@ def test_a_score_that_is_not_finite_is_503():
     assert 'not finite' in error_of(client.post('/answer', json=BODY), 503)
 
 
-# What it says about itself.
+# --- metrics, OpenAPI and page
 
 
-def test_responses_are_as_openapi_says(client):
+def test_responses_follow_openapi_json(client):
   document = client.get('/openapi.json').json()
   routes = {route.path: set(route.methods) - {'HEAD'}
             for route in client.app.routes}
@@ -337,7 +338,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(client):
   assert urls == ['http://www.w3.org/2000/svg']
 
 
-# The process.
+# --- the process
 
 
 def test_a_port_in_use_is_one_line_before_anything_is_loaded():
@@ -377,7 +378,7 @@ def test_a_bad_flag_is_one_line(argv, code, message):
   assert message in commands.refusal('serve', *argv, code=code)
 
 
-def test_sigterm_lets_what_is_inside_finish_and_ends_well(tmp_path):
+def test_sigterm_finishes_open_requests_and_exits_with_0(tmp_path):
   directory = write_run(random_qa('independent'), tmp_path / 'run')
   with subprocess.Popen(
       [sys.executable, '-m', 'experiments.serve', f'--workdir={directory}',
@@ -390,12 +391,12 @@ def test_sigterm_lets_what_is_inside_finish_and_ends_well(tmp_path):
         assert lines[-1], lines
       url = re.search(r'http://\S+?(?=/\n)', lines[-1])[0]
       with concurrent.futures.ThreadPoolExecutor() as pool:
-        asked = [pool.submit(httpx2.post, f'{url}/answer', json=BODY,
+        requests = [pool.submit(httpx2.post, f'{url}/answer', json=BODY,
                              timeout=60) for _ in range(4)]
-        assert asked[0].result().status_code == 200
+        assert requests[0].result().status_code == 200
         process.send_signal(signal.SIGTERM)
-      # Who had connected is answered; nobody is cut off in the middle.
-      for request in asked:
+      # Requests with a connection are answered, and none is cut off.
+      for request in requests:
         if not request.exception():
           assert request.result().status_code == 200
       out, err = process.communicate(timeout=60)
@@ -404,31 +405,36 @@ def test_sigterm_lets_what_is_inside_finish_and_ends_well(tmp_path):
       process.kill()
 
 
-def test_headers_that_trickle_in_are_not_waited_for():
-  """Nor those of a second request, while answers come as before."""
+def test_a_connection_with_slow_headers_is_closed():
+  """The second request of a connection has the deadline, too.
+
+  Other connections are served meanwhile.
+  """
   async def conversation():
     running = server.uvicorn_server(service_lib.Service(
-        random_qa('independent'), dataclasses.replace(LIMITS, seconds=1.0)))
-    with server.bind_socket('127.0.0.1', 0) as found:
-      found.listen(8)
-      serving = asyncio.create_task(running.serve(sockets=[found]))
-      open_one = lambda: asyncio.open_connection(*found.getsockname())
+        random_qa('independent'), dataclasses.replace(LIMITS, seconds=0.5)))
+    with server.bind_socket('127.0.0.1', 0) as listener:
+      listener.listen(8)
+      serving = asyncio.create_task(running.serve(sockets=[listener]))
+      open_one = lambda: asyncio.open_connection(*listener.getsockname())
       health = b'GET /health HTTP/1.1\r\nHost: a\r\n\r\n'
 
-      async def begun(first):
+      async def response_to(first):
         reader, writer = await open_one()
         writer.write(first)
-        text = await asyncio.wait_for(reader.read(), 60)  # until it is closed
+        # Reads until the server closes the connection.
+        text = await asyncio.wait_for(reader.read(), 60)
         writer.close()
         return text
       silent, slow, second = await asyncio.gather(
-          begun(b''), begun(health[:9]), begun(health + health[:9]))
+          response_to(b''), response_to(health[:9]),
+          response_to(health + health[:9]))
       reader, writer = await open_one()
-      for _ in range(4):  # for longer than headers may take
+      for _ in range(4):  # together longer than the deadline
         writer.write(health)
         assert b'200 OK' in await reader.readuntil(b'\r\n')
         await reader.readuntil(b'}\n')
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.2)
       writer.close()
       running.should_exit = True
       await serving
@@ -437,9 +443,9 @@ def test_headers_that_trickle_in_are_not_waited_for():
   asyncio.run(conversation())
 
 
-def test_the_limit_on_windows_counts_as_predict_does():
+def test_the_limit_counts_the_windows_of_predict():
   service, _ = make()
-  asked = service_lib.Question('a', 'b ' * 150, 1)
-  assert service._windows(asked) == len(input_pipeline.make_windows(
+  question = service_lib.Question('a', 'b ' * 150, 1)
+  assert service._count_windows(question) == len(input_pipeline.make_windows(
       random_qa('independent').config, [Example('0', 'a', 'b ' * 150)],
       random_qa('independent').tokenizer))
