@@ -1,6 +1,7 @@
 """README.md and docs/ say what the code does."""
 
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -29,6 +30,13 @@ TABLES = {
     'docs/heads.md': (heads.HEADS,),
     'docs/objectives.md': (objectives.OBJECTIVES,),
     'docs/decoding.md': (search.SEARCHES, null_rules.NULL_RULES)}
+
+
+def sections(page: pathlib.Path) -> set[str]:
+  """Returns the anchors of a page's headings."""
+  headings = re.findall(r'(?m)^#+ (.*)$', page.read_text(encoding='utf-8'))
+  return {re.sub(r'[^\w -]', '', x.lower()).replace(' ', '-')
+          for x in headings}
 
 
 def test_the_added_head_passes_every_test_of_heads(tmp_path):
@@ -61,8 +69,10 @@ def test_a_page_names_every_choice(page):
       assert re.search(rf'`{name}(\([^`]*\))?`', text), name
 
 
-@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
-def test_the_files_that_a_page_names_exist(page):
+@pytest.mark.parametrize(
+    'page', (*PAGES, ROOT / 'RESULTS.md', ROOT / 'CONTRIBUTING.md'),
+    ids=lambda page: page.name)
+def test_the_files_and_sections_that_a_page_names_exist(page):
   text = page.read_text(encoding='utf-8')
   for name in re.findall(r'--config=(\S+?\.py)', text):
     assert (ROOT / name).is_file(), name
@@ -72,8 +82,10 @@ def test_the_files_that_a_page_names_exist(page):
   for name in re.findall(r'`((?:qa_jax|tests|configs|benchmarks)/[\w/.]+)`',
                          text):
     assert (ROOT / name).exists(), name
-  for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', text):
-    assert (page.parent / link).exists(), link
+  for link, section in re.findall(r'\]\(([^)#:]*)#?([^):]*)\)', text):
+    target = page.parent / link if link else page
+    assert target.exists(), link
+    assert not section or section in sections(target), (link, section)
 
 
 def test_every_page_of_docs_is_in_the_index():
@@ -114,7 +126,7 @@ def test_the_json_of_the_readme_is_a_data_set():
 def test_the_parts_run_alone():
   text = (ROOT / 'docs' / 'parts.md').read_text(encoding='utf-8')
   blocks = readme_commands.blocks(text, 'python')
-  assert all(block.count('\n') <= 3 for block in blocks)
+  assert all(block.count('\n') <= 4 for block in blocks)  # with imports
   names = {}
   exec('\n'.join(blocks), names)
   spans = names['spans']
