@@ -14,6 +14,8 @@ import numpy as np
 from qa_jax import errors
 
 START, END = '#0072B2', '#D55E00'  # colour-blind safe (Wong, 2011)
+TOKEN_INCHES, LENGTH_INCHES = 0.115, 0.08  # of a column and a row of the band
+SHORT_TOKENS = 48  # longer passages are drawn one below the other
 
 
 def plot_learning_curve(rows: Sequence[Mapping[str, Any]],
@@ -64,37 +66,47 @@ def plot_reliability(curves: Mapping[str, Sequence[Mapping[str, float]]],
 
 def plot_spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
                by_layer: bool = False) -> None:
-  """Draws the start, end and span scores of each (question, view, answer).
+  """Draws the scores of one passage under each (question, SpanView, answer).
 
-  A view is an inference.SpanView. The upper plot shows the probability of each
-  context token as start and as end. The lower plot shows the scores of all
-  spans, with a mark at the best one. `by_layer` adds the scores that the start
-  vector S and the end vector E give to the output of each layer, if the head
-  has both vectors. Two questions on one context have equal tokens, S and E but
-  different scores, because the encoder's token vectors depend on the question.
+  One block a question: the probability of each context token as start and as
+  end, then the band of span scores, a column a start token and a row a span
+  length. A square marks the best span. `by_layer` adds the start and end
+  scores that the head computes from each encoder layer, if it can. The panels
+  of a block share their columns. Blocks of short passages stand side by side.
 
   A UserError is raised if the context has no token.
   """
   by_layer = by_layer and all(
       v.start_by_layer is not None for _, v, _ in views)
-  longest = max(int(v.context_mask.sum()) for _, v, _ in views)
-  width = max(8.0, 0.11 * longest)
-  ratios = [0.45, 1.0] + by_layer * [0.25, 0.25]
-  fig = figure.Figure(figsize=(width * len(views), width * sum(ratios) * 0.6),
-                      layout='constrained')
-  axes = fig.subplots(len(ratios), len(views), squeeze=False,
-                      height_ratios=ratios)
-  for column, (question, view, answer) in zip(axes.T, views, strict=True):
+  tokens = max(int(v.context_mask.sum()) for _, v, _ in views)
+  if not tokens:
+    raise errors.UserError('the context has no token to draw')
+  lengths = min(max(v.band.shape[1] for _, v, _ in views), tokens)
+  heights = [1.4, max(1.2, LENGTH_INCHES * lengths)] + 2 * by_layer * [1.0]
+  beside = len(views) if tokens <= SHORT_TOKENS else 1
+  below = len(views) // beside
+  fig = figure.Figure(
+      figsize=(beside * (TOKEN_INCHES * max(tokens, 30) + 1.8),
+               below * (sum(heights) + 1.6)), layout='constrained')
+  # A colour bar has axes of its own, so that all panels are equally wide.
+  axes = fig.subplots(len(heights) * below, 2 * beside, squeeze=False,
+                      height_ratios=heights * below,
+                      width_ratios=[1, 0.012] * beside)
+  for n, (question, view, answer) in enumerate(views):
+    row, column = len(heights) * (n // beside), 2 * (n % beside)
+    panels = axes[row:row + len(heights), column]
+    bars = axes[row:row + len(heights), column + 1]
+    bars[0].set_axis_off()
     keep = np.flatnonzero(view.context_mask)
-    if not len(keep):
-      raise errors.UserError('the context has no token to draw')
-    column[0].set_title(f'{question}\n→ {answer or "(no answer)"}', wrap=True,
-                        parse_math=False)
-    _probabilities(column[0], view, keep)
-    _band(column[1], view, keep)
+    panels[0].set_title(f'{question}\n→ {answer or "(no answer)"}', wrap=True,
+                        loc='left', parse_math=False)
+    _probabilities(panels[0], view, keep)
+    _band(panels[1], bars[1], view, keep)
     if by_layer:
-      _depth(column[2], view.start_by_layer, 'S·h', view, keep)
-      _depth(column[3], view.end_by_layer, 'E·h', view, keep)
+      _depth(panels[2], bars[2], view.start_by_layer, 'S·h', keep)
+      _depth(panels[3], bars[3], view.end_by_layer, 'E·h', keep)
+    for panel in panels:
+      panel.set_xlim(-0.5, len(keep) - 0.5)
   save_figure(fig, path)
 
 
@@ -105,35 +117,37 @@ def _probabilities(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
   ax.set(ylabel='probability', ylim=(0, 1))
   ax.set_xticks(where, [view.tokens[i] for i in keep], rotation=90,
                 fontsize=7, parse_math=False)
-  ax.legend(loc='upper right')
+  ax.legend(loc='lower right', bbox_to_anchor=(1, 1), ncols=2, fontsize=8)
 
 
-def _band(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
-  tokens = [view.tokens[i] for i in keep]
-  where = np.arange(len(keep))
-  square = np.where(np.isfinite(view.square), view.square, np.nan)
-  image = ax.imshow(square, cmap='viridis')
-  best = np.unravel_index(np.nanargmax(square), square.shape)
-  ax.plot(best[1], best[0], 's', markersize=9, markerfacecolor='none',
+def _band(ax: axes_lib.Axes, bar: axes_lib.Axes, view: Any,
+          keep: np.ndarray) -> None:
+  band = view.band[keep, :len(keep)].T  # [W, C]: row d, start token i
+  band = np.where(np.isfinite(band), band, np.nan)
+  image = ax.imshow(band, cmap='viridis', aspect='auto')
+  best = np.unravel_index(np.nanargmax(band), band.shape)
+  ax.plot(best[1], best[0], 's', markersize=8, markerfacecolor='none',
           markeredgecolor=END, markeredgewidth=2)
-  ax.set_xticks(where, tokens, rotation=90, fontsize=6, parse_math=False)
-  ax.set_yticks(where, tokens, fontsize=6, parse_math=False)
-  ax.set(xlabel='end token j', ylabel='start token i')
-  ax.figure.colorbar(image, ax=ax, label='score of the span' if view.joint
+  ax.set_xticks([])
+  shown = np.arange(0, len(band) + 1, 2 if len(band) <= 10 else 5)
+  shown[0] = 1
+  ax.set_yticks(shown - 1, shown)
+  ax.set(xlabel='start token i (labels above)', ylabel='span length in tokens')
+  ax.figure.colorbar(image, cax=bar, label='span score' if view.joint
                      else 'S·h_i + E·h_j')
 
 
-def _depth(ax: axes_lib.Axes, scores: np.ndarray,  # [1 + N, L]
-           name: str, view: Any, keep: np.ndarray) -> None:
-  """Draws one row a layer, with a mark at the layer's best token."""
+def _depth(ax: axes_lib.Axes, bar: axes_lib.Axes,
+           scores: np.ndarray,  # [1 + N, L]
+           name: str, keep: np.ndarray) -> None:
+  """Draws one row a layer and marks the best token of each layer."""
   image = ax.imshow(scores[:, keep], cmap='viridis', aspect='auto')
   ax.plot(scores[:, keep].argmax(axis=1), np.arange(len(scores)), 's',
           markersize=6, markerfacecolor='none', markeredgecolor=END)
-  ax.set_xticks(np.arange(len(keep)), [view.tokens[i] for i in keep],
-                rotation=90, fontsize=6, parse_math=False)
+  ax.set_xticks([])
   ax.set_yticks(np.arange(len(scores)))
   ax.set(ylabel=f'{name}\nafter layer')
-  ax.figure.colorbar(image, ax=ax)
+  ax.figure.colorbar(image, cax=bar)
 
 
 def save_figure(fig: figure.Figure, path: pathlib.Path) -> None:

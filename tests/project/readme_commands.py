@@ -1,11 +1,11 @@
-r"""Runs what README.md shows, small: every command and the block of Python.
+r"""Runs every command and Python block of README.md and docs/, in small.
 
   make readme    (python -m tests.project.readme_commands [--only=WORD])
 
-Commands run in their order, in a temporary folder that shows the tree through
-links, with the config's rehearsal instead of its real size and with generated
-files where the README names yours. What takes a network, a cluster or another
-hour is named with the reason. `--parse` only reads the flags, all of them.
+The commands run in order in a temporary folder that links to the tree. Configs
+are replaced by their :tiny form, and the reader's files by generated ones.
+Commands that need a network or a cluster are skipped with the reason.
+`--parse` only reads the flags of all commands and checks their configs.
 """
 
 import json
@@ -22,66 +22,68 @@ import time
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SKIPPED = {  # beginning or part of a command → why
-    'make ': 'is a whole run of its own', 'pip install': 'network',
-    'ray start': 'cluster', '--engine=ray': 'cluster',
-    '--engine=slurm': 'cluster', '--coordinator': 'cluster',
-    'experiments.ensemble': 'several runs of yours',
-    'experiments.suite': 'sets that are fetched'}
-# What stands for yours, and sizes that only rehearse.
-SMALLER = {
+PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+SKIPPED = {  # part of a command → the reason to skip it
+    'make ': 'runs on its own', 'source ': 'is for the shell of the reader',
+    'pip install': 'network', 'ray start': 'cluster',
+    '--engine=ray': 'cluster', '--engine=slurm': 'cluster',
+    '--coordinator': 'cluster',
+    'experiments.ensemble': 'needs several runs of the reader',
+    'experiments.suite': 'needs data sets of the reader'}
+SMALLER = {  # pattern in a command → smaller or generated replacement
     r'(\.py):(base|large|minilm_l6)': r'\1:tiny',
-    'DIR_WITH_SAFETENSORS_AND_VOCAB': 'runs/rehearsal',
-    '--seeds=3': '--seeds=1', '--trials=20': '--trials=1'}
+    'CHECKPOINT_DIR|MINILM': 'runs/squad2',
+    '--seeds=3': '--seeds=1', '--trials=20': '--trials=1',
+    # The vocabulary of :tiny splits English words into many tokens.
+    '--config.data.max_length=192': '--config.data.max_length=512'}
 REHEARSAL = ['--config.train.num_epochs=0', '--config.train.num_steps=4',
              '--config.train.batch_size=8',
              '--config.train.eval_every_steps=2',
              '--config.train.checkpoint_every_steps=2']
 DATA = ['--config.data.train=synthetic(size=40)',
         '--config.data.eval=synthetic(seed=1, size=12, split="eval")']
-MADE = {  # file a command names → what an earlier one left
-    'predictions.json': 'runs/real/eval/dev-v2.0/predictions.json'}
+OUTPUTS = {  # file that a command reads → file that an earlier command wrote
+    'predictions.json': 'runs/squad2/eval/dev-v2.0/predictions.json'}
 PORT = 8765
 
 
 def blocks(text: str, language: str) -> list[str]:
+  """Returns the fenced blocks of a language."""
   return re.findall(rf'```{language}\n(.*?)```', text, re.DOTALL)
 
 
 def commands(text: str) -> list[str]:
-  """Shell commands of all blocks: whole lines, without comments."""
-  found = []
-  for block in blocks(text, 'sh'):
-    for line in re.sub(r'\\\n\s*', '', block).splitlines():
-      line = re.sub(r'\s+#.*', '', line)
-      found += [part.strip() for part in line.split(' && ') if part.strip()]
-  return found
+  """Returns the shell commands of all blocks, one line each, no comments."""
+  lines = [re.sub(r'\s+#.*', '', line) for block in blocks(text, 'sh')
+           for line in re.sub(r'\\\n\s*', '', block).splitlines()]
+  return [line.strip() for line in lines if line.strip()]
 
 
-def why_skipped(command: str) -> str:
-  """The reason, or ''."""
+def skip_reason(command: str) -> str:
+  """Returns the reason not to run a command, or ''."""
   return next((why for part, why in SKIPPED.items() if part in command), '')
 
 
-def optional(command: str, *, given: bool) -> str:
-  """The command with or without what stands in brackets."""
-  return re.sub(r'\s\[(-[^\]]*)\]', r' \1' if given else '', command)
-
-
-def rehearsed(command: str) -> list[str]:
-  """The arguments that run it small."""
+def small_arguments(command: str) -> list[str]:
+  """Returns the arguments that run a command in small."""
   for pattern, smaller in SMALLER.items():
     command = re.sub(pattern, smaller, command)
-  arguments = shlex.split(optional(command, given=False))
+  arguments = shlex.split(command)
   if '--config=' in command:
     arguments += REHEARSAL
     arguments += [] if '--config.data.' in command else DATA
   return [sys.executable if a == 'python' else a for a in arguments]
 
 
+def python_arguments(text: str) -> list[str]:
+  """Returns the command that runs all Python blocks of a page as one script."""
+  code = '\n'.join(blocks(text, 'python'))
+  return [sys.executable, '-c', code.replace('runs/quickstart', 'runs/mine')]
+
+
 def parse(command: str) -> int:
-  """Reads all flags of a command in this process, as the command itself does,
-  and checks the config; the exit code."""
+  """Returns the exit code of a command that reads its flags and checks its
+  config in this process, and does nothing else."""
   from absl import flags
 
   from experiments import cli
@@ -92,7 +94,7 @@ def parse(command: str) -> int:
     run(lambda: cli.config() and None if options.get('config') else None,
         **options)
 
-  _, _, module, *arguments = shlex.split(optional(command, given=True))
+  _, _, module, *arguments = shlex.split(command)
   cli.run, sys.argv = only_parse, [module, *arguments]
   try:
     runpy.run_module(module, run_name='__main__', alter_sys=True)
@@ -106,29 +108,36 @@ def parse(command: str) -> int:
   return 1
 
 
+def squad_file(examples) -> str:
+  """Returns examples as the text of a SQuAD JSON file."""
+  return json.dumps({'version': 'v2.0', 'data': [{
+      'title': e.title, 'paragraphs': [{'context': e.context, 'qas': [{
+          'id': e.id, 'question': e.question, 'is_impossible': e.impossible,
+          'answers': [{'text': a.text, 'answer_start': a.start}
+                      for a in e.answers]}]}]} for e in examples]})
+
+
 def prepare(folder: pathlib.Path) -> None:
-  """The tree through links, and the files that the README's reader has."""
+  """Links the tree into a folder and writes the files of the reader."""
   from qa_jax.data import synthetic
   for path in ROOT.iterdir():
     if path.name not in ('runs', '.git'):
       (folder / path.name).symlink_to(path)
-  for name, split, size in (('train', 'train', 160), ('dev', 'eval', 12)):
-    examples = synthetic.synthetic(size=size, split=split, impossible=0.3)
-    (folder / f'{name}-v2.0.json').write_text(json.dumps({
-        'version': 'v2.0', 'data': [{'title': e.title, 'paragraphs': [{
-            'context': e.context, 'qas': [{
-                'id': e.id, 'question': e.question,
-                'is_impossible': e.impossible, 'answers': [
-                    {'text': a.text, 'answer_start': a.start}
-                    for a in e.answers]}]}]} for e in examples]}))
+  for split, name, size in (('train', 'train', 160), ('eval', 'dev', 12)):
+    for stem, impossible in ((f'my_{name}', 0.0), (f'{name}-v2.0', 0.3),
+                             (f'{name}-v2.0-subset', 0.3)):
+      examples = synthetic.synthetic(size=size, split=split,
+                                     impossible=impossible)
+      (folder / f'{stem}.json').write_text(squad_file(examples))
   (folder / 'in.jsonl').write_text(json.dumps(
       {'question': examples[0].question, 'context': examples[0].context}))
 
 
 def run(arguments: list[str], folder: pathlib.Path) -> int:
-  for name, made in MADE.items():
-    if (folder / made).is_file():
-      (folder / name).write_bytes((folder / made).read_bytes())
+  """Runs a command in a folder and returns its exit code."""
+  for name, output in OUTPUTS.items():
+    if (folder / output).is_file():
+      (folder / name).write_bytes((folder / output).read_bytes())
   if 'experiments.serve' in arguments:
     return serve([*arguments, f'--port={PORT}'], folder)
   return subprocess.run(arguments, cwd=folder, check=False,
@@ -136,7 +145,7 @@ def run(arguments: list[str], folder: pathlib.Path) -> int:
 
 
 def serve(arguments: list[str], folder: pathlib.Path) -> int:
-  """0 if the server answers within ten minutes: the machine may be busy."""
+  """Returns 0 if the server answers within ten minutes."""
   server = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.DEVNULL)
   try:
     for _ in range(600):
@@ -154,37 +163,34 @@ def serve(arguments: list[str], folder: pathlib.Path) -> int:
     server.wait()
 
 
-def python_block(code: str) -> list[str]:
-  """The block with its dots left out, as a command."""
-  return [sys.executable, '-c', re.sub(r',\s*…\]', ']', code)]
-
-
 def main(arguments: list[str]) -> int:
-  text = (ROOT / 'README.md').read_text(encoding='utf-8')
-  found = commands(text)
+  texts = [page.read_text(encoding='utf-8') for page in PAGES]
   if arguments == ['--parse']:
-    return sum(bool(parse(c)) for c in found
+    return sum(bool(parse(c)) for text in texts for c in commands(text)
                if c.startswith('python -m experiments.'))
+  steps = {}  # what is printed → the arguments that run it in small
+  for page, text in zip(PAGES, texts, strict=True):
+    steps |= {c: small_arguments(c) for c in commands(text)}
+    if blocks(text, 'python'):
+      steps[f'Python blocks of {page.name}'] = python_arguments(text)
   only = ''.join(arguments).removeprefix('--only=')
-  failed, ran, started = [], 0, time.monotonic()
+  failed, count, started = [], 0, time.monotonic()
   with tempfile.TemporaryDirectory(prefix='qa_jax_readme_') as name:
     folder = pathlib.Path(name)
     prepare(folder)
-    for command in [*found, *blocks(text, 'python')]:
-      why = why_skipped(command)
-      if why or only not in command:
-        print(f'skipped ({why or "not asked for"}): {command}', flush=True)
+    for step, small in steps.items():
+      why = skip_reason(step)
+      if why or only not in step:
+        print(f'skipped ({why or "not selected"}): {step}', flush=True)
         continue
-      is_shell = command in found
-      began = time.monotonic()
-      code = run(rehearsed(command) if is_shell else python_block(command),
-                 folder)
-      print(f'{"FAILED" if code else "ran"} ({time.monotonic() - began:.0f} s)'
-            f': {command}', flush=True)
-      failed += [command] * bool(code)
-      ran += 1
+      begin = time.monotonic()
+      code = run(small, folder)
+      print(f'{"FAILED" if code else "ran"} ({time.monotonic() - begin:.0f} s)'
+            f': {step}', flush=True)
+      failed += [step] * bool(code)
+      count += 1
   used = resource.getrusage(resource.RUSAGE_CHILDREN)
-  print(f'{len(failed)} of {ran} commands failed, in '
+  print(f'{len(failed)} of {count} commands failed, in '
         f'{(time.monotonic() - started) / 60:.0f} minutes, '
         f'{(used.ru_utime + used.ru_stime) / 60:.0f} of them of CPU')
   return int(bool(failed))

@@ -1,26 +1,46 @@
-"""What the README shows works."""
+"""README.md and docs/ say what the code does."""
 
+import json
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
 
+import pytest
+
+from docs import generate
 from qa_jax import heads
 from qa_jax import objectives
+from qa_jax.data import sources
 from qa_jax.decoding import answers
 from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
 from qa_jax.models import attention
 from qa_jax.training import parallel
 from tests.project import readme_commands
+from tests.project.readme_commands import PAGES
+from tests.project.readme_commands import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
+TABLES = {
+    'README.md': (heads.HEADS, objectives.OBJECTIVES, search.SEARCHES,
+                  null_rules.NULL_RULES, answers.MERGES, parallel.MODES,
+                  attention.ATTENTION),
+    'docs/heads.md': (heads.HEADS,),
+    'docs/objectives.md': (objectives.OBJECTIVES,),
+    'docs/decoding.md': (search.SEARCHES, null_rules.NULL_RULES)}
+
+
+def sections(page: pathlib.Path) -> set[str]:
+  """Returns the anchors of a page's headings."""
+  headings = re.findall(r'(?m)^#+ (.*)$', page.read_text(encoding='utf-8'))
+  return {re.sub(r'[^\w -]', '', x.lower()).replace(' ', '-')
+          for x in headings}
 
 
 def test_the_added_head_passes_every_test_of_heads(tmp_path):
-  diff = re.search(r'```diff\n(.*?)```', README, re.DOTALL)[1]
+  diff = readme_commands.blocks(README, 'diff')[0]
   assert len([x for x in diff.splitlines() if x.startswith('+')]) <= 25
   for name in ('qa_jax', 'tests', 'pyproject.toml'):
     copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -28,48 +48,89 @@ def test_the_added_head_passes_every_test_of_heads(tmp_path):
   subprocess.run(['git', 'apply', '--unidiff-zero', '-'], input=diff, text=True,
                  cwd=tmp_path, check=True)
   done = subprocess.run(
-      [sys.executable, '-m', 'pytest', '-k', 'cosine', 'tests/test_heads.py',
-       'tests/test_fit.py'],
+      [sys.executable, '-m', 'pytest', '-k', 'cosine', 'tests/heads',
+       'tests/project/test_build.py'],
       cwd=tmp_path, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stdout[-3000:]
   assert int(re.search(r'(\d+) passed', done.stdout)[1]) > 15
 
 
-def test_every_choice_is_in_the_table():
-  for table in (heads.HEADS, objectives.OBJECTIVES, search.SEARCHES,
-                null_rules.NULL_RULES, answers.MERGES, parallel.MODES,
-                attention.ATTENTION):
+def test_the_readme_is_short():
+  lines = README.splitlines()
+  assert len(lines) <= 150
+  assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize('page', TABLES)
+def test_a_page_names_every_choice(page):
+  text = (ROOT / page).read_text(encoding='utf-8')
+  for table in TABLES[page]:
     for name in table:
-      assert re.search(rf'`{name}(\(base=…\))?`', README), name
+      assert re.search(rf'`{name}(\([^`]*\))?`', text), name
 
 
-def test_every_file_it_names_is_there():
-  for name in re.findall(r'--config=(\S+?\.py)', README):
+@pytest.mark.parametrize(
+    'page', (*PAGES, ROOT / 'RESULTS.md', ROOT / 'CONTRIBUTING.md'),
+    ids=lambda page: page.name)
+def test_the_files_and_sections_that_a_page_names_exist(page):
+  text = page.read_text(encoding='utf-8')
+  for name in re.findall(r'--config=(\S+?\.py)', text):
     assert (ROOT / name).is_file(), name
-  for module in re.findall(r'python -m (experiments\.\w+)', README):
+  for module in re.findall(r'python -m ((?:experiments|benchmarks)\.\w+)',
+                           text):
     assert (ROOT / f'{module.replace(".", "/")}.py').is_file(), module
-  for link in re.findall(r'\]\(([^)#]+)\)', README):
-    assert (ROOT / link).exists(), link
+  for name in re.findall(r'`((?:qa_jax|tests|configs|benchmarks)/[\w/.]+)`',
+                         text):
+    assert (ROOT / name).exists(), name
+  for link, section in re.findall(r'\]\(([^)#:]*)#?([^):]*)\)', text):
+    target = page.parent / link if link else page
+    assert target.exists(), link
+    assert not section or section in sections(target), (link, section)
 
 
-def test_every_command_has_flags_that_parse_and_a_config_that_holds():
+def test_every_page_of_docs_is_in_the_index():
+  index = (ROOT / 'docs' / 'README.md').read_text(encoding='utf-8')
+  for page in PAGES:
+    assert page.name == 'README.md' or f']({page.name})' in index
+
+
+def test_the_list_of_config_fields_is_up_to_date():
+  assert generate.page() == generate.PAGE.read_text(encoding='utf-8'), (
+      'run python -m docs.generate')
+
+
+def test_every_command_has_flags_that_parse_and_a_valid_config():
   done = subprocess.run(
       [sys.executable, '-m', 'tests.project.readme_commands', '--parse'],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False)
+      cwd=ROOT, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
 
 
-def test_what_is_not_run_says_why_and_the_rest_is_small():
-  found = readme_commands.commands(README)
-  assert len(found) > 20
-  for command in found:
-    if readme_commands.why_skipped(command):
-      continue
-    program, *arguments = readme_commands.rehearsed(command)
-    assert program == sys.executable, command
-    assert not any(a.startswith('[') for a in arguments), command
-    for a in arguments:
-      assert not re.match(r'--config=.*:(?!tiny$)', a), command
+def test_a_command_is_skipped_with_a_reason_or_runs_in_small():
+  for page in PAGES:
+    for command in readme_commands.commands(page.read_text(encoding='utf-8')):
+      if readme_commands.skip_reason(command):
+        continue
+      program, *arguments = readme_commands.small_arguments(command)
+      assert program == sys.executable, command
+      for argument in arguments:
+        assert not re.match(r'--config=.*:(?!tiny$)', argument), command
+
+
+def test_the_json_of_the_readme_is_a_data_set():
+  block = json.loads(readme_commands.blocks(README, 'json')[0])
+  [example] = sources.parse_squad(block, 'README.md')
+  assert example.answers[0].text in example.context
+
+
+def test_the_parts_run_alone():
+  text = (ROOT / 'docs' / 'parts.md').read_text(encoding='utf-8')
+  blocks = readme_commands.blocks(text, 'python')
+  assert all(block.count('\n') <= 4 for block in blocks)  # with imports
+  names = {}
+  exec('\n'.join(blocks), names)
+  spans = names['spans']
+  assert (spans.start[0, 0], spans.end[0, 0]) == (4, 6)
+  assert names['scores'].pair.shape == (1, 9, 30)
+  assert len(names['cut']) >= len(names['examples'])
+  assert names['metrics']['exact_match'] == 100

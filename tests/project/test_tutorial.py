@@ -1,7 +1,6 @@
-"""The notebook runs as it stands, and is kept without outputs.
+"""The tutorial notebook runs, and it is stored without outputs.
 
-Outputs would be numbers of some machine and day, and a diff of each run: who
-opens it makes them in a minute.
+Outputs would change with every machine and every run.
 """
 
 import json
@@ -20,11 +19,11 @@ def test_it_has_no_outputs():
     assert not cell['outputs'] and cell['execution_count'] is None
 
 
-def test_its_cells_run_in_their_order_and_end_with_a_report(
+def test_its_cells_run_in_order_and_print_the_report(
     tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
   code = '\n'.join(''.join(cell['source']) for cell in CELLS)
-  fewer = code.replace("'num_steps': 60", "'num_steps': 3")
-  assert fewer != code
-  exec(compile(fewer, 'tutorial.ipynb', 'exec'), {})
+  fewer_steps = code.replace("'num_steps': 60", "'num_steps': 3")
+  assert fewer_steps != code
+  exec(compile(fewer_steps, 'tutorial.ipynb', 'exec'), {})
   assert 'biaffine(rank=8)' in capsys.readouterr().out
