@@ -36,7 +36,8 @@ def moved(hlo: str) -> collections.Counter[str]:
 def step_of(**fields) -> tuple[collections.Counter[str], int, int]:
   """What a step moves; bytes of its gradients, and of those of positions that
   no window has."""
-  trainer = trainer_lib.Trainer(tiny.config(parallel=fields, data={'eval': ''}))
+  trainer = trainer_lib.build_trainer(
+      tiny.config(parallel=fields, data={'eval': ''}))
   wrapped = trainer.parallel
   state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
   program = wrapped.compile(state, wrapped.place_batch(next(trainer.batches)))

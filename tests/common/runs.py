@@ -12,7 +12,6 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
-from tests.training import test_train
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
@@ -27,8 +26,8 @@ def rows_of(workdir: pathlib.Path) -> list[dict]:
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, by name."""
   store = manager.Checkpoints(workdir / 'checkpoints')
-  test_train.trainer = trainer_lib.Trainer(RunDirectory(workdir).read_config())
-  shapes = jax.eval_shape(lambda: test_train.trainer.state)
+  trainer = trainer_lib.build_trainer(RunDirectory(workdir).read_config())
+  shapes = jax.eval_shape(lambda: trainer.state)
   place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(
           jax.devices()[0])), tree)

@@ -10,7 +10,7 @@ from tests.common import tiny
 
 @pytest.fixture(scope='module')
 def trainer() -> trainer_lib.Trainer:
-  return trainer_lib.Trainer(tiny.config(
+  return trainer_lib.build_trainer(tiny.config(
       train={'num_steps': 30}, data={'max_length': 96, 'buckets': (56,)}))
 
 
@@ -41,6 +41,6 @@ def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
     {'train': {'grad_accumulation': 2}}],
                          ids=str)
 def test_every_way_to_train_is_forecast(changes):
-  found = dry_run.summarize(trainer_lib.Trainer(tiny.config(**changes)))
+  found = dry_run.summarize(trainer_lib.build_trainer(tiny.config(**changes)))
   assert float(found['activation_megabytes'].split()[0]) > 0
   assert 'an estimate' in found['eta']

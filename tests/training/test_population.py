@@ -62,7 +62,7 @@ def assert_same_run(found: pathlib.Path, expected: pathlib.Path) -> None:
 def test_a_member_is_the_run_trained_alone(tmp_path, changes):
   configs = members(**changes)
   runs = [tmp_path / f'member-{i}' for i in range(len(configs))]
-  outcomes = population.run(configs, runs)
+  outcomes = population.train_members(configs, runs)
   for i, config in enumerate(configs):
     alone = tmp_path / f'alone-{i}'
     metrics = train.train(config, alone)
@@ -75,7 +75,7 @@ def test_members_batches_differ_in_length():
   """Or the case of several buckets would prove nothing."""
   shapes = []
   for config in members():
-    trainer = trainer_lib.Trainer(config)
+    trainer = trainer_lib.build_trainer(config)
     shapes.append([next(trainer.batches)['token_ids'].shape[1]
                    for _ in range(3)])
   assert any(len(set(step)) > 1 for step in zip(*shapes, strict=True))
@@ -83,7 +83,7 @@ def test_members_batches_differ_in_length():
 
 @pytest.mark.parametrize('count', [1, 2, 3, 8])
 def test_devices_and_members_need_not_divide(count):
-  program = population.population(
+  program = population.vectorize_step(
       lambda state, rates, batch: (
           state + rates * batch.sum(), {'count': batch.shape[0] + 0 * state}),
       members=3, devices=jax.devices()[:count])
@@ -102,8 +102,8 @@ def test_a_killed_population_resumes_bit_for_bit(tmp_path, monkeypatch):
                     data={})
   runs = {name: [tmp_path / name / str(i) for i in range(2)]
           for name in ('whole', 'killed')}
-  population.run(configs, runs['whole'])
-  saved = checkpointing.Checkpointer.keep
+  population.train_members(configs, runs['whole'])
+  saved = checkpointing.Checkpointer.evaluate_and_save
   for death in (2, 4):
     def dying(self, step, state, death=death):
       note = saved(self, step, state)
@@ -111,10 +111,10 @@ def test_a_killed_population_resumes_bit_for_bit(tmp_path, monkeypatch):
         raise runs_lib.Killed  # the other lacks this checkpoint
       return note
     with monkeypatch.context() as patch:
-      patch.setattr(checkpointing.Checkpointer, 'keep', dying)
+      patch.setattr(checkpointing.Checkpointer, 'evaluate_and_save', dying)
       with pytest.raises(runs_lib.Killed):
-        population.run(configs, runs['killed'])
-  population.run(configs, runs['killed'])
+        population.train_members(configs, runs['killed'])
+  population.train_members(configs, runs['killed'])
   for whole, killed in zip(*runs.values(), strict=True):
     assert runs_lib.rows_of(killed) == runs_lib.rows_of(whole)
     states = [runs_lib.state_of(run, 4) for run in (whole, killed)]
@@ -127,7 +127,8 @@ def test_a_member_whose_loss_is_not_finite_ends_alone(tmp_path):
       'learning_rate': rate, 'clip_norm': 0.0, 'warmup_fraction': 0.0},
       train={'num_steps': 3, 'max_skipped': 0})
              for seed, rate in ((1, 1e30), (2, 1e-2))]
-  bad, good = population.run(configs, [tmp_path / 'bad', tmp_path / 'good'])
+  bad, good = population.train_members(
+      configs, [tmp_path / 'bad', tmp_path / 'good'])
   assert isinstance(bad, errors.UserError) and 'not finite' in str(bad)
   assert good['f1'] >= 0
   train.train(configs[1], tmp_path / 'alone')
@@ -143,7 +144,7 @@ def test_what_is_not_of_one_shape_is_refused(tmp_path, change):
   one = tiny.config(**{'parallel': change.get('parallel', {})})
   other = tiny.config(**{'seed': 9, **change})
   with pytest.raises(errors.UserError, match='alone'):
-    population.run([one, other], [tmp_path / 'a', tmp_path / 'b'])
+    population.train_members([one, other], [tmp_path / 'a', tmp_path / 'b'])
   assert not list(tmp_path.iterdir())
 
 
@@ -158,10 +159,10 @@ def test_more_members_than_memory_are_refused(members, devices, fits):
   device = types.SimpleNamespace(
       memory_stats=lambda: {'bytes_limit': 2 * 7 * 4})
   if fits:
-    population.check_fit(state, members, [device] * devices)
+    population.check_memory(state, members, [device] * devices)
   else:
     with pytest.raises(errors.UserError, match='3 of one take at least'):
-      population.check_fit(state, members, [device] * devices)
+      population.check_memory(state, members, [device] * devices)
 
 
 # The engine.

@@ -123,22 +123,19 @@ def test_an_ordinary_update_is_bit_for_bit_that_without_a_choice():
 def feed(meter, *finite: bool) -> None:
   """Steps 1 … n, of which step k has the windows 10·k and 10·k + 1."""
   for number, good in enumerate(finite, 1):
-    meter.batch(np.array([10 * number, -1, 10 * number + 1]), np.ones(2))
-    meter.add([(number, {'loss': 1.0 if good else np.nan, 'grad_norm': 2.0,
-                         'skipped': 0.0 if good else 1.0})])
+    meter.add_batch(np.array([10 * number, -1, 10 * number + 1]), np.ones(2))
+    meter.add_steps([(number, {
+        'loss': 1.0 if good else np.nan, 'grad_norm': 2.0,
+        'skipped': 0.0 if good else 1.0})])
 
 
 @pytest.fixture
 def meter(tmp_path):
-  log, costs = metrics_log_lib.MetricsLog(tmp_path, 0), metrics_log_lib.Costs()
-  yield metrics_log_lib.StepMetrics(log,
-                                    costs,
-                                    every_steps=1,
-                                    steps_per_epoch=4,
-                                    devices=jax.devices(),
-                                    max_skipped=2)
+  log = metrics_log_lib.MetricsLog(tmp_path, 0)
+  yield metrics_log_lib.StepMetrics(
+      log, metrics_log_lib.Costs(), every_steps=1, steps_per_epoch=4,
+      devices=jax.devices(), max_skipped=2)
   log.close()
-  costs.close()
 
 
 def test_skipped_updates_are_counted_and_told(meter, tmp_path, capsys):
@@ -157,8 +154,8 @@ def test_skipped_updates_are_counted_and_told(meter, tmp_path, capsys):
 
 
 def test_a_spike_is_told_as_one(meter, capsys):
-  meter.batch(np.array([7]), np.ones(1))
-  meter.add([(1, {'loss': 1.0, 'grad_norm': 99.0, 'skipped': 1.0})])
+  meter.add_batch(np.array([7]), np.ones(1))
+  meter.add_steps([(1, {'loss': 1.0, 'grad_norm': 99.0, 'skipped': 1.0})])
   line, = capsys.readouterr().err.splitlines()
   assert 'gradient norm 99.0 at step 1: above config.optim.skip_norm' in line
   assert line.endswith('Its windows: 7')
@@ -169,19 +166,15 @@ def test_gradient_norms_of_every_step_are_in_one_histogram(
   seen = []
   monkeypatch.setattr(metrics_log_lib.MetricsLog, 'histogram',
                       lambda self, *given: seen.append(given))
-  log, costs = metrics_log_lib.MetricsLog(tmp_path, 0), metrics_log_lib.Costs()
-  meter = metrics_log_lib.StepMetrics(log,
-                                      costs,
-                                      every_steps=3,
-                                      steps_per_epoch=4,
-                                      devices=jax.devices(),
-                                      max_skipped=2)
+  log = metrics_log_lib.MetricsLog(tmp_path, 0)
+  meter = metrics_log_lib.StepMetrics(
+      log, metrics_log_lib.Costs(), every_steps=3, steps_per_epoch=4,
+      devices=jax.devices(), max_skipped=2)
   for step, norm in enumerate([1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0], 1):
-    meter.batch(np.arange(2), np.ones(2))
-    meter.add([(step, {'loss': 1.0, 'grad_norm': norm,
-                       'skipped': float(np.isnan(norm))})])
+    meter.add_batch(np.arange(2), np.ones(2))
+    meter.add_steps([(step, {'loss': 1.0, 'grad_norm': norm,
+                             'skipped': float(np.isnan(norm))})])
   log.close()
-  costs.close()
   assert seen == [(3, 'train/grad_norm_of_steps', [1.0, 3.0]),
                   (6, 'train/grad_norm_of_steps', [4.0, 5.0, 6.0])]
 

@@ -36,7 +36,7 @@ WRAPPERS = [('jit', 1, {}), ('pmap', 1, {}), ('pmap', 2, {}), ('pmap', 4, {}),
 
 @pytest.fixture(scope='module')
 def trainer() -> trainer_lib.Trainer:
-  return trainer_lib.Trainer(tiny.config())
+  return trainer_lib.build_trainer(tiny.config())
 
 
 @pytest.fixture(scope='module')
@@ -154,7 +154,8 @@ def test_a_run_goes_on_with_another_number_of_devices(
   config = tiny.config(parallel={'num_devices': 0})
 
   def on(count):
-    monkeypatch.setattr(trainer_lib, 'devices_of', lambda _: devices[:count])
+    monkeypatch.setattr(trainer_lib, 'select_train_devices',
+                        lambda _: devices[:count])
   on(before)
   train.train(config, tmp_path / 'whole')
   runs.train_until_killed(config, tmp_path / 'moved', 5, monkeypatch)
@@ -276,7 +277,7 @@ def test_every_checkpoint_has_the_state_before_its_step(finished):
 def test_a_run_can_start_from_a_run(finished, tmp_path):
   config = tiny.config(model={'init_from': str(finished), 'hidden_size': 0,
                               'num_layers': 0, 'num_heads': 0, 'mlp_size': 0})
-  started = trainer_lib.Trainer(config)
+  started = trainer_lib.build_trainer(config)
   qa = predict.load(finished)
   jax.tree.map(np.testing.assert_array_equal,
                jax.device_get(started.state.params), jax.device_get(qa.params))
@@ -286,7 +287,7 @@ def test_a_run_can_start_from_a_run(finished, tmp_path):
 @pytest.mark.parametrize('fields', [
     {'head': 'mlp'}, {'init_head': False}])
 def test_a_fresh_head_can_start_on_the_encoder_of_a_run(finished, fields):
-  started = trainer_lib.Trainer(tiny.config(model={
+  started = trainer_lib.build_trainer(tiny.config(model={
       'init_from': str(finished), 'hidden_size': 0, 'num_layers': 0,
       'num_heads': 0, 'mlp_size': 0, **fields}))
   stored = jax.device_get(predict.load(finished).params)
@@ -356,13 +357,13 @@ def test_the_schedule_ends_with_the_run(trainer):
 
 
 def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
-  loop = train._loop
+  loop = train.run_loop
 
-  def guarded(*args):
+  def guarded(*args, **kwargs):
     with jax.transfer_guard('disallow'):
-      return loop(*args)
+      return loop(*args, **kwargs)
 
-  monkeypatch.setattr(train, '_loop', guarded)
+  monkeypatch.setattr(train, 'run_loop', guarded)
   train.train(tiny.config(data={'eval': ''}, train={'num_steps': 3}),
               tmp_path / 'run')
 
@@ -372,16 +373,16 @@ def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
   compiled = []
   listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
       'backend_compile_duration') else None
-  trainer = trainer_lib.Trainer(tiny.config(
+  trainer = trainer_lib.build_trainer(tiny.config(
       data={'eval': '', 'buckets': (48, 56)}, parallel={'mode': mode},
       train={'num_steps': 100}))
-  trainer.state = state = jax.device_put(
+  state = jax.device_put(
       trainer.state, trainer.parallel.state_sharding(trainer.state))
   lengths = {length for length, _ in trainer.batches._plan}
   assert len(lengths) > 1
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    assert trainer.compile() == len(compiled) == len(lengths)
+    assert trainer.compile(state) == len(compiled) == len(lengths)
     for _ in range(trainer.batches.steps_per_epoch):
       state, _ = trainer.parallel.step(
           state, trainer.place(*trainer.batches.next_rows()))
