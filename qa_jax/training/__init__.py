@@ -7,5 +7,5 @@ from qa_jax.training.train import run_loop
 from qa_jax.training.trainer import Trainer
 from qa_jax.training.trainer import build_trainer
 
-__all__ = ['TrainState', 'Trainer', 'build_trainer', 'run_loop', 'train_members',
-           'train_step']
+__all__ = ['TrainState', 'Trainer', 'build_trainer', 'run_loop',
+           'train_members', 'train_step']

@@ -1,4 +1,4 @@
-"""A checkpoint does not know the devices that it was saved on."""
+"""Checkpoints restore on other devices than they were saved on."""
 
 import dataclasses
 
@@ -14,8 +14,8 @@ from tests.common import tiny
 
 MODES = {'pmap': {}, 'data': {'data': -1, 'fsdp': 1},
          'fsdp': {'data': 1, 'fsdp': -1}}
-DOWN = [((a, 8), (b, n)) for a in MODES for b in MODES for n in (1, 2, 4)]
-UP = [((mode, n), (mode, 8)) for mode in MODES for n in (1, 2, 4)]
+DOWN = [((a, 8), (b, n)) for a in MODES for b in MODES for n in (1, 4)]
+UP = [((mode, n), (mode, 8)) for mode in MODES for n in (1, 4)]
 
 
 @pytest.fixture(scope='module')
