@@ -250,7 +250,8 @@ def test_trials_score_as_they_do_one_by_one(config, tmp_path):
       parallel={'num_devices': 1})
   for trial in trials:  # the local engine does this in processes
     train.train(trial.config, trial.run)
-    metrics = tmp_path / 'population' / trial.metrics.relative_to(trial.workdir)
+    metrics = (tmp_path / 'population'
+               / trial.metrics.relative_to(trial.workdir))
     assert files.read_object(metrics) == pytest.approx(
         files.read_object(trial.metrics), rel=1e-4)
   shared = next((tmp_path / 'population' / 'trials').glob('*argmax*'))

@@ -78,7 +78,8 @@ def test_an_update_that_is_not_finite_changes_nothing(mode, count, change):
 
 
 def test_a_gradient_alone_that_is_not_finite_is_skipped():
-  params = {'head': {'kernel': np.float32([0, 1, 2])}}  # no gradient of √|w| at 0
+  # √|w| has no gradient at 0.
+  params = {'head': {'kernel': np.float32([0, 1, 2])}}
   state = step_lib.TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
       opt_state=optimizer().init(PARAMS),
