@@ -255,7 +255,7 @@ def test_trials_score_as_they_do_one_by_one(config, tmp_path):
     assert files.read_object(metrics) == pytest.approx(
         files.read_object(trial.metrics), rel=1e-4)
   shared = next((tmp_path / 'population' / 'trials').glob('*argmax*'))
-  assert not (shared / 'metrics.jsonl').exists()  # it has no training of its own
+  assert not (shared / 'metrics.jsonl').exists()  # it only evaluates
 
 
 def test_the_population_engine_refuses_workers(config, tmp_path):
