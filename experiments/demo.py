@@ -1,9 +1,10 @@
-"""The end of `make demo`: asks the trained model and draws the pictures.
+"""The last part of `make demo`: two answers of the trained model, and plots.
 
   python -m experiments.demo --workdir=runs/quickstart
 
-Takes a held-out passage and two of its questions, prints the answers, writes
-WORKDIR/plots/{learning_curve,two_questions}.png, and ends with EM and F1.
+Answers two questions about a held-out passage, writes
+WORKDIR/plots/learning_curve.png and WORKDIR/plots/two_questions.png, and prints
+EM and F1 of the held-out data and both answers.
 """
 
 import pathlib
@@ -11,7 +12,6 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.inference import predict
@@ -29,24 +29,23 @@ def main() -> None:
   qa = predict.load(workdir)
   examples = sources.load_examples(qa.config.data.eval)
   context = examples[0].context
-  asked = [e for e in examples if e.context == context and e.answers][:2]
+  questions = [e for e in examples if e.context == context and e.answers][:2]
   plots = workdir / 'plots'
   answers = qa.answer_batch([
-      {'question': e.question, 'context': context} for e in asked])
+      {'question': e.question, 'context': context} for e in questions])
   plots_lib.plot_spans([
       (e.question, qa.spans(e.question, context), a.text)
-      for e, a in zip(asked, answers, strict=True)],
-                 plots / 'two_questions.png')
+      for e, a in zip(questions, answers, strict=True)],
+      plots / 'two_questions.png')
   plots_lib.plot_learning_curve(
       RunDirectory(workdir).read_metrics(), plots / 'learning_curve.png')
   metrics = files.read_object(
-      workdir / 'eval' / run_directory.evaluation_name(qa.config.data.eval)
-      / 'metrics.json')
+      RunDirectory(workdir).evaluation(qa.config.data.eval) / 'metrics.json')
   print(f'pictures: {plots}/learning_curve.png, {plots}/two_questions.png')
   print(f'passage:  {context}')
   print(f'held-out: EM {metrics["exact_match"]:.2f}  F1 {metrics["f1"]:.2f} '
         f'on {metrics["total"]} questions')
-  for e, a in zip(asked, answers, strict=True):
+  for e, a in zip(questions, answers, strict=True):
     print(f'{e.question}  →  {a.text}')
 
 

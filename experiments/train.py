@@ -1,10 +1,11 @@
-r"""Trains a config in a workdir, or resumes it.
+r"""Trains a config in a run directory, or resumes the run.
 
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart [--config.optim.learning_rate=5e-4]
 
-The same command again resumes from the last checkpoint. With --coordinator it
-is one of several processes, which share the workdir and the global batch.
+The same command, run again, resumes from the last checkpoint. With
+--coordinator the process is one of several that share the run directory and the
+global batch.
 """
 
 import contextlib
@@ -29,14 +30,15 @@ DRY_RUN = flags.DEFINE_bool(
 PRINT_CONFIG = flags.DEFINE_bool(
     'print_config', False, 'Print the whole config; train nothing.')
 PROFILE_STEPS = flags.DEFINE_string(
-    'profile_steps', None, 'FIRST:END, steps to trace in WORKDIR/profile.')
+    'profile_steps', None, 'FIRST:END, steps to profile in WORKDIR/profile.')
 WANDB_PROJECT = flags.DEFINE_string(
-    'wandb_project', None, 'Show the run there, too; needs wandb.')
+    'wandb_project', None, 'Also log to this wandb project; needs wandb.')
 WANDB_GROUP = flags.DEFINE_string(
-    'wandb_group', '', 'Sweep that the run is shown as part of.')
+    'wandb_group', '', 'Name of the sweep that the run belongs to in wandb.')
 
 
 def profile_steps() -> range:
+  """Returns the steps of --profile_steps, FIRST to END - 1."""
   text = PROFILE_STEPS.value
   if text is None:
     return range(0)
@@ -54,7 +56,7 @@ def main() -> None:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
   if DRY_RUN.value:
-    summary = dry_run.summarize(trainer.Trainer(config))
+    summary = dry_run.summarize(trainer.build_trainer(config))
     if processes.is_first_process():
       for key, value in summary.items():
         print(f'{key:22}{value}')
@@ -63,12 +65,13 @@ def main() -> None:
   settings.configure_process()
   workdir = pathlib.Path(WORKDIR.value)
   with contextlib.ExitStack() as open_things:
-    shown = None
+    run_tracker = None
     if WANDB_PROJECT.value and processes.is_first_process():
-      shown = tracker.Tracker(WANDB_PROJECT.value, workdir, config.to_dict(),
-                              WANDB_GROUP.value)
-      open_things.callback(shown.close)
-    metrics = train.train(config, workdir, sys.argv, profile_steps(), shown)
+      run_tracker = tracker.Tracker(
+          WANDB_PROJECT.value, workdir, config.to_dict(), WANDB_GROUP.value)
+      open_things.callback(run_tracker.close)
+    metrics = train.train(
+        config, workdir, sys.argv, profile_steps(), run_tracker)
   if processes.is_first_process():
     cli.print_metrics(metrics)
 

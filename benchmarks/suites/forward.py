@@ -35,7 +35,7 @@ class Ours:
 
   def prepare(self, config: dict[str, Any], target: str) -> dict[str, Any]:
     """Writes the initial weights of both sides and the windows."""
-    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    trainer = trainer_lib.build_trainer(config_lib.check_config(config))
     train.write_start(trainer, pathlib.Path(target))
     self._rows = trainer.batches.indices
     return {'windows': len(self._rows), 'tokens': float(
@@ -43,7 +43,8 @@ class Ours:
 
   def build(self, name: str, config: dict[str, Any], target: str) -> None:
     """Compiles a variant and writes its best spans."""
-    self._trainers[name] = trainer_lib.Trainer(config_lib.check_config(config))
+    self._trainers[name] = trainer_lib.build_trainer(
+        config_lib.check_config(config))
     spans, rows = self._score(name), self._rows
     np.savez(target, start=spans.start[rows], end=spans.end[rows],
              score=spans.score[rows], valid=spans.valid[rows],

@@ -29,7 +29,7 @@ class Ours:
 
   def prepare(self, config: dict[str, Any], target: str) -> dict[str, float]:
     """Writes the windows and counts tokens and windows of an epoch."""
-    self._trainer = trainer = trainer_lib.Trainer(
+    self._trainer = trainer = trainer_lib.build_trainer(
         config_lib.check_config(config))
     train.write_start(trainer, pathlib.Path(target))
     tokens = windows = 0.0

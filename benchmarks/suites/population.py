@@ -53,16 +53,15 @@ class Ours:
 
   def build(self, configs: list[dict[str, Any]], steps: int) -> list[str]:
     """Compiles both programs and returns the names of the ways."""
-    first = trainer.Trainer(config_lib.check_config(configs[0]))
-    members = [
-        trainer.Trainer(config_lib.check_config(c), like=first) for c in configs
-    ]
+    first = trainer.build_trainer(config_lib.check_config(configs[0]))
+    members = [trainer.with_seed_and_rates(first, config_lib.check_config(c))
+               for c in configs]
     states = [jax.device_get(m.state) for m in members]
     batches = [[next(m.batches) for _ in range(steps)] for m in members]
     rates = [{name: np.float32(getattr(m.config.optim, name))
               for name in population.RATES} for m in members]
     step = lambda state, rates, batch: first.step(state, batch, rates=rates)
-    program = population.population(
+    program = population.vectorize_step(
         step, members=len(members), devices=first.devices)
     single = jax.jit(step, donate_argnums=0)
 

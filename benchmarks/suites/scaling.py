@@ -36,7 +36,7 @@ class Ours:
 
   def step(self, config: dict[str, Any], rounds: int) -> float:
     """Returns the least seconds of an update on full windows."""
-    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    trainer = trainer_lib.build_trainer(config_lib.check_config(config))
     length = trainer.config.data.max_length
     longest = np.argsort(-trainer.windows.total_lengths, kind='stable')
     batch = trainer.windows.gather(

@@ -9,6 +9,7 @@ same examples.
 """
 
 from collections.abc import Mapping
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -55,14 +56,14 @@ class Ours:
 
   def prepare(self, config: dict[str, Any], target: str) -> dict[str, Any]:
     """Writes the initial weights of both sides and the windows."""
-    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    trainer = trainer_lib.build_trainer(config_lib.check_config(config))
     write_start(trainer, pathlib.Path(target))
-    return {'parameters': dry_run.parameters(trainer),
+    return {'parameters': dry_run.count_parameters(trainer),
             'examples': len(trainer.windows.examples)}
 
   def compare(self, config: dict[str, Any], target: str) -> dict[str, float]:
     """Makes one update on the only batch and writes the batch to `target`."""
-    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    trainer = trainer_lib.build_trainer(config_lib.check_config(config))
     assert trainer.batches.steps_per_epoch == 1, trainer.batches
     batch = next(trainer.batches)
     np.savez(target, **batch)
@@ -88,7 +89,7 @@ class _Way:
   """A trainer and the positions of the batches that represent its epoch."""
 
   def __init__(self, config: config_lib.Config, steps: int):
-    self.trainer = trainer_lib.Trainer(config)
+    self.trainer = trainer_lib.build_trainer(config)
     batches = self.trainer.batches
     count = batches.steps_per_epoch
     sizes = [next(batches)['token_ids'].size for _ in range(count)]
@@ -98,7 +99,8 @@ class _Way:
     self.windows = len(batches.indices) * share
     self.tokens = float(self.trainer.windows.total_lengths[
         batches.indices].sum()) * share
-    self._state, self.trainer.state = placed(self.trainer), None
+    self._state = placed(self.trainer)
+    self.trainer = dataclasses.replace(self.trainer, state=None)
 
   def run(self) -> float:
     """Returns the seconds of the chosen batches, host work included."""

@@ -51,7 +51,7 @@ class Ours:
 
   def step(self, name: str, config: dict[str, Any]) -> dict[str, float]:
     """Compiles an update and returns its memory."""
-    trainer = trainer_lib.Trainer(config_lib.check_config(config))
+    trainer = trainer_lib.build_trainer(config_lib.check_config(config))
     state = train.placed(trainer)
     batch = trainer.place(*trainer.batches.next_rows())
     update = trainer.parallel.compile(state, batch)
@@ -66,7 +66,7 @@ class Ours:
     run()
     self._programs[name] = run
     return {'megabytes': temporary_megabytes(update),
-            'parameters': dry_run.parameters(trainer)}
+            'parameters': dry_run.count_parameters(trainer)}
 
   def search(self, name: str, spec: str) -> dict[str, float]:
     """Compiles a search of random scores and returns its memory."""

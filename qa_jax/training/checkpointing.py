@@ -1,4 +1,4 @@
-"""What a run keeps: its directory, checkpoints, evaluations."""
+"""Checkpoints and evaluations of a run, and the files of its directory."""
 
 import contextlib
 import functools
@@ -13,63 +13,70 @@ from qa_jax import build
 from qa_jax import errors
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints import manager
-from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints import run_record
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.io import files
 from qa_jax.runtime import console
+from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 from qa_jax.runtime import signals
 from qa_jax.training import metrics_log as metrics_log_lib
 from qa_jax.training import step as step_lib
-from qa_jax.training import trainer as trainer_lib
+from qa_jax.training.trainer import Trainer
 
 
 class Checkpointer:
-  """Evaluates and saves a run at the steps that its config says."""
+  """Evaluates and saves a run at the steps that its config sets."""
 
-  def __init__(self, trainer: 'trainer_lib.Trainer', store: manager.Checkpoints,
-               log: metrics_log_lib.MetricsLog, costs: metrics_log_lib.Costs,
-               workdir: pathlib.Path, requests: signals.StopRequests,
+  def __init__(self, trainer: Trainer, store: manager.Checkpoints,
+               workdir: pathlib.Path, requests: signals.StopRequests, *,
+               start: int, log: metrics_log_lib.MetricsLog,
+               costs: metrics_log_lib.Costs,
                meter: metrics_log_lib.StepMetrics):
-    self._trainer, self._store = trainer, store
-    self._log, self._costs, self._workdir = log, costs, workdir
-    self._requests, self._meter = requests, meter
-    self._adds_up = build.scores_all_spans(trainer.model.head)
+    self._trainer, self._store, self._workdir = trainer, store, workdir
+    self._requests, self._log, self._start = requests, log, start
+    self._costs, self._meter = costs, meter
+    self._has_histograms = build.scores_all_spans(trainer.model.head)
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
-  def due(self, step: int, start: int) -> bool:
-    """Whether there is something to `keep` before this step, in a process that
-    began with step `start`."""
-    if step == start:
+  def is_due(self, step: int) -> bool:
+    """Returns whether to evaluate or save before this step.
+
+    Before the first step of this process, `start`, there is nothing to save,
+    but an evaluation may be missing.
+    """
+    if step == self._start:
       return step > 0 and lacks_evaluation(self._trainer, self._store, step)
     every = self._trainer.config.train.checkpoint_every_steps
     return (bool(self._requests.signal) or _evaluates(self._trainer, step)
             or step % every == 0)
 
-  def complete(self, step: int) -> bool:
+  def is_complete(self, step: int) -> bool:
+    """Returns whether the run is complete before this step."""
     return is_complete(self._trainer, self._store, step)
 
-  def farewell(self, step: int) -> str:
+  def stop_message(self, step: int) -> str:
+    """Returns the line for the user when a signal stops the run."""
     saved = 'saved' if step in self._store.steps else 'nothing to save'
     return (f'{self._workdir}: stopped by {self._requests.signal.name} before '
             f'step {step}: {saved}; the same command goes on from there')
 
-  def keep(self, step: int, state: step_lib.TrainState) -> str:
-    """Evaluates, if it is time, then saves; what to tell the user, or ''.
+  def evaluate_and_save(self, step: int, state: step_lib.TrainState) -> str:
+    """Evaluates if the config says so, then saves a checkpoint.
 
-    An evaluation is given up for a signal; who resumes makes it.
+    A signal ends the evaluation early. The process that resumes the run then
+    evaluates. Returns a line for the user, empty without an evaluation.
     """
     trainer, metrics = self._trainer, {}
+    output = evaluation_directory(trainer, self._workdir)
     last = step == trainer.num_steps
     if _evaluates(trainer, step) and trainer.evaluator:
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
         metrics = trainer.evaluator.evaluate(
-            state.params, progress='evaluate',
-            output=_output(trainer, self._workdir) if last else None,
-            seal=False, show=functools.partial(self._show, step)
-            if self._adds_up else None)
+            state.params, progress='evaluate', output=output if last else None,
+            seal=False, show=functools.partial(self._write_histogram, step)
+            if self._has_histograms else None)
     if metrics:
       self.metrics = metrics
       self._log.write(step, 'eval', {
@@ -84,51 +91,82 @@ class Checkpointer:
       return ''
     if last:
       self._store.finish()
-      if processes.is_first_process(
-      ):  # for a sweep, the run is complete with it
-        files.write_json(
-            _output(trainer, self._workdir) / 'metrics.json', metrics)
+      if processes.is_first_process():
+        # A sweep takes a run for complete once this file is there.
+        files.write_json(output / 'metrics.json', metrics)
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
 
-  def _show(self, step: int, name: str, values: np.ndarray) -> None:
+  def _write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
     self._log.histogram(step, f'eval/{name}_of_windows', values)
 
 
-def _evaluates(trainer: 'trainer_lib.Trainer', step: int) -> bool:
+def _evaluates(trainer: Trainer, step: int) -> bool:
   every = trainer.config.train.eval_every_steps
   return step == trainer.num_steps or bool(every and step % every == 0)
 
 
-def lacks_evaluation(trainer: 'trainer_lib.Trainer', store: manager.Checkpoints,
+def lacks_evaluation(trainer: Trainer, store: manager.Checkpoints,
                      step: int) -> bool:
-  """Whether a step was saved without the evaluation that it was time for."""
+  """Returns whether an evaluation before this step is still to be made."""
   return (_evaluates(trainer, step) and trainer.evaluator is not None
           and not store.metrics(step))
 
 
-def is_complete(trainer: 'trainer_lib.Trainer', store: manager.Checkpoints,
+def is_complete(trainer: Trainer, store: manager.Checkpoints,
                 step: int) -> bool:
-  """Whether a run needs no process after this step."""
+  """Returns whether the run is saved and evaluated after its last step."""
   return step == trainer.num_steps and not lacks_evaluation(
       trainer, store, step)
 
 
+def restore_state(
+    trainer: Trainer, store: manager.Checkpoints, step: int
+    ) -> tuple[step_lib.TrainState, tuple[int, int], dict[str, int]]:
+  """Reads checkpoint `step`; step 0 is the initial state of the trainer.
+
+  Returns the train state on the devices, the numbers of skipped updates (all,
+  and the last in a row) and the position of the batch stream.
+  """
+  shardings = trainer.parallel.state_sharding(trainer.state)
+  if not step:
+    return (devices_lib.put_tree(trainer.state, shardings), (0, 0),
+            trainer.batches.position)
+  shapes = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      trainer.state, shardings)
+  params, optimizer, meta = store.restore(
+      step, params=shapes.params,
+      optimizer={'opt_state': shapes.opt_state, 'step': shapes.step})
+  state = step_lib.TrainState(
+      params=params, **optimizer, key_data=devices_lib.put_tree(
+          trainer.state.key_data, shardings.key_data))
+  console.say(f'resuming from step {step} of {trainer.num_steps}')
+  if meta['devices'] != len(trainer.devices):
+    regrouped = ('; questions are grouped anew, so this epoch may repeat or '
+                 'skip windows' if trainer.batches.group_questions else '')
+    console.say(
+        f'{meta["devices"]} devices before, {len(trainer.devices)} now: '
+        f'equal but for rounding{regrouped}')
+  return state, tuple(meta.get('skipped', (0, 0))), meta['position']
+
+
 def step_metrics(
-    trainer: 'trainer_lib.Trainer',
-    log: metrics_log_lib.MetricsLog,
-    costs: metrics_log_lib.Costs,
+    trainer: Trainer, log: metrics_log_lib.MetricsLog,
+    costs: metrics_log_lib.Costs, skipped: tuple[int, int],
     progress: console.Progress | None = None) -> metrics_log_lib.StepMetrics:
-  """The meter of a run that goes on from the trainer's state."""
+  """Builds the step metrics of a run with `skipped` updates so far."""
   config = trainer.config.train
   return metrics_log_lib.StepMetrics(
       log, costs, progress, every_steps=config.log_every_steps,
       steps_per_epoch=trainer.batches.steps_per_epoch, devices=trainer.devices,
-      max_skipped=config.max_skipped, skipped=trainer.skipped)
+      max_skipped=config.max_skipped, skipped=skipped)
 
 
 def hold_run(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
-  """Holds the lock of a run until `stack` is left; of several processes the
-  first does."""
+  """Holds the lock of a run directory until `stack` closes.
+
+  With several processes, only the first holds it.
+  """
   if not processes.is_first_process():
     return
   before = stack.enter_context(lock.hold_lock(workdir))
@@ -136,52 +174,55 @@ def hold_run(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
     console.say(f'{workdir}: going on from {before}, which died')
 
 
-def write_run(trainer: 'trainer_lib.Trainer',
-              workdir: pathlib.Path,
-              argv: list[str],
-              more: dict[str, Any] | None = None) -> None:
-  """All at once, by a rename: a workdir is empty or it is a run.
+def write_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
+              record: dict[str, Any] | None = None) -> None:
+  """Writes the files that a run directory has before the first step.
 
-  `more` goes into run.json. Of several processes the first writes.
+  The directory appears by one rename, so it is never half a run. Entries of
+  `record` are added to run.json. With several processes, only the first writes.
 
   Raises:
-    UserError: the workdir cannot be written, or another process sees none.
+    UserError: the directory cannot be written, or another process cannot see
+      it.
   """
-  if processes.is_first_process() and not (workdir / 'config.json').is_file():
-    _write_run(trainer, workdir, argv, more)
+  config_file = RunDirectory(workdir).config_file
+  if processes.is_first_process() and not config_file.is_file():
+    _write_run(trainer, workdir, argv, record or {})
   processes.wait_for_all('run')
-  if not (workdir / 'config.json').is_file():
+  if not config_file.is_file():
     raise errors.UserError(
         f'--workdir={workdir} of process {jax.process_index()} is not that of '
         'process 0; choose a directory that all see')
 
 
-def _write_run(trainer: 'trainer_lib.Trainer', workdir: pathlib.Path,
-               argv: list[str], more: dict[str, Any] | None) -> None:
-  def write(directory: pathlib.Path) -> None:
-    files.write_json(directory / 'alignment.json', {
+def _write_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
+               record: dict[str, Any]) -> None:
+  def write(path: pathlib.Path) -> None:
+    directory = RunDirectory(path)
+    files.write_json(directory.alignment_file, {
         'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
-    RunDirectory(directory).write(
+    directory.write(
         trainer.config, trainer.sizes, trainer.tokenizer,
         run_record.run_record(seed=trainer.config.seed, argv=argv or sys.argv,
                               devices=trainer.devices, hashes=trainer.hashes)
-        | (more or {}))
+        | record)
 
   files.write_directory(workdir, write)
 
 
-def _output(trainer: 'trainer_lib.Trainer',
-            workdir: pathlib.Path) -> pathlib.Path:
-  return workdir / 'eval' / run_directory.evaluation_name(
-      trainer.config.data.eval)
+def evaluation_directory(trainer: Trainer,
+                         workdir: pathlib.Path) -> pathlib.Path:
+  """Returns the directory of the evaluation on config.data.eval."""
+  return RunDirectory(workdir).evaluation(trainer.config.data.eval)
 
 
-def final_metrics(trainer: 'trainer_lib.Trainer',
-                  workdir: pathlib.Path) -> dict[str, Any]:
+def final_metrics(trainer: Trainer, workdir: pathlib.Path,
+                  params: Any) -> dict[str, Any]:
+  """Returns the metrics of a complete run; evaluates if they are not stored."""
   if not trainer.evaluator:
     return {}
-  path = _output(trainer, workdir) / 'metrics.json'
+  output = evaluation_directory(trainer, workdir)
+  path = output / 'metrics.json'
   if not path.is_file():
-    return trainer.evaluator.evaluate(trainer.state.params,
-                                      output=_output(trainer, workdir))
+    return trainer.evaluator.evaluate(params, output=output)
   return files.read_object(path)

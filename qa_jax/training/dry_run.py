@@ -1,4 +1,4 @@
-"""What a run would be and take, without a run: --dry_run of training."""
+"""The dry run of training: sizes, memory and time of a run, before it runs."""
 
 import math
 import time
@@ -10,17 +10,20 @@ import numpy as np
 from qa_jax.runtime import devices
 from qa_jax.training import trainer as trainer_lib
 
-STEPS = 3  # that are timed, beside a first one, or fewer:
-SECONDS = 20.0  # no other is begun after this long
-SHARE = 0.8  # of the memory there is that a step is tried with
+STEPS = 3  # steps that are timed at most, after a first one
+SECONDS = 20.0  # after this time no further step is started
+MEMORY_SHARE = 0.8  # of the free memory that a timed step may need
 MEBIBYTE = 2**20
 
 
 def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
-  """Name → what to print. Compiles the step for the largest batch, and makes a
-  few if its memory is there; writes nothing."""
-  count = parameters(trainer)
-  known = {
+  """Computes the lines of a dry run, by name.
+
+  Compiles the step for the largest batch, and times a few steps if they fit in
+  the free memory. Writes no file.
+  """
+  count = count_parameters(trainer)
+  return {
       'parameters': count,
       'state_megabytes': round(3 * 4 * count / MEBIBYTE, 1),
       'devices': f'{len(trainer.devices)} x {trainer.devices[0].device_kind}',
@@ -31,11 +34,12 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       'batch_shapes': _shapes(trainer),
       'steps_per_epoch': trainer.batches.steps_per_epoch,
       'steps': trainer.num_steps,
-      'vocabulary': len(trainer.tokenizer.vocab)}
-  return known | _costs(trainer)
+      'vocabulary': len(trainer.tokenizer.vocab),
+      **_costs(trainer)}
 
 
-def parameters(trainer: trainer_lib.Trainer) -> int:
+def count_parameters(trainer: trainer_lib.Trainer) -> int:
+  """Returns the number of parameters of encoder and head."""
   return sum(x.size for x in jax.tree.leaves(trainer.state.params))
 
 
@@ -46,7 +50,7 @@ def _shapes(trainer: trainer_lib.Trainer) -> list[list[int]] | str:
 
 
 def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
-  """Memory of the compiled step, and times of steps that were made."""
+  """Returns the memory of the compiled step and the time of a few steps."""
   shapes = [(_positions(length, rows), length, rows)
             for length, rows in trainer.batches.shapes(trainer.num_steps)]
   _, length, rows = max(shapes, key=lambda shape: shape[0])
@@ -54,14 +58,14 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       trainer.state, trainer.parallel.state_sharding(trainer.state))
   batch = trainer.place(length, rows)
   memory = trainer.parallel.compile(state, batch).memory_analysis()
-  found: dict[str, Any] = {}
-  if memory is not None:  # a backend need not say
-    found['activation_megabytes'] = (
+  costs: dict[str, Any] = {}
+  if memory is not None:  # not every backend reports it
+    costs['activation_megabytes'] = (
         f'{memory.temp_size_in_bytes / MEBIBYTE:.1f} a device, for '
         f'{_shape(length, rows)}')
     needed, free = _memory(trainer, memory.temp_size_in_bytes)
-    if needed > SHARE * free:
-      return {**found, 'eta': (
+    if needed > MEMORY_SHARE * free:
+      return {**costs, 'eta': (
           f'not timed: beside the state a step needs {needed / MEBIBYTE:,.0f} '
           f'MiB, and {free / MEBIBYTE:,.0f} MiB are free')}
   seconds, count = _time(trainer, state, length, rows)
@@ -69,7 +73,7 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       trainer.batches.mean_length / length)
   total = seconds * share * trainer.num_steps
   return {
-      **found, 'seconds_per_step': f'{seconds:.3g} for {_shape(length, rows)}',
+      **costs, 'seconds_per_step': f'{seconds:.3g} for {_shape(length, rows)}',
       'eta': (f'{_clock(total)}: an estimate from {count} of '
               f'{trainer.num_steps} steps, by tokens and padding, without '
               'compiling and evaluation')}
@@ -77,31 +81,36 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
 
 def _time(trainer: trainer_lib.Trainer, state: Any, length: int,
           rows: dict[str, np.ndarray]) -> tuple[float, int]:
-  """Seconds of a step, and of how many that is the median. The first counts if
-  there is no other: it was compiled before."""
-  took: list[float] = []
+  """Returns the median seconds of a step, and the number of steps timed.
+
+  The first step is left out if there are others. It compiles nothing.
+  """
+  seconds: list[float] = []
   began = time.perf_counter()
-  while len(took) <= STEPS and (
-      not took or time.perf_counter() - began < SECONDS):
+  while len(seconds) <= STEPS and (
+      not seconds or time.perf_counter() - began < SECONDS):
     start = time.perf_counter()
     state, values = trainer.parallel.step(state, trainer.place(length, rows))
     jax.block_until_ready(values)
-    took.append(time.perf_counter() - start)
-  timed = took[1:] or took
+    seconds.append(time.perf_counter() - start)
+  timed = seconds[1:] or seconds
   return float(np.median(timed)), len(timed)
 
 
 def _memory(trainer: trainer_lib.Trainer, size: int) -> tuple[int, float]:
-  """Bytes that a step takes where it takes `size` on every device, and how
-  many are free there: devices that are a CPU's share its memory."""
-  here = [d for d in trainer.devices
-          if d.process_index == jax.process_index()]
-  return (size * len(here) if here[0].platform == 'cpu' else size,
-          devices.free_bytes(here[0]))
+  """Returns the bytes that a step needs, and the bytes that are free.
+
+  `size` are the bytes it needs on each device. Devices of a CPU share one
+  memory, so that their needs add up.
+  """
+  local = [d for d in trainer.devices
+           if d.process_index == jax.process_index()]
+  return (size * len(local) if local[0].platform == 'cpu' else size,
+          devices.free_bytes(local[0]))
 
 
 def _positions(length: int, rows: dict[str, np.ndarray]) -> int:
-  """Tokens and padding of a batch: what it takes grows with them."""
+  """Returns the number of positions in a batch: tokens and padding."""
   return length * rows.get('packed_row', rows['window']).size
 
 

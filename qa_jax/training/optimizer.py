@@ -1,4 +1,9 @@
-"""AdamW with BERT's decay mask, schedules, clipping, layer-wise rates."""
+"""The AdamW optimizer of BERT and the learning-rate schedules.
+
+A schedule is a function of the number of updates so far, t. `peak` is the
+largest learning rate, `num_steps` (T) the length of the run, and `warmup_steps`
+(W) the length of the warm-up.
+"""
 
 from collections.abc import Callable
 import re
@@ -12,7 +17,10 @@ from qa_jax import errors
 
 
 def linear(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-  """0 → peak over the warm-up, then → 0 at `num_steps` (transformers)."""
+  """Returns a linear rise to `peak`, then a linear fall to 0 at `num_steps`.
+
+  This is the linear schedule of Hugging Face transformers.
+  """
   return optax.join_schedules(
       [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
        optax.linear_schedule(peak, 0.0, max(num_steps - warmup_steps, 1))],
@@ -20,8 +28,11 @@ def linear(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
 
 
 def bert(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-  """google-research/bert optimization.py: peak * (1 - t / T) from step 0 on,
-  replaced by peak * t / W while t < W; it jumps down where the two meet."""
+  """Returns the schedule of google-research/bert, optimization.py.
+
+  It is peak * t / W while t < W, and peak * (1 - t / T) from then on. The rate
+  therefore jumps down at t = W.
+  """
   return optax.join_schedules(
       [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
        lambda t: optax.linear_schedule(peak, 0.0, num_steps)(
@@ -30,7 +41,7 @@ def bert(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
 
 
 def cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-  """0 → peak over the warm-up, then a half cosine → 0."""
+  """Returns a linear rise to `peak`, then half a cosine wave down to 0."""
   return optax.join_schedules(
       [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
        optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))],
@@ -39,7 +50,7 @@ def cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
 
 def constant(peak: float, num_steps: int,
              warmup_steps: int) -> optax.Schedule:
-  """0 → peak over the warm-up, then peak."""
+  """Returns a linear rise to `peak`, which then stays."""
   del num_steps
   return optax.join_schedules(
       [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
@@ -53,7 +64,11 @@ SCHEDULES: dict[str, Callable[[float, int, int], optax.Schedule]] = {
 
 def make_schedule(name: str, *, learning_rate: float, num_steps: int,
                   warmup_fraction: float) -> optax.Schedule:
-  """The learning rate as a function of the number of updates made so far."""
+  """Builds the schedule `name` with the peak `learning_rate`.
+
+  Raises:
+    UserError: there is no such schedule.
+  """
   if name not in SCHEDULES:
     raise errors.UserError(
         f'unknown optim.schedule {name!r}'
@@ -67,12 +82,12 @@ def adamw(
     clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
     bias_correction: bool = True,
     eps: float = 1e-8) -> optax.GradientTransformation:
-  """Clip by global norm → Adam → decoupled decay → layer-wise rate → rate.
+  """Builds AdamW: clipping, Adam, decoupled decay, layer-wise rates, schedule.
 
-  Feed it gradients that are already averaged over devices: the clip must see
-  the global norm. `clip_norm` 0 turns clipping off. Without `bias_correction`
-  early updates are up to 6.6 times as long, as in BERT's code; fine-tuning gets
-  unstable (Zhang et al., 2021, section 4).
+  The gradients must already be averaged over devices, because they are clipped
+  by their global norm. `clip_norm` 0 turns clipping off. Without
+  `bias_correction`, as in BERT's code, early updates are up to 6.6 times as
+  long and fine-tuning becomes unstable (Zhang et al., 2021, section 4).
   """
   return optax.chain(
       optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
@@ -95,16 +110,19 @@ def _scale_by_adam(bias_correction, eps) -> optax.GradientTransformation:
 
 
 def decay_mask(params: Any) -> Any:
-  """True where weight decay applies: all but biases and LayerNorms."""
+  """Returns a tree of bools: True except for biases and LayerNorm scales."""
   return _map_named(
       lambda name, _: not re.search(r'(^|/)(bias|layer_norm/scale)$', name),
       params)
 
 
 def layer_scales(params: Any, layer_decay: float, num_layers: int) -> Any:
-  """layer_decay ** (layers above): head 1, layer l: decay ** (n - l), and
-  embeddings decay ** (n + 1), for l = 0 … n - 1 (Clark et al., 2020, less
-  the off-by-one of its code, electra#51)."""
+  """Returns a tree of factors that lower the rates of the early layers.
+
+  With n = `num_layers`, the factor is 1 for the head, layer_decay ** (n - l)
+  for layer l = 0 … n - 1, and layer_decay ** (n + 1) for the embeddings (Clark
+  et al., 2020, without the off-by-one of its code, electra#51).
+  """
   def scale(name: str, _) -> float:
     layer = re.search(r'(^|/)layer_(\d+)/', name)
     if layer:
@@ -128,6 +146,6 @@ def _scale_layers(layer_decay, num_layers) -> optax.GradientTransformation:
 
 
 def _map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:
-  """Maps fn('encoder/layer_0/…/kernel', leaf) over a tree of dicts."""
+  """Applies fn('encoder/layer_0/…/kernel', leaf) to the leaves of a tree."""
   return jax.tree_util.tree_map_with_path(
       lambda path, leaf: fn('/'.join(k.key for k in path), leaf), tree)

@@ -1,10 +1,14 @@
-"""One pure step, wrapped as jit | pmap | mesh; batch placement; run-ahead.
+"""Wrappers that run one pure train step on devices: jit, pmap and mesh.
 
 The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
-wrapper takes the same state (no leading device axis) and the same host batch
-[B, …], of which a process has the rows of its own devices; and they agree to
-float32 rounding: dropout is keyed by (step, row of the global batch), and sums
-are divided only after they crossed devices.
+wrapper takes a state without a leading device axis, and a host batch [B, …] of
+which each process passes the rows of its devices.
+
+The results of the wrappers agree to float32 rounding. Dropout is keyed by the
+step and the row of the global batch, and sums are divided only after they are
+added over devices.
+
+Glossary of shapes: B batch (windows), over all devices.
 """
 
 from collections.abc import Callable
@@ -25,10 +29,10 @@ P = jax.sharding.PartitionSpec
 
 @dataclasses.dataclass(frozen=True)
 class Parallel:
-  """How a step runs on devices."""
+  """A train step that is wrapped for devices, and the placement of arrays."""
 
   step: Step  # (state, device batch) → (state, metrics); donates the state
-  compile: Callable[[Any, Any], Any]  # what the same call of `step` will run
+  compile: Callable[[Any, Any], Any]  # → the program of this call of `step`
   place_batch: Callable[[Any], Any]  # host batch → device batch
   state_sharding: Callable[[Any], Any]  # a state (or shapes) → shardings
   mesh: jax.sharding.Mesh
@@ -41,7 +45,7 @@ def _jit(step: Step, devices, axes) -> Parallel:
 
 
 def _data_mesh(step: Step, devices, axes) -> Parallel:
-  """Batch over 'data' and 'fsdp', parameters and optimizer over 'fsdp'."""
+  """Splits the batch over 'data' and 'fsdp', and the state over 'fsdp'."""
   mesh = devices_lib.make_mesh(devices,
                                devices_lib.mesh_axes(axes, len(devices)))
   return _sharded(step, mesh, parameters='fsdp')
@@ -56,34 +60,35 @@ def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
       spec[max(axes, key=lambda i: leaf.shape[i])] = parameters
     return jax.sharding.NamedSharding(mesh, P(*spec))
 
-  whole = jax.sharding.NamedSharding(mesh, P())
+  replicated = jax.sharding.NamedSharding(mesh, P())
 
   def gathered(state, batch):
-    # Left to itself, the compiler may split the activations as the parameters
-    # are split, and then moves many times the bytes of these.
+    # Without this constraint the compiler may split the activations in the way
+    # the parameters are split. It then moves many times more bytes.
     return step(state.replace(params=jax.lax.with_sharding_constraint(
-        state.params, whole)), batch)
+        state.params, replicated)), batch)
 
   @functools.cache
   def jitted(treedef, shapes):
     state = jax.tree.unflatten(
         treedef, [leaf_sharding(jax.ShapeDtypeStruct(s, np.float32))
                   for s in shapes])
-    return jax.jit(gathered, donate_argnums=0, out_shardings=(state, whole))
+    return jax.jit(
+        gathered, donate_argnums=0, out_shardings=(state, replicated))
 
-  def of(state):
+  def step_for(state):
     leaves, treedef = jax.tree.flatten(state)
     return jitted(treedef, tuple(x.shape for x in leaves))
 
   return Parallel(
-      lambda state, batch: of(state)(state, batch),
-      lambda state, batch: of(state).lower(state, batch).compile(),
+      lambda state, batch: step_for(state)(state, batch),
+      lambda state, batch: step_for(state).lower(state, batch).compile(),
       lambda batch: devices_lib.put_rows(batch, mesh),
       functools.partial(jax.tree.map, leaf_sharding), mesh)
 
 
 def _pmap(step: Step, devices, axes) -> Parallel:
-  """pmap with the state replicated but without a leading device axis."""
+  """Wraps with pmap; the state is replicated, without a device axis."""
   del axes
   mesh = devices_lib.make_mesh(devices, {'data': len(devices)})
   replicated = jax.sharding.NamedSharding(mesh, P())
@@ -105,8 +110,11 @@ def _pmap(step: Step, devices, axes) -> Parallel:
 
 
 def _shard_map(step, mesh, replicated) -> Parallel:
-  """What pmap does itself (jax 0.10), but on arrays of all processes: pmap's
-  own are one process's, and it would copy the state at each call."""
+  """Wraps with jit and shard_map, as pmap of jax 0.10 does itself.
+
+  With several processes, pmap takes only arrays of its own process and would
+  copy the state at each call. Here the arrays span all processes.
+  """
   mapped = jax.jit(jax.shard_map(
       functools.partial(step, axis_name='data'), mesh=mesh,
       in_specs=(P(), P('data')), out_specs=P(),
@@ -123,7 +131,13 @@ MODES: dict[str, Callable[..., Parallel]] = {
 
 def wrap_step(step: Step, *, mode: str, devices: list[jax.Device],
               axes: dict[str, int] | None = None) -> Parallel:
-  """Wraps the step for `devices`; `axes` are the mesh sizes (mode 'mesh')."""
+  """Wraps a step for `devices` in mode 'pmap', 'mesh' or 'jit'.
+
+  `axes` are the sizes of the mesh axes 'data' and 'fsdp' for mode 'mesh'.
+
+  Raises:
+    UserError: there is no such mode, or the axes do not fit the devices.
+  """
   if mode not in MODES:
     raise errors.UserError(
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
@@ -131,7 +145,10 @@ def wrap_step(step: Step, *, mode: str, devices: list[jax.Device],
 
 
 def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
-  """Raises a UserError unless rows divide evenly over devices and micro-steps.
+  """Checks that the rows divide evenly over devices and micro-steps.
+
+  Raises:
+    UserError: they do not.
   """
   if batch_size < 1 or accumulation < 1:
     raise errors.UserError(

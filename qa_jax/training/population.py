@@ -1,11 +1,13 @@
-"""A population: runs that differ in seed and rates alone, as one program.
+"""A population: runs that differ only in seed and rates, as one program.
 
-pmap over devices of vmap over members. Each member has parameters, batches and
-dropout of its own, and leaves an ordinary run directory: its losses are those
-of its config trained alone, to rounding.
+The program is pmap over devices of vmap over members. Each member has its
+parameters, batches and dropout, and writes an ordinary run directory. A member
+has the losses of a single run of its config, to rounding.
 
-A batch is padded to the longest of its step's members. Padding changes nothing,
-and dropout is told the length that a member's rows have alone.
+The batches of one step are padded to the longest member's batch. Padding
+changes no loss, and dropout uses the length that a member's batch has alone.
+
+Glossary of shapes: D devices, M members per device.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,51 +32,52 @@ from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 from qa_jax.runtime import signals
 from qa_jax.runtime import watchdog
-from qa_jax.training import checkpointing as checkpointing_lib
+from qa_jax.training import checkpointing
 from qa_jax.training import metrics_log as metrics_log_lib
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
 
-# What members may differ in: arguments of the program, not part of it.
+# Fields of config.optim in which members may differ: arguments of the program.
 RATES = ('learning_rate', 'weight_decay')
 
 
 @dataclasses.dataclass(frozen=True)
-class Population:
-  """How members, each with a state of its own, run on devices.
+class VectorizedStep:
+  """The step of all members, and the placement of their arrays on devices.
 
-  A tree of them has leading axes [D devices, m members of one]; the last
-  member stands in for those that are missing.
+  A tree of all members has leading axes [D, M]. If D·M is larger than the
+  number of members, the last member fills the rest.
   """
 
   # (states, rates, batches) → (states, metrics); donates the states
   step: parallel.Step
-  place: Callable[[Sequence[Any]], Any]  # a host tree a member → on devices
-  take: Callable[[Any], list[Any]]  # back to a host tree a member
+  place: Callable[[Sequence[Any]], Any]  # one host tree per member → devices
+  take: Callable[[Any], list[Any]]  # devices → one host tree per member
 
 
-def population(step: parallel.Step, *, members: int,
-               devices: Sequence[jax.Device]) -> Population:
-  """pmap over devices of vmap over members of step(state, rates, batch).
+def vectorize_step(step: parallel.Step, *, members: int,
+                   devices: Sequence[jax.Device]) -> VectorizedStep:
+  """Builds pmap over devices of vmap over members of step(state, rates, batch).
 
-  Batches may differ in shape: zeros make every array as long as the longest
-  member's.
+  Batches may differ in shape. Every array is padded with zeros to the size of
+  the longest member's.
   """
   devices = list(devices[:members])
-  each = -(-members // len(devices))
+  members_per_device = -(-members // len(devices))
   split = jax.sharding.NamedSharding(
       devices_lib.make_mesh(devices, {'data': len(devices)}),
       parallel.P('data'))
 
   def stack(*leaves: np.ndarray) -> np.ndarray:
     shape = np.max([np.shape(x) for x in leaves], axis=0).astype(int)
-    out = np.zeros((len(devices) * each, *shape), np.asarray(leaves[0]).dtype)
+    out = np.zeros((len(devices) * members_per_device, *shape),
+                   np.asarray(leaves[0]).dtype)
     for i in range(len(out)):
       leaf = leaves[min(i, members - 1)]
       out[(i, *(slice(n) for n in np.shape(leaf)))] = leaf
-    return out.reshape(len(devices), each, *shape)
+    return out.reshape(len(devices), members_per_device, *shape)  # [D, M, …]
 
   def take(tree: Any) -> list[Any]:
     flat = jax.tree.map(
@@ -82,16 +85,17 @@ def population(step: parallel.Step, *, members: int,
     return [jax.tree.map(operator.itemgetter((i, ...)), flat)
             for i in range(members)]
 
-  return Population(
+  return VectorizedStep(
       jax.pmap(jax.vmap(step), axis_name='data', donate_argnums=0,
                devices=devices),
       lambda trees: jax.device_put(jax.tree.map(stack, *trees), split), take)
 
 
-def kind(config: config_lib.Config) -> str:
-  """Equal for configs that can be members of one population.
+def member_key(config: config_lib.Config) -> str:
+  """Returns a key that is equal for configs that one population can train.
 
-  In mode 'mesh' a run may need several devices.
+  In mode 'mesh' a run may need several devices, so that only equal configs have
+  equal keys.
   """
   if config.parallel.mode == 'mesh':
     return json.dumps(config.to_dict(), sort_keys=True)
@@ -102,15 +106,13 @@ def kind(config: config_lib.Config) -> str:
 
 @dataclasses.dataclass
 class _Member:
-  """A run of the population, and what is open for it."""
+  """One run of the population, with its open files and its outcome."""
 
   trainer: trainer_lib.Trainer
   workdir: pathlib.Path
   store: manager.Checkpoints
-  log: metrics_log_lib.MetricsLog | None = None
   meter: metrics_log_lib.StepMetrics | None = None
-  keeper: checkpointing_lib.Checkpointer | None = None
-  costs: metrics_log_lib.Costs | None = None
+  checkpointer: checkpointing.Checkpointer | None = None
   outcome: dict[str, float] | errors.UserError | None = None
 
   @property
@@ -118,182 +120,203 @@ class _Member:
     return isinstance(self.outcome, errors.UserError)
 
   def begin(self, step: int, costs: metrics_log_lib.Costs,
-            requests: signals.StopRequests) -> None:
-    """Puts the state of checkpoint `step` on the host; 0: as it begins."""
-    # Of all members at once, states might not fit a device.
-    trainer_lib.restore_state(self.trainer, self.store, step or None)
-    if checkpointing_lib.is_complete(self.trainer, self.store, step):
-      self.outcome = checkpointing_lib.final_metrics(self.trainer, self.workdir)
-    self.trainer.state = jax.device_get(self.trainer.state)
-    self.log = metrics_log_lib.MetricsLog(self.workdir, step)
-    self.costs = costs
-    self.meter = checkpointing_lib.step_metrics(self.trainer, self.log, costs)
-    self.keeper = checkpointing_lib.Checkpointer(
-        self.trainer, self.store, self.log, costs, self.workdir, requests,
-        self.meter)
+            requests: signals.StopRequests, open_things: contextlib.ExitStack
+            ) -> step_lib.TrainState:
+    """Opens the log and returns the host state of checkpoint `step`."""
+    state, skipped, position = checkpointing.restore_state(
+        self.trainer, self.store, step)
+    self.trainer.batches.seek(position)
+    if checkpointing.is_complete(self.trainer, self.store, step):
+      self.outcome = checkpointing.final_metrics(
+          self.trainer, self.workdir, state.params)
+    log = metrics_log_lib.MetricsLog(self.workdir, step)
+    open_things.callback(log.close)
+    self.meter = checkpointing.step_metrics(self.trainer, log, costs, skipped)
+    self.checkpointer = checkpointing.Checkpointer(
+        self.trainer, self.store, self.workdir, requests, start=step, log=log,
+        costs=costs, meter=self.meter)
+    # The states of all members at once might not fit on one device.
+    return jax.device_get(state)
+
+  def next_batch(self) -> dict[str, np.ndarray]:
+    """Returns the next host batch, with the lengths that dropout uses."""
+    trainer = self.trainer
+    length, rows = trainer.batches.next_rows()
+    self.meter.add_batch(
+        rows['window'], trainer.batches.lengths_of(rows['window']))
+    batch = trainer.batches.gather(length, rows)
+    if len(trainer.buckets) > 1 and not trainer.config.data.packing:
+      batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
+    return batch
 
   def read(self, step: int, values: dict[str, np.ndarray]) -> None:
-    """Logs a step; losses that are not finite end this member alone."""
+    """Logs one step. Too many skipped updates end only this member."""
     if not self.failed:
       try:
-        self.meter.add([(step, values)])
+        self.meter.add_steps([(step, values)])
       except errors.UserError as e:
         self.outcome = e
         console.say(f'{self.workdir}: {e}')
 
-  def keep(self, step: int, state: step_lib.TrainState) -> str:
-    """Evaluates and saves, as keeper_lib.Keeper does."""
+  def evaluate_and_save(self, step: int, state: step_lib.TrainState) -> str:
+    """Evaluates and saves this member; returns a line for the user."""
     try:
-      note = self.keeper.keep(step, jax.device_put(
+      note = self.checkpointer.evaluate_and_save(step, jax.device_put(
           state, self.trainer.parallel.state_sharding(state)))
     except errors.UserError as e:
       self.outcome = e
       return str(e)
-    if self.keeper.complete(step):
-      self.outcome = self.keeper.metrics
+    if self.checkpointer.is_complete(step):
+      self.outcome = self.checkpointer.metrics
     return note
 
-  def close(self) -> None:
-    self.store.close()
-    if self.log:
-      self.log.close()
-      self.costs.close()
+
+@dataclasses.dataclass(frozen=True)
+class _PopulationProgram:
+  """The steps of all members; a `train.Program`."""
+
+  members: Sequence[_Member]
+  vectorized: VectorizedStep
+  rates: Any  # learning rate and weight decay of each member, on the devices
+  progress: console.Progress
+
+  def is_due(self, step: int) -> bool:
+    return any(m.checkpointer.is_due(step) for m in self.members)
+
+  def evaluate_and_save(self, step: int, states: Any) -> None:
+    # One member after another, each on all devices.
+    for member, state in zip(
+        self.members, self.vectorized.take(states), strict=True):
+      if member.checkpointer.is_due(step) and not member.failed:
+        note = member.evaluate_and_save(step, state)
+        if note:
+          self.progress.note(f'{member.workdir.name}: {note}')
+
+  def is_complete(self, step: int) -> bool:
+    return all(m.failed or m.checkpointer.is_complete(step)
+               for m in self.members)
+
+  def has_failed(self) -> bool:
+    return all(m.failed for m in self.members)
+
+  def stop_message(self, step: int) -> str:
+    return '\n'.join(m.checkpointer.stop_message(step) for m in self.members)
+
+  def step(self, step: int, states: Any) -> tuple[Any, Any]:
+    del step
+    return self.vectorized.step(states, self.rates, self.vectorized.place(
+        [m.next_batch() for m in self.members]))
+
+  def read(self, done: list[tuple[int, Any]]) -> None:
+    every = self.members[0].trainer.config.train.log_every_steps
+    for step, values in done:
+      rows = self.vectorized.take(values)
+      for member, row in zip(self.members, rows, strict=True):
+        member.read(step, row)
+      self.progress.update(step)
+      losses = [float(row['loss']) for member, row in zip(
+          self.members, rows, strict=True) if not member.failed]
+      if step % every == 0 and losses:
+        self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
 
 
-def run(configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
-        argv: list[str] | None = None,
-        ) -> list[dict[str, float] | errors.UserError]:
-  """Trains all, or resumes them; final metrics, or why a member has none.
+def train_members(
+    configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
+    argv: list[str] | None = None
+    ) -> list[dict[str, float] | errors.UserError]:
+  """Trains or resumes a population.
 
-  They go on from the newest step of which every member has a checkpoint, so
+  Returns the final metrics of each member, or the error that ended it. The
+  members go on from the newest step of which every member has a checkpoint, so
   that a population that was killed repeats the undisturbed one bit for bit.
-  run.json of each names them all.
+  run.json of each member names all members.
 
   Raises:
-    UserError: a bad config or data, configs of several kinds, more of them than
-      memory, or another config or process in one of `workdirs`.
-    stop.Stopped: a signal asked for it; what there was is saved.
+    UserError: a config or the data has a mistake, the configs are not one
+      population, their states need more than the memory, or a workdir belongs
+      to another config or process.
+    Stopped: a signal asked for it. The runs are saved.
   """
   if processes.is_multi_process():
     raise errors.UserError(
         f'a population trains in one process, not in {jax.process_count()}; '
         'give each its own configs')
-  if len({kind(config) for config in configs}) != 1:
+  if len({member_key(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '
         'optim.weight_decay alone; parallel.mode is pmap or jit')
   for config, workdir in zip(configs, workdirs, strict=True):
     RunDirectory(workdir).check_config(config)
     lock.check_unlocked(workdir)
-  first = trainer_lib.Trainer(configs[0])
-  check_fit(first.state, len(configs), first.devices)
+  first = trainer_lib.build_trainer(configs[0])
+  check_memory(first.state, len(configs), first.devices)
   members = []
   with contextlib.ExitStack() as open_things:
     for config, workdir in zip(configs, workdirs, strict=True):
-      trainer = trainer_lib.Trainer(config, like=first)
-      trainer.state = jax.device_get(trainer.state)
-      checkpointing_lib.write_run(trainer, workdir, argv or [], {
+      trainer = trainer_lib.with_seed_and_rates(first, config)
+      trainer = dataclasses.replace(
+          trainer, state=jax.device_get(trainer.state))
+      checkpointing.write_run(trainer, workdir, argv or [], {
           'population': [other.name for other in workdirs]})
-      checkpointing_lib.hold_run(workdir, open_things)
-      members.append(_Member(
-          trainer, workdir, manager.Checkpoints(workdir / 'checkpoints')))
-      open_things.callback(members[-1].close)
+      checkpointing.hold_run(workdir, open_things)
+      members.append(_Member(trainer, workdir, manager.Checkpoints(
+          RunDirectory(workdir).checkpoints)))
+      open_things.callback(members[-1].store.close)
+    first = None  # frees its state on the device
     requests = open_things.enter_context(signals.StopRequests())
     dog = open_things.enter_context(watchdog.Watchdog(
         configs[0].train.step_timeout_seconds, str(workdirs[0].parent)))
-    # Where questions are grouped, an epoch's steps depend on the seed.
+    # If questions are grouped, the number of steps in an epoch depends on the
+    # seed, but one program has one learning-rate schedule.
     for num_steps in sorted({m.trainer.num_steps for m in members}):
       _train([m for m in members if m.trainer.num_steps == num_steps],
              requests, dog)
     return [member.outcome for member in members]
 
 
-def check_fit(state: step_lib.TrainState, members: int,
-              devices: Sequence[jax.Device]) -> None:
-  """Raises a UserError if members are sure to take more memory than a device
-  says it has: their states and gradients alone; on CPU it says nothing."""
-  each = -(-members // min(members, len(devices)))
-  size = each * sum(
+def check_memory(state: step_lib.TrainState, members: int,
+                 devices: Sequence[jax.Device]) -> None:
+  """Checks that the states and gradients of members fit on the devices.
+
+  A CPU states no limit and is not checked.
+
+  Raises:
+    UserError: they need more memory than a device has.
+  """
+  members_per_device = -(-members // min(members, len(devices)))
+  size = members_per_device * sum(
       x.nbytes for x in jax.tree.leaves((state, state.params))) / 2**20
   limit = (devices[0].memory_stats() or {}).get(
       'bytes_limit', math.inf) / 2**20
   if size > limit:
     raise errors.UserError(
-        f'{members} members on {len(devices)} devices: {each} of one take at '
-        f'least {size:.0f} MiB, more than its {limit:.0f} MiB; sweep fewer '
-        'seeds or rates, or use --engine=local')
+        f'{members} members on {len(devices)} devices: {members_per_device} of '
+        f'one take at least {size:.0f} MiB, more than its {limit:.0f} MiB; '
+        'sweep fewer seeds or rates, or use --engine=local')
 
 
 def _train(members: Sequence[_Member], requests: signals.StopRequests,
            dog: watchdog.Watchdog) -> None:
-  """Evaluate → checkpoint → next batch → step, as train.py does."""
+  """Trains members that have one number of steps."""
   first = members[0].trainer
   start = max(set.intersection(*({0, *m.store.steps} for m in members)))
-  for member in members:
-    member.begin(start, metrics_log_lib.Costs(share=1 / len(members)), requests)
-  if all(member.outcome is not None for member in members):
-    return
-  console.say(f'{len(members)} runs as one program, from step {start}')
-  program = population(
-      lambda state, rates, batch: first.step(state, batch, rates=rates),
-      members=len(members), devices=first.devices)
-  rates = program.place([
-      {name: np.float32(getattr(m.trainer.config.optim, name))
-       for name in RATES} for m in members])
-  states = program.place([m.trainer.state for m in members])
-  ahead = devices_lib.RunAhead(train.run_ahead(), dog.waiting)
-  progress = console.Progress('population', first.num_steps, start)
-  try:
-    for step in range(start, first.num_steps + 1):
-      due = [m for m in members if m.keeper.due(step, start)]
-      if due:
-        _read(members, program, progress, ahead.drain())
-        _keep(members, due, program, progress, step, states)
-      if requests.signal and not all(
-          m.failed or m.keeper.complete(step) for m in members):
-        console.say('\n'.join(m.keeper.farewell(step) for m in members))
-        raise requests.stopped()
-      if step == first.num_steps or all(m.failed for m in members):
-        return
-      states, values = program.step(states, rates, program.place(
-          [_batch(m) for m in members]))
-      _read(members, program, progress, ahead.push(step + 1, values))
-  finally:
-    progress.close()
-
-
-def _batch(member: _Member) -> dict[str, np.ndarray]:
-  trainer = member.trainer
-  length, rows = trainer.batches.next_rows()
-  member.meter.batch(
-      rows['window'], trainer.batches.lengths_of(rows['window']))
-  batch = trainer.batches.gather(length, rows)
-  if len(trainer.buckets) > 1 and not trainer.config.data.packing:
-    batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
-  return batch
-
-
-def _read(members: Sequence[_Member], program: Population,
-          progress: console.Progress, done: list[tuple[int, Any]]) -> None:
-  """Logs the steps that are `done`."""
-  every = members[0].trainer.config.train.log_every_steps
-  for step, values in done:
-    values = program.take(values)
-    for member, own in zip(members, values, strict=True):
-      member.read(step, own)
-    progress.update(step)
-    losses = [float(own['loss']) for member, own in zip(
-        members, values, strict=True) if not member.failed]
-    if step % every == 0 and losses:
-      progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
-
-
-def _keep(members: Sequence[_Member], due: Sequence[_Member],
-          program: Population, progress: console.Progress, step: int,
-          states: Any) -> None:
-  """Evaluates and saves those `due`, one after another on all devices."""
-  for member, state in zip(members, program.take(states), strict=True):
-    if member in due and not member.failed:
-      note = member.keep(step, state)
-      if note:
-        progress.note(f'{member.workdir.name}: {note}')
+  with contextlib.ExitStack() as open_things:
+    states = [
+        member.begin(start, open_things.enter_context(
+            metrics_log_lib.Costs(share=1 / len(members))), requests,
+                     open_things) for member in members]
+    if all(member.outcome is not None for member in members):
+      return
+    console.say(f'{len(members)} runs as one program, from step {start}')
+    vectorized = vectorize_step(
+        lambda state, rates, batch: first.step(state, batch, rates=rates),
+        members=len(members), devices=first.devices)
+    rates = vectorized.place([
+        {name: np.float32(getattr(m.trainer.config.optim, name))
+         for name in RATES} for m in members])
+    progress = console.Progress('population', first.num_steps, start)
+    open_things.callback(progress.close)
+    train.run_loop(
+        _PopulationProgram(members, vectorized, rates, progress),
+        vectorized.place(states), start=start, num_steps=first.num_steps,
+        requests=requests, dog=dog)

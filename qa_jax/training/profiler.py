@@ -1,4 +1,4 @@
-"""A profile of some train steps."""
+"""Profiles of train steps."""
 
 import pathlib
 from typing import Any
@@ -10,7 +10,11 @@ from qa_jax.runtime import console as console_lib
 
 
 def check_profile_steps(steps: range, start: int, end: int) -> None:
-  """Raises a UserError unless some of the steps to trace will be made."""
+  """Checks that the run makes some of the steps to profile.
+
+  Raises:
+    UserError: none of `steps` is in start … end - 1.
+  """
   if steps and (steps.start >= end or steps.stop <= start):
     raise errors.UserError(
         f'--profile_steps={steps.start}:{steps.stop}: this run makes steps '
@@ -18,14 +22,17 @@ def check_profile_steps(steps: range, start: int, end: int) -> None:
 
 
 class Profiler:
-  """A profile of some steps, for TensorBoard or Perfetto."""
+  """A recorder of a range of steps, for TensorBoard or Perfetto."""
 
   def __init__(self, directory: pathlib.Path, steps: range):
     self._directory, self._steps, self._on = directory, steps, False
 
   def before(self, step: int | None, state: Any) -> None:
-    """To be called before each step, and with None after the last; `state` is
-    what all steps before made."""
+    """Starts or ends the profile before a step; `step` None is after the last.
+
+    Waits for `state`, the result of all earlier steps, so that the profile
+    holds only the work of its steps.
+    """
     if self._on != (step in self._steps):
       jax.block_until_ready(state)
       if self._on:

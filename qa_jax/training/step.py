@@ -1,4 +1,4 @@
-"""The update: one pure function of a state and a batch.
+"""The train step: one pure function of a train state and a batch.
 
 Glossary of shapes: B batch (windows), over all devices and micro-steps.
 """
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-Rows = dict[str, jax.Array]  # per row of a batch: 'loss' and what is logged
+Rows = dict[str, jax.Array]  # [B] each: 'loss', and values that are logged
 Loss = Callable[[Any, dict[str, jax.Array], jax.Array], Rows]
 # Folded into the key of a step for the random draw that its rows share. Dropout
 # folds the number of a row into that key, and no row has this number.
@@ -20,13 +20,13 @@ STEP_DRAW = 2**31 - 1
 
 @flax.struct.dataclass
 class TrainState:
-  """What an update changes."""
+  """The parameters, optimizer state, step number and dropout key of a run."""
 
-  step: jax.Array  # [] int32, updates made or skipped so far
+  step: jax.Array  # [] int32, number of updates so far, with skipped ones
   params: Any
   opt_state: Any
-  # [2] uint32: the seed's key, for dropout. It never changes, but as a constant
-  # of the program it would have every seed compile its own.
+  # [2] uint32: the dropout key of the seed. It never changes. It is part of the
+  # state because as a constant it would make each seed compile its own program.
   key_data: jax.Array
 
 
@@ -35,15 +35,20 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
                optimizer: optax.GradientTransformation,
                accumulation: int = 1, skip_norm: float = 0.0
                ) -> tuple[TrainState, dict[str, Any]]:
-  """One update from sums: Σ w·∇loss / Σ w over rows, micro-steps, devices.
+  """Makes one optimizer update; returns the new state and the metrics.
 
-  `loss_fn(params, batch, key)` gives a value per row of 'loss' and of what
-  else is to be averaged and logged. Dividing once, at the end, by the global
-  weight is what makes uneven padding exact on any number of devices.
+  The gradient is Σ w·∇loss / Σ w, where w is the 'weight' of a row and the sums
+  run over rows, micro-steps and devices. The sums are divided once, at the end,
+  so that uneven padding is exact on any number of devices.
 
-  An update of which a value or the gradient's norm is not finite is skipped:
-  it leaves parameters and optimizer as they are, and `skipped` is 1. So is one
-  whose gradient is longer than `skip_norm`, before it is clipped; 0: none is.
+  `loss_fn(params, batch, key)` returns [B] values of 'loss' and of further
+  metrics, which are averaged in the same way. `axis_name` is the device axis of
+  pmap. `accumulation` is the number of micro-steps.
+
+  An update is skipped if a metric or the gradient norm is not finite, or if the
+  gradient norm before clipping exceeds `skip_norm` (0: no limit). A skipped
+  update leaves parameters and optimizer state unchanged, and its metric
+  'skipped' is 1.
   """
   key = jax.random.fold_in(
       jax.random.wrap_key_data(state.key_data), state.step)
@@ -64,7 +69,8 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   if accumulation == 1:
     totals = sums(batch)
   else:
-    # Row r goes to micro-step r mod A, so a device keeps its own rows.
+    # Row r goes to micro-step r mod `accumulation`, so that no row moves to
+    # another device.
     micro = jax.tree.map(lambda x: x.reshape(
         -1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)
     zero = jax.tree.map(jnp.zeros_like, jax.eval_shape(

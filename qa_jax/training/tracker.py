@@ -1,7 +1,7 @@
-"""Weights & Biases, if asked for: the rows of metrics.jsonl as they come.
+"""Tracking of runs with Weights & Biases, which is optional.
 
-Where it keeps its files, whether it is offline and who is logged in are its own
-settings: WANDB_DIR, WANDB_MODE=offline, `wandb login`.
+It receives the rows of metrics.jsonl. Its files, offline mode and login are set
+by wandb itself: WANDB_DIR, WANDB_MODE=offline, `wandb login`.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,11 @@ from qa_jax import errors
 
 
 def load_wandb(project: str) -> types.ModuleType:
-  """wandb, or a UserError that says how to have it."""
+  """Imports wandb.
+
+  Raises:
+    UserError: wandb is not installed.
+  """
   try:
     import wandb
   except ImportError:
@@ -25,9 +29,10 @@ def load_wandb(project: str) -> types.ModuleType:
 
 
 class Tracker:
-  """One run there for each run directory: a resumed run goes on in its own.
+  """The wandb run of one run directory.
 
-  Those of a sweep have its name as their `group`, and before their own.
+  A resumed run goes on in the same wandb run. The runs of a sweep have the name
+  of the sweep as their `group` and as the first part of their name.
 
   Raises:
     UserError: wandb is not installed, or refuses the run.
@@ -36,10 +41,10 @@ class Tracker:
   def __init__(self, project: str, workdir: pathlib.Path,
                config: Mapping[str, Any], group: str = ''):
     wandb = load_wandb(project)
-    number = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(str(workdir.resolve()).encode()).hexdigest()
     try:
       self._run = wandb.init(
-          project=project, group=group or None, id=number, resume='allow',
+          project=project, group=group or None, id=digest[:16], resume='allow',
           name=f'{group}/{workdir.name}' if group else workdir.name,
           config=dict(config))
     except wandb.Error as e:
@@ -48,8 +53,10 @@ class Tracker:
       ) from None
 
   def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Writes one row of metrics.jsonl."""
     self._run.log({f'{split}/{name}': value for name, value in values.items()},
                   step=step)
 
   def close(self) -> None:
+    """Ends the wandb run in this process."""
     self._run.finish()

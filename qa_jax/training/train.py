@@ -1,10 +1,11 @@
-"""Training: a run from its config to its final metrics, and the loop in it."""
+"""Training of one run, and the training loop that populations share."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
@@ -17,11 +18,66 @@ from qa_jax.runtime import devices
 from qa_jax.runtime import processes
 from qa_jax.runtime import signals
 from qa_jax.runtime import watchdog
-from qa_jax.training import checkpointing as checkpointing_lib
+from qa_jax.training import checkpointing
 from qa_jax.training import metrics_log as metrics_log_lib
 from qa_jax.training import profiler
 from qa_jax.training import tracker as tracker_lib
 from qa_jax.training import trainer as trainer_lib
+
+
+class Program(Protocol):
+  """The steps of one run, or of all runs of a population, for `run_loop`."""
+
+  def is_due(self, step: int) -> bool:
+    """Returns whether to evaluate or save before this step."""
+
+  def evaluate_and_save(self, step: int, state: Any) -> None:
+    """Evaluates and saves the runs that are due before this step."""
+
+  def is_complete(self, step: int) -> bool:
+    """Returns whether all runs are complete before this step."""
+
+  def has_failed(self) -> bool:
+    """Returns whether no run can go on."""
+
+  def stop_message(self, step: int) -> str:
+    """Returns the text for the user when a signal stops the runs."""
+
+  def step(self, step: int, state: Any) -> tuple[Any, Any]:
+    """Starts one step on the next batch; returns the state and the metrics."""
+
+  def read(self, done: list[tuple[int, Any]]) -> None:
+    """Logs the (step, metrics) of steps that are complete."""
+
+
+def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
+             requests: signals.StopRequests, dog: watchdog.Watchdog) -> Any:
+  """Makes the steps from `start` on, and returns the last state.
+
+  Before a step it evaluates and saves if that is due, and then stops if a
+  signal asked for it. Metrics are read while later steps run.
+
+  Raises:
+    Stopped: a signal asked for it. The runs are saved.
+  """
+  ahead = devices.RunAhead(run_ahead(), dog.waiting)
+  for step in range(start, num_steps + 1):
+    if program.is_due(step):
+      program.read(ahead.drain())
+      program.evaluate_and_save(step, state)
+    if requests.signal and not program.is_complete(step):
+      console.say(program.stop_message(step))
+      raise requests.stopped()
+    if step == num_steps or program.has_failed():
+      break
+    state, values = program.step(step, state)
+    program.read(ahead.push(step + 1, values))
+  return state
+
+
+def run_ahead() -> int:
+  """Returns how many steps may be in flight."""
+  return 2 if jax.default_backend() == 'cpu' else 8
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
@@ -30,111 +86,112 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
           tracker: tracker_lib.Tracker | None = None) -> dict[str, float]:
   """Trains `config` in `workdir`, or resumes it; returns the final metrics.
 
-  A trace of `profile_steps` goes to WORKDIR/profile; `tracker` is told what
-  metrics.jsonl is.
+  A profile of `profile_steps` goes to WORKDIR/profile. `tracker` gets the rows
+  of metrics.jsonl.
 
   Raises:
-    UserError: a bad config or data, another config or process in `workdir`, no
-      space for a checkpoint, or losses that are not finite.
-    stop.Stopped: a signal asked for it; what there was is saved.
+    UserError: the config or the data has a mistake, `workdir` belongs to
+      another config or process, a checkpoint has no space, or too many updates
+      in a row were skipped.
+    Stopped: a signal asked for it. The run is saved.
   """
   RunDirectory(workdir).check_config(config)
   if processes.is_first_process():
     lock.check_unlocked(workdir)
-  costs = metrics_log_lib.Costs()
-  try:
-    return _train(trainer_lib.Trainer(config), workdir, argv, profile_steps,
-                  costs, tracker)
-  finally:
-    costs.close()
-
-
-def _train(trainer: trainer_lib.Trainer, workdir: pathlib.Path,
-           argv: list[str] | None, profile_steps: range,
-           costs: metrics_log_lib.Costs,
-           tracker: tracker_lib.Tracker | None) -> dict[str, float]:
-  if processes.is_multi_process():
-    processes.check_equal_on_all(
-        config=json.dumps(trainer.config.to_dict(), sort_keys=True),
-        **trainer.hashes)
-  for note in trainer.notes:
-    console.say(note)
-  profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
-  checkpointing_lib.write_run(trainer, workdir, argv or [])
-  with contextlib.ExitStack() as open_things:
-    checkpointing_lib.hold_run(workdir, open_things)
-    store = manager.Checkpoints(workdir / 'checkpoints')
+  with metrics_log_lib.Costs() as costs, contextlib.ExitStack() as open_things:
+    trainer = trainer_lib.build_trainer(config)
+    if processes.is_multi_process():
+      processes.check_equal_on_all(
+          config=json.dumps(config.to_dict(), sort_keys=True),
+          **trainer.hashes)
+    for note in trainer.notes:
+      console.say(note)
+    profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
+    checkpointing.write_run(trainer, workdir, argv or [])
+    checkpointing.hold_run(workdir, open_things)
+    store = manager.Checkpoints(RunDirectory(workdir).checkpoints)
     open_things.callback(store.close)
     start, = processes.broadcast_from_first([store.latest or 0])
-    trainer_lib.restore_state(trainer, store, start or None)
-    if checkpointing_lib.is_complete(trainer, store, start):
+    state, skipped, position = checkpointing.restore_state(
+        trainer, store, start)
+    trainer.batches.seek(position)
+    # Device memory cannot hold the initial state beside the state of the loop.
+    trainer = dataclasses.replace(trainer, state=None)
+    if checkpointing.is_complete(trainer, store, start):
       console.say(f'{workdir} is complete at step {start}; nothing to do')
-      return checkpointing_lib.final_metrics(trainer, workdir)
+      return checkpointing.final_metrics(trainer, workdir, state.params)
     profiler.check_profile_steps(profile_steps, start, trainer.num_steps)
     began = time.perf_counter()
-    shapes = trainer.compile()
+    shapes = trainer.compile(state)
     console.say(f'shapes of batches compiled: {shapes}, in '
                 f'{time.perf_counter() - began:.1f} s')
     log = metrics_log_lib.MetricsLog(workdir, start, tracker)
     open_things.callback(log.close)
     progress = console.Progress('train', trainer.num_steps, start)
     open_things.callback(progress.close)
-    return _loop(
-        trainer, store, log, progress, workdir, start,
-        profiler.Profiler(
-            workdir / 'profile',
-            profile_steps if processes.is_first_process() else range(0)), costs,
-        open_things.enter_context(
-            signals.StopRequests(alone=not processes.is_multi_process())),
-        open_things.enter_context(
-            watchdog.Watchdog(trainer.config.train.step_timeout_seconds,
-                              str(workdir))))
+    requests = open_things.enter_context(
+        signals.StopRequests(alone=not processes.is_multi_process()))
+    dog = open_things.enter_context(watchdog.Watchdog(
+        config.train.step_timeout_seconds, str(workdir)))
+    trace = profiler.Profiler(
+        workdir / 'profile',
+        profile_steps if processes.is_first_process() else range(0))
+    meter = checkpointing.step_metrics(trainer, log, costs, skipped, progress)
+    checkpointer = checkpointing.Checkpointer(
+        trainer, store, workdir, requests, start=start, log=log,
+        costs=costs, meter=meter)
+    run = SingleRun(trainer, checkpointer, meter, progress, requests, trace)
+    state = run_loop(run, state, start=start, num_steps=trainer.num_steps,
+                     requests=requests, dog=dog)
+    trace.before(None, state)
+    return checkpointer.metrics
 
 
-def _loop(trainer: trainer_lib.Trainer, store: manager.Checkpoints,
-          log: metrics_log_lib.MetricsLog, progress: console.Progress,
-          workdir: pathlib.Path, start: int, trace: profiler.Profiler,
-          costs: metrics_log_lib.Costs, requests: signals.StopRequests,
-          dog: watchdog.Watchdog) -> dict[str, float]:
-  """Evaluate → checkpoint → next batch → step, in that order."""
-  state = trainer.state
-  ahead = devices.RunAhead(run_ahead(), dog.waiting)
-  meter = checkpointing_lib.step_metrics(trainer, log, costs, progress)
-  keeper = checkpointing_lib.Checkpointer(
-      trainer, store, log, costs, workdir, requests, meter)
-  for step in range(start, trainer.num_steps + 1):
-    if keeper.due(step, start):
-      _read(meter, requests, ahead.drain())
-      began = time.perf_counter()
-      note = keeper.keep(step, state)
-      if note:
-        progress.note(note)
-      meter.leave_out(time.perf_counter() - began)
-    if requests.signal and not keeper.complete(step):
-      console.say(keeper.farewell(step))
-      raise requests.stopped()
-    trace.before(step if step < trainer.num_steps else None, state)
-    if step == trainer.num_steps:
-      break
+@dataclasses.dataclass(frozen=True)
+class SingleRun:
+  """The steps of one run; a `Program`."""
+
+  trainer: trainer_lib.Trainer
+  checkpointer: checkpointing.Checkpointer
+  meter: metrics_log_lib.StepMetrics
+  progress: console.Progress
+  requests: signals.StopRequests
+  trace: profiler.Profiler
+
+  def is_due(self, step: int) -> bool:
+    return self.checkpointer.is_due(step)
+
+  def evaluate_and_save(self, step: int, state: Any) -> None:
+    began = time.perf_counter()
+    note = self.checkpointer.evaluate_and_save(step, state)
+    if note:
+      self.progress.note(note)
+    self.meter.leave_out(time.perf_counter() - began)
+
+  def is_complete(self, step: int) -> bool:
+    return self.checkpointer.is_complete(step)
+
+  def has_failed(self) -> bool:
+    return False
+
+  def stop_message(self, step: int) -> str:
+    return self.checkpointer.stop_message(step)
+
+  def step(self, step: int, state: Any) -> tuple[Any, Any]:
+    self.trace.before(step, state)
+    trainer = self.trainer
     length, rows = trainer.batches.next_rows()
-    meter.batch(rows['window'], trainer.batches.lengths_of(rows['window']))
+    self.meter.add_batch(
+        rows['window'], trainer.batches.lengths_of(rows['window']))
     state, values = trainer.parallel.step(state, trainer.place(length, rows))
     if processes.is_multi_process():
       values['signal'] = devices.max_over_processes(
-          requests.noted or 0, trainer.parallel.mesh)
-    _read(meter, requests, ahead.push(step + 1, values))
-  return keeper.metrics
+          self.requests.noted or 0, trainer.parallel.mesh)
+    return state, values
 
-
-def _read(meter: metrics_log_lib.StepMetrics, requests: signals.StopRequests,
-          done: list[tuple[int, Any]]) -> None:
-  """Reads the values of steps that are complete: all processes the same ones,
-  so that they agree before which step to stop."""
-  for _, values in done:
-    requests.hear(int(values.pop('signal', 0)))
-  meter.add(done)
-
-
-def run_ahead() -> int:
-  """How many steps may be in flight."""
-  return 2 if jax.default_backend() == 'cpu' else 8
+  def read(self, done: list[tuple[int, Any]]) -> None:
+    # All processes read the same steps, so that they agree before which step a
+    # signal stops them.
+    for _, values in done:
+      self.requests.hear(int(values.pop('signal', 0)))
+    self.meter.add_steps(done)

@@ -1,5 +1,6 @@
 """The parts of a training run, built from its config."""
 
+import dataclasses
 import functools
 import math
 import pathlib
@@ -17,13 +18,14 @@ from qa_jax import input_pipeline
 from qa_jax import objectives
 from qa_jax import span_scores
 from qa_jax.checkpoints import hugging_face
-from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.data import batches
+from qa_jax.data import batches as batches_lib
 from qa_jax.data import store as store_lib
-from qa_jax.evaluation import evaluator
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import windows as windows_lib
+from qa_jax.evaluation import evaluator as evaluator_lib
+from qa_jax.models import bert
 from qa_jax.models import qa
-from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 from qa_jax.training import optimizer as optimizer_lib
@@ -31,14 +33,14 @@ from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
 
 
-def initial_parameters(net: qa.QAModel,
-                       key: jax.Array,
-                       source: pathlib.Path | None,
-                       *,
+def initial_parameters(net: qa.QAModel, key: jax.Array,
+                       source: pathlib.Path | None, *,
                        init_head: bool = True) -> tuple[Any, list[str]]:
-  """Fresh parameters, or those of `source`; and what to tell the user.
+  """Returns the parameters before the first step, and notes for the user.
 
-  A head comes from `source` too if it is one like `net`'s and `init_head`.
+  Without `source` they are drawn with `key`. A Hugging Face model or a run at
+  `source` gives the encoder. It also gives the head if the heads are equal and
+  `init_head` is true; otherwise the head is drawn.
   """
   if source is None:
     return qa.init_params(net, key), []
@@ -57,16 +59,30 @@ def initial_parameters(net: qa.QAModel,
       'the encoder']
 
 
+def initial_state(
+    config: config_lib.Config, model: qa.QAModel, source: pathlib.Path | None,
+    optimizer: optax.GradientTransformation
+    ) -> tuple[step_lib.TrainState, list[str]]:
+  """Returns the train state before the first step, and notes for the user."""
+  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+  params, notes = initial_parameters(
+      model, init_key, source, init_head=config.model.init_head)
+  return step_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(params),
+      key_data=jax.random.key_data(dropout_key)), notes
+
+
 def build_optimizer(
-    config: config_lib.Optim,
-    *,
-    num_steps: int,
-    num_layers: int,
+    config: config_lib.Optim, *, num_steps: int, num_layers: int,
     learning_rate: jax.Array | None = None,
     weight_decay: jax.Array | None = None
-) -> tuple[optax.Schedule, optax.GradientTransformation]:
-  """The learning rate by step, and AdamW with it; rates that are given stand
-  in for the config's."""
+    ) -> tuple[optax.Schedule, optax.GradientTransformation]:
+  """Builds the learning-rate schedule and the AdamW optimizer that follows it.
+
+  `learning_rate` and `weight_decay`, given together, replace the config's.
+  They may be traced values.
+  """
   if learning_rate is None:
     learning_rate, weight_decay = config.learning_rate, config.weight_decay
   schedule = optimizer_lib.make_schedule(
@@ -80,7 +96,11 @@ def build_optimizer(
 
 def build_loss(net: qa.QAModel, objective: objectives.Objective,
                decode: config_lib.Decode) -> step_lib.Loss:
-  """What a step minimises, and what it logs beside."""
+  """Builds the loss function of the train step.
+
+  It returns the objective's 'loss' of each row. Unless the head scores ends
+  only for given starts, it also returns 'valid_mass', which is only logged.
+  """
   def loss_fn(params, batch, key):
     scores = net.apply(
         {'params': params}, **qa.model_inputs(batch), dropout_key=key,
@@ -95,55 +115,43 @@ def build_loss(net: qa.QAModel, objective: objectives.Objective,
   return loss_fn
 
 
-def input_hashes(trainer: 'Trainer') -> dict[str, str]:
-  """Of what a run reads."""
-  found = {'vocabulary': trainer.tokenizer.fingerprint,
-           'train': store_lib.fingerprint(trainer.windows.examples)}
-  if trainer.source:
-    found |= {f'init_from: {name}': digest for name, digest in
-              hugging_face.file_hashes(trainer.source).items()}
-  if trainer.evaluator:
-    found['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
-  return found
+def build_step(config: config_lib.Config, loss_fn: step_lib.Loss, *,
+               num_steps: int, num_layers: int) -> parallel.Step:
+  """Builds the train step of a config, not yet wrapped for devices.
+
+  Its argument `rates` overrides the config's learning rate and weight decay
+  with traced values, so that runs that differ only in these share one compiled
+  program.
+  """
+  def step(state: step_lib.TrainState, batch: dict[str, jax.Array],
+           axis_name: str | None = None, *,
+           rates: dict[str, jax.Array] | None = None) -> tuple[Any, Any]:
+    schedule, optimizer = build_optimizer(
+        config.optim, num_steps=num_steps, num_layers=num_layers,
+        **(rates or {}))
+    rate = schedule(state.step)
+    state, values = step_lib.train_step(
+        state, batch, axis_name, loss_fn=loss_fn, optimizer=optimizer,
+        accumulation=config.train.grad_accumulation,
+        skip_norm=config.optim.skip_norm)
+    return state, {**values, 'learning_rate': rate}
+  return step
 
 
-def restore_state(trainer: 'Trainer', store: manager.Checkpoints,
-                  step: int | None) -> None:
-  """Puts the state of checkpoint `step` on the devices; None: as it begins."""
-  state = trainer.state
-  shardings = trainer.parallel.state_sharding(state)
-  if step is None:
-    trainer.state = devices_lib.put_tree(state, shardings)
-    return
-  shapes = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      state, shardings)
-  params, optimizer, meta = store.restore(
-      step, params=shapes.params,
-      optimizer={'opt_state': shapes.opt_state, 'step': shapes.step})
-  trainer.state = step_lib.TrainState(
-      params=params, **optimizer,
-      key_data=devices_lib.put_tree(state.key_data, shardings.key_data))
-  trainer.batches.seek(meta['position'])
-  trainer.skipped = tuple(meta.get('skipped', (0, 0)))
-  console.say(f'resuming from step {step} of {trainer.num_steps}')
-  if meta['devices'] != len(trainer.devices):
-    regrouped = ('; questions are grouped anew, so this epoch may repeat or '
-                 'skip windows' if trainer.batches.group_questions else '')
-    console.say(
-        f'{meta["devices"]} devices before, {len(trainer.devices)} now: '
-        f'equal but for rounding{regrouped}')
+def select_train_devices(config: config_lib.Config) -> list[jax.Device]:
+  """Returns the devices that a config trains on.
 
-
-def devices_of(config: config_lib.Config) -> list[jax.Device]:
-  """The devices that a config trains on."""
-  asked = config.parallel.num_devices
-  if asked > jax.device_count():
+  Raises:
+    UserError: there are fewer devices than the config asks for, or mode 'jit'
+      is used with several processes.
+  """
+  count = config.parallel.num_devices
+  if count > jax.device_count():
     raise errors.UserError(
-        f'config.parallel.num_devices={asked}, but there are '
+        f'config.parallel.num_devices={count}, but there are '
         f'{jax.device_count()} {jax.default_backend()} devices')
   if config.parallel.mode != 'jit':
-    return devices_lib.select_devices(jax.devices(), asked)
+    return devices_lib.select_devices(jax.devices(), count)
   if processes.is_multi_process():
     raise errors.UserError(
         "config.parallel.mode='jit' trains on one device, but there are "
@@ -151,111 +159,157 @@ def devices_of(config: config_lib.Config) -> list[jax.Device]:
   return jax.devices()[:1]
 
 
-class Trainer:
-  """Everything a run needs, built and checked before anything is written.
+def input_hashes(trainer: 'Trainer') -> dict[str, str]:
+  """Computes hashes of the vocabulary, the data and the initial weights."""
+  hashes = {'vocabulary': trainer.tokenizer.fingerprint,
+            'train': store_lib.fingerprint(trainer.windows.examples)}
+  if trainer.source:
+    hashes |= {f'init_from: {name}': digest for name, digest in
+               hugging_face.file_hashes(trainer.source).items()}
+  if trainer.evaluator:
+    hashes['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
+  return hashes
 
-  With `like`, whose config has another seed or other rates and nothing else,
-  what was read, tokenised and compiled is `like`'s.
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """The parts of a training run, which `build_trainer` makes of its config.
+
+  Only the batch stream changes during a run: it moves to its next batch.
   """
 
-  def __init__(self, config: config_lib.Config, like: 'Trainer | None' = None):
-    if like:
-      vars(self).update(vars(like))
-      self.config = config
-    else:
-      self._read(config)
-    self.batches = batches.TrainBatches(
-        self.windows,
-        self.windows.train_indices(config.data.windows_without_answer),
-        config.train.batch_size, self.buckets, config.seed,
-        group_questions=self.objective.needs_whole_questions,
-        packing=config.data.packing,
-        devices=len(self.devices), accumulation=config.train.grad_accumulation)
-    self.num_steps = config.train.num_steps or math.ceil(
-        config.train.num_epochs * self.batches.steps_per_epoch)
-    self.schedule, self.optimizer = build_optimizer(
-        config.optim, num_steps=self.num_steps,
-        num_layers=self.sizes.num_layers)
-    init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-    params, notes = initial_parameters(
-        self.model, init_key, self.source, init_head=config.model.init_head)
-    self.state = step_lib.TrainState(
-        step=jnp.zeros((), jnp.int32), params=params,
-        opt_state=self.optimizer.init(params),
-        key_data=jax.random.key_data(dropout_key))
-    self.skipped = 0, 0  # updates before `state`: all, and the last in a row
-    if like:
-      return
-    self.notes += notes
-    self.parallel = parallel.wrap_step(
-        self.step, mode=config.parallel.mode, devices=self.devices,
-        axes=dict(config.parallel.mesh))
-    self.evaluator = None
-    if config.data.eval:
-      held_out, made = input_pipeline.load_windows(
-          config, config.data.eval, self.tokenizer)
-      self.notes.append(f'evaluation: {made}')
-      self.evaluator = evaluator.Evaluator(
-          self.model, held_out, config, mesh=self.parallel.mesh)
+  config: config_lib.Config
+  devices: list[jax.Device]
+  objective: objectives.Objective
+  source: pathlib.Path | None  # directory of model.init_from
+  windows: windows_lib.WindowSet
+  tokenizer: tokenizer_lib.Tokenizer
+  buckets: tuple[int, ...]  # lengths of batches, in tokens
+  sizes: bert.BertConfig
+  model: qa.QAModel
+  loss_fn: step_lib.Loss
+  batches: batches_lib.TrainBatches
+  num_steps: int
+  schedule: optax.Schedule
+  step: parallel.Step  # not wrapped for devices, see `build_step`
+  parallel: parallel.Parallel  # the step wrapped for the devices
+  evaluator: evaluator_lib.Evaluator | None  # None without config.data.eval
+  state: step_lib.TrainState  # before the first step
+  notes: list[str]  # lines for the user
 
-  def _read(self, config: config_lib.Config) -> None:
-    """What does not depend on the seed or the rates."""
-    self.config = config
-    self.devices = devices_of(config)
-    parallel.check_batch(config.train.batch_size, len(self.devices),
-                         config.train.grad_accumulation)
-    self.buckets = input_pipeline.batch_buckets(config)
-    self.objective = build.check_objective(config.objective, config.model.head)
-    if not config.data.train:
-      raise errors.UserError('config.data.train is empty; name a data source')
-    self.source = build.init_source(config)
-    words = input_pipeline.vocabulary_source(config, self.source)
-    # Mistakes are told before the data is read; sizes are whole after it.
-    sizes = build.encoder_config(config, 0, self.source)
-    build.check_attention(config, sizes, training=True)
-    build.check_decode(
-        config.decode, build.build_model(config, sizes).head, self.objective)
-    self.windows, made = input_pipeline.load_windows(config, config.data.train,
-                                                     words)
-    self.notes = [f'{made}; alignment of gold spans {self.windows.audit}']
-    self.tokenizer = self.windows.tokenizer
-    self.sizes = build.encoder_config(
-        config, len(self.tokenizer.vocab), self.source)
-    self.model = build.build_model(config, self.sizes)
-    self._loss = build_loss(self.model, self.objective, config.decode)
-
-  hashes = functools.cached_property(input_hashes)
-
-  def step(self, state: step_lib.TrainState, batch: dict[str, jax.Array],
-           axis_name: str | None = None, *,
-           rates: dict[str, jax.Array] | None = None) -> tuple[Any, Any]:
-    """An update; `rates` are the config's learning_rate and weight_decay
-    where they are not its own, but arguments of the program."""
-    schedule, optimizer = self.schedule, self.optimizer
-    if rates is not None:
-      schedule, optimizer = build_optimizer(
-          self.config.optim, num_steps=self.num_steps,
-          num_layers=self.sizes.num_layers, **rates)
-    rate = schedule(state.step)
-    state, values = step_lib.train_step(
-        state, batch, axis_name, loss_fn=self._loss, optimizer=optimizer,
-        accumulation=self.config.train.grad_accumulation,
-        skip_norm=self.config.optim.skip_norm)
-    return state, {**values, 'learning_rate': rate}
+  @functools.cached_property
+  def hashes(self) -> dict[str, str]:
+    """Hashes of the vocabulary, the data and the initial weights."""
+    return input_hashes(self)
 
   def place(self, length: int, rows: dict[str, np.ndarray]) -> Any:
-    """What `batches.next_rows` gives → the step's batch, on the devices."""
+    """Puts the batch that `batches.next_rows` describes on the devices."""
     rows = devices_lib.local_rows(rows, self.parallel.mesh)
     return self.parallel.place_batch(self.batches.gather(length, rows))
 
-  def compile(self) -> int:
-    """Compiles the step for each shape of a batch that comes this epoch.
+  def compile(self, state: step_lib.TrainState) -> int:
+    """Compiles the step for each batch shape that is left in this epoch.
 
-    One after the other: XLA has threads of its own. What `lower().compile()`
-    made is what the same call runs (jax 0.10), so nothing is compiled twice; a
-    test counts.
+    Returns the number of shapes. They are compiled one after the other, because
+    XLA uses threads of its own. jax 0.10 runs the program that
+    `lower().compile()` made, so that the first step compiles nothing again.
     """
-    shapes = self.batches.shapes(self.num_steps - int(self.state.step))
+    shapes = self.batches.shapes(self.num_steps - int(state.step))
     for shape in shapes:
-      self.parallel.compile(self.state, self.place(*shape))
+      self.parallel.compile(state, self.place(*shape))
     return len(shapes)
+
+
+def build_trainer(config: config_lib.Config) -> Trainer:
+  """Builds and checks all parts of a run before anything is written.
+
+  Raises:
+    UserError: the config has a mistake, or data or weights cannot be read.
+  """
+  devices = select_train_devices(config)
+  parallel.check_batch(config.train.batch_size, len(devices),
+                       config.train.grad_accumulation)
+  buckets = input_pipeline.batch_buckets(config)
+  objective = build.check_objective(config.objective, config.model.head)
+  if not config.data.train:
+    raise errors.UserError('config.data.train is empty; name a data source')
+  source = build.init_source(config)
+  vocabulary = input_pipeline.vocabulary_source(config, source)
+  # Check head, decoding and attention before the slow step of reading the data.
+  # The size of a vocabulary that is learned from the data is still unknown here
+  # (0) and is filled in below.
+  sizes = build.encoder_config(
+      config, len(vocabulary.vocab)
+      if isinstance(vocabulary, tokenizer_lib.Tokenizer) else 0, source)
+  build.check_attention(config, sizes, training=True)
+  model = build.build_model(config, sizes)
+  build.check_decode(config.decode, model.head, objective)
+  windows, note = input_pipeline.load_windows(
+      config, config.data.train, vocabulary)
+  notes = [f'{note}; alignment of gold spans {windows.audit}']
+  if not sizes.vocab_size:
+    sizes = dataclasses.replace(
+        sizes, vocab_size=len(windows.tokenizer.vocab))
+    model = model.clone(config=sizes)
+  batches, num_steps = _build_batches(
+      config, windows, buckets, objective, devices)
+  schedule, optimizer = build_optimizer(
+      config.optim, num_steps=num_steps, num_layers=sizes.num_layers)
+  state, state_notes = initial_state(config, model, source, optimizer)
+  loss_fn = build_loss(model, objective, config.decode)
+  step = build_step(
+      config, loss_fn, num_steps=num_steps, num_layers=sizes.num_layers)
+  wrapped = parallel.wrap_step(step, mode=config.parallel.mode, devices=devices,
+                               axes=dict(config.parallel.mesh))
+  notes += state_notes
+  evaluator = None
+  if config.data.eval:
+    held_out, note = input_pipeline.load_windows(
+        config, config.data.eval, windows.tokenizer)
+    notes.append(f'evaluation: {note}')
+    evaluator = evaluator_lib.Evaluator(
+        model, held_out, config, mesh=wrapped.mesh)
+  return Trainer(
+      config=config, devices=devices, objective=objective, source=source,
+      windows=windows, tokenizer=windows.tokenizer, buckets=buckets,
+      sizes=sizes, model=model, loss_fn=loss_fn, batches=batches,
+      num_steps=num_steps, schedule=schedule, step=step, parallel=wrapped,
+      evaluator=evaluator, state=state, notes=notes)
+
+
+def with_seed_and_rates(trainer: Trainer, config: config_lib.Config) -> Trainer:
+  """Returns the trainer of a config that differs only in seed and rates.
+
+  It shares data, model, evaluator and wrapped step with `trainer`. Its batch
+  stream, schedule, step and initial state are new.
+  """
+  batches, num_steps = _build_batches(
+      config, trainer.windows, trainer.buckets, trainer.objective,
+      trainer.devices)
+  schedule, optimizer = build_optimizer(
+      config.optim, num_steps=num_steps, num_layers=trainer.sizes.num_layers)
+  state, _ = initial_state(config, trainer.model, trainer.source, optimizer)
+  step = build_step(config, trainer.loss_fn, num_steps=num_steps,
+                    num_layers=trainer.sizes.num_layers)
+  return dataclasses.replace(
+      trainer, config=config, batches=batches, num_steps=num_steps,
+      schedule=schedule, step=step, state=state)
+
+
+def _build_batches(
+    config: config_lib.Config, windows: windows_lib.WindowSet,
+    buckets: tuple[int, ...], objective: objectives.Objective,
+    devices: list[jax.Device]) -> tuple[batches_lib.TrainBatches, int]:
+  """Builds the batch stream; also returns the number of steps of the run."""
+  batches = batches_lib.TrainBatches(
+      windows,
+      windows.train_indices(config.data.windows_without_answer),
+      config.train.batch_size,
+      buckets,
+      config.seed,
+      group_questions=objective.needs_whole_questions,
+      packing=config.data.packing,
+      devices=len(devices),
+      accumulation=config.train.grad_accumulation)
+  return batches, config.train.num_steps or math.ceil(
+      config.train.num_epochs * batches.steps_per_epoch)

@@ -33,8 +33,10 @@ def moved(hlo: str) -> collections.Counter[str]:
 
 
 def step_of(**fields) -> tuple[collections.Counter[str], int, int]:
-  """Returns the bytes a step moves, of gradients, and of unused positions."""
-  trainer = trainer_lib.Trainer(tiny.config(parallel=fields, data={'eval': ''}))
+  """What a step moves; bytes of its gradients, and of those of positions that
+  no window has."""
+  trainer = trainer_lib.build_trainer(
+      tiny.config(parallel=fields, data={'eval': ''}))
   wrapped = trainer.parallel
   state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
   program = wrapped.compile(state, wrapped.place_batch(next(trainer.batches)))

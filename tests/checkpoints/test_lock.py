@@ -89,11 +89,11 @@ def test_training_where_another_trains_is_refused_before_it_reads(
   tmp_path.mkdir()
   def write_run(*_):  # the other was quicker
     raise AssertionError
-  monkeypatch.setattr(trainer.Trainer, '_read', write_run)
+  monkeypatch.setattr(trainer, 'build_trainer', write_run)
   monkeypatch.setattr(
       run_directory.RunDirectory, 'check_config', lambda *_: None)
   with lock.hold_lock(tmp_path):
     for attempt in (lambda: train.train(config, tmp_path),
-                    lambda: population.run([config], [tmp_path])):
+                    lambda: population.train_members([config], [tmp_path])):
       with pytest.raises(errors.UserError, match=f'pid {os.getpid()} on'):
         attempt()

@@ -25,8 +25,8 @@ def rows_of(workdir: pathlib.Path) -> list[dict]:
 
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Every array of a checkpoint, by name."""
-  store = manager.Checkpoints(workdir / 'checkpoints', read_only=True)
-  trainer = trainer_lib.Trainer(RunDirectory(workdir).read_config())
+  store = manager.Checkpoints(workdir / 'checkpoints')
+  trainer = trainer_lib.build_trainer(RunDirectory(workdir).read_config())
   shapes = jax.eval_shape(lambda: trainer.state)
   place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(

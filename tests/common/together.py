@@ -93,8 +93,9 @@ def main() -> None:
   found['refused'] = [
       refusal(lambda: processes.check_equal_on_all(
           config='same', data=f'of {jax.process_index()}')),
-      refusal(population.run, [RUNS['whole']], [workdir / 'member']),
-      refusal(trainer.Trainer, tiny.config(parallel={'mode': 'jit'}))]
+      refusal(population.train_members, [RUNS['whole']],
+              [workdir / 'member']),
+      refusal(trainer.build_trainer, tiny.config(parallel={'mode': 'jit'}))]
   (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
   interrupt(signal.SIGKILL, 3)
   train.train(RUNS['whole'], workdir / 'killed')

@@ -72,7 +72,7 @@ def config(packed: bool, devices: int = 1, *, accumulation: int = 1, **fields):
 
 @pytest.fixture(scope='module')
 def padded() -> trainer_lib.Trainer:
-  return trainer_lib.Trainer(config(False))
+  return trainer_lib.build_trainer(config(False))
 
 
 def scores_and_gradient(trainer, batch):
@@ -166,7 +166,7 @@ def test_an_epoch_has_few_shapes():
   settings = config(True, train={**tiny.FIELDS['train'], 'batch_size': 32},
                     data={**tiny.FIELDS['data'], 'packing': True,
                           'train': 'synthetic(size=400)'})
-  stream = trainer_lib.Trainer(settings).batches
+  stream = trainer_lib.build_trainer(settings).batches
   shapes = {next(stream)['token_ids'].shape
             for _ in range(stream.steps_per_epoch - 1)}
   assert len(shapes) <= 4

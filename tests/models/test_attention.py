@@ -350,7 +350,7 @@ def test_pallas_limits_the_length():
 
 def test_training_refuses_before_anything_starts():
   config = tiny.config(model={**tiny.FIELDS['model'], 'attention': 'cudnn'})
-  assert 'runs on a GPU' in refusals.refusal(trainer.Trainer, config)
+  assert 'runs on a GPU' in refusals.refusal(trainer.build_trainer, config)
 
 
 def test_a_model_refuses_when_it_is_traced():

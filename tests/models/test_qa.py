@@ -11,7 +11,7 @@ from tests.common import tiny
 
 @pytest.fixture(scope='module')
 def trainer() -> trainer_lib.Trainer:
-  return trainer_lib.Trainer(tiny.config(model={'num_layers': 2}))
+  return trainer_lib.build_trainer(tiny.config(model={'num_layers': 2}))
 
 
 @pytest.fixture(scope='module')

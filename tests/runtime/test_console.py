@@ -47,8 +47,7 @@ def test_every_line_has_step_split_and_values(tmp_path, open_log):
 def test_costs_count_time_and_compilation_once(monkeypatch):
   now = [100.0]
   monkeypatch.setattr(console_lib.time, 'perf_counter', lambda: now[0])
-  costs = metrics_log.Costs()
-  try:
+  with metrics_log.Costs() as costs:
     now[0] = 103.0
     jax.monitoring.record_event_duration_secs(metrics_log.Costs.EVENT, 0.5)
     jax.monitoring.record_event_duration_secs('/jax/another', 9.0)
@@ -56,8 +55,6 @@ def test_costs_count_time_and_compilation_once(monkeypatch):
     assert costs.spent(4) == {'device_seconds': 0.0, 'compile_seconds': 0.0}
     jax.jit(lambda x: x * 2.5 + 17)(1.0)
     assert costs.spent(1)['compile_seconds'] > 0
-  finally:
-    costs.close()
   jax.monitoring.record_event_duration_secs(metrics_log.Costs.EVENT, 0.5)
   assert costs.spent(1)['compile_seconds'] == 0
 

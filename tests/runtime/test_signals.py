@@ -81,12 +81,12 @@ def test_a_stopped_population_resumes_bit_for_bit(tmp_path, monkeypatch):
       'num_steps': 5, 'checkpoint_every_steps': 4, 'eval_every_steps': 3})
   runs = {name: [tmp_path / name / str(i) for i in range(2)]
           for name in ('whole', 'stopped')}
-  population.run([CONFIG, config], runs['whole'])
+  population.train_members([CONFIG, config], runs['whole'])
   with monkeypatch.context() as patch:
     interrupt(patch, signal.SIGTERM, evaluation=2)  # that of the second member
     with pytest.raises(signals.Stopped, match='143'):
-      population.run([CONFIG, config], runs['stopped'])
-  population.run([CONFIG, config], runs['stopped'])
+      population.train_members([CONFIG, config], runs['stopped'])
+  population.train_members([CONFIG, config], runs['stopped'])
   for a, b in zip(*runs.values(), strict=True):
     assert_same(b, a)
 

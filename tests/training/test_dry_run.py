@@ -1,4 +1,4 @@
-"""What --dry_run says beyond sizes: memory, and time of steps it made."""
+"""The dry run: its memory and time, beside the sizes of a run."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from tests.common import tiny
 
 @pytest.fixture(scope='module')
 def trainer() -> trainer_lib.Trainer:
-  return trainer_lib.Trainer(tiny.config(
+  return trainer_lib.build_trainer(tiny.config(
       train={'num_steps': 30}, data={'max_length': 96, 'buckets': (56,)}))
 
 
@@ -31,16 +31,15 @@ def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
     raise AssertionError('a step was made')
   monkeypatch.setattr(devices, 'free_bytes', lambda _: 1024.0)
   monkeypatch.setattr(dry_run, '_time', never)
-  found = dry_run.summarize(trainer)
-  assert found['eta'].startswith('not timed: beside the state a step needs')
-  assert 'seconds_per_step' not in found
+  summary = dry_run.summarize(trainer)
+  assert summary['eta'].startswith('not timed: beside the state a step needs')
+  assert 'seconds_per_step' not in summary
 
 
 @pytest.mark.parametrize('changes', [
     {'data': {'packing': True}}, {'parallel': {'mode': 'mesh'}},
-    {'train': {'grad_accumulation': 2}}],
-                         ids=str)
-def test_every_way_to_train_is_forecast(changes):
-  found = dry_run.summarize(trainer_lib.Trainer(tiny.config(**changes)))
-  assert float(found['activation_megabytes'].split()[0]) > 0
-  assert 'an estimate' in found['eta']
+    {'train': {'grad_accumulation': 2}}], ids=str)
+def test_every_way_to_train_has_a_dry_run(changes):
+  summary = dry_run.summarize(trainer_lib.build_trainer(tiny.config(**changes)))
+  assert float(summary['activation_megabytes'].split()[0]) > 0
+  assert 'an estimate' in summary['eta']

@@ -1,4 +1,4 @@
-"""Schedules, decay mask, clipping, layer-wise rates."""
+"""The optimizer: schedules, decay mask, clipping, layer-wise rates."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -76,13 +76,14 @@ def test_first_update_is_adamw_by_hand():
   tx = optimizer.adamw(optax.constant_schedule(0.1), weight_decay=0.5,
                        clip_norm=1.0)
   updates, _ = tx.update(grads, tx.init(params), params)
-  # Bias-corrected, the first Adam direction is the sign of the gradient.
+  # With bias correction, the first Adam update is the sign of the gradient.
   expected = -0.1 * (np.array([1.0, -1.0]) + 0.5 * np.array([1.0, 3.0]))
   np.testing.assert_allclose(updates['kernel'], expected, atol=1e-6)
 
 
 def test_without_bias_correction_it_is_the_code_of_bert():
-  """AdamWeightDecayOptimizer of google-research/bert, three updates."""
+  """Compares three updates with AdamWeightDecayOptimizer of google-research.
+  """
   rng = np.random.default_rng(0)
   params = {'kernel': jnp.asarray(rng.normal(size=3), jnp.float32)}
   tx = optimizer.adamw(optax.constant_schedule(0.1), weight_decay=0.01,

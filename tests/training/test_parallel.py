@@ -1,34 +1,37 @@
-"""A checkpoint does not know the devices that it was saved on."""
+"""Checkpoints restore on other devices than they were saved on."""
+
+import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
 from qa_jax.checkpoints import manager
+from qa_jax.training import checkpointing
 from qa_jax.training import parallel
 from qa_jax.training import trainer as trainer_lib
 from tests.common import tiny
 
 MODES = {'pmap': {}, 'data': {'data': -1, 'fsdp': 1},
          'fsdp': {'data': 1, 'fsdp': -1}}
-DOWN = [((a, 8), (b, n)) for a in MODES for b in MODES for n in (1, 2, 4)]
-UP = [((mode, n), (mode, 8)) for mode in MODES for n in (1, 2, 4)]
+DOWN = [((a, 8), (b, n)) for a in MODES for b in MODES for n in (1, 4)]
+UP = [((mode, n), (mode, 8)) for mode in MODES for n in (1, 4)]
 
 
 @pytest.fixture(scope='module')
 def trainer() -> trainer_lib.Trainer:
-  """With a state of which no two arrays, nor their parts, are equal."""
-  trainer = trainer_lib.Trainer(tiny.config(data={'eval': ''}))
+  """Builds a trainer whose state has no two equal arrays or parts of arrays."""
+  trainer = trainer_lib.build_trainer(tiny.config(data={'eval': ''}))
   rng = np.random.default_rng(0)
   drawn = jax.tree.map(
       lambda x: rng.normal(size=x.shape).astype(x.dtype), trainer.state)
-  trainer.state = drawn.replace(
-      step=np.asarray(7, np.int32), key_data=np.asarray(trainer.state.key_data))
-  return trainer
+  return dataclasses.replace(trainer, state=drawn.replace(
+      step=np.asarray(7, np.int32),
+      key_data=np.asarray(trainer.state.key_data)))
 
 
-def on(trainer: trainer_lib.Trainer, mode: str,
-       count: int) -> parallel.Parallel:
+def wrap_step(trainer: trainer_lib.Trainer, mode: str,
+              count: int) -> parallel.Parallel:
   return parallel.wrap_step(
       trainer.step, mode='pmap' if mode == 'pmap' else 'mesh',
       devices=jax.devices()[:count], axes=MODES[mode])
@@ -36,13 +39,14 @@ def on(trainer: trainer_lib.Trainer, mode: str,
 
 @pytest.fixture(scope='module')
 def saved(trainer, tmp_path_factory):
-  """(mode, devices) → the checkpoints saved there, each of one step."""
+  """Returns a function (mode, devices) → the checkpoints saved on them."""
   stores: dict[tuple[str, int], manager.Checkpoints] = {}
 
   def save(mode: str, count: int) -> manager.Checkpoints:
     if (mode, count) not in stores:
       state = jax.device_put(
-          trainer.state, on(trainer, mode, count).state_sharding(trainer.state))
+          trainer.state, wrap_step(trainer, mode, count).state_sharding(
+              trainer.state))
       stores[mode, count] = manager.Checkpoints(
           tmp_path_factory.mktemp(f'{mode}-{count}'))
       stores[mode, count].save(
@@ -58,18 +62,19 @@ def saved(trainer, tmp_path_factory):
 
 @pytest.mark.parametrize(('before', 'after'), DOWN + UP)
 def test_a_checkpoint_restores_on_other_devices(
-    trainer, saved, monkeypatch, before, after):
-  expected, wrapped = trainer.state, on(trainer, *after)
-  for name, value in (('parallel', wrapped), ('state', expected),
-                      ('devices', jax.devices()[:after[1]])):
-    monkeypatch.setattr(trainer, name, value)
-  trainer_lib.restore_state(trainer, saved(*before), 7)
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(trainer.state),
-               expected)
+    trainer, saved, before, after):
+  wrapped = wrap_step(trainer, *after)
+  state, skipped, position = checkpointing.restore_state(
+      dataclasses.replace(trainer, parallel=wrapped,
+                          devices=jax.devices()[:after[1]]),
+      saved(*before), 7)
+  assert (skipped, position) == ((0, 0), {'epoch': 0, 'index': 3})
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(state),
+               trainer.state)
   jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim) or (
-      pytest.fail(f'{x.sharding} is not {s}')), trainer.state,
-               wrapped.state_sharding(expected))
-  kernel = trainer.state.params['encoder']['layer_0']['mlp']['output']['kernel']
+      pytest.fail(f'{x.sharding} is not {s}')), state,
+               wrapped.state_sharding(trainer.state))
+  kernel = state.params['encoder']['layer_0']['mlp']['output']['kernel']
   assert len(kernel.sharding.device_set) == after[1]
   shard = kernel.addressable_shards[0].data
   assert shard.size * (after[1] if after[0] == 'fsdp' else 1) == kernel.size

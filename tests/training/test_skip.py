@@ -1,4 +1,4 @@
-"""Updates that are not finite: skipped, counted, told; then the run ends."""
+"""Skipped updates: they are counted and reported; too many end the run."""
 
 import json
 
@@ -34,7 +34,7 @@ def optimizer() -> optax.GradientTransformation:
 
 
 def rows(**changes) -> dict[str, np.ndarray]:
-  """Four rows; the changes are to the last."""
+  """Builds a batch of four rows; `changes` replace values of the last row."""
   batch = {'x': np.random.default_rng(0).normal(size=(4, 3)),
            'root': np.zeros(4), 'weight': np.ones(4)}
   for name, value in changes.items():
@@ -44,7 +44,9 @@ def rows(**changes) -> dict[str, np.ndarray]:
 
 
 def step(batch, mode, count):
-  """(state before, state after, values) of a second step: Adam has moments."""
+  """Makes two steps; returns the states before and after the second, and its
+  metrics. Adam has moments by then.
+  """
   def one(state, rows, axis_name=None):
     return step_lib.train_step(state, rows, axis_name, loss_fn=loss_fn,
                                optimizer=optimizer())
@@ -64,7 +66,7 @@ def step(batch, mode, count):
 @pytest.mark.parametrize(('mode', 'count'), [('jit', 1), ('pmap', 4)])
 @pytest.mark.parametrize('change', [
     {'x': np.nan}, {'x': np.inf}, {'weight': np.nan},
-    {'x': 1e30},  # the norm of a finite gradient overflows
+    {'x': 1e30},  # the gradient is finite, but its norm overflows
     {'x': [3e38, -3e38, 3e38]}])
 def test_an_update_that_is_not_finite_changes_nothing(mode, count, change):
   before, after, values = step(rows(**change), mode, count)
@@ -76,7 +78,8 @@ def test_an_update_that_is_not_finite_changes_nothing(mode, count, change):
 
 
 def test_a_gradient_alone_that_is_not_finite_is_skipped():
-  params = {'head': {'kernel': np.float32([0, 1, 2])}}  # √|w| has none at 0
+  # √|w| has no gradient at 0.
+  params = {'head': {'kernel': np.float32([0, 1, 2])}}
   state = step_lib.TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
       opt_state=optimizer().init(PARAMS),
@@ -102,7 +105,7 @@ def test_a_longer_gradient_than_skip_norm_is_skipped(share, skipped):
                         PARAMS['head']['kernel']) == skipped
 
 
-def test_an_ordinary_update_is_bit_for_bit_that_without_a_choice():
+def test_an_ordinary_update_is_bit_for_bit_the_plain_update():
   before, after, values = step(rows(), 'jit', 1)
   assert values['skipped'] == 0
 
@@ -121,27 +124,24 @@ def test_an_ordinary_update_is_bit_for_bit_that_without_a_choice():
 
 
 def feed(meter, *finite: bool) -> None:
-  """Steps 1 … n, of which step k has the windows 10·k and 10·k + 1."""
+  """Adds steps 1 … n to the meter; step k has windows 10·k and 10·k + 1."""
   for number, good in enumerate(finite, 1):
-    meter.batch(np.array([10 * number, -1, 10 * number + 1]), np.ones(2))
-    meter.add([(number, {'loss': 1.0 if good else np.nan, 'grad_norm': 2.0,
-                         'skipped': 0.0 if good else 1.0})])
+    meter.add_batch(np.array([10 * number, -1, 10 * number + 1]), np.ones(2))
+    meter.add_steps([(number, {
+        'loss': 1.0 if good else np.nan, 'grad_norm': 2.0,
+        'skipped': 0.0 if good else 1.0})])
 
 
 @pytest.fixture
 def meter(tmp_path):
-  log, costs = metrics_log_lib.MetricsLog(tmp_path, 0), metrics_log_lib.Costs()
-  yield metrics_log_lib.StepMetrics(log,
-                                    costs,
-                                    every_steps=1,
-                                    steps_per_epoch=4,
-                                    devices=jax.devices(),
-                                    max_skipped=2)
+  log = metrics_log_lib.MetricsLog(tmp_path, 0)
+  yield metrics_log_lib.StepMetrics(
+      log, metrics_log_lib.Costs(), every_steps=1, steps_per_epoch=4,
+      devices=jax.devices(), max_skipped=2)
   log.close()
-  costs.close()
 
 
-def test_skipped_updates_are_counted_and_told(meter, tmp_path, capsys):
+def test_skipped_updates_are_counted_and_reported(meter, tmp_path, capsys):
   feed(meter, True, False, False, True, False)
   lines = capsys.readouterr().err.splitlines()
   assert [line.split('. ')[1] for line in lines] == [
@@ -150,15 +150,15 @@ def test_skipped_updates_are_counted_and_told(meter, tmp_path, capsys):
 
   def no_constant(name):
     raise AssertionError(name)
-  found = [json.loads(line, parse_constant=no_constant)
-           for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
-  assert [row['skipped'] for row in found] == [0, 1, 2, 2, 3]
-  assert ['loss' in row for row in found] == [True, False, False, True, False]
+  written = [json.loads(line, parse_constant=no_constant)
+             for line in (tmp_path / 'metrics.jsonl').read_text().splitlines()]
+  assert [row['skipped'] for row in written] == [0, 1, 2, 2, 3]
+  assert ['loss' in row for row in written] == [True, False, False, True, False]
 
 
-def test_a_spike_is_told_as_one(meter, capsys):
-  meter.batch(np.array([7]), np.ones(1))
-  meter.add([(1, {'loss': 1.0, 'grad_norm': 99.0, 'skipped': 1.0})])
+def test_a_long_gradient_is_reported_as_above_skip_norm(meter, capsys):
+  meter.add_batch(np.array([7]), np.ones(1))
+  meter.add_steps([(1, {'loss': 1.0, 'grad_norm': 99.0, 'skipped': 1.0})])
   line, = capsys.readouterr().err.splitlines()
   assert 'gradient norm 99.0 at step 1: above config.optim.skip_norm' in line
   assert line.endswith('Its windows: 7')
@@ -166,24 +166,21 @@ def test_a_spike_is_told_as_one(meter, capsys):
 
 def test_gradient_norms_of_every_step_are_in_one_histogram(
     tmp_path, monkeypatch):
-  seen = []
+  histograms = []
   monkeypatch.setattr(metrics_log_lib.MetricsLog, 'histogram',
-                      lambda self, *given: seen.append(given))
-  log, costs = metrics_log_lib.MetricsLog(tmp_path, 0), metrics_log_lib.Costs()
-  meter = metrics_log_lib.StepMetrics(log,
-                                      costs,
-                                      every_steps=3,
-                                      steps_per_epoch=4,
-                                      devices=jax.devices(),
-                                      max_skipped=2)
+                      lambda self, *arguments: histograms.append(arguments))
+  log = metrics_log_lib.MetricsLog(tmp_path, 0)
+  meter = metrics_log_lib.StepMetrics(
+      log, metrics_log_lib.Costs(), every_steps=3, steps_per_epoch=4,
+      devices=jax.devices(), max_skipped=2)
   for step, norm in enumerate([1.0, np.nan, 3.0, 4.0, 5.0, 6.0, 7.0], 1):
-    meter.batch(np.arange(2), np.ones(2))
-    meter.add([(step, {'loss': 1.0, 'grad_norm': norm,
-                       'skipped': float(np.isnan(norm))})])
+    meter.add_batch(np.arange(2), np.ones(2))
+    meter.add_steps([(step, {'loss': 1.0, 'grad_norm': norm,
+                             'skipped': float(np.isnan(norm))})])
   log.close()
-  costs.close()
-  assert seen == [(3, 'train/grad_norm_of_steps', [1.0, 3.0]),
-                  (6, 'train/grad_norm_of_steps', [4.0, 5.0, 6.0])]
+  assert histograms == [
+      (3, 'train/grad_norm_of_steps', [1.0, 3.0]),
+      (6, 'train/grad_norm_of_steps', [4.0, 5.0, 6.0])]
 
 
 def test_too_many_in_a_row_end_the_run(meter):
@@ -195,7 +192,7 @@ def test_too_many_in_a_row_end_the_run(meter):
 
 
 def test_skips_survive_a_kill(tmp_path, monkeypatch):
-  """And a run with a bad batch ends with parameters that are numbers."""
+  """A run with bad batches also ends with finite parameters."""
   make = trainer.build_loss
 
   def poisoned(*args):

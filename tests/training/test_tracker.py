@@ -1,4 +1,4 @@
-"""Weights & Biases, by a stand-in for its module: no account, no network."""
+"""The tracker, with a replacement for wandb: no account, no network."""
 
 import shlex
 import sys
@@ -14,12 +14,12 @@ from tests.common import commands
 from tests.common import tiny
 from tests.common.refusals import refusal
 
-# How ml_collections reads a config file.
+# ml_collections reads a config file with load_module.
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
 
 
 class Runs:
-  """What wandb.init was asked for, and what its run was told."""
+  """A replacement for wandb that records its calls."""
 
   def __init__(self):
     self.started, self.rows, self.finished = [], [], 0
@@ -43,7 +43,7 @@ def wandb(monkeypatch):
   return runs
 
 
-def test_it_is_told_every_row_of_metrics_jsonl(tmp_path, wandb):
+def test_the_tracker_gets_every_row_of_metrics_jsonl(tmp_path, wandb):
   shown = tracker.Tracker('squad', tmp_path / 'run', {'seed': 3})
   config = tiny.config(train={'num_steps': 2})
   train.train(config, tmp_path / 'run', tracker=shown)
@@ -58,7 +58,7 @@ def test_it_is_told_every_row_of_metrics_jsonl(tmp_path, wandb):
       for row in rows for split in [row.pop('split')]]
 
 
-def test_a_directory_is_one_run_there_and_another_another(tmp_path, wandb):
+def test_each_run_directory_is_one_wandb_run(tmp_path, wandb):
   for name in ('a', 'a', 'b'):
     tracker.Tracker('squad', tmp_path / name, {})
   first, again, other = (s['id'] for s in wandb.started)
@@ -84,12 +84,12 @@ def test_trials_of_a_sweep_are_a_group_with_names_of_their_own(
       ('heads', 'heads/a'), ('heads', 'heads/b'), (None, 'alone')]
 
 
-@pytest.mark.parametrize(('there', 'flags', 'message'), [
+@pytest.mark.parametrize(('installed', 'flags', 'message'), [
     (False, [], '.[wandb]'),
     (True, ['--engine=population'], 'are not shown there')])
 def test_a_sweep_that_cannot_be_shown_is_refused_before_it_starts(
-    tmp_path, monkeypatch, wandb, there, flags, message):
-  if not there:
+    tmp_path, monkeypatch, wandb, installed, flags, message):
+  if not installed:
     monkeypatch.setitem(sys.modules, 'wandb', None)
   assert message in commands.refusal(
       'sweep', '--config=configs/sweep_heads.py:tiny', '--wandb_project=squad',
@@ -97,7 +97,7 @@ def test_a_sweep_that_cannot_be_shown_is_refused_before_it_starts(
   assert not (tmp_path / 'heads').exists()
 
 
-def test_what_it_refuses_is_one_line(tmp_path, wandb, monkeypatch):
+def test_an_error_of_wandb_is_one_line(tmp_path, wandb, monkeypatch):
   def refuse(**_):
     raise RuntimeError('api_key not configured\n(no-tty)')
   monkeypatch.setattr(sys.modules['wandb'], 'init', refuse)
@@ -110,7 +110,7 @@ def test_without_the_library_one_line_names_its_extra(tmp_path, monkeypatch):
   assert '.[wandb]' in refusal(tracker.Tracker, 'squad', tmp_path, {})
 
 
-def test_it_is_not_imported_when_it_is_not_asked_for(tmp_path, monkeypatch):
+def test_wandb_is_not_imported_without_a_tracker(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)  # importing it would fail
   log = metrics_log.MetricsLog(tmp_path, 0)
   log.write(1, 'train', {'loss': 1.0})

@@ -35,7 +35,7 @@ def groups(trials: Sequence[plan.Trial]) -> list[list[plan.Trial]]:
     if _failed(trial):
       key = trial.name
     else:
-      key = recorded.get(trial.name) or population.kind(trial.config)
+      key = recorded.get(trial.name) or population.member_key(trial.config)
     members.setdefault(key, []).append(trial)
   return [group for group in members.values()
           if not all(t.metrics.is_file() for t in group)]
@@ -104,6 +104,7 @@ def _outcomes(group: Sequence[plan.Trial]) -> list[object]:
     if len(group) == 1:
       return [train.train(group[0].config, group[0].run)]
     console.say(f'population of {len(group)}: {group[0].name} …')
-    return population.run([t.config for t in group], [t.run for t in group])
+    return population.train_members(
+        [t.config for t in group], [t.run for t in group])
   except errors.UserError as e:
     return [e] * len(group)
