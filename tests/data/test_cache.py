@@ -1,4 +1,4 @@
-"""The feature cache: equal to what is made anew, proof against damage."""
+"""Tests of the feature cache: equality with fresh windows, and damage."""
 
 import dataclasses
 import errno
@@ -59,7 +59,7 @@ def is_warm(made):
 
 
 def assert_equal(got, expected):
-  """All that a WindowSet is and does."""
+  """Checks that two window sets have equal fields and batches."""
   for field in dataclasses.fields(windows.WindowSet):
     a, b = getattr(got, field.name), getattr(expected, field.name)
     if field.name in ('questions', 'contexts'):
