@@ -1,4 +1,7 @@
-"""Config → windows of a data set, from the cache or made."""
+"""The input pipeline of a config: tokenizer, windows and evaluation batches.
+
+Glossary of shapes: B batch.
+"""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -23,102 +26,119 @@ from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 
 
-def load_windows(config: config_lib.Config, data: str | Sequence[Example],
-                 words: tokenizer_lib.Tokenizer | cache.LearnedVocabulary
-         ) -> tuple[windows.WindowSet, str]:
-  """The windows of a SPEC or of examples, from the cache if they are there.
-
-  And a line for the user, that says whether they were. A learned vocabulary is
-  the tokenizer of the windows.
-  """
-  began = time.perf_counter()
-  with contextlib.ExitStack() as bars:
-    made = cache.cached_windows(data,
-                                words,
-                                where=cache.cache_directory(config.data.cache),
-                                say=console.say,
-                                progress=_progress(bars),
-                                **window_lengths(config))
-  how = ('from the cache' if isinstance(made.examples, store_lib.StoredExamples)
-         else 'made')
-  return made, (f'{len(made)} windows of {len(made.examples)} questions {how} '
-                f'in {time.perf_counter() - began:.1f} s')
-
-
-def _progress(bars: contextlib.ExitStack) -> Callable[[int, int], None]:
-  """What shows a bar once something is made, until `bars` is left."""
-  @functools.cache
-  def bar(total: int) -> console.Progress:
-    shown = console.Progress('tokenise', total)
-    bars.callback(shown.close)
-    return shown
-  return lambda done, total: bar(total).update(done)
-
-
-def evaluation_batch(made: windows.WindowSet, numbers: np.ndarray, length: int,
-                     mesh: jax.sharding.Mesh | None, *, packed: bool
-         ) -> dict[str, np.ndarray]:
-  """A batch to evaluate, of windows by their `numbers` (-1: padding); of
-  several processes each has what its devices see."""
-  lengths = np.where(numbers >= 0, made.total_lengths[numbers], 0)
-  found = {'window': numbers, 'length': lengths}
-  if packed:
-    shards = np.arange(len(numbers)).reshape(mesh.size if mesh else 1, -1)
-    found |= packing.plan_rows(lengths, shards, length)
-  if mesh:
-    found = devices_lib.local_rows(found, mesh)
-  batch = made.gather(found['window'], length)
-  if packed:
-    here = np.arange(len(found['window'])).reshape(
-        len(found['packed_row']), -1)
-    batch = packing.lay_out(batch, found, found['length'], here, length)
-  return batch
-
-
-def vocabulary_source(config: config_lib.Config, source: pathlib.Path | None
+def vocabulary_source(config: config_lib.Config, source: pathlib.Path | None,
                ) -> tokenizer_lib.Tokenizer | cache.LearnedVocabulary:
-  """That of data.vocab, else of `source`, else to be learned."""
+  """Returns the tokenizer of config.data.vocab, or else of `source`.
+
+  Each is a run directory or a directory with vocab.txt or tokenizer.json. If
+  both are missing, returns the settings of a vocabulary to learn.
+
+  Raises:
+    UserError: the directory is missing or holds no usable vocabulary.
+  """
   directory = pathlib.Path(config.data.vocab) if config.data.vocab else source
-  if directory is not None:
-    if not directory.is_dir():
-      raise errors.UserError(
-          f'config.data.vocab={str(directory)!r} is not a directory with '
-          'vocab.txt or tokenizer.json')
-    if RunDirectory(directory).is_run():
-      directory = directory / 'tokenizer'
-    return tokenizer_lib.read_tokenizer(directory, config.data.lowercase)
-  return cache.LearnedVocabulary(config.data.vocab_size, config.data.lowercase)
+  if directory is None:
+    return cache.LearnedVocabulary(config.data.vocab_size,
+                                   config.data.lowercase)
+  if not directory.is_dir():
+    raise errors.UserError(
+        f'config.data.vocab={str(directory)!r} is not a directory with '
+        'vocab.txt or tokenizer.json')
+  if RunDirectory(directory).is_run():
+    directory = directory / 'tokenizer'
+  return tokenizer_lib.read_tokenizer(directory, config.data.lowercase)
 
 
 def load_tokenizer(config: config_lib.Config, source: pathlib.Path | None,
                    examples: Sequence[Example]) -> tokenizer_lib.Tokenizer:
-  """The same, learned from `examples` if it is to be."""
-  words = vocabulary_source(config, source)
-  return (words.tokenizer(examples)
-          if isinstance(words, cache.LearnedVocabulary) else words)
-
-
-def make_windows(config: config_lib.Config, examples: Sequence[Example],
-                 words: tokenizer_lib.Tokenizer) -> windows.WindowSet:
-  return windows.make_windows(examples, words, **window_lengths(config))
+  """Returns the tokenizer of a config, learned from `examples` if needed."""
+  vocabulary = vocabulary_source(config, source)
+  return (vocabulary.tokenizer(examples)
+          if isinstance(vocabulary, cache.LearnedVocabulary) else vocabulary)
 
 
 def window_lengths(config: config_lib.Config) -> dict[str, int]:
-  """How windows are cut, in tokens."""
+  """Returns the length arguments of `windows.make_windows`, in tokens."""
   return {'max_length': config.data.max_length,
           'window_overlap': config.data.window_overlap,
           'max_question_length': config.data.max_question_length}
 
 
+def make_windows(config: config_lib.Config, examples: Sequence[Example],
+                 tokenizer: tokenizer_lib.Tokenizer) -> windows.WindowSet:
+  """Cuts examples into windows, without the cache."""
+  return windows.make_windows(examples, tokenizer, **window_lengths(config))
+
+
+def load_windows(
+    config: config_lib.Config, data: str | Sequence[Example],
+    vocabulary: tokenizer_lib.Tokenizer | cache.LearnedVocabulary,
+) -> tuple[windows.WindowSet, str]:
+  """Returns the windows of a data SPEC or of examples, and a line about them.
+
+  The windows come from the cache if it has them. The line tells the user their
+  number, the time and whether the cache was used. The tokenizer of the windows
+  holds a learned vocabulary.
+  """
+  began = time.perf_counter()
+  with contextlib.ExitStack() as bars:
+    window_set = cache.cached_windows(
+        data, vocabulary, where=cache.cache_directory(config.data.cache),
+        say=console.say, progress=_progress(bars), **window_lengths(config))
+  how = ('from the cache'
+         if isinstance(window_set.examples, store_lib.StoredExamples)
+         else 'made')
+  return window_set, (
+      f'{len(window_set)} windows of {len(window_set.examples)} questions '
+      f'{how} in {time.perf_counter() - began:.1f} s')
+
+
 def batch_buckets(config: config_lib.Config) -> tuple[int, ...]:
+  """Returns the bucket lengths in tokens, ascending, the last max_length."""
   return batches.check_buckets(config.data.buckets, config.data.max_length)
 
 
 def eval_batch_size(config: config_lib.Config, devices: int) -> int:
-  """Windows of max_length in a batch of evaluation, over all devices.
+  """Returns the windows of length max_length in an evaluation batch.
 
-  On a CPU a batch of 1,500 tokens stays in its caches; packing wants more
-  windows to choose from.
+  The number counts all devices. A CPU is fastest with batches of about 1,500
+  tokens, which fit in its caches. Packing needs more windows to choose from.
   """
-  few = jax.default_backend() == 'cpu' and not config.data.packing
-  return config.train.eval_batch_size or devices * (4 if few else 32)
+  small = jax.default_backend() == 'cpu' and not config.data.packing
+  return config.train.eval_batch_size or devices * (4 if small else 32)
+
+
+def evaluation_batch(
+    window_set: windows.WindowSet, indices: np.ndarray, length: int,
+    mesh: jax.sharding.Mesh | None, *, packed: bool) -> dict[str, np.ndarray]:
+  """Returns the evaluation batch of the windows `indices` [B].
+
+  Index -1 is a padding row. With several processes, each process gets the rows
+  of its devices.
+  """
+  lengths = np.where(indices >= 0, window_set.total_lengths[indices], 0)
+  rows = {'window': indices, 'length': lengths}
+  if packed:
+    shards = np.arange(len(indices)).reshape(mesh.size if mesh else 1, -1)
+    rows |= packing.plan_rows(lengths, shards, length)
+  if mesh:
+    rows = devices_lib.local_rows(rows, mesh)
+  batch = window_set.gather(rows['window'], length)
+  if packed:
+    shards = np.arange(len(rows['window'])).reshape(
+        len(rows['packed_row']), -1)
+    batch = packing.lay_out(batch, rows, rows['length'], shards, length)
+  return batch
+
+
+def _progress(bars: contextlib.ExitStack) -> Callable[[int, int], None]:
+  """Returns a function that draws a progress bar, which `bars` closes.
+
+  The bar appears at the first call, so that cached windows show none.
+  """
+  @functools.cache
+  def bar(total: int) -> console.Progress:
+    progress = console.Progress('tokenise', total)
+    bars.callback(progress.close)
+    return progress
+  return lambda done, total: bar(total).update(done)

@@ -1,10 +1,10 @@
-"""Gold answers → token spans of the context → spans of every window.
+"""Conversion of gold answers to token spans, and to spans of windows.
 
 Glossary of shapes: E examples, A gold answers of all examples, N windows, G
 gold spans of a window.
 
-Spans are inclusive at both ends. What cannot be kept as it was given is
-counted: the audit.
+Spans are inclusive at both ends. The audit counts the gold answers by fate: a
+name of AUDIT that says whether the span is exact, changed or missing.
 """
 
 import collections
@@ -32,9 +32,9 @@ MAX_GOLD_SPANS = 16  # of one window
 def find_spans(
     examples: Sequence[Example], contexts: tokenizer_lib.Ragged,
     context_of: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Every answer's example [A], span in context tokens [A, 2], fate [A].
+  """Returns each answer's example [A], token span [A, 2] and fate [A].
 
-  The span is -1, -1 if there is none.
+  A span counts context tokens. It is (-1, -1) if the answer has none.
   """
   owners, spans, fates = [], [], []
   for e, (example, c) in enumerate(zip(examples, context_of, strict=True)):
@@ -62,25 +62,24 @@ def find_spans(
 
 
 def place_spans(
-    owners: np.ndarray,
-    spans: np.ndarray,
-    fates: np.ndarray,
-    *,
+    owners: np.ndarray, spans: np.ndarray, fates: np.ndarray, *,
     count: np.ndarray,  # [E] windows of each example
     begin: np.ndarray,  # [N] first context token
     length: np.ndarray,  # [N] context tokens
     offset: np.ndarray,  # [E] position in a window of its first token
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Puts what `find` found into every window that holds all of a span.
+  """Returns the gold spans [N, G, 2] of every window and the fates [A].
 
-  Returns [N, G, 2] int32 in window positions: distinct spans in the order of
-  the answers, at most MAX_GOLD_SPANS, padded with -1 to the most that a window
-  has, or to one. And the fates [A], with 'no_window' and 'surplus' noted.
+  Arguments are the results of `find_spans`. A window gets the spans that lie
+  in it completely, int32 in window positions. They are distinct, in the order
+  of the answers, and at most MAX_GOLD_SPANS. G is the largest number of spans
+  of a window, at least 1; missing spans are -1. The returned fates include
+  'no_window' and 'surplus'.
   """
-  found = np.flatnonzero(spans[:, 0] >= 0)
+  aligned = np.flatnonzero(spans[:, 0] >= 0)  # answers that have a span
   # One row for every answer and every window of its example.
-  windows = count[owners[found]]
-  answer = np.repeat(found, windows)
+  windows = count[owners[aligned]]
+  answer = np.repeat(aligned, windows)
   first_row = np.repeat(np.cumsum(windows) - windows, windows)
   window = (np.cumsum(count) - count)[owners[answer]] + (
       np.arange(len(answer)) - first_row)
@@ -88,10 +87,10 @@ def place_spans(
   inside = (begin[window] <= first) & (last < begin[window] + length[window])
   answer, window = answer[inside], window[inside]
   fates = fates.copy()
-  fates[np.setdiff1d(found, answer)] = 'no_window'
+  fates[np.setdiff1d(aligned, answer)] = 'no_window'
 
-  # Of equal spans of a window the first stays: the label of training is the
-  # first answer.
+  # If a window has equal spans, the first answer stays, because the first
+  # answer is the training label.
   order = np.lexsort((answer, *spans[answer].T, window))
   row = np.column_stack([window, spans[answer]])[order]
   again = np.zeros(len(row), bool)
@@ -100,9 +99,9 @@ def place_spans(
   order = np.lexsort((answer, window))
   answer, window = answer[order], window[order]
   rank = np.arange(len(answer)) - np.searchsorted(window, window)
-  kept = rank < MAX_GOLD_SPANS
-  fates[answer[~kept]] = 'surplus'
-  answer, window, rank = answer[kept], window[kept], rank[kept]
+  fits = rank < MAX_GOLD_SPANS
+  fates[answer[~fits]] = 'surplus'
+  answer, window, rank = answer[fits], window[fits], rank[fits]
   gold_spans = np.full(
       (len(begin), rank.max(initial=0) + 1, 2), -1, np.int32)
   gold_spans[window, rank] = spans[answer] + (
@@ -111,11 +110,13 @@ def place_spans(
 
 
 def count_fates(
-    examples: Sequence[Example],
-    owners: np.ndarray,
-    fates: np.ndarray,
+    examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
-  """Answers by fate, and the ids of some examples of each but 'exact'."""
+  """Counts the answers of each fate, and lists examples of each fault.
+
+  Every fate but 'exact' is a fault. A fault lists at most
+  MAX_EXAMPLES_PER_FAULT example ids.
+  """
   counts = {**dict.fromkeys(AUDIT, 0), **collections.Counter(fates.tolist())}
   return counts, {
       name: [examples[e].id for e in np.unique(owners[fates == name])[
@@ -126,7 +127,7 @@ def count_fates(
 def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
                    faults: Mapping[str, Sequence[str]],
              ) -> tuple[list[str], dict[str, list[dict[str, object]]]]:
-  """An audit as lines to print, and its examples with their texts."""
+  """Returns an audit as lines to print, and its faults with their texts."""
   total = max(sum(counts.values()), 1)
   by_id = {e.id: e for e in examples}
   shown = {fate: [_show(by_id[key]) for key in ids]
@@ -141,7 +142,7 @@ def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
 
 
 def _show(example: Example) -> dict[str, object]:
-  """Each answer, and what the context has where it is said to be."""
+  """Returns the answers of an example and the context around each offset."""
   return {'id': example.id, 'answers': [
       {'text': a.text, 'answer_start': a.start,
        'context': example.context[max(a.start - AROUND, 0):
@@ -150,7 +151,10 @@ def _show(example: Example) -> dict[str, object]:
 
 
 def _nearest(context: str, text: str, near: int) -> int:
-  """The occurrence of `text` nearest to `near`, the earlier on ties; or -1."""
+  """Returns the offset of the occurrence of `text` nearest to `near`.
+
+  The earlier one wins a tie. Returns -1 if `text` does not occur.
+  """
   after = context.find(text, max(near, 0))
   before = context.rfind(text, 0, max(near, 0) + len(text))
   hits = [h for h in (before, after) if h >= 0]

@@ -1,10 +1,11 @@
-"""Which windows stand in which batch: permutation, buckets, padding rows.
+"""Plans that assign windows to batches: order, buckets and padding rows.
 
 Glossary of shapes: N windows, B batch, L bucket length, Q questions, S shards.
 
-A plan is a list of (L, indices [B]); index -1 is a padding row of weight 0. An
-epoch's plan is a function of (seed, epoch) alone, so a position in the data is
-two integers that a checkpoint can hold.
+A plan is a list of (L, window indices [B]). Index -1 is a padding row of weight
+0. The plan of an epoch depends on (seed, epoch) alone, so a checkpoint stores a
+position in the data as two integers. A shard is the part of a batch that one
+micro-step of one device sees.
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ Plan = list[tuple[int, np.ndarray]]
 
 def plan_epoch(lengths: np.ndarray, indices: np.ndarray, *, batch_size: int,
                buckets: Sequence[int], seed: int, epoch: int) -> Plan:
-  """A training epoch: every one of `indices` once, in a seeded random order.
+  """Plans a training epoch: each window of `indices` once, in random order.
 
-  Full batches are cut per bucket; what a bucket leaves over moves up to the
-  next longer one, so all batches but one are full: ceil(N / B) in all.
+  Each bucket is cut into full batches. Its remaining windows move to the next
+  longer bucket, so that only one batch of the ceil(N / B) has padding rows.
   """
   rng = np.random.default_rng([seed, epoch])
   plan = _fill(rng.permutation(indices), lengths,
@@ -31,9 +32,10 @@ def plan_epoch(lengths: np.ndarray, indices: np.ndarray, *, batch_size: int,
 
 def _fill(order: np.ndarray, lengths: np.ndarray,
           rows_of: dict[int, int]) -> Plan:
-  """Windows in this order → full batches of each bucket, the last one padded.
+  """Cuts windows in the given order into full batches of each bucket.
 
-  `rows_of` gives the rows of a batch of each bucket, the shortest first.
+  `rows_of` maps a bucket length to the rows of its batches, shortest bucket
+  first. Only the last batch is padded.
   """
   buckets = np.asarray([*rows_of])
   bucket_of = np.searchsorted(buckets, lengths[order])
@@ -52,11 +54,12 @@ def _fill(order: np.ndarray, lengths: np.ndarray,
 def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
                  question_of: np.ndarray, *, batch_size: int, shards: int,
                  buckets: Sequence[int], seed: int, epoch: int) -> Plan:
-  """As `plan_epoch`, but all windows of a question stand in one shard.
+  """Plans a training epoch with all windows of a question in one shard.
 
-  A batch is `shards` runs of B / shards rows, each padded by itself. The seed
-  draws the order of the questions, an epoch exchanges those that are alike in
-  bucket and number of windows: so all epochs have as many batches.
+  A batch is `shards` blocks of B / `shards` rows, and each block is padded by
+  itself. The seed draws the order of the questions. Each epoch permutes only
+  questions with an equal bucket and an equal number of windows, so that all
+  epochs have the same number of batches.
   """
   rows = batch_size // shards
   indices = indices[np.argsort(question_of[indices], kind='stable')]
@@ -91,9 +94,9 @@ def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
 
 def _pack(questions: Sequence[int], size: np.ndarray,
           rows: int) -> list[list[int]]:
-  """Questions → shards of at most `rows` windows, the fullest first.
+  """Assigns questions to shards of at most `rows` windows, fullest first.
 
-  Best fit: each question goes where it leaves the least room.
+  Best fit: a question goes to the shard in which it leaves the least room.
   """
   shards: list[list[int]] = []
   with_room: list[list[int]] = [[] for _ in range(rows + 1)]
@@ -110,40 +113,44 @@ def _pack(questions: Sequence[int], size: np.ndarray,
 
 
 def eval_rows(batch_size: int, length: int, longest: int, multiple: int) -> int:
-  """Rows of an evaluation batch, so that all batches hold as many tokens.
+  """Returns the rows of an evaluation batch of bucket `length`.
 
-  About `batch_size` x `longest` of them, padding included, rounded up to a
-  `multiple` of rows: the number of devices.
+  Every batch holds about `batch_size` x `longest` tokens, padding included.
+  The rows are rounded up to a multiple of `multiple`, the number of devices.
   """
   return -(-(batch_size * longest // length) // multiple) * multiple
 
 
 def plan_eval(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
               multiple: int = 1) -> Plan:
-  """Every window once, shortest first, in batches of `eval_rows` rows.
+  """Plans an evaluation: each window once, shortest first.
 
-  As in `plan_epoch`, what a bucket leaves over moves up, so that all batches
-  but the last are full.
+  A batch has `eval_rows` rows. As in `plan_epoch`, the remaining windows of a
+  bucket move to the next longer one, so that only the last batch is padded.
   """
-  few = -(-_few(len(lengths)) // multiple) * multiple
-  rows_of = {length: min(few, eval_rows(
+  most = -(-_enough_rows(len(lengths)) // multiple) * multiple
+  rows_of = {length: min(most, eval_rows(
       batch_size, length, buckets[-1], multiple)) for length in buckets}
   return _fill(np.argsort(lengths, kind='stable'), lengths, rows_of)
 
 
-def _few(windows: int) -> int:
-  """Rows that are enough, a power of two: few questions at a time, whatever
-  their number, compile few programs."""
+def _enough_rows(windows: int) -> int:
+  """Returns the smallest power of two that is at least `windows`.
+
+  A service answers a few questions at a time. Powers of two keep the number of
+  batch shapes, and so of compiled programs, small.
+  """
   return 1 << max(windows - 1, 0).bit_length()
 
 
 def plan_packed(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
                 multiple: int = 1) -> Plan:
-  """Every window once, in order, each batch dealt to `multiple` shards.
+  """Plans an evaluation with packed rows: each window once, in data order.
 
-  Rows are of the longest bucket; a batch has `batch_size` windows, rounded up.
+  Rows have the length of the longest bucket. A batch has `batch_size` windows,
+  rounded up to a multiple of `multiple`, the number of its shards.
   """
-  size = -(-min(batch_size, _few(len(lengths))) // multiple) * multiple
+  size = -(-min(batch_size, _enough_rows(len(lengths))) // multiple) * multiple
   plan = []
   for begin in range(0, len(lengths), size):
     rows = np.arange(begin, min(begin + size, len(lengths)))
@@ -154,7 +161,7 @@ def plan_packed(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
 
 def deal_rows(rows: np.ndarray, lengths: np.ndarray,
               shards: int) -> np.ndarray:  # [B] → [S, B / S]
-  """The windows `rows` as shards of about as many tokens."""
+  """Divides the windows `rows` into shards with about equal token counts."""
   return rows[packing.deal_windows(np.where(rows >= 0, lengths[rows], 0),
                                    shards)]
 

@@ -1,4 +1,4 @@
-"""Windows → static-shape numpy batches, at a position that can be restored.
+"""Training batches of static shape, from a position that can be restored.
 
 Glossary of shapes: N windows, B batch, S shards.
 """
@@ -15,7 +15,7 @@ from qa_jax.data import windows as windows_lib
 
 
 def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
-  """The bucket lengths, ascending, the last being `max_length`.
+  """Returns the bucket lengths in ascending order, the last `max_length`.
 
   Raises:
     UserError: a length that is not positive or exceeds `max_length`.
@@ -32,10 +32,10 @@ def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
 class TrainBatches:
   """An endless stream of training batches whose position can be restored.
 
-  With `group_questions` all windows of a question stand in the rows that one
-  micro-step of one device sees, 'group' is equal in them, and the weight of
-  the question, 1, is on the first. Batches then depend on `devices` and
-  `accumulation`.
+  With `group_questions`, all windows of a question are in one shard: the rows
+  that one micro-step of one device sees. These rows share a value of 'group',
+  and the first of them has the weight of the question, 1; the others have
+  weight 0. Batches then depend on `devices` and `accumulation`.
   """
 
   windows: windows_lib.WindowSet
@@ -80,17 +80,20 @@ class TrainBatches:
       plan = batch_plans.plan_grouped(
           self._lengths, self.indices, self.windows.example_of, shards=shards,
           **common)
-      return [(length, self._spread(rows.reshape(shards, -1)))
+      return [(length, self._interleave(rows.reshape(shards, -1)))
               for length, rows in plan]
     plan = batch_plans.plan_epoch(self._lengths, self.indices, **common)
     if self.packing:
-      plan = [(length,
-               self._spread(batch_plans.deal_rows(rows, self._lengths, shards)))
+      plan = [(length, self._interleave(
+          batch_plans.deal_rows(rows, self._lengths, shards)))
               for length, rows in plan]
     return plan
 
-  def _spread(self, shards: np.ndarray) -> np.ndarray:  # [S, B / S] → [B]
-    """Row r of a device goes to its micro-step r mod `accumulation`."""
+  def _interleave(self, shards: np.ndarray) -> np.ndarray:  # [S, B / S] → [B]
+    """Orders the rows of shards as the train step divides a batch.
+
+    Row r of a device belongs to its micro-step r mod `accumulation`.
+    """
     return shards.reshape(self.devices, self.accumulation, -1).swapaxes(
         1, 2).reshape(-1)
 
@@ -100,7 +103,7 @@ class TrainBatches:
 
   @property
   def mean_length(self) -> float:
-    """Of the batches of this epoch, padding included."""
+    """Returns the mean row length in tokens over the batches of this epoch."""
     return float(np.mean([length for length, _ in self._plan]))
 
   @property
@@ -108,7 +111,7 @@ class TrainBatches:
     return {'epoch': self.epoch, 'index': self.index}
 
   def seek(self, position: dict[str, int]) -> None:
-    """Goes to a `position`; the next batch is the one that came after it."""
+    """Moves the stream to `position`, so that its next batch follows it."""
     self.index = position['index']
     if position['epoch'] != self.epoch:
       self.epoch = position['epoch']
@@ -121,16 +124,22 @@ class TrainBatches:
     return self.gather(*self.next_rows())
 
   def next_rows(self) -> tuple[int, dict[str, np.ndarray]]:
-    """The next batch by the numbers of its windows: its length, and int32 [B]
-    window (-1: padding), row and, if grouped, group; if packed, also what
-    `packing.plan` says."""
-    self._turn()
+    """Returns the length of the next batch, and its rows as window indices.
+
+    The rows are int32 arrays [B]: 'window' (-1 is padding), 'row' and, with
+    `group_questions`, 'group'. With `packing`, the arrays of
+    `packing.plan_rows` are added.
+    """
+    self._start_epoch_if_done()
     self.index += 1
     return self._rows(*self._plan[self.index - 1])
 
   def gather(self, length: int,
              rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The batch that `next_rows` numbers, or some devices' part of it."""
+    """Builds the batch of the rows from `next_rows`, or of a part of them.
+
+    A part must contain all rows of one or more devices.
+    """
     batch = self.windows.gather(rows['window'], length)
     batch['row'] = rows['row']
     if self.group_questions:
@@ -143,26 +152,30 @@ class TrainBatches:
     return batch
 
   def lengths_of(self, windows: np.ndarray) -> np.ndarray:
-    """Tokens of the windows of a batch; padding rows have none."""
+    """Returns the token counts of the windows of a batch, without padding."""
     return self._lengths[windows[windows >= 0]]
 
   def shapes(self, steps: int) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """Of the next `steps` batches of this epoch, the first of each shape."""
-    self._turn()
-    found = {}
+    """Returns the rows of the first batch of each shape.
+
+    Only the next `steps` batches of this epoch are searched. The result is a
+    list of pairs as `next_rows` returns them.
+    """
+    self._start_epoch_if_done()
+    first_of = {}
     for length, windows in self._plan[self.index:][:steps]:
-      if self.packing or length not in found:
+      if self.packing or length not in first_of:
         rows = self._rows(length, windows)[1]
         shape = rows['packed_row'].shape if self.packing else length
-        found.setdefault(shape, (length, rows))
-    return [*found.values()]
+        first_of.setdefault(shape, (length, rows))
+    return [*first_of.values()]
 
   def _rows(self, length: int,
             windows: np.ndarray) -> tuple[int, dict[str, np.ndarray]]:
     rows = {'window': windows.astype(np.int32),
-            'row': np.arange(self.batch_size, dtype=np.int32)}  # keys dropout
+            'row': np.arange(self.batch_size, dtype=np.int32)}  # dropout key
     if self.group_questions:
-      # A padding row is a question of its own.
+      # Each padding row counts as a separate question.
       question = np.where(
           windows >= 0, self.windows.example_of[windows], -1 - rows['row'])
       _, first, inverse = np.unique(
@@ -176,14 +189,16 @@ class TrainBatches:
   def _tokens(self, windows: np.ndarray) -> np.ndarray:  # [B] → [B]
     return np.where(windows >= 0, self._lengths[windows], 0)
 
-  def _shards(self, count: int) -> np.ndarray:  # [S, B / S] places in the batch
-    """Of `count` rows, which are those of whole devices."""
+  def _shards(self, count: int) -> np.ndarray:  # [S, B / S]
+    """Returns the shards of `count` rows, as positions among these rows.
+
+    The rows are all rows of one or more devices.
+    """
     each = self.batch_size // self.devices
     rows = np.arange(count).reshape(-1, each // self.accumulation,
                                     self.accumulation)
     return rows.swapaxes(1, 2).reshape(-1, each // self.accumulation)
 
-  def _turn(self) -> None:
-    """Goes on to the next epoch at the end of one."""
+  def _start_epoch_if_done(self) -> None:
     if self.index == len(self._plan):
       self.seek({'epoch': self.epoch + 1, 'index': 0})

@@ -1,15 +1,16 @@
-"""Windows from the cache, or made and left there for the next run.
+"""The feature cache: windows of a data SPEC, stored for later runs.
 
-An entry is a directory of `store`, named by the sha256 of everything that made
-it: data, vocabulary, lengths, the code of this package, versions. So nothing is
-ever invalidated: what changed has another name, and what is no longer asked for
-is the first to go when the cache outgrows MAX_BYTES.
+An entry is a directory of `store`. Its name is the sha256 of everything that
+determines its windows: data, vocabulary, lengths, code and library versions.
+Entries are therefore never invalidated: a change gives another name. When the
+cache exceeds MAX_BYTES, the least recently used entries are removed.
 
-A cache must not be able to stop a run or to change its result. A damaged entry
-is made anew, a disk that is full or read-only leaves the run without a cache;
-each is told in one line.
+A cache must neither stop a run nor change its result. A damaged entry is built
+again, and a run with a full or read-only disk goes on without a cache. The user
+gets one line about either.
 """
 
+import ast
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
@@ -44,7 +45,7 @@ ABANDONED_SECONDS = 24 * 3600.0  # a partial entry of this age has no writer
 
 @dataclasses.dataclass(frozen=True)
 class LearnedVocabulary:
-  """A vocabulary that is to be learned from the data it will tokenise."""
+  """The settings of a vocabulary that is learned from the data of a run."""
 
   vocab_size: int
   lowercase: bool
@@ -61,10 +62,12 @@ class LearnedVocabulary:
 
 
 def cache_directory(setting: str) -> pathlib.Path | None:
-  """data.cache → where the cache is: 'none' is nowhere, 'auto' the user's own.
+  """Returns the directory of the cache that config.data.cache names.
+
+  'auto' is the cache directory of the user, 'none' is no cache (None).
 
   Raises:
-    UserError: a name that no directory can have.
+    UserError: no directory can have this name.
   """
   if not setting or '\0' in setting:
     raise errors.UserError(
@@ -83,32 +86,34 @@ def cached_windows(data: str | Sequence[Example],
                    max_question_length: int,
                    progress: Callable[[int, int], None] | None = None,
             ) -> windows_lib.WindowSet:
-  """`make_windows` of a SPEC for `sources.load`, or of examples; once for all
-  runs.
+  """Returns the windows of a data SPEC or of examples, cached if possible.
 
-  A learned vocabulary is the tokenizer of the result. `where=None` makes the
-  windows each time; `say` gets the line if a cache is of no use, `progress`
-  what `make_windows` tells.
+  `where` is the directory of the cache, None for no cache. `say` gets a
+  message if the cache cannot be used, and `progress` is that of
+  `windows.make_windows`. The tokenizer of the result holds a learned
+  vocabulary.
 
   Raises:
-    UserError: as `sources.load` and `make_windows`; never for the cache.
+    UserError: by `sources.load_examples` or `windows.make_windows`. The cache
+      itself raises nothing.
   """
   lengths = {'max_length': max_length, 'window_overlap': window_overlap,
              'max_question_length': max_question_length}
-  words = None if isinstance(vocabulary, LearnedVocabulary) else vocabulary
+  tokenizer = (
+      None if isinstance(vocabulary, LearnedVocabulary) else vocabulary)
 
   def make() -> windows_lib.WindowSet:
     examples = sources.load_examples(data) if isinstance(data, str) else data
     return windows_lib.make_windows(
-        examples, words or vocabulary.tokenizer(examples), progress=progress,
-        **lengths)
+        examples, tokenizer or vocabulary.tokenizer(examples),
+        progress=progress, **lengths)
 
   def identify() -> dict[str, Any] | None:
-    known = (data_identity(data) if isinstance(data, str)
-             else examples_identity(data))
-    return known and {'data': known, 'vocabulary': vocabulary.fingerprint,
-                      'code': code_version(), 'versions': _versions(),
-                      **lengths}
+    identity = (data_identity(data) if isinstance(data, str)
+                else _examples_identity(data))
+    return identity and {
+        'data': identity, 'vocabulary': vocabulary.fingerprint,
+        'code': code_version(), 'versions': _versions(), **lengths}
 
   about = identify() if where else None
   if about is None:
@@ -117,48 +122,66 @@ def cached_windows(data: str | Sequence[Example],
       json.dumps(about, sort_keys=True).encode()).hexdigest()
   damaged = False
   try:
-    found = store.read_store(entry, about, words=words)
-    with contextlib.suppress(OSError):  # a cache of somebody else
+    windows = store.read_store(entry, about, tokenizer=tokenizer)
+    with contextlib.suppress(OSError):  # the cache of another user
       os.utime(entry)
-    return found
+    return windows
   except (FileNotFoundError, NotADirectoryError):
     pass
   except (store.DamagedError, OSError) as e:
     damaged = True
     say(f'feature cache {entry}: {_reason(e)}; made anew')
-  made = make()
+  windows = make()
   if identify() == about:  # else the data changed while it was read
     try:
-      _keep(entry, made, about, damaged, learned=words is None)
+      _write_entry(entry, windows, about, damaged, learned=tokenizer is None)
     except OSError as e:
       say(f'feature cache {where}: {_reason(e)}; the run goes on without it')
-  return made
+  return windows
 
 
 @functools.cache
 def code_version() -> str:
-  """sha256 of the source of all that turns files into windows."""
+  """Returns a sha256 of the code that turns text into windows.
+
+  Comments, layout and docstrings do not count, so that editing them does not
+  make users tokenise their data again.
+  """
   here = pathlib.Path(__file__).parent
   digest = hashlib.sha256()
-  for path in [*sorted(here.glob('*.py')), pathlib.Path(files.__file__),
+  for path in [*sorted(here.rglob('*.py')), pathlib.Path(files.__file__),
                pathlib.Path(registry.__file__), pathlib.Path(errors.__file__)]:
-    digest.update(hashlib.sha256(path.read_bytes()).digest())
+    digest.update(hashlib.sha256(_code(path.read_bytes())).digest())
   return digest.hexdigest()
 
 
+def _code(source: bytes) -> bytes:
+  """Returns the syntax tree of a module without its docstrings."""
+  tree = ast.parse(source)
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
+        ast.get_docstring(node, clean=False) is not None):
+      del node.body[0]
+  return ast.dump(tree).encode()
+
+
 def _versions() -> dict[str, str]:
-  """What else decides how text is read: Python's Unicode, the tokenizer."""
+  """Returns the versions of Python (its Unicode) and of the tokenizer."""
   python = '.'.join(map(str, sys.version_info[:2]))
   return {'python': python, 'tokenizers': tokenizers.__version__}
 
 
-def _keep(entry: pathlib.Path, made: windows_lib.WindowSet,
-          about: dict[str, Any], damaged: bool, *, learned: bool) -> None:
-  """Puts an entry in its place whole; one that came first stays."""
-  partial = _aside(entry)
+def _write_entry(entry: pathlib.Path, windows: windows_lib.WindowSet,
+                 about: dict[str, Any], damaged: bool, *,
+                 learned: bool) -> None:
+  """Writes an entry, which appears complete by a rename.
+
+  An entry that another process wrote first stays, unless it is `damaged`.
+  """
+  partial = _partial_path(entry)
   partial.mkdir(parents=True)
   try:
-    store.write_store(partial, made, about, with_vocabulary=learned)
+    store.write_store(partial, windows, about, with_vocabulary=learned)
     _flush(partial)
     if damaged:
       _remove(entry)
@@ -173,23 +196,24 @@ def _keep(entry: pathlib.Path, made: windows_lib.WindowSet,
   _evict(entry)
 
 
-def _aside(entry: pathlib.Path) -> pathlib.Path:
+def _partial_path(entry: pathlib.Path) -> pathlib.Path:
   return entry.with_name(
       f'.{entry.name}.{os.getpid()}-{secrets.token_hex(4)}.partial')
 
 
 def _remove(entry: pathlib.Path) -> None:
-  """Takes an entry away whole, so that nobody finds half of it."""
-  partial = _aside(entry)
+  """Removes an entry by a rename, so that no process reads half of it."""
+  partial = _partial_path(entry)
   with contextlib.suppress(FileNotFoundError):  # another process took it
     entry.rename(partial)
   shutil.rmtree(partial, ignore_errors=True)
 
 
 def _evict(newest: pathlib.Path) -> None:
-  """Removes the entries used least recently, and what killed runs left.
+  """Removes the least recently used entries, and files of killed runs.
 
-  Only names that this file gives are touched, whatever else lies there.
+  Only names that this module creates are removed; the directory may be shared
+  with other files.
   """
   entries = []  # (last use, bytes, path)
   for path in newest.parent.iterdir():
@@ -211,7 +235,7 @@ def _size(entry: pathlib.Path) -> int:
 
 
 def _flush(path: pathlib.Path) -> None:
-  """Has the disk confirm the names in a directory."""
+  """Writes the file names of a directory through to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -224,46 +248,48 @@ def _reason(e: Exception) -> str:
 
 
 def data_identity(spec: str) -> list[Any] | None:
-  """What all parts of a SPEC stand for, as JSON.
+  """Returns a JSON value that identifies the data of a SPEC.
 
-  None if that cannot be told: a SPEC or file that `sources.load` refuses, or a
-  TFDS data set that is still to be prepared.
+  Returns None if `sources.load_examples` would refuse the SPEC or a file, or
+  if a TFDS data set is not prepared yet.
   """
   try:
-    parts = [_part(part) for part in sources.split_mixture(spec)]
-  except (KeyError, OSError, TypeError, ValueError):  # load says why
+    parts = [_part_identity(part) for part in sources.split_mixture(spec)]
+  except (KeyError, OSError, TypeError, ValueError):
+    # Reading the data will raise an error that explains the reason.
     return None
   return None if None in parts else parts
 
 
-def examples_identity(examples: Sequence[Example]) -> list[Any]:
-  """The same for examples that are in memory."""
+def _examples_identity(examples: Sequence[Example]) -> list[Any]:
   digest = hashlib.sha256()
   for example in examples:
     digest.update(repr(example).encode())
   return ['examples', digest.hexdigest()]
 
 
-def _part(part: str) -> list[Any] | None:
+def _part_identity(part: str) -> list[Any] | None:
   if os.path.exists(part):
-    return _file(part)
+    return _file_identity(part)
   name, arguments = registry.parse_spec(part)
   data: Any = None
   if name == 'tfds':
-    data = _prepared(arguments['name'], arguments.get('data_dir', ''))
+    data = _tfds_identity(arguments['name'], arguments.get('data_dir', ''))
   elif 'path' in arguments:
-    data = _file(arguments.pop('path'))
+    data = _file_identity(arguments.pop('path'))
   elif name == 'articles':
     data = data_identity(arguments.pop('of'))
   elif name == 'synthetic':
-    data = []  # its code and arguments say all
+    data = []  # its code and arguments determine the data
   return None if data is None else [
       name, sorted([k, repr(v)] for k, v in arguments.items()), data]
 
 
-def _file(path: str) -> list[Any]:
-  """The endings of the name choose the parser, and the bytes are the data; of
-  a directory the names and bytes of its files."""
+def _file_identity(path: str) -> list[Any]:
+  """Returns the suffixes of a file, which choose the parser, and its sha256.
+
+  Returns the names and sha256 of the files for a directory.
+  """
   where = pathlib.Path(path)
   if where.is_dir():
     return [[p.name, files.sha256(p)]
@@ -271,13 +297,16 @@ def _file(path: str) -> list[Any]:
   return [where.suffixes[-2:], files.sha256(where)]
 
 
-def _prepared(name: str, data_dir: str) -> list[Any] | None:
-  """What TFDS prepared, by names, sizes and times: hashing gigabytes of a data
-  set of which a slice is read would cost more than the cache saves."""
+def _tfds_identity(name: str, data_dir: str) -> list[Any] | None:
+  """Returns names, sizes and times of the files that TFDS prepared.
+
+  The files are not hashed: for gigabytes of data, of which perhaps a slice is
+  read, that would cost more than the cache saves.
+  """
   base = re.match(r'\w*', name)[0]  # of name/config:version
   root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get(
       'TFDS_DATA_DIR', '~/tensorflow_datasets'))) / base
-  found = sorted(p for p in root.rglob('*') if p.is_file()) if base else []
+  paths = sorted(p for p in root.rglob('*') if p.is_file()) if base else []
   return [importlib.metadata.version('tensorflow-datasets'), *(
       [str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns]
-      for p in found)] if found else None
+      for p in paths)] if paths else None

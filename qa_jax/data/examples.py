@@ -1,4 +1,8 @@
-"""Example: a question, its context and its gold answers, with invariants."""
+"""Examples: questions with contexts and gold answers.
+
+Also the checked fields of decoded JSON rows that examples are built from, and
+the normalization of answer texts.
+"""
 
 import dataclasses
 import functools
@@ -19,11 +23,11 @@ class GoldAnswer:
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """A question with its context; what a data source yields.
+  """A question with its context and gold answers, from a data source.
 
-  `answers` is empty if `impossible`, and where a file gives none. Offsets are
-  code points into `context`, which is never normalised: predictions are slices
-  of it.
+  `answers` is empty if the question is `impossible` or the file has no answers.
+  Offsets count code points of `context`. The context is never normalized,
+  because predictions are slices of it.
   """
 
   id: str
@@ -32,24 +36,26 @@ class Example:
   answers: tuple[GoldAnswer, ...] = ()
   impossible: bool = False
   title: str = ''
-  accepted: tuple[str, ...] = ()  # right texts, where a file has them apart
+  accepted: tuple[str, ...] = ()  # correct answer texts, if the file lists them
 
   @property
   def article(self) -> str:
-    """What it shares with the questions that are most like it."""
+    """Returns the title, or the context if there is no title."""
     return self.title or self.context
 
   @functools.cached_property
   def gold_texts(self) -> tuple[str, ...]:
-    """What predictions are scored with."""
+    """Returns the answer texts that predictions are scored with."""
     return self.accepted or tuple(a.text for a in self.answers)
 
 
 def check_text(text: object, where: str) -> str:
-  """`text` if it is a str that UTF-8 can hold.
+  """Returns `text` if it is a string that UTF-8 can encode.
+
+  Messages begin with `where`.
 
   Raises:
-    UserError: not a string, or a lone surrogate (named by its position).
+    UserError: `text` is no string or contains a lone surrogate.
   """
   if not isinstance(text, str):
     raise errors.UserError(
@@ -64,10 +70,13 @@ def check_text(text: object, where: str) -> str:
 
 
 def required_field(holder: Any, key: str, kind: type, at: str) -> Any:
-  """`holder[key]` of exactly the type `kind`; `at` is the holder's place.
+  """Returns `holder[key]`, which must have exactly the type `kind`.
+
+  `at` names the place of `holder` in messages.
 
   Raises:
-    UserError: the holder is no object, has no such key, or another type there.
+    UserError: `holder` is no JSON object, or the value is missing or has
+      another type.
   """
   if not isinstance(holder, dict):
     raise errors.UserError(
@@ -82,10 +91,12 @@ def required_field(holder: Any, key: str, kind: type, at: str) -> Any:
 
 
 def text_field(holder: Any, key: str, at: str) -> str:
+  """Returns the text `holder[key]`, checked as by `check_text`."""
   return check_text(required_field(holder, key, str, at), f'{at}.{key}')
 
 
 def id_field(holder: Any, key: str, at: str) -> str:
+  """Returns the text `holder[key]`, which must not be empty."""
   value = text_field(holder, key, at)
   if not value:
     raise errors.UserError(f'{at}.{key} is empty')
@@ -93,10 +104,15 @@ def id_field(holder: Any, key: str, at: str) -> str:
 
 
 def gold_answer(answer: Any, context: str, at: str) -> GoldAnswer:
-  """SQuAD's {"text": …, "answer_start": …}."""
+  """Returns the GoldAnswer of SQuAD's {"text": …, "answer_start": …}.
+
+  Raises:
+    UserError: a field is missing or of another type, or answer_start is
+      outside the context.
+  """
   start = required_field(answer, 'answer_start', int, at)
-  # An offset within the context may be off: the alignment audit repairs and
-  # counts it. One outside belongs to another context.
+  # A wrong offset inside the context is repaired and counted by the alignment
+  # audit. An offset outside the context must belong to another context.
   if not 0 <= start <= len(context):
     raise errors.UserError(
         f'{at}.answer_start is {start}, outside the {len(context)} characters '
@@ -104,10 +120,14 @@ def gold_answer(answer: Any, context: str, at: str) -> GoldAnswer:
   return GoldAnswer(text_field(answer, 'text', at), start)
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
-_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)  # ASCII alone
+_NO_PUNCTUATION = str.maketrans('', '', string.punctuation)  # ASCII only
 
 
 def normalize_answer(text: str) -> str:
-  """Lower case, then no punctuation, then no articles, then single spaces."""
+  """Returns an answer text in the normal form of SQuAD's official script.
+
+  The text is lower-cased; then punctuation and articles are removed, and white
+  space becomes single spaces.
+  """
   text = text.lower().translate(_NO_PUNCTUATION)
   return ' '.join(_ARTICLES.sub(' ', text).split())

@@ -4,15 +4,15 @@ Glossary of shapes: S shards, B windows over all of them, R rows of a shard,
 P row length, L window length.
 
 Krell et al. (2021): in rows of 384 tokens, windows of SQuAD's lengths leave 2 %
-for padding instead of 55 %. Only the encoder sees rows. What it returns is laid
-out again as one window a row (models/qa.py), so heads, objectives and searches
-know nothing of it.
+for padding instead of 55 %. Only the encoder sees packed rows. Its output is
+unpacked to one window a row (models/qa.py), so heads, objectives and searches
+do not depend on packing.
 
-A shard is what one micro-step of one device sees; its windows are packed among
-themselves. So rows depend on the number of devices, and dropout is keyed by
-row: with both, losses are equal on one number of devices alone. To key it by
-window would take a seed for every token, and for every query in each kernel of
-attention.
+A shard is the part of a batch that one micro-step of one device sees. Only
+windows of one shard are packed together, so packed rows depend on the number of
+devices. Dropout is keyed by packed row. With packing and dropout, losses are
+therefore reproducible only for a fixed number of devices. Keys by window would
+need a seed for every token, and for every query in each attention kernel.
 """
 
 import numpy as np
@@ -20,7 +20,10 @@ import numpy as np
 
 def fit_rows(lengths: np.ndarray,  # [B]
              row_length: int) -> tuple[np.ndarray, np.ndarray]:  # [B], [B]
-  """(row, first position in it) of each window: best fit, longest first."""
+  """Assigns each window a packed row and its first position in that row.
+
+  Best fit: the longest window goes first, into the row with the least room.
+  """
   row, first = np.zeros_like(lengths), np.zeros_like(lengths)
   room: list[int] = []
   for i in np.argsort(-lengths, kind='stable'):
@@ -37,9 +40,10 @@ def fit_rows(lengths: np.ndarray,  # [B]
 
 def deal_windows(lengths: np.ndarray,  # [B]
                  shards: int) -> np.ndarray:  # [S, B / S]
-  """Windows → shards of as many windows and about as many tokens.
+  """Divides windows into shards with equal window counts.
 
-  Longest first, forth and back over the shards.
+  The token counts are about equal: windows are assigned longest first, and the
+  order of the shards is reversed after each pass over them.
   """
   table = np.argsort(-lengths, kind='stable').reshape(-1, shards)
   table[1::2] = table[1::2, ::-1]
@@ -49,12 +53,13 @@ def deal_windows(lengths: np.ndarray,  # [B]
 def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
               shards: np.ndarray,  # [S, B / S]
               row_length: int) -> dict[str, np.ndarray]:
-  """Where windows stand that are packed by shards of places in the batch.
+  """Plans the packed rows of a batch, whose windows are divided into shards.
 
-  first [B] is where in its shard's R·P tokens a window begins, segment [B] its
-  number in the row, from 1; packed_row [S, R] numbers the rows. R is rounded up
-  to a sixteenth of a shard's windows, so that batches of a data set have few
-  shapes.
+  `shards` holds positions in the batch. Returns int32 arrays: 'first' [B] is
+  the position of a window's first token in the R·P tokens of its shard,
+  'segment' [B] is the window's number in its packed row, from 1, and
+  'packed_row' [S, R] numbers the packed rows. R is rounded up to a multiple of
+  a sixteenth of a shard's windows, so that batches have few shapes.
   """
   places = [fit_rows(lengths[windows], row_length) for windows in shards]
   rows = max(int(row.max()) + 1 for row, _ in places)
@@ -72,10 +77,10 @@ def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
 def pack_batch(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
                row_length: int, *, real: np.ndarray,  # [B] bool
          ) -> dict[str, np.ndarray]:
-  """A batch of windows, as WindowSet.gather makes it, with its rows packed.
+  """Packs the rows of a batch that `WindowSet.gather` returned.
 
-  `shards` names the windows, by place in the batch, that are packed together.
-  What is not `real` gets no place.
+  `shards` holds positions in the batch. Rows that are not `real` are padding
+  and are left out of the packed rows.
   """
   lengths = batch['attention_mask'].sum(axis=1) * real
   return lay_out(batch, plan_rows(lengths, shards, row_length), lengths, shards,
@@ -86,8 +91,11 @@ def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
             lengths: np.ndarray,  # [B], as `places` were planned for
             shards: np.ndarray,  # [S, B / S]
             row_length: int) -> dict[str, np.ndarray]:
-  """Replaces token_ids and token_type_ids by [S, R, P] and adds segment_ids
-  (0 is padding), position_ids, packed_row and first."""
+  """Returns the batch with its tokens laid out in packed rows [S, R, P].
+
+  token_ids and token_type_ids are replaced; segment_ids (0 is padding),
+  position_ids, packed_row and first are added.
+  """
   shape = *places['packed_row'].shape, row_length
   start = places['first'].astype(np.int64)  # in the S·R·P tokens
   start[shards] += (np.arange(shape[0]) * shape[1] * row_length)[:, None]
@@ -112,7 +120,7 @@ def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
 
 
 def _ordinal(row: np.ndarray, first: np.ndarray) -> np.ndarray:
-  """1 for the first window of its row, 2 for the second, …"""
+  """Numbers the windows of each packed row from 1, by first position."""
   order = np.lexsort((first, row))
   begin = np.searchsorted(row[order], row[order])
   out = np.empty_like(row)

@@ -1,4 +1,4 @@
-"""SOURCES: where examples come from; `load(SPEC)` reads any of them.
+"""Data sources: the table SOURCES, and `load_examples` of a data SPEC.
 
 A SPEC is a path to SQuAD JSON (1.1 or 2.0), MRQA JSONL or a table with SQuAD's
 columns (see `tables`), a call such as `tfds(name="squad/v1.1",
@@ -28,14 +28,17 @@ MARKER = re.compile(r'\[(?:TLE|DOC|PAR|SEP)\]')  # of MRQA's contexts
 
 
 def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
-  """SQuAD 1.1 or 2.0 (Rajpurkar et al., 2016; 2018); plausible answers are
-  not answers. `impossible=False` leaves unanswerable questions out."""
+  """Reads SQuAD 1.1 or 2.0 (Rajpurkar et al., 2016; 2018).
+
+  Plausible answers are not read. `impossible=False` leaves out unanswerable
+  questions.
+  """
   examples = parse_squad(files.read_object(pathlib.Path(path)), path)
   return [e for e in examples if impossible or not e.impossible]
 
 
 def parse_squad(data: dict[str, Any], path: str) -> Iterator[Example]:
-  """The examples of a decoded SQuAD file; `path` begins every message."""
+  """Yields the examples of a decoded SQuAD file; messages begin with `path`."""
   for a, article in enumerate(
       examples_lib.required_field(data, 'data', list, path)):
     at_article = f'{path}: data[{a}]'
@@ -66,34 +69,30 @@ def _squad_question(qa: Any, context: str, title: str, at: str) -> Example:
 
 
 def mrqa(*, path: str, markers: bool = True) -> list[Example]:
-  """MRQA 2019 JSONL (Fisch et al., 2019): character spans with inclusive ends.
+  """Reads MRQA 2019 JSONL (Fisch et al., 2019).
 
-  Every detected occurrence is a gold span; predictions are scored with
-  `answers`, which may be spelt otherwise, as the official script does.
-  `markers=False` turns [TLE], [DOC], [PAR] and [SEP] into as many spaces, so
-  that all offsets stay.
+  Its character spans have inclusive ends. Every detected occurrence is a gold
+  span. Predictions are scored with the texts in `answers`, as the official
+  script does; their spelling may differ from the context. `markers=False`
+  replaces [TLE], [DOC], [PAR] and [SEP] by spaces of equal length, so that no
+  offset changes.
   """
   examples = []
-  text = files.read_text(pathlib.Path(path))
-  for number, line in enumerate(text.split('\n'), 1):
-    if not line.strip():
-      continue
-    at = f'{path}:{number}'
-    row = files.parse_object(line, at)
+  for at, row in files.read_rows(pathlib.Path(path)):
     if 'header' in row:
       continue
     context = examples_lib.text_field(row, 'context', at)
     if not markers:
-      context = MARKER.sub(lambda found: ' ' * len(found[0]), context)
+      context = MARKER.sub(lambda match: ' ' * len(match[0]), context)
     for q, qa in enumerate(examples_lib.required_field(row, 'qas', list, at)):
       here = f'{at}: qas[{q}]'
       accepted = examples_lib.required_field(qa, 'answers', list, here) if (
           isinstance(qa, dict) and 'answers' in qa) else []
       golds = {}
-      for found in examples_lib.required_field(qa, 'detected_answers', list,
-                                               here):
-        for span in examples_lib.required_field(found, 'char_spans', list,
-                                                here):
+      for answer in examples_lib.required_field(
+          qa, 'detected_answers', list, here):
+        for span in examples_lib.required_field(
+            answer, 'char_spans', list, here):
           if not (isinstance(span, list) and len(span) == 2 and all(
               type(n) is int for n in span)
                   and 0 <= span[0] <= span[1] < len(context)):
@@ -112,20 +111,19 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
 
 def articles(*, of: str, low: float = 0.0, high: float = 1.0,
              seed: int = 0) -> list[Example]:
-  """Those of another SPEC whose article's hash, in [0, 1), is in [low, high).
+  """Reads the examples of the SPEC `of` whose article hash is in [low, high).
 
-  So `high=0.9` of the training data and `low=0.9` share no article, whatever
-  else the file holds and in what order. The hash is of `seed` and the title;
-  without titles, a context is an article.
+  The hash is a number in [0, 1) that depends on `seed` and the title only;
+  the context stands in for a missing title. So `high=0.9` and `low=0.9` select
+  two parts of a data set that share no article.
   """
   if not 0 <= low < high <= 1:
     raise errors.UserError(
         f'articles: low={low} and high={high} must be 0 <= low < high <= 1')
-  return [e for e in load_examples(of) if low <= _draw(seed, e) < high]
+  return [e for e in load_examples(of) if low <= _article_hash(seed, e) < high]
 
 
-def _draw(seed: int, example: Example) -> float:
-  """A number in [0, 1) that an article owns."""
+def _article_hash(seed: int, example: Example) -> float:  # in [0, 1)
   digest = hashlib.sha256(f'{seed} {example.article}'.encode()).digest()
   return int.from_bytes(digest[:6], 'big') / 2**48
 
@@ -137,10 +135,11 @@ SOURCES: dict[str, Callable[..., list[Example]]] = {
 
 
 def load_examples(spec: str) -> list[Example]:
-  """All examples of a SPEC, a mixture in the order of its parts.
+  """Reads all examples of a data SPEC, in the order of its parts.
 
   Raises:
-    UserError: anything that is wrong with the SPEC or the data, in one line.
+    UserError: the SPEC or the data is wrong, a question id occurs twice, or
+      there is no question.
   """
   examples: list[Example] = []
   for part in split_mixture(spec):
@@ -171,7 +170,11 @@ def _load_part(part: str) -> list[Example]:
 
 
 def split_mixture(spec: str) -> list[str]:
-  """Splits at "+" outside quotes and parentheses; a file's name is whole."""
+  """Splits a data SPEC into its parts, at each "+".
+
+  A "+" in quotes or parentheses does not split. The path of an existing file
+  is one part, even if it contains "+".
+  """
   if os.path.exists(spec):
     return [spec]
   parts, depth, quote = [''], 0, ''

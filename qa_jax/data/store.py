@@ -1,12 +1,16 @@
-"""A WindowSet as a directory of .npy files that prove themselves.
+"""Storage of a WindowSet as a directory of .npy files with checksums.
 
 Glossary of shapes: E examples, N windows, C distinct contexts, A gold answers,
 S strings, T tokens of all rows.
 
-Arrays are mapped, not read, and strings are made when the first is asked for,
-so a data set of SQuAD's size opens in milliseconds. Nothing damaged is ever
-returned: `read` takes the sha256 of every file, 15 ms for SQuAD on two cores,
-and so finds what a check of sizes and headers cannot, a flipped bit.
+Arrays are memory-mapped, and strings are decoded at the first access, so a data
+set of SQuAD's size opens in milliseconds. Damaged data are never returned:
+`read_store` checks the sha256 of every file (15 ms for SQuAD on two cores),
+which detects even a flipped bit.
+
+The manifest has its own format, different from the checksums of checkpoints
+and exports, because one sealed JSON file also protects the checksums
+themselves and the description of the windows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,15 +41,15 @@ RAGGED = tuple(f'{rows}_{part}' for rows in ('contexts', 'questions')
 EXAMPLES = ('text', 'text_ptr', 'title_of', 'impossible', 'answer_ptr',
             'answer_start', 'accepted_ptr')
 ARRAYS = FIELDS + RAGGED + EXAMPLES
-THREADS = 2  # hashing the largest file takes as long as all others together
+THREADS = 2  # the largest file takes as long to hash as all others together
 
 
 class DamagedError(Exception):
-  """A store that is not what was written; the message names the file."""
+  """A store whose files are not as written; the message names the file."""
 
 
 class StoredExamples(Sequence[Example]):
-  """Examples that are made when the first of them is asked for."""
+  """The examples of a store, decoded at the first access to one of them."""
 
   def __init__(self, arrays: Mapping[str, np.ndarray], context_of: np.ndarray,
                fingerprint: str):
@@ -93,7 +97,7 @@ class StoredExamples(Sequence[Example]):
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-  """sha256 over ids, questions, contexts, gold answers and accepted texts."""
+  """Returns the sha256 of ids, questions, contexts and answer texts."""
   if isinstance(examples, StoredExamples):
     return examples.fingerprint
   digest = hashlib.sha256()
@@ -105,10 +109,11 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 def write_store(directory: pathlib.Path, windows: windows_lib.WindowSet,
                 about: Mapping[str, Any], *, with_vocabulary: bool) -> None:
-  """Fills an empty directory and has the disk confirm it.
+  """Writes windows to an empty directory, durably.
 
-  `about` is JSON that says what the windows were made of; `read` wants the
-  same. The vocabulary is stored if no other file has it.
+  `about` is a JSON value that describes the origin of the windows; `read_store`
+  requires an equal one. `with_vocabulary` stores the vocabulary too, which is
+  needed if no other file has it.
   """
   written = {}
   for name, array in _arrays(windows).items():
@@ -122,13 +127,16 @@ def write_store(directory: pathlib.Path, windows: windows_lib.WindowSet,
       'vocabulary': vocabulary, 'lowercase': windows.tokenizer.lowercase}))
 
 
-def read_store(directory: pathlib.Path, about: Mapping[str, Any], *,
-               words: tokenizer_lib.Tokenizer | None) -> windows_lib.WindowSet:
-  """The windows that were written; without `words`, their vocabulary too.
+def read_store(
+    directory: pathlib.Path, about: Mapping[str, Any], *,
+    tokenizer: tokenizer_lib.Tokenizer | None) -> windows_lib.WindowSet:
+  """Reads the windows that `write_store` wrote.
+
+  Without `tokenizer`, the stored vocabulary is used.
 
   Raises:
-    FileNotFoundError: no such directory.
-    DamagedError: a byte is not as it was written, or a file is missing.
+    FileNotFoundError: the directory does not exist.
+    DamagedError: a file is missing or changed, or `about` differs.
   """
   manifest = _verify(directory, about)
   arrays = {name: _map(directory / f'{name}.npy') for name in ARRAYS}
@@ -141,23 +149,23 @@ def read_store(directory: pathlib.Path, about: Mapping[str, Any], *,
                               arrays['context_of'], manifest['examples']),
       contexts=contexts, questions=questions, audit=manifest['audit'],
       faults=manifest['faults'],
-      tokenizer=words or tokenizer_lib.Tokenizer(
+      tokenizer=tokenizer or tokenizer_lib.Tokenizer(
           tuple(manifest['vocabulary']), manifest['lowercase']),
       **{name: arrays[name] for name in FIELDS})
 
 
 def seal(value: Any) -> bytes:
-  """JSON with a sha256 of itself, for `unseal`."""
+  """Returns `value` as JSON, preceded by the sha256 of that JSON."""
   text = json.dumps(value, ensure_ascii=False, allow_nan=False)
   digest = hashlib.sha256(text.encode()).hexdigest()
   return f'{digest}\n{text}\n'.encode()
 
 
 def unseal(sealed: bytes) -> Any:
-  """What was sealed.
+  """Returns the value that was given to `seal`.
 
   Raises:
-    DamagedError: not a byte more or less, or another.
+    DamagedError: a byte is changed, missing or added.
   """
   digest, _, text = sealed.partition(b'\n')
   text, end = text[:-1], text[-1:]
@@ -167,7 +175,7 @@ def unseal(sealed: bytes) -> Any:
 
 
 def write_durably(path: pathlib.Path, content: bytes | memoryview) -> str:
-  """Writes a file through to the disk; returns the sha256 of `content`."""
+  """Writes and fsyncs a file; returns the sha256 of `content`."""
   with path.open('wb') as f:
     f.write(content)
     f.flush()
@@ -176,8 +184,10 @@ def write_durably(path: pathlib.Path, content: bytes | memoryview) -> str:
 
 
 def _arrays(windows: windows_lib.WindowSet) -> dict[str, np.ndarray]:
-  """Every array of ARRAYS, token ids and character offsets in 16 bits if those
-  are enough."""
+  """Returns every array of ARRAYS.
+
+  Token ids and character offsets are uint16 where all values fit.
+  """
   arrays = {name: getattr(windows, name) for name in FIELDS}
   for name, rows in (('contexts', windows.contexts),
                      ('questions', windows.questions)):
@@ -223,7 +233,7 @@ def _map(path: pathlib.Path) -> np.ndarray:
 
 
 def _verify(directory: pathlib.Path, about: Mapping[str, Any]) -> Any:
-  """The manifest, after every file was found to be what it says."""
+  """Returns the manifest, after checking every file against it."""
   directory.stat()
   try:
     manifest = unseal((directory / MANIFEST).read_bytes())
@@ -236,15 +246,15 @@ def _verify(directory: pathlib.Path, about: Mapping[str, Any]) -> Any:
 
   try:
     for name, (size, _) in manifest['files'].items():
-      found = (directory / name).stat().st_size
-      if found != size:
-        raise DamagedError(f'{name} has {found} bytes, not {size}')
+      stored = (directory / name).stat().st_size
+      if stored != size:
+        raise DamagedError(f'{name} has {stored} bytes, not {size}')
     largest_first = sorted(manifest['files'].items(), key=lambda f: -f[1][0])
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
       sums = pool.map(lambda f: files.sha256(directory / f[0]), largest_first)
-      for (name, (_, expected)), found in zip(
+      for (name, (_, expected)), actual in zip(
           largest_first, sums, strict=True):
-        if found != expected:
+        if actual != expected:
           raise DamagedError(f'{name} does not match its sha256')
   except FileNotFoundError as e:
     raise DamagedError(f'{pathlib.Path(e.filename).name} is missing') from None

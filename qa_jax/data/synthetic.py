@@ -1,7 +1,7 @@
 """A generated corpus of invented people, ships, rivers, books and battles.
 
-Nothing in it can be known beforehand, and train and eval share no invented
-word: whoever answers its questions has read the passage.
+A model can answer its questions only by reading the passage: all facts are
+invented, and the splits train and eval share no invented word.
 """
 
 import random
@@ -23,18 +23,19 @@ def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
               facts: int = 4, sentences: int = 0, impossible: float = 0.0,
               repeats: float = 0.2, kinds: str = '',
               paraphrases: int = 9, split: str = 'train') -> list[Example]:
-  """`size` questions; the same arguments give the same bytes anywhere.
+  """Generates `size` examples; equal arguments give equal examples anywhere.
 
-  A passage says `facts` things about each of its `subjects`, which share
-  their relations, so that with several of them the right sentence is only
-  found by name. `sentences` asides lengthen it (a thousand tokens need about
-  120), a share `repeats` of passages mentions an answer twice, and a share
-  `impossible` of the questions asks for what the passage does not say. `kinds`
-  of subjects are named like "person,ship"; '' takes all. Each has nine
-  relations to learn: the fewer, the sooner a model from scratch reads.
+  A passage states `facts` facts about each of its `subjects`. The subjects
+  share their relations, so with several subjects the right sentence is only
+  recognised by the name in it. `sentences` further sentences lengthen a
+  passage; a thousand tokens need about 120. A share `repeats` of the passages
+  mentions one answer twice. A share `impossible` of the questions asks for a
+  fact that the passage does not state. `kinds` lists kinds of subjects, such
+  as "person,ship"; '' is all kinds. Each kind has nine relations; with fewer
+  kinds, a model trained from scratch learns to read sooner.
 
   Raises:
-    UserError: a parameter of the wrong type or out of bounds.
+    UserError: a parameter has the wrong type or is out of bounds.
   """
   for name, value, low, high in (
       ('seed', seed, 0, 2**63), ('size', size, 1, 10**7),
@@ -71,7 +72,7 @@ def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
 
 
 class _Passage:
-  """A context, and what can be asked of it."""
+  """A context and the facts that its questions can ask for."""
 
   def __init__(self, rng: random.Random, parity: int, kinds: list[str],
                subjects: int, facts: int, sentences: int, repeats: float,
@@ -84,20 +85,20 @@ class _Passage:
     self._names = [names.fill(kind.name) for _ in range(subjects)]
     self.title = self._names[0]
     pronoun = rng.choice(kind.pronouns)
-    told = [(subject, relation, names.of(relation.answer))
-            for subject in self._names for relation in stated]
-    rng.shuffle(told)
-    # (sentence with {A} open, answer, the fact it states or None)
+    statements = [(subject, relation, names.draw(relation.answer))
+                  for subject in self._names for relation in stated]
+    rng.shuffle(statements)
+    # (sentence with a placeholder {A}, answer, stated fact or None)
     lines = []
-    for n, (subject, relation, answer) in enumerate(told):
+    for n, (subject, relation, answer) in enumerate(statements):
       known = n and subjects == 1 and rng.random() < 0.8
       lines.append((rng.choice(relation.statements[:paraphrases]).replace(
           '{S}', pronoun if known else subject).replace('{N}', subject),
                     answer, (subject, relation)))
-    asides = [(kind, names.of(kind)) for kind in rng.choices(
+    asides = [(kind, names.draw(kind)) for kind in rng.choices(
         list(synthetic_templates.ASIDES), k=sentences)]
     if rng.random() < repeats:
-      _, relation, answer = rng.choice(told)
+      _, relation, answer = rng.choice(statements)
       asides.append((relation.answer, answer))
     for answer_kind, answer in asides:
       lines.insert(rng.randrange(len(lines) + 1), (
@@ -116,7 +117,7 @@ class _Passage:
 
   def ask(self, rng: random.Random,
           impossible: float) -> tuple[str, tuple[GoldAnswer, ...]]:
-    """A question not asked before, and its gold answers."""
+    """Returns a new question and its gold answers."""
     subject, relation, gold = self._open.pop()
     answers: tuple[GoldAnswer, ...] = (gold,)
     if rng.random() < impossible:
@@ -126,7 +127,7 @@ class _Passage:
 
 
 class _Names:
-  """Invented names, none twice in a passage."""
+  """A generator of invented names, unique within a passage."""
 
   def __init__(self, rng: random.Random, parity: int):
     self._rng, self._parity, self._used = rng, parity, set()
@@ -136,7 +137,7 @@ class _Names:
       pattern = pattern.replace('{W}', self._word(), 1)
     return pattern
 
-  def of(self, kind: str) -> str:
+  def draw(self, kind: str) -> str:
     if kind in ('year', 'count'):
       low, high = (1100, 1999) if kind == 'year' else (11, 999)
       return self._fresh(lambda: str(self._rng.randint(low, high)))
@@ -152,9 +153,10 @@ class _Names:
     return name
 
   def _syllables(self) -> str:
-    """Two syllables whose indices add up to the split's parity.
+    """Returns a word of two syllables whose indices sum to the split's parity.
 
-    A word spells its syllables unambiguously, so no word has both parities.
+    The spelling of a word determines its syllables, so no word occurs in both
+    splits.
     """
     parts = [self._rng.randrange(len(ONSETS) * len(VOWELS)) for _ in range(2)]
     if sum(parts) % 2 != self._parity:
@@ -167,7 +169,7 @@ class _Names:
 def _choose(rng: random.Random, relations: tuple[synthetic_templates.Relation,
                                                  ...],
             facts: int) -> list[synthetic_templates.Relation]:
-  """`facts` relations, two of them at least of one answer type."""
+  """Draws `facts` relations, at least two of them with equal answer types."""
   chosen = rng.sample(relations, facts)
   while facts > 1 and len({r.answer for r in chosen}) == facts:
     chosen = rng.sample(relations, facts)

@@ -1,6 +1,6 @@
-"""The sentences and questions of the synthetic corpus.
+"""Sentence and question templates of the synthetic corpus.
 
-{S} is the subject or a pronoun for it, {N} always its name, {A} the answer.
+{S} is the subject or its pronoun, {N} always its name, and {A} the answer.
 Statements and questions of a relation are paraphrases; relations of a kind
 share answer types, so that a passage holds several candidates of each type.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 
 class Relation(NamedTuple):
-  """One thing that a passage can say about its subject."""
+  """A relation between a subject of a passage and an answer."""
 
   answer: str  # 'place', 'person', 'year' or 'count'
   statements: tuple[str, ...]
@@ -17,7 +17,7 @@ class Relation(NamedTuple):
 
 
 class Kind(NamedTuple):
-  """What a passage can be about."""
+  """A kind of subject, with its relations."""
 
   name: str  # {W} is one invented word
   pronouns: tuple[str, ...]

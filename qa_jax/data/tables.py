@@ -1,12 +1,12 @@
 """Tables with SQuAD's columns: Hugging Face `datasets`, parquet, CSV, JSONL.
 
-Columns are id, question, context and, where there are any, answers, title and
-is_impossible; others are not read. `answers` is {"text": […], "answer_start":
-[…]} as in the hub's data sets, or SQuAD's list of {"text": …, "answer_start":
-…}; a cell of CSV holds either as JSON or as pandas writes it. A table that has
-answers but no is_impossible marks with an empty list, as the hub's squad_v2
-does, that a question is unanswerable. Empty cells of optional columns are as
-if the column were not there.
+The columns id, question and context are required; answers, title and
+is_impossible are optional. Further columns are not read. `answers` is {"text":
+[…], "answer_start": […]} as in data sets of the Hugging Face hub, or SQuAD's
+list of {"text": …, "answer_start": …}. A CSV cell holds either form as JSON or
+as pandas writes it. Without a column is_impossible, an empty list of answers
+marks an unanswerable question, as in the hub's squad_v2. An empty cell of an
+optional column counts as a missing value.
 """
 
 import ast
@@ -35,12 +35,14 @@ BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 
 
 def read_table(*, path: str) -> list[Example]:
-  """A directory of `datasets`' save_to_disk, or a .parquet, .arrow, .csv(.gz)
-  or .jsonl(.gz) file.
+  """Reads a table, from a file or a directory.
+
+  A file is .parquet, .arrow, .csv(.gz) or .jsonl(.gz). A directory is one that
+  `Dataset.save_to_disk` of Hugging Face wrote.
 
   Raises:
-    UserError: another kind of file, damage, a column or value that is missing
-      or of another type, or pyarrow is needed and not installed.
+    UserError: the file is of another kind or damaged, a column or value is
+      missing or of another type, or pyarrow is needed and not installed.
   """
   where = pathlib.Path(path)
   if os.path.isdir(path):
@@ -55,8 +57,10 @@ def read_table(*, path: str) -> list[Example]:
 
 
 def is_table(path: str) -> bool:
-  """Whether what stands at `path` is for `table`, by its name, or, where that
-  says JSONL, by whether its first row has a question."""
+  """Returns whether `read_table` reads the file or directory at `path`.
+
+  The name decides. A JSONL file is a table if its first row has a question.
+  """
   where = pathlib.Path(path)
   if os.path.isdir(path):  # False for a name no file can have
     return any((where / n).is_file() for n in ('state.json',
@@ -67,7 +71,7 @@ def is_table(path: str) -> bool:
         first = json.loads(f.readline(
             files.UNZIPPED_FREE).decode('utf-8-sig'))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error):
-      return False  # whoever reads it says why
+      return False  # reading the file raises an error with the reason
     return isinstance(first, dict) and 'question' in first
   return bool(re.search(r'\.(csv(\.gz)?|parquet|arrow)$', path))
 
@@ -104,12 +108,12 @@ def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
                for i, a in enumerate(answers))
 
 
-Rows = Iterator[tuple[str, dict[str, Any]]]  # (place, row)
+Rows = Iterator[tuple[str, dict[str, Any]]]  # (place for messages, row)
 
 
 def _csv(path: pathlib.Path) -> Rows:
-  text = files.read_text(path, newline='')  # offsets count what is in quotes
-  limit = csv.field_size_limit(sys.maxsize)  # 131,072 characters otherwise
+  text = files.read_text(path, newline='')  # offsets count quoted "\r\n"
+  limit = csv.field_size_limit(sys.maxsize)  # default: 131,072 characters
   try:
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     lines = [(reader.line_num, cells) for cells in reader if cells]
@@ -131,7 +135,7 @@ def _csv(path: pathlib.Path) -> Rows:
 
 
 def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
-  """Cells of CSV that are no text, as what they stand for; '' is none."""
+  """Returns a CSV row with decoded optional cells; an empty cell is None."""
   for name in OPTIONAL:
     row[name] = row.get(name) or None
   answers, impossible = row['answers'], row['is_impossible']
@@ -147,8 +151,10 @@ def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
 
 
 def _literal(cell: str, at: str) -> Any:
-  """JSON, or the Python literal that pandas writes of a cell, in which lists
-  may be array([…], dtype=…)."""
+  """Parses a CSV cell: JSON, or a Python literal as pandas writes it.
+
+  Lists of such a literal may be written as array([…], dtype=…).
+  """
   try:
     return json.loads(cell)
   except (ValueError, RecursionError):
@@ -162,7 +168,7 @@ def _literal(cell: str, at: str) -> Any:
 
 
 class _Arrays(ast.NodeTransformer):
-  """array([…], dtype=…) → […]"""
+  """A transformer of array([…], dtype=…) to […]."""
 
   def visit_Call(self, node: ast.Call) -> ast.AST:
     is_array = isinstance(node.func, ast.Name) and node.func.id == 'array'
@@ -178,20 +184,20 @@ def _parquet(path: pathlib.Path) -> Rows:
 
 
 def _arrow(path: pathlib.Path) -> Rows:
-  """Arrow's file format, or the stream that `datasets` writes."""
+  """Reads Arrow's file format, or its stream format as `datasets` writes."""
   def read(arrow: Any, stored: BinaryIO) -> Any:
     is_file = stored.read(6) == b'ARROW1'
     stored.seek(0)
-    found = (arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(
+    table = (arrow.ipc.open_file if is_file else arrow.ipc.open_stream)(
         stored).read_all()
-    return found.select(_check_columns(found.column_names, path))
+    return table.select(_check_columns(table.column_names, path))
   return _arrow_rows(path, read)
 
 
 def _arrow_rows(path: pathlib.Path,
                 read: Callable[[Any, BinaryIO], Any]) -> Rows:
   try:
-    import pyarrow  # lazily: it costs 0.1 s
+    import pyarrow  # here, because the import takes 0.1 s
     import pyarrow.parquet
   except ImportError:
     raise errors.UserError(
@@ -199,9 +205,9 @@ def _arrow_rows(path: pathlib.Path,
     ) from None
   try:
     with open(path, 'rb') as stored:
-      found = read(pyarrow, stored)
-    found.validate(full=True)  # else damaged offsets end the process
-    rows = found.to_pylist()
+      table = read(pyarrow, stored)
+    table.validate(full=True)  # otherwise damaged offsets crash the process
+    rows = table.to_pylist()
   except errors.UserError:
     raise
   except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as e:
@@ -212,7 +218,10 @@ def _arrow_rows(path: pathlib.Path,
 
 
 def _saved(directory: pathlib.Path) -> Rows:
-  """What Dataset.save_to_disk wrote: state.json names the files, in order."""
+  """Reads a directory that `Dataset.save_to_disk` wrote.
+
+  Its state.json names the Arrow files in order.
+  """
   splits = directory / 'dataset_dict.json'
   if splits.is_file():
     names = examples.required_field(files.read_object(splits), 'splits', list,
@@ -237,10 +246,10 @@ def _saved(directory: pathlib.Path) -> Rows:
 
 
 def _check_columns(names: list[str], path: pathlib.Path) -> list[str]:
-  """Those of `names` that are read.
+  """Returns the columns of `names` that are read.
 
   Raises:
-    UserError: one is missing, or there twice.
+    UserError: a required column is missing, or a column occurs twice.
   """
   for name in REQUIRED + OPTIONAL:
     if name in REQUIRED and name not in names:

@@ -1,4 +1,4 @@
-"""SQuAD and its kin out of TensorFlow Datasets, without TensorFlow."""
+"""Question answering data of TensorFlow Datasets, without TensorFlow."""
 
 import contextlib
 import io
@@ -20,19 +20,21 @@ FEATURES = ('id', 'question', 'context', 'answers')
 
 
 def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
-  """A TFDS data set with SQuAD's features, such as `squad/v1.1`.
+  """Reads a TFDS data set with SQuAD's features, such as `squad/v1.1`.
 
-  Prepared once as array_record. The raw files are looked for in
-  DATA_DIR/downloads/manual/ before the network is tried. Order is TFDS's, not
-  that of the raw file; `split` may be a slice, such as `train[:10%]`.
+  The first call prepares it as array_record files. It takes raw files from
+  DATA_DIR/downloads/manual/ or else from the network. Examples are in the order
+  of TFDS, which differs from the raw file. `split` may be a slice, such as
+  `train[:10%]`.
 
   Raises:
-    UserError: unknown name or split, damaged files, or no network.
+    UserError: the name or split is unknown, files are damaged, or the network
+      is needed and down.
   """
-  import tensorflow_datasets as library  # lazily: it costs 0.3 s
+  import tensorflow_datasets as library  # here: it takes 0.3 s
 
-  # The library gives up importing its older data sets, xquad among them, at the
-  # first that needs TensorFlow.
+  # Without this import, older data sets such as xquad are unknown: the library
+  # stops importing them at the first one that needs TensorFlow.
   import tensorflow_datasets.question_answering
 
   where = pathlib.Path(data_dir or os.environ.get(
@@ -68,7 +70,7 @@ def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
             for i, row in enumerate(builder.as_data_source(split=split))]
   except errors.UserError:
     raise
-  except Exception as e:  # whatever damaged records decode to
+  except Exception as e:  # damaged records can raise any exception
     raise errors.UserError(
         f'{builder.data_dir}: damaged ({_one_line(e)}); delete it to prepare '
         'it again') from None
@@ -94,34 +96,36 @@ def _prepare(builder: Any, where: pathlib.Path) -> None:
         f'({type(e).__name__}: {_one_line(e)})') from None
 
 
-class _Asked(Exception):
-  """Carries the URLs that a data set asks for."""
+class _RequestedUrls(Exception):
+  """The URLs that a data set requests, thrown to end its preparation."""
 
 
-class _Listener:
-  """Stands in for the library's download manager, and downloads nothing."""
+class _UrlListener:
+  """A download manager that downloads nothing and raises the URLs."""
 
   def download_and_extract(self, urls: Any) -> None:
-    raise _Asked(urls)
+    raise _RequestedUrls(urls)
 
 
 def _wanted(builder: Any, needed: dict[str, str]) -> list[str]:
-  """The raw files of this configuration; all, if it does not say which."""
-  asked: Any = None
+  """Returns the raw files of this configuration, or all if unknown."""
+  requested: Any = None
   try:
-    builder._split_generators(_Listener())
-  except _Asked as e:
-    asked, = e.args
-  except AttributeError:  # another way to ask
+    builder._split_generators(_UrlListener())
+  except _RequestedUrls as e:
+    requested, = e.args
+  except AttributeError:  # the data set uses another download method
     pass
-  urls = {*asked.values()} if isinstance(asked, dict) else {asked}
+  urls = ({*requested.values()} if isinstance(requested, dict)
+          else {requested})
   return sorted(f for f, url in needed.items() if url in urls) or sorted(needed)
 
 
 def _reachable(url: str) -> bool:
-  """Whether the host answers: the library would retry for minutes.
+  """Returns whether the host of `url` answers within PROBE_SECONDS.
 
-  Behind a proxy it need not, so that there the library is left to try.
+  The library itself would retry for minutes. Behind a proxy the host need not
+  answer directly, so the result is True there.
   """
   parts = urllib.parse.urlparse(url)
   if parts.scheme in urllib.request.getproxies():

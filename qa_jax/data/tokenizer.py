@@ -1,7 +1,9 @@
-"""WordPiece with character offsets into the original text.
+"""WordPiece tokenizers with character offsets into the original text.
 
-No special token is registered with the library, so "[SEP]" typed by a user is
-four characters of text and never the real separator.
+No special token is registered with the library `tokenizers`, so "[SEP]" in a
+user's text is tokenised as text and never becomes the separator token.
+
+Glossary of shapes: T tokens of all rows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -30,7 +32,7 @@ SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-  """Token rows laid end to end; row r is `[ptr[r], ptr[r + 1])`."""
+  """Concatenated rows of tokens; row r is the range `[ptr[r], ptr[r + 1])`."""
 
   ids: np.ndarray  # [T] int32
   offsets: np.ndarray  # [T, 2] int32, code points [begin, end) of the text
@@ -43,7 +45,7 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """BERT's WordPiece (Devlin et al., 2019): vocabulary in id order."""
+  """BERT's WordPiece (Devlin et al., 2019), its vocabulary in id order."""
 
   vocab: tuple[str, ...]
   lowercase: bool
@@ -82,9 +84,9 @@ class Tokenizer:
 
   def encode(self, texts: Sequence[str],
              progress: Callable[[int], None] | None = None) -> Ragged:
-    """Tokenises every text, without adding special tokens.
+    """Tokenises the texts, without adding special tokens.
 
-    `progress` is called with the number of those that are done.
+    `progress` is called with the number of texts that are tokenised.
     """
     ids, offsets, lengths = [], [], [0]
     for begin in range(0, len(texts), 1024):
@@ -119,13 +121,15 @@ def _pipeline(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
 
 def read_tokenizer(directory: str | pathlib.Path,
                    lowercase: bool | None = None) -> Tokenizer:
-  """Reads `vocab.txt` (or `tokenizer.json`) of a checkpoint directory.
+  """Reads the tokenizer in vocab.txt or tokenizer.json of a directory.
 
-  `lowercase=None` takes what the directory says; a value that contradicts it
-  is an error, since it costs 6.5 F1 unseen (transformers#4549).
+  `lowercase=None` takes the setting of the directory. A value that contradicts
+  that setting is an error, because it silently costs 6.5 F1
+  (transformers#4549).
 
   Raises:
-    UserError: no vocabulary, a malformed one, or the wrong case.
+    UserError: the vocabulary is missing or malformed, or its case differs
+      from `lowercase`.
   """
   directory = pathlib.Path(directory)
   about, whole = (
@@ -175,10 +179,11 @@ def _json_vocab(model: Any, path: pathlib.Path) -> tuple[str, ...]:
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int,
                     lowercase: bool = True) -> Tokenizer:
-  """Learns a vocabulary of at most `vocab_size` from `texts`.
+  """Learns a tokenizer of at most `vocab_size` entries from `texts`.
 
   The library numbers "##x" pieces in hash order and breaks ties by number.
-  Named up front, in sorted order, they make the same text give the same bytes.
+  Here they are passed as special tokens in sorted order, so that equal texts
+  give equal vocabularies.
   """
   texts = list(texts)
   wordpiece = _pipeline({'[UNK]': 0}, lowercase)

@@ -1,10 +1,10 @@
-"""Examples → windows: [CLS] question [SEP] context part [SEP].
+"""Windows of examples: [CLS] question [SEP] part of the context [SEP].
 
 Glossary of shapes: E examples, N windows, G gold spans of a window.
 
-A context is tokenised once however many questions it has; windows are ranges
-into it, so a data set of SQuAD's size is prepared in seconds. Positions inside
-a window count from its [CLS]; spans are inclusive at both ends.
+Each distinct context is tokenised once, and windows are ranges of its tokens,
+so a data set of SQuAD's size is prepared in seconds. Positions inside a window
+count from its [CLS]. Spans are inclusive at both ends.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from qa_jax.data.examples import Example
 
 @dataclasses.dataclass(frozen=True)
 class WindowSet:
-  """Windows over a list of examples, as flat arrays."""
+  """The windows of a sequence of examples, as flat arrays."""
 
   examples: Sequence[Example]
   questions: tokenizer_lib.Ragged  # [E] rows, already cut
@@ -32,7 +32,7 @@ class WindowSet:
   length: np.ndarray  # [N] context tokens in the window
   best_begin: np.ndarray  # [N] tokens [best_begin, best_end) of the context
   best_end: np.ndarray  # [N]   have their maximal context in this window
-  gold_spans: np.ndarray  # [N, G, 2] int32, see alignment.place
+  gold_spans: np.ndarray  # [N, G, 2] int32, see alignment.place_spans
   trainable: np.ndarray  # [N] bool: False where the gold span was lost
   audit: dict[str, int]  # gold spans by fate, see alignment.AUDIT
   faults: dict[str, list[str]]  # ids of some examples of each fate but exact
@@ -43,7 +43,7 @@ class WindowSet:
 
   @property
   def start_positions(self) -> np.ndarray:
-    """[N] of the first gold span; 0 is [CLS]: no answer here."""
+    """Returns the starts [N] of the first gold spans; 0 ([CLS]) is none."""
     return np.maximum(self.gold_spans[:, 0, 0], 0)
 
   @property
@@ -52,19 +52,20 @@ class WindowSet:
 
   @property
   def context_offset(self) -> np.ndarray:
-    """[N] position in the window of its first context token."""
+    """Returns the positions [N] of the first context token of each window."""
     return self.questions.lengths[self.example_of] + 2
 
   @property
   def total_lengths(self) -> np.ndarray:
-    """[N] tokens of the window, specials included."""
+    """Returns the token counts [N] of windows, special tokens included."""
     return self.context_offset + self.length + 1
 
   def train_indices(self, without_answer: str) -> np.ndarray:
-    """Windows to train on; `without_answer` is 'cls' or 'drop'.
+    """Returns the indices of the windows to train on.
 
-    'cls' labels a window without the answer with the span at [CLS] (BERT);
-    'drop' leaves such windows of answerable questions out.
+    `without_answer` decides about windows of answerable questions that do not
+    contain the answer. 'cls' trains on them with the span at [CLS] as label
+    (Devlin et al., 2019); 'drop' leaves them out.
     """
     keep = self.trainable
     if without_answer == 'drop':
@@ -77,12 +78,12 @@ class WindowSet:
     return np.flatnonzero(keep)
 
   def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
-    """A batch of static length: int32 [B, length] arrays and labels [B].
+    """Returns the batch of the windows `indices`, of static length.
 
-    A negative index is a padding row: one [CLS], weight 0. The label is the
-    first of a window's gold spans, or 0, 0. A token is a legal start only in
-    the window that has its maximal context (BERT's rule), so a span is found
-    once.
+    It has int32 arrays [B, `length`] of tokens and [B] of labels. A negative
+    index is a padding row: one [CLS], weight 0. The label is the first gold
+    span of the window, or (0, 0). A span may start only at an owned token
+    (BERT's rule of maximal context), so that no span occurs in two windows.
     """
     row = np.maximum(indices, 0)[:, None]  # [B, 1]
     column = np.arange(length)[None, :]  # [1, L]
@@ -120,7 +121,7 @@ class WindowSet:
     }
 
   def part(self, first: int, last: int) -> 'WindowSet':
-    """The windows of questions [first, last), counted from 0; no copy."""
+    """Returns the windows of examples [first, last), as views."""
     a, b = np.searchsorted(self.example_of, (first, last))
     cut = {name: getattr(self, name)[a:b] for name in (
         'begin', 'length', 'best_begin', 'best_end', 'gold_spans',
@@ -134,10 +135,11 @@ class WindowSet:
         example_of=self.example_of[a:b] - first, **cut)
 
   def blocks(self, most: int) -> list[tuple[int, 'WindowSet']]:
-    """Whole questions, about `most` windows or one question at a time, each
-    with its first window.
+    """Divides the windows into blocks of whole questions.
 
-    All are about as large, so that no last one compiles programs of its own.
+    Returns pairs of a block's first window index and its windows. A block has
+    about `most` windows, or one question. Blocks have about equal sizes, so
+    that the last one needs no separately compiled programs.
     """
     count, questions = len(self), len(self.examples)
     parts = max(1, -(-count // most))
@@ -151,7 +153,7 @@ class WindowSet:
 
   def char_spans(self, window: np.ndarray, start: np.ndarray,
                  end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Window positions → character range [begin, end) of the context."""
+    """Converts spans of windows to character ranges [begin, end) of context."""
     base = (self.contexts.ptr[self.context_of[self.example_of[window]]]
             + self.begin[window] - self.context_offset[window])
     return (self.contexts.offsets[base + start, 0],
@@ -165,12 +167,12 @@ def make_windows(examples: Sequence[Example],
                  ) -> WindowSet:
   """Cuts every example into windows of at most `max_length` tokens.
 
-  `window_overlap` context tokens are shared by neighbouring windows (Hugging
-  Face's "stride"; BERT's doc_stride is the step, not the overlap). `progress`
-  is called with the number of texts that are tokenised, and of all.
+  Neighbouring windows share `window_overlap` context tokens (the "stride" of
+  Hugging Face; the doc_stride of BERT is the step instead). `progress` is
+  called with the number of tokenised texts and the number of all texts.
 
   Raises:
-    UserError: no room for the context beside the longest question.
+    UserError: the longest question leaves no room for the context.
   """
   check_lengths(max_length, window_overlap, max_question_length)
   distinct: dict[str, int] = {}
@@ -213,7 +215,7 @@ def make_windows(examples: Sequence[Example],
 
 def check_lengths(max_length: int, window_overlap: int,
                   max_question_length: int) -> None:
-  """Raises a UserError unless every question leaves room to step."""
+  """Raises a UserError if a window leaves no room for a step."""
   if min(max_length, max_question_length) < 1 or window_overlap < 0:
     raise errors.UserError(
         f'max_length {max_length}, max_question_length {max_question_length} '
@@ -238,11 +240,12 @@ def _cut(rows: tokenizer_lib.Ragged, longest: int) -> tokenizer_lib.Ragged:
 
 def _max_context(begin: np.ndarray, length: np.ndarray, is_first: np.ndarray,
                  is_last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """[N], [N]: the token range whose maximal context is in each window.
+  """Returns the range [begin [N], end [N]) of each window's owned tokens.
 
-  BERT's score of token t in a window is min(left, right) + 0.01 * length, ties
-  to the earlier window. Each score is one peak over t, so neighbours a and b
-  are parted by a single cut, which bisection finds for all pairs at once.
+  The score of token t in a window is min(left, right) + 0.01 * length (BERT);
+  the earlier window wins a tie. Each score has one peak over t, so one cut
+  separates the tokens of neighbours a and b. Bisection finds the cuts of all
+  pairs of neighbours at once.
   """
   cut = begin + length  # right for the last window of an example
   a = np.flatnonzero(~is_last)

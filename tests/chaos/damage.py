@@ -138,7 +138,7 @@ def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
     for kind, content in faults(whole, max(count // 20, 1), draw):
       put(path, content)
       try:
-        store.read_store(entry, {}, words=None)
+        store.read_store(entry, {}, tokenizer=None)
       except store.DamagedError as e:
         assert path.name in str(e), (kind, path)
       else:

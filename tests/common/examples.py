@@ -33,7 +33,7 @@ MRQA_EXAMPLES = [Example('what', 'What sank?', CONTEXT, GOLDS,
 
 
 def write(path: pathlib.Path, content) -> str:
-  """Writes bytes, text or, of anything else, JSON; the path as a SPEC."""
+  """Writes bytes, text or (other values) JSON; returns the path as a SPEC."""
   if not isinstance(content, (bytes, str)):
     content = json.dumps(content)
   path.write_bytes(content if isinstance(content, bytes)
@@ -42,7 +42,7 @@ def write(path: pathlib.Path, content) -> str:
 
 
 def changed(tree, path, value):
-  """A copy of a JSON tree with the value at `path` replaced."""
+  """Returns a copy of a JSON tree with the value at `path` replaced."""
   if not path:
     return value
   tree = copy.deepcopy(tree)

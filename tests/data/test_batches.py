@@ -1,4 +1,4 @@
-"""Batches: every window once, static shapes, a position that restores."""
+"""Tests of batches: each window once, static shapes, restored positions."""
 
 import itertools
 

@@ -1,10 +1,11 @@
-"""The feature cache: equal to what is made anew, proof against damage."""
+"""Tests of the feature cache: equality with fresh windows, and damage."""
 
 import dataclasses
 import errno
 import json
 import os
 import pathlib
+import re
 import resource
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def is_warm(made):
 
 
 def assert_equal(got, expected):
-  """All that a WindowSet is and does."""
+  """Checks that two window sets have equal fields and batches."""
   for field in dataclasses.fields(windows.WindowSet):
     a, b = getattr(got, field.name), getattr(expected, field.name)
     if field.name in ('questions', 'contexts'):
@@ -223,12 +224,33 @@ def test_another_tokenizers_library_makes_another_entry(tmp_path, monkeypatch):
   assert not is_warm(cached(tmp_path))
 
 
+def edited_version(monkeypatch, edit):
+  read_bytes = pathlib.Path.read_bytes
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'read_bytes', lambda self: (
+        edit(read_bytes(self)) if self.name == 'windows.py'
+        else read_bytes(self)))
+    return cache.code_version.__wrapped__()
+
+
+def test_comments_and_docstrings_do_not_change_the_code_version(monkeypatch):
+  def edit(source):
+    return re.sub(b'(?s)""".*?"""', b'"""Other text."""', source) + (
+        b'\n# A comment.\n')
+  assert edited_version(monkeypatch, edit) == cache.code_version()
+
+
+def test_code_changes_the_code_version(monkeypatch):
+  assert edited_version(monkeypatch, lambda source: source.replace(
+      b'lengths - 3', b'lengths - 4')) != cache.code_version()
+
+
 def test_code_version_reads_every_module_of_the_data(monkeypatch):
   read = []
   monkeypatch.setattr(pathlib.Path, 'read_bytes', lambda self: (
       read.append(self.name), b'')[1])
   cache.code_version.__wrapped__()
-  data = {p.name for p in (ROOT / 'qa_jax' / 'data').glob('*.py')}
+  data = {p.name for p in (ROOT / 'qa_jax' / 'data').rglob('*.py')}
   assert data | {'files.py', 'registry.py', 'errors.py'} == set(read)
   assert 'windows.py' in data
 
@@ -364,10 +386,11 @@ def test_no_change_of_bytes_is_ever_read(kept, made, data):
   (directory / name).write_bytes(content)
   try:
     if bytes(content) == whole[name]:
-      assert_equal(store.read_store(directory, {'n': [1]}, words=None), made)
+      assert_equal(
+          store.read_store(directory, {'n': [1]}, tokenizer=None), made)
     else:
       with pytest.raises(store.DamagedError, match=name):
-        store.read_store(directory, {'n': [1]}, words=None)
+        store.read_store(directory, {'n': [1]}, tokenizer=None)
   finally:
     (directory / name).unlink()
     (directory / name).write_bytes(whole[name])
@@ -392,7 +415,7 @@ def test_any_examples_survive_the_round_trip(tmp_path_factory, rows):
   expected = windows.make_windows(examples, WORDS, **LENGTHS)
   directory = tmp_path_factory.mktemp('entry')
   store.write_store(directory, expected, {}, with_vocabulary=False)
-  got = store.read_store(directory, {}, words=WORDS)
+  got = store.read_store(directory, {}, tokenizer=WORDS)
   assert list(got.examples) == examples
   if examples:
     assert_equal(got, expected)

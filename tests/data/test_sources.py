@@ -1,4 +1,4 @@
-"""Data files: what is read out of them, and one line for what is not."""
+"""Tests of data sources: their examples, and one-line errors."""
 
 import copy
 import gzip
@@ -39,7 +39,7 @@ def refusal(spec: str) -> str:
 
 
 def places(tree, path=()):
-  """The path of every value of a JSON tree, its own included."""
+  """Returns the path of every value of a JSON tree, the root included."""
   yield path
   items = (tree.items() if isinstance(tree, dict) else
            enumerate(tree) if isinstance(tree, list) else ())

@@ -11,7 +11,7 @@ from qa_jax.data import synthetic_templates
 
 
 def words(examples):
-  """Every capitalised word of contexts and questions."""
+  """Returns every capitalised word of contexts and questions."""
   return {w for e in examples
           for w in re.findall(r'[A-Z]\w+', e.context + ' ' + e.question)}
 

@@ -1,5 +1,4 @@
-"""Tables in the ecosystem's formats: the examples that SQuAD JSON gives, and
-one line for what is damaged, missing or of another type."""
+"""Tests of tables: examples as from SQuAD JSON, and one-line errors."""
 
 import csv
 import gzip
@@ -51,7 +50,7 @@ def arrow_table(rows, schema=SCHEMA) -> pa.Table:
 
 
 def stream(table: pa.Table) -> bytes:
-  """What `datasets` writes: Arrow's stream, in small batches."""
+  """Writes an Arrow stream in small batches, as `datasets` does."""
   sink = pa.BufferOutputStream()
   with pa.ipc.new_stream(sink, table.schema) as writer:
     writer.write_table(table, max_chunksize=2)

@@ -51,7 +51,7 @@ def odd_words():
 
 
 def fold(text: str) -> str:
-  """What BERT makes of a text, said in Python's own Unicode tables."""
+  """Normalizes a text like BERT, with the Unicode tables of Python."""
   return ''.join(
       c for c in unicodedata.normalize('NFD', text) if c != '\ufffd'
       and unicodedata.category(c) not in ('Cc', 'Cf', 'Co', 'Mn')).lower()
