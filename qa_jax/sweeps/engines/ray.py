@@ -91,7 +91,7 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   TPU chips of a trial. An exception ends all trials.
 
   Raises:
-    UserError: there is no cluster, or there are more workers than it has devices.
+    UserError: there is no cluster, or more workers than it has devices.
   """
   ray = _import(setup.address)
   here = ({'include_dashboard': False, '_node_ip_address': '127.0.0.1'}
