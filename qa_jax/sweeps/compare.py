@@ -1,9 +1,9 @@
-"""Runs → variants, each compared with the default on the same questions.
+"""Comparison of variants with the default variant on equal questions.
 
 Glossary of shapes: S seeds, N questions, C scores.
 
-Everything is read from run directories. Runs that differ in the seed alone are
-one variant; that of the first run is the default.
+All inputs are read from run directories. Runs that differ only in the seed form
+one variant. The variant of the first run is the default.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,6 @@ import numpy as np
 
 from qa_jax import config as config_lib
 from qa_jax import errors
-from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.data import store
@@ -27,12 +26,12 @@ from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import significance
 from qa_jax.metrics import squad as squad_lib
 
-SCORES = ('exact_match', 'f1')  # [C]; those that are compared
+SCORES = ('exact_match', 'f1')  # [C], the compared scores
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What a complete run directory says."""
+  """The config, scores and costs of a complete run."""
 
   path: pathlib.Path
   config: config_lib.Config
@@ -47,42 +46,50 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-  """Variant - default in percentage points, over the seeds both have."""
+  """The difference variant - default in percentage points.
+
+  It covers the seeds that the variant and the default have in common.
+  """
 
   mean: float
   sd: float  # of the difference over seeds; NaN: one seed
-  # sd of the difference of two means over as many seeds of the default: what
-  # seeds alone do. NaN: the default has one seed
+  # The difference that seeds alone cause: sd of the difference of two means
+  # over equally many seeds of the default. NaN: the default has one seed.
   floor: float
   low: float  # 95 % interval over seeds, articles and their questions
   high: float
   p: float  # paired sign-flip test over questions
-  p_articles: float  # the same over articles: all questions of one at once
+  p_articles: float  # paired sign-flip test over articles
   p_holm: float = math.nan  # corrected for the number of variants
 
   @property
   def counts(self) -> bool:
-    """Whether neither questions, articles nor seeds explain it; False if
-    unknown."""
+    """Returns whether the difference is significant and above the floor.
+
+    Returns False if the default has one seed, because the floor is unknown.
+    """
     return (self.p_holm < 0.05 and abs(self.mean) > self.floor
             and not self.low <= 0 <= self.high)
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
+  """The runs of one config with several seeds."""
+
   label: str  # the fields in which it differs from the default
   runs: Sequence[Run]  # at least one
   deltas: Mapping[str, Delta]  # {} for the default, or without a common seed
 
   def mean(self, name: str) -> float:
-    """Over seeds, of an entry of metrics.json; NaN if a run has it not."""
+    """Returns the mean of a metric over seeds; NaN if a run lacks it."""
     return float(np.mean(self._values(name)))
 
   def sd(self, name: str) -> float:
+    """Returns the sample standard deviation of a metric over seeds."""
     return _sd(self._values(name))
 
   def half_width(self, name: str) -> float:
-    """Of the 95 % interval of the mean over seeds."""
+    """Returns half the 95 % interval of the mean over seeds."""
     return significance.half_width(self._values(name))
 
   def _values(self, name: str) -> list[float]:
@@ -91,6 +98,8 @@ class Variant:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
+  """All variants, compared on the questions of one data SPEC."""
+
   variants: Sequence[Variant]  # the default is the first
   default: str  # its fields that others change
   data: str  # SPEC of the questions
@@ -100,19 +109,21 @@ class Comparison:
 
 def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
             seed: int = 0) -> Comparison:
-  """Reads runs and sweeps; `seed` is that of the resampling.
+  """Reads runs and sweeps and compares their variants with the default.
 
-  Compared is what experiments.evaluate left of a SPEC `data`; '': of
-  config.data.eval, on which runs are evaluated while they train.
+  `data` is the SPEC of the evaluation to compare, which experiments.evaluate
+  wrote; '' stands for config.data.eval, on which runs are evaluated while they
+  train. `seed` is the seed of the resampling.
 
   Raises:
-    UserError: not a run, no complete run of the default, runs evaluated on
-      different questions, or one config and seed twice.
+    UserError: a directory is not a run, the default has no complete run, runs
+      were evaluated on different questions, or two runs have equal configs and
+      seeds.
   """
   reasons = {path: _incomplete(path, log, data)
              for path, log in _directories(workdirs)}
   keys = {path: _key(RunDirectory(path).read_config()) for path in reasons
-          if (path / 'config.json').is_file()}
+          if RunDirectory(path).config_file.is_file()}
   complete = [path for path, reason in reasons.items() if not reason]
   first = next(iter(reasons))
   groups: dict[str, list[Run]] = {keys.get(first, ''): []}
@@ -143,7 +154,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
 
 
 def _key(config: config_lib.Config) -> str:
-  """What the runs of a variant have in common."""
+  """Returns the config without its seed as a key of the variant."""
   return json.dumps({**config.to_dict(), 'seed': None}, sort_keys=True)
 
 
@@ -154,7 +165,7 @@ def _label(fields: Mapping[str, Any]) -> str:
 
 def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
             articles: Sequence[str], seed: int) -> list[dict[str, Delta]]:
-  """Each variant's delta of each score, p-values corrected over variants."""
+  """Returns the deltas of each variant; p is corrected over variants."""
   deltas: list[dict[str, Delta]] = [{} for _ in others]
   for c, score in enumerate(SCORES):
     of_seed = {run.config.seed: run.scores[c] for run in default}
@@ -175,9 +186,8 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
 def _delta(differences: np.ndarray,  # [S, N] in points
            articles: Sequence[str], spread: float, seed: int) -> Delta:
   of_question = differences.mean(axis=0)
-  low, high = significance.hierarchical_interval(differences,
-                                                 articles,
-                                                 seed=seed)
+  low, high = significance.hierarchical_interval(
+      differences, articles, seed=seed)
   return Delta(
       mean=float(of_question.mean()), low=low, high=high,
       sd=_sd(differences.mean(axis=1)),
@@ -188,38 +198,38 @@ def _delta(differences: np.ndarray,  # [S, N] in points
 
 
 def _sd(values: Sequence[float] | np.ndarray) -> float:
-  """The sample standard deviation; NaN for one value."""
+  """Returns the sample standard deviation; NaN for one value."""
   return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def _directories(workdirs: Sequence[pathlib.Path],
                  ) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
-  """[(run directory, its log in a sweep)] of runs and sweeps."""
-  found: dict[pathlib.Path, pathlib.Path | None] = {}
+  """Returns (run directory, log file or None) for each run and trial."""
+  runs: dict[pathlib.Path, pathlib.Path | None] = {}
   for workdir in workdirs:
     if (workdir / 'sweep.json').is_file():
       names = files.read_object(workdir / 'sweep.json').get('trials')
       if not isinstance(names, list) or not names:
         raise errors.UserError(f'{workdir}/sweep.json names no trials')
       for name in names:
-        found[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
-    elif (workdir / 'config.json').is_file():
-      found[workdir] = None
+        runs[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
+    elif RunDirectory(workdir).config_file.is_file():
+      runs[workdir] = None
     else:
       raise errors.UserError(f'{workdir} is neither a run nor a sweep: it has '
                              'no config.json and no sweep.json')
-  return list(found.items())
+  return list(runs.items())
 
 
 def _incomplete(path: pathlib.Path, log: pathlib.Path | None,
                 data: str) -> str:
-  """Why a run is not complete, '' if it is."""
-  if (path / 'config.json').is_file():
+  """Returns the reason why a run is not complete, '' if it is complete."""
+  if RunDirectory(path).config_file.is_file():
     spec = data or RunDirectory(path).read_config().data.eval
     if not spec:
       return ('config.data.eval is empty; name what it has been evaluated on '
               'since, --data=SPEC')
-    if _results(path, spec, 'metrics.json').is_file():
+    if (RunDirectory(path).evaluation(spec) / 'metrics.json').is_file():
       return ''
     if data:
       return 'not evaluated: python -m experiments.evaluate ' + shlex.join(
@@ -228,35 +238,31 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None,
   if mark and mark.is_file():
     return f'pruned: {files.read_object(mark).get("reason", "")}'
   lines = files.read_text(log).split('\n') if log and log.is_file() else []
-  said = [line.strip() for line in lines if line.strip()]
-  if said:
-    return said[-1].removeprefix('error: ')[:300]
+  output = [line.strip() for line in lines if line.strip()]
+  if output:
+    return output[-1].removeprefix('error: ')[:300]
   steps = [row['step'] for row in RunDirectory(path).read_metrics()]
   return f'stopped after step {steps[-1]}' if steps else 'not started'
 
 
-def _results(path: pathlib.Path, spec: str, name: str) -> pathlib.Path:
-  return path / 'eval' / run_directory.evaluation_name(spec) / name
-
-
 def _read(paths: Sequence[pathlib.Path], data: str,
           ) -> tuple[list[Run], str, list[str]]:
-  """Complete runs, the SPEC of the questions that all have in common, and the
-  articles of these."""
+  """Reads complete runs, the SPEC of their questions and its articles."""
   configs = {path: RunDirectory(path).read_config() for path in paths}
   spec = data or configs[paths[0]].data.eval
   examples = sources.load_examples(spec)
   if not data:
     _check_hashes(paths, spec, store.fingerprint(examples))
-  asked = {e.id for e in examples}
+  questions = {e.id for e in examples}
   runs = []
   for path, config in configs.items():
     rows = RunDirectory(path).read_metrics()
-    # The first of them has the compilation in it.
+    # The first row is left out because its times include the compilation.
     trained = [row for row in rows if row['split'] == 'train'][1:]
-    where = _results(path, data or config.data.eval, 'predictions.json')
+    where = (RunDirectory(path).evaluation(data or config.data.eval)
+             / 'predictions.json')
     predictions = predictions_lib.read_predictions(where)
-    other = asked ^ predictions.keys()
+    other = questions ^ predictions.keys()
     if other:
       raise errors.UserError(
           f'{where} and {spec} are not of the same questions: {len(other)} '
@@ -275,10 +281,15 @@ def _read(paths: Sequence[pathlib.Path], data: str,
 
 
 def _check_hashes(paths: Sequence[pathlib.Path], spec: str,
-                  found: str) -> None:
-  """Raises a UserError unless all runs were evaluated, as they trained, on the
-  questions whose fingerprint is `found` in `spec` now."""
-  hashes = {path: files.read_object(path / 'run.json').get(
+                  fingerprint: str) -> None:
+  """Checks that all runs were evaluated on the questions of `spec`.
+
+  `fingerprint` is that of the questions that `spec` has now.
+
+  Raises:
+    UserError: the questions of a run have another hash.
+  """
+  hashes = {path: RunDirectory(path).read_record().get(
       'sha256', {}).get('eval', '') for path in paths}
   first = paths[0]
   for path in paths:
@@ -286,7 +297,7 @@ def _check_hashes(paths: Sequence[pathlib.Path], spec: str,
       raise errors.UserError(f'{first} and {path} were evaluated on different '
                              'questions; report them apart, or evaluate both '
                              'on the same and name that, --data=SPEC')
-  if found != hashes[first]:
+  if fingerprint != hashes[first]:
     raise errors.UserError(
         f'{spec} is not what {first} was evaluated on; restore the file')
 

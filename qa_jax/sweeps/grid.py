@@ -1,4 +1,4 @@
-"""Lists of overrides, to write sweep() of a config file with.
+"""Helpers that build the list of overrides that sweep() returns.
 
   return grid.product(grid.over('model.head', ['independent', 'biaffine']),
                       grid.over('optim.learning_rate', [1e-4, 3e-4]))
@@ -12,27 +12,27 @@ Variants = list[dict[str, Any]]
 
 
 def over(field: str, values: Iterable[Any]) -> Variants:
-  """One variant a value."""
+  """Returns one variant for each value of a config field."""
   return [{field: value} for value in values]
 
 
 def seeds(count: int) -> Variants:
-  """Seeds 0 … count - 1, in place of --seeds."""
+  """Returns variants with seeds 0 … count - 1; they replace --seeds."""
   return over('seed', range(count))
 
 
 def product(*lists: Variants) -> Variants:
-  """Every combination, the last list varying fastest."""
+  """Returns all combinations of variants; the last list varies fastest."""
   return [_merged(c) for c in itertools.product(*lists)]
 
 
 def together(*lists: Variants) -> Variants:
-  """The first of each, the second of each, … of lists of one length."""
+  """Merges the i-th variants of all lists, which must be equally long."""
   return [_merged(c) for c in zip(*lists, strict=True)]
 
 
 def chain(*lists: Variants) -> Variants:
-  """One list after the other."""
+  """Concatenates lists of variants."""
   return [*itertools.chain(*lists)]
 
 

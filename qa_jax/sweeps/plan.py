@@ -1,13 +1,15 @@
-"""Sweeps: variants × seeds, every trial an ordinary run of its own.
+"""The plan of a sweep: one trial for every variant and seed.
 
-A variant is a dict of dotted overrides of a config; the first one is what the
-others are compared with. A trial's run is DIR/trials/NAME, what it says
-DIR/logs/NAME.log. Whether it is complete is read from its run directory alone,
-so the same sweep again finishes what is missing and repeats nothing.
+A variant is a dict of dotted overrides of a config. The first variant is the
+default, with which the report compares the other variants. Every trial is an
+ordinary run in DIR/trials/NAME; its output goes to DIR/logs/NAME.log. Only the
+run directory says whether a trial is complete. A sweep that is started again
+therefore runs the missing trials and repeats no complete one.
 
-A trial that differs from an earlier one in decode.* alone is not trained: no
-decode field changes what is learned. It starts as a copy of the finished run,
-without the evaluation, which then is all that is left to do.
+A trial whose config differs from an earlier trial's only in decode.* is not
+trained, because no decode field changes the parameters. Its run directory
+starts as a copy of the finished run without the evaluation, and the trial only
+evaluates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +27,6 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
-from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.io import files
@@ -33,13 +34,14 @@ from qa_jax.training import optimizer
 from qa_jax.training import parallel
 
 MAX_LABEL = 80  # characters
-# Of a run: what its training made, less what it measured on the way.
+# Entries of a run directory that a trial copies when it shares a training.
+# The metrics that were measured while training are not copied.
 TRAINED = {'checkpoints', 'tokenizer', 'encoder.json', 'alignment.json'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-  """A variant with a seed, and where it lives in the sweep's `workdir`."""
+  """A variant with a seed, and its files in the sweep's `workdir`."""
 
   name: str
   overrides: Mapping[str, Any]  # of the variant, and the seed
@@ -49,7 +51,7 @@ class Trial:
 
   @property
   def variant(self) -> dict[str, Any]:
-    """The overrides but for the seed."""
+    """Returns the overrides without the seed."""
     return {k: v for k, v in self.overrides.items() if k != 'seed'}
 
   @property
@@ -62,26 +64,28 @@ class Trial:
 
   @property
   def pruned(self) -> pathlib.Path:
-    """With this file, a trial is not to go on: {"reason": …}."""
+    """Returns the path of the file {"reason": …} that marks a pruned trial."""
     return self.workdir / 'pruned' / f'{self.name}.json'
 
   @property
   def metrics(self) -> pathlib.Path:
-    """The last file that an evaluation writes: a run is complete with it."""
-    name = run_directory.evaluation_name(self.config.data.eval)
-    return self.run / 'eval' / name / 'metrics.json'
+    """Returns the path of metrics.json, the last file that a run writes."""
+    return (RunDirectory(self.run).evaluation(self.config.data.eval)
+            / 'metrics.json')
 
 
-def plan_trials(config: config_lib.Config, variants: Sequence[Mapping[str,
-                                                                      Any]],
-                seeds: int, workdir: pathlib.Path) -> list[Trial]:
-  """All trials, seed by seed, so that half a sweep can be compared.
+def plan_trials(
+    config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
+    seeds: int, workdir: pathlib.Path) -> list[Trial]:
+  """Returns all trials, sorted by seed.
 
-  A variant that sets `seed` has that one, others have `seeds` of them.
+  The first seed of all variants comes first, so that an unfinished sweep can be
+  compared. A variant that sets `seed` gives one trial; any other variant gives
+  `seeds` trials.
 
   Raises:
-    UserError: nothing to run, a field that does not exist or a value that it
-      does not take, or two trials with one config or one name.
+    UserError: there is no trial, a field does not exist or refuses its value,
+      or two trials have equal configs or equal names.
   """
   if seeds < 1 or not variants:
     raise errors.UserError(
@@ -120,28 +124,36 @@ def plan_trials(config: config_lib.Config, variants: Sequence[Mapping[str,
 
 def write_plan(workdir: pathlib.Path, trials: Sequence[Trial],
                drawn: Sequence[Mapping[str, Any]] | None) -> None:
-  """Names a sweep's trials, and the variants if a sampler drew them."""
+  """Writes the names of the trials, and any sampled variants, to sweep.json."""
   names = {'trials': [t.name for t in trials]}
   files.write_json(workdir / 'sweep.json', names if drawn is None
                    else {**names, 'drawn': drawn})
 
 
 def drawn_variants(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The variants that a sampler drew for a sweep before."""
+  """Reads from sweep.json the variants that a sampler drew earlier.
+
+  Raises:
+    UserError: sweep.json is damaged.
+  """
   path = workdir / 'sweep.json'
-  found = files.read_object(path).get('drawn', []) if path.is_file() else []
-  if not isinstance(found, list) or not all(
-      isinstance(variant, dict) for variant in found):
+  drawn = files.read_object(path).get('drawn', []) if path.is_file() else []
+  if not isinstance(drawn, list) or not all(
+      isinstance(variant, dict) for variant in drawn):
     raise errors.UserError(f'{path}: drawn: expected a list of overrides')
-  return found
+  return drawn
 
 
 def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
-  """Refuses what training would refuse, before anything starts.
+  """Checks the configs and data of all trials before the first one starts.
 
-  Heads, objectives and decoders are built as shapes. Data sets are read, and
-  so downloaded once, not by every worker. A trial has `devices` devices, if
-  that is known.
+  Heads, objectives and decoders are built as shapes. Data sets are read here,
+  so that they are downloaded once and not by every worker. `devices` is the
+  number of devices of a trial, None if it is unknown.
+
+  Raises:
+    UserError: training would refuse a trial, or its run directory has another
+      config.
   """
   load = functools.cache(lambda spec: bool(sources.load_examples(spec)))
   for trial in trials:
@@ -161,13 +173,14 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
 
 
 def _check_parts(config: config_lib.Config, devices: int | None) -> None:
-  asked = config.parallel.num_devices
-  if devices and asked > devices:
-    raise errors.UserError(f'config.parallel.num_devices={asked}, but a trial '
-                           f'has {devices}; run fewer --workers')
+  num_devices = config.parallel.num_devices
+  if devices and num_devices > devices:
+    raise errors.UserError(
+        f'config.parallel.num_devices={num_devices}, but a trial has '
+        f'{devices}; run fewer --workers')
   parallel.check_batch(
       config.train.batch_size,
-      1 if config.parallel.mode == 'jit' else asked or devices or 1,
+      1 if config.parallel.mode == 'jit' else num_devices or devices or 1,
       config.train.grad_accumulation)
   input_pipeline.batch_buckets(config)
   optimizer.make_schedule(config.optim.schedule, learning_rate=1.0, num_steps=1,
@@ -180,10 +193,11 @@ def _check_parts(config: config_lib.Config, devices: int | None) -> None:
 
 
 def share_training(source: Trial, trial: Trial) -> None:
-  """Makes `trial` the complete run `source`, but for decode and evaluation.
+  """Copies the training of the complete run `source` to `trial`.
 
-  Files are hard links where the file system has them, so that a checkpoint is
-  stored once; nobody changes a checkpoint in place.
+  The copy has the config of `trial` and no evaluation. Files are hard links
+  where the file system supports them, so that a checkpoint is stored once. This
+  is safe because no program changes a checkpoint in place.
   """
   partial = trial.run.with_name(f'{trial.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)
@@ -191,10 +205,10 @@ def share_training(source: Trial, trial: Trial) -> None:
       source.run, partial, copy_function=_link,
       ignore=lambda folder, names: (
           {*names} - TRAINED if folder == str(source.run) else ()))
-  record = files.read_object(source.run / 'run.json')
-  files.write_json(partial / 'run.json',
+  record = RunDirectory(source.run).read_record()
+  files.write_json(RunDirectory(partial).record_file,
                    {**record, 'trained_in': source.name})
-  files.write_json(partial / 'config.json', trial.config.to_dict())
+  files.write_json(RunDirectory(partial).config_file, trial.config.to_dict())
   partial.rename(trial.run)
 
 
@@ -210,7 +224,7 @@ def _key(config: config_lib.Config) -> str:
 
 
 def _label(variant: Mapping[str, Any]) -> str:
-  """Part of a file name: to be read, and another for every variant."""
+  """Returns a readable part of a file name, different for every variant."""
   text = '.'.join(f'{k}-{v}' for k, v in variant.items()) or 'default'
   safe = re.sub(r'[^A-Za-z0-9._-]+', '_', text).strip('._-')
   if safe == text and len(safe) <= MAX_LABEL:

@@ -1,10 +1,11 @@
-"""PRUNERS: which trials of a sweep need not go on.
+"""Pruners, which stop trials of a sweep early.
 
-`halving` compares runs while they train: at the first evaluation, the second,
-the fourth, … whoever is not in the better half of those that came so far ends
-(asynchronous successive halving, Li et al. (2020)). `wilcoxon` compares
-variants over seeds: one that is worse than the best on the seeds that both have
-does not get its other seeds (Wilcoxon's signed-rank test, one-sided).
+`halving` compares runs while they train, at the first, second, fourth, …
+evaluation: a trial stops if its F1 is not in the better half of the trials that
+reached this evaluation (asynchronous successive halving, Li et al. (2020)).
+`wilcoxon` compares variants over seeds: a variant that is significantly worse
+than the best variant on their common seeds gets no further seed (one-sided
+Wilcoxon signed-rank test).
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,17 +17,18 @@ from optuna.trial import TrialState
 from qa_jax import errors
 
 P_VALUE = 0.1
-# With fewer, no difference is significant: 2^-3 > P_VALUE. The last of the
-# seeds is the first that can be spared.
+# Four results are needed before the fifth seed can be left out: with three, no
+# difference is significant, because 2^-3 > P_VALUE.
 WILCOXON_SEEDS = 5
 PRUNERS = ('none', 'halving', 'wilcoxon')
 
 
 def check_pruner(name: str, *, seeds: int, eval_every_steps: int) -> None:
-  """Refuses a pruner that does not exist or can never prune.
+  """Checks that a pruner exists and can prune a trial of this sweep.
 
   Raises:
-    UserError: as said.
+    UserError: the pruner is unknown, `halving` has no evaluations while
+      training, or `wilcoxon` has too few seeds.
   """
   if name not in PRUNERS:
     raise errors.UserError(f'--pruner={name}: choose {", ".join(PRUNERS)}'
@@ -43,7 +45,7 @@ def check_pruner(name: str, *, seeds: int, eval_every_steps: int) -> None:
 
 def while_training(name: str, eval_every_steps: int,
                    ) -> optuna.pruners.BasePruner:
-  """What Optuna asks at each intermediate value."""
+  """Returns the Optuna pruner that reads every intermediate value."""
   if name == 'halving':
     return optuna.pruners.SuccessiveHalvingPruner(
         min_resource=eval_every_steps, reduction_factor=2)
@@ -52,10 +54,11 @@ def while_training(name: str, eval_every_steps: int,
 
 def worse_over_seeds(values: Mapping[int, float],
                      others: Sequence[Mapping[int, float]]) -> str:
-  """Why a variant needs no further seed, or ''.
+  """Returns the reason why a variant needs no further seed, or ''.
 
-  `values` are its scores by seed, `others` those of other variants; the best of
-  these that have all its seeds is what it is compared with.
+  `values` maps the seeds of the variant to scores. `others` has such a mapping
+  for every other variant. The variant is compared with the best other variant
+  that has all its seeds.
   """
   rivals = [{seed: other[seed] for seed in values} for other in others
             if values.keys() <= other.keys()]

@@ -1,4 +1,4 @@
-"""A comparison → report.md, .html, .csv, .tex (booktabs) and .png."""
+"""The report of a comparison as Markdown, HTML, CSV, LaTeX and pictures."""
 
 from collections.abc import Callable
 import csv
@@ -15,7 +15,7 @@ from qa_jax.io import plots
 from qa_jax.metrics import significance
 from qa_jax.sweeps import compare
 
-TITLES = {  # of entries of metrics.json; what no run has is left out
+TITLES = {  # of metrics; a metric that no run has gets no column
     'exact_match': 'EM', 'f1': 'F1', 'has_answer_exact_match': 'HasAns EM',
     'has_answer_f1': 'HasAns F1', 'no_answer_exact_match': 'NoAns',
     'at_zero_f1': 'F1 at 0', 'at_held_out_f1': 'F1 at held-out τ',
@@ -54,7 +54,10 @@ READING = (
 
 
 def write_report(comparison: compare.Comparison, output: pathlib.Path) -> None:
-  """Writes all files into `output`; report_curves.png if runs have curves."""
+  """Writes all files of the report into `output`.
+
+  report_curves.png is written only if a run has a learning curve.
+  """
   pictures_of = {'report.png': plot_report, 'report_curves.png': plot_curves}
   if not has_curves(comparison):
     del pictures_of['report_curves.png']
@@ -68,7 +71,7 @@ def write_report(comparison: compare.Comparison, output: pathlib.Path) -> None:
 
 
 def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
-  """The report to read, part by part."""
+  """Returns the report as a list of document blocks."""
   shown, costs = _shown(comparison), _costs(comparison)
   known = [k for k in COSTS if any(not math.isnan(c[k]) for c in costs)]
   variants = comparison.variants
@@ -76,7 +79,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   data = f'Data: {comparison.data}.'
   if comparison.default:
     data += f' The default has {comparison.default}.'
-  made = [
+  blocks = [
       documents.Title(
           1, f'{len(variants)} variants on {comparison.questions} questions'),
       documents.Text(data),
@@ -100,28 +103,29 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   for score in compare.SCORES:
     compared = [v for v in variants if score in v.deltas]
     if compared:
-      made += [
+      blocks += [
           documents.Title(2, f'{TITLES[score]} against the default'),
           documents.Table(['variant', 'Δ', 'floor', '95 % interval', 'p',
                            'p (articles)', 'p (Holm)', 'counts'],
                           [_delta(v.label, v.deltas[score]) for v in compared])]
   if len(variants) > 1:
-    made += [documents.Text(READING)]
-  made += [documents.Picture('Per-seed scores', 'report.png')]
+    blocks += [documents.Text(READING)]
+  blocks += [documents.Picture('Per-seed scores', 'report.png')]
   if has_curves(comparison):
-    made += [documents.Picture('Learning curves', 'report_curves.png')]
+    blocks += [documents.Picture('Learning curves', 'report_curves.png')]
   if comparison.incomplete:
-    made += [documents.Title(2, 'Not complete'),
+    blocks += [documents.Title(2, 'Not complete'),
              documents.Items(list(comparison.incomplete.items()))]
-  return made
+  return blocks
 
 
 def report_markdown(comparison: compare.Comparison) -> str:
+  """Returns the report as Markdown."""
   return documents.to_markdown(report_blocks(comparison))
 
 
 def csv_table(comparison: compare.Comparison) -> str:
-  """One line a variant, everything in it, as CSV; unknown is empty."""
+  """Returns CSV with a row for each variant; unknown values are empty."""
   rows = []
   for v, cost in zip(comparison.variants, _costs(comparison), strict=True):
     row: dict[str, str | float] = {'variant': v.label, 'seeds': len(v.runs)}
@@ -144,7 +148,7 @@ def csv_table(comparison: compare.Comparison) -> str:
 
 
 def latex_table(comparison: compare.Comparison) -> str:
-  r"""A table for a paper; it needs \usepackage{booktabs}."""
+  r"""Returns a LaTeX table; it needs \usepackage{booktabs}."""
   scores = [TITLES[score] for score in compare.SCORES]
   lines = [r'\begin{tabular}{l' + 'r' * 4 * len(scores) + '}', r'\toprule',
            ' & '.join(['Variant', *scores, *(
@@ -164,7 +168,7 @@ def latex_table(comparison: compare.Comparison) -> str:
 
 
 def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
-  """A dot a seed, a line for their mean, a band for the default's floor."""
+  """Plots seeds as dots, their means as bars and the floor as a band."""
   variants = comparison.variants
   fig = figure.Figure(figsize=(9, 1.4 + 0.32 * len(variants)),
                       layout='constrained')
@@ -196,12 +200,12 @@ def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
 
 
 def has_curves(comparison: compare.Comparison) -> bool:
-  """Whether some run was evaluated more than at its end."""
+  """Returns whether a run was evaluated more often than at its end."""
   return any(len(run.curve) > 1 for v in comparison.variants for run in v.runs)
 
 
 def plot_curves(comparison: compare.Comparison, path: pathlib.Path) -> None:
-  """F1 over steps: a thin line a seed, a thick one for a variant's mean."""
+  """Plots F1 over steps: thin lines for seeds, thick ones for their means."""
   fig = figure.Figure(figsize=(9, 4), layout='constrained')
   axes = fig.subplots()
   for i, v in enumerate(comparison.variants):
@@ -221,13 +225,16 @@ def plot_curves(comparison: compare.Comparison, path: pathlib.Path) -> None:
 
 
 def _shown(comparison: compare.Comparison) -> list[str]:
-  """The metrics that some run has."""
+  """Returns the metrics that at least one run has."""
   return [name for name in TITLES if any(
       name in run.metrics for v in comparison.variants for run in v.runs)]
 
 
 def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
-  """Of each variant; step time and memory are over those of the default."""
+  """Returns the costs of each variant.
+
+  Step time and memory are relative to the default.
+  """
   def mean(of: Callable[[compare.Run], float], v: compare.Variant) -> float:
     known = [of(run) for run in v.runs if not math.isnan(of(run))]
     return sum(known) / len(known) if known else math.nan
@@ -257,7 +264,7 @@ def _spread(mean: float, sd: float, sign: str = '') -> str:
 
 
 def _number(value: float, form: str = '{:.2f}') -> str:
-  """A proper minus; a dash for what is not known."""
+  """Formats a number with a minus sign; NaN gives a dash."""
   return '–' if math.isnan(value) else form.format(value).replace('-', '−')
 
 

@@ -1,4 +1,4 @@
-"""search_space() of a config file → variants that a sampler proposes.
+"""Samplers, which propose variants from search_space() of a config file.
 
 A field maps to a list of choices, or to a tuple that is a range: (low, high),
 (low, high, 'log'). Ranges of ints give ints.
@@ -20,8 +20,8 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.sweeps import study as study_lib
 
-DIGITS = 4  # of a float, which is part of a name
-TRIES = 20  # to find a variant that is new
+DIGITS = 4  # significant digits of a sampled float, a part of a run's name
+TRIES = 20  # draws before the search space counts as exhausted
 
 # seed → sampler. TPE: Bergstra et al. (2011), after ten random variants.
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -31,10 +31,10 @@ SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 
 
 def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
-  """Fields and what each may be.
+  """Returns the Optuna distribution of each field.
 
   Raises:
-    UserError: no fields, or one that is neither choices nor a range.
+    UserError: there is no field, or a field has neither choices nor a range.
   """
   if not isinstance(space, Mapping) or not space:
     raise errors.UserError(
@@ -70,17 +70,19 @@ def propose_rounds(
     count: int,
     size: int,
 ) -> Iterator[list[Mapping[str, Any]]]:
-  """Ever longer lists: the config as it is and `count` variants in the end.
+  """Yields growing lists of variants, up to the default and `count` others.
 
-  `variants` are those drawn before, {} the first. `size` are drawn at a time,
-  with the results of those before in the study.
+  `variants` are the variants of an earlier start of the sweep, the default {}
+  first; the first list repeats them, so that their trials finish. Each further
+  list has `size` more variants, which the sampler proposes from the results
+  that the study has by then.
   """
   drawn = [*variants] or [{}]
   configs = [_resolved(config, v) for v in drawn]
   begun = bool(variants)
   while True:
     if begun:
-      begun = False  # first what was not finished
+      begun = False  # finish the earlier variants first
     else:
       for _ in range(min(size, count + 1 - len(drawn))):
         variant = _propose(study, space, sampler, config, configs)
@@ -97,10 +99,10 @@ def propose_rounds(
 def _propose(study: study_lib.Study, space: Mapping[str, BaseDistribution],
              sampler: str, config: config_lib.Config,
              known: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-  """Overrides of one more variant; None if none is found that is new.
+  """Returns the overrides of a new variant; None after TRIES repetitions.
 
-  The seed of the sampler is the config's plus the number of the Optuna trial: a
-  sweep that goes on draws what it would have drawn.
+  The seed of the sampler is the config's seed plus the number of Optuna trials,
+  so that an interrupted sweep draws the variants that it would have drawn.
   """
   for _ in range(TRIES):
     with study.guard():

@@ -1,9 +1,12 @@
-"""A sweep as an Optuna study: what samplers, pruners and dashboards read.
+"""The Optuna study of a sweep, which samplers, pruners and dashboards read.
 
-One Optuna trial is one run: its name and overrides, an intermediate value for
-every evaluation while it trained, and the final F1. Whether a run is complete
-is never read from here but from its directory; what a study lacks or has wrong
-is written anew, so it may be lost.
+One Optuna trial is one run. It has the name and overrides of the run, an
+intermediate value for every evaluation while training, and the final F1.
+
+The study is rebuilt from the run directories at every start of a sweep: rows
+that are missing or wrong are written again. Only a run directory says whether a
+run is complete. A lost database therefore costs no training; it only loses the
+variants that a sampler proposed and that have no run yet.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +27,7 @@ from qa_jax.sweeps import plan
 from qa_jax.sweeps import pruners
 
 SCORE = 'f1'
-LOCK_SECONDS = 10  # to wait for another process that writes the study
+LOCK_SECONDS = 10  # longest wait for another process that writes the study
 
 
 class Study:
@@ -36,7 +39,7 @@ class Study:
                space: Mapping[str, BaseDistribution] | None = None):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     self.where = where
-    self._space = dict(space or {})  # what a sampler proposed variants from
+    self._space = dict(space or {})  # the search space of the sampler, or {}
     self._storage = storage
     self._pruner = pruner
     self._ids: dict[str, int] = {}  # trial → its row
@@ -50,11 +53,11 @@ class Study:
       self._id = storage.get_study_id_from_name(name)
 
   def register(self, trials: Sequence[plan.Trial]) -> None:
-    """Gives every trial a row that agrees with its run directory."""
+    """Writes a row for every trial that agrees with its run directory."""
     self._trials |= {t.name: t for t in trials}
     with self.guard():
       rows: dict[str, FrozenTrial] = {}
-      proposed = []  # by a sampler, not yet named
+      proposed = []  # rows of a sampler that have no trial yet
       for row in self.optuna.get_trials(deepcopy=False):
         if 'name' in row.user_attrs:
           rows[row.user_attrs['name']] = row  # the latest
@@ -94,10 +97,11 @@ class Study:
         self._id, row.number)
 
   def begin(self, trial: plan.Trial) -> None:
+    """Records that a trial runs."""
     self._end(trial, TrialState.RUNNING)
 
   def superfluous(self, trial: plan.Trial) -> str:
-    """Why a trial need not begin, as the others' results have it; or ''."""
+    """Returns the reason why a trial need not begin, or ''."""
     if self._pruner != 'wilcoxon' or self._is_default(trial):
       return ''
     finished: dict[str, dict[int, float]] = {}  # variant → seed → score
@@ -109,33 +113,34 @@ class Study:
         finished.pop(json.dumps(trial.variant), {}), list(finished.values()))
 
   def hopeless(self, trial: plan.Trial) -> str:
-    """Records what a trial has measured; why it should end now, or ''."""
-    path = trial.run / 'metrics.jsonl'
+    """Records new evaluations of a trial; returns why it should end, or ''."""
+    path = RunDirectory(trial.run).metrics_file
     size = path.stat().st_size if path.is_file() else 0
     if size == self._sizes.get(trial.name):
       return ''
     self._sizes[trial.name] = size
     with self.guard():
-      found = optuna.Trial(self.optuna, self._ids[trial.name])
+      optuna_trial = optuna.Trial(self.optuna, self._ids[trial.name])
       known = self._storage.get_trial(
           self._ids[trial.name]).intermediate_values
       for row in RunDirectory(trial.run).read_metrics():
         if row['split'] != 'eval' or row['step'] in known:
           continue
-        found.report(row[SCORE], row['step'])
-        if found.should_prune() and not self._is_default(trial):
+        optuna_trial.report(row[SCORE], row['step'])
+        if optuna_trial.should_prune() and not self._is_default(trial):
           return (f'F1 {row[SCORE]:.2f} at step {row["step"]} is not in the '
                   'better half of the trials that came so far')
     return ''
 
   def complete(self, trial: plan.Trial) -> None:
-    self.hopeless(trial)  # the last evaluations
+    """Records the last evaluations and the final F1 of a trial."""
+    self.hopeless(trial)
     self._end(trial, TrialState.COMPLETE,
               files.read_object(trial.metrics)[SCORE])
 
   def settle(self, trials: Sequence[plan.Trial],
              failed: Mapping[str, str]) -> None:
-    """Records what became of trials, whoever ran them."""
+    """Records the results and failures of trials of any engine."""
     self.register([t for t in trials if t.name not in self._ids])
     for trial in trials:
       if trial.metrics.is_file():
@@ -144,10 +149,14 @@ class Study:
         self.fail(trial, failed[trial.name])
 
   def fail(self, trial: plan.Trial, reason: str) -> None:
+    """Records that a trial failed, and why."""
     self._end(trial, TrialState.FAIL, reason=reason)
 
   def prune(self, trial: plan.Trial, reason: str) -> None:
-    """Marks a trial as pruned, for good: the mark is a file of the sweep."""
+    """Records that a trial is pruned, in the study and in a file of the sweep.
+
+    The file outlives the study, so that the trial is never started again.
+    """
     if not trial.pruned.is_file():
       files.write_json(trial.pruned, {'reason': reason})
     with self.guard():
@@ -170,12 +179,12 @@ class Study:
           row, state, None if value is None else [value])
 
   def _is_default(self, trial: plan.Trial) -> bool:
-    """The first variant, which the report compares the others with."""
+    """Returns whether a trial is of the first variant, which never stops."""
     return trial.variant == next(iter(self._trials.values())).variant
 
   @contextlib.contextmanager
   def guard(self) -> Iterator[None]:
-    """Makes one line of what a database may raise."""
+    """Turns errors of the database into a UserError of one line."""
     try:
       yield
     except errors.UserError:
@@ -193,16 +202,17 @@ def _refusal(where: str, e: Exception) -> errors.UserError:
 
 
 def in_memory() -> Study:
+  """Returns an empty study that is not stored."""
   return Study(optuna.storages.InMemoryStorage(), 'sweep', 'memory')
 
 
 def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
                eval_every_steps: int = 1,
                space: Mapping[str, BaseDistribution] | None = None) -> Study:
-  """The sweep's study in WORKDIR/study.db, or in the database at `url`.
+  """Opens the sweep's study in WORKDIR/study.db, or in the database at `url`.
 
   Raises:
-    UserError: no study can be read there, or another sweep has the name.
+    UserError: no study can be read there, or its name is that of another sweep.
   """
   home = workdir.resolve()
   shared, where = bool(url), '--storage' if url else f'{workdir}/study.db'

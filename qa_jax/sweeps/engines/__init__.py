@@ -1,9 +1,9 @@
-"""ENGINES: what runs the trials of a sweep.
+"""Engines, which run the trials of a sweep.
 
-An engine takes trials whose configs are checked, a command for each and a
-Setup; it runs what is missing, and says which ones failed and why. A new one
-is a file and a line; if it only starts processes elsewhere, schedule.drive does
-the rest.
+An engine takes trials with checked configs, a function that returns the command
+of a trial, and a Setup. It runs the incomplete trials and returns the names of
+the failed ones with the reasons. A new engine is a file and a row of ENGINES.
+An engine that only starts processes can use scheduler.run_trials.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ ENGINES: dict[str, Engine] = {
     'ray': ray.run,
     'slurm': slurm.run,
 }
-# Those that use other machines; each says before anything is written whether it
-# can. The others share out the devices of this one.
+# Checks of the engines that use other machines; they run before any file is
+# written. The other engines divide the devices of this machine.
 ELSEWHERE: dict[str, Callable[[scheduler.Setup], None]] = {
     'ray': ray.check,
     'slurm': slurm.check,

@@ -1,4 +1,4 @@
-"""Trials as processes of this machine, one a worker."""
+"""The engine that runs trials as processes of this machine, one a worker."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
@@ -18,11 +18,11 @@ from qa_jax.sweeps.engines import scheduler
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
-  """Runs trials → {name: why it failed}.
+  """Runs trials; returns the names of failed trials with the reasons.
 
-  A worker has its own share of the CPU cores. What ends this function ends its
-  processes. If it is killed they go on, and the next call waits for them: the
-  process that writes a trial's log holds a lock on it.
+  Every worker has a share of the CPU cores. An exception ends the processes of
+  all trials. If this process is killed, the trials go on, and the next call
+  waits for them, because the process of a trial holds the lock of its log.
   """
   workers = len(setup.environments)
 
@@ -37,7 +37,7 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
 
 
 class Process:
-  """A command that writes a locked log, and with it holds the lock."""
+  """A process that writes a locked log and inherits the lock."""
 
   def __init__(self, command: Sequence[str], log: BinaryIO,
                environment: Mapping[str, str], *, cores: Sequence[int] = (),
@@ -47,23 +47,25 @@ class Process:
     self._process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         env={**os.environ, **environment}, cwd=directory,
-        start_new_session=True)  # Ctrl-C is for us: we end it
+        start_new_session=True)  # Ctrl-C reaches only the sweep, which ends it
     if sys.platform == 'linux' and cores:
       with contextlib.suppress(ProcessLookupError):  # it may have ended
-        # Before its first thread: all inherit it, and XLA counts these cores.
+        # Set before the process has threads, which all inherit the cores; XLA
+        # sizes its thread pools by them.
         os.sched_setaffinity(self._process.pid, cores)
 
   def poll(self) -> int | None:
+    """Returns the exit code, or None while the process runs."""
     return self._process.poll()
 
   def end(self, force: bool) -> None:
-    """With its children."""
+    """Ends the process and its children."""
     if self.poll() is None:
       os.killpg(self._process.pid, signal.SIGKILL if force else signal.SIGTERM)
 
 
 def _cores(worker: int, workers: int) -> list[int]:
-  """The worker's share; several share one if there are too few."""
+  """Returns the CPU cores of a worker; workers share cores if there are few."""
   if sys.platform != 'linux':
     return []
   cores = sorted(os.sched_getaffinity(0))
@@ -73,34 +75,42 @@ def _cores(worker: int, workers: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-  """What each worker has to itself."""
+  """The devices of each worker."""
 
-  environments: Sequence[Mapping[str, str]]  # added to that of the worker
+  environments: Sequence[Mapping[str, str]]  # variables of each worker
   count: int  # devices of a worker
 
 
 def list_devices(workers: int) -> Devices:
-  """This machine's devices, shared out; `workers` 0: one a GPU, else one.
+  """Divides the devices of this machine among workers.
+
+  `workers` 0 stands for one worker a GPU, or one without GPUs.
 
   Raises:
-    UserError: more workers than GPUs, or several on a TPU host, whose chips
-      belong to one process.
+    UserError: jax finds no device, there are more workers than
+      GPUs, or several workers on a TPU host, whose chips belong to one process.
   """
-  # Asked of another process: this one must not take their memory.
-  ask = 'import jax; print(jax.default_backend(), jax.local_device_count())'
-  told = subprocess.run([sys.executable, '-c', ask], capture_output=True,
-                        text=True, check=False)
-  if told.returncode:
+  # A child process lists the devices, because jax would reserve their memory.
+  program = 'import jax; print(jax.default_backend(), jax.local_device_count())'
+  child = subprocess.run([sys.executable, '-c', program], capture_output=True,
+                         text=True, check=False)
+  if child.returncode:
     raise errors.UserError(
-        f'jax finds no device: {told.stderr.strip().splitlines()[-1]}')
-  platform, number = told.stdout.split()
+        f'jax finds no device: {child.stderr.strip().splitlines()[-1]}')
+  platform, number = child.stdout.split()
   return share_devices(platform, int(number), workers,
                        os.environ.get('CUDA_VISIBLE_DEVICES', ''))
 
 
 def share_devices(platform: str, count: int, workers: int,
                   visible: str) -> Devices:
-  """`count` devices among `workers`; `visible` names the GPUs, '' all."""
+  """Divides `count` devices equally among `workers`.
+
+  `visible` is CUDA_VISIBLE_DEVICES, which names the GPUs; '' stands for all.
+
+  Raises:
+    UserError: there are more workers than the devices allow.
+  """
   if platform == 'cpu':
     return Devices([{}] * (workers or 1), count)
   most = count if platform == 'gpu' else 1
@@ -111,7 +121,7 @@ def share_devices(platform: str, count: int, workers: int,
   workers = workers or most
   if workers == 1:
     return Devices([{}], count)
-  each = count // workers  # as many for all: step times are compared
+  each = count // workers  # equal shares, because step times are compared
   names = visible.split(',') if visible else [str(i) for i in range(count)]
   return Devices([
       {'CUDA_VISIBLE_DEVICES': ','.join(names[i * each:(i + 1) * each])}

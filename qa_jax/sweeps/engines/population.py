@@ -1,13 +1,14 @@
-"""The engine that trains trials of one shape as one program, in this process.
+"""The engine that trains a population of trials as one program.
 
-What one population is, is a function of the plan, and then of what run.json
-says: a sweep that was killed goes on with the same members.
+The members of a population are computed from the plan and recorded in run.json.
+A sweep that was killed continues with the recorded members.
 """
 
 from collections.abc import Sequence
 from typing import BinaryIO
 
 from qa_jax import errors
+from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.sweeps import plan
@@ -17,17 +18,18 @@ from qa_jax.training import train
 
 
 def groups(trials: Sequence[plan.Trial]) -> list[list[plan.Trial]]:
-  """The trials that train, by population; complete ones are left out.
+  """Returns the populations that still train, as lists of trials.
 
-  A trial belongs to the population that its run.json names, or another's that
-  names it. Those that failed try again alone, and a population of complete and
-  failed ones is left in peace.
+  A trial belongs to the population that the run.json of any member records. A
+  failed trial is retried alone. A population whose members are all complete is
+  left out.
   """
   training = [t for t in trials if not t.source]
   recorded: dict[str, tuple[str, ...]] = {}
   for trial in training:
-    if (trial.run / 'run.json').is_file():
-      record = files.read_object(trial.run / 'run.json')
+    run = RunDirectory(trial.run)
+    if run.record_file.is_file():
+      record = run.read_record()
       names = tuple(record.get('population', [trial.name]))
       recorded |= dict.fromkeys(names, names)
   members: dict[object, list[plan.Trial]] = {}
@@ -50,12 +52,12 @@ def _failed(trial: plan.Trial) -> bool:
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
-  """Trains group after group on all devices → {name: why it failed}.
+  """Trains one population after another on all devices.
 
-  A group of one is an ordinary run; so is a trial that shares the training of
-  another, which only evaluates.
+  Returns the names of failed trials with the reasons. A population of one is an
+  ordinary run, as is a trial that shares a training and only evaluates.
   """
-  del command  # of processes
+  del command  # no process is started
   setup.study.register(trials)
   trials = [t for t in trials if not t.pruned.is_file()]
   failed: dict[str, str] = {}
@@ -99,7 +101,7 @@ def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
 
 
 def _outcomes(group: Sequence[plan.Trial]) -> list[object]:
-  """Metrics, or the UserError that a trial ended with."""
+  """Returns the metrics of each trial, or the UserError that ended it."""
   try:
     if len(group) == 1:
       return [train.train(group[0].config, group[0].run)]

@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a table on a terminal, lines elsewhere."""
+"""The progress of a sweep: a table on a terminal, lines elsewhere."""
 
 from collections.abc import Sequence
 import dataclasses
@@ -19,17 +19,17 @@ REFRESH_SECONDS = 1.0
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A trial that runs."""
+  """The progress of a running trial."""
 
   name: str
   step: int
   fraction: float  # of its training
   f1: float  # of its last evaluation; NaN: none yet
-  seconds: float  # since it began here
+  seconds: float  # since this process started it
 
 
 def progress_row(trial: plan.Trial, seconds: float) -> Row:
-  """What the trial's metrics.jsonl says."""
+  """Reads the progress of a trial from its metrics.jsonl."""
   rows = RunDirectory(trial.run).read_metrics()
   config = trial.config.train
   step, fraction, f1 = 0, 0.0, math.nan
@@ -45,10 +45,10 @@ def progress_row(trial: plan.Trial, seconds: float) -> Row:
 
 def eta(rows: Sequence[Row], waiting: int, workers: int,
         finished: Sequence[float]) -> float:
-  """Seconds until all are complete; NaN before anything is known.
+  """Estimates the seconds until all trials are complete; NaN if unknown.
 
-  A trial takes what `finished` ones took on average, or what those that run
-  promise.
+  `finished` are the durations of finished trials; their mean is the duration of
+  a waiting trial. Without them it is estimated from the running trials.
   """
   known = [*finished] or [r.seconds / r.fraction for r in rows if r.fraction]
   if not known:
@@ -60,7 +60,7 @@ def eta(rows: Sequence[Row], waiting: int, workers: int,
 
 
 class Board:
-  """Lines when a trial ends; on a terminal a table of those that run, too."""
+  """The display of a sweep: a line a finished trial, a table on a terminal."""
 
   def __init__(self, total: int, done: int):
     self._total, self._done = total, done
@@ -74,7 +74,7 @@ class Board:
       self._lines = console_lib.Progress('sweep', total, done)
 
   def ended(self, done: int, note: str) -> None:
-    """`done` have ended, the last of them as `note` says."""
+    """Shows that `done` trials have ended; `note` describes the last one."""
     self._done = done
     if self._lines:
       self._lines.update(done)
@@ -84,17 +84,18 @@ class Board:
 
   @property
   def is_due(self) -> bool:
-    """Whether the table wants new rows."""
+    """Returns whether the table is to be drawn again."""
     return (self._live is not None
             and time.monotonic() > self._shown + REFRESH_SECONDS)
 
   def show(self, rows: Sequence[Row], seconds: float) -> None:
-    """`seconds` are left of the sweep."""
+    """Draws the table; `seconds` is the time left of the sweep."""
     self._shown = time.monotonic()
     self._live.update(progress_table(rows, self._done, self._total, seconds),
                       refresh=True)
 
   def close(self) -> None:
+    """Ends the display."""
     if self._lines:
       self._lines.close()
     else:
@@ -103,19 +104,19 @@ class Board:
 
 def progress_table(rows: Sequence[Row], done: int, total: int,
                    seconds: float) -> rich.table.Table:
-  """What runs, and how far the whole is."""
+  """Returns the table of running trials, titled with the sweep's progress."""
   left = '–' if math.isnan(seconds) else _clock(seconds)
-  made = rich.table.Table(
+  table = rich.table.Table(
       title=f'{done} of {total} trials, ETA {left}', title_justify='left')
-  made.add_column('trial', overflow='fold')
+  table.add_column('trial', overflow='fold')
   for name in ('step', 'done', 'F1', 'time', 'left'):
-    made.add_column(name, justify='right')
+    table.add_column(name, justify='right')
   for r in rows:
-    made.add_row(
+    table.add_row(
         rich.text.Text(r.name), str(r.step), f'{100 * r.fraction:.0f} %',
         '–' if math.isnan(r.f1) else f'{r.f1:.2f}', _clock(r.seconds),
         _clock(r.seconds / r.fraction - r.seconds) if r.fraction else '–')
-  return made
+  return table
 
 
 def _clock(seconds: float) -> str:

@@ -1,6 +1,7 @@
-"""Trials as tasks of a Ray cluster, whose machines share a file system.
+"""The engine that runs trials as tasks of a Ray cluster.
 
-Its name is that of the library, which is imported when it is needed alone.
+The machines of the cluster share a file system. The library Ray is imported
+inside functions, so that other engines do not need it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,22 +16,23 @@ from qa_jax.sweeps.engines import remote
 from qa_jax.sweeps.engines import scheduler
 
 CONNECT_SECONDS = 3.0
-# HTTP/2, which Ray's servers speak: the client's preface and empty settings.
+# The preface and empty settings of an HTTP/2 client; Ray's servers answer it.
 PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
     [0, 0, 0, 4, 0, 0, 0, 0, 0])
-# What Ray reads when it is imported, unless it is set already.
+# Environment variables that Ray reads when it is imported. Values that the user
+# has set are left alone.
 SETTINGS = {
-    'RAY_USAGE_STATS_ENABLED': '0',  # it would phone home
-    # Tasks without a GPU must not see one: its default until it is another.
+    'RAY_USAGE_STATS_ENABLED': '0',  # sends no usage statistics
+    # Hides GPUs from tasks without one, whatever Ray's default becomes.
     'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
 TOKEN = pathlib.Path('~/.ray/auth_token')
 
 
 def _import(address: str) -> Any:
-  """Ray, with SETTINGS; of a cluster that has a token, we show ours."""
+  """Imports Ray with SETTINGS and, for a cluster, the token of this user."""
   settings = dict(SETTINGS)
-  if address != 'local':  # which makes a token, or reads its own
-    settings['RAY_NUM_REDIS_GET_RETRIES'] = '4'  # seconds to be let in, not 20
+  if address != 'local':  # 'local' needs no token
+    settings['RAY_NUM_REDIS_GET_RETRIES'] = '4'  # seconds to connect, not 20
     settings['RAY_BACKEND_LOG_LEVEL'] = 'error'
     if TOKEN.expanduser().is_file():
       settings['RAY_AUTH_MODE'] = 'token'
@@ -41,10 +43,10 @@ def _import(address: str) -> Any:
 
 
 def check(setup: scheduler.Setup) -> None:
-  """Refuses an address where nothing answers; Ray would wait for minutes.
+  """Checks that a Ray cluster answers; ray.init would wait for minutes.
 
   Raises:
-    UserError: as said, or Ray is not installed.
+    UserError: Ray is not installed, or no cluster answers at the address.
   """
   try:
     ray = _import(setup.address)
@@ -55,7 +57,7 @@ def check(setup: scheduler.Setup) -> None:
   if address == 'local':
     return
   if not address.startswith('ray://'):
-    try:  # what Ray makes of auto and of this machine's own names
+    try:  # Ray resolves 'auto' and local names
       address = ray._private.services.canonicalize_bootstrap_address(address)
     except ConnectionError:
       raise errors.UserError(
@@ -71,7 +73,7 @@ def check(setup: scheduler.Setup) -> None:
     with socket.create_connection((host, int(port)), CONNECT_SECONDS) as link:
       link.settimeout(CONNECT_SECONDS)
       link.sendall(PREFACE)
-      if link.recv(9)[3:4] != b'\4':  # its settings
+      if link.recv(9)[3:4] != b'\4':  # the type of a settings frame
         raise OSError('what answers is not Ray')
   except (OSError, OverflowError) as e:
     taken = f' ({address})' * (address != setup.address)
@@ -83,13 +85,13 @@ def check(setup: scheduler.Setup) -> None:
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
-  """Runs trials → {name: why it failed}; `setup.address` is the cluster's.
+  """Runs trials; returns the names of failed trials with the reasons.
 
-  A trial has the GPUs or TPU chips that share() gives it. What ends this
-  function ends its trials.
+  `setup.address` is the address of the cluster. share() computes the GPUs or
+  TPU chips of a trial. An exception ends all trials.
 
   Raises:
-    UserError: no cluster, or more workers than it has devices.
+    UserError: there is no cluster, or more workers than it has devices.
   """
   ray = _import(setup.address)
   here = ({'include_dashboard': False, '_node_ip_address': '127.0.0.1'}
@@ -97,7 +99,7 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   try:
     ray.init(address=setup.address, log_to_driver=False,
              logging_level='ERROR', **here)
-  except (Exception, SystemExit) as e:  # it raises what it likes
+  except (Exception, SystemExit) as e:  # ray.init raises many types
     reason = ' '.join(str(e).split())[:300]
     if 'AuthToken' in f'{e} {e.__context__}':
       reason = (f'the cluster refuses the token of this machine; copy {TOKEN} '
@@ -111,7 +113,7 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
 
     def start(starts: Sequence[scheduler.Start]) -> Iterator[Process]:
       for s in starts:
-        s.log.close()  # the lock is for the task
+        s.log.close()  # frees the lock for the task
         yield Process(ray, task.remote(remote.Work(
             command(s.trial), s.trial.log, s.trial.metrics)), s.trial)
 
@@ -123,30 +125,31 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
 
 def share(nodes: Sequence[Mapping[str, float]], workers: int,
           ) -> tuple[int, dict[str, Any]]:
-  """Trials side by side, and what each asks for; `workers` 0: one a device.
+  """Returns the number of concurrent trials and the resources of each.
 
-  A trial is on one machine. Those of TPUs and without accelerators have it to
-  themselves if `workers` is 0.
+  `workers` 0 stands for one trial a GPU, or one a machine without GPUs. A trial
+  never spans machines.
 
   Raises:
-    UserError: more workers than devices; Ray would wait for ever.
+    UserError: there are more workers than devices. Ray would wait for ever.
   """
   for kind, count in (('GPU', 1), ('TPU', 0)):
-    having = [int(node[kind]) for node in nodes if node.get(kind)]
-    if not having:
+    counts = [int(node[kind]) for node in nodes if node.get(kind)]
+    if not counts:
       continue
-    each = count or max(having)  # a TPU host's chips are one process's
+    each = count or max(counts)  # one process uses all chips of a TPU host
     if workers and count:
-      # The most for each that `workers` trials can have.
-      each = next((n for n in range(max(having), 0, -1) if sum(
-          number // n for number in having) >= workers), 0)
-    most = sum(number // max(each, 1) for number in having)
+      # The most GPUs a trial with which `workers` trials fit.
+      each = next((n for n in range(max(counts), 0, -1) if sum(
+          number // n for number in counts) >= workers), 0)
+    most = sum(number // max(each, 1) for number in counts)
     if workers > most:
       raise errors.UserError(
           f'--workers={workers}, but the cluster takes at most {most} trials '
-          f'on its {sum(having)} {kind}s')
-    asked = {'num_gpus': each} if kind == 'GPU' else {'resources': {kind: each}}
-    return workers or most, {'num_cpus': 1, **asked}
+          f'on its {sum(counts)} {kind}s')
+    request = ({'num_gpus': each} if kind == 'GPU'
+               else {'resources': {kind: each}})
+    return workers or most, {'num_cpus': 1, **request}
   cores = [int(node.get('CPU', 0)) for node in nodes]
   each = next((n for n in range(max(cores, default=0), 0, -1) if sum(
       number // n for number in cores) >= (workers or len(cores))), 0)
@@ -162,7 +165,7 @@ def _call(work: remote.Work) -> int:
 
 
 class Process:
-  """A task that may be lost with its machine."""
+  """A Ray task, which can be lost with its machine."""
 
   def __init__(self, ray: Any, task: Any, trial: plan.Trial):
     self._ray, self._task, self._trial = ray, task, trial

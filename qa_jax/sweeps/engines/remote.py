@@ -1,4 +1,4 @@
-"""What runs a trial on another machine, which sees the same file system."""
+"""The task that runs a trial on another machine of a shared file system."""
 
 from collections.abc import Sequence
 import fcntl
@@ -10,21 +10,24 @@ from qa_jax.sweeps.engines import scheduler
 
 
 class Work:
-  """A trial's command, to be sent; a call runs it → exit code.
+  """The command of a trial, which can be pickled and called elsewhere.
 
-  It holds the lock of the log, as a trial here does, and waits for whoever has
-  it: of two that run one trial, the second finds it complete. What interrupts
-  the call ends the process.
+  A call waits for the lock of the trial's log, so that two tasks never run one
+  trial at once: the second task finds the trial complete. An exception in the
+  call ends the process of the trial.
   """
 
   def __init__(self, command: Sequence[str], log: pathlib.Path,
                metrics: pathlib.Path):
     self._command = [*command]
     self._log, self._metrics = log.absolute(), metrics.absolute()
-    self._directory = pathlib.Path.cwd()  # of the relative paths in a command
+    self._directory = pathlib.Path.cwd()  # base of relative paths
 
   def __call__(self, where: str = '') -> int:
-    """`where` it runs goes into the log."""
+    """Runs the command; returns its exit code.
+
+    `where` names the machine and is written to the log.
+    """
     with self._log.open('ab') as log:
       fcntl.flock(log, fcntl.LOCK_EX)
       if self._metrics.is_file():

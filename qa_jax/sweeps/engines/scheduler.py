@@ -1,7 +1,19 @@
-"""The order of trials: what may begin, what became of it, what is next.
+"""The queue of trials, and the loop that runs it with an engine's processes.
 
-An engine starts processes; here it is decided when, and for which trial. The
-lock of a trial's log says whether somebody runs it.
+The life of a trial:
+
+1. It waits in the queue. A trial that shares the training of another trial
+   waits until that one is complete, and fails or is pruned with it.
+2. The queue locks its log file. The lock shows that a process runs the trial;
+   if another sweep holds it, the trial goes on waiting.
+3. A complete or pruned trial is not started. The study may prune it here.
+4. The engine starts its process, which inherits the lock.
+5. While it runs, the study reads its evaluations and may ask it to end: it gets
+   SIGTERM and, after GRACE_SECONDS, SIGKILL.
+6. When the process has ended, the trial is complete if its run directory has
+   metrics.json. It has failed if its log ends with a message to the user.
+   Otherwise it died: it is started again, at most RETRIES times, and resumes
+   from its last checkpoint.
 """
 
 import collections
@@ -19,59 +31,58 @@ from qa_jax.sweeps import plan
 from qa_jax.sweeps import study as study_lib
 from qa_jax.sweeps.engines import progress
 
-RETRIES = 2  # of a trial that died; a user's mistake would only come again
-GRACE_SECONDS = 10.0  # between asking a trial to end and ending it
+RETRIES = 2  # of a trial that died; a user's mistake is not retried
+GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.1
-LOG_MARK = 'sweep: '  # begins what is not the trial's own
-MISTAKE = 'error: '  # begins the last line of a trial that need not try again
+LOG_MARK = 'sweep: '  # prefix of log lines that the sweep writes
+MISTAKE = 'error: '  # prefix of the last line of a trial that failed
 
 Command = Callable[[plan.Trial], Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What an engine is told beside trials; each takes what concerns it."""
+  """The options of engines; every engine reads those that concern it."""
 
-  environments: Sequence[Mapping[str, str]] = ({},)  # one a worker, here
+  environments: Sequence[Mapping[str, str]] = ({},)  # one a local worker
   workers: int = 0  # trials side by side; 0: one a device, else one
   address: str = 'auto'  # of a Ray cluster
-  # What submitit passes on to SLURM; cluster='local' rehearses without one.
+  # Parameters of submitit; cluster='local' runs jobs here without SLURM.
   slurm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  # Where results are recorded, and who says that a trial need not go on.
+  # The study records results and decides which trials stop early.
   study: study_lib.Study = dataclasses.field(
       default_factory=study_lib.in_memory)
 
 
 class Process(Protocol):
-  """A trial that runs somewhere."""
+  """The process of a trial, here or on another machine."""
 
   def poll(self) -> int | None:
-    """Exit code, negative for a signal; None while it runs."""
+    """Returns the exit code, negative for a signal; None while it runs."""
 
   def end(self, force: bool) -> None:
-    """Asks it to end, or ends it."""
+    """Asks the process to end, or kills it if `force`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """A trial that is to begin."""
+  """A trial to start on a worker."""
 
   worker: int
   trial: plan.Trial
-  log: BinaryIO  # locked; who starts it closes it
+  log: BinaryIO  # locked; the engine closes it
 
 
 def run_trials(queue: 'Queue', workers: int,
                start: Callable[[Sequence[Start]], Iterable[Process]],
-          ) -> dict[str, str]:
-  """Runs a queue, at most `workers` trials at once → {name: why it failed}.
+               ) -> dict[str, str]:
+  """Runs the trials of a queue, at most `workers` at once.
 
-  `start` gives the processes one by one: what has begun when it raises is
-  ended here. A trial that dies is started again and resumes; one that ends
-  with a message is not.
+  Returns the names of failed trials with the reasons. `start` yields processes
+  one by one, so that the started ones are ended here if it raises.
   """
   running: dict[int, _Running] = {}
-  took: list[float] = []  # seconds, of those that have ended
+  took: list[float] = []  # seconds of the ended trials
   try:
     while queue.waiting or running:
       for worker, job in [*running.items()]:
@@ -93,10 +104,8 @@ def run_trials(queue: 'Queue', workers: int,
         running[s.worker] = _Running(s.trial, process)
       if queue.board.is_due:
         now = time.monotonic()
-        rows = [
-            progress.progress_row(j.trial, now - j.began)
-            for j in running.values()
-        ]
+        rows = [progress.progress_row(j.trial, now - j.began)
+                for j in running.values()]
         queue.board.show(
             rows, progress.eta(rows, len(queue.waiting), workers, took))
       time.sleep(POLL_SECONDS)
@@ -111,8 +120,8 @@ class _Running:
   trial: plan.Trial
   process: Process
   began: float = dataclasses.field(default_factory=time.monotonic)
-  hopeless: str = ''  # why it has been asked to end
-  deadline: float = 0.0  # by when
+  hopeless: str = ''  # the reason why it was asked to end
+  deadline: float = 0.0  # when it is killed
 
 
 def _prune(job: _Running, queue: 'Queue') -> None:
@@ -138,7 +147,7 @@ def stop(processes: Sequence[Process]) -> None:
 
 
 class Queue:
-  """What became of the trials so far."""
+  """The waiting trials of a sweep and the outcomes of the others."""
 
   def __init__(self, trials: Sequence[plan.Trial], study: study_lib.Study):
     study.register(trials)
@@ -154,7 +163,7 @@ class Queue:
     self._locked: set[str] = set()
 
   def next(self) -> tuple[plan.Trial, BinaryIO] | tuple[None, None]:
-    """A trial that can begin and its log, which is locked; or none."""
+    """Returns a trial that can begin and its locked log, or (None, None)."""
     for trial in [*self.waiting]:
       if trial.source and trial.source not in self._done:
         self._share_end(trial)
@@ -177,7 +186,7 @@ class Queue:
     return None, None
 
   def _share_end(self, trial: plan.Trial) -> None:
-    """Takes note of a trial that waits for a training in vain."""
+    """Ends a trial whose shared training failed or was pruned."""
     if trial.source in self.failed:
       self.waiting.remove(trial)
       self._fail(trial, f'{trial.source} failed, whose training it shares')
@@ -186,7 +195,7 @@ class Queue:
       self._prune(trial, f'{trial.source} was, whose training it shares')
 
   def _is_over(self, trial: plan.Trial) -> bool:
-    """Takes note of a trial that need not begin."""
+    """Returns whether a trial need not begin, and records its outcome."""
     if trial.metrics.is_file():
       self._done.add(trial.name)
       self.study.complete(trial)
@@ -200,13 +209,13 @@ class Queue:
     return bool(reason)
 
   def ended(self, trial: plan.Trial, code: int, hopeless: str) -> None:
-    """Takes note of a trial whose process has ended, or was ended."""
+    """Records the outcome of a trial whose process has ended."""
     if trial.metrics.is_file():
       self._done.add(trial.name)
       self.study.complete(trial)
-      found = files.read_object(trial.metrics)
-      self._note(f'{trial.name}: EM {found["exact_match"]:.2f} '
-                 f'F1 {found["f1"]:.2f}')
+      metrics = files.read_object(trial.metrics)
+      self._note(f'{trial.name}: EM {metrics["exact_match"]:.2f} '
+                 f'F1 {metrics["f1"]:.2f}')
       return
     if hopeless:
       self._prune(trial, hopeless)
@@ -234,10 +243,10 @@ class Queue:
 
 
 def lock_sweep(path: pathlib.Path) -> BinaryIO | None:
-  """The open log, which only its holders can open so; None if there is one.
+  """Opens and locks a log; returns None if another process holds the lock.
 
-  The lock belongs to the open file, which a trial inherits as its output: it
-  lasts until both have ended, however they do.
+  The process of a trial inherits the open file as its output. The lock lasts
+  until both processes have closed the file or died.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   log = path.open('ab')
@@ -250,7 +259,7 @@ def lock_sweep(path: pathlib.Path) -> BinaryIO | None:
 
 
 def _reason(log: pathlib.Path, code: int) -> str:
-  """Why a process ended so: a signal, or the last line that it wrote."""
+  """Returns why a process ended: a signal, or the last line of its log."""
   if code < 0:
     reason = f'died of signal {-code} ({signal.strsignal(-code)})'
     record_note(log, reason)
@@ -261,6 +270,6 @@ def _reason(log: pathlib.Path, code: int) -> str:
 
 
 def record_note(log: pathlib.Path, text: str) -> None:
-  """Adds a line to a trial's log that is not its own."""
+  """Adds a line of the sweep to the log of a trial."""
   with log.open('a', encoding='utf-8') as file:
     file.write(f'{LOG_MARK}{text}\n')

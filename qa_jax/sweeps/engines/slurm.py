@@ -1,6 +1,7 @@
-"""Trials as jobs of a SLURM array, submitted by submitit.
+"""The engine that runs trials as jobs of a SLURM array, through submitit.
 
-submitit keeps pickles in WORKDIR/slurm: open no workdir that you don't trust.
+submitit writes pickles to WORKDIR/slurm. Do not use a workdir that you do not
+trust, because loading a pickle can run code.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,25 +13,26 @@ from qa_jax.sweeps import plan
 from qa_jax.sweeps.engines import remote
 from qa_jax.sweeps.engines import scheduler
 
-# Parameters of several tasks a job: each would be the same trial.
+# Parameters that give a job several tasks, which would all run one trial.
 ONE = ('nodes', 'tasks_per_node', 'slurm_nodes', 'slurm_ntasks',
        'slurm_ntasks_per_node')
 
 
 class Work(remote.Work):
-  """Submitted again when SLURM pre-empts it or its time is over."""
+  """A task that is submitted again after preemption or a timeout."""
 
   def checkpoint(self) -> Any:
-    """What submitit calls then; the run resumes from its last checkpoint."""
+    """Returns the submission that resumes from the last checkpoint."""
     import submitit
     return submitit.helpers.DelayedSubmission(self)
 
 
 def check(setup: scheduler.Setup) -> None:
-  """Refuses what submitit does; it needs an sbatch, or cluster=local.
+  """Checks the options of --slurm and that jobs can be submitted.
 
   Raises:
-    UserError: as said, or submitit is not installed.
+    UserError: submitit is not installed or refuses an option, or there is
+      neither sbatch nor cluster=local.
   """
   try:
     import submitit  # noqa: F401
@@ -43,16 +45,16 @@ def check(setup: scheduler.Setup) -> None:
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
-  """Runs trials → {name: why it failed}.
+  """Runs trials; returns the names of failed trials with the reasons.
 
-  All that can begin are one array, of which `setup.workers` run at a time (0:
-  as many as there is room for). What ends this function cancels its jobs.
+  All trials that can begin form one array, of which `setup.workers` run at a
+  time (0: no limit). An exception cancels all jobs.
   """
   executor = _executor(setup, str(trials[0].workdir / 'slurm'))
 
   def start(starts: Sequence[scheduler.Start]) -> Iterator[Process]:
     for s in starts:
-      s.log.close()  # the lock is for the job
+      s.log.close()  # frees the lock for the job
     with executor.batch():
       jobs = [executor.submit(Work(
           command(s.trial), s.trial.log, s.trial.metrics)) for s in starts]
@@ -85,7 +87,7 @@ def _executor(setup: scheduler.Setup, folder: str) -> Any:
 
 
 class Process:
-  """A job, wherever it waits or runs."""
+  """A job that waits or runs."""
 
   def __init__(self, job: Any, trial: plan.Trial):
     self._job, self._trial = job, trial
@@ -93,7 +95,7 @@ class Process:
 
   def poll(self) -> int | None:
     if self._code is None and self._job.done():
-      # A job that was lost has an exception and no result.
+      # A lost job has an exception and no result.
       lost = self._job.exception()
       if lost is not None:
         scheduler.record_note(self._trial.log,
@@ -102,5 +104,5 @@ class Process:
     return self._code
 
   def end(self, force: bool) -> None:
-    del force  # SLURM ends what does not end itself
+    del force  # SLURM kills a job that does not end
     self._job.cancel(check=False)
