@@ -1,8 +1,14 @@
-"""Configs: every shipped one is whole; mistakes are one line."""
+"""Config files list every field, and a mistake in a config is one line."""
 
+import dataclasses
 import importlib
+import inspect
 import pathlib
+import re
+import sys
 
+from absl import flags
+from ml_collections import config_flags
 import pytest
 
 from qa_jax import config
@@ -23,6 +29,55 @@ def keys(tree, path=''):
 def test_shipped_config_lists_every_field_so_that_flags_can_override(name):
   given = importlib.import_module(f'configs.{name}').get_config().to_dict()
   assert keys(given) == keys(config.check_config(given).to_dict())
+
+
+def test_defaults_hold_every_field_with_its_default():
+  c = config.defaults()
+  c.train.num_steps = 10
+  assert config.check_config(c) == config.check_config(VALID)
+  assert keys(c.to_dict()) == keys(config.Config().to_dict())
+
+
+def test_defaults_take_assignments_of_every_kind_of_field():
+  c = config.defaults()
+  c.model.preset = 'base'
+  c.data.buckets = (128, 256)
+  c.parallel.mesh = {'data': 2, 'fsdp': 4}
+  c.train.num_epochs = 2
+  checked = config.check_config(c)
+  assert checked.model.preset == 'base'
+  assert checked.data.buckets == (128, 256)
+  assert checked.parallel.mesh == {'data': 2, 'fsdp': 4}
+  assert checked.train.num_epochs == 2.0
+  assert config.defaults().model.preset == 'tiny'
+
+
+def test_defaults_take_overrides_from_the_command_line(monkeypatch):
+  command = ['train', '--config.train.num_steps=7',
+             '--config.data.buckets=(8, 9)', '--config.parallel.mesh.fsdp=2',
+             '--config.optim.learning_rate=1']
+  monkeypatch.setattr(sys, 'argv', command)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+      'config', config.defaults(), flag_values=values)
+  values(command)
+  checked = config.check_config(values.config)
+  assert checked.train.num_steps == 7
+  assert checked.data.buckets == (8, 9)
+  assert checked.parallel.mesh == {'data': -1, 'fsdp': 2}
+  assert checked.optim.learning_rate == 1.0
+
+
+@pytest.mark.parametrize('group', [
+    config.Config, config.Model, config.Decode, config.Data, config.Train,
+    config.Optim, config.ParallelConfig, config.Precision])
+def test_comment_above_every_field_is_whole_sentences(group):
+  source = inspect.getsource(group)
+  for field in dataclasses.fields(group):
+    comment = re.search(
+        rf'((?:^  # .*\n)+)^  {field.name}: ', source, re.MULTILINE)
+    assert comment, field.name
+    assert re.fullmatch(r"  # ['A-Z0-9](.|\n)*\.\n", comment[1]), comment[1]
 
 
 @pytest.mark.parametrize(('change', 'message'), [
