@@ -1,4 +1,10 @@
-"""Config → the parts of a run: tokenizer, model, parameters, objective."""
+"""The model and objective of a config, and checks that its parts fit together.
+
+In the order of use: the sizes of the encoder, attention, the model, the
+compatibility of head and objective, the compatibility of head and decoding, and
+the source of initial parameters. Each check runs without data and without
+computing anything, so that a mistake is refused before slow work.
+"""
 
 import dataclasses
 import pathlib
@@ -26,39 +32,39 @@ from qa_jax.span_scores import SpanScores
 SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
 
 
-def init_source(config: config_lib.Config) -> pathlib.Path | None:
-  """The local directory of model.init_from, fetched if it is a hub id."""
-  if not config.model.init_from:
-    return None
-  directory = pathlib.Path(config.model.init_from)
-  if RunDirectory(directory).is_run():
-    return directory
-  return hugging_face.resolve_source(config.model.init_from)
-
-
 def encoder_config(config: config_lib.Config, vocab_size: int,
                    source: pathlib.Path | None) -> bert.BertConfig:
-  """Sizes from the preset, single fields over it, checked with `source`."""
-  asked: dict[str, int] = {}
+  """Returns the sizes of the encoder, for a vocabulary of `vocab_size` entries.
+
+  They are the sizes of the checkpoint `source`, or without one those of
+  model.preset. A size that is set in the config overrides the preset.
+
+  Raises:
+    UserError: the preset is unknown, a size is given nowhere, preset or fields
+      contradict the checkpoint, the vocabulary exceeds its embeddings,
+      hidden_size is not divisible by num_heads, or windows are longer than the
+      encoder has positions.
+  """
+  given: dict[str, int] = {}
   if config.model.preset:
     if config.model.preset not in bert.PRESETS:
       raise errors.UserError(
           f'unknown config.model.preset {config.model.preset!r}'
           f'{errors.did_you_mean(config.model.preset, bert.PRESETS)}')
-    asked |= bert.PRESETS[config.model.preset]
-  asked |= {k: getattr(config.model, k) for k in SIZES
+    given |= bert.PRESETS[config.model.preset]
+  given |= {k: getattr(config.model, k) for k in SIZES
             if getattr(config.model, k)}
   if source is None:
-    missing = [k for k in SIZES if k not in asked]
+    missing = [k for k in SIZES if k not in given]
     if missing:
       raise errors.UserError(
           f'config.model.{missing[0]} is 0 and no preset or init_from gives it')
-    sizes = bert.BertConfig(vocab_size=vocab_size, **asked)
+    sizes = bert.BertConfig(vocab_size=vocab_size, **given)
   elif RunDirectory(source).is_run():
     sizes = RunDirectory(source).read_encoder_config()
   else:
     sizes = hugging_face.read_config(source)
-  for key, value in asked.items():
+  for key, value in given.items():
     if getattr(sizes, key) != value:
       raise errors.UserError(
           f'config.model: preset {config.model.preset!r} has {key} {value}, '
@@ -81,7 +87,7 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
 
 def check_positions(config: config_lib.Config,
                     sizes: bert.BertConfig) -> None:
-  """Raises a UserError for windows longer than the encoder has positions."""
+  """Raises a UserError if windows are longer than the encoder has positions."""
   if config.data.max_length > sizes.max_position:
     raise errors.UserError(
         f'config.data.max_length={config.data.max_length} exceeds the '
@@ -90,9 +96,10 @@ def check_positions(config: config_lib.Config,
 
 def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
                     training: bool, platform: str | None = None) -> None:
-  """Raises a UserError for an attention that cannot do what is asked of it.
+  """Raises a UserError if model.attention is unknown or does not fit its use.
 
-  `platform` is jax's name of it: None is that of this process, '' any.
+  `platform` is JAX's name of a platform. None is the platform of this process,
+  and '' checks only the limits that hold on every platform.
   """
   attention.check_attention(
       config.model.attention, _use(config, sizes, training, platform),
@@ -101,9 +108,10 @@ def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
 
 def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
                      ) -> tuple[config_lib.Config, str]:
-  """The config of a run for inference here, and what to tell the user, or ''.
+  """Returns a config whose attention works here, and a note for the user or ''.
 
-  A run may have been trained by what this machine does not have.
+  A run may have been trained with an attention that this machine does not have.
+  Then the config is returned with model.attention='auto'.
   """
   name = config.model.attention
   problem = (attention.limitation(name, _use(config, sizes, False, None))
@@ -129,6 +137,11 @@ def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
 
 def build_model(config: config_lib.Config,
                 sizes: bert.BertConfig) -> qa.QAModel:
+  """Returns the model of encoder and head, without parameters.
+
+  Raises:
+    UserError: model.head is not the spec string of a head.
+  """
   head = registry.build(heads.HEADS, config.model.head, what='head')
   return qa.QAModel(
       config=sizes, head=head,
@@ -137,7 +150,13 @@ def build_model(config: config_lib.Config,
 
 
 def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
-  """What stands between an objective and a head's training scores, or ''."""
+  """Returns why an objective cannot train a head, '' if it can.
+
+  `scores` are the shapes of the head's scores in training. Refused are an
+  objective that needs scores the head lacks, an objective over all spans with a
+  head that conditions ends on the gold start, and an objective that would leave
+  pair or null scores of the head untrained.
+  """
   has = {'pair': scores.pair is not None, 'null': scores.null is not None,
          'boundary': scores.boundary is not None,
          'conditional': scores.conditional}
@@ -155,18 +174,22 @@ def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
 
 
 def scores_all_spans(head: nn.Module) -> bool:
-  """Whether a head's start and end scores are for any span, so that sums over
-  all of them say something."""
+  """Returns whether a head's scores in training hold for any start and end.
+
+  They do not if the head scores ends for the gold start alone. Then sums over
+  all spans have no meaning.
+  """
   return not nesting.score_shapes(head, training=True).conditional
 
 
 def check_objective(objective_spec: str,
                     head_spec: str) -> objectives.Objective:
-  """The objective, if it trains the head.
+  """Returns the objective of a spec string if it fits the head.
 
   Raises:
-    UserError: it does not, what does being named, or spans are scored that the
-      head does not score.
+    UserError: a spec string is wrong, the objective cannot train the head (the
+      message names the heads and objectives that fit), or it needs spans that
+      are longer than the head scores.
   """
   objective = registry.build(
       objectives.OBJECTIVES, objective_spec, what='objective')
@@ -184,6 +207,7 @@ def check_objective(objective_spec: str,
         f'config.model.head={head_spec!r}. Heads that fit: '
         f'{", ".join(fitting_heads)}; objectives that fit this head: '
         f'{", ".join(fitting_objectives)}')
+  # Tracing the loss raises the errors that depend on arguments in the specs.
   one = jax.ShapeDtypeStruct((1,), jnp.int32)
   mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
   jax.eval_shape(objective.loss, scores, {
@@ -196,11 +220,12 @@ def check_objective(objective_spec: str,
 
 def check_decode(decode: config_lib.Decode, head: nn.Module,
                  objective: objectives.Objective) -> None:
-  """Refuses what does not exist or does not fit the trained head.
+  """Checks the decode fields of a config against a trained head.
 
   Raises:
-    UserError: an unknown search, null rule or merge; a null rule that needs a
-      null logit where there is none; or spans longer than the head scores.
+    UserError: the search, null rule or merge is unknown, the null rule needs a
+      null logit that the objective does not train, or
+      decode.max_answer_length exceeds the lengths that the head scores.
   """
   registry.build(search.SEARCHES, decode.search, what='search')
   for field, value, table in (
@@ -222,6 +247,7 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
 
 
 def _null_advice() -> str:
+  """Returns the heads, objectives and null rules that are alternatives."""
   having = [
       name for name, make in heads.HEADS.items()
       if nesting.score_shapes(make(), training=True).null is not None]
@@ -232,3 +258,19 @@ def _null_advice() -> str:
   return (f'needs a null logit: a head that has one ({", ".join(having)}) and '
           f'an objective that trains it ({", ".join(training)}); without, '
           f'choose one of {", ".join(others)}')
+
+
+def init_source(config: config_lib.Config) -> pathlib.Path | None:
+  """Returns the directory of model.init_from, fetched first if it is a hub id.
+
+  Returns None for an encoder from scratch.
+
+  Raises:
+    UserError: there is neither such a directory nor such a hub id.
+  """
+  if not config.model.init_from:
+    return None
+  directory = pathlib.Path(config.model.init_from)
+  if RunDirectory(directory).is_run():
+    return directory
+  return hugging_face.resolve_source(config.model.init_from)

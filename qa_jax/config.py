@@ -1,7 +1,15 @@
-"""The fields of a config: names, types, bounds. Config files fill them in.
+"""The fields of a config: their names, types, defaults, meanings and bounds.
 
-A config file is an ml_collections.ConfigDict; `check` turns it into these
-frozen dataclasses, so that a typo or a wrong type is one line before any work.
+A config file starts from `defaults()` and assigns the fields that differ:
+
+  c = config.defaults()
+  c.model.preset = 'base'
+  c.data.buckets = (128, 256)
+
+`check_config` turns it into the frozen dataclasses of this file, so that a typo
+or a wrong type is refused before any work. The comment directly above a field
+describes it, and BOUNDS has the range of each number; documentation is
+generated from both, so each comment is in whole sentences.
 """
 
 from collections.abc import Mapping
@@ -18,106 +26,206 @@ from qa_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class Model:
+  """The encoder, its initial parameters and the span head."""
+
+  # Name of a set of encoder sizes: tiny, mini, small, medium, base, large or
+  # minilm_l6. '' takes the four sizes below, or those of init_from.
   preset: str = 'tiny'
-  hidden_size: int = 0  # 0: the preset's, or that of init_from
+  # Width of the hidden states. 0 takes it from preset or init_from.
+  hidden_size: int = 0
+  # Number of transformer layers. 0 takes it from preset or init_from.
   num_layers: int = 0
+  # Number of attention heads a layer. 0 takes it from preset or init_from.
   num_heads: int = 0
+  # Width of the inner layer of the MLPs. 0 takes it from preset or init_from.
   mlp_size: int = 0
+  # Dropout rate of hidden states while training.
   dropout: float = 0.1
+  # Dropout rate of attention weights while training.
   attention_dropout: float = 0.1
-  attention: str = 'auto'  # what computes it; the result is one
-  initializer_range: float = 0.02  # of an encoder from scratch
-  init_from: str = ''  # '': from scratch
-  init_head: bool = True  # False: a fresh head, whatever init_from has
+  # Implementation of attention: auto, xla, cudnn or pallas. All compute one
+  # result; auto chooses the fastest that fits the device and the config.
+  attention: str = 'auto'
+  # Standard deviation of the initial weights of an encoder from scratch.
+  initializer_range: float = 0.02
+  # Source of the initial parameters: a checkpoint directory of Hugging Face or
+  # TensorFlow, a hub id, or a run directory. '' trains from scratch.
+  init_from: str = ''
+  # Whether the head is taken from init_from too. False draws a fresh head.
+  init_head: bool = True
+  # Spec string of the span head, an entry of HEADS.
   head: str = 'independent'
 
 
 @dataclasses.dataclass(frozen=True)
 class Decode:
-  max_answer_length: int = 30  # tokens, counting both ends
+  """The search for n-best candidates and the choice of the answer."""
+
+  # Length of the longest candidate in tokens, counting both ends.
+  max_answer_length: int = 30
+  # Number of candidates of each window and each question.
   n_best: int = 20
+  # Spec string of the span search, an entry of SEARCHES: dense, banded,
+  # two_stage, top_k, argmax or beam.
   search: str = 'two_stage'
+  # Null rule, which scores "no answer": never, min_null, margin, classifier,
+  # product or posterior.
   null_rule: str = 'min_null'
-  null_threshold: float = 0.0  # no answer iff the rule's score exceeds it
-  merge: str = 'none'  # 'surface_form': equal texts of the n-best are one
+  # Null threshold. A question gets no answer if its null-rule score exceeds it.
+  null_threshold: float = 0.0
+  # Merging of n-best candidates: none, or surface_form, which joins candidates
+  # of equal text.
+  merge: str = 'none'
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
+  """The examples, and the windows that are cut from them."""
+
+  # Data SPEC of the training examples.
   train: str = ''
-  eval: str = ''  # '': no evaluation while training
+  # Data SPEC of the examples to evaluate on. '' skips evaluation in training.
+  eval: str = ''
+  # Length of the longest window in tokens, [CLS] and [SEP] included.
   max_length: int = 384
+  # Number of context tokens that neighbouring windows share.
   window_overlap: int = 128
+  # Length in tokens to which a question is cut.
   max_question_length: int = 64
+  # Whether the tokenizer lower-cases text and strips its accents.
   lowercase: bool = True
-  vocab: str = ''  # '': of init_from, else learned from data.train
-  vocab_size: int = 2000  # of a learned vocabulary
-  buckets: tuple = ()  # batch lengths; max_length is always one
-  packing: bool = False  # several windows a row of max_length, no buckets
+  # Directory with vocab.txt or tokenizer.json, or a run directory. '' takes
+  # the vocabulary of model.init_from, or learns one from data.train.
+  vocab: str = ''
+  # Largest number of entries of a learned vocabulary.
+  vocab_size: int = 2000
+  # Lengths in tokens to which batches are padded, each at most max_length.
+  # max_length is always one of them.
+  buckets: tuple = ()
+  # Whether several windows share one packed row of max_length tokens. Batches
+  # then have no other length.
+  packing: bool = False
+  # Training on windows that do not hold the answer of their question: cls
+  # labels them with the span at [CLS], drop leaves them out.
   windows_without_answer: str = 'cls'
-  cache: str = 'auto'  # of windows: the user's own, 'none', or a directory
+  # Cache of windows: auto (the cache directory of the user), none, or a
+  # directory.
+  cache: str = 'auto'
 
 
 @dataclasses.dataclass(frozen=True)
 class Train:
-  batch_size: int = 32  # windows per update over all devices
-  # Windows of max_length a batch; of shorter ones as many more, so that all
-  # batches have as many tokens, rounded up to a multiple of the devices.
-  eval_batch_size: int = 0  # 0: what suits the platform, as build.py says
-  num_epochs: float = 0.0  # one of num_epochs and num_steps is set
+  """The length of training, its batches, and its regular work."""
+
+  # Number of windows in an update, over all devices and micro-steps.
+  batch_size: int = 32
+  # Number of windows of max_length in an evaluation batch, over all devices.
+  # Shorter windows come in larger batches of as many tokens. 0 takes a number
+  # that suits the platform.
+  eval_batch_size: int = 0
+  # Number of passes over the training windows. Set either this or num_steps.
+  num_epochs: float = 0.0
+  # Number of updates. Set either this or num_epochs.
   num_steps: int = 0
+  # Number of micro-steps whose gradients are summed in an update.
   grad_accumulation: int = 1
-  eval_every_steps: int = 0  # 0: at the end only
+  # Number of updates between evaluations. 0 evaluates at the end only.
+  eval_every_steps: int = 0
+  # Number of updates between checkpoints.
   checkpoint_every_steps: int = 500
+  # Number of updates between lines of training metrics.
   log_every_steps: int = 50
-  max_skipped: int = 10  # updates in a row that are not finite
-  step_timeout_seconds: float = 1800.0  # ends a run that hangs; 0: never
+  # Number of updates in a row that may be skipped, as their loss or gradient
+  # is not finite or longer than optim.skip_norm. One more ends the run.
+  max_skipped: int = 10
+  # Time in seconds after which a step that has not ended ends the process.
+  # 0 waits for ever.
+  step_timeout_seconds: float = 1800.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Optim:
+  """AdamW, its learning rates, and the limits of the gradient."""
+
+  # Highest learning rate, reached at the end of the warm-up.
   learning_rate: float = 5e-5
+  # Fraction of all updates in which the learning rate rises from 0.
   warmup_fraction: float = 0.1
+  # Learning-rate schedule after the warm-up: linear, bert, cosine or constant.
   schedule: str = 'linear'
+  # Decoupled weight decay of all parameters but biases and LayerNorms.
   weight_decay: float = 0.01
-  clip_norm: float = 1.0  # 0: no clipping
-  skip_norm: float = 0.0  # longer gradients are no updates; 0: all are
+  # Largest norm of the gradient; a longer one is scaled down to it. 0 turns
+  # clipping off.
+  clip_norm: float = 1.0
+  # Norm of the gradient, before clipping, above which the update is skipped.
+  # 0 skips none for its norm.
+  skip_norm: float = 0.0
+  # Factor on the learning rate for each layer below the head. 1 gives all
+  # layers one rate.
   layer_decay: float = 1.0
-  bias_correction: bool = True  # of Adam; False and eps 1e-6 as BERT's code
+  # Whether Adam corrects the bias of its moments. BERT's code does not, and
+  # has eps 1e-6.
+  bias_correction: bool = True
+  # Adam's epsilon, added to the root of the second moment.
   eps: float = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
 class ParallelConfig:
+  """The devices of a run and the way a step is spread over them."""
+
+  # Wrapper of the train step: pmap, mesh or jit (one device).
   mode: str = 'pmap'
-  num_devices: int = 0  # of all processes together; 0: all
-  mesh: Mapping = dataclasses.field(  # mode 'mesh': axis sizes, one may be -1
+  # Number of devices, of all processes together. 0 takes all of them.
+  num_devices: int = 0
+  # Number of devices along each axis, data and fsdp, for mode mesh. One of
+  # them may be -1: the devices that are left.
+  mesh: Mapping = dataclasses.field(
       default_factory=lambda: {'data': -1, 'fsdp': 1})
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-  compute_dtype: str = 'float32'  # or 'bfloat16'; parameters stay float32
+  """The floating-point types of a run."""
+
+  # Type of activations and matrix products: float32 or bfloat16. Parameters
+  # stay float32.
+  compute_dtype: str = 'float32'
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
+  """All fields of a run."""
+
+  # Seed of every random draw: parameters, order of the data, dropout.
   seed: int = 0
+  # Encoder, initial parameters and span head.
   model: Model = Model()
+  # Spec string of the training objective, an entry of OBJECTIVES.
   objective: str = 'cross_entropy'
+  # Search for candidates and choice of the answer.
   decode: Decode = Decode()
+  # Examples and windows.
   data: Data = Data()
+  # Length of training, batches, and regular work.
   train: Train = Train()
+  # Optimizer.
   optim: Optim = Optim()
+  # Devices.
   parallel: ParallelConfig = ParallelConfig()
+  # Floating-point types.
   precision: Precision = Precision()
 
   def to_dict(self) -> dict[str, Any]:
+    """Returns nested dicts that JSON can hold; tuples become lists."""
     return json.loads(json.dumps(dataclasses.asdict(self)))
 
-SURROGATE = re.compile('[\ud800-\udfff]')  # what stands for other bytes
 
-# field → (lowest, highest) allowed.
+# Python reads bytes that are not UTF-8 as these code points.
+SURROGATE = re.compile('[\ud800-\udfff]')
+
+# Field → the lowest and the highest value allowed; None is no limit.
 BOUNDS = {
     'seed': (0, 2**31 - 1),
     'model.hidden_size': (0, None), 'model.num_layers': (0, None),
@@ -141,13 +249,23 @@ BOUNDS = {
 }
 
 
-def check_config(config: Mapping[str, Any]) -> Config:
-  """A ConfigDict or plain nested dict → Config.
+def defaults() -> ml_collections.ConfigDict:
+  """Returns a new ConfigDict of all fields with their default values."""
+  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+
+
+def check_config(
+    config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
+  """Returns the Config of a ConfigDict or of nested dicts, after checking it.
+
+  A field that `config` leaves out has its default.
 
   Raises:
-    UserError: unknown field, wrong type, value out of bounds, or both or
-      neither of train.num_epochs and train.num_steps set.
+    UserError: a field is unknown, has the wrong type or a value out of bounds,
+      or not exactly one of train.num_epochs and train.num_steps is set.
   """
+  if isinstance(config, ml_collections.ConfigDict):
+    config = config.to_dict()
   checked = _fill(Config, config, '')
   for path, (low, high) in BOUNDS.items():
     value: Any = checked
@@ -211,7 +329,11 @@ def _cast(kind: type, value: Any, where: str) -> Any:
 
 def override(fields: Mapping[str, Any],
              changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Nested fields with dotted ones replaced, or added if there are none."""
+  """Returns a copy of nested `fields` with the values of `changes` set.
+
+  A key of `changes` is a dotted path such as 'model.head'. Groups that `fields`
+  lacks are added.
+  """
   out: dict[str, Any] = copy.deepcopy(dict(fields))
   for path, value in changes.items():
     *groups, last = path.split('.')
@@ -226,7 +348,10 @@ def override(fields: Mapping[str, Any],
 
 def differences(stored: Mapping[str, Any], new: Mapping[str, Any],
                 path: str = '') -> list[tuple[str, Any, Any]]:
-  """[(field, stored value, new value)] of two nested dicts."""
+  """Returns (dotted path, stored value, new value) of each field that differs.
+
+  A field that one of the two nested dicts lacks counts as None there.
+  """
   out: list[tuple[str, Any, Any]] = []
   for key in dict.fromkeys([*stored, *new]):
     a, b = stored.get(key), new.get(key)
@@ -235,8 +360,3 @@ def differences(stored: Mapping[str, Any], new: Mapping[str, Any],
     elif a != b:
       out.append((path + key, a, b))
   return out
-
-
-def defaults() -> ml_collections.ConfigDict:
-  """Returns all fields with their defaults, for a config file to change."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config()))

@@ -1,28 +1,37 @@
-"""Checkpoints of Hugging Face and TensorFlow ↔ our parameters, strictly.
+"""Checkpoint directories of Hugging Face and TensorFlow, and their conversion.
 
-A missing name, an extra name or a wrong shape is an error that lists them.
+`resolve_source` finds the directory, `read_config` reads the sizes of its
+encoder, and `load_parameters` reads its weights into a tree of parameters. A
+missing name, an unknown name or a wrong shape is an error that lists them.
+Nothing in a directory is executed: safetensors and TensorFlow's tensor bundles
+are read, pickles are refused. `qa_jax.export.hugging_face` writes a directory.
+
+Common names are the names of Hugging Face's BERT without "bert." in front.
 """
 
 from collections.abc import Mapping
 import pathlib
 import re
+import types
 from typing import Any
 
 import flax.traverse_util
 import huggingface_hub
+import ml_dtypes  # noqa: F401  lets safetensors read bfloat16
 import numpy as np
+import safetensors
+import safetensors.numpy
 
 from qa_jax import errors
 from qa_jax.checkpoints import manifest
-from qa_jax.checkpoints import weight_files
 from qa_jax.checkpoints import weight_names
 from qa_jax.io import files
 from qa_jax.models import bert
 
 Arrays = Mapping[str, np.ndarray]
 
-# Hugging Face's path → ours, for what is one tensor on both sides. {i} is the
-# layer. A Dense "kernel" is the transpose of a torch "weight".
+# Common name → our path, for every tensor that is one tensor on both sides. {i}
+# is the layer. The kernel of a Dense layer is the transpose of torch's weight.
 LAYER = 'encoder.layer.{i}.'
 TABLE = {
     'embeddings.{part}_embeddings': 'encoder/embeddings/{part}/embedding',
@@ -36,6 +45,7 @@ TABLE = {
 }
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+# The parameters of a head that Hugging Face can store as `qa_outputs`.
 PAIRS = ({'start/kernel', 'end/kernel'},
          {'start/kernel', 'end/kernel', 'start/bias', 'end/bias'})
 FRESH_HEAD = ('the checkpoint has no span head: S and E are freshly '
@@ -43,10 +53,11 @@ FRESH_HEAD = ('the checkpoint has no span head: S and E are freshly '
 
 
 def resolve_source(source: str) -> pathlib.Path:
-  """A directory, or a hub id fetched (or found in the cache).
+  """Returns the directory of a checkpoint, fetched first if it is a hub id.
 
   Raises:
-    UserError: neither, or the hub cannot be reached.
+    UserError: `source` is neither a checkpoint directory nor a hub id, or the
+      hub cannot be reached and its cache does not hold the checkpoint.
   """
   directory = pathlib.Path(source)
   if directory.is_dir():
@@ -72,8 +83,10 @@ def resolve_source(source: str) -> pathlib.Path:
 
 
 def file_hashes(directory: pathlib.Path) -> dict[str, str]:
-  """File → sha256, of a checkpoint or of a run's manifests: what a run was
-  initialised from."""
+  """Returns {file: sha256} of a checkpoint directory or a run directory.
+
+  A run directory is represented by the manifests of its checkpoints.
+  """
   out = {}
   for pattern in (*FETCHED, 'bert_config.json', '*.index', '*.data-*',
                   f'checkpoints/*/{manifest.NAME}'):
@@ -83,14 +96,15 @@ def file_hashes(directory: pathlib.Path) -> dict[str, str]:
 
 
 def read_config(directory: pathlib.Path) -> bert.BertConfig:
-  """Sizes from a config.json, or the bert_config.json of TensorFlow.
+  """Reads encoder sizes from config.json, or TensorFlow's bert_config.json.
 
-  GELU is the erf form, as transformers has it for both.
+  GELU is the erf form for both, as in transformers.
 
   Raises:
-    UserError: another architecture, or a field that BERT needs is missing.
+    UserError: the architecture is not supported, or a field that BERT needs is
+      missing or out of range.
   """
-  path, config, kind = weight_files.read_model_type(directory)
+  path, config, kind = _read_model_type(directory)
   architecture = weight_names.ARCHITECTURES[kind]
   for key, supported in architecture.supported.items():
     value = config.get(key, supported)
@@ -121,8 +135,111 @@ def read_config(directory: pathlib.Path) -> bert.BertConfig:
   return bert.BertConfig(**sizes, layer_norm_eps=float(eps))
 
 
-def head_of(tensors: Arrays) -> str:
-  """The head that a checkpoint's tensors are: '' if they have none."""
+def _read_model_type(directory: pathlib.Path) -> tuple[
+    pathlib.Path, dict[str, Any], str]:
+  """Reads (path of the file of sizes, its fields, its model_type)."""
+  path = directory / 'config.json'
+  if not path.is_file():
+    path = directory / 'bert_config.json'
+    return path, files.read_object(path), 'bert'
+  config = files.read_object(path)
+  kind = config.get('model_type')
+  if not isinstance(kind, str) or kind not in weight_names.ARCHITECTURES:
+    raise errors.UserError(
+        f'{path}: model_type {kind!r} is not supported; only '
+        f'{", ".join(map(repr, weight_names.ARCHITECTURES))} are')
+  return path, config, kind
+
+
+def read_tensors(
+    directory: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Reads the tensors of a checkpoint by their common names, and notes.
+
+  Raises:
+    UserError: a file is damaged, the directory holds two checkpoints or
+      pickled weights, or the extra for TensorFlow checkpoints is missing.
+  """
+  _, _, kind = _read_model_type(directory)
+  if (directory / 'config.json').is_file():
+    raw = _read_safetensors(directory)
+    names = {k: weight_names.from_hugging_face(k, kind) for k in raw}
+  else:
+    tensorflow = _import_tensorflow(directory)
+    index = tensorflow.read_index(_tensorflow_prefix(directory))
+    names = {k: weight_names.from_tensorflow(k) for k in index.entries}
+    raw = {k: weight_names.tensorflow_value(k, names[k], v)
+           for k, v in tensorflow.read_tensors(
+               index, [k for k, v in names.items() if v]).items()}
+  ignored = sorted(k for k, v in names.items() if v is None)
+  tensors: dict[str, np.ndarray] = {}
+  for theirs, name in names.items():
+    if name in tensors:
+      raise errors.UserError(
+          f'{directory}: the weights hold {_first_names([name])} twice, once '
+          f'as {_first_names([theirs])}')
+    if name is not None:
+      tensors[name] = raw[theirs]
+  if kind == 'distilbert':  # It has no token types: their vectors are zeros.
+    like = tensors.get('embeddings.LayerNorm.bias', np.zeros(0))
+    tensors[weight_names.TOKEN_TYPES] = np.zeros((2, *like.shape), np.float32)
+  return tensors, [
+      f'not read, a span model has no use for them: {_first_names(ignored)}'
+  ] if ignored else []
+
+
+def _import_tensorflow(directory: pathlib.Path) -> types.ModuleType:
+  try:
+    from qa_jax.checkpoints import tensorflow
+  except ImportError as e:
+    raise errors.UserError(
+        f'{directory} is a TensorFlow checkpoint, which needs the package '
+        f"{e.name}; pip install 'qa_jax[tensorflow]'") from None
+  return tensorflow
+
+
+def _tensorflow_prefix(directory: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the one TensorFlow checkpoint, without an ending."""
+  indexes = sorted(directory.glob('*.index'))
+  if len(indexes) != 1:
+    raise errors.UserError(
+        f'{directory} has {len(indexes)} TensorFlow checkpoints'
+        f'{": " * bool(indexes)}{_first_names([f.name for f in indexes])}; '
+        'exactly one NAME.index with its data files is expected beside '
+        'bert_config.json')
+  return indexes[0].with_suffix('')
+
+
+def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
+  """Reads all tensors of model.safetensors, or of the shards of its index."""
+  index = directory / 'model.safetensors.index.json'
+  names = ['model.safetensors']
+  if not (directory / names[0]).is_file() and index.is_file():
+    shards = files.read_object(index).get('weight_map')
+    if not isinstance(shards, dict) or not all(
+        isinstance(v, str) and re.fullmatch(r'[\w.-]+\.safetensors', v)
+        for v in shards.values()):
+      raise errors.UserError(f'{index}: weight_map does not name shards')
+    names = sorted(set(shards.values()))
+  tensors: dict[str, np.ndarray] = {}
+  for name in names:
+    path = directory / name
+    if not path.is_file():
+      raise errors.UserError(
+          f'{path} is missing; pickled .bin weights are not read, they can '
+          'run code: convert them to safetensors')
+    try:
+      tensors |= safetensors.numpy.load_file(path)
+    except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
+            OSError) as e:
+      raise errors.UserError(
+          f'{path}: not a whole safetensors file ({" ".join(str(e).split())}); '
+          'fetch it again') from None
+  return tensors
+
+
+def stored_head(tensors: Arrays) -> str:
+  """Returns the spec string of the head in a checkpoint's tensors, '' for none.
+  """
   if 'qa_outputs.weight' not in tensors:
     return ''
   bias = tensors.get('qa_outputs.bias')
@@ -131,15 +248,16 @@ def head_of(tensors: Arrays) -> str:
 
 def fit_tensors(tensors: Arrays, template: Any,
                 directory: pathlib.Path) -> tuple[Any, list[str]]:
-  """Parameters in the shape of `template`, and notes.
+  """Returns `template` with a checkpoint's tensors as values, and notes.
 
-  The template's head stays where the checkpoint has none, or where it is no
-  pair of S and E. A bias has a place in the `biased` head alone; elsewhere it
-  is dropped: constant over positions, it changes neither the best span nor
-  null - best.
+  The head of `template` is returned unchanged if the checkpoint has no head, or
+  if the head of `template` is not a pair of a start vector S and an end vector
+  E. The bias of a checkpoint's head is used by the head `biased` alone. Other
+  heads drop it: it is constant over positions, so it changes neither the best
+  span nor the difference of null score and best span score.
 
   Raises:
-    UserError: names and shapes that do not fit `template`; one line.
+    UserError: names or shapes do not fit `template`.
   """
   tensors, notes = dict(tensors), []
   expected = to_hugging_face(template)
@@ -162,8 +280,8 @@ def fit_tensors(tensors: Arrays, template: Any,
       notes.append(f"the bias {dropped.tolist()} of the checkpoint's head is "
                    "dropped: it changes no prediction; the head 'biased' "
                    'keeps it')
-  _compare({k: v.shape for k, v in tensors.items()},
-           {k: v.shape for k, v in expected.items()}, directory)
+  _check_shapes({k: v.shape for k, v in tensors.items()},
+                {k: v.shape for k, v in expected.items()}, directory)
   loaded = from_hugging_face(tensors)
   ours = flax.traverse_util.flatten_dict(template, sep='/')
   fresh = {k: np.asarray(v) for k, v in ours.items() if k not in loaded}
@@ -172,14 +290,20 @@ def fit_tensors(tensors: Arrays, template: Any,
 
 def load_parameters(directory: pathlib.Path,
                     template: Any) -> tuple[Any, list[str]]:
-  """What is in the files of `directory`, in the shape of `template`."""
-  tensors, ignored = weight_files.read_tensors(directory)
+  """Reads the parameters of a checkpoint directory, and notes for the user.
+
+  See `fit_tensors` for the head, and for the errors.
+  """
+  tensors, ignored = read_tensors(directory)
   params, notes = fit_tensors(tensors, template, directory)
   return params, ignored + notes
 
 
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
-  """Our tree → common names; without qa_outputs if the head is no pair."""
+  """Returns parameters by their common names.
+
+  `qa_outputs` is left out if the head is not a pair of S and E.
+  """
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(params, sep='/').items()}
   out = {}
@@ -203,7 +327,7 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
 
 
 def from_hugging_face(tensors: Arrays) -> dict[str, np.ndarray]:
-  """Common names → our flat paths, all float32; a bias only if there is."""
+  """Returns {path in our tree: float32 array} for tensors by common names."""
   tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
   out, fused = {}, {}
   for name, value in tensors.items():
@@ -253,20 +377,27 @@ def _translate_back(name: str) -> str:
   raise AssertionError(f'the name table does not cover {name}')
 
 
-def _compare(found: Mapping[str, tuple], expected: Mapping[str, tuple],
-             directory: pathlib.Path) -> None:
+def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],
+                  directory: pathlib.Path) -> None:
+  """Raises a UserError unless names and shapes of both mappings are equal."""
   faults = []
-  for what, names in (('missing', expected.keys() - found.keys()),
-                      ('unknown', found.keys() - expected.keys())):
+  for what, names in (('missing', expected.keys() - stored.keys()),
+                      ('unknown', stored.keys() - expected.keys())):
     if names:
-      faults.append(
-          f'{len(names)} {what}: {weight_files.first_names(sorted(names))}')
-  wrong = [f'{k} {found[k]} for {expected[k]}'
-           for k in sorted(found.keys() & expected.keys())
-           if found[k] != expected[k]]
+      faults.append(f'{len(names)} {what}: {_first_names(sorted(names))}')
+  wrong = [f'{k} {stored[k]} for {expected[k]}'
+           for k in sorted(stored.keys() & expected.keys())
+           if stored[k] != expected[k]]
   if wrong:
-    faults.append(
-        f'{len(wrong)} of another shape: {weight_files.first_names(wrong)}')
+    faults.append(f'{len(wrong)} of another shape: {_first_names(wrong)}')
   if faults:
     raise errors.UserError(
         f'{directory}: weights do not fit the model; {"; ".join(faults)}')
+
+
+def _first_names(names: list[str], count: int = 4) -> str:
+  """Returns the first `count` names in one line; unprintable ones are quoted.
+  """
+  more = f' and {len(names) - count} more' if len(names) > count else ''
+  return ', '.join(name if name.isprintable() else repr(name)
+                   for name in names[:count]) + more

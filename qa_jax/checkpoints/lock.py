@@ -1,8 +1,8 @@
-"""A run directory has one writer at a time, who is known by name.
+"""The lock of a run directory: one process writes it at a time.
 
-The lock is flock's: the kernel gives it back when its owner dies, however that
-happens. (The library `filelock` empties the file that it waits for, and with it
-the owner's name.)
+The lock is that of flock(2), so the kernel releases it when its owner ends,
+even if the owner is killed. The lock file names the owner. (The library
+`filelock` empties the file that it waits for, and so erases that name.)
 """
 
 from collections.abc import Iterator
@@ -21,25 +21,30 @@ NAME = 'lock'
 
 @contextlib.contextmanager
 def hold_lock(directory: pathlib.Path) -> Iterator[str]:
-  """Holds a directory's lock; gives who died with it, 'pid … on …', or ''.
+  """Holds the lock of a directory while the context is entered.
+
+  Yields the process that died with the lock, as 'pid … on …', or ''.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another process holds the lock, or it cannot be written.
   """
   with _take(directory / NAME) as file:
-    before = _owner(file)
+    previous_owner = _owner(file)
     file.seek(0)
     file.truncate()
     json.dump({'pid': os.getpid(), 'host': socket.gethostname()}, file)
     file.flush()
     try:
-      yield before
+      yield previous_owner
     finally:
       (directory / NAME).unlink(missing_ok=True)
 
 
 def check_unlocked(directory: pathlib.Path) -> None:
-  """Raises a UserError if a process holds the lock; before long work."""
+  """Raises a UserError if a process holds the lock.
+
+  Call it before long work that ends in `hold_lock`.
+  """
   path = directory / NAME
   if path.is_file():
     with path.open(encoding='utf-8') as file:
@@ -47,7 +52,7 @@ def check_unlocked(directory: pathlib.Path) -> None:
 
 
 def _take(path: pathlib.Path) -> TextIO:
-  """The open file, locked, and still the one of that name."""
+  """Opens and locks the lock file."""
   while True:
     try:
       file = path.open('a+', encoding='utf-8')
@@ -56,7 +61,8 @@ def _take(path: pathlib.Path) -> TextIO:
           f'{path}: cannot be written: {e.strerror}') from None
     try:
       _lock(file, path)
-      # Its owner may have removed it while we waited for it.
+      # The previous owner may have removed the file after we opened it. Then
+      # the lock on it is worth nothing, and we open the file of that name anew.
       if path.exists() and os.path.samestat(os.fstat(file.fileno()),
                                             path.stat()):
         return file
@@ -84,5 +90,5 @@ def _owner(file: TextIO) -> str:
   try:
     owner = json.load(file)
     return f'pid {owner["pid"]} on {owner["host"]}'
-  except (ValueError, TypeError, KeyError):  # it has not got to that, or died
+  except (ValueError, TypeError, KeyError):  # The owner has not written it yet.
     return ''

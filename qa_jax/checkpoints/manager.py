@@ -1,11 +1,12 @@
-"""Checkpoints by orbax: parameters, optimizer, and the position in the data.
+"""The checkpoints of a run: parameters, optimizer state and data position.
 
-Checkpoint k is the state before step k together with a data position that has
-not moved, so that a resumed run repeats the undisturbed one bit for bit. The
-parameters are an item of their own: evaluation reads nothing else.
+Orbax writes them. Checkpoint k holds the state before train step k and the data
+position of step k, so a resumed run repeats the undisturbed run bit for bit.
+The parameters are an item of their own, since evaluation reads nothing else.
 
-A manifest vouches for each, written when orbax is done. One that is not what
-its manifest says, or has none where others have, is as good as none.
+A manifest with checksums is written when orbax has finished a checkpoint. A
+checkpoint that does not match its manifest is damaged, and so is a checkpoint
+without a manifest if another checkpoint has one.
 """
 
 from collections.abc import Iterator
@@ -32,18 +33,20 @@ UNFINISHED = '*.orbax-checkpoint-tmp'
 
 
 class Checkpoints:
-  """The `checkpoints/` of a run: the latest two and the best are kept.
+  """The directory `checkpoints/` of a run, with the latest two and the best.
 
-  Who writes them removes what a killed process left, and sets damaged ones
-  aside; who only reads them (`read_only`) changes nothing, for a run may be
-  writing. There is one writer at a time: lock.py. It may be several processes,
-  which make each call together: then the first does what orbax doesn't.
+  A writer removes unfinished checkpoints of a killed process and renames
+  damaged ones to STEP.damaged when it opens the directory. A reader
+  (`read_only`) changes nothing, because a run may be writing meanwhile. `lock`
+  makes sure that a run has one writer. If the writer is several processes, all
+  of them make each call together, and the first process does the work outside
+  orbax.
   """
 
   def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
                read_only: bool = False):
     self._directory, self._metric = directory.resolve(), best_metric
-    # On CPU the arrays would be read while the next step reuses them.
+    # On a CPU the next step overwrites the arrays that a save is still reading.
     self._overlapping = jax.default_backend() != 'cpu'
     self._sealer = futures.ThreadPoolExecutor(1)
     self._sealing: futures.Future[None] | None = None
@@ -82,6 +85,7 @@ class Checkpoints:
 
   @property
   def steps(self) -> list[int]:
+    """Returns the steps of all checkpoints, in ascending order."""
     if not self._directory.is_dir():
       return []
     return sorted(int(path.name) for path in self._directory.iterdir()
@@ -89,11 +93,14 @@ class Checkpoints:
 
   @property
   def latest(self) -> int | None:
+    """Returns the last step that has a checkpoint."""
     return max(self.steps, default=None)
 
   @property
   def best(self) -> int | None:
-    """The latest of those with the best metric; None without one.
+    """Returns the step with the best metric, None if no step has the metric.
+
+    Of several equally good steps it is the last.
 
     Raises:
       UserError: a file with metrics is damaged.
@@ -106,14 +113,15 @@ class Checkpoints:
     return None if best is None or math.isinf(scores[best]) else best
 
   def metrics(self, step: int) -> dict[str, float]:
-    """What a step was saved with."""
+    """Reads the metrics of a checkpoint, {} if it was saved without."""
     path = self._directory / str(step) / 'metrics' / 'metrics'
     return files.read_object(path) if path.is_file() else {}
 
   def damage(self, step: int, *, within: str = '') -> str:
-    """What is wrong with the files of a step, or ''.
+    """Returns the first fault of a checkpoint's files, '' for none.
 
-    Runs older than manifests have none, and are taken on trust.
+    Only files whose path begins with `within` are read. Runs of early versions
+    have no manifest at all, and their checkpoints count as undamaged.
     """
     if not any((self._directory / str(other) / manifest.NAME).is_file()
                for other in self.steps):
@@ -130,21 +138,24 @@ class Checkpoints:
 
   def save(self, step: int, *, params: Any, optimizer: Any,
            meta: dict[str, Any], metrics: dict[str, float]) -> None:
-    """Writes step `step`; an existing one of that number is left alone, unless
-    it lacks the metrics that there are now.
+    """Writes the checkpoint of a step.
+
+    An existing checkpoint of this step is replaced only if it has no metrics
+    and `metrics` has some. On accelerators the save overlaps with training.
 
     Raises:
-      UserError: no space, no permission, …; the steps before are whole. Where
-        saving overlaps with training, the next call or `close` says so.
+      UserError: the checkpoint cannot be written: no space, no permission, ….
+        Earlier checkpoints are whole. If the save overlaps with training, the
+        next `save`, `finish` or `close` raises the error.
     """
     self.finish()
     metrics = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
-    held = step in self.steps
-    held, better = processes.broadcast_from_first(
-        [held, held and bool(metrics) and not self.metrics(step)])
-    if held and not better:
+    exists = step in self.steps
+    exists, better = processes.broadcast_from_first(
+        [exists, exists and bool(metrics) and not self.metrics(step)])
+    if exists and not better:
       return
-    if held:
+    if exists:
       self._manager.delete(step)
     with self._failing(step):
       self._manager.save(
@@ -164,19 +175,23 @@ class Checkpoints:
         manifest.write_manifest(self._directory / str(step))
 
   def finish(self) -> None:
-    """Waits until what was saved is whole, or raises what `save` would."""
+    """Waits until the last save has ended, and raises its error if any."""
     if self._sealing:
       sealing, self._sealing = self._sealing, None
       sealing.result()
 
   @contextlib.contextmanager
   def _failing(self, step: int) -> Iterator[None]:
-    """Makes an error of the file system one line, and its leftovers room."""
-    orbax = logging.getLogger('absl')  # it logs the traceback of each thread
+    """Turns a file-system error into a UserError and frees the partial files.
+
+    While it is entered it filters absl's logger, a process-wide object, because
+    orbax logs the traceback of each of its threads there.
+    """
+    orbax = logging.getLogger('absl')
     orbax.addFilter(_no_tracebacks)
     try:
       yield
-    except (OSError, ValueError) as e:  # the latter: tensorstore's
+    except (OSError, ValueError) as e:  # tensorstore raises a ValueError.
       code = re.search(r"os_error_code='(\d+)'", str(e))
       if not (code or isinstance(e, OSError)):
         raise
@@ -192,17 +207,19 @@ class Checkpoints:
       orbax.removeFilter(_no_tracebacks)
 
   def restore_params(self, step: int, template: Any) -> Any:
-    """The parameters of a step, placed as `template` (a tree of shapes).
+    """Reads the parameters of a step, with the shardings of `template`.
+
+    `template` is a tree of jax.ShapeDtypeStruct.
 
     Raises:
-      UserError: a file of it is damaged.
+      UserError: a file of the checkpoint is damaged.
     """
     return self._read(
         step, params=ocp.args.StandardRestore(template)).params
 
   def restore(self, step: int, *, params: Any,
               optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
-    """(params, optimizer, meta) of a step, placed as the templates say."""
+    """Reads (params, optimizer, meta) of a step; see `restore_params`."""
     out = self._read(step, params=ocp.args.StandardRestore(params),
                      optimizer=ocp.args.StandardRestore(optimizer),
                      meta=ocp.args.JsonRestore())
@@ -215,11 +232,13 @@ class Checkpoints:
                             args=ocp.args.Composite(**items))
 
   def resolve(self, which: str) -> int:
-    """'best', 'last' or a number → a step that exists.
+    """Returns the step that 'best', 'last' or a number names.
+
+    'best' is the last step if no checkpoint has the metric.
 
     Raises:
-      UserError: no checkpoint at all, or not that one; or damaged metrics, of
-        which 'best' depends.
+      UserError: there is no checkpoint or none of this step, or the metrics
+        that decide on 'best' are damaged.
     """
     if not self.steps:
       raise errors.UserError(
@@ -234,6 +253,7 @@ class Checkpoints:
         f'{", ".join(map(str, self.steps))}')
 
   def close(self) -> None:
+    """Waits for the last save, as `finish` does, and releases orbax."""
     try:
       self.finish()
     finally:

@@ -1,6 +1,6 @@
-"""Checksums of a directory's files, kept with them: is it what was written?
+"""A manifest: the checksums of all files of a directory, stored beside them.
 
-Arrays have none of their own: of orbax's a flipped bit is read as it is.
+Orbax stores arrays without checksums and would read a flipped bit as a number.
 """
 
 import hashlib
@@ -13,20 +13,20 @@ NAME = 'MANIFEST.sha256'  # `sha256sum -c` reads it
 
 
 def write_manifest(directory: pathlib.Path) -> None:
-  """Vouches for all files of a directory, atomically.
+  """Writes the manifest of a directory, atomically.
 
   Raises:
-    UserError: no space, no permission, …
+    UserError: the file cannot be written: no space, no permission, ….
   """
   files.write_text(directory / NAME, _text(_sums(directory)))
 
 
 def find_damage(directory: pathlib.Path, *, within: str = '') -> str:
-  """'' if each file is what was vouched for, else 'FILE: what is wrong'.
+  """Returns 'FILE: fault' for the first file that its manifest does not match.
 
-  Of the files `within` a part of it alone, if that is given. Bytes that are
-  added, changed, moved or missing are found wherever they are, in the manifest
-  too; so are files that came later.
+  Returns '' if every file is as it was when the manifest was written. A file
+  that is missing, changed or new is a fault, and so is a changed manifest. Only
+  files whose path begins with `within` are read.
   """
   try:
     text = (directory / NAME).read_bytes().decode(errors='replace')
@@ -41,22 +41,22 @@ def find_damage(directory: pathlib.Path, *, within: str = '') -> str:
   if text != _text(sums):
     return f'{NAME}: damaged'
   try:
-    found = _sums(directory, within)
+    actual = _sums(directory, within)
   except OSError as e:
     return f'{os.path.relpath(e.filename, directory)}: {e.strerror}'
   expected = {n: s for n, s in sums.items() if n.startswith(within)}
-  for name in sorted(expected.keys() | found.keys()):
-    if name not in found:
+  for name in sorted(expected.keys() | actual.keys()):
+    if name not in actual:
       return f'{name}: missing'
     if name not in expected:
       return f'{name}: not in {NAME}'
-    if found[name] != expected[name]:
+    if actual[name] != expected[name]:
       return f'{name}: not the bytes that were written (sha256)'
   return ''
 
 
 def _sums(directory: pathlib.Path, within: str = '') -> dict[str, str]:
-  """{name: sha256} of the files below a directory."""
+  """Returns {name: sha256} of the files below a directory."""
   sums = {}
   for path in directory.rglob('*'):
     name = path.relative_to(directory).as_posix()
@@ -66,6 +66,6 @@ def _sums(directory: pathlib.Path, within: str = '') -> dict[str, str]:
 
 
 def _text(sums: dict[str, str]) -> str:
-  """A line a file, and a comment that vouches for these lines."""
+  """Returns one line a file, and a comment with the sha256 of these lines."""
   lines = ''.join(f'{sums[name]}  {name}\n' for name in sorted(sums))
   return f'{lines}# {hashlib.sha256(lines.encode()).hexdigest()}\n'

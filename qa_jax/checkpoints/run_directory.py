@@ -1,4 +1,4 @@
-"""The layout of a run directory."""
+"""The layout of a run directory, and the reading of a finished run."""
 
 from collections.abc import Mapping
 import contextlib
@@ -16,12 +16,12 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import bert
 
-# Fields that may differ when a run is resumed: no computed value depends on
-# them.
+# Fields that may differ when a run is resumed, since no computed value depends
+# on them.
 FREE_FIELDS = ('train.step_timeout_seconds',)
 
-# Fields of earlier versions that changed no number; a stored config may have
-# them.
+# Fields of earlier versions that changed no number. A stored config may still
+# have them.
 RETIRED_FIELDS = ('data.on_device',)
 
 
@@ -29,7 +29,7 @@ RETIRED_FIELDS = ('data.on_device',)
 class RunDirectory:
   """A run directory: the only place that knows the names of its files.
 
-    config.json     the resolved config      run.json       how it was made
+    config.json     the resolved config      run.json       record of the run
     encoder.json    sizes of the encoder     metrics.jsonl  one row a step
     tokenizer/      vocabulary               checkpoints/   orbax checkpoints
     alignment.json  audit of gold spans      eval/NAME/     one evaluation
@@ -66,11 +66,11 @@ class RunDirectory:
     return self.path / 'checkpoints'
 
   def evaluation(self, data: str) -> pathlib.Path:
-    """The folder of the evaluation on the data that the SPEC `data` names."""
+    """Returns the directory of the evaluation on the data SPEC `data`."""
     return self.path / 'eval' / evaluation_name(data)
 
   def is_run(self) -> bool:
-    """Whether the directory holds a run, rather than a Hugging Face model."""
+    """Returns whether the directory is a run, not a Hugging Face checkpoint."""
     return self.config_file.is_file() and self.checkpoints.is_dir()
 
   def read_config(self) -> config_lib.Config:

@@ -1,4 +1,4 @@
-"""The record of how a run was made: run.json."""
+"""The record of a run, run.json: code, command, packages, devices, inputs."""
 
 import importlib.metadata
 import os
@@ -17,10 +17,11 @@ ENVIRONMENT = ('XLA_', 'JAX_', 'CUDA_VISIBLE_DEVICES', 'TPU_')
 
 def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
                hashes: dict[str, str]) -> dict[str, Any]:
-  """What run.json holds: enough to say which code made these numbers.
+  """Returns the content of run.json, which identifies the code of a run.
 
-  Of the environment only an allow-list is kept: it may hold secrets. So may
-  the URL of a database, which then stands there without them.
+  Secrets are left out: only environment variables with the prefixes ENVIRONMENT
+  are recorded, and user and password are removed from URLs in the command.
+  `hashes` are the sha256 sums of the inputs.
   """
   return {
       'seed': seed,
@@ -39,14 +40,15 @@ def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
 
 
 def _git() -> dict[str, str]:
+  """Returns commit and uncommitted changes of this code, '' where unknown."""
   root = pathlib.Path(__file__).resolve().parents[2]
 
-  def ask(*command: str) -> str:
+  def output(*command: str) -> str:
     try:
       return subprocess.run(
           ['git', '-C', str(root), *command], capture_output=True, text=True,
           timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
       return ''
-  return {'commit': ask('rev-parse', 'HEAD').strip(),
-          'diff': ask('diff', 'HEAD')[:1_000_000]}
+  return {'commit': output('rev-parse', 'HEAD').strip(),
+          'diff': output('diff', 'HEAD')[:1_000_000]}

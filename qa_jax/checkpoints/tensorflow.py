@@ -1,9 +1,12 @@
-"""TensorFlow checkpoints ("tensor bundles") without TensorFlow.
+"""A reader of TensorFlow checkpoints ("tensor bundles") without TensorFlow.
 
-PREFIX.index is a LevelDB table, name → BundleEntryProto, and the files
-PREFIX.data-S-of-N hold the bytes of all tensors. Every block of the table and
-every tensor carries a crc32c: a damaged file is an error and never a wrong
-number. Formats: LevelDB's table_format.md; TensorFlow's tensor_bundle.proto.
+This file needs the extra [tensorflow]; import it where a checkpoint is opened.
+
+PREFIX.index is a LevelDB table from the name of a tensor to a BundleEntryProto.
+The files PREFIX.data-S-of-N hold the bytes of all tensors. Every block of the
+table and every tensor has a crc32c checksum, so a damaged file is an error and
+never a wrong number. The formats are described in LevelDB's table_format.md and
+TensorFlow's tensor_bundle.proto.
 """
 
 import collections
@@ -21,29 +24,30 @@ import numpy as np
 from qa_jax import errors
 
 MAGIC = 0xDB4775248B80FB57
-FOOTER = 48  # bytes: two block handles, padding, the magic number
+FOOTER = 48  # bytes of two block handles, padding and the magic number
 NO_COMPRESSION, SNAPPY = 0, 1
-LARGEST = 2**28  # bytes of an index or of a block; BERT-large's has 40 thousand
-# Numbers of tensorflow.DataType, of the types that weights have.
+# Limit in bytes of an index or a block. The index of BERT-large has 40 kB.
+LARGEST = 2**28
+# Number in tensorflow.DataType → type, for the types that weights have.
 DTYPES = {1: np.float32, 2: np.float64, 14: ml_dtypes.bfloat16, 19: np.float16}
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """Where a tensor lies, as the index says."""
+  """The place and type of a tensor, from the index."""
 
-  dtype: int  # of tensorflow.DataType
+  dtype: int  # a number of tensorflow.DataType
   shape: tuple[int, ...]
   shard: int
   offset: int
   size: int  # bytes
-  crc32c: int  # masked
-  sliced: bool  # its bytes are those of several slices, named elsewhere
+  crc32c: int  # masked, as `_masked_crc` returns it
+  sliced: bool  # True if the tensor is stored in slices under other names
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-  """The index of a checkpoint."""
+  """The index of a checkpoint: its tensors by name, and its data files."""
 
   prefix: pathlib.Path
   num_shards: int
@@ -51,10 +55,10 @@ class Index:
 
 
 def read_index(prefix: pathlib.Path) -> Index:
-  """The index of `prefix`, such as DIR/bert_model.ckpt.
+  """Reads the index of a checkpoint; `prefix` is such as DIR/bert_model.ckpt.
 
   Raises:
-    UserError: missing, damaged, or not such an index.
+    UserError: the index is missing, damaged, or not the index of a checkpoint.
   """
   path = prefix.with_name(prefix.name + '.index')
   try:
@@ -78,12 +82,13 @@ def read_index(prefix: pathlib.Path) -> Index:
 
 
 def read_tensors(index: Index, names: Iterable[str]) -> dict[str, np.ndarray]:
-  """The tensors of these names, checked against size and checksum.
+  """Reads the tensors of these names, and checks their sizes and checksums.
 
   Raises:
-    UserError: a type that weights do not have, a missing or damaged file.
+    UserError: a tensor has a type that weights do not have, or a data file is
+      missing or damaged.
   """
-  out, taken = {}, collections.Counter()  # bytes of each file
+  out, bytes_read = {}, collections.Counter()
   for name in names:
     entry = index.entries[name]
     path = index.prefix.with_name(
@@ -98,8 +103,8 @@ def read_tensors(index: Index, names: Iterable[str]) -> dict[str, np.ndarray]:
         raise ValueError(f'{entry.size} bytes for shape {entry.shape}')
       if entry.offset + entry.size > path.stat().st_size:
         raise ValueError('the file ends before it')
-      taken[path] += entry.size
-      if taken[path] > path.stat().st_size:
+      bytes_read[path] += entry.size
+      if bytes_read[path] > path.stat().st_size:
         raise ValueError('it overlaps others')
       with path.open('rb') as file:
         file.seek(entry.offset)
@@ -116,7 +121,7 @@ def read_tensors(index: Index, names: Iterable[str]) -> dict[str, np.ndarray]:
 
 
 def _entry(data: bytes) -> Entry:
-  """A BundleEntryProto; what is 0 is left out of the bytes."""
+  """Parses a BundleEntryProto; a field that is 0 is absent from the bytes."""
   fields = _fields(data)
   shape = [_int(_fields(dim), 1) for message in fields.get(2, [])
            for dim in _fields(message).get(2, [])]
@@ -135,7 +140,7 @@ def _int(fields: dict[int, list], number: int) -> int:
 
 
 def _fields(data: bytes) -> dict[int, list[int | bytes]]:
-  """The fields of a protobuf message: number → values, bytes unparsed."""
+  """Returns {field number: values} of a protobuf message, bytes unparsed."""
   out: dict[int, list[int | bytes]] = {}
   at = 0
   while at < len(data):
@@ -153,7 +158,8 @@ def _fields(data: bytes) -> dict[int, list[int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """A number in groups of seven bits, the lowest first, and what follows."""
+  """Returns (number, position after it) of a varint: 7 bits a byte, low first.
+  """
   value = 0
   for shift in range(0, 64, 7):
     byte = data[at + shift // 7]
@@ -170,25 +176,28 @@ def _take(data: bytes, at: int, size: int) -> bytes:
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-  """All keys and values of a table, in order."""
+  """Yields all keys and values of a table, in order."""
   footer = _take(data, max(len(data) - FOOTER, 0), FOOTER)
   if struct.unpack('<Q', footer[-8:])[0] != MAGIC:
     raise ValueError('it does not end in the magic number')
-  _, at = _handle(footer, 0)  # of the metaindex, which is empty
+  _, at = _handle(footer, 0)  # skips the metaindex, which is empty
   handle, _ = _handle(footer, at)
   for _, value in _items(_block(data, *handle)):
     yield from _items(_block(data, *_handle(value, 0)[0]))
 
 
 def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
-  """(offset, size) of a block, and what follows."""
+  """Returns ((offset, size) of a block, position after its handle)."""
   offset, at = _varint(data, at)
   size, at = _varint(data, at)
   return (offset, size), at
 
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
-  """A block's contents; a byte for the compression and a crc32c follow it."""
+  """Returns a block's contents, uncompressed, after checking its crc32c.
+
+  One byte for the compression and four for the checksum follow a block.
+  """
   contents = _take(data, offset, size + 5)
   if struct.unpack('<I', contents[-4:])[0] != _masked_crc(contents[:-4]):
     raise ValueError(f'the checksum of the block at {offset} differs')
@@ -203,8 +212,9 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
 
 
 def _items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-  """Keys and values of a block; a key leaves out what the last one shares."""
-  # At the end, the places where keys are whole, for a search by halves.
+  """Yields keys and values of a block; a key omits the prefix that it shares.
+  """
+  # The block ends with the positions of whole keys, for a binary search.
   restarts = struct.unpack('<I', block[-4:])[0]
   entries = _take(block, 0, len(block) - 4 * (restarts + 1))
   at, key = 0, b''
@@ -220,6 +230,9 @@ def _items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _masked_crc(data: bytes) -> int:
-  """LevelDB's: a crc of bytes that hold crcs is weak, so they are rotated."""
+  """Returns LevelDB's masked crc32c.
+
+  A checksum of bytes that contain checksums is weak, so LevelDB rotates each.
+  """
   crc = google_crc32c.value(data)
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32

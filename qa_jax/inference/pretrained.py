@@ -8,7 +8,6 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
-from qa_jax.checkpoints import weight_files
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import qa
@@ -49,8 +48,8 @@ def read_pretrained(source: str) -> Pretrained:
     raise errors.UserError(
         f'{source}: the vocabulary has {len(tokenizer.vocab)} entries, but '
         f'the embeddings only {sizes.vocab_size}')
-  tensors, notes = weight_files.read_tensors(directory)
-  head = hugging_face.head_of(tensors)
+  tensors, notes = hugging_face.read_tensors(directory)
+  head = hugging_face.stored_head(tensors)
   if head == 'biased':
     notes.append("the checkpoint's head has a bias: it is read as the head "
                  "'biased'")

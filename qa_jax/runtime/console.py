@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, TensorBoard, progress, run.json."""
+"""Messages to the user on stderr, and progress bars."""
 
 import contextlib
 import sys
@@ -11,9 +11,10 @@ from qa_jax.runtime import processes
 
 
 def say(message: str) -> None:
-  """One line for the user, on stderr: stdout is for results.
+  """Prints one line for the user on stderr; stdout is for results.
 
-  A run does not end because nobody listens any more, or a log's disk is full.
+  Only the first process prints. An error of the stream, such as a closed pipe
+  or a full disk, is ignored, so that it does not end a run.
   """
   if not processes.is_first_process():
     return
@@ -22,7 +23,10 @@ def say(message: str) -> None:
 
 
 class Progress:
-  """A progress bar with ETA on a terminal, plain lines otherwise."""
+  """A progress bar with the remaining time, or plain lines without a terminal.
+
+  `total` is the number of units of work, of which `done` are already done.
+  """
 
   def __init__(self, what: str, total: int, done: int = 0):
     self._what, self._total, self._begin, self._done = what, total, done, done
@@ -40,12 +44,13 @@ class Progress:
       self._bar.start()
 
   def update(self, done: int) -> None:
+    """Moves the bar to `done` units."""
     self._done = done
     if self._bar:
       self._bar.update(self._task, completed=done)
 
   def note(self, note: str) -> None:
-    """A line with values; `update` moves the bar without one."""
+    """Shows values at the bar, or prints them with the progress as one line."""
     if self._bar:
       self._bar.update(self._task, note=note)
       return
@@ -56,5 +61,6 @@ class Progress:
         f'ETA {int(eta // 60)}:{int(eta % 60):02d}')
 
   def close(self) -> None:
+    """Stops the bar and leaves it on the screen."""
     if self._bar:
       self._bar.stop()

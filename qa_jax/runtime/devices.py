@@ -1,4 +1,7 @@
-"""Devices: meshes, placement of arrays, memory, steps in flight."""
+"""Devices: memory, meshes, placement of arrays, and steps in flight.
+
+Glossary of shapes: B batch over all devices of all processes.
+"""
 
 import collections
 from collections.abc import Callable, Sequence
@@ -17,9 +20,14 @@ import numpy as np
 from qa_jax import errors
 from qa_jax.runtime import processes
 
+P = jax.sharding.PartitionSpec
+
 
 def free_bytes(device: jax.Device) -> float:
-  """Of a device's memory, on CPU of the machine's; infinite if unknown."""
+  """Returns the free memory of a device in bytes, infinity if it is unknown.
+
+  The memory of a CPU device is that of the machine.
+  """
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use']
@@ -31,23 +39,27 @@ def free_bytes(device: jax.Device) -> float:
 
 
 def make_mesh(devices, axes: dict[str, int]) -> jax.sharding.Mesh:
-  """A mesh with Auto axes: Explicit, the default, breaks Embed and gathers."""
+  """Returns a mesh whose axes are of the type Auto.
+
+  JAX's default type, Explicit, breaks flax's Embed and gathers.
+  """
   return jax.make_mesh(
       tuple(axes.values()), tuple(axes), devices=devices,
       axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
 
 
 def data_mesh() -> jax.sharding.Mesh:
-  """All devices on one 'data' axis: how evaluation is spread."""
+  """Returns the mesh of evaluation: all devices on one axis 'data'."""
   devices = select_devices(jax.devices(), 0)
   return make_mesh(devices, {'data': len(devices)})
 
 
 def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:
-  """Axis sizes with one -1 resolved; their product is `num_devices`.
+  """Returns the sizes of the axes 'data' and 'fsdp', with one -1 resolved.
 
   Raises:
-    UserError: an unknown axis, or sizes that don't multiply to the devices.
+    UserError: an axis is unknown, or the product of the sizes is not
+      `num_devices`.
   """
   axes = {'data': -1, 'fsdp': 1, **(axes or {})}
   unknown = set(axes) - {'data', 'fsdp'}
@@ -65,23 +77,25 @@ def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:
 
 
 def local_device(devices: Sequence[jax.Device]) -> jax.Device:
-  """The first of them that is this process's."""
+  """Returns the first of `devices` that belongs to this process."""
   return next(d for d in devices if d.process_index == jax.process_index())
 
 
 def peak_megabytes(device: jax.Device) -> float:
-  """The most memory in use so far: of a device, on CPU of the process."""
+  """Returns the peak memory use of a device, or on a CPU of this process."""
   stats = device.memory_stats()
   if stats and 'peak_bytes_in_use' in stats:
     return stats['peak_bytes_in_use'] / 2**20
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB
+  # Linux reports ru_maxrss in KiB.
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 class RunAhead:
-  """Bounds how many steps are in flight.
+  """A queue of dispatched train steps that bounds how many are in flight.
 
-  Unbounded dispatch of collectives aborts XLA:CPU within 300 small steps, and
-  on any device it piles up batches. Each is waited for within `waiting`.
+  Without a bound, XLA on a CPU aborts within 300 small steps with collectives,
+  and batches accumulate in the memory of any device. The queue waits for each
+  step within the context manager that `waiting` returns.
   """
 
   def __init__(self, depth: int, waiting: Callable[
@@ -90,11 +104,12 @@ class RunAhead:
     self._pending: collections.deque[Any] = collections.deque()
 
   def push(self, item: Any, metrics: Any) -> list[tuple[Any, Any]]:
-    """Adds a dispatched step; returns the (item, metrics) now complete."""
+    """Adds a dispatched step; returns (item, metrics) of completed steps."""
     self._pending.append((item, metrics))
     return self._take(self._depth)
 
   def drain(self) -> list[tuple[Any, Any]]:
+    """Waits for all steps; returns (item, metrics) of each."""
     return self._take(0)
 
   def _take(self, keep: int) -> list[tuple[Any, Any]]:
@@ -105,66 +120,72 @@ class RunAhead:
         done.append((item, jax.device_get(metrics)))
     return done
 
-P = jax.sharding.PartitionSpec
-
 
 def select_devices(devices: Sequence[jax.Device],
                    count: int) -> list[jax.Device]:
-  """`count` of the devices (0: all), as many of each process, side by side.
+  """Returns `count` devices, equally many of each process, process by process.
+
+  A count of 0 selects all devices.
 
   Raises:
-    UserError: they cannot be as many of each.
+    UserError: the processes cannot contribute equally many devices.
   """
-  own: dict[int, list[jax.Device]] = {}
+  of_process: dict[int, list[jax.Device]] = {}
   for device in devices:
-    own.setdefault(device.process_index, []).append(device)
-  each = (count or len(devices)) // len(own)
-  if each * len(own) != (count or len(devices)) or any(
-      len(d) < each for d in own.values()):
-    have = ', '.join(str(len(own[p])) for p in sorted(own))
+    of_process.setdefault(device.process_index, []).append(device)
+  each = (count or len(devices)) // len(of_process)
+  if each * len(of_process) != (count or len(devices)) or any(
+      len(d) < each for d in of_process.values()):
+    have = ', '.join(str(len(of_process[p])) for p in sorted(of_process))
     raise errors.UserError(
         f'config.parallel.num_devices={count}: {count or len(devices)} cannot '
-        f'be as many of each of {len(own)} processes, which have {have}')
-  return [d for p in sorted(own) for d in own[p][:each]]
+        f'be as many of each of {len(of_process)} processes, which have {have}')
+  return [d for p in sorted(of_process) for d in of_process[p][:each]]
 
 
-def _places(mesh: jax.sharding.Mesh) -> list[int]:
-  """Which of a mesh's devices, counted through, are this process's."""
+def _local_positions(mesh: jax.sharding.Mesh) -> list[int]:
+  """Returns the positions in a mesh of the devices of this process."""
   return [i for i, device in enumerate(mesh.devices.flat)
           if device.process_index == jax.process_index()]
 
 
 def local_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Of host arrays [B, …] over all devices, the rows of this process's."""
+  """Returns the rows of this process's devices, from host arrays [B, …]."""
   if not processes.is_multi_process():
     return tree
-  places = _places(mesh)
+  places = _local_positions(mesh)
   return jax.tree.map(lambda x: x.reshape(
       mesh.size, -1, *x.shape[1:])[places].reshape(-1, *x.shape[1:]), tree)
 
 
 def put_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """What `part` gives → [B, …] over all devices, by `mesh`'s axes."""
+  """Returns arrays [B, …] sharded over `mesh`, from the rows of each process.
+
+  `tree` holds the rows that `local_rows` returns.
+  """
   sharding = jax.sharding.NamedSharding(mesh, P(mesh.axis_names))
   if not processes.is_multi_process():
     return jax.device_put(tree, sharding)
-  places = _places(mesh)
+  places = _local_positions(mesh)
 
   def place(x: np.ndarray) -> jax.Array:
-    rows = len(x) // len(places)  # of a device
+    rows = len(x) // len(places)  # the rows of one device
 
-    def of(index: tuple[slice, ...]) -> np.ndarray:
-      at = places.index((index[0].start or 0) // rows) * rows
-      return x[at:at + rows]
+    def rows_at(index: tuple[slice, ...]) -> np.ndarray:
+      first = places.index((index[0].start or 0) // rows) * rows
+      return x[first:first + rows]
 
     return jax.make_array_from_callback(
-        (mesh.size * rows, *x.shape[1:]), sharding, of)
+        (mesh.size * rows, *x.shape[1:]), sharding, rows_at)
 
   return jax.tree.map(place, tree)
 
 
 def put_tree(tree: Any, shardings: Any) -> Any:
-  """device_put of what every process has whole; one sharding or a tree."""
+  """Puts host arrays that every process has whole on the devices.
+
+  `shardings` is one sharding for all arrays, or a tree of them.
+  """
   if not processes.is_multi_process():
     return jax.device_put(tree, shardings)
   if isinstance(shardings, jax.sharding.Sharding):
@@ -180,7 +201,10 @@ def put_tree(tree: Any, shardings: Any) -> Any:
 
 def replicated_sharding(
     mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding | None:
-  """The sharding of results that every process needs; None: any."""
+  """Returns the sharding of results that every process reads.
+
+  Returns None, any sharding, where one process has all devices.
+  """
   if mesh is None or not processes.is_multi_process():
     return None
   return jax.sharding.NamedSharding(mesh, P())
@@ -192,6 +216,9 @@ def _largest(mesh: jax.sharding.Mesh) -> Any:
 
 
 def max_over_processes(value: int, mesh: jax.sharding.Mesh) -> jax.Array:
-  """The largest of the processes' values, [] int32; does not wait for it."""
-  own = np.full(len(_places(mesh)), value, np.int32)
-  return _largest(mesh)(put_rows(own, mesh))
+  """Returns the largest `value` of all processes as an array, [] int32.
+
+  It does not wait for the value.
+  """
+  rows = np.full(len(_local_positions(mesh)), value, np.int32)
+  return _largest(mesh)(put_rows(rows, mesh))

@@ -1,11 +1,9 @@
-"""Several processes train one run: how they meet, whose rows are whose.
+"""Several processes of one run: joining, leaving, and agreeing on values.
 
-Glossary of shapes: B batch over all devices, D devices.
-
-Each makes the same plan of batches, from lengths that all know, and reads the
-rows that its own devices see. What is small, spans and metrics, every process
-has whole; files are written by the first. With one process, all that is here
-does nothing.
+Every process plans the same batches, from window lengths that all of them know,
+and reads only the rows of its devices. Spans and metrics are small, and every
+process has all of them. The first process writes the files and talks to the
+user. In a run of one process the functions of this file do nothing.
 """
 
 from collections.abc import Sequence
@@ -23,61 +21,50 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from qa_jax import errors
+from qa_jax.runtime import stderr_filter
 
-CONNECT_SECONDS = 120.0  # until all must have come
-# Without a sign of life for so long, a process is lost and the others end. A
-# save to a slow disk keeps no process from giving one: threads of its own do.
+CONNECT_SECONDS = 120.0  # time for all processes to join
+# A process that sends no heartbeat for this time is lost, and the others end. A
+# thread of its own sends it, so that a save to a slow disk does not delay it.
 HEARTBEAT_SECONDS = 60
 
-# XLA tells of a lost process by aborting, with a trace of its stack, and only
-# another process can tell it better. This one reads what native code prints.
-READER = r'''
-import signal, sys
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
-  signal.signal(number, signal.SIG_IGN)
-end, held = 'distributed service detected', []
-for line in open(0, errors='replace'):
-  if held or 'coordination_service' in line or end in line:
-    held.append(line)
-  elif not line.startswith('[Gloo]'):
-    sys.stderr.write(line)
-    sys.stderr.flush()
-if any(end in line for line in held):
-  held = [sys.argv[1] + '\n']
-sys.stderr.writelines(held)
-'''
 LOST = ('another process of this run died, failed or stopped answering; the '
         'same commands go on from the last checkpoint')
 
 
 def join_processes(coordinator: str, num_processes: int | None = None,
                    process_index: int | None = None) -> None:
-  """Joins the other processes; before anything asks for a device.
+  """Joins the other processes of a run; call it before JAX lists its devices.
 
-  `coordinator` is HOST:PORT of the first one, or 'auto': where SLURM, Open MPI,
-  Kubernetes or a TPU pod started this one, they say all three.
+  `coordinator` is HOST:PORT of the first process. It may be 'auto' where SLURM,
+  Open MPI, Kubernetes or a TPU pod started this process, which provide all
+  three arguments. If the processes have not joined within CONNECT_SECONDS, this
+  one ends with a message and code 1.
+
+  The function changes process-wide state: it sends stdout and stderr of native
+  code through `stderr_filter`, and replaces sys.stdout and sys.stderr.
 
   Raises:
-    UserError: values that cannot be, or nothing is found by 'auto'. If not all
-      come within CONNECT_SECONDS, the process ends with one line.
+    UserError: an argument is missing or out of range, the coordinator cannot be
+      reached, or 'auto' detects no cluster.
   """
   if coordinator == 'auto':
-    where, options = 'the coordinator', {}
+    address, options = 'the coordinator', {}
   else:
-    where = coordinator
-    _check(coordinator, num_processes, process_index)
+    address = coordinator
+    _check_flags(coordinator, num_processes, process_index)
     options = dict(
         coordinator_address=coordinator, num_processes=num_processes,
         process_id=process_index, cluster_detection_method='deactivate')
-  # It would take SIGTERM from stop.py, and knows no other signal.
+  # JAX's preemption service would handle SIGTERM in place of `signals`.
   jax.config.update('jax_enable_preemption_service', False)
-  late = threading.Timer(CONNECT_SECONDS, _end, [
-      f'not all processes came to {where} within {CONNECT_SECONDS:.0f} s; '
+  late = threading.Timer(CONNECT_SECONDS, _exit, [
+      f'not all processes came to {address} within {CONNECT_SECONDS:.0f} s; '
       'start as many as --num_processes says, each with the same '
       '--coordinator, and look whether a firewall lets them reach it'])
   late.daemon = True
   late.start()
-  _read_native()
+  _filter_native_output()
   try:
     jax.distributed.initialize(
         **options, initialization_timeout=int(CONNECT_SECONDS) + 60,
@@ -94,8 +81,8 @@ def join_processes(coordinator: str, num_processes: int | None = None,
     late.cancel()
 
 
-def _check(coordinator: str, num_processes: int | None,
-           process_index: int | None) -> None:
+def _check_flags(coordinator: str, num_processes: int | None,
+                 process_index: int | None) -> None:
   for name, value in (('num_processes', num_processes),
                       ('process_index', process_index)):
     if value is None:
@@ -108,12 +95,12 @@ def _check(coordinator: str, num_processes: int | None,
     raise errors.UserError(
         f'--process_index={process_index} is outside 0 … {num_processes - 1}, '
         f'of --num_processes={num_processes}')
-  found = re.fullmatch(r'(\S+):(\d{1,5})', coordinator)
-  if not found or not 0 < int(found[2]) < 2**16:
+  match = re.fullmatch(r'(\S+):(\d{1,5})', coordinator)
+  if not match or not 0 < int(match[2]) < 2**16:
     raise errors.UserError(
         f'--coordinator={coordinator}: expected HOST:PORT of the process with '
         'index 0, or auto')
-  host, port = found[1].strip('[]'), int(found[2])
+  host, port = match[1].strip('[]'), int(match[2])
   try:
     socket.getaddrinfo(host, port)
     if process_index == 0:
@@ -123,39 +110,43 @@ def _check(coordinator: str, num_processes: int | None,
         f'--coordinator={coordinator}: {e.strerror or e}') from None
 
 
-def _read_native() -> None:
-  """Has READER read what native code writes; Python's own goes where it went.
+def _filter_native_output() -> None:
+  """Sends file descriptors 1 and 2 of this process through `stderr_filter`.
+
+  Native code writes to these descriptors. Python's sys.stdout and sys.stderr
+  are replaced by files on the original descriptors, and stay unfiltered.
   """
   sys.stdout.flush()
   sys.stderr.flush()
   out, err = os.dup(1), os.dup(2)
-  reader = subprocess.Popen(
-      [sys.executable, '-I', '-S', '-c', READER, f'error: {LOST}'],
+  process = subprocess.Popen(
+      [sys.executable, '-I', '-S', stderr_filter.__file__, f'error: {LOST}'],
       stdin=subprocess.PIPE, stdout=err, stderr=err)
-  os.dup2(reader.stdin.fileno(), 1)
-  os.dup2(reader.stdin.fileno(), 2)
-  reader.stdin.close()
+  os.dup2(process.stdin.fileno(), 1)
+  os.dup2(process.stdin.fileno(), 2)
+  process.stdin.close()
   sys.stdout = os.fdopen(out, 'w', buffering=1)
   sys.stderr = os.fdopen(err, 'w', buffering=1)
 
 
-def _end(message: str) -> None:
+def _exit(message: str) -> None:
   print(f'error: {message}', file=sys.stderr, flush=True)
   os._exit(1)
 
 
 def leave_processes(error: BaseException, code: int) -> None:
-  """Ends a process that failed at once, if it is one of several.
+  """Ends this process at once with `code` if it is one of several.
 
-  A shutdown would wait for the others, who wait for this one; so they see that
-  it is gone. If that is what the error says of another one, READER tells it, as
-  XLA may be about to abort for the same reason.
+  A regular shutdown would wait for the other processes, which wait for this
+  one. If `error` says that another process is lost, `stderr_filter` prints the
+  message in place of a traceback, since XLA may abort for this reason
+  meanwhile.
   """
   if not jax.distributed.is_initialized():
     return
   if isinstance(error, RuntimeError) and re.search(
       'gloo|nccl|UNAVAILABLE|coordination', str(error), re.IGNORECASE):
-    os.write(2, b'distributed service detected\n')
+    os.write(2, f'{stderr_filter.ENDS_PROCESS}\n'.encode())
   elif not isinstance(error, SystemExit):
     traceback.print_exception(error)
   sys.stdout.flush()
@@ -164,39 +155,46 @@ def leave_processes(error: BaseException, code: int) -> None:
 
 
 def is_multi_process() -> bool:
-  """Whether this process has others; without them no device is touched."""
+  """Returns whether the run has several processes.
+
+  With one process it does not initialize the devices.
+  """
   return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def is_first_process() -> bool:
-  """Whether this process writes the files and talks to the user."""
+  """Returns whether this process writes the files and talks to the user."""
   return not is_multi_process() or jax.process_index() == 0
 
 
 def wait_for_all(what: str) -> None:
-  """Until all processes have come here."""
+  """Waits until all processes have called this function with `what`."""
   if is_multi_process():
     multihost_utils.sync_global_devices(what)
 
 
 def broadcast_from_first(values: Sequence[int]) -> list[int]:
-  """What the first process has, to decide alike by it."""
+  """Returns the values of the first process, so that all decide alike."""
   if is_multi_process():
     values = multihost_utils.broadcast_one_to_all(np.asarray(values, np.int64))
   return [int(value) for value in values]
 
 
 def check_equal_on_all(**texts: str) -> None:
-  """Raises a UserError unless all processes have equal texts."""
+  """Raises a UserError unless all processes pass equal texts.
+
+  The message names the first text that differs and a process that has it.
+  """
   if not is_multi_process():
     return
-  sums = np.stack([np.frombuffer(
-      hashlib.sha256(text.encode()).digest()[:16], np.uint32)
-                   for text in texts.values()])
-  found = multihost_utils.process_allgather(sums)
-  for name, own in zip(texts, found.swapaxes(0, 1), strict=True):
-    if (own != own[0]).any():
-      odd = int(np.argmax((own != own[0]).any(1)))
+  sums = np.stack([
+      np.frombuffer(hashlib.sha256(text.encode()).digest()[:16], np.uint32)
+      for text in texts.values()])
+  sums = multihost_utils.process_allgather(sums)  # process, text, 4 words
+  for name, of_text in zip(texts, sums.swapaxes(0, 1), strict=True):
+    differs = (of_text != of_text[0]).any(1)
+    if differs.any():
+      odd = int(np.argmax(differs))
       raise errors.UserError(
           f'{name}: not the same on processes 0 and {odd}; give all the same '
           'command and the same files')

@@ -1,6 +1,7 @@
-"""What a process sets before it computes: a compilation cache, malloc.
+"""Process-wide settings for commands: the compilation cache and malloc.
 
-Both are for commands; a notebook that imports qa_jax is left as it is.
+The library itself does not call these functions, so that a notebook that
+imports qa_jax keeps its settings.
 """
 
 import ctypes
@@ -13,30 +14,32 @@ import jax
 
 from qa_jax.io import files
 
-CACHE_BYTES = 4 * 2**30  # of compiled programs; the least recently used go
+# Limit of the compilation cache; the least recently used programs are deleted.
+CACHE_BYTES = 4 * 2**30
 
-# Of glibc's <malloc.h>: variable → number of the parameter, and its value.
+# Environment variable of glibc → number of the parameter in <malloc.h>, value.
 MALLOC = {
-    'MALLOC_MMAP_MAX_': (-4, 0),  # large blocks come from the heap,
-    'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1),  # which is not given back,
-    'MALLOC_TOP_PAD_': (-2, 2**28),  # and grows by 256 MiB.
-    # A thread's own heap ends at 64 MiB: what is larger is mapped after all.
+    'MALLOC_MMAP_MAX_': (-4, 0),  # Large blocks come from the heap.
+    'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1),  # The heap is never shrunk.
+    'MALLOC_TOP_PAD_': (-2, 2**28),  # The heap grows by 256 MiB.
+    # One heap for all threads: the heap of a thread ends at 64 MiB, and larger
+    # blocks would be mapped in spite of MALLOC_MMAP_MAX_.
     'MALLOC_ARENA_MAX': (-8, 1),
 }
 
 
 def configure_process() -> None:
-  """The compilation cache and, on a CPU, the allocator; both can be refused.
+  """Sets the compilation cache and, on Linux, malloc for this whole process.
 
-  JAX_COMPILATION_CACHE_DIR names another directory for compiled programs,
-  JAX_ENABLE_COMPILATION_CACHE=false does without. A setting of malloc's own
-  (MALLOC_…, GLIBC_TUNABLES) in the environment is left in force.
+  JAX_COMPILATION_CACHE_DIR names another directory for compiled programs, and
+  JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. If the environment has
+  a setting of malloc (MALLOC_…, GLIBC_TUNABLES), malloc is not changed.
   """
   home = files.cache_home()
   if jax.config.jax_compilation_cache_dir is None and home:
     use_compilation_cache(home / 'compiled' / _processor())
-  # XLA's CPU client asks malloc for every temporary array. Blocks of more than
-  # 32 MiB are mapped and unmapped each time, and every page faults anew.
+  # XLA's CPU client calls malloc for every temporary array. By default, malloc
+  # maps and unmaps each block above 32 MiB, and every page of it faults again.
   if platform.system() == 'Linux' and not any(
       name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES'
       for name in os.environ):
@@ -44,7 +47,7 @@ def configure_process() -> None:
 
 
 def use_compilation_cache(directory: pathlib.Path) -> None:
-  """Keeps compiled programs in `directory`, unless it cannot be written."""
+  """Makes JAX keep compiled programs in `directory`, if it can be written."""
   try:
     directory.mkdir(parents=True, exist_ok=True)
   except OSError:
@@ -53,13 +56,17 @@ def use_compilation_cache(directory: pathlib.Path) -> None:
     return
   jax.config.update('jax_compilation_cache_dir', str(directory))
   jax.config.update('jax_compilation_cache_max_size', CACHE_BYTES)
-  # Of a start-up, half goes into programs that take less than a second each.
+  # Half of the start-up time is spent on programs that compile in less than a
+  # second each, which JAX does not keep by default.
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def tune_malloc() -> bool:
-  """Whether the C library took the settings; only glibc has them."""
+  """Sets malloc's parameters for this process; returns whether it succeeded.
+
+  Only glibc has these parameters.
+  """
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError):
@@ -68,9 +75,10 @@ def tune_malloc() -> bool:
 
 
 def _processor() -> str:
-  """A name for this kind of processor: programs are compiled for it alone.
+  """Returns a name for this kind of processor.
 
-  On a home directory that machines share, another's would not run.
+  Programs are compiled for one kind, and machines of several kinds may share a
+  home directory.
   """
   kind = platform.machine()
   try:

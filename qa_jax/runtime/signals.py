@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it saves at the next step, and ends."""
+"""Signals that stop a run: it writes a checkpoint at the next step and ends."""
 
 from collections.abc import Iterator
 import contextlib
@@ -8,36 +8,39 @@ from types import FrameType
 from types import TracebackType
 from typing import Any
 
-# SIGUSR2 is what SLURM is told to send before it pre-empts a job.
+# SLURM can be configured to send SIGUSR2 before it preempts a job.
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
 class Stopped(SystemExit):
-  """The end of a run that was asked to stop; its code is 128 + the signal."""
+  """The exit of a run that a signal stopped, with code 128 + signal number."""
 
 
 class Interrupted(BaseException):
-  """The end of work that is not worth waiting for."""
+  """The abandonment of work, such as an evaluation, after a signal."""
 
 
 class StopRequests:
-  """Takes note of SIGNALS while it is entered.
+  """Handles SIGNALS while it is entered, by recording the first one.
 
-  The first decides the exit code. Others change nothing, so that no save is
-  torn, but for a second Ctrl-C, which is obeyed at once.
+  The first signal decides the exit code. Later signals are ignored, so that
+  they do not interrupt a save. Only a second Ctrl-C raises KeyboardInterrupt.
+
+  `signal` is the signal that the run will stop for. In a run of several
+  processes (`alone` is False) it is set by `hear`, once all processes have
+  agreed on it after the same train step. `noted` is the signal that this
+  process has received.
   """
 
   def __init__(self, alone: bool = True) -> None:
     self.noted: signal.Signals | None = None
-    # What the run stops for: noted here or, of several processes (not
-    # `alone`), what all `heard` of after the same step.
     self.signal: signal.Signals | None = None
     self._alone = alone
     self._before: dict[signal.Signals, Any] = {}
     self._interruptible = False
 
   def __enter__(self) -> 'StopRequests':
-    # Only there does Python allow it, and only there it is the run's process.
+    # Python allows signal handlers in the main thread only.
     if threading.current_thread() is threading.main_thread():
       for number in SIGNALS:
         self._before[number] = signal.signal(number, self._note)
@@ -61,15 +64,16 @@ class StopRequests:
       raise KeyboardInterrupt
 
   def hear(self, number: int) -> None:
-    """Takes what some process has noted, 0 for nothing."""
+    """Sets the signal that the processes agreed on; 0 stands for none."""
     if number and not self.signal:
       self.signal = signal.Signals(number)
 
   @contextlib.contextmanager
   def interrupting(self) -> Iterator[None]:
-    """Work within is given up when a signal comes, or has come: Interrupted.
+    """Raises Interrupted in the work within when a signal comes or has come.
 
-    Of several processes, which must do it together, none gives it up.
+    In a run of several processes no work is interrupted, because all of them
+    would have to abandon it together.
     """
     self._interruptible = True
     try:
@@ -80,6 +84,6 @@ class StopRequests:
       self._interruptible = False
 
   def stopped(self) -> Stopped:
-    """What to raise when all is saved."""
+    """Returns the exception to raise after the last save."""
     assert self.signal
     return Stopped(128 + self.signal)

@@ -1,8 +1,8 @@
-"""Ends a process that waits for a step in vain.
+"""A watchdog that ends a process if one train step takes too long.
 
-A collective of which a device or another process hangs waits for ever, and so
-deaf to signals (jax#38503). What is compiled, evaluated or saved meanwhile is
-not watched: it may take as long as it takes.
+If one device or process hangs, a collective never returns, and Python cannot
+handle signals meanwhile (jax#38503). Compilation, evaluation and saving are not
+watched, because their time has no limit.
 """
 
 from collections.abc import Iterator
@@ -12,16 +12,19 @@ import sys
 import threading
 import time
 
-CODE = 124  # of a process that is ended so, as timeout(1) has it
+CODE = 124  # exit code of a process that the watchdog ends, as of timeout(1)
 
 
 class Watchdog:
-  """A thread that counts while this one waits; 0 seconds: it does not."""
+  """A thread that ends the process if a step takes longer than `seconds`.
+
+  `where` names the run in the message. With 0 seconds nothing is watched.
+  """
 
   def __init__(self, seconds: float, where: str):
     self._seconds, self._where = seconds, where
     self._since: float | None = None
-    self._over = threading.Event()
+    self._closed = threading.Event()
     self._thread: threading.Thread | None = None
 
   def __enter__(self) -> 'Watchdog':
@@ -32,13 +35,13 @@ class Watchdog:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._over.set()
+    self._closed.set()
     if self._thread:
       self._thread.join()
 
   @contextlib.contextmanager
   def waiting(self) -> Iterator[None]:
-    """To be entered for each step that is waited for."""
+    """Watches the time while it is entered; enter it to wait for a step."""
     self._since = time.monotonic()
     try:
       yield
@@ -46,10 +49,10 @@ class Watchdog:
       self._since = None
 
   def _run(self) -> None:
-    while not self._over.wait(min(self._seconds / 4, 1.0)):
+    while not self._closed.wait(min(self._seconds / 4, 1.0)):
       since = self._since
       if since is not None and time.monotonic() - since > self._seconds:
-        # Nobody can be asked to raise this: the thread that would is stuck.
+        # The thread that could raise an error is the one that hangs.
         with contextlib.suppress(OSError):
           print(f'error: {self._where}: no step has ended for '
                 f'{self._seconds:g} s: a device or another process hangs. The '

@@ -17,7 +17,6 @@ from qa_jax import objectives
 from qa_jax import registry
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import tensorflow as tensorflow_lib
-from qa_jax.checkpoints import weight_files
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples
 from qa_jax.data import sources
@@ -206,7 +205,7 @@ def safetensors(directory):
     length = len(header) + MORE[chance % len(MORE)]
     path.write_bytes(struct.pack('<Q', length % 2**64) + header + bytes(
         range(SIZES[chance // len(MORE) % len(SIZES)])))
-    tensors, _ = weight_files.read_tensors(directory)
+    tensors, _ = hugging_face.read_tensors(directory)
     try:
       hugging_face.fit_tensors(tensors, template, directory)
     except errors.UserError as e:  # accepted inputs are changed further

@@ -13,7 +13,6 @@ import safetensors
 import safetensors.numpy
 
 from qa_jax.checkpoints import hugging_face
-from qa_jax.checkpoints import weight_files
 from tests.common import weights
 from tests.common.refusals import refusal
 
@@ -137,10 +136,10 @@ def test_a_bias_is_kept_by_the_biased_head(tensors, tmp_path):
   write(tmp_path, {k: v for k, v in tensors.items() if k != HEAD[1]})
   params, _ = hugging_face.load_parameters(tmp_path, template)
   assert not params['head']['start']['bias'].any()
-  assert hugging_face.head_of(weight_files.read_tensors(
+  assert hugging_face.stored_head(hugging_face.read_tensors(
       weights.TINY)[0]) == 'biased'
-  assert hugging_face.head_of(
-      weight_files.read_tensors(tmp_path)[0]) == 'independent'
+  assert hugging_face.stored_head(
+      hugging_face.read_tensors(tmp_path)[0]) == 'independent'
 
 
 @pytest.mark.parametrize('head', ['biaffine', 'layer_mix', 'shared'])
@@ -175,9 +174,9 @@ def test_parts_of_an_electra_discriminator_are_skipped(tmp_path):
   path = directory / 'model.safetensors'
   safetensors.numpy.save_file(safetensors.numpy.load_file(path) | {
       'discriminator_predictions.dense.bias': np.ones(3, np.float32)}, path)
-  tensors, notes = weight_files.read_tensors(directory)
+  tensors, notes = hugging_face.read_tensors(directory)
   assert 'discriminator_predictions.dense.bias' in notes[0]
-  assert tensors.keys() == weight_files.read_tensors(weights.GOLDEN /
+  assert tensors.keys() == hugging_face.read_tensors(weights.GOLDEN /
                                                      'tiny_electra')[0].keys()
 
 

@@ -4,17 +4,18 @@ from collections.abc import Mapping
 import json
 import pathlib
 import shutil
+import sys
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
+from qa_jax import checkpoints
 from qa_jax import errors
 from qa_jax import heads
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import tensorflow
-from qa_jax.checkpoints import weight_files
 from qa_jax.checkpoints import weight_names
 from qa_jax.models import qa
 from tests.common import tensorflow as tensorflow_lib
@@ -214,13 +215,13 @@ def test_a_missing_index_is_named(tmp_path):
 
 @pytest.mark.parametrize(('release', 'head'), RELEASES.items())
 def test_a_bert_of_tensorflow_is_read_to_the_bit(release, head):
-  found, notes = weight_files.read_tensors(GOLDEN / release)
+  found, notes = hugging_face.read_tensors(GOLDEN / release)
   expected = record_tf.tensors(head)
   assert found.keys() == expected.keys()
   for name, value in expected.items():
     assert found[name].dtype == np.float32
     np.testing.assert_array_equal(found[name], value, err_msg=name)
-  assert hugging_face.head_of(found) == ('biased' if head else '')
+  assert hugging_face.stored_head(found) == ('biased' if head else '')
   assert len(notes) == 1 and 'not read' in notes[0]
 
 
@@ -285,12 +286,22 @@ def test_a_missing_file_is_named(tmp_path, remove, message):
   directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
   (directory / remove).unlink()
   assert message in refusal(
-      lambda path: weight_files.read_tensors(hugging_face.resolve_source(path)),
+      lambda path: hugging_face.read_tensors(hugging_face.resolve_source(path)),
       str(directory))
+
+
+@pytest.mark.parametrize('package', ['cramjam', 'google_crc32c'])
+def test_missing_extra_is_named(tmp_path, monkeypatch, package):
+  monkeypatch.delitem(sys.modules, 'qa_jax.checkpoints.tensorflow')
+  monkeypatch.delattr(checkpoints, 'tensorflow')
+  monkeypatch.setitem(sys.modules, package, None)
+  message = refusal(hugging_face.read_tensors, GOLDEN / 'tf1_bert')
+  assert message.endswith(
+      f"needs the package {package}; pip install 'qa_jax[tensorflow]'")
 
 
 def test_two_checkpoints_in_one_directory_are_refused(tmp_path):
   directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
   shutil.copy(directory / 'bert_model.ckpt.index', directory / 'b.index')
   assert 'has 2 TensorFlow checkpoints: b.index, bert_model' in refusal(
-      weight_files.read_tensors, directory)
+      hugging_face.read_tensors, directory)

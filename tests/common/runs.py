@@ -1,5 +1,6 @@
-"""Tiny runs, killed and read back."""
+"""Helpers that kill tiny runs and read their metrics and checkpoints."""
 
+import functools
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from qa_jax import config as config_lib
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import devices as devices_lib
@@ -15,19 +17,27 @@ from qa_jax.training import trainer as trainer_lib
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
-  """metrics.jsonl without what the machine has a part in."""
-  rows = [json.loads(line) for line in (
-      workdir / 'metrics.jsonl').read_text().splitlines()]
+  """Returns the rows of metrics.jsonl without times and memory."""
+  rows = [json.loads(line) for line in
+          RunDirectory(workdir).metrics_file.read_text().splitlines()]
   return [{k: v for k, v in row.items()
            if not k.endswith(('_second', '_seconds', 'megabytes'))}
           for row in rows]
 
 
+@functools.cache
+def _state_shapes(fields: str):
+  """Returns shapes of the train state of the config with these JSON fields."""
+  config = config_lib.check_config(json.loads(fields))
+  state = trainer_lib.build_trainer(config).state
+  return jax.eval_shape(lambda: state)
+
+
 def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
-  """Every array of a checkpoint, by name."""
-  store = manager.Checkpoints(workdir / 'checkpoints')
-  trainer = trainer_lib.build_trainer(RunDirectory(workdir).read_config())
-  shapes = jax.eval_shape(lambda: trainer.state)
+  """Returns every array of a checkpoint by name, and the data position."""
+  run = RunDirectory(workdir)
+  store = manager.Checkpoints(run.checkpoints, read_only=True)
+  shapes = _state_shapes(run.config_file.read_text())
   place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(
           jax.devices()[0])), tree)
@@ -41,11 +51,11 @@ def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
 
 
 class Killed(BaseException):
-  """Stands for a signal: nothing but the process's end handles it."""
+  """An error that no code of a run handles, in place of a fatal signal."""
 
 
 def train_until_killed(config, workdir, step, monkeypatch):
-  """Trains, and dies with steps in flight."""
+  """Trains until `step` is dispatched, and raises Killed with it in flight."""
   push = devices_lib.RunAhead.push
 
   def dying(self, item, metrics):

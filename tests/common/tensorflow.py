@@ -1,4 +1,7 @@
-"""A writer of TensorFlow checkpoints."""
+"""A writer of TensorFlow checkpoints, after LevelDB's table_format.md.
+
+It shares no code with the reader in qa_jax.checkpoints.tensorflow.
+"""
 
 from collections.abc import Mapping
 import functools
@@ -6,12 +9,10 @@ import struct
 
 import cramjam
 
-# --- an independent writer, after LevelDB's table_format.md
-
 
 @functools.cache
 def crc_table() -> tuple[int, ...]:
-  """Of crc32c, the polynomial 0x1EDC6F41, bits reversed."""
+  """Returns the table of crc32c: polynomial 0x1EDC6F41, bits reversed."""
   table = list(range(256))
   for _ in range(8):
     table = [c >> 1 ^ 0x82F63B78 * (c & 1) for c in table]

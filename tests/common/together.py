@@ -1,8 +1,8 @@
-"""What each of two processes does for test_processes, one thing after another.
+"""The program of each of the two processes that test_processes starts.
 
   python -m tests.common.together --output=DIR --coordinator=HOST:PORT …
 
-Each leaves DIR/INDEX.json, and in the end the second kills itself.
+Each process writes DIR/INDEX.json, and at the end the second kills itself.
 """
 
 import json
@@ -15,7 +15,6 @@ from absl import flags
 import jax
 
 from experiments import cli
-from experiments import evaluate
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.data import windows
@@ -33,7 +32,7 @@ RUNS: dict[str, config_lib.Config] = {
         train={'num_steps': 5, 'checkpoint_every_steps': 4,
                'eval_every_steps': 3}),
     'other': tiny.config(
-        objective='shared_norm',  # which keeps the windows of a question close
+        objective='shared_norm',  # keeps the windows of a question together
         parallel={'num_devices': 4, 'mode': 'mesh', 'mesh': {'fsdp': 2}},
         data={'packing': True},
         train={'num_steps': 3, 'batch_size': 16}),
@@ -41,7 +40,7 @@ RUNS: dict[str, config_lib.Config] = {
 
 
 def interrupt(number: int, step: int) -> None:
-  """The second process sends itself a signal with this step in flight."""
+  """Makes the second process send itself a signal with `step` in flight."""
   push = devices.RunAhead.push
 
   def pushing(self, item, metrics):

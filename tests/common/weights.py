@@ -1,4 +1,4 @@
-"""The recorded checkpoints and models for them."""
+"""The recorded Hugging Face checkpoints, and models and parameters for them."""
 
 import pathlib
 
@@ -15,11 +15,12 @@ TINY = GOLDEN / 'tiny_bert'
 
 def model(directory: pathlib.Path = TINY,
           head: str = 'independent') -> qa.QAModel:
+  """Builds the model of a recorded checkpoint with another head."""
   return qa.QAModel(hugging_face.read_config(directory), heads.HEADS[head]())
 
 
 def fresh(head: str = 'independent', directory: pathlib.Path = TINY):
-  """Parameters as fresh as drawn ones, and nothing to compile."""
+  """Draws parameters with numpy, which compiles nothing."""
   shapes = jax.eval_shape(
       lambda: qa.init_params(model(directory, head), jax.random.key(0)))
   rng = np.random.default_rng(0)

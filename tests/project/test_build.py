@@ -1,4 +1,4 @@
-"""Head, objective and decoding fit together, or are refused by name."""
+"""Head, objective and decoding work together, or are refused by name."""
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ BATCH = {
 
 
 def loss_shape(head: str, objective: str) -> jax.ShapeDtypeStruct:
+  """Traces the loss of an objective on the scores of a head."""
   module, loss = HEADS[head](), OBJECTIVES[objective]().loss
 
   def run(hidden, batch):
@@ -36,12 +37,12 @@ def loss_shape(head: str, objective: str) -> jax.ShapeDtypeStruct:
 
 @pytest.mark.parametrize('objective', sorted(OBJECTIVES))
 @pytest.mark.parametrize('head', sorted(HEADS))
-def test_what_fits_traces_and_the_rest_is_refused(head, objective):
+def test_pair_of_head_and_objective_is_traced_or_refused(head, objective):
   scores = nesting.score_shapes(HEADS[head](), training=True)
   if not build.incompatibility(OBJECTIVES[objective](), scores):
     build.check_objective(objective, head)
-    found = loss_shape(head, objective)
-    assert found.shape == (2,) and found.dtype == jnp.float32
+    loss = loss_shape(head, objective)
+    assert loss.shape == (2,) and loss.dtype == jnp.float32
     return
   with pytest.raises(errors.UserError) as caught:
     build.check_objective(objective, head)
@@ -108,7 +109,7 @@ def test_every_rule_fits_a_null_that_is_trained_as_a_logit(rule):
 
 @pytest.mark.parametrize('rule', null_rules.NULL_RULES)
 def test_null_of_a_head_is_no_logit_unless_trained_as_one(rule):
-  # The score of a conditional head is a log probability.
+  # The null score of a conditional head is a log probability, not a logit.
   check = lambda: check_decode('conditional', 'conditional', null_rule=rule)
   if rule in ('classifier', 'product'):
     with pytest.raises(errors.UserError, match='an objective that trains it'):

@@ -1,12 +1,73 @@
-"""Config fields: mistakes are one line; values survive storage."""
+"""Config fields: defaults, comments, and one line for every mistake."""
 
+import dataclasses
+import inspect
+import re
+import sys
 
+from absl import flags
+from ml_collections import config_flags
 import pytest
 
 from qa_jax import config
 from qa_jax import errors
 
 VALID = {'train': {'num_steps': 10}}
+
+
+def keys(tree, path=''):
+  return {path + k for k in tree} | {
+      name for k, v in tree.items() if isinstance(v, dict)
+      for name in keys(v, f'{path}{k}.')}
+
+
+def test_defaults_hold_every_field_with_its_default():
+  c = config.defaults()
+  c.train.num_steps = 10
+  assert config.check_config(c) == config.check_config(VALID)
+  assert keys(c.to_dict()) == keys(config.Config().to_dict())
+
+
+def test_defaults_take_assignments_of_every_kind_of_field():
+  c = config.defaults()
+  c.model.preset = 'base'
+  c.data.buckets = (128, 256)
+  c.parallel.mesh = {'data': 2, 'fsdp': 4}
+  c.train.num_epochs = 2
+  checked = config.check_config(c)
+  assert checked.model.preset == 'base'
+  assert checked.data.buckets == (128, 256)
+  assert checked.parallel.mesh == {'data': 2, 'fsdp': 4}
+  assert checked.train.num_epochs == 2.0
+  assert config.defaults().model.preset == 'tiny'
+
+
+def test_defaults_take_overrides_from_the_command_line(monkeypatch):
+  command = ['train', '--config.train.num_steps=7',
+             '--config.data.buckets=(8, 9)', '--config.parallel.mesh.fsdp=2',
+             '--config.optim.learning_rate=1']
+  monkeypatch.setattr(sys, 'argv', command)
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+      'config', config.defaults(), flag_values=values)
+  values(command)
+  checked = config.check_config(values.config)
+  assert checked.train.num_steps == 7
+  assert checked.data.buckets == (8, 9)
+  assert checked.parallel.mesh == {'data': -1, 'fsdp': 2}
+  assert checked.optim.learning_rate == 1.0
+
+
+@pytest.mark.parametrize('group', [
+    config.Config, config.Model, config.Decode, config.Data, config.Train,
+    config.Optim, config.ParallelConfig, config.Precision])
+def test_comment_above_every_field_is_whole_sentences(group):
+  source = inspect.getsource(group)
+  for field in dataclasses.fields(group):
+    comment = re.search(
+        rf'((?:^  # .*\n)+)^  {field.name}: ', source, re.MULTILINE)
+    assert comment, field.name
+    assert re.fullmatch(r"  # ['A-Z0-9](.|\n)*\.\n", comment[1]), comment[1]
 
 
 @pytest.mark.parametrize(('change', 'message'), [

@@ -1,4 +1,4 @@
-"""Two processes over loopback are one, until one of them is lost."""
+"""Two processes over loopback train as one process does, until one is lost."""
 
 import json
 import os
@@ -23,6 +23,7 @@ from tests.common import runs as runs_lib
 from tests.common import together
 
 pytestmark = pytest.mark.timeout(900)
+SLOW = pytest.mark.slow  # starts several processes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -33,7 +34,7 @@ def free_port() -> int:
 
 
 def spawn(*command: str) -> subprocess.Popen:
-  """A process of two virtual devices."""
+  """Starts a Python process with two virtual CPU devices."""
   return subprocess.Popen(
       [sys.executable, *command], stdout=subprocess.PIPE,
       stderr=subprocess.PIPE, text=True, cwd=ROOT, env={
@@ -45,28 +46,32 @@ def spawn(*command: str) -> subprocess.Popen:
 
 @pytest.fixture(scope='module')
 def pair(tmp_path_factory) -> types.SimpleNamespace:
-  """What two processes left: workdir, and of each `found`, `out`, `err`."""
+  """Runs tests.common.together in two processes and returns their results.
+
+  They are the directory `workdir` and, by process, the JSON `found`, the
+  streams `out` and `err`, and the exit codes `codes`.
+  """
   workdir, address = tmp_path_factory.mktemp('pair'), f'localhost:{free_port()}'
   both = [spawn('-m', 'tests.common.together', f'--output={workdir}',
                 f'--coordinator={address}', '--num_processes=2',
                 f'--process_index={i}') for i in range(2)]
   try:
-    said = [process.communicate(timeout=800) for process in both]
+    outputs = [process.communicate(timeout=800) for process in both]
   finally:
     for process in both:
       process.kill()
       process.communicate()
   files = [workdir / f'{i}.json' for i in range(2)]
-  assert all(f.is_file() for f in files), said
+  assert all(f.is_file() for f in files), outputs
   return types.SimpleNamespace(
       workdir=workdir, found=[json.loads(f.read_text()) for f in files],
-      out=[out for out, _ in said], err=[err for _, err in said],
+      out=[out for out, _ in outputs], err=[err for _, err in outputs],
       codes=[process.returncode for process in both])
 
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory) -> pathlib.Path:
-  """The same runs by this process."""
+  """Trains the runs of `pair` in this process, and returns their directory."""
   workdir = tmp_path_factory.mktemp('alone')
   for name, config in together.RUNS.items():
     train.train(config, workdir / name)
@@ -86,6 +91,7 @@ def assert_near(found: pathlib.Path, expected: pathlib.Path) -> None:
     assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
 
 
+@SLOW
 @pytest.mark.parametrize('name', together.RUNS)
 def test_two_processes_are_one(pair, alone, name):
   assert_near(pair.workdir / name, alone / name)
@@ -102,6 +108,7 @@ def test_two_processes_are_one(pair, alone, name):
                                err_msg=key)
 
 
+@SLOW
 @pytest.mark.parametrize('name', [
     'whole/eval/*/', 'other/eval/*/', 'scored/'])
 def test_every_question_is_answered_once(pair, alone, name):
@@ -119,6 +126,7 @@ def test_every_question_is_answered_once(pair, alone, name):
   assert len(lines[0]) == json.loads(found['metrics.json'])['total'] == 12
 
 
+@SLOW
 def test_all_have_the_metrics_of_training_and_the_first_those_of_a_command(
     pair, alone):
   for name in together.RUNS:
@@ -128,12 +136,14 @@ def test_all_have_the_metrics_of_training_and_the_first_those_of_a_command(
   assert pair.found[1]['scored'] == {}
 
 
+@SLOW
 def test_a_process_reads_the_rows_of_its_devices(pair):
   for found in pair.found:
     assert found['whole rows'] == [4]  # of batches of 8, in training and after
     assert found['other rows'] == [4, 8]  # of batches of 8 and, training, 16
 
 
+@SLOW
 def test_the_first_alone_speaks(pair):
   assert 'eval EM' in pair.err[0] and 'eval EM' not in pair.err[1]
   assert pair.out == ['', '']
@@ -141,6 +151,7 @@ def test_the_first_alone_speaks(pair):
   assert record['devices']['processes'] == 2
 
 
+@SLOW
 def test_all_stop_before_one_step_and_resume_bit_for_bit(pair):
   assert [found['stopped'] for found in pair.found] == [143, 143]
   assert pair.found[0]['saved'] == pair.found[1]['saved']
@@ -154,6 +165,7 @@ def test_all_stop_before_one_step_and_resume_bit_for_bit(pair):
     np.testing.assert_array_equal(states[0][key], value, err_msg=key)
 
 
+@SLOW
 def test_one_process_goes_on_from_what_two_saved(pair, alone, tmp_path):
   run = tmp_path / 'run'
   shutil.copytree(pair.workdir / 'whole', run)
@@ -162,10 +174,11 @@ def test_one_process_goes_on_from_what_two_saved(pair, alone, tmp_path):
   assert_near(run, alone / 'whole')
 
 
+@SLOW
 def test_a_process_that_is_lost_ends_the_other_with_one_line(pair):
   assert pair.codes[1] == -9 and pair.codes[0] not in (0, -9)
-  said = pair.err[0].split('\n')
-  assert said[-2:] == [f'error: {processes.LOST}', '']
+  lines = pair.err[0].split('\n')
+  assert lines[-2:] == [f'error: {processes.LOST}', '']
   assert pair.err[0].count('error:') == 1
   assert not any(word in pair.err[0] for word in (
       'Traceback', 'Gloo', 'coordination', 'absl'))
@@ -189,6 +202,7 @@ cli.run(main, several=True)
 '''
 
 
+@SLOW
 def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
   address = f'localhost:{free_port()}'
   _, other = both = [
@@ -204,6 +218,7 @@ def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
   assert (out, err) == ('', f'error: {processes.LOST}\n')
 
 
+@SLOW
 def test_what_processes_cannot_share_is_refused_by_all(pair):
   for found in pair.found:
     same, population, mode = found['refused']
@@ -238,6 +253,7 @@ def test_a_port_that_is_taken_is_one_line():
     assert 'in use' in refusals.refusal(processes.join_processes, address, 2, 0)
 
 
+@SLOW
 def test_a_coordinator_that_does_not_answer_ends_in_time():
   began = time.monotonic()
   process = spawn('-c', f'''

@@ -1,4 +1,4 @@
-"""Signals: a run saves at the next step, ends, and resumes bit for bit."""
+"""A signal makes a run save at the next step, end, and resume bit for bit."""
 
 import os
 import pathlib
@@ -21,7 +21,7 @@ CONFIG = tiny.config(train={'num_steps': 5, 'checkpoint_every_steps': 4,
 
 
 def interrupt(monkeypatch, number, *, step=None, evaluation=None):
-  """Sends this process a signal with a step in flight, or in an evaluation."""
+  """Makes this process send itself a signal at a step or in an evaluation."""
   push, run, count = devices.RunAhead.push, evaluator.Evaluator.evaluate, []
 
   def pushing(self, item, metrics):
@@ -108,6 +108,7 @@ FOR_EVER = {'data': {'eval': ''}, 'parallel': {'num_devices': 1},
             'train': {'num_steps': 10**6, 'checkpoint_every_steps': 10**6}}
 
 
+@pytest.mark.slow
 def test_a_process_that_is_terminated_saves_and_ends_with_143(tmp_path):
   workdir = tmp_path / 'run'
   log = workdir / 'metrics.jsonl'

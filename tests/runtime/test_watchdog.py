@@ -1,10 +1,11 @@
-"""The watchdog: ends a run whose step hangs, and none that is busy."""
+"""The watchdog ends a run whose step hangs, and no run that is busy."""
 
 import time
 import types
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from qa_jax.evaluation import evaluator
 from qa_jax.runtime import watchdog
@@ -19,7 +20,7 @@ FIELDS = {'train': {'num_steps': 4, 'checkpoint_every_steps': 2,
 
 
 def hang(workdir):
-  """Trains; on one of two devices, step 3 never ends."""
+  """Trains a run whose step 3 never ends on one of two devices."""
   make = trainer.build_loss
 
   def stuck(*args):
@@ -38,6 +39,7 @@ def hang(workdir):
   train.train(tiny.config(**FIELDS), workdir)
 
 
+@pytest.mark.slow
 def test_a_step_that_hangs_ends_the_run_which_then_resumes(tmp_path):
   with processes.Child(tmp_path / 'log', hang, tmp_path / 'run',
                        devices=2) as child:
@@ -53,10 +55,10 @@ def test_a_step_that_hangs_ends_the_run_which_then_resumes(tmp_path):
 
 
 def slow(workdir):
-  """Trains, compiles and evaluates for longer than a step may take.
+  """Trains with compilation and evaluation that exceed the limit of a step.
 
-  An hour each by the watchdog's clock, which has time to look at it; so the
-  limit can be one that no slow machine reaches.
+  Each takes an hour by the clock of the watchdog, and long enough in real time
+  for the watchdog to look at it. The limit is one that no slow machine reaches.
   """
   hours = []
   clock = types.SimpleNamespace(
@@ -77,6 +79,7 @@ def slow(workdir):
   assert len(hours) == 2
 
 
+@pytest.mark.slow
 def test_compiling_and_evaluating_may_take_longer(tmp_path):
   with processes.Child(tmp_path / 'log', slow, tmp_path / 'run',
                        devices=2) as child:

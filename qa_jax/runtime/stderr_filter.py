@@ -1,0 +1,42 @@
+"""A filter between the native code of a process and its stderr.
+
+  python -I -S stderr_filter.py MESSAGE < pipe
+
+When another process of a run is lost, XLA aborts this process and prints a long
+stack trace. Only another process can replace that trace by one line for the
+user. `processes.join_processes` starts this file by its path, without the
+package, so that it starts in milliseconds. It copies its stdin to stderr and
+drops the notices of Gloo. Lines from the first one about the coordination
+service on are held back until stdin ends. MESSAGE is then printed in their
+place if XLA said that it ends the process, and else the lines themselves.
+"""
+
+import signal
+import sys
+
+FIRST_SIGN = 'coordination_service'
+ENDS_PROCESS = 'distributed service detected'
+
+
+def main() -> None:
+  """Filters stdin until it ends, which is when the process has ended."""
+  # The signals that end the run reach this process too. It must outlive the
+  # run.
+  for number in (
+      signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_IGN)
+  held = []
+  sys.stdin.reconfigure(errors='replace')
+  for line in sys.stdin:
+    if held or FIRST_SIGN in line or ENDS_PROCESS in line:
+      held.append(line)
+    elif not line.startswith('[Gloo]'):
+      sys.stderr.write(line)
+      sys.stderr.flush()
+  if any(ENDS_PROCESS in line for line in held):
+    held = [sys.argv[1] + '\n']
+  sys.stderr.writelines(held)
+
+
+if __name__ == '__main__':
+  main()
