@@ -109,7 +109,7 @@ def test_no_file_imports_what_it_must_not(path):
 def test_configs_import_little():
   for path in (ROOT / 'configs').rglob('*.py'):
     assert imports_lib.imported_modules(path) <= {
-        'configs.common', 'ml_collections', 'qa_jax.config',
+        'collections.abc', 'configs.common', 'ml_collections', 'qa_jax.config',
         'qa_jax.sweeps.grid'}, path
 
 
