@@ -248,7 +248,7 @@ def bodies(directory):
 
   def call(body: bytes) -> None:
     asked = service.parse(body)
-    assert service._windows(asked) > 0
+    assert service._count_windows(asked) > 0
   return call
 
 
