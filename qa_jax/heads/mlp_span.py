@@ -12,10 +12,9 @@ start and end cannot train this head. The null score is score(0, 0).
 
 This is the most expensive head: a window takes about 10·L·W·H operations
 outside matrix products, and about four times as many in training, which repeats
-them.
-At L = 384, W = 30, H = 768 the hidden units of a window take 453 MB in float32
-over all pairs, 35 MB over the band, and 1.2 MB at one offset. Only those of one
-offset are in memory.
+them. At L = 384, W = 30, H = 768 the hidden units of a window take 453 MB in
+float32 over all pairs, 35 MB over the band, and 1.2 MB at one offset. Only
+those of one offset are in memory.
 """
 
 import flax.linen as nn
