@@ -60,10 +60,8 @@ class Conditional(nn.Module):
     size = size or hidden.shape[-1]
     start = layers.project('start', hidden)  # [B, L]
     log_start = layers.log_softmax(start, mask)
-    if inputs.gold_start is not None:
-      starts = inputs.gold_start[:, None]  # [B, 1]
-    else:
-      starts = _beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
+    starts = (_beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
+              if inputs.gold_start is None else inputs.gold_start[:, None])
 
     token = layers.dense(size, 'end_token')(hidden)  # [B, L, H]
     given = layers.dense(size, 'given_start', bias=True)(

@@ -18,7 +18,6 @@ those of one offset are in memory.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from qa_jax import errors
@@ -45,10 +44,7 @@ class MlpSpan(nn.Module):
     left = layers.dense(size, 'start', bias=True)(hidden)  # [B, L, H]
     right = layers.dense(size, 'end')(hidden)
     w = self.param('output', layers.kernel_init, (size,))
-
-    def score(end: jax.Array) -> jax.Array:  # [B, L, H] → [B, L]
-      return layers.normalize(nn.relu(left + end)) @ w
-
+    score = lambda end: layers.normalize(nn.relu(left + end)) @ w  # [B, L]
     pair = layers.over_band(score, right, self.width)
     zeros = jnp.zeros(hidden.shape[:2])
     return SpanScores(start=zeros, end=zeros, pair=pair, null=pair[:, 0, 0])

@@ -21,8 +21,7 @@ def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
   """
   hidden = jax.ShapeDtypeStruct((1, 2, 2), jnp.float32)
   inputs = HeadInput(
-      layers=(hidden, hidden),
-      context_mask=jax.ShapeDtypeStruct((1, 2), jnp.bool_),
+      layers=(hidden, hidden), context_mask=jax.ShapeDtypeStruct((1, 2), bool),
       gold_start=jax.ShapeDtypeStruct((1,), jnp.int32) if training else None)
   # The key is made inside eval_shape, so that no array is put on a device.
   return jax.eval_shape(lambda inputs: head.init_with_output(

@@ -112,10 +112,8 @@ def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     hard = batch['draw'][0] < jnp.minimum(batch['step'][0] / tau, cap)
-
-    def combine(golds, axis):
-      return jnp.where(hard, golds.max(axis), jax.nn.logsumexp(golds, axis))
-
+    combine = lambda golds, axis: jnp.where(
+        hard, golds.max(axis), jax.nn.logsumexp(golds, axis))
     return _loss(_all_golds, log_partition, combine)(scores, batch)
 
   return _span_objective(loss)
