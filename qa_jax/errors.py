@@ -36,13 +36,9 @@ def require(condition: bool, message: str) -> None:
 
 
 def check_at_least(least: int, owner: str, **values: int) -> None:
-  """Raises a UserError if one of the named `values` is below `least`.
-
-  `owner` names the part that takes the arguments, such as "head 'biaffine'".
-  """
+  """Raises a UserError if one of the named `values` is below `least`."""
   for name, value in values.items():
-    require(value >= least,
-            f'{owner}: {name}={value} must be at least {least}')
+    require(value >= least, f'{owner}: {name}={value} must be at least {least}')
 
 
 def check_choice(owner: str, name: str, value: str,
@@ -53,8 +49,5 @@ def check_choice(owner: str, name: str, value: str,
 
 
 def check_known(what: str, name: str, table: Collection[str]) -> None:
-  """Raises a UserError with similar names unless `table` has the entry `name`.
-
-  `what` is the kind of entry, such as 'head'.
-  """
+  """Raises a UserError with similar names if `table` has no entry `name`."""
   require(name in table, f'unknown {what} {name!r}{did_you_mean(name, table)}')

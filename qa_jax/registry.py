@@ -18,8 +18,7 @@ LITERALS = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
 def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
   """Parses 'name(a=1, b="x")' into ('name', {'a': 1, 'b': 'x'}).
 
-  Raises:
-    UserError: `spec` is neither a name nor a call with keyword literals only.
+  Raises a UserError unless `spec` is a name or a call with keyword literals.
   """
   try:
     node = ast.parse(spec.strip(), mode='eval').body
@@ -39,8 +38,6 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
           what: str) -> Any:
   """Calls the entry of `table` that `spec` names and returns the result.
-
-  `what` names the kind of entry in error messages, such as 'head'.
 
   Raises:
     UserError: the entry or an argument is unknown, a required argument is

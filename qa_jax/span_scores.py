@@ -18,13 +18,10 @@ import jax.numpy as jnp
 
 from qa_jax import errors
 
-# The score of a masked position or span: minus infinity, but finite, so that a
-# row in which everything is masked has finite gradients. The sum of a few such
-# scores does not overflow in float32.
+# The score of a masked position or span. It is finite, so that a wholly masked
+# row has finite gradients, and a sum of a few does not overflow in float32.
 MASKED = -1e30
 
-
-# --- The contract -----------------------------------------------------------
 
 @flax.struct.dataclass
 class HeadInput:
@@ -58,12 +55,8 @@ class SpanScores:
   @property
   def null_score(self) -> jax.Array:  # [B]
     """Returns the score of "no answer in this window"."""
-    if self.null is not None:
-      return self.null
-    return self.start[:, 0] + self.end[:, 0]
+    return self.start[:, 0] + self.end[:, 0] if self.null is None else self.null
 
-
-# --- The domain of a softmax over positions ---------------------------------
 
 def softmax_domain(context_mask: jax.Array) -> jax.Array:  # [B, L] bool
   """Returns the mask of the context tokens and of [CLS], the null position."""
@@ -76,16 +69,11 @@ def masked_logsumexp(x: jax.Array, mask: jax.Array,
   return jax.nn.logsumexp(jnp.where(mask, x, MASKED), axis=axis)
 
 
-# --- The band ---------------------------------------------------------------
+def band(scores: SpanScores, mask: jax.Array, longest: int) -> jax.Array:
+  """Computes the scores of V at [i, j - i], MASKED outside V: [B, L, W].
 
-def band(scores: SpanScores, mask: jax.Array,  # [B, L] bool
-         longest: int) -> jax.Array:  # [B, L, W]
-  """Computes the scores of V at [i, j - i], and MASKED outside V.
-
-  V has spans of at most `longest` tokens, so W = min(`longest`, L).
-
-  Raises:
-    UserError: the head does not score spans as long as `longest`.
+  V has the spans in `mask`, [B, L], of at most `longest` tokens. So W is
+  min(`longest`, L). Raises a UserError if the head scores only shorter spans.
   """
   pair, length = scores.pair, mask.shape[1]
   if pair is not None and pair.shape[-1] < longest:
@@ -114,8 +102,6 @@ def _shifted(x: jax.Array, width: int) -> jax.Array:  # [B, L] → [B, L, W]
   rows = jnp.tile(padded, (1, width + 1))[:, :width * cut]
   return rows.reshape(batch, width, cut)[:, :, :length].swapaxes(1, 2)
 
-
-# --- Log-partitions ---------------------------------------------------------
 
 def log_sum_of_spans(scores: SpanScores, mask: jax.Array,  # [B, L] bool
                      longest: int) -> jax.Array:  # [B]
@@ -149,8 +135,6 @@ def log_sum_of_pairs(scores: SpanScores,
   return jax.nn.logsumexp(jnp.stack(terms), axis=0)
 
 
-# --- Gold spans -------------------------------------------------------------
-
 def gold_scores(scores: SpanScores,
                 golds: jax.Array) -> jax.Array:  # [B, G, 2] → [B, G]
   """Computes the scores of gold spans; those of padding (-1) are MASKED.
@@ -166,16 +150,15 @@ def gold_scores(scores: SpanScores,
     offset = jnp.minimum(last - first, width - 1)
     right += jnp.where(last - first < width,
                        take(scores.pair, first * width + offset), 0.0)
-  return jnp.where(golds[..., 0] >= 0, take(scores.start, first) + right,
-                   MASKED)
+  score = take(scores.start, first) + right
+  return jnp.where(golds[..., 0] >= 0, score, MASKED)
 
 
 def log_sum_beyond(scores: SpanScores, golds: jax.Array,  # [B, G, 2]
                    longest: int) -> jax.Array:  # [B]
   """Computes log Σ exp over the gold spans that are too long to be in V."""
-  return masked_logsumexp(
-      gold_scores(scores, golds), golds[..., 1] - golds[..., 0] >= longest,
-      axis=1)
+  return masked_logsumexp(gold_scores(scores, golds),
+                          golds[..., 1] - golds[..., 0] >= longest, axis=1)
 
 
 def overlap_f1(golds: jax.Array,  # [B, G, 2]
@@ -193,15 +176,13 @@ def overlap_f1(golds: jax.Array,  # [B, G, 2]
   return jax.lax.scan(better, zeros, golds.swapaxes(0, 1))[0]
 
 
-# --- Valid mass -------------------------------------------------------------
-
 def valid_mass(scores: SpanScores, context_mask: jax.Array, *,  # [B, L] bool
                max_answer_length: int) -> jax.Array:  # [B]
   """Computes Σ p(start) p(end) over V⁺, the valid mass of two softmaxes.
 
-  Both softmaxes are over the context tokens and [CLS]; pair and null scores do
-  not count. A padding row has the value 1. The value has no meaning for the
-  training scores of a conditional head.
+  They are over the context tokens and [CLS]; pair and null scores do not count.
+  A padding row has the value 1. The training scores of a conditional head have
+  no valid mass.
   """
   boundaries = SpanScores(start=scores.start, end=scores.end)
   return jnp.exp(log_sum_of_spans(boundaries, context_mask, max_answer_length)

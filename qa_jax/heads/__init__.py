@@ -12,25 +12,17 @@ import flax.linen as nn
 from qa_jax.heads import answerability
 from qa_jax.heads import compound
 from qa_jax.heads import length_prior
-from qa_jax.heads.answerability import Answerability
 from qa_jax.heads.biaffine import Biaffine
 from qa_jax.heads.biased import Biased
-from qa_jax.heads.compound import Compound
 from qa_jax.heads.conditional import Conditional
 from qa_jax.heads.independent import Independent
 from qa_jax.heads.layer_mix import LayerMix
-from qa_jax.heads.length_prior import LengthPrior
 from qa_jax.heads.mlp import Mlp
 from qa_jax.heads.mlp_span import MlpSpan
 from qa_jax.heads.shared import Shared
 from qa_jax.heads.trilinear import Trilinear
-from qa_jax.span_scores import HeadInput
-from qa_jax.span_scores import SpanScores
-
-__all__ = [
-    'HEADS', 'Answerability', 'Biaffine', 'Biased', 'Compound', 'Conditional',
-    'HeadInput', 'Independent', 'LayerMix', 'LengthPrior', 'Mlp', 'MlpSpan',
-    'Shared', 'SpanScores', 'Trilinear']
+from qa_jax.span_scores import HeadInput as HeadInput
+from qa_jax.span_scores import SpanScores as SpanScores
 
 HEADS: dict[str, Callable[..., nn.Module]] = {
     'independent': Independent,

@@ -28,18 +28,14 @@ def build_head(heads: nesting.Heads, *, base: str = 'independent',
                form: str = 'cls') -> 'Answerability':
   """Builds the classifier beside the head that the spec string `base` names.
 
-  Raises:
-    UserError: `base` is not a valid spec of `heads`, or `form` is unknown.
+  Raises a UserError if `base` is no spec of `heads`, or `form` is unknown.
   """
   errors.check_choice("head 'answerability'", 'form', form, FORMS)
   return Answerability(base=nesting.build_base(heads, base)[0], form=form)
 
 
 class Answerability(nn.Module):
-  """The classifier and its base head: D + 1 or D(2D + 2) + 1 parameters more.
-
-  The first number is that of the form 'cls', the second of 'xlnet'.
-  """
+  """The base head and D + 1 ('cls') or D(2D + 2) + 1 ('xlnet') parameters."""
 
   base: nn.Module
   form: str
@@ -51,7 +47,6 @@ class Answerability(nn.Module):
     if self.form == 'xlnet':
       p = jnp.exp(layers.log_softmax(scores.start, inputs.context_mask))
       start = jnp.einsum('bl,bld->bd', p, inputs.hidden)
-      features = jnp.tanh(layers.dense(
-          features.shape[-1], 'hidden', bias=True)(
-              jnp.concatenate([features, start], axis=-1)))
+      features = jnp.tanh(layers.dense(features.shape[-1], 'hidden', bias=True)(
+          jnp.concatenate([features, start], axis=-1)))
     return scores.replace(null=layers.project('null', features, bias=True))

@@ -41,11 +41,10 @@ class Biaffine(nn.Module):
   def __call__(self, inputs: HeadInput) -> SpanScores:
     hidden = inputs.hidden
     left = layers.dense(self.rank, 'left')(hidden)  # [B, L, R]: Aᵀ h_i
-    right = layers.dense(  # Bᵀ h_j
-        self.rank, 'right', init=nn.initializers.zeros)(hidden)
     left = left / math.sqrt(self.rank)
-    return SpanScores(
-        start=layers.project('start', hidden),
-        end=layers.project('end', hidden),
-        pair=layers.over_band(lambda end: jnp.sum(left * end, axis=-1), right,
-                              self.width))
+    # [B, L, R]: Bᵀ h_j
+    right = layers.dense(self.rank, 'right', init=nn.initializers.zeros)(hidden)
+    pair = layers.over_band(lambda end: jnp.sum(left * end, axis=-1), right,
+                            self.width)
+    return SpanScores(start=layers.project('start', hidden),
+                      end=layers.project('end', hidden), pair=pair)

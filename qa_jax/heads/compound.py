@@ -19,8 +19,7 @@ from qa_jax.span_scores import SpanScores
 def build_head(heads: nesting.Heads, *, base: str = 'biaffine') -> 'Compound':
   """Builds the head that the spec string `base` names, with S and E beside it.
 
-  Raises:
-    UserError: `base` is not a valid spec of `heads`, or is conditional.
+  Raises a UserError if `base` is no spec of `heads`, or is conditional.
   """
   head, scores = nesting.build_base(heads, base)
   nesting.refuse_conditional('compound', base, scores)

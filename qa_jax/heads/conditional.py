@@ -60,10 +60,8 @@ class Conditional(nn.Module):
     size = size or hidden.shape[-1]
     start = layers.project('start', hidden)  # [B, L]
     log_start = layers.log_softmax(start, mask)
-    if inputs.gold_start is not None:
-      starts = inputs.gold_start[:, None]  # [B, 1]
-    else:
-      starts = _beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
+    starts = (_beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
+              if inputs.gold_start is None else inputs.gold_start[:, None])
 
     token = layers.dense(size, 'end_token')(hidden)  # [B, L, H]
     given = layers.dense(size, 'given_start', bias=True)(
@@ -75,31 +73,27 @@ class Conditional(nn.Module):
     if inputs.gold_start is not None:
       return SpanScores(start=start, end=ends[0], conditional=True)
     log_end = layers.log_softmax(ends, mask).swapaxes(0, 1)  # [B, 1 + K, L]
-    return SpanScores(
-        start=log_start, end=jnp.zeros_like(log_start),
-        pair=_band(log_end[:, 1:], starts[:, 1:], self.width),
-        null=log_start[:, 0] + log_end[:, 0, 0])
+    pair = _band(log_end[:, 1:], starts[:, 1:], self.width)
+    return SpanScores(start=log_start, end=jnp.zeros_like(log_start), pair=pair,
+                      null=log_start[:, 0] + log_end[:, 0, 0])
 
 
 def _beam(log_start: jax.Array, context_mask: jax.Array,
           beam: int) -> jax.Array:  # [B, 1 + K]
   """Returns the position of [CLS], then the K most probable context tokens.
 
-  If the window has fewer than K context tokens, other tokens follow. No search
-  lets a span start at them.
+  In a window with fewer, other tokens follow; no search starts a span there.
   """
   masked = jnp.where(context_mask, log_start, span_scores.MASKED)
   _, best = jax.lax.top_k(masked, min(beam, log_start.shape[1]))
   return jnp.pad(best, ((0, 0), (1, 0)))
 
 
-def _band(log_end: jax.Array,  # [B, K, L]
-          starts: jax.Array,  # [B, K]
+def _band(log_end: jax.Array, starts: jax.Array,  # [B, K, L], [B, K]
           width: int) -> jax.Array:  # [B, L, W]
   """Returns log p(i + d | i) in the rows of `starts`, NEVER in all others."""
   batch, _, length = log_end.shape
   columns = starts[:, :, None] + jnp.arange(width)[None, None]  # [B, K, W]
-  rows = jnp.take_along_axis(
-      log_end, jnp.minimum(columns, length - 1), axis=2)
+  rows = jnp.take_along_axis(log_end, jnp.minimum(columns, length - 1), axis=2)
   table = jnp.full((batch, length, width), NEVER)
   return table.at[jnp.arange(batch)[:, None], starts].set(rows)

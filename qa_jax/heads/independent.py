@@ -1,7 +1,5 @@
 """The pair of Dense(1, use_bias=False): a start vector S and an end vector E.
 
-Glossary of shapes: B batch (windows), L window length, D hidden size.
-
   start[i] = S · h_i        end[j] = E · h_j
 
 Devlin et al. (2019), section 4.2. One S serves every (question, context) pair
@@ -18,7 +16,7 @@ from qa_jax.span_scores import SpanScores
 
 
 class Independent(nn.Module):
-  """The independent head: 2D parameters."""
+  """The independent head: 2D parameters; D is the hidden size."""
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -1,7 +1,6 @@
 """The independent head on a learned mixture of all encoder layers.
 
-Glossary of shapes: B batch (windows), L window length, D hidden size,
-N layers, the embeddings included.
+Glossary of shapes: D hidden size, N layers, the embeddings included.
 
   h_i = γ Σ_n softmax(α)_n h_i^(n)        start[i] = S · h_i, end[j] = E · h_j
 
@@ -25,7 +24,7 @@ class LayerMix(nn.Module):
     alpha = self.param('alpha', nn.initializers.zeros, (len(inputs.layers),))
     gamma = self.param('gamma', nn.initializers.ones, ())
     weights = jax.nn.softmax(alpha)
-    hidden = gamma * sum(  # [B, L, D]
+    hidden = gamma * sum(
         weights[n] * layer for n, layer in enumerate(inputs.layers))
     return SpanScores(start=layers.project('start', hidden),
                       end=layers.project('end', hidden))

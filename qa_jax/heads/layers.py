@@ -22,8 +22,8 @@ kernel_init = nn.initializers.truncated_normal(0.02)
 def dense(features: int, name: str, *, bias: bool = False,
           init: nn.initializers.Initializer = kernel_init) -> nn.Dense:
   """Builds a float32 Dense layer of the module whose compact method calls."""
-  return nn.Dense(features, use_bias=bias, kernel_init=init,
-                  dtype=jnp.float32, name=name)
+  return nn.Dense(features, use_bias=bias, kernel_init=init, dtype=jnp.float32,
+                  name=name)
 
 
 def project(name: str, x: jax.Array,  # […, D]
@@ -35,8 +35,8 @@ def project(name: str, x: jax.Array,  # […, D]
 def normalize(x: jax.Array) -> jax.Array:  # […, H]
   """Computes LayerNorm without scale and shift.
 
-  Heads multiply the result by a vector w, which can absorb a scale. A shift
-  would add one number to every score, and a softmax ignores that.
+  The vector w that heads multiply it by can absorb a scale. A shift would add
+  one number to every score, and a softmax ignores that.
   """
   x = x - x.mean(axis=-1, keepdims=True)
   return x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-12)
@@ -55,9 +55,8 @@ def over_band(score: Callable[[jax.Array], jax.Array],
   """Computes score(right[:, i + d]) for every start i and d = 0 … W - 1.
 
   `score` maps the end vectors of all starts, [B, L, H], to scores [B, L]. End
-  vectors beyond the window are zero. The offsets d are computed one after the
-  other, and again for the gradient, so that only a few [B, L, H] are in memory
-  at a time. The whole band would take W of them, and all pairs L.
+  vectors beyond the window are zero. The offsets d are computed one by one, and
+  again for the gradient, so that a few [B, L, H] are in memory instead of W.
   """
   length = right.shape[1]
   padded = jnp.pad(right, ((0, 0), (0, width - 1), (0, 0)))

@@ -1,6 +1,6 @@
 """Any head, plus a learned score for every span length.
 
-Glossary of shapes: B batch (windows), L window length, W longest span.
+Glossary of shapes: W longest span.
 
   score(i, j) = base(i, j) + b_{j - i}
 
@@ -22,9 +22,8 @@ def build_head(heads: nesting.Heads, *, base: str = 'independent',
                width: int = 30) -> 'LengthPrior':
   """Builds the prior on top of the head that the spec string `base` names.
 
-  Raises:
-    UserError: `base` is not a valid spec of `heads`, is conditional, or scores
-      fewer than `width` lengths; or `width` is below 1.
+  Raises a UserError if `base` is no spec of `heads`, is conditional, or scores
+  fewer than `width` lengths; or if `width` is below 1.
   """
   errors.check_at_least(1, "head 'length_prior'", width=width)
   head, scores = nesting.build_base(heads, base)
@@ -46,8 +45,7 @@ class LengthPrior(nn.Module):
   def __call__(self, inputs: HeadInput) -> SpanScores:
     scores = self.base(inputs)
     # Its name is 'bias', because weight decay spares parameters of that name.
-    prior = self.param(
-        'bias', nn.initializers.zeros, (self.width,))[None, None]
+    prior = self.param('bias', nn.initializers.zeros, (self.width,))[None, None]
     if scores.pair is None:
       pair = jnp.broadcast_to(prior, (*scores.start.shape, self.width))
     else:

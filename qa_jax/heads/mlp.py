@@ -36,8 +36,6 @@ class Mlp(nn.Module):
 
 
 class _Trunk(nn.Module):
-  """The MLP of one boundary."""
-
   hidden_size: int
 
   @nn.compact

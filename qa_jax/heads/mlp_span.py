@@ -12,14 +12,12 @@ start and end cannot train this head. The null score is score(0, 0).
 
 This is the most expensive head: a window takes about 10·L·W·H operations
 outside matrix products, and about four times as many in training, which repeats
-them.
-At L = 384, W = 30, H = 768 the hidden units of a window take 453 MB in float32
-over all pairs, 35 MB over the band, and 1.2 MB at one offset. Only those of one
-offset are in memory.
+them. At L = 384, W = 30, H = 768 the hidden units of a window take 453 MB in
+float32 over all pairs, 35 MB over the band, and 1.2 MB at one offset. Only
+those of one offset are in memory.
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from qa_jax import errors
@@ -46,10 +44,7 @@ class MlpSpan(nn.Module):
     left = layers.dense(size, 'start', bias=True)(hidden)  # [B, L, H]
     right = layers.dense(size, 'end')(hidden)
     w = self.param('output', layers.kernel_init, (size,))
-
-    def score(end: jax.Array) -> jax.Array:  # [B, L, H] → [B, L]
-      return layers.normalize(nn.relu(left + end)) @ w
-
+    score = lambda end: layers.normalize(nn.relu(left + end)) @ w  # [B, L]
     pair = layers.over_band(score, right, self.width)
     zeros = jnp.zeros(hidden.shape[:2])
     return SpanScores(start=zeros, end=zeros, pair=pair, null=pair[:, 0, 0])

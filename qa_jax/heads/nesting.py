@@ -17,25 +17,21 @@ Heads = Mapping[str, Callable[..., nn.Module]]  # a table such as HEADS
 def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
   """Computes the shapes of the scores of `head`, without running it.
 
-  In training a head gets the gold start, and a conditional head then returns
-  other scores.
+  In training a head gets the gold start.
   """
   hidden = jax.ShapeDtypeStruct((1, 2, 2), jnp.float32)
   inputs = HeadInput(
-      layers=(hidden, hidden),
-      context_mask=jax.ShapeDtypeStruct((1, 2), jnp.bool_),
+      layers=(hidden, hidden), context_mask=jax.ShapeDtypeStruct((1, 2), bool),
       gold_start=jax.ShapeDtypeStruct((1,), jnp.int32) if training else None)
   # The key is made inside eval_shape, so that no array is put on a device.
-  return jax.eval_shape(
-      lambda inputs: head.init_with_output(jax.random.key(0), inputs),
-      inputs)[0]
+  return jax.eval_shape(lambda inputs: head.init_with_output(
+      jax.random.key(0), inputs), inputs)[0]
 
 
 def build_base(heads: Heads, spec: str) -> tuple[nn.Module, SpanScores]:
   """Builds the base head of `spec`; returns it and its training score shapes.
 
-  Raises:
-    UserError: the head is not in the table `heads`, or an argument is wrong.
+  Raises a UserError if `spec` is no spec of the table `heads`.
   """
   head = registry.build(heads, spec, what='base head')
   return head, score_shapes(head, training=True)

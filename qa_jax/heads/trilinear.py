@@ -37,8 +37,7 @@ class Trilinear(nn.Module):
     query = layers.dense(hidden.shape[-1], 'query')(hidden)  # [B, L, D]
     weights = self.param('product', layers.kernel_init, hidden.shape[-1:])
     left = query * weights[None, None]
-    return SpanScores(
-        start=layers.project('start', query),
-        end=layers.project('end', hidden),
-        pair=layers.over_band(lambda end: jnp.sum(left * end, axis=-1), hidden,
-                              self.width))
+    pair = layers.over_band(lambda end: jnp.sum(left * end, axis=-1), hidden,
+                            self.width)
+    return SpanScores(start=layers.project('start', query),
+                      end=layers.project('end', hidden), pair=pair)

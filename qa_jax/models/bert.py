@@ -29,8 +29,8 @@ PRESETS: dict[str, dict[str, int]] = {
     name: dict(num_layers=n, hidden_size=d, num_heads=h, mlp_size=4 * d)
     for name, n, d, h in (
         ('tiny', 2, 128, 2), ('mini', 4, 256, 4), ('small', 4, 512, 8),
-        ('medium', 8, 512, 8), ('base', 12, 768, 12),
-        ('large', 24, 1024, 16), ('minilm_l6', 6, 384, 12))}
+        ('medium', 8, 512, 8), ('base', 12, 768, 12), ('large', 24, 1024, 16),
+        ('minilm_l6', 6, 384, 12))}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +64,18 @@ class Embeddings(nn.Module):
   compute_dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, token_ids: jax.Array,  # [B, L] int32
-               token_type_ids: jax.Array,  # [B, L] int32
-               position_ids: jax.Array | None,  # [B, L] int32; None: 0 … L - 1
-               ) -> jax.Array:  # [B, L, D]
+  def __call__(
+      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
+      position_ids: jax.Array | None) -> jax.Array:  # None: 0 … L - 1
     c = self.config
     if position_ids is None:
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
-    def embed(name: str, size: int, ids: jax.Array) -> jax.Array:
-      return nn.Embed(
-          size, c.hidden_size, embedding_init=_init(c), name=name)(ids)
-
-    x = (embed('word', c.vocab_size, token_ids)
-         + embed('position', c.max_position, position_ids)
-         + embed('token_type', c.type_vocab_size, token_type_ids))
+    embed = lambda name, size: nn.Embed(
+        size, c.hidden_size, embedding_init=_init(c), name=name)
+    x = (embed('word', c.vocab_size)(token_ids)
+         + embed('position', c.max_position)(position_ids)
+         + embed('token_type', c.type_vocab_size)(token_type_ids))
     return _layer_norm(c)(x, self.compute_dtype)
 
 
@@ -91,11 +88,10 @@ class Dense(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # […, D] → […, F]
-    kernel = self.param(
-        'kernel', _init(self.config), (x.shape[-1], self.features))
+    size = x.shape[-1]
+    kernel = self.param('kernel', _init(self.config), (size, self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = matmul.einsum(
-        'nd,df->nf', x.reshape(-1, x.shape[-1]), kernel, self.dtype)
+    y = matmul.einsum('nd,df->nf', x.reshape(-1, size), kernel, self.dtype)
     return (y + bias[None]).astype(self.dtype).reshape(
         *x.shape[:-1], self.features)
 
@@ -118,8 +114,8 @@ class Attention(nn.Module):
     q, k, v = (  # [B, H, L, K] each; a split has a cheap gradient, one pass
         x.reshape(batch, length, c.num_heads, -1).transpose(0, 2, 1, 3)
         for x in jnp.split(qkv, 3, axis=-1))
-    y = attention_lib.attend(self.implementation, q, k, v, visible,
-                             drop_weights)
+    y = attention_lib.attend(
+        self.implementation, q, k, v, visible, drop_weights)
     y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
@@ -154,13 +150,11 @@ class Block(nn.Module):
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
                visible: attention_lib.Visible,
                keys: DropoutKeys | None) -> jax.Array:
+    c, dtype = self.config, self.compute_dtype
     drop = functools.partial(dropout_lib.dropout, keys=keys)
-    x = Attention(
-        self.config, self.compute_dtype, self.implementation,
-        name='attention')(
-            x, visible, drop,
-            attention_lib.Drop(keys, self.config.attention_dropout))
-    return MLP(self.config, self.compute_dtype, name='mlp')(x, drop)
+    x = Attention(c, dtype, self.implementation, name='attention')(
+        x, visible, drop, attention_lib.Drop(keys, c.attention_dropout))
+    return MLP(c, dtype, name='mlp')(x, drop)
 
 
 class BertEncoder(nn.Module):
@@ -171,18 +165,16 @@ class BertEncoder(nn.Module):
   attention: str = 'auto'  # an entry of attention.ATTENTION
 
   @nn.compact
-  def __call__(self, token_ids: jax.Array,  # [B, L] int32
-               token_type_ids: jax.Array,  # [B, L] int32
-               attention_mask: jax.Array,  # [B, L], 0 at padding
-               keys: DropoutKeys | None = None,
-               segment_ids: jax.Array | None = None,  # [B, L] int32
-               position_ids: jax.Array | None = None,  # [B, L] int32
-               ) -> tuple[jax.Array, ...]:
+  def __call__(
+      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
+      attention_mask: jax.Array,  # [B, L], 0 at padding
+      keys: DropoutKeys | None = None, segment_ids: jax.Array | None = None,
+      position_ids: jax.Array | None = None) -> tuple[jax.Array, ...]:
     """Returns the embeddings and the output of each layer, [B, L, D] float32.
 
-    Without `keys` there is no dropout. In a packed row, `segment_ids` number
-    the segments, each token attends to its own segment, and `position_ids`
-    start at 0 in each segment.
+    Without `keys` there is no dropout. In a packed row, `segment_ids`, [B, L],
+    number the segments, each token attends to its own segment, and
+    `position_ids`, [B, L], start at 0 in each segment.
     """
     c = self.config
     x = Embeddings(c, self.compute_dtype, name='embeddings')(
@@ -192,8 +184,7 @@ class BertEncoder(nn.Module):
     layers = [x]
     block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
-      name = f'layer_{i}'
-      layer_keys = None if keys is None else keys.fold(i)
+      name, layer_keys = f'layer_{i}', None if keys is None else keys.fold(i)
       if self.is_initializing():
         x = block(name=name)(x, visible, layer_keys)
       else:
@@ -213,8 +204,7 @@ def _apply_block(block: Block, params: Any, x: jax.Array,
   All layers share this jitted function, so JAX traces, differentiates and
   lowers a single block. That saves a third of the time to lower MiniLM-L6, and
   half for BERT-large (measured in commit bfaa8a3). `nn.jit(Block)` lowers as
-  little, but adds up to 0.1 s a program to trace the layers of MiniLM-L6. The
-  parameters are those that `block(name='layer_i')` makes when initialized.
+  little, but adds up to 0.1 s a program to trace the layers of MiniLM-L6.
   """
   return block.apply({'params': params}, x, visible, keys)
 

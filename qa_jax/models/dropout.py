@@ -1,8 +1,7 @@
 """Dropout masks as a function of key, row of the global batch and position.
 
-Every row has its own key. So a mask does not depend on how the rows are
-distributed over devices and micro-steps, and one config has the same losses on
-1 and 8 devices.
+Every row has its own key, so masks and losses do not depend on the distribution
+of the rows over devices and micro-steps.
 
 Glossary of shapes: B rows on this device, L row length, H attention heads,
 N elements of one row; attention weights have N = H·L·L.
@@ -31,13 +30,9 @@ class DropoutKeys:
   lengths: jax.Array | None = None
 
   @classmethod
-  def from_rows(cls, key: jax.Array,
-                rows: jax.Array,  # [B] int32
+  def from_rows(cls, key: jax.Array, rows: jax.Array,  # [B] int32
                 lengths: jax.Array | None = None) -> 'DropoutKeys':
-    """Builds the keys of rows from the key of a train step.
-
-    `rows` are the numbers of the rows in the global batch.
-    """
+    """Builds keys from the key of a train step and rows of the global batch."""
     return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), lengths)
 
   def fold(self, number: int) -> 'DropoutKeys':
@@ -47,14 +42,13 @@ class DropoutKeys:
 
 
 def counter_hash(keys: jax.Array, count: int, rate: float,
-                 index: jax.Array | None = None,  # [B, N] uint32
-                 ) -> jax.Array:  # [B, N] bool
+                 index: jax.Array | None = None) -> jax.Array:  # [B, N] bool
   """Computes masks of `count` elements a row; true elements are not dropped.
 
-  The random bits of an element are two rounds of an integer hash of its index:
-  about twelve integer operations, which XLA fuses into their consumer. Threefry
-  needs a hundred and a pass over memory. The round is "lowbias32" (Wellons,
-  2018), seeded for each row by 64 bits of its key.
+  The random bits of an element are two rounds of an integer hash of its index
+  ([B, N] uint32): about twelve integer operations, which XLA fuses into their
+  consumer. Threefry needs a hundred and a pass over memory. The round is
+  "lowbias32" (Wellons, 2018), seeded for each row by 64 bits of its key.
   """
   seeds = row_seeds(keys)
   if index is None:
@@ -91,21 +85,17 @@ def dropout(x: jax.Array,  # [B, …]
   """
   if keys is None or rate == 0:
     return x
-  index = None
-  if keys.lengths is not None and x.ndim == 4:
-    index = _index(x.shape, keys.lengths)
+  index = (_index(x.shape, keys.lengths)
+           if keys.lengths is not None and x.ndim == 4 else None)
   keep = counter_hash(
       keys.fold(place).keys, math.prod(x.shape[1:]), rate, index)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
   return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
 
 
-def _index(shape: tuple[int, ...],  # B, H, L, L
-           lengths: jax.Array,  # [B]
-           ) -> jax.Array:  # [B, H·L·L] uint32
-  """Computes the number that each element has in a row [H, length, length]."""
-  head, query, key = (
-      jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), axis)
-      for axis in (1, 2, 3))
+def _index(shape: tuple[int, ...], lengths: jax.Array) -> jax.Array:
+  """Computes the uint32 number of each element in a row [H, length, length]."""
+  head, query, key = (jax.lax.broadcasted_iota(
+      jnp.uint32, (1, *shape[1:]), axis) for axis in (1, 2, 3))
   length = lengths.astype(jnp.uint32)[:, None, None, None]
   return ((head * length + query) * length + key).reshape(shape[0], -1)

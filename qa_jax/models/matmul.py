@@ -38,9 +38,9 @@ def _einsum(spec, a, b):
 def _native(spec, a, b):
   """Computes the product in a form for which XLA has a bfloat16 CPU kernel.
 
-  XLA has one if the last index of an operand is the one that is summed over. In
-  the gradients of weights, keys and values it is not; the smaller operand is
-  then transposed, which costs much less than the kernel saves.
+  XLA has one if the sum is over the last index of an operand. In the gradients
+  of weights, keys and values it is not; the smaller operand is then transposed,
+  which costs much less than the kernel saves.
   """
   inputs, out = spec.split('->')
   left, right = inputs.split(',')

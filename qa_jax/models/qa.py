@@ -35,9 +35,8 @@ class Packed:
     """Returns the vectors of each window in its own row, padded with zeros."""
     shards, rows, row_length = self.segment_ids.shape
     tokens = x.reshape(shards, rows * row_length, -1)
-    column = jnp.arange(attention_mask.shape[1])
-    index = jnp.minimum(self.first[:, None] + column[None],
-                        tokens.shape[1] - 1)  # [B, L]
+    column = jnp.arange(attention_mask.shape[1])[None]
+    index = jnp.minimum(self.first[:, None] + column, tokens.shape[1] - 1)
     # With a vmap over shards, no token leaves the device that computed it.
     x = jax.vmap(lambda tokens, index: tokens[index])(
         tokens, index.reshape(shards, -1))  # [S, B / S · L, D]
@@ -57,17 +56,14 @@ class QAModel(nn.Module):
     self.encoder = bert.BertEncoder(
         self.config, self.compute_dtype, self.attention)
 
-  def __call__(self, token_ids: jax.Array,  # [B, L] int32; packed [S, R, P]
-               token_type_ids: jax.Array,  # int32, shaped like token_ids
-               attention_mask: jax.Array,  # [B, L]
-               context_mask: jax.Array,  # [B, L] bool
-               *, packed: Packed | None = None,
-               dropout_key: jax.Array | None = None,
-               rows: jax.Array | None = None,  # [B] row of the global batch
-               # [B] int32, see DropoutKeys.lengths
-               dropout_lengths: jax.Array | None = None,
-               gold_start: jax.Array | None = None,  # [B] int32, in training
-               ) -> SpanScores:
+  def __call__(
+      self, token_ids: jax.Array,  # [B, L] int32; packed [S, R, P]
+      token_type_ids: jax.Array,  # int32, shaped like token_ids
+      attention_mask: jax.Array, context_mask: jax.Array,  # [B, L], [B, L] bool
+      *, packed: Packed | None = None, dropout_key: jax.Array | None = None,
+      rows: jax.Array | None = None,  # [B] row of the global batch
+      dropout_lengths: jax.Array | None = None,  # see DropoutKeys.lengths
+      gold_start: jax.Array | None = None) -> SpanScores:  # [B], in training
     """Computes the span scores of every window.
 
     There is dropout only with a `dropout_key`; its masks then depend on `rows`,
@@ -79,21 +75,18 @@ class QAModel(nn.Module):
           dropout_key, packed.packed_row.reshape(-1) if packed else rows,
           dropout_lengths)
     if packed:
-      ids, types, segments, positions = (
-          x.reshape(-1, x.shape[-1]) for x in (
-              token_ids, token_type_ids, packed.segment_ids,
-              packed.position_ids))
+      ids, types, segments, positions = (x.reshape(-1, x.shape[-1]) for x in (
+          token_ids, token_type_ids, packed.segment_ids, packed.position_ids))
       layers = self.encoder(ids, types, segments, keys, segments, positions)
       layers = tuple(packed.unpack(x, attention_mask) for x in layers)
     else:
       layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
     return self.head(HeadInput(layers, context_mask, gold_start))
 
-  def by_layer(self, token_ids: jax.Array,  # [B, L] int32
-               token_type_ids: jax.Array,  # [B, L] int32
-               attention_mask: jax.Array,  # [B, L]
-               context_mask: jax.Array,  # [B, L] bool
-               ) -> tuple[SpanScores, jax.Array, jax.Array]:
+  def by_layer(
+      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
+      attention_mask: jax.Array, context_mask: jax.Array,  # [B, L], [B, L] bool
+  ) -> tuple[SpanScores, jax.Array, jax.Array]:
     """Computes the span scores, and start and end scores from each layer.
 
     The start and end scores are [1 + N, B, L]. Row n has the scores of the head
@@ -110,18 +103,15 @@ class QAModel(nn.Module):
 
 
 def init_params(model: QAModel, key: jax.Array, length: int = 8) -> Any:
-  """Draws fresh float32 parameters.
-
-  They depend neither on `length` nor on the implementation of attention.
-  """
-  return _init(model.clone(attention='xla'), key,
-               jnp.zeros((1, length), jnp.int32))
+  """Draws float32 parameters that depend on neither `length` nor attention."""
+  return _init(
+      model.clone(attention='xla'), key, jnp.zeros((1, length), jnp.int32))
 
 
 def init_head(model: QAModel, key: jax.Array) -> Any:
-  """Draws the head of `init_params`; the parameters of the encoder are zero.
+  """Draws the head of `init_params`, for an encoder that is loaded later.
 
-  It is for an encoder whose parameters are loaded afterwards.
+  The parameters of the encoder are zero.
   """
   return zero_params(model) | {'head': _init_head(
       model.clone(attention='xla'), key, jnp.zeros((1, 8), jnp.int32))}

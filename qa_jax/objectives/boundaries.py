@@ -6,6 +6,7 @@ The loss is the mean of the start loss and the end loss, except for
 `cross_entropy` and `conditional` with reduction="sum".
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 
@@ -29,8 +30,7 @@ def cross_entropy(*, domain: str = 'context',
   Devlin et al. (2019), section 4.2. The `domain` of the softmaxes is 'context',
   the context tokens and [CLS] (the paper's "words in the paragraph"), or 'all',
   which includes question and padding, as in the code of BERT and transformers.
-  The `reduction` of the two terms is 'mean' (as in the code) or 'sum' (as in
-  the paper).
+  The `reduction` is 'mean' (as in the code) or 'sum' (as in the paper).
   """
   errors.check_choice("objective 'cross_entropy'", 'domain', domain, DOMAINS)
   errors.check_choice("objective 'cross_entropy'", 'reduction', reduction,
@@ -52,9 +52,8 @@ def conditional(*, domain: str = 'context',
   Yang et al. (2019, XLNet). This is `cross_entropy` for a head with conditional
   scores: in training its end scores are given the gold start.
   """
-  return dataclasses.replace(
-      cross_entropy(domain=domain, reduction=reduction),
-      needs=frozenset({'conditional'}))
+  return dataclasses.replace(cross_entropy(domain=domain, reduction=reduction),
+                             needs=frozenset({'conditional'}))
 
 
 def label_smoothing(*, epsilon: float = 0.1,
@@ -77,9 +76,7 @@ def label_smoothing(*, epsilon: float = 0.1,
       one_hot = jax.nn.one_hot(positions, valid.shape[1])
       return (1 - epsilon) * one_hot + epsilon * even
 
-    return _soft_loss(scores, _domain(batch, domain),
-                      target(batch['start_positions']),
-                      target(batch['end_positions']))
+    return _soft_loss(scores, batch, domain, target)
 
   return Objective(loss)
 
@@ -107,9 +104,7 @@ def boundary_kernel(*, temperature: float = 1.0,
                               axis=1)
       return jnp.where(gold > 0, kernel, column == 0)
 
-    return _soft_loss(scores, _domain(batch, domain),
-                      target(batch['start_positions']),
-                      target(batch['end_positions']))
+    return _soft_loss(scores, batch, domain, target)
 
   return Objective(loss)
 
@@ -146,8 +141,8 @@ def marginal_loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
   null = jnp.arange(domain.shape[1])[None] == 0
 
   def boundary_loss(x, positions):  # [B, L], [B, G]
-    gold = jnp.where(
-        answered, _position_mask(positions, present, x.shape[1]), null)
+    gold = _position_mask(positions, present, x.shape[1])
+    gold = jnp.where(answered, gold, null)
     return (span_scores.masked_logsumexp(x, domain, axis=1)
             - span_scores.masked_logsumexp(x, gold, axis=1))
 
@@ -160,11 +155,10 @@ def shared_norm() -> Objective:
 
   Clark and Gardner (2018). One softmax makes the scores of the windows of a
   question comparable. Windows overlap, so each token counts once, in the window
-  that owns it. A gold span counts in the window that owns its start, and its
-  end counts in that window only. If no window that contains a gold span owns
-  its start, the span counts in all windows that contain it. The [CLS] of every
-  window is in both softmaxes; these are the gold positions of a question
-  without an answer.
+  that owns it. A gold span, with its end, counts only in the window that owns
+  its start, or in all windows that contain it if none of them owns its start.
+  The [CLS] of every window is in both softmaxes; these are the gold positions
+  of a question without an answer.
   """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     same_question = batch['group'][:, None] == batch['group'][None, :]  # [B, B]
@@ -186,8 +180,7 @@ def shared_norm() -> Objective:
       gold = _position_mask(positions, counted, x.shape[1])
       not_counted = _position_mask(positions, present & ~counted, x.shape[1])
       domain = (owned & ~not_counted) | gold | null
-      return (log_sum(x, domain)
-              - log_sum(x, jnp.where(answered, gold, null)))
+      return log_sum(x, domain) - log_sum(x, jnp.where(answered, gold, null))
 
     return (boundary_loss(scores.start, golds[..., 0])
             + boundary_loss(scores.end, golds[..., 1])) / 2
@@ -195,13 +188,9 @@ def shared_norm() -> Objective:
   return Objective(loss, scores_other_spans=True, needs_whole_questions=True)
 
 
-def position_loss(scores: jax.Array,  # [B, L]
-                  positions: jax.Array,  # [B] int32
+def position_loss(scores: jax.Array, positions: jax.Array,  # [B, L], [B] int32
                   mask: jax.Array | None) -> jax.Array:  # [B]
-  """Computes -log p(position) of a softmax over the positions in `mask`.
-
-  Without a mask the softmax is over all positions. It is in float32.
-  """
+  """Computes -log p(position); without a mask p is over all positions."""
   log_probs = _log_softmax(scores, mask)
   return -jnp.take_along_axis(log_probs, positions[:, None], axis=-1)[:, 0]
 
@@ -213,12 +202,12 @@ def _log_softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
   return jax.nn.log_softmax(scores, axis=-1)
 
 
-def _soft_loss(scores: SpanScores, mask: jax.Array | None,
-               start: jax.Array, end: jax.Array) -> jax.Array:  # [B]
-  """Computes cross-entropy with the target distributions `start` and `end`.
-
-  Both are [B, L], and 0 where `mask` is false.
-  """
+def _soft_loss(
+    scores: SpanScores, batch: Batch, domain: str,
+    target: Callable[[jax.Array], jax.Array]) -> jax.Array:  # [B]
+  """Computes cross-entropy with soft labels target(gold positions), [B, L]."""
+  mask = _domain(batch, domain)
+  start, end = target(batch['start_positions']), target(batch['end_positions'])
   return -(jnp.sum(start * _log_softmax(scores.start, mask), axis=1)
            + jnp.sum(end * _log_softmax(scores.end, mask), axis=1)) / 2
 
@@ -227,8 +216,7 @@ def _domain(batch: Batch, domain: str) -> jax.Array | None:  # [B, L] bool
   return None if domain == 'all' else softmax_domain(batch['context_mask'])
 
 
-def _position_mask(positions: jax.Array,  # [B, G]
-                   present: jax.Array,  # [B, G] bool
+def _position_mask(positions: jax.Array, present: jax.Array,  # [B, G] each
                    length: int) -> jax.Array:  # [B, L] bool
   """Returns the mask of the positions that are present."""
   hit = positions[:, :, None] == jnp.arange(length)[None, None]

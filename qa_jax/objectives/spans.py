@@ -9,7 +9,9 @@ longer than the head scores has no pair term.
 """
 
 from collections.abc import Callable
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +27,9 @@ from qa_jax.span_scores import softmax_domain
 
 # (scores, context mask [B, L], gold spans [B, G, 2]) → log-partition, [B].
 LogPartition = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
-# (scores of the gold spans [B, G], axis=1) → their combined score, [B].
-Combine = Callable[..., jax.Array]
+
+_span_objective = functools.partial(
+    Objective, scores_other_spans=True, trains_pair_and_null=True)
 
 
 def span_softmax(*, constrained: bool = True,
@@ -41,22 +44,16 @@ def span_softmax(*, constrained: bool = True,
   If `constrained` is False, p is over all pairs of context tokens and [CLS], in
   any order and of any length. That is CE(start) + CE(end) again.
   """
-  log_partition = _log_partition('span_softmax', constrained,
-                                 max_answer_length)
-  return Objective(_loss(_first_gold, log_partition), scores_other_spans=True,
-                   trains_pair_and_null=True)
+  return _span_objective(_loss(_first_gold, _log_partition(
+      'span_softmax', constrained, max_answer_length)))
 
 
 def joint(*, constrained: bool = True,
           max_answer_length: int = 30) -> Objective:
-  """Computes `span_softmax` for a head with pair scores.
-
-  Fajcik et al. (2021).
-  """
+  """Computes `span_softmax` with pair scores (Fajcik et al., 2021)."""
   log_partition = _log_partition('joint', constrained, max_answer_length)
-  return Objective(_loss(_first_gold, log_partition),
-                   needs=frozenset({'pair'}), scores_other_spans=True,
-                   trains_pair_and_null=True)
+  return _span_objective(_loss(_first_gold, log_partition),
+                         needs=frozenset({'pair'}))
 
 
 def compound(*, constrained: bool = True,
@@ -64,22 +61,20 @@ def compound(*, constrained: bool = True,
   """Computes the mean of a start loss, an end loss and a joint loss.
 
   Fajcik et al. (2021). The start and end losses are those of
-  `SpanScores.boundary`: scores that share the encoder with the scores of the
-  joint loss, and that are not decoded.
+  `SpanScores.boundary`, which shares the encoder and is not decoded.
   """
   joint_loss = _loss(_first_gold, _log_partition(
       'compound', constrained, max_answer_length))
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     boundary, domain = scores.boundary, softmax_domain(batch['context_mask'])
-    return (joint_loss(scores, batch)
-            + boundaries.position_loss(
-                boundary.start, batch['start_positions'], domain)
-            + boundaries.position_loss(
-                boundary.end, batch['end_positions'], domain)) / 3
+    start = boundaries.position_loss(
+        boundary.start, batch['start_positions'], domain)
+    end = boundaries.position_loss(
+        boundary.end, batch['end_positions'], domain)
+    return (joint_loss(scores, batch) + start + end) / 3
 
-  return Objective(loss, needs=frozenset({'boundary'}),
-                   scores_other_spans=True, trains_pair_and_null=True)
+  return _span_objective(loss, needs=frozenset({'boundary'}))
 
 
 def marginal(*, over: str = 'span', constrained: bool = True,
@@ -91,13 +86,12 @@ def marginal(*, over: str = 'span', constrained: bool = True,
   softmaxes of `cross_entropy` (Clark and Gardner, 2018). This also rewards the
   start of one mention with the end of another; the other arguments are unused.
   """
-  errors.check_choice("objective 'marginal'", 'over', over,
-                      ('span', 'boundary'))
+  errors.check_choice(
+      "objective 'marginal'", 'over', over, ('span', 'boundary'))
   log_partition = _log_partition('marginal', constrained, max_answer_length)
   if over == 'boundary':
     return Objective(boundaries.marginal_loss, scores_other_spans=True)
-  return Objective(_loss(_all_golds, log_partition), scores_other_spans=True,
-                   trains_pair_and_null=True)
+  return _span_objective(_loss(_all_golds, log_partition))
 
 
 def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
@@ -118,13 +112,11 @@ def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     hard = batch['draw'][0] < jnp.minimum(batch['step'][0] / tau, cap)
-
-    def combine(golds, axis):
-      return jnp.where(hard, golds.max(axis), jax.nn.logsumexp(golds, axis))
-
+    combine = lambda golds, axis: jnp.where(
+        hard, golds.max(axis), jax.nn.logsumexp(golds, axis))
     return _loss(_all_golds, log_partition, combine)(scores, batch)
 
-  return Objective(loss, scores_other_spans=True, trains_pair_and_null=True)
+  return _span_objective(loss)
 
 
 def f1_weighted(*, weight: float = 0.5,
@@ -145,20 +137,19 @@ def f1_weighted(*, weight: float = 0.5,
     f1 = span_scores.overlap_f1(golds, band.shape[1:])
     credit = weight * f1 + (1 - weight) * (f1 == 1)
     has_credit = credit > 0
+    weighted = band + jnp.log(jnp.where(has_credit, credit, 1.0))
     log_sum = jnp.logaddexp(
-        span_scores.masked_logsumexp(
-            band + jnp.log(jnp.where(has_credit, credit, 1.0)), has_credit,
-            axis=(1, 2)),
+        span_scores.masked_logsumexp(weighted, has_credit, axis=(1, 2)),
         span_scores.log_sum_beyond(scores, golds, max_answer_length))
     answered = (golds[..., 0] >= 0).any(axis=1)
     return log_partition(scores, mask, golds) - jnp.where(
         answered, log_sum, scores.null_score)
 
-  return Objective(loss, scores_other_spans=True, trains_pair_and_null=True)
+  return _span_objective(loss)
 
 
 def _loss(golds_of: Callable[[Batch], jax.Array], log_partition: LogPartition,
-          combine: Combine = jax.nn.logsumexp) -> Loss:
+          combine: Callable[..., jax.Array] = jax.nn.logsumexp) -> Loss:
   """Returns the loss -log p(gold spans), or -log p(null) without a gold span.
 
   `combine` makes one score of the scores of the gold spans of a window.
@@ -172,8 +163,7 @@ def _loss(golds_of: Callable[[Batch], jax.Array], log_partition: LogPartition,
   return loss
 
 
-def _all_golds(batch: Batch) -> jax.Array:  # [B, G, 2]
-  return batch['gold_spans']
+_all_golds = operator.itemgetter('gold_spans')  # [B, G, 2]
 
 
 def _first_gold(batch: Batch) -> jax.Array:  # [B, 1, 2]
@@ -192,8 +182,5 @@ def _log_partition(objective: str, constrained: bool,
         span_scores.log_sum_of_spans(scores, mask, max_answer_length),
         span_scores.log_sum_beyond(scores, golds, max_answer_length))
 
-  def over_pairs(scores, mask, golds):
-    del golds  # all pairs include the gold spans
-    return span_scores.log_sum_of_pairs(scores, mask)
-
-  return over_spans if constrained else over_pairs
+  return over_spans if constrained else (  # all pairs include the gold spans
+      lambda scores, mask, golds: span_scores.log_sum_of_pairs(scores, mask))

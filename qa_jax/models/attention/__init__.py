@@ -46,11 +46,8 @@ def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
 
 
 ATTENTION: dict[str, Attend] = {
-    'auto': auto,
-    'xla': xla.attend,
-    'cudnn': cudnn.attend,
-    'pallas': pallas.attend,
-}
+    'auto': auto, 'xla': xla.attend, 'cudnn': cudnn.attend,
+    'pallas': pallas.attend}
 
 
 def choose_attention(use: Use) -> str:
@@ -58,8 +55,8 @@ def choose_attention(use: Use) -> str:
 
   'pallas' is never chosen, because it has not been measured on a GPU.
   """
-  fast = {'gpu': 'cudnn'}.get(use.platform, 'xla')
-  return 'xla' if limitation(fast, use) else fast
+  fits = use.platform == 'gpu' and not limitation('cudnn', use)
+  return 'cudnn' if fits else 'xla'
 
 
 def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
@@ -69,8 +66,7 @@ def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
 
 # Name → pairs of a condition that excludes the use, and the message for it.
 LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
-    'auto': (),
-    'xla': (),
+    'auto': (), 'xla': (),
     'cudnn': (
         _runs_on('gpu'),
         (lambda use: use.packed, 'takes no packed rows'),
@@ -92,10 +88,8 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
 
 def limitation(name: str, use: Use) -> str:
   """Returns why an implementation cannot serve a use, or '' if it can."""
-  for excludes, message in LIMITS[name]:
-    if excludes(use):
-      return message.format(use=use)
-  return ''
+  return next((message.format(use=use) for excludes, message in LIMITS[name]
+               if excludes(use)), '')
 
 
 def attend(name: str, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
@@ -103,8 +97,7 @@ def attend(name: str, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
   """Computes attention with the entry `name` of ATTENTION.
 
-  Raises:
-    UserError: there is no such entry, or it cannot serve this platform or use.
+  Raises a UserError if there is no such entry, or it cannot serve this use.
   """
   check_attention(name, _use(q, visible, drop))
   return ATTENTION[name](q, k, v, visible, drop)
@@ -118,14 +111,13 @@ def check_attention(name: str, use: Use, what: str = 'attention') -> None:
   errors.check_known(what, name, ATTENTION)
   problem = limitation(name, use)
   if problem:
-    fitting = [other for other in ATTENTION if not limitation(other, use)]
-    raise errors.UserError(f'{what}={name!r} {problem}; those that fit: '
-                           f'{", ".join(fitting)}')
+    fitting = ', '.join(n for n in ATTENTION if not limitation(n, use))
+    raise errors.UserError(
+        f'{what}={name!r} {problem}; those that fit: {fitting}')
 
 
 def _use(q: jax.Array, visible: Visible, drop: Drop) -> Use:
-  return Use(
-      platform=jax.default_backend(), length=q.shape[2],
-      head_size=q.shape[3], dtype=q.dtype,
-      packed=visible.segment_ids is not None,
-      training=drop.keys is not None, dropout=drop.rate)
+  return Use(platform=jax.default_backend(), length=q.shape[2],
+             head_size=q.shape[3], dtype=q.dtype,
+             packed=visible.segment_ids is not None,
+             training=drop.keys is not None, dropout=drop.rate)

@@ -26,10 +26,7 @@ class Visible:
   segment_ids: jax.Array | None = None
 
   def ids(self) -> tuple[jax.Array, jax.Array]:
-    """Returns ids of queries and of keys, [B, L] int32.
-
-    A query attends to the keys that have its id.
-    """
+    """Returns ids [B, L] of queries and keys; a query sees keys of its id."""
     if self.segment_ids is not None:
       return self.segment_ids, self.segment_ids
     keys = self.attention_mask.astype(jnp.int32)
@@ -71,10 +68,9 @@ def scaled(q: jax.Array) -> jax.Array:
 def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:
   """Computes function(*rows) on each device for the rows of that device.
 
-  The first axis of the arrays `rows` and of the results numbers the rows.
-  Without this function the compiler, which cannot look into a kernel, would
-  copy all rows to every device. Under pmap and on one device this is a plain
-  call. It has no derivative, and vmap turns it into a loop.
+  The first axis of the arrays and of the results numbers the rows. Without this
+  function the compiler, which cannot look into a kernel, would copy all rows to
+  every device. It has no derivative, and vmap turns it into a loop.
   """
   results = jax.tree.leaves(jax.eval_shape(function, *rows))
 
@@ -88,10 +84,9 @@ def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(
         *arguments[0].sharding.spec[:1]))
     return (mesh, function, jax.tree.map(lambda _: split, result),
-            tuple(split for _ in rows))
+            (split,) * len(rows))
 
   partitioned = custom_partitioning.custom_partitioning(function)
-  partitioned.def_partition(
-      partition=partition,
-      sharding_rule=f'{axes("i", rows)} -> {axes("o", results)}')
+  partitioned.def_partition(partition=partition, sharding_rule=(
+      f'{axes("i", rows)} -> {axes("o", results)}'))
   return jax.custom_batching.sequential_vmap(partitioned)(*rows)

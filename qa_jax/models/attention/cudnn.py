@@ -13,10 +13,7 @@ from qa_jax.models.attention.base import Visible
 def attend(q: jax.Array,  # [B, H, L, K] bfloat16, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-  """Computes attention; the result is rounded to 16 bits.
-
-  The padding of a row must be at its end.
-  """
+  """Computes attention, rounded to 16 bits; padding must end each row."""
   assert visible.segment_ids is None and not drop.active
   # A row of padding only attends to its first token, because a softmax over no
   # token is NaN.

@@ -63,19 +63,18 @@ def _fused(length: int, rate: float,
 
 
 def _forward(length, rate, q, k, v, query_ids, key_ids, seeds):
+  rows = (q, k, v, query_ids, key_ids, seeds)
   y, top, total = base.by_rows(
-      functools.partial(_forward_call, length, rate),
-      (q, k, v, query_ids, key_ids, seeds))
-  return y, (q, k, v, query_ids, key_ids, seeds, y, top, total)
+      functools.partial(_forward_call, length, rate), rows)
+  return y, (*rows, y, top, total)
 
 
 def _backward(length, rate, residuals, g):
-  q, k, v, query_ids, key_ids, seeds, y, top, total = residuals
+  *rows, y, top, total = residuals
   centre = (g * y).sum(axis=-1)  # [B, H, P]
   gradients = base.by_rows(
       functools.partial(_backward_call, length, rate),
-      (q, k, v, query_ids, key_ids, seeds, g.astype(q.dtype), top, total,
-       centre))
+      (*rows, g.astype(rows[0].dtype), top, total, centre))
   return *gradients, None, None, None
 
 
@@ -97,16 +96,13 @@ def _forward_call(length, rate, q, k, v, query_ids, key_ids, seeds):
       key_ids, seeds, grid=(batch, heads, padded // tile),
       in_specs=[of_tile, of_head, of_head, tile_ids, ids, both],
       out_specs=[of_tile, statistic, statistic],
-      out_shape=[jax.ShapeDtypeStruct(q.shape, jnp.float32)]
-      + 2 * [jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)])
+      out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32)
+                 for shape in (q.shape, q.shape[:3], q.shape[:3])])
 
 
 def _backward_call(length, rate, q, k, v, query_ids, key_ids, seeds, g, top,
                    total, centre):
-  """Calls the backward kernel: returns the gradients of q, k and v.
-
-  They are [B, H, P, K], in the dtypes of q, k and v.
-  """
+  """Calls the backward kernel: returns the gradients of q, k and v."""
   batch, heads, padded, size = q.shape
   tile = _tile(padded)
   of_head, of_tile, ids, _, both = _blocks(padded, size, tile)
@@ -115,9 +111,8 @@ def _backward_call(length, rate, q, k, v, query_ids, key_ids, seeds, g, top,
       functools.partial(_backward_kernel, length, rate, tile), q, k, v,
       query_ids, key_ids, seeds, g, top, total, centre,
       grid=(batch, heads, padded // tile),
-      in_specs=[of_head, of_head, of_head, ids, ids, both, of_head,
-                statistic, statistic, statistic],
-      out_specs=[of_tile, of_tile, of_tile],
+      in_specs=3 * [of_head] + [ids, ids, both, of_head] + 3 * [statistic],
+      out_specs=3 * [of_tile],
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)])
 
 
@@ -139,12 +134,9 @@ def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
       pl.BlockSpec((None, SEEDS), lambda b, h, n: (b, 0))]
 
 
-def _call(kernel: Callable[..., None], *arrays: jax.Array,
-          **options: Any) -> Any:
-  # Deferred, because only GPUs need it and it takes a twentieth of the start of
-  # a command.
+def _call(kernel: Callable[..., None], *arrays: jax.Array, **options: Any):
+  # Only GPUs need this import, a twentieth of the time to start a command.
   from jax.experimental.pallas import triton
-
   return jax.lax.platform_dependent(
       *arrays, cpu=pl.pallas_call(kernel, interpret=True, **options),
       default=pl.pallas_call(kernel, compiler_params=triton.CompilerParams(
@@ -166,17 +158,15 @@ def _forward_kernel(length, rate, q_ref, k_ref, v_ref, query_ids_ref,
     weights = jnp.exp(scores - higher[:, None])
     shrink = jnp.exp(top - higher)
     v = v_ref[at, :]
-    y = y * shrink[:, None] + _product(
-        (weights * weigh(this, n, tile)).astype(v.dtype), v, 1, 0)
+    dropped = (weights * weigh(this, n, tile)).astype(v.dtype)
+    y = y * shrink[:, None] + _product(dropped, v, 1, 0)
     return higher, total * shrink + weights.sum(axis=1), y
 
   top, total, y = jax.lax.fori_loop(
       0, k_ref.shape[0] // tile, add,
       (jnp.full((tile,), BEYOND, jnp.float32),
        jnp.zeros((tile,), jnp.float32), jnp.zeros(q.shape, jnp.float32)))
-  y_ref[...] = y / total[:, None]
-  top_ref[...] = top
-  total_ref[...] = total
+  y_ref[...], top_ref[...], total_ref[...] = y / total[:, None], top, total
 
 
 def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
@@ -191,21 +181,17 @@ def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
 
   def pair(i, j):
-    """Returns the weights after dropout and the gradient of the scores.
-
-    Both are [T, T], of query tile i and key tile j.
-    """
+    """Returns the weights after dropout and the gradient of scores, [T, T]."""
     rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
     scores, seen = _scores(
         length, q_ref[rows, :], k_ref[columns, :], query_ids_ref[rows],
         key_ids_ref[columns], j)
-    weights = (jnp.exp(scores - top_ref[rows][:, None])
-               / total_ref[rows][:, None])
+    weights = jnp.exp(scores - top_ref[rows][:, None])
+    weights = weights / total_ref[rows][:, None]
     factor = weigh(i, j, tile)
     slope = _product(g_ref[rows, :], v_ref[columns, :], 1, 1) * factor
-    slope = jnp.where(
-        seen, weights * (slope - centre_ref[rows][:, None]), 0.0)
-    return ((weights * factor).astype(g_ref.dtype), slope.astype(g_ref.dtype))
+    slope = jnp.where(seen, weights * (slope - centre_ref[rows][:, None]), 0.0)
+    return (weights * factor).astype(g_ref.dtype), slope.astype(g_ref.dtype)
 
   def by_keys(i, sums):
     dk, dv = sums
@@ -254,6 +240,6 @@ def _factor(rate, seeds_ref, head, i, j, tile):
 
 
 def _product(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
-  """Σ over axis i of a and axis j of b, in float32."""
+  """Computes the sum over axis i of a and axis j of b, in float32."""
   return jax.lax.dot_general(
       a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32)

@@ -28,5 +28,4 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
       scores.max(axis=-1, keepdims=True)))
   total = weights.sum(axis=-1, keepdims=True)
   # The division after the product takes L·K divisions instead of L·L.
-  return matmul.einsum(
-      'bhqs,bhsk->bhqk', drop(weights), v, q.dtype) / total
+  return matmul.einsum('bhqs,bhsk->bhqk', drop(weights), v, q.dtype) / total
