@@ -1,9 +1,6 @@
 """N-best answers of questions, merged from the spans of their windows.
 
-Glossary of shapes: N windows, K n-best candidates of a window, E questions,
-C n-best candidates of all questions together.
-
-Everything here is vectorised numpy on the host.
+Glossary of shapes: E questions, C n-best candidates of all questions together.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,13 +41,10 @@ class Answers:
   null_log_p: np.ndarray | None = None
 
 
-def merge_windows(windows: windows_lib.WindowSet,
-                  spans: candidates.WindowSpans,
-                  *,
-                  n_best: int,
-                  null_rule: str,
-                  merge: str = 'none',
-                  temperature: float = 1.0) -> Answers:
+def merge_windows(
+    windows: windows_lib.WindowSet, spans: candidates.WindowSpans, *,
+    n_best: int, null_rule: str, merge: str = 'none', temperature: float = 1.0,
+) -> Answers:
   """Merges the spans of each question's windows into one n-best list.
 
   Candidates are ordered by descending score, then by window, then by their
@@ -78,8 +72,12 @@ def merge_windows(windows: windows_lib.WindowSet,
           _window_scores(spans, first)),
       regret=None if spans.exact is None else _regret(spans, first))
   if spans.log_partition is not None:
-    null, total = null_and_log_partition(
-        spans, first, temperature, with_null=null_rule != 'never')
+    # The log-partition is over null, as in `min_null`, and all windows' spans.
+    null = (np.full(num, -np.inf) if null_rule == 'never'
+            else answers.null_score / temperature)
+    column = spans.log_partition[:, spans.temperatures.index(temperature)]
+    total = np.logaddexp(null, np.logaddexp.reduceat(
+        column.astype(np.float64), first))
     answers = dataclasses.replace(
         answers, null_log_p=null - total,
         # A log-partition in float32 may be below its largest term.
@@ -89,47 +87,24 @@ def merge_windows(windows: windows_lib.WindowSet,
 
 def join_answers(parts: Sequence[Answers],
                  first_window: Sequence[int]) -> Answers:
-  """Concatenates the answers of consecutive blocks of questions.
-
-  `first_window` is the index of the first window of each block.
-  """
-  def concatenate(name: str) -> np.ndarray | None:
-    values = [getattr(part, name) for part in parts]
-    return None if values[0] is None else np.concatenate(values)
+  """Concatenates the answers of blocks, given the first window of each."""
   sizes = np.cumsum([0, *(part.ptr[-1] for part in parts)])
-  fields = {field.name: concatenate(field.name)
-            for field in dataclasses.fields(Answers)}
-  fields |= {
-      'window': np.concatenate([part.window + first for part, first in zip(
-          parts, first_window, strict=True)]),
-      'ptr': np.concatenate([[0], *(part.ptr[1:] + size for part, size in zip(
-          parts, sizes, strict=False))])}
+  fields = {name: None if value is None
+            else np.concatenate([getattr(part, name) for part in parts])
+            for name, value in vars(parts[0]).items()}
+  fields['window'] = np.concatenate([part.window + first for part, first in zip(
+      parts, first_window, strict=True)])
+  fields['ptr'] = np.concatenate([[0], *(part.ptr[1:] + size for part, size
+                                         in zip(parts, sizes, strict=False))])
   return Answers(**fields)
-
-
-def null_and_log_partition(
-    spans: candidates.WindowSpans, first: np.ndarray, temperature: float, *,
-    with_null: bool) -> tuple[np.ndarray, np.ndarray]:  # [E] and [E]
-  """Returns null score / temperature, and the log-partition with null.
-
-  The null score of a question is the lowest of its windows, as in the null
-  rule `min_null`. The log-partition is over null and all spans of all windows.
-  Without null, the first array is -inf. `first` is [E].
-  """
-  column = spans.log_partition[:, spans.temperatures.index(temperature)]
-  log_sum = np.logaddexp.reduceat(column.astype(np.float64), first)
-  null = (np.minimum.reduceat(spans.null, first).astype(np.float64)
-          / temperature if with_null else np.full(len(first), -np.inf))
-  return null, np.logaddexp(null, log_sum)
 
 
 def _window_scores(spans: candidates.WindowSpans,
                    first: np.ndarray) -> null_rules.WindowScores:
   floor = lambda x: np.maximum(x.astype(np.float64), candidates.NO_SPAN)
   return null_rules.WindowScores(
-      null=spans.null.astype(np.float64), best=floor(spans.score[:, 0]),
-      first=first, normaliser=None if spans.normaliser is None
-      else floor(spans.normaliser))
+      spans.null.astype(np.float64), floor(spans.score[:, 0]), first,
+      None if spans.normaliser is None else floor(spans.normaliser))
 
 
 def _regret(spans: candidates.WindowSpans,
@@ -161,14 +136,12 @@ def merge_surface_forms(examples: Sequence[Example],
   score = peak + np.log(np.bincount(
       form, np.exp(answers.score - peak[form]), len(peak)))
   order = np.lexsort((-score, question[best]))  # stable
-  log_p = answers.log_p
-  if log_p is not None:
-    # Posteriors are at the calibration temperature and scores are not, so
-    # posteriors are summed on their own.
+  best, log_p = best[order], None
+  if answers.log_p is not None:
+    # Unlike scores, posteriors are at the calibration temperature.
     log_p = np.full(len(peak), -np.inf)
     np.logaddexp.at(log_p, form, answers.log_p)
     log_p = log_p[order]
-  best = best[order]
   return dataclasses.replace(
       answers, begin=answers.begin[best], end=answers.end[best],
       score=score[order], window=answers.window[best], log_p=log_p,
@@ -183,25 +156,17 @@ MERGES: dict[str, Callable[[Sequence[Example], Answers], Answers]] = {
 
 def answer_texts(examples: Sequence[Example],
                  answers: Answers) -> dict[str, str]:
-  """Returns the text of each question's best candidate by question id.
-
-  The text is '' if the question has no legal span.
-  """
-  texts = {}
-  for e, example in enumerate(examples):
-    c = answers.ptr[e]
-    texts[example.id] = (
-        example.context[answers.begin[c]:answers.end[c]]
-        if c < answers.ptr[e + 1] else '')
-  return texts
+  """Returns {question id: text of the best candidate, or '' without any}."""
+  return {e.id: e.context[answers.begin[c]:answers.end[c]] if c < after else ''
+          for e, c, after in zip(examples, answers.ptr[:-1], answers.ptr[1:],
+                                 strict=True)}
 
 
 def n_best_rows(example: Example, answers: Answers,
                 e: int) -> list[dict[str, Any]]:
   """Returns the candidates of question e as JSON rows.
 
-  A row has text, start, end (characters, exclusive) and score, and also the
-  probability if `answers` has posteriors.
+  `end` is exclusive. `probability` is there if `answers` has posteriors.
   """
   return [{'text': example.context[answers.begin[c]:answers.end[c]],
            'start': int(answers.begin[c]), 'end': int(answers.end[c]),

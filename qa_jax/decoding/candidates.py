@@ -29,29 +29,24 @@ class WindowSpans:
   score: np.ndarray  # [N, K] float32, descending; search.ILLEGAL if invalid
   valid: np.ndarray  # [N, K] bool
   null: np.ndarray  # [N] float32, null scores
-  # [N] float32: log-partition over the spans of the whole window, which some
-  # null rules need.
+  # [N] float32: log-partition over all spans of the window, for null rules.
   normaliser: np.ndarray | None = None
   exact: np.ndarray | None = None  # [N] float32, best score of an exact search
   temperatures: tuple[float, ...] = ()
-  # [N, T] float32: log-partition over the spans that start at an owned token,
-  # at each of `temperatures`. A span of the context starts at an owned token
-  # of one window only, so these can be summed over a question's windows.
+  # [N, T] float32: log-partition over the spans that start at an owned token.
+  # A span does so in one window only, so that windows can be summed.
   log_partition: np.ndarray | None = None
   # [N, G] float32; search.ILLEGAL where no search may return the gold span.
   gold_scores: np.ndarray | None = None
   statistics: np.ndarray | None = None  # [N, 3] float32, columns STATISTICS
 
 
-def window_candidates(find: search.Search, scores: SpanScores,
-                      start_mask: jax.Array,  # [B, L] bool
-                      context_mask: jax.Array,  # [B, L] bool
-                      *, longest: int, n_best: int,
-                      normaliser: bool) -> dict[str, jax.Array]:
-  """Returns the n-best spans of each window, by the field names of WindowSpans.
-
-  `longest` counts tokens, both ends included.
-  """
+# The masks are [B, L] bool. `longest` counts tokens, both ends included.
+def window_candidates(
+    find: search.Search, scores: SpanScores, start_mask: jax.Array,
+    context_mask: jax.Array, *, longest: int, n_best: int, normaliser: bool,
+) -> dict[str, jax.Array]:
+  """Returns the n-best spans of each window as fields of WindowSpans."""
   spans = find(scores, start_mask, context_mask, max_answer_length=longest,
                n_best=n_best)
   fields = {'start': spans.start, 'end': spans.end, 'score': spans.score,
@@ -85,11 +80,7 @@ def legal_gold_scores(scores: SpanScores, start_mask: jax.Array,
 
 def score_statistics(scores: SpanScores, context_mask: jax.Array, *,
                      longest: int) -> jax.Array:  # [B, 3]
-  """Returns the STATISTICS of each window, which histograms show.
-
-  They are the valid mass and the best start score and end score over the
-  context tokens and [CLS].
-  """
+  """Returns STATISTICS, with the best scores of context tokens and [CLS]."""
   domain = span_scores.softmax_domain(context_mask)
   best = lambda x: jnp.where(domain, x, search.ILLEGAL).max(axis=1)
   return jnp.stack([

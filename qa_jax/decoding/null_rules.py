@@ -15,10 +15,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class WindowScores:
-  """The scores that null rules read.
-
-  Question e owns the windows first[e], …, first[e + 1] - 1.
-  """
+  """Scores of windows; question e has first[e], …, first[e + 1] - 1."""
 
   null: np.ndarray  # [N] float64, null scores
   best: np.ndarray  # [N] float64, score of the window's best span
@@ -34,8 +31,7 @@ def never(windows: WindowScores) -> np.ndarray:  # [E]
 def min_null(windows: WindowScores) -> np.ndarray:  # [E]
   """Returns the lowest null score minus the best span score of all windows.
 
-  Every window must prefer null (Devlin et al., 2019, section 4.3, and their
-  code).
+  Every window must prefer null (Devlin et al., 2019, section 4.3, and code).
   """
   return (np.minimum.reduceat(windows.null, windows.first)
           - np.maximum.reduceat(windows.best, windows.first))
@@ -51,19 +47,15 @@ def margin(windows: WindowScores) -> np.ndarray:  # [E]
 
 
 def classifier(windows: WindowScores) -> np.ndarray:  # [E]
-  """Returns the lowest null logit of any window and ignores the span scores.
-
-  Source: Yang et al. (2019), XLNet.
-  """
+  """Returns the lowest null logit of all windows (Yang et al., 2019, XLNet)."""
   return np.minimum.reduceat(windows.null, windows.first)
 
 
 def product(windows: WindowScores) -> np.ndarray:  # [E]
   """Returns the log odds of Π σ(null logit) over the windows of a question.
 
-  The product is the probability that no window holds the answer if windows
-  are judged independently. Unlike the minimum, it lets many doubtful windows
-  add up to an answer.
+  The product is the probability that no window holds the answer if windows are
+  independent. Unlike in a minimum, many doubtful windows add up to an answer.
   """
   log_p = np.add.reduceat(-np.logaddexp(0, -windows.null), windows.first)
   # p rounds to 1 above a logit of about 700. The bound keeps the odds finite.
@@ -73,9 +65,8 @@ def product(windows: WindowScores) -> np.ndarray:  # [E]
 def posterior(windows: WindowScores) -> np.ndarray:  # [E]
   """Returns the lowest log odds of null in a window's softmax.
 
-  The softmax is over null and all spans, so the log odds are the null score
-  minus the log-partition of the spans. They are 0 at p(null) = ½. Spans that
-  share a probable answer count together, not only the best one.
+  The softmax is over null and all spans, so that spans that share a probable
+  answer count together. The log odds are 0 at p(null) = ½.
   """
   return np.minimum.reduceat(windows.null - windows.normaliser, windows.first)
 
@@ -84,9 +75,8 @@ def posterior(windows: WindowScores) -> np.ndarray:  # [E]
 class NullRule:
   """A null rule and the scores that it requires.
 
-  `needs` may hold 'null' (the head has a null logit and the objective trains
-  it) and 'normaliser' (the log-partition of each window's spans is computed
-  beside the search).
+  `needs` may hold 'null' (a trained null logit of the head) and 'normaliser'
+  (the log-partition of each window's spans, computed beside the search).
   """
 
   score: Callable[[WindowScores], np.ndarray]
@@ -94,8 +84,7 @@ class NullRule:
 
 
 NULL_RULES: dict[str, NullRule] = {
-    'never': NullRule(never),
-    'min_null': NullRule(min_null),
+    'never': NullRule(never), 'min_null': NullRule(min_null),
     'margin': NullRule(margin),
     'classifier': NullRule(classifier, frozenset({'null'})),
     'product': NullRule(product, frozenset({'null'})),

@@ -1,7 +1,6 @@
 """Span search: the n-best legal spans of a window.
 
-Glossary of shapes: B batch (windows), L window length, W longest span,
-K spans returned.
+Glossary of shapes: B windows, L window length, W longest span, K n-best spans.
 
 A span has score(i, j) = start[i] + (end[j] + pair[i, j - i]) (Devlin et al.,
 2019, section 4.2). It is legal if start_mask[i], end_mask[j] and
@@ -30,8 +29,7 @@ from qa_jax import registry
 from qa_jax.span_scores import SpanScores
 
 # Three constants stand for "no score" and must not be confused:
-# * span_scores.MASKED (-1e30) is a masked logit of a head or an objective. Its
-#   gradients are finite, and a few of them can be added.
+# * span_scores.MASKED (-1e30) is a masked logit of a head or an objective.
 # * ILLEGAL (about -3.4e38) is the score of an illegal span in a search. A legal
 #   span scores at least LOWEST, even if a logit is -inf or a sum overflows, so
 #   that the masks alone decide which spans are legal.
@@ -42,10 +40,7 @@ ILLEGAL = float(jnp.finfo(jnp.float32).min)
 
 @flax.struct.dataclass
 class Spans:
-  """The K best spans of each window, best first.
-
-  If a window has fewer than K legal spans, the last slots are invalid.
-  """
+  """The K best spans of each window, the best first and the invalid last."""
 
   start: jax.Array  # [B, K] int32; 0 where invalid
   end: jax.Array  # [B, K] int32, inclusive; 0 where invalid
@@ -61,11 +56,10 @@ def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
           max_answer_length: int, n_best: int) -> Spans:
   """Returns the best spans of the masked [L, L] table of all span scores.
 
-  This search is the definition. `start_mask` and `end_mask` are [B, L] bool;
-  `max_answer_length` counts tokens, both ends included. Scores below LOWEST
-  count as LOWEST, and -0.0 counts as 0.0. Results for NaN scores are
-  unspecified. A ValueError is raised if the pair term is narrower than
-  `max_answer_length`.
+  This search is the definition. The masks are [B, L] bool; `max_answer_length`
+  counts tokens, both ends included. Scores below LOWEST count as LOWEST, and
+  -0.0 as 0.0. Results for NaN scores are unspecified. A ValueError is raised
+  if the pair term is narrower than `max_answer_length`.
   """
   start, end, pair = _canonical_scores(scores, max_answer_length)
   batch, length = start.shape
@@ -75,8 +69,7 @@ def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
            & ((j >= i) & (j < i + max_answer_length))[None])
   right = jnp.broadcast_to(end[:, None, :], (batch, length, length))
   if pair is not None:
-    width = pair.shape[-1]
-    offset = jnp.clip(j - i, 0, width - 1)[None]
+    offset = jnp.clip(j - i, 0, pair.shape[-1] - 1)[None]
     right = _floored_sum(right, jnp.take_along_axis(
         pair, jnp.broadcast_to(offset, right.shape), axis=2))
   table = jnp.where(legal, _floored_sum(start[:, :, None], right), ILLEGAL)
@@ -91,18 +84,16 @@ def banded(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
                     max_answer_length=max_answer_length)
   width = table.shape[-1]
   best, flat = _top_k(table.reshape(table.shape[0], -1), n_best)
-  first = flat // width
-  return _spans(scores, best, first, first + flat % width)
+  return _spans(scores, best, flat // width, flat // width + flat % width)
 
 
 def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
               *, max_answer_length: int, n_best: int) -> Spans:
   """Returns the best spans of the K starts that have the best spans.
 
-  The first stage ranks the starts by the score of their best span; the second
-  stage ranks the K·W spans of the K best starts. Without a pair term, the best
-  end of every start comes from log W shifted maxima, and no array of size L·W
-  is formed.
+  The first stage ranks the starts by their best span, the second stage ranks
+  the K·W spans of the K best starts. Without a pair term, the best end of every
+  start comes from log W shifted maxima, without an array of size L·W.
   """
   start, end, pair = _canonical_scores(scores, max_answer_length)
   length = start.shape[1]
@@ -113,8 +104,8 @@ def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
   else:
     right = _end_band(end, end_mask, pair, width)
     reach = right.max(axis=-1)
-  bound = _add_start(start, start_mask, reach)
-  _, starts = jax.lax.top_k(bound, min(n_best, length))
+  _, starts = jax.lax.top_k(_add_start(start, start_mask, reach),
+                            min(n_best, length))
   starts = jnp.sort(starts, axis=-1)  # row-major order again, for equal scores
   take = lambda x: jnp.take_along_axis(x, starts, axis=1)
   if right is None:
@@ -149,10 +140,9 @@ def top_k(*, k: int = 20) -> Search:
 
 
 def argmax() -> Search:
-  """Builds the search that takes the best legal start and best legal end.
+  """Builds the search that chooses the best start and end independently.
 
-  Start and end are chosen independently. The window has no valid span if the
-  end comes before the start or is too far behind it.
+  There is no valid span if the end is before the start or too far behind it.
   """
   return _restricted(lambda scores, start_mask, end_mask: (
       start_mask & _among_best(scores.start, 1, start_mask),
@@ -160,10 +150,9 @@ def argmax() -> Search:
 
 
 def beam(*, width: int = 5) -> Search:
-  """Builds the search of all ends after the `width` best legal starts.
+  """Builds the search of all ends after the `width` best-scoring legal starts.
 
-  Starts are ranked by the start score alone (Yang et al., 2019, XLNet; their
-  code also restricts the ends).
+  Source: Yang et al., 2019, XLNet. Their code also restricts the ends.
   """
   errors.check_at_least(1, "search 'beam'", width=width)
   return _restricted(lambda scores, start_mask, end_mask: (
@@ -172,9 +161,8 @@ def beam(*, width: int = 5) -> Search:
 
 SEARCHES: dict[str, Callable[..., Search]] = {
     'dense': lambda: dense, 'banded': lambda: banded,
-    'two_stage': lambda: two_stage,
-    'top_k': top_k, 'argmax': argmax, 'beam': beam,
-}
+    'two_stage': lambda: two_stage, 'top_k': top_k,
+    'argmax': argmax, 'beam': beam}
 EXACT = frozenset({'dense', 'banded', 'two_stage'})
 
 
@@ -188,10 +176,10 @@ def log_partition(scores: SpanScores, start_mask: jax.Array,
                   temperature: jax.Array | float = 1.0) -> jax.Array:  # [B]
   """Returns the log-partition log Σ exp(score(i, j) / temperature).
 
-  The sum is over all legal spans, without null; it is ILLEGAL if there are
-  none. If both masks are the context mask, the sum is the log-partition of the
-  span softmax in training. If only owned tokens are legal starts, as in a
-  search, the partitions of a question's windows can be added.
+  The sum is over all legal spans, without null; ILLEGAL if there are none. If
+  both masks are the context mask, it is the log-partition of the span softmax
+  in training. If only owned tokens are legal starts, as in a search, the
+  partitions of a question's windows can be added.
   """
   table = span_band(scores, start_mask, end_mask,
                     max_answer_length=max_answer_length)
@@ -204,11 +192,9 @@ def span_band(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
               max_answer_length: int) -> jax.Array:  # [B, L, W]
   """Returns the scores of all legal spans as [i, j - i], ILLEGAL elsewhere.
 
-  The objectives use another band, `span_scores.band`: it has one mask for both
-  ends, MASKED for illegal spans, and a gradient with reproducible bits. This
-  band has two masks and is not differentiated. Its scores are canonical,
-  without -0.0 and at least LOWEST, since the order of equal scores and the
-  legality of spans depend on it.
+  Unlike `span_scores.band` of the objectives, this band has two masks, is not
+  differentiated, and has canonical scores, without -0.0 and at least LOWEST,
+  since the order of equal scores and the legality of spans depend on it.
   """
   start, end, pair = _canonical_scores(scores, max_answer_length)
   width = min(max_answer_length, start.shape[1])
@@ -216,34 +202,23 @@ def span_band(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
 
 
 def _restricted(restrict: Callable[..., tuple[jax.Array, jax.Array]]) -> Search:
-  """Builds the exact search over the starts and ends that `restrict` selects.
-
-  The pair term counts only after the selection.
-  """
-  def search(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
-             *, max_answer_length: int, n_best: int) -> Spans:
-    return two_stage(scores, *restrict(scores, start_mask, end_mask),
-                     max_answer_length=max_answer_length, n_best=n_best)
-  return search
+  """Builds the exact search of the starts and ends that `restrict` selects."""
+  return lambda scores, start_mask, end_mask, **options: two_stage(
+      scores, *restrict(scores, start_mask, end_mask), **options)
 
 
 def _among_best(x: jax.Array, count: int,
                 mask: jax.Array | None = None) -> jax.Array:
-  """Returns [B, L] bool: the `count` largest scores (within `mask`).
-
-  Equal scores are taken from the left.
-  """
-  length = x.shape[1]
-  x = _canonical(x)
+  """Returns [B, L] bool: the `count` largest scores, leftmost if equal."""
+  length, x = x.shape[1], _canonical(x)
   if mask is not None:
     x = jnp.where(mask, x, ILLEGAL)
   _, best = jax.lax.top_k(x, min(count, length))
   return jax.nn.one_hot(best, length, dtype=bool).any(axis=1)
 
 
-def _canonical_scores(
-    scores: SpanScores, max_answer_length: int,
-) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+def _canonical_scores(scores: SpanScores, max_answer_length: int) -> tuple[
+    jax.Array, jax.Array, jax.Array | None]:
   """Returns start, end and pair in float32, without -0.0 and >= LOWEST."""
   pair = scores.pair
   if pair is not None and pair.shape[-1] < max_answer_length:
@@ -261,10 +236,9 @@ def _canonical(x: jax.Array) -> jax.Array:
 
 
 def _floored_sum(left: jax.Array, right: jax.Array) -> jax.Array:
-  """Returns the sum of legal scores, at least LOWEST.
+  """Returns the sum of legal scores, at least LOWEST: never -inf or NaN.
 
-  It is never -inf, so that a further sum is never NaN. It is monotone, so that
-  the best end of a start can be found before the start score is added.
+  It is monotone, so that a start's best end is known before its score is added.
   """
   return jnp.maximum(left + right, LOWEST)
 
@@ -272,20 +246,16 @@ def _floored_sum(left: jax.Array, right: jax.Array) -> jax.Array:
 def _end_band(end, end_mask, pair, width) -> jax.Array:  # [B, L, W]
   """Returns end[i + d] + pair[i, d], ILLEGAL if i + d is no legal end."""
   length = end.shape[1]
-  index = jnp.arange(length)[:, None] + jnp.arange(width)[None, :]
-  inside = index < length
-  index = jnp.minimum(index, length - 1)
+  reach = jnp.arange(length)[:, None] + jnp.arange(width)[None, :]
+  index = jnp.minimum(reach, length - 1)
   right = end[:, index]
   if pair is not None:
     right = _floored_sum(right, pair[:, :, :width])
-  return jnp.where(end_mask[:, index] & inside[None], right, ILLEGAL)
+  return jnp.where(end_mask[:, index] & (reach < length)[None], right, ILLEGAL)
 
 
 def _add_start(start, start_mask, right) -> jax.Array:
-  """Returns start + right, ILLEGAL where the start or `right` is illegal.
-
-  `right` is [B, L] or [B, L, W].
-  """
+  """Returns start + right [B, L] or [B, L, W]; ILLEGAL if either is illegal."""
   extra = (1,) * (right.ndim - start.ndim)
   start = start.reshape(*start.shape, *extra)
   legal = start_mask.reshape(*start_mask.shape, *extra) & (right > ILLEGAL)
@@ -305,9 +275,8 @@ def _sliding_max(x: jax.Array, width: int) -> jax.Array:  # [B, L]
 
 def _top_k(table: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
   """Returns top_k of each row, padded to `count` slots with ILLEGAL."""
-  k = min(count, table.shape[-1])
-  best, flat = jax.lax.top_k(table, k)
-  pad = ((0, 0), (0, count - k))
+  best, flat = jax.lax.top_k(table, min(count, table.shape[-1]))
+  pad = ((0, 0), (0, count - best.shape[-1]))
   return (jnp.pad(best, pad, constant_values=ILLEGAL), jnp.pad(flat, pad))
 
 

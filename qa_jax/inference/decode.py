@@ -1,7 +1,4 @@
-"""Answers for a data set: encoder, head and search as one compiled program.
-
-Glossary of shapes: N windows, T temperatures.
-"""
+"""Answers for a data set: encoder, head and search as one compiled program."""
 
 from collections.abc import Callable, Iterator, Sequence
 import functools
@@ -41,21 +38,20 @@ def _program(model: qa.QAModel, decode: config_lib.Decode,
                    devices.replicated_sharding(mesh), statistics)
 
 
-# The cache holds compiled programs, not parameters. A process seldom evaluates
-# with more than a few models or ways of decoding.
+# The cache holds compiled programs, not parameters.
 @functools.lru_cache(maxsize=32)
 def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
               normaliser: bool, result: jax.sharding.Sharding | None,
               statistics: bool) -> Callable[..., dict[str, Any]]:
   """Builds encoder, head and span search as one jitted function.
 
-  It returns the arrays of WindowSpans by field name. `log_partition` is among
-  them if there are temperatures, and `gold_scores` if the batch has gold spans.
+  It returns arrays of WindowSpans by field name, among them `log_partition` if
+  there are temperatures, and `gold_scores` if the batch has gold spans.
   """
   find = registry.build(search.SEARCHES, spec, what='search')
 
   @functools.partial(jax.jit, out_shardings=result)
-  def run(params, batch, temperatures):  # [T]
+  def run(params, batch, temperatures):
     scores = model.apply({'params': params}, **qa.model_inputs(batch))
     masks = batch['start_mask'], batch['context_mask']
     fields = candidates.window_candidates(
@@ -77,31 +73,28 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
   return run
 
 
-def score_windows(model: qa.QAModel, params: Any,
-                  windows: windows_lib.WindowSet, config: config_lib.Config,
-                  *, mesh: jax.sharding.Mesh | None = None,
-                  progress: str = '', temperatures: Sequence[float] = (),
-                  golds: bool = False,
-                  statistics: bool = False) -> candidates.WindowSpans:
+def score_windows(
+    model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
+    config: config_lib.Config, *, mesh: jax.sharding.Mesh | None = None,
+    progress: str = '', temperatures: Sequence[float] = (),
+    golds: bool = False, statistics: bool = False) -> candidates.WindowSpans:
   """Computes the n-best spans of every window with encoder, head and search.
 
-  Rows are sharded over all devices of `mesh`. Padding rows fill the last batch
-  and are dropped. Each process computes the rows of its devices and gets the
-  spans of all windows. `progress` names the progress bar; with '' there is
-  none. The result has the log-partitions at `temperatures`, the scores of the
-  gold spans if `golds`, and candidates.STATISTICS if `statistics`.
+  Rows are sharded over all devices of `mesh`. Each process computes the rows of
+  its devices and gets the spans of all windows. `progress` names the progress
+  bar; with '' there is none. The result has the log-partitions at
+  `temperatures`, the scores of the gold spans if `golds`, and
+  candidates.STATISTICS if `statistics`.
   """
   decode, count = config.decode, mesh.size if mesh else 1
   run = _program(model, decode, mesh, statistics=statistics)
-  plan_batches = (batch_plans.plan_packed if config.data.packing
-                  else batch_plans.plan_eval)
-  plan = plan_batches(
-      windows.total_lengths,
+  plan = (batch_plans.plan_packed if config.data.packing
+          else batch_plans.plan_eval)(
+      windows.total_lengths, multiple=count,
       batch_size=input_pipeline.eval_batch_size(config, count),
-      buckets=input_pipeline.batch_buckets(config), multiple=count)
+      buckets=input_pipeline.batch_buckets(config))
 
-  def array(*shape: int, dtype: Any = np.float32,
-            wanted: bool = True) -> np.ndarray | None:
+  def array(*shape: int, dtype: Any = np.float32, wanted: bool = True):
     return np.zeros((len(windows), *shape), dtype) if wanted else None
 
   spans = candidates.WindowSpans(
@@ -118,13 +111,12 @@ def score_windows(model: qa.QAModel, params: Any,
   place = (functools.partial(devices.put_rows, mesh=mesh) if mesh
            else jax.device_put)
   bar = console.Progress(progress, len(plan)) if progress else None
-  ahead = devices.RunAhead(2)
-  scales = np.asarray(temperatures, np.float32)
+  ahead, scales = devices.RunAhead(2), np.asarray(temperatures, np.float32)
   inputs = (*qa.INPUTS, *qa.PACKED, 'start_mask', *['gold_spans'] * golds)
 
   def store(finished):
     for (number, rows), fields in finished:
-      real = rows >= 0
+      real = rows >= 0  # padding rows fill a batch
       for name, value in fields.items():
         getattr(spans, name)[rows[real]] = value[real]
       if bar:
@@ -149,13 +141,12 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
 
   They are the programs that `answer_questions` may run for windows of `length`
   tokens on one device, unpacked: one for each power of two of windows, up to
-  the rows of a full batch. `windows` is any set of windows. Their contents are
-  not used.
+  the rows of a full batch. `windows` are any windows; they are not read.
   """
   run = _program(model, config.decode)
-  longest = input_pipeline.batch_buckets(config)[-1]
   most = batch_plans.eval_rows(
-      input_pipeline.eval_batch_size(config, 1), length, longest, 1)
+      input_pipeline.eval_batch_size(config, 1), length,
+      input_pipeline.batch_buckets(config)[-1], multiple=1)
   sizes = {min(1 << n, most) for n in range(most.bit_length() + 1)}
   for size in sizes:
     batch = windows.gather(np.full(size, -1), length)
@@ -165,29 +156,26 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
   return len(sizes)
 
 
-def answer_questions(model: qa.QAModel, params: Any,
-                     windows: windows_lib.WindowSet,
-                     config: config_lib.Config, *,
-                     temperature: float = 1.0,
-                     mesh: jax.sharding.Mesh | None = None,
-                     progress: str = '') -> answers_lib.Answers:
+def answer_questions(
+    model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
+    config: config_lib.Config, *, temperature: float = 1.0,
+    mesh: jax.sharding.Mesh | None = None,
+    progress: str = '') -> answers_lib.Answers:
   """Computes the n-best list of every question, by `config.decode`."""
-  return answer_at_temperatures(
-      model, params, windows, config, (temperature,), mesh=mesh,
-      progress=progress)[0]
+  return answer_at_temperatures(model, params, windows, config, (temperature,),
+                                mesh=mesh, progress=progress)[0]
 
 
 def answer_at_temperatures(
     model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
     config: config_lib.Config, temperatures: Sequence[float], *,
     mesh: jax.sharding.Mesh | None = None, progress: str = '',
-    statistics: Callable[[np.ndarray], None] | None = None,  # of [N, 3]
+    statistics: Callable[[np.ndarray], None] | None = None,
 ) -> list[answers_lib.Answers]:
   """Computes the n-best lists with posteriors at each of several temperatures.
 
   Windows are processed in blocks, so that only one block's candidates are in
-  memory. `statistics` is called with candidates.STATISTICS of each block's
-  windows.
+  memory. `statistics` is called with candidates.STATISTICS of each block.
   """
   decode, answers, first_windows = config.decode, [], []
   for first, block, label in numbered_blocks(windows, progress):
@@ -207,10 +195,7 @@ def answer_at_temperatures(
 def numbered_blocks(
     windows: windows_lib.WindowSet, progress: str
     ) -> Iterator[tuple[int, windows_lib.WindowSet, str]]:
-  """Yields the first window, the windows and the progress label of each block.
-
-  The label is `progress`, with the number of the block if there are several.
-  """
+  """Yields each block's first window index, windows and progress label."""
   blocks = windows.blocks(BLOCK)
   for number, (first, block) in enumerate(blocks, 1):
     yield first, block, (f'{progress} {number}/{len(blocks)}'

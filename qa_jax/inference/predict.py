@@ -17,7 +17,6 @@ from qa_jax import registry
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
-from qa_jax.data.examples import Example
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.inference import decode as decode_lib
@@ -35,10 +34,9 @@ class Answer:
   """An answer to one question, with the n-best candidates.
 
   `text` is `context[start:end]`. "No answer" is '' with start and end 0.
-  Probabilities are posteriors among all spans of all windows and null, so that
-  they can be compared between contexts. They are at the calibration
-  temperature of the run, or at 1 without calibration. If the null rule is
-  `never`, null is not among the outcomes.
+  Probabilities are posteriors among all spans of all windows and null (except
+  if the null rule is `never`), so that they can be compared between contexts.
+  They are at the calibration temperature, or at 1 without calibration.
   """
 
   text: str
@@ -66,18 +64,17 @@ class QA:
     return self.answer_batch([{'question': question, 'context': context}])[0]
 
   def answer_batch(self, questions: Iterable[dict[str, str]],
-                   progress: str = '', *,
-                   cache: bool = False) -> list[Answer]:
+                   progress: str = '', *, cache: bool = False) -> list[Answer]:
     """Returns the answers to dicts with `question` and `context`.
 
-    Windows are batched and bucketed. If `cache`, they are stored in the cache
-    of windows, like those of a data set. `progress` names a progress bar.
+    If `cache`, the windows are stored in the cache of windows, like those of a
+    data set. `progress` names a progress bar.
     """
     rows = [_example(str(i), q.get('question'), q.get('context'),
                      f' of row {i}') for i, q in enumerate(questions)]
     if cache:
-      windows, note = input_pipeline.load_windows(self.config, rows,
-                                                  self.tokenizer)
+      windows, note = input_pipeline.load_windows(
+          self.config, rows, self.tokenizer)
       console.say(note)
     else:
       windows = input_pipeline.make_windows(self.config, rows, self.tokenizer)
@@ -100,10 +97,7 @@ class QA:
                   null_probability=null, n_best=tuple(candidates))
 
   def spans(self, question: str, context: str) -> span_view.SpanView:
-    """Returns tokens, start and end scores, and the band of span scores.
-
-    A UserError is raised if question and context need more than one window.
-    """
+    """Returns tokens and span scores; more than one window is a UserError."""
     windows = input_pipeline.make_windows(
         self.config, [_example('0', question, context)], self.tokenizer)
     return span_view.view_window(self.model, self.params, windows, self.config)
@@ -114,21 +108,20 @@ class QA:
     They are the programs for one device and windows that are not packed.
     """
     windows = input_pipeline.make_windows(
-        self.config, [Example('0', '', '')], self.tokenizer)
-    buckets = input_pipeline.batch_buckets(self.config)
-    programs = len(buckets)
-    for length in buckets:
+        self.config, [examples_lib.Example('0', '', '')], self.tokenizer)
+    programs = 0
+    for length in input_pipeline.batch_buckets(self.config):
       inputs = self.model, self.params, self.config, windows, length
       span_view.warm_up(*inputs)
-      programs += decode_lib.warm_up(*inputs)
+      programs += 1 + decode_lib.warm_up(*inputs)
     return programs
 
 
 def _example(number: str, question: Any, context: Any,
-             place: str = '') -> Example:
-  return Example(number,
-                 examples_lib.check_text(question, f'question{place}'),
-                 examples_lib.check_text(context, f'context{place}'))
+             place: str = '') -> examples_lib.Example:
+  return examples_lib.Example(
+      number, examples_lib.check_text(question, f'question{place}'),
+      examples_lib.check_text(context, f'context{place}'))
 
 
 def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
@@ -143,15 +136,12 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   `overrides` replace fields of config.decode and config.data, such as
   `max_answer_length=10` or `null_rule='never'`, and config.model.attention.
   Without `attention`, the attention of the run is used if this machine
-  supports it, and `auto` otherwise.
-
-  Raises:
-    UserError: `source` is nothing of these, is damaged, or is an encoder
-      without a span head.
+  supports it, and `auto` otherwise. A UserError is raised if `source` is
+  nothing of these, is damaged, or is an encoder without a span head.
   """
   run = RunDirectory(pathlib.Path(source))
   if not run.is_run():
-    return _load_pretrained(source, overrides)
+    return _load_pretrained(run, source, overrides)
   config = _override(run.read_config(), overrides)
   tokenizer = tokenizer_lib.read_tokenizer(run.tokenizer)
   sizes = run.read_encoder_config()
@@ -163,15 +153,13 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   _check_fits(model, config)
   shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
   params = run.read_parameters(checkpoint, shapes)
-  calibration = None
-  if calibrated:
-    config, calibration = _calibrate(config, run, checkpoint, overrides)
+  config, calibration = (_calibrate(config, run, checkpoint, overrides)
+                         if calibrated else (config, None))
   return QA(model, params, tokenizer, config, calibration)
 
 
-def _load_pretrained(source: str | pathlib.Path,
+def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,
                      overrides: dict[str, Any]) -> QA:
-  run = RunDirectory(pathlib.Path(source))
   if run.config_file.is_file() and run.encoder_file.is_file():
     raise errors.UserError(f'{source} holds no checkpoint; train first')
   checkpoint = pretrained.read_pretrained(str(source))
@@ -202,14 +190,10 @@ def _override(config: config_lib.Config,
   return config_lib.check_config(values)
 
 
-def _calibrate(
-    config: config_lib.Config, run: RunDirectory, checkpoint: str,
-    overrides: Mapping[str, Any],
-) -> tuple[config_lib.Config, calibration_lib.Calibration | None]:
-  """Returns the config with the calibrated null threshold, and calibration.
-
-  They are the given config and None if the run has no calibration that fits.
-  """
+def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
+               overrides: Mapping[str, Any]) -> tuple[
+                   config_lib.Config, calibration_lib.Calibration | None]:
+  """Returns the config with the calibrated null threshold, and calibration."""
   calibration = calibration_lib.read_calibration(run.path)
   if calibration is None:
     return config, None
@@ -232,10 +216,10 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
 
 
 def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads the rows of a JSONL file of questions.
+  """Reads the rows of a JSONL file, or raises a UserError that names the line.
 
-  Each row has the texts `question` and `context` and may have an `id`, a text
-  or an integer. A UserError names the line that is not such an object.
+  Each row has the texts `question` and `context`, and may have an `id`, a text
+  or an integer.
   """
   rows = []
   for place, row in files.read_rows(path):

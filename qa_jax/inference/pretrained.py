@@ -12,8 +12,8 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import qa
 
-# Config fields that an export stores in the Hugging Face config.json under
-# 'qa_jax', so that a loaded export has the windows and decoding of its run.
+# Config fields that an export stores in config.json under 'qa_jax', so that a
+# loaded export has the windows and decoding of its run.
 CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
            'decode': ('max_answer_length', 'n_best', 'search', 'null_rule',
                       'null_threshold', 'merge')}
@@ -34,12 +34,9 @@ class Pretrained:
 def read_pretrained(source: str) -> Pretrained:
   """Reads the checkpoint of a Hugging Face or TensorFlow directory or hub id.
 
-  The head is `biased` if the head of the checkpoint has a bias, and
-  `independent` otherwise.
-
-  Raises:
-    UserError: `source` is no checkpoint, is damaged, has another architecture
-      or has no vocabulary.
+  The head is `biased` if the checkpoint's has a bias, `independent` otherwise.
+  A UserError is raised if `source` is no checkpoint, is damaged, or has another
+  architecture or no vocabulary.
   """
   directory = hugging_face.resolve_source(source)
   tokenizer = tokenizer_lib.read_tokenizer(directory)
@@ -51,14 +48,13 @@ def read_pretrained(source: str) -> Pretrained:
   tensors, notes = hugging_face.read_tensors(directory)
   head = hugging_face.stored_head(tensors)
   if head == 'biased':
-    notes.append("the checkpoint's head has a bias: it is read as the head "
-                 "'biased'")
+    notes.append(
+        "the checkpoint's head has a bias: it is read as the head 'biased'")
   fields: dict[str, dict[str, Any]] = {
-      'model': {'preset': '', 'init_from': source,
-                'head': head or 'independent'},
       'data': {'lowercase': tokenizer.lowercase,
                'max_length': min(384, sizes.max_position)},
-      'train': {'num_steps': 1}}
+      'model': {'preset': '', 'init_from': source,
+                'head': head or 'independent'}, 'train': {'num_steps': 1}}
   for group, values in _read_carried(directory).items():
     fields[group] = {**fields.get(group, {}), **values}
   config = config_lib.check_config(fields)

@@ -1,9 +1,7 @@
 """Scores and probabilities of one window, for pictures and the inspect page.
 
 Glossary of shapes: L window length, C context tokens, W longest span,
-N encoder layers.
-
-S and E are the start vector and the end vector of the span head.
+N encoder layers. S and E are the start and end vectors of the span head.
 """
 
 from collections.abc import Callable
@@ -52,10 +50,7 @@ class SpanView:
 
   @property
   def square(self) -> np.ndarray:
-    """The [C, C] table of the scores of spans (i, j) of context tokens.
-
-    It is -inf where there is no legal span.
-    """
+    """The [C, C] scores of spans of context tokens; -inf if illegal."""
     keep = np.flatnonzero(self.context_mask)
     square = np.full((len(keep), len(keep)), -np.inf)
     for row, i in enumerate(keep):
@@ -89,26 +84,20 @@ class SpanView:
     return np.exp(self.band - self.log_normaliser)
 
   def locate(self, begin: int, end: int) -> tuple[int, int] | None:
-    """Returns (start, end) of the best span that covers context[begin:end].
-
-    The span must cover these characters exactly; None if there is none.
-    """
-    firsts = np.flatnonzero(
-        self.context_mask & (self.offsets[:, 0] == begin))
+    """Returns the best span (start, end) of exactly context[begin:end]."""
+    firsts = np.flatnonzero(self.context_mask & (self.offsets[:, 0] == begin))
     lasts = np.flatnonzero(self.context_mask & (self.offsets[:, 1] == end))
     pairs = [(int(i), int(j)) for i in firsts for j in lasts
              if 0 <= j - i < self.band.shape[1]]
     return max(pairs, key=lambda p: self.band[p[0], p[1] - p[0]], default=None)
 
 
-def view_window(model: qa.QAModel, params: Any,
-                windows: windows_lib.WindowSet,
-                config: config_lib.Config) -> SpanView:
+def view_window(
+    model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
+    config: config_lib.Config) -> SpanView:
   """Computes the SpanView of a question with a single window.
 
-  Raises:
-    UserError: question and context need more than one window, or scores are
-      not finite.
+  A UserError is raised if there are more windows or scores are not finite.
   """
   if len(windows) > 1:
     raise errors.UserError(
@@ -128,8 +117,7 @@ def view_window(model: qa.QAModel, params: Any,
   mask = batch['context_mask'][0, :length]
   band = band[0, :length, :min(longest, length)]
   band = np.where(band < conditional.NEVER / 2, -np.inf, band)
-  offsets = np.zeros((length, 2), np.int64)
-  inside = np.flatnonzero(mask)
+  offsets, inside = np.zeros((length, 2), np.int64), np.flatnonzero(mask)
   offsets[inside] = np.stack(windows.char_spans(
       np.zeros_like(inside), inside, inside), axis=1)
   # A head without S or E leaves its start or end scores 0.
@@ -145,17 +133,13 @@ def view_window(model: qa.QAModel, params: Any,
 
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
             windows: windows_lib.WindowSet, length: int) -> None:
-  """Compiles the program for windows of a bucket of `length` tokens.
-
-  `windows` is any set of windows. Their contents are not used.
-  """
+  """Compiles the program for a bucket; the contents of `windows` are unused."""
   batch = windows.gather(np.zeros(1, np.int64), length)
   jax.block_until_ready(_compiled(model, config.decode.max_answer_length)(
       params, qa.model_inputs(batch)))
 
 
-# The cache holds compiled programs, not parameters. Pages and notebooks
-# compare a few models at a time.
+# It caches programs, not parameters. Pages compare a few models at a time.
 @functools.lru_cache(maxsize=8)
 def _compiled(model: qa.QAModel, longest: int) -> Callable[..., Any]:
   """Builds the program that computes scores, span band and layer scores."""

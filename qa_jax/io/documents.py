@@ -2,14 +2,13 @@
 
 import base64
 from collections.abc import Sequence
-import dataclasses
 import pathlib
+from typing import NamedTuple
 
 import jinja2
 
 
-@dataclasses.dataclass(frozen=True)
-class Title:
+class Title(NamedTuple):
   """A heading; level 1 is the title of the report."""
 
   level: int
@@ -17,16 +16,14 @@ class Title:
   kind = 'title'
 
 
-@dataclasses.dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
   """A paragraph."""
 
   text: str
   kind = 'text'
 
 
-@dataclasses.dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
   """A table with its first column aligned left and all others right."""
 
   head: Sequence[str]
@@ -34,16 +31,14 @@ class Table:
   kind = 'table'
 
 
-@dataclasses.dataclass(frozen=True)
-class Items:
-  """A list of names with their descriptions."""
+class Items(NamedTuple):
+  """A list of pairs (name, description)."""
 
-  items: Sequence[tuple[str, str]]  # (name, description)
+  items: Sequence[tuple[str, str]]
   kind = 'items'
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
   """A PNG picture with its title."""
 
   title: str
@@ -113,10 +108,10 @@ def to_html(blocks: Sequence[Block], folder: pathlib.Path) -> str:
   """Returns one HTML page that contains the pictures of `folder`."""
   images = {b.file: base64.b64encode((folder / b.file).read_bytes()).decode()
             for b in blocks if isinstance(b, Picture)}
-  environment = jinja2.Environment(
-      autoescape=True, undefined=jinja2.StrictUndefined,
+  template = jinja2.Template(
+      TEMPLATE, autoescape=True, undefined=jinja2.StrictUndefined,
       keep_trailing_newline=True)
-  return environment.from_string(TEMPLATE).render(blocks=blocks, images=images)
+  return template.render(blocks=blocks, images=images)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:

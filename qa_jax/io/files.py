@@ -18,17 +18,15 @@ import zlib
 
 from qa_jax import errors
 
-# Bounds on an unzipped .gz file, against gzip bombs: at most UNZIPPED_TIMES its
-# size, or UNZIPPED_FREE bytes if that is more. Text seldom shrinks to less than
-# a tenth of its size, while a gzip bomb shrinks to a thousandth.
+# A .gz file may unzip to UNZIPPED_TIMES its size, or to UNZIPPED_FREE bytes if
+# more. Text shrinks to a tenth of its size, a gzip bomb to a thousandth.
 UNZIPPED_TIMES, UNZIPPED_FREE = 100, 2**26
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes UTF-8 text to `path` and creates its parent directories.
 
-  A UserError is raised if `path` is a directory, the disk is full, permission
-  is missing, or the write fails otherwise. An old file then stays unchanged.
+  A UserError is raised if this fails. An old file then stays unchanged.
   """
   partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
   try:
@@ -44,16 +42,14 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def write_directory(target: pathlib.Path,
                     fill: Callable[[pathlib.Path], None]) -> None:
-  """Writes the directory `target` with the function `fill`.
+  """Writes a temporary directory with `fill` and renames it to `target`.
 
-  `fill` gets a temporary directory, which is then renamed to `target`. A
-  UserError is raised if `target` is not empty or cannot be written.
+  A UserError is raised if `target` is not empty or cannot be written.
   """
   final = target.resolve()
   partial = final.with_name(f'{final.name}.{os.getpid()}.partial')
   try:
-    # A killed process with an equal process id, which is likely in containers,
-    # may have left its partial directory.
+    # In containers, a killed process may have had this process id.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     fill(partial)
@@ -66,20 +62,14 @@ def write_directory(target: pathlib.Path,
 
 
 def cache_home() -> pathlib.Path | None:
-  """Returns this user's cache directory, or None without a home directory.
-
-  Source: XDG base directory specification.
-  """
+  """Returns this user's cache directory (XDG), or None without a home."""
   home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
   # Without a home directory, expanduser leaves "~" as it is.
   return pathlib.Path(home) / 'qa_jax' if os.path.isabs(home) else None
 
 
 def check_writable(path: pathlib.Path) -> None:
-  """Raises a UserError if `path` cannot be written.
-
-  Commands call it before long work, so that the work is not lost.
-  """
+  """Raises a UserError if `path` cannot be written, before long work."""
   above = next(p for p in path.absolute().parents if os.path.exists(p))
   if path.is_dir():
     raise errors.UserError(f'{path}: a directory, expected a file to write')
@@ -105,10 +95,8 @@ def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
   """Reads UTF-8 text, and unzips it if `path` ends in .gz.
 
   A byte-order mark is dropped. Line ends become "\\n", unless `newline` is ''.
-
-  Raises:
-    UserError: the file is missing, a directory, unreadable, damaged or not
-      UTF-8, or a .gz file exceeds the bounds above when unzipped.
+  A UserError is raised if the file is missing, a directory, unreadable, damaged
+  or not UTF-8, or if a .gz file exceeds the bounds above when unzipped.
   """
   name = str(path) if str(path).isprintable() else repr(str(path))
   try:
@@ -146,7 +134,7 @@ def _open(path: pathlib.Path, name: str, newline: str | None) -> TextIO:
 
 def parse_object(text: str, where: str | pathlib.Path,
                  **options: Any) -> dict[str, Any]:
-  """Returns the JSON object in `text`; `options` are those of json.loads.
+  """Returns the JSON object in `text`, read by json.loads with `options`.
 
   A UserError that begins with `where` is raised if `text` is anything else.
   """
@@ -179,8 +167,7 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   """
   for number, line in enumerate(read_text(path).split('\n'), 1):
     if line.strip():
-      where = f'{path}:{number}'
-      yield where, parse_object(line, where)
+      yield (where := f'{path}:{number}'), parse_object(line, where)
 
 
 def read_object(path: pathlib.Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""Plots of a run and of span scores, drawn by matplotlib without a display.
-
-Glossary of shapes: L window length, W longest span, N encoder layers.
-"""
+"""Plots of a run and of span scores, drawn by matplotlib without a display."""
 
 from collections.abc import Mapping, Sequence
 import pathlib
@@ -20,16 +17,13 @@ SHORT_TOKENS = 48  # longer passages are drawn one below the other
 
 def plot_learning_curve(rows: Sequence[Mapping[str, Any]],
                         path: pathlib.Path) -> None:
-  """Draws training loss and held-out EM and F1 over train steps.
-
-  `rows` are those of metrics.jsonl.
-  """
+  """Draws loss and held-out EM and F1 over the train steps of metrics.jsonl."""
   train = [r for r in rows if r['split'] == 'train']
   held_out = [r for r in rows if r['split'] != 'train']
   fig = figure.Figure(figsize=(8, 3), layout='constrained')
   left, right = fig.subplots(1, 2)
-  loss = [r.get('loss', np.nan) for r in train]  # a skipped step has no loss
-  left.plot([r['step'] for r in train], loss, START)
+  left.plot([r['step'] for r in train],  # a skipped step has no loss
+            [r.get('loss', np.nan) for r in train], START)
   left.set(xlabel='step', ylabel='training loss (nats)', yscale='log')
   for name, colour in (('exact_match', END), ('f1', START)):
     right.plot([r['step'] for r in held_out], [r[name] for r in held_out],
@@ -71,13 +65,10 @@ def plot_spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
   One block a question: the probability of each context token as start and as
   end, then the band of span scores, a column a start token and a row a span
   length. A square marks the best span. `by_layer` adds the start and end
-  scores that the head computes from each encoder layer, if it can. The panels
-  of a block share their columns. Blocks of short passages stand side by side.
-
-  A UserError is raised if the context has no token.
+  scores that the head computes from each encoder layer, if it can. Blocks of
+  short passages stand side by side. A context without a token is a UserError.
   """
-  by_layer = by_layer and all(
-      v.start_by_layer is not None for _, v, _ in views)
+  by_layer = by_layer and all(v.start_by_layer is not None for _, v, _ in views)
   tokens = max(int(v.context_mask.sum()) for _, v, _ in views)
   if not tokens:
     raise errors.UserError('the context has no token to draw')
@@ -89,9 +80,9 @@ def plot_spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
       figsize=(beside * (TOKEN_INCHES * max(tokens, 30) + 1.8),
                below * (sum(heights) + 1.6)), layout='constrained')
   # A colour bar has axes of its own, so that all panels are equally wide.
-  axes = fig.subplots(len(heights) * below, 2 * beside, squeeze=False,
-                      height_ratios=heights * below,
-                      width_ratios=[1, 0.012] * beside)
+  axes = fig.subplots(
+      len(heights) * below, 2 * beside, squeeze=False,
+      height_ratios=heights * below, width_ratios=[1, 0.012] * beside)
   for n, (question, view, answer) in enumerate(views):
     row, column = len(heights) * (n // beside), 2 * (n % beside)
     panels = axes[row:row + len(heights), column]
@@ -122,7 +113,7 @@ def _probabilities(ax: axes_lib.Axes, view: Any, keep: np.ndarray) -> None:
 
 def _band(ax: axes_lib.Axes, bar: axes_lib.Axes, view: Any,
           keep: np.ndarray) -> None:
-  band = view.band[keep, :len(keep)].T  # [W, C]: row d, start token i
+  band = view.band[keep, :len(keep)].T  # [span length - 1, start token]
   band = np.where(np.isfinite(band), band, np.nan)
   image = ax.imshow(band, cmap='viridis', aspect='auto')
   best = np.unravel_index(np.nanargmax(band), band.shape)
@@ -137,8 +128,7 @@ def _band(ax: axes_lib.Axes, bar: axes_lib.Axes, view: Any,
                      else 'S·h_i + E·h_j')
 
 
-def _depth(ax: axes_lib.Axes, bar: axes_lib.Axes,
-           scores: np.ndarray,  # [1 + N, L]
+def _depth(ax: axes_lib.Axes, bar: axes_lib.Axes, scores: np.ndarray,
            name: str, keep: np.ndarray) -> None:
   """Draws one row a layer and marks the best token of each layer."""
   image = ax.imshow(scores[:, keep], cmap='viridis', aspect='auto')
