@@ -23,6 +23,7 @@ from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.models import bert
 
+FORMATS = ('hf', 'qa_jax')
 USAGE = '''\
 ```python
 import torch, transformers
@@ -45,10 +46,8 @@ class ConversionSource:
 
 
 def read_source(source: str, checkpoint_name: str = 'best') -> ConversionSource:
-  """Reads a model from a run directory, a checkpoint directory or a hub id.
-
-  A checkpoint directory is one of Hugging Face or TensorFlow. A UserError is
-  raised if `source` is nothing of these or is damaged.
+  """Reads a run directory, a checkpoint of Hugging Face or TensorFlow, or a hub
+  id; a UserError is raised if `source` is nothing of these or is damaged.
   """
   directory = pathlib.Path(source)
   if not RunDirectory(directory).is_run():
@@ -90,10 +89,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
 
 def write_weights(tensors: hugging_face.Arrays,
                   directory: pathlib.Path) -> None:
-  """Writes model.safetensors, with encoder names as in transformers.
-
-  They begin with "bert." if there is a span head.
-  """
+  """Writes model.safetensors; encoder names get "bert." if there is a head."""
   prefix = 'bert.' if 'qa_outputs.weight' in tensors else ''
   (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
       {name if name.startswith('qa_outputs.') else prefix + name:
@@ -105,17 +101,16 @@ def hugging_face_config(sizes: bert.BertConfig,
                         architecture: str) -> dict[str, Any]:
   """Returns the fields of config.json as transformers writes them."""
   return {
-      'architectures': [architecture], 'model_type': 'bert',
+      'architectures': [architecture], 'model_type': 'bert', 'pad_token_id': 0,
       'hidden_size': sizes.hidden_size, 'num_hidden_layers': sizes.num_layers,
-      'num_attention_heads': sizes.num_heads,
-      'intermediate_size': sizes.mlp_size, 'vocab_size': sizes.vocab_size,
-      'max_position_embeddings': sizes.max_position,
-      'type_vocab_size': sizes.type_vocab_size, 'hidden_act': 'gelu',
+      'num_attention_heads': sizes.num_heads, 'vocab_size': sizes.vocab_size,
+      'intermediate_size': sizes.mlp_size, 'hidden_act': 'gelu',
+      'max_position_embeddings': sizes.max_position, 'dtype': 'float32',
+      'type_vocab_size': sizes.type_vocab_size,
       'layer_norm_eps': sizes.layer_norm_eps,
       'hidden_dropout_prob': sizes.dropout,
       'attention_probs_dropout_prob': sizes.attention_dropout,
-      'initializer_range': sizes.initializer_range,
-      'pad_token_id': 0, 'dtype': 'float32'}
+      'initializer_range': sizes.initializer_range}
 
 
 def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,
@@ -187,11 +182,9 @@ def _results(run: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def _training(run: pathlib.Path) -> list[str]:
-  """Returns the lines on training, from run.json and config.json.
-
-  Command line and uncommitted changes may hold private names: left out.
-  """
+  """Returns the lines on training, from run.json and config.json."""
   record = RunDirectory(run).read_record()
+  # Command line and uncommitted changes are left out: they may be private.
   facts = {
       'commit': record.get('git', {}).get('commit') or 'unknown',
       'seed': record.get('seed'), 'jax': record.get('packages', {}).get('jax'),
@@ -232,9 +225,6 @@ def write_run_directory(source: ConversionSource, target: pathlib.Path,
                  meta={'source': source.name}, metrics={})
 
   files.write_directory(target, write)
-
-
-FORMATS = ('hf', 'qa_jax')
 
 
 def check_target(target: pathlib.Path) -> None:

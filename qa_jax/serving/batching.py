@@ -35,10 +35,8 @@ class Batcher:
 
   async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
     """Returns the result of a call in the model's thread, between batches."""
-    result = await self._in_thread(_guarded, function, *arguments)
-    if isinstance(result, ModelError):
-      raise result
-    return result
+    return await asyncio.get_running_loop().run_in_executor(
+        self._thread, _guarded, function, *arguments)
 
   async def drain(self) -> None:
     """Runs batches until cancelled."""
@@ -51,7 +49,7 @@ class Batcher:
       if not batch:
         continue
       self.observe(len(batch))
-      values = await self._in_thread(self._run_rows, [row for row, _ in batch])
+      values = await self.call(self._run_rows, [row for row, _ in batch])
       for (_, result), value in zip(batch, values, strict=True):
         if not result.done():
           (result.set_exception if isinstance(value, ModelError)
@@ -59,16 +57,11 @@ class Batcher:
 
   def _run_rows(self, rows: Sequence[Any]) -> Sequence[Any]:
     """Returns one result a row, a ModelError for each row that fails alone."""
-    results = _guarded(self._run, rows)
-    if not isinstance(results, ModelError):
-      return results
-    return [results] if len(rows) == 1 else [
-        self._run_rows([row])[0] for row in rows]
-
-  async def _in_thread(self, function: Callable[..., Any],
-                       *arguments: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(
-        self._thread, function, *arguments)
+    try:
+      return _guarded(self._run, rows)
+    except ModelError as e:
+      return [e] if len(rows) == 1 else [
+          self._run_rows([row])[0] for row in rows]
 
   def close(self) -> None:
     """Ends the thread after its current batch."""
@@ -76,7 +69,7 @@ class Batcher:
 
 
 def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Returns the result of a call, or a ModelError for any exception.
+  """Returns the result of a call; any exception becomes a ModelError.
 
   A thread that ends would leave every later question waiting. A panic of the
   tokenizer is a BaseException but no Exception.
@@ -85,4 +78,4 @@ def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
   except BaseException as e:
     console.say(f'error: {type(e).__name__}: {" ".join(str(e).split())[:300]}')
-    return ModelError(str(e))
+    raise ModelError(str(e)) from None

@@ -77,11 +77,10 @@ def _panel(qa: predict.QA, question: str, view: SpanView,
   keep = np.flatnonzero(view.context_mask)
   tokens = [view.tokens[i] for i in keep]
   cell_of = {int(i): n for n, i in enumerate(keep)}
-  marks = []
-  for rank, candidate in enumerate(answer.n_best[:MARKS], 1):
-    if place := view.locate(candidate['start'], candidate['end']):
-      marks.append((cell_of[place[1]], cell_of[place[0]],
-                    f'{rank}: {candidate["text"]}, {candidate["score"]:.2f}'))
+  marks = [(cell_of[place[1]], cell_of[place[0]],
+            f'{rank}: {c["text"]}, {c["score"]:.2f}')
+           for rank, c in enumerate(answer.n_best[:MARKS], 1)
+           if (place := view.locate(c['start'], c['end']))]
   depth = []
   if view.start_by_layer is not None:
     layers = ['embeddings', *(f'layer {n}' for n in range(
@@ -159,10 +158,9 @@ def _start_scores(views: Sequence[SpanView],
   for view, answer in zip(views, answers, strict=True):
     best = answer.n_best[0]
     if place := view.locate(best['start'], best['end']):
-      first = int(view.context_mask.argmax())
+      n = place[0] - int(view.context_mask.argmax())
       row = {'token': view.tokens[place[0]], 'scores': [
-          float(v.start[int(v.context_mask.argmax()) + place[0] - first])
-          for v in views]}
+          float(v.start[v.context_mask][n]) for v in views]}
       if row not in rows:
         rows.append(row)
   return rows

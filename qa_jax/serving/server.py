@@ -140,7 +140,6 @@ async def _respond(service: service_lib.Service, handler: Handler,
 
 
 async def _read_body(request: requests.Request, most: int) -> bytes:
-  """Reads the body of a request, at most `most` bytes."""
   refused = RefusedError(413, f'the body exceeds {most} bytes')
   length = request.headers.get('content-length', '')
   if length.isdecimal() and int(length[:20]) > most:
