@@ -46,8 +46,9 @@ class ConversionSource:
 
 
 def read_source(source: str, checkpoint_name: str = 'best') -> ConversionSource:
-  """Reads a run directory, a checkpoint of Hugging Face or TensorFlow, or a hub
-  id; a UserError is raised if `source` is nothing of these or is damaged.
+  """Reads a run, a Hugging Face or TensorFlow directory, or a hub id.
+
+  A UserError is raised if `source` is none of these or is damaged.
   """
   directory = pathlib.Path(source)
   if not RunDirectory(directory).is_run():
