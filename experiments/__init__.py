@@ -1,1 +1,1 @@
-"""Commands: absl flags, one qa_jax call, an exit code."""
+"""Commands: each reads absl flags, calls qa_jax and sets an exit code."""

@@ -5,9 +5,9 @@ r"""Chooses a run's null threshold and temperature on held-out articles.
   python -m experiments.calibrate --workdir=runs/squad \
       --data='articles(of="train-v2.0.json", low=0.9)'
 
-Writes WORKDIR/calibration.json. The commands evaluate and predict use it from
-then on, if checkpoint and null rule are those of the calibration, and unless
---calibrated=False is given. Questions that the run was trained on are refused.
+Writes WORKDIR/calibration.json. The commands evaluate and predict then use it
+for the same checkpoint and null rule, unless --calibrated=False is given.
+Questions that the run was trained on are refused.
 """
 
 import pathlib
@@ -20,8 +20,7 @@ from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run to calibrate.')
 DATA = flags.DEFINE_string('data', None, 'SPEC of the held-out questions.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 
 
 def main() -> None:

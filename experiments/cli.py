@@ -1,8 +1,9 @@
-"""What every command shares: flags, one-line errors, exit codes.
+"""Runs the commands: parses flags, prints one-line errors, sets exit codes.
 
-Exit codes: 0 done, 1 a mistake in data or config, 2 a mistake in the flags,
-128 + n asked to end by signal n: 130 Ctrl-C, 143 SIGTERM, 140 SIGUSR2 (SLURM's
-before it pre-empts a job). Training has saved then. 124: a step of it hung.
+Exit code 0 means success, 1 a mistake in data or config, 2 a mistake in the
+flags, and 124 that a train step hung. 128 + n means that signal n ended the
+command after training saved: 130 Ctrl-C, 143 SIGTERM, 140 SIGUSR2, which SLURM
+sends before it pre-empts a job.
 """
 
 from collections.abc import Callable
@@ -36,7 +37,7 @@ def run(main: Callable[[], None], *, config: bool = False,
   """
   module = sys.modules['__main__']
   for stream in (sys.stdout, sys.stderr):
-    # A terminal may lack the characters of an answer: show them escaped.
+    # A terminal may lack the characters of an answer; they are shown escaped.
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')
   logging.set_verbosity(logging.ERROR)  # quiet until main runs
@@ -48,8 +49,8 @@ def run(main: Callable[[], None], *, config: bool = False,
 
   if several:
     flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, or auto.')
-    flags.DEFINE_integer('num_processes', None, 'Processes of this run.')
-    flags.DEFINE_integer('process_index', None, 'Which one this is, from 0.')
+    flags.DEFINE_integer('num_processes', None, 'Number of processes.')
+    flags.DEFINE_integer('process_index', None, 'Index of this process from 0.')
 
   def parse(argv: list[str]) -> list[str]:
     known = sorted(

@@ -1,10 +1,9 @@
-"""The last part of `make demo`: two answers of the trained model, and plots.
+"""Answers two questions about a held-out passage, as the end of `make demo`.
 
   python -m experiments.demo --workdir=runs/quickstart
 
-Answers two questions about a held-out passage, writes
-WORKDIR/plots/learning_curve.png and WORKDIR/plots/two_questions.png, and prints
-EM and F1 of the held-out data and both answers.
+Prints both answers with EM and F1 of the held-out data, and writes
+WORKDIR/plots/learning_curve.png and WORKDIR/plots/two_questions.png.
 """
 
 import pathlib

@@ -1,4 +1,4 @@
-r"""Averages runs and n-best files into one system, in spans of characters.
+r"""Averages the span probabilities of runs and n-best files into an ensemble.
 
   python -m experiments.ensemble --members=runs/a,runs/b,runs/c \
       --data=dev-v2.0.json --output=runs/ensemble \

@@ -8,7 +8,7 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
 joined by +. Results go to WORKDIR/eval/<data>/ or --output. A calibrated run
-predicts at its held-out null threshold, and metrics.json has EM and F1 at
+predicts at its held-out null threshold; metrics.json has EM and F1 at
 threshold 0, at the held-out one, and at the best one of this data (an oracle).
 With --coordinator, several processes share the questions. --audit runs no
 model: it reports how gold spans became token spans, with the tokenizer and the
@@ -29,8 +29,7 @@ from qa_jax.metrics import squad
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'Score this {id: text} JSON; no model is run.')
 NA_PROBS = flags.DEFINE_string(

@@ -27,8 +27,7 @@ SECOND_QUESTION = flags.DEFINE_string(
 CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
 OUTPUT = flags.DEFINE_string('output', None, 'HTML file to write.')
 PNG = flags.DEFINE_string('png', None, 'PNG file to write.')
-N_BEST = flags.DEFINE_integer(
-    'n_best', 10, 'Number of candidates per question.')
+N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 

@@ -29,7 +29,7 @@ QUESTION = flags.DEFINE_string('question', None, 'The question.')
 CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
 INPUT = flags.DEFINE_string('input', None, 'JSONL file of questions.')
 OUTPUT = flags.DEFINE_string('output', None, 'JSONL file of answers.')
-N_BEST = flags.DEFINE_integer('n_best', 5, 'Number of candidates per question.')
+N_BEST = flags.DEFINE_integer('n_best', 5, 'Candidates listed per question.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 

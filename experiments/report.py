@@ -1,12 +1,12 @@
-r"""Compares the runs of sweeps, or any runs, with the first one's variant.
+r"""Compares the variants of sweeps or runs with the first variant.
 
   python -m experiments.report --workdir=runs/heads
   python -m experiments.report --workdir=runs/a,runs/b,runs/c --output=report
 
-Runs that differ in the seed alone are one variant. Compared are their answers
-to data.eval, or to a --data=SPEC on which experiments.evaluate has had each.
-Writes report.md, .html (one file, with all pictures), .csv, .tex and .png to
---output, or to WORKDIR/report of the first; prints report.md.
+Runs that differ only in the seed are one variant. The report compares their
+answers to data.eval, or to --data=SPEC if experiments.evaluate has evaluated
+every run on it. Writes report.md, .html (one file, with all plots), .csv, .tex
+and .png to --output, or to report/ in the first WORKDIR; prints report.md.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ from qa_jax.sweeps import report
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Sweeps and runs, separated by commas.')
 DATA = flags.DEFINE_string(
-    'data', '', 'SPEC that all were evaluated on [data.eval].')
+    'data', '', 'SPEC all runs were evaluated on [data.eval].')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the report.')
 
 

@@ -33,20 +33,16 @@ MAX_BATCH = flags.DEFINE_integer(
     'max_batch', service.Limits.batch, 'Windows in a batch of the model.',
     lower_bound=1)
 MAX_WAITING = flags.DEFINE_integer(
-    'max_waiting', service.Limits.waiting,
-    'Concurrent requests; 503 beyond.',
+    'max_waiting', service.Limits.waiting, 'Concurrent requests; 503 beyond.',
     lower_bound=1)
 MAX_SECONDS = flags.DEFINE_float(
-    'max_seconds', service.Limits.seconds,
-    'Seconds for a request; 503 beyond.',
+    'max_seconds', service.Limits.seconds, 'Seconds for a request; 503 beyond.',
     lower_bound=0.001)
 MAX_BYTES = flags.DEFINE_integer(
     'max_bytes', service.Limits.body_bytes,
-    'Bytes of a request body; 413 beyond.',
-    lower_bound=1)
+    'Bytes of a request body; 413 beyond.', lower_bound=1)
 MAX_WINDOWS = flags.DEFINE_integer(
-    'max_windows', service.Limits.windows,
-    'Windows of a context; 422 beyond.',
+    'max_windows', service.Limits.windows, 'Windows of a context; 422 beyond.',
     lower_bound=1)
 
 

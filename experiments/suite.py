@@ -3,10 +3,10 @@ r"""Evaluates one model on many data sets.
   python -m experiments.suite --workdir=runs/squad \
       --suite=configs/suites/transfer.py
 
-The file of a suite names data SPECs in groups. --suite.GROUP.NAME=SPEC replaces
-a SPEC, or adds it to a group. A set that cannot be read is skipped with a line
-that says why, and averages leave it out. Writes suite.{json,md,html} and the
-predictions on every set to WORKDIR/suites/NAME or --output. --workdir also
+The suite file names data SPECs in groups. --suite.GROUP.NAME=SPEC replaces a
+SPEC, or adds it to a group. A data set that cannot be read is skipped with a
+message, and averages leave it out. Writes suite.{json,md,html} and the
+predictions on every data set to WORKDIR/suites/NAME or --output. --workdir also
 takes a Hugging Face directory or hub id.
 """
 
@@ -26,11 +26,10 @@ from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 SUITE = config_flags.DEFINE_config_file(
-    'suite', None, 'Sets to evaluate on; FILE:variant.', lock_config=False,
+    'suite', None, 'File of data sets; FILE:variant.', lock_config=False,
     accept_new_attributes=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'best, last or a step.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
 
 

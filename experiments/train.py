@@ -26,9 +26,9 @@ from qa_jax.training import trainer
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print memory, steps and ETA; train nothing.')
+    'dry_run', False, 'Print memory, steps and ETA, and do not train.')
 PRINT_CONFIG = flags.DEFINE_bool(
-    'print_config', False, 'Print the whole config; train nothing.')
+    'print_config', False, 'Print the whole config, and do not train.')
 PROFILE_STEPS = flags.DEFINE_string(
     'profile_steps', None, 'FIRST:END, steps to profile in WORKDIR/profile.')
 WANDB_PROJECT = flags.DEFINE_string(

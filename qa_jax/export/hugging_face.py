@@ -23,6 +23,7 @@ from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.models import bert
 
+FORMATS = ('hf', 'qa_jax')
 USAGE = '''\
 ```python
 import torch, transformers
@@ -41,14 +42,13 @@ class ConversionSource:
 
   name: str
   model: pretrained.Pretrained
-  run: pathlib.Path | None  # the run directory
+  run: pathlib.Path | None
 
 
 def read_source(source: str, checkpoint_name: str = 'best') -> ConversionSource:
-  """Reads a model from a run directory, a checkpoint directory or a hub id.
+  """Reads a run, a Hugging Face or TensorFlow directory, or a hub id.
 
-  A checkpoint directory is one of Hugging Face or TensorFlow. A UserError is
-  raised if `source` is nothing of these or is damaged.
+  A UserError is raised if `source` is none of these or is damaged.
   """
   directory = pathlib.Path(source)
   if not RunDirectory(directory).is_run():
@@ -60,14 +60,10 @@ def read_source(source: str, checkpoint_name: str = 'best') -> ConversionSource:
 
 
 def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
-  """Writes a directory that transformers loads with equal logits.
+  """Writes a BertForQuestionAnswering of transformers with equal logits.
 
-  The model becomes a BertForQuestionAnswering; an encoder without a span head
-  becomes a BertModel.
-
-  Raises:
-    UserError: the head is neither `independent` nor `biased`, or `target` is
-      not empty.
+  An encoder without a span head becomes a BertModel. A UserError is raised if
+  the head is neither `independent` nor `biased`, or if `target` is not empty.
   """
   model = source.model
   tensors = hugging_face.to_hugging_face(model.params)
@@ -78,7 +74,6 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   if not model.has_head:
     tensors = {k: v for k, v in tensors.items()
                if not k.startswith('qa_outputs.')}
-
   check_target(target)
 
   def write(directory: pathlib.Path) -> None:
@@ -95,11 +90,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
 
 def write_weights(tensors: hugging_face.Arrays,
                   directory: pathlib.Path) -> None:
-  """Writes model.safetensors.
-
-  If there is a span head, the names of the encoder's tensors get the prefix
-  "bert.", as in transformers.
-  """
+  """Writes model.safetensors; encoder names get "bert." if there is a head."""
   prefix = 'bert.' if 'qa_outputs.weight' in tensors else ''
   (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
       {name if name.startswith('qa_outputs.') else prefix + name:
@@ -111,25 +102,21 @@ def hugging_face_config(sizes: bert.BertConfig,
                         architecture: str) -> dict[str, Any]:
   """Returns the fields of config.json as transformers writes them."""
   return {
-      'architectures': [architecture], 'model_type': 'bert',
+      'architectures': [architecture], 'model_type': 'bert', 'pad_token_id': 0,
       'hidden_size': sizes.hidden_size, 'num_hidden_layers': sizes.num_layers,
-      'num_attention_heads': sizes.num_heads,
-      'intermediate_size': sizes.mlp_size, 'vocab_size': sizes.vocab_size,
-      'max_position_embeddings': sizes.max_position,
-      'type_vocab_size': sizes.type_vocab_size, 'hidden_act': 'gelu',
+      'num_attention_heads': sizes.num_heads, 'vocab_size': sizes.vocab_size,
+      'intermediate_size': sizes.mlp_size, 'hidden_act': 'gelu',
+      'max_position_embeddings': sizes.max_position, 'dtype': 'float32',
+      'type_vocab_size': sizes.type_vocab_size,
       'layer_norm_eps': sizes.layer_norm_eps,
       'hidden_dropout_prob': sizes.dropout,
       'attention_probs_dropout_prob': sizes.attention_dropout,
-      'initializer_range': sizes.initializer_range,
-      'pad_token_id': 0, 'dtype': 'float32'}
+      'initializer_range': sizes.initializer_range}
 
 
 def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,
                     directory: pathlib.Path) -> None:
-  """Writes vocab.txt, tokenizer.json and tokenizer_config.json.
-
-  They are the files of a BertTokenizer with texts of at most `longest` tokens.
-  """
+  """Writes the files of a BertTokenizer; `longest` bounds a text's tokens."""
   tokenizer.save(directory)
   files.write_text(directory / 'tokenizer.json', tokenizer_json(tokenizer))
   files.write_json(directory / 'tokenizer_config.json', {
@@ -159,12 +146,12 @@ def model_card(source: ConversionSource) -> str:
           metric_type=metric, metric_value=round(values[metric], 2))
           for data, values in results.items()
           for metric in ('exact_match', 'f1')] or None)
-  shape = (f'{sizes.num_layers} layers, hidden size {sizes.hidden_size}, '
-           f'{sizes.num_heads} heads, {len(model.tokenizer.vocab)} '
-           f'{"lower-cased" if model.tokenizer.lowercase else "cased"} '
-           'WordPieces')
+  case = 'lower-cased' if model.tokenizer.lowercase else 'cased'
   lines = ['---', about.to_yaml().strip(), '---', f'# {name}', '',
-           f'A BERT of {shape}, written by qa_jax.', '']
+           f'A BERT of {sizes.num_layers} layers, hidden size '
+           f'{sizes.hidden_size}, {sizes.num_heads} heads, '
+           f'{len(model.tokenizer.vocab)} {case} WordPieces, written by '
+           'qa_jax.', '']
   if results:
     lines += ['| data | questions | EM | F1 |', '|---|---|---|---|']
     lines += [f'| {data} | {v["total"]} | {v["exact_match"]:.2f} '
@@ -196,33 +183,25 @@ def _results(run: pathlib.Path) -> dict[str, dict[str, float]]:
 
 
 def _training(run: pathlib.Path) -> list[str]:
-  """Returns the lines on training, from run.json and config.json.
-
-  The command line and the uncommitted changes are left out, since they may
-  hold private names.
-  """
+  """Returns the lines on training, from run.json and config.json."""
   record = RunDirectory(run).read_record()
-  versions = record.get('packages', {})
+  # Command line and uncommitted changes are left out: they may be private.
   facts = {
       'commit': record.get('git', {}).get('commit') or 'unknown',
-      'seed': record.get('seed'), 'jax': versions.get('jax'),
-      'python': record.get('python'), 'devices': record.get('devices'),
-      'sha256': record.get('sha256')}
+      'seed': record.get('seed'), 'jax': record.get('packages', {}).get('jax'),
+      **{key: record.get(key) for key in ('python', 'devices', 'sha256')}}
+  config = RunDirectory(run).read_config().to_dict()
   return ['## Training', '', '```json', json.dumps(facts, indent=2), '```', '',
-          'Config:', '', '```json', json.dumps(
-              RunDirectory(run).read_config().to_dict(), indent=2), '```', '']
+          'Config:', '', '```json', json.dumps(config, indent=2), '```', '']
 
 
 def write_run_directory(source: ConversionSource, target: pathlib.Path,
                         argv: list[str]) -> None:
   """Writes a run directory for evaluate, predict, load and init_from.
 
-  Its only checkpoint is of step 0 and has no optimizer state, so that training
-  cannot be resumed from it.
-
-  Raises:
-    UserError: the model has no span head, is a run already, or `target` is
-      not empty.
+  Its only checkpoint is of step 0 and has no optimizer state: training cannot
+  be resumed from it. A UserError is raised if the model has no span head or is
+  a run already, or if `target` is not empty.
   """
   model = source.model
   if source.run:
@@ -247,9 +226,6 @@ def write_run_directory(source: ConversionSource, target: pathlib.Path,
                  meta={'source': source.name}, metrics={})
 
   files.write_directory(target, write)
-
-
-FORMATS = ('hf', 'qa_jax')
 
 
 def check_target(target: pathlib.Path) -> None:

@@ -3,10 +3,7 @@ r"""Answers a question with an exported program, without qa_jax.
   python run.py --question="Who …?" --context="…"
 
 The files of the export are beside this script. It needs jax, flatbuffers,
-numpy, safetensors and tokenizers.
-
-Glossary of shapes: B windows of the question, L window length, K n-best
-candidates.
+numpy, safetensors and tokenizers. In shapes, B is the number of windows.
 """
 
 import argparse
@@ -42,10 +39,7 @@ NULL_RULES = {
 
 
 def load_program(directory):
-  """Reads (meta, program, params, tokenizer) of an export.
-
-  A ValueError is raised if a file is damaged.
-  """
+  """Reads (meta, program, params, tokenizer); ValueError: a damaged file."""
   sums = (directory / 'SHA256SUMS').read_text(errors='replace').split('\n')
   data = {name: (directory / name).read_bytes() for name in FILES}
   for name, content in data.items():
@@ -63,7 +57,7 @@ def load_program(directory):
 def make_windows(meta, question, context):
   """Returns the program's inputs and the offset of each window's positions.
 
-  `question` and `context` are token ids. Windows are those of
+  `question` and `context` are token ids, the windows those of
   qa_jax/data/windows.py. Context token t of a window is at t - offset.
   """
   question = question[:meta['max_question_length']]
@@ -72,10 +66,9 @@ def make_windows(meta, question, context):
   begin = np.arange(0, max(count - meta['window_overlap'], 1),
                     room - meta['window_overlap'])  # [B]
   end = np.minimum(begin + room, count)
-  length = first + (end - begin).max() + 1
   # The program is compiled once a length, so there are few lengths.
-  length = max(-(-length // 32) * 32, meta['min_length'])
-  length = min(length, meta['max_length'])
+  length = -(-(first + (end - begin).max() + 1) // 32) * 32
+  length = min(max(length, meta['min_length']), meta['max_length'])
   token_ids = np.full((len(begin), length), meta['pad_id'], np.int32)
   for row, b, e in zip(token_ids, begin, end, strict=True):
     row[:first + e - b + 1] = [meta['cls_id'], *question, meta['sep_id'],
@@ -125,10 +118,7 @@ def answer_question(loaded, question, context):
 
 
 def posteriors(meta, best, null, log_partition):
-  """Returns the posteriors of the best span and of null.
-
-  They are computed as in qa_jax/decoding/answers.py.
-  """
+  """Returns the posteriors of best span and null (decoding/answers.py)."""
   t = meta['temperature']
   null = -np.inf if meta['null_rule'] == 'never' else null / t
   total = np.logaddexp(null, np.logaddexp.reduce(log_partition))

@@ -2,9 +2,8 @@
 
 Glossary of shapes: B batch (windows), L window length, K n-best candidates.
 
-The program is written by jax.export. It takes any number of windows of any
-length within its bounds. The process that loads it compiles it, on any
-platform for which it was lowered.
+jax.export writes the program, which takes any number of windows of any length
+within its bounds. The process that loads it compiles it for its platform.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -39,11 +38,8 @@ PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
 
 def answer_program(model: qa.QAModel, decode: config_lib.Decode,
                    temperature: float) -> Callable[..., dict[str, jax.Array]]:
-  """Returns the function of parameters and windows that is exported.
-
-  Its attention is `xla`, which is plain StableHLO and runs on every platform.
-  """
-  model = model.clone(attention='xla')
+  """Returns the function of parameters and windows that is exported."""
+  model = model.clone(attention='xla')  # plain StableHLO, for every platform
   find = registry.build(search.SEARCHES, decode.search, what='search')
   normaliser = 'normaliser' in decode_lib.null_rule_needs(decode)
 
@@ -62,13 +58,12 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
         token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
         token_type_ids=((position >= begin) & (position <= end)).astype(
             jnp.int32), context_mask=context_mask)
-    longest = decode.max_answer_length
     fields = candidates.window_candidates(
         find, scores, start_mask, context_mask, n_best=decode.n_best,
-        longest=longest, normaliser=normaliser)
+        longest=decode.max_answer_length, normaliser=normaliser)
     log_partition = candidates.log_partitions(
         scores, start_mask, context_mask, jnp.float32([temperature]),
-        longest=longest)
+        longest=decode.max_answer_length)
     return {'normaliser': jnp.zeros_like(fields['null']), **fields,
             'log_partition': log_partition[:, 0]}
   return run
@@ -79,10 +74,8 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
                   temperature: float = 1.0) -> tuple[jax.export.Exported, int]:
   """Lowers the program; also returns the length of its shortest windows.
 
-  The longest windows have config.data.max_length tokens. The shortest windows
-  have at least as many tokens as the longest span and as the n-best list and
-  other counts of head and search, because below these numbers the shapes of
-  the search depend on the window length.
+  It is at least the longest span, the n-best list and every count of head and
+  search: below these, the shapes of the search depend on the window length.
   """
   longest = config.data.max_length
   counts = [v for spec in (config.decode.search, config.model.head)
@@ -97,11 +90,11 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype)
             for k, v in params.items()}
-  return jax.export.export(
+  export = jax.export.export(
       jax.jit(answer_program(model, config.decode, temperature)),
-      platforms=platforms)(
-          shapes, ints(batch, length), ints(batch, 2),
-          ints(batch, 2)), shortest
+      platforms=platforms)
+  return (export(shapes, ints(batch, length), ints(batch, 2), ints(batch, 2)),
+          shortest)
 
 
 def check_platforms(names: Sequence[str]) -> None:
@@ -114,40 +107,35 @@ def check_platforms(names: Sequence[str]) -> None:
 
 def export_run(model: predict.QA, target: pathlib.Path,
                platforms: Sequence[str]) -> dict[str, int]:
-  """Writes the program and its runner to the directory `target`.
+  """Writes the program and its runner to `target`; returns sizes in bytes.
 
-  Returns the size in bytes of each file.
-
-  Raises:
-    UserError: a platform is unknown, `target` is not empty, or the model
-      merges candidates, which the program cannot do.
+  A UserError is raised if a platform is unknown, `target` is not empty, or the
+  model merges candidates, which the program cannot do.
   """
   check_platforms(platforms)
-  config = model.config
-  if config.decode.merge != 'none':
+  data, decode = model.config.data, model.config.decode
+  if decode.merge != 'none':
     raise errors.UserError(
-        f'config.decode.merge={config.decode.merge!r} compares texts, which '
-        "the program does not see; --merge=none exports without it")
-  build.check_positions(config, model.model.config)
-  windows.check_lengths(config.data.max_length, config.data.window_overlap,
-                        config.data.max_question_length)
+        f'config.decode.merge={decode.merge!r} compares texts, which the '
+        'program does not see; --merge=none exports without it')
+  build.check_positions(model.config, model.model.config)
+  windows.check_lengths(data.max_length, data.window_overlap,
+                        data.max_question_length)
   params = {k: np.ascontiguousarray(v) for k, v in
             flax.traverse_util.flatten_dict(model.params, sep='/').items()}
   temperature = model.calibration.temperature if model.calibration else 1.0
   exported, shortest = lower_program(
-      model.model, params, config, platforms, temperature)
+      model.model, params, model.config, platforms, temperature)
   tokenizer = model.tokenizer
   meta = {
-      'max_length': config.data.max_length, 'min_length': shortest,
-      'window_overlap': config.data.window_overlap,
-      'max_question_length': config.data.max_question_length,
+      'max_length': data.max_length, 'min_length': shortest,
+      'window_overlap': data.window_overlap,
+      'max_question_length': data.max_question_length,
       'pad_id': tokenizer.pad_id, 'cls_id': tokenizer.cls_id,
-      'sep_id': tokenizer.sep_id,
-      'null_rule': config.decode.null_rule,
-      'null_threshold': config.decode.null_threshold,
-      'temperature': temperature,
-      'max_answer_length': config.decode.max_answer_length,
-      'n_best': config.decode.n_best, 'platforms': list(exported.platforms),
+      'sep_id': tokenizer.sep_id, 'null_rule': decode.null_rule,
+      'null_threshold': decode.null_threshold, 'temperature': temperature,
+      'max_answer_length': decode.max_answer_length, 'n_best': decode.n_best,
+      'platforms': list(exported.platforms),
       'calling_convention': exported.calling_convention_version,
       'jax': jax.__version__}
   try:

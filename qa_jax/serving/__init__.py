@@ -4,12 +4,9 @@ The files `server` and `inspect_page` are loaded only when they are imported,
 since they need starlette and matplotlib.
 """
 
-from qa_jax.serving.batching import Batcher
-from qa_jax.serving.batching import ModelError
-from qa_jax.serving.service import Limits
-from qa_jax.serving.service import Question
-from qa_jax.serving.service import RefusedError
-from qa_jax.serving.service import Service
-
-__all__ = [
-    'Batcher', 'Limits', 'ModelError', 'Question', 'RefusedError', 'Service']
+from qa_jax.serving.batching import Batcher as Batcher
+from qa_jax.serving.batching import ModelError as ModelError
+from qa_jax.serving.service import Limits as Limits
+from qa_jax.serving.service import Question as Question
+from qa_jax.serving.service import RefusedError as RefusedError
+from qa_jax.serving.service import Service as Service

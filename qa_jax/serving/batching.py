@@ -17,8 +17,7 @@ class Batcher:
 
   The thread never waits for a batch to fill: the first question is answered
   alone, and the questions that arrive meanwhile are the next batch. `run` gets
-  rows and returns one result a row. `observe` is called with the size of each
-  batch.
+  rows and returns one result a row; `observe` gets the size of each batch.
   """
 
   def __init__(self, run: Callable[[Sequence[Any]], Sequence[Any]], *,
@@ -29,20 +28,15 @@ class Batcher:
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'model')
 
   async def ask(self, row: Any) -> Any:
-    """Returns the result of one row.
-
-    A ModelError is raised if the model fails on this row, even alone.
-    """
+    """Returns the result of one row, or raises a ModelError."""
     result: asyncio.Future = asyncio.get_running_loop().create_future()
     self._waiting.put_nowait((row, result))
     return await result
 
   async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
     """Returns the result of a call in the model's thread, between batches."""
-    result = await self._in_thread(_guarded, function, *arguments)
-    if isinstance(result, ModelError):
-      raise result
-    return result
+    return await asyncio.get_running_loop().run_in_executor(
+        self._thread, _guarded, function, *arguments)
 
   async def drain(self) -> None:
     """Runs batches until cancelled."""
@@ -50,33 +44,24 @@ class Batcher:
       batch = [await self._waiting.get()]
       while len(batch) < self._max_batch and not self._waiting.empty():
         batch.append(self._waiting.get_nowait())
-      batch = [(row, result) for row, result in batch
-               if not result.done()]  # else the client has disconnected
+      # The result is done already if the client has disconnected.
+      batch = [(row, result) for row, result in batch if not result.done()]
       if not batch:
         continue
       self.observe(len(batch))
-      values = await self._in_thread(
-          self._run_rows, [row for row, _ in batch])
+      values = await self.call(self._run_rows, [row for row, _ in batch])
       for (_, result), value in zip(batch, values, strict=True):
         if not result.done():
-          if isinstance(value, ModelError):
-            result.set_exception(value)
-          else:
-            result.set_result(value)
+          (result.set_exception if isinstance(value, ModelError)
+           else result.set_result)(value)
 
   def _run_rows(self, rows: Sequence[Any]) -> Sequence[Any]:
     """Returns one result a row, a ModelError for each row that fails alone."""
-    results = _guarded(self._run, rows)
-    if not isinstance(results, ModelError):
-      return results
-    if len(rows) == 1:
-      return [results]
-    return [self._run_rows([row])[0] for row in rows]
-
-  async def _in_thread(self, function: Callable[..., Any],
-                       *arguments: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(
-        self._thread, function, *arguments)
+    try:
+      return _guarded(self._run, rows)
+    except ModelError as e:
+      return [e] if len(rows) == 1 else [
+          self._run_rows([row])[0] for row in rows]
 
   def close(self) -> None:
     """Ends the thread after its current batch."""
@@ -84,14 +69,13 @@ class Batcher:
 
 
 def _guarded(function: Callable[..., Any], *arguments: Any) -> Any:
-  """Returns the result of a call, or a ModelError for any exception.
+  """Returns the result of a call; any exception becomes a ModelError.
 
-  The exception is caught here at the top of the thread, since a thread that
-  ends would leave every later question waiting. A panic of the tokenizer is a
-  BaseException but no Exception.
+  A thread that ends would leave every later question waiting. A panic of the
+  tokenizer is a BaseException but no Exception.
   """
   try:
     return function(*arguments)
   except BaseException as e:
     console.say(f'error: {type(e).__name__}: {" ".join(str(e).split())[:300]}')
-    return ModelError(str(e))
+    raise ModelError(str(e)) from None

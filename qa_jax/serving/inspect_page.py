@@ -7,7 +7,6 @@ and the end vector of the span head.
 
 import base64
 from collections.abc import Sequence
-import dataclasses
 import hashlib
 import importlib.resources
 from typing import Any
@@ -32,25 +31,11 @@ CELL = 12  # pixels, width and height of a cell of a heat map
 MARKS = 3  # number of best spans marked on the band
 
 
-@dataclasses.dataclass(frozen=True)
-class Heat:
-  """A heat map for SVG, with one path for each shade."""
-
-  rows: Sequence[str]
-  columns: Sequence[str]
-  paths: Sequence[tuple[str, str]]  # (colour, path)
-  marks: Sequence[tuple[int, int, str]]  # (column, row, title)
-  low: float  # lowest value
-  high: float  # highest value
-  margin: int  # pixels for the row labels
-
-
 def render_page(qa: predict.QA, questions: Sequence[str], context: str,
                 *, title: str) -> str:
   """Returns the HTML page of a context with one question, or two side by side.
 
-  A UserError is raised if the context has no token or needs more than one
-  window.
+  A UserError is raised if the context has no token or more than one window.
   """
   views = [qa.spans(question, context) for question in questions]
   if not views[0].context_mask.any():
@@ -91,27 +76,24 @@ def _panel(qa: predict.QA, question: str, view: SpanView,
            answer: predict.Answer, *, context: str) -> dict[str, Any]:
   keep = np.flatnonzero(view.context_mask)
   tokens = [view.tokens[i] for i in keep]
-  candidates = [{**c, 'p': float(np.exp(c['score'] - view.log_normaliser))}
-                for c in answer.n_best]
   cell_of = {int(i): n for n, i in enumerate(keep)}
-  marks = []
-  for rank, candidate in enumerate(answer.n_best[:MARKS], 1):
-    place = view.locate(candidate['start'], candidate['end'])
-    if place:
-      marks.append((cell_of[place[1]], cell_of[place[0]],
-                    f'{rank}: {candidate["text"]}, {candidate["score"]:.2f}'))
+  marks = [(cell_of[place[1]], cell_of[place[0]],
+            f'{rank}: {c["text"]}, {c["score"]:.2f}')
+           for rank, c in enumerate(answer.n_best[:MARKS], 1)
+           if (place := view.locate(c['start'], c['end']))]
   depth = []
   if view.start_by_layer is not None:
     layers = ['embeddings', *(f'layer {n}' for n in range(
         1, len(view.start_by_layer)))]
-    for name, scores in (('S·h', view.start_by_layer),
-                         ('E·h', view.end_by_layer)):
-      best = scores[:, keep].argmax(axis=1)
-      depth.append((name, _heat(scores[:, keep], layers, tokens, [
+    for name, scores in (('S·h', view.start_by_layer[:, keep]),
+                         ('E·h', view.end_by_layer[:, keep])):
+      depth.append((name, _heat(scores, layers, tokens, [
           (int(j), n, f'{layers[n]}: {tokens[j]}')
-          for n, j in enumerate(best)])))
+          for n, j in enumerate(scores.argmax(axis=1))])))
   return {
-      'question': question, 'answer': answer, 'candidates': candidates,
+      'question': question, 'answer': answer, 'candidates': [
+          {**c, 'p': float(np.exp(c['score'] - view.log_normaliser))}
+          for c in answer.n_best],
       'passage': _passage(view, answer, context, keep),
       'null': _null_decision(qa, view), 'joint': view.joint, 'depth': depth,
       'band': _heat(view.square, tokens, tokens, marks)}
@@ -120,20 +102,19 @@ def _panel(qa: predict.QA, question: str, view: SpanView,
 def _passage(view: SpanView, answer: predict.Answer, context: str,
              keep: np.ndarray) -> list[dict[str, Any]]:
   """Returns the passage in pieces: a token's text and the text before it."""
-  p_start, p_end = view.p_start, view.p_end
   pieces, done = [], 0
   for i in keep:
     begin, end = (max(int(x), done) for x in view.offsets[i])
+    p_start, p_end = float(view.p_start[i]), float(view.p_end[i])
     pieces.append({
         'before': context[done:begin], 'text': context[begin:end],
-        'token': view.tokens[i], 'answer': bool(
-            answer.start < end <= answer.end and answer.text),
+        'token': view.tokens[i],
+        'answer': bool(answer.start < end <= answer.end and answer.text),
         'start': float(view.start[i]), 'end': float(view.end[i]),
-        'p_start': float(p_start[i]), 'p_end': float(p_end[i]),
-        's': _level(p_start[i]), 'e': _level(p_end[i])})
+        'p_start': p_start, 'p_end': p_end,
+        's': _level(p_start), 'e': _level(p_end)})
     done = end
-  pieces.append({'before': context[done:], 'text': ''})
-  return pieces
+  return [*pieces, {'before': context[done:], 'text': ''}]
 
 
 def _level(p: float) -> int:
@@ -144,49 +125,42 @@ def _level(p: float) -> int:
 def _null_decision(qa: predict.QA, view: SpanView) -> dict[str, Any]:
   """Returns null score, no-answer score and the null rule's decision."""
   decode = qa.config.decode
-  best = max(float(view.band.max()), candidates_lib.NO_SPAN)
+  best = np.array([max(float(view.band.max()), candidates_lib.NO_SPAN)])
   score = float(null_rules.NULL_RULES[decode.null_rule].score(
       null_rules.WindowScores(
-          null=np.array([view.null_score], np.float64),
-          best=np.array([best]), first=np.array([0]),
-          normaliser=np.array([view.log_normaliser])))[0])
+          null=np.array([view.null_score], np.float64), best=best,
+          first=np.array([0]), normaliser=np.array([view.log_normaliser])))[0])
   return {'score': view.null_score, 'rule': decode.null_rule, 'value': score,
           'threshold': decode.null_threshold,
           'silent': selective.declines(score, decode.null_threshold)}
 
 
 def _heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str],
-          marks: Sequence[tuple[int, int, str]]) -> Heat:
+          marks: Sequence[tuple[int, int, str]]) -> dict[str, Any]:
+  """Returns a heat map for SVG; a mark is (column, row, title)."""
   finite = values[np.isfinite(values)]
   low, high = float(finite.min()), float(finite.max())
   shade = np.full(values.shape, -1)  # -1: no cell
   shade[np.isfinite(values)] = ((finite - low) / max(high - low, 1e-9)
                                 * (len(SHADES) - 1e-3)).astype(int)
-  paths = []
-  for n, colour in enumerate(SHADES):
-    path = ''.join(f'M{CELL * x} {CELL * y}h{CELL}v{CELL}h-{CELL}z'
-                   for y, x in np.argwhere(shade == n))
-    if path:
-      paths.append((colour, path))
-  return Heat(rows, columns, paths, marks, low, high,
-              12 + 6 * max(map(len, rows)))
+  paths = [(colour, ''.join(f'M{CELL * x} {CELL * y}h{CELL}v{CELL}h-{CELL}z'
+                            for y, x in np.argwhere(shade == n)))
+           for n, colour in enumerate(SHADES) if (shade == n).any()]
+  return {'rows': rows, 'columns': columns, 'paths': paths, 'marks': marks,
+          'low': low, 'high': high,
+          'margin': 12 + 6 * max(map(len, rows))}  # pixels for the row labels
 
 
 def _start_scores(views: Sequence[SpanView],
                   answers: Sequence[predict.Answer]) -> list[dict[str, Any]]:
-  """Returns the start scores of the best candidates' first tokens.
-
-  A row is one token with its start score under each question.
-  """
+  """Returns the best candidates' first tokens, scored under each question."""
   rows = []
   for view, answer in zip(views, answers, strict=True):
     best = answer.n_best[0]
-    place = view.locate(best['start'], best['end'])
-    if place:
-      first = int(view.context_mask.argmax())
+    if place := view.locate(best['start'], best['end']):
+      n = place[0] - int(view.context_mask.argmax())
       row = {'token': view.tokens[place[0]], 'scores': [
-          float(v.start[int(v.context_mask.argmax()) + place[0] - first])
-          for v in views]}
+          float(v.start[v.context_mask][n]) for v in views]}
       if row not in rows:
         rows.append(row)
   return rows

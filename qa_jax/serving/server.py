@@ -43,19 +43,17 @@ class Metrics:
 
   def __init__(self):
     self.registry = prometheus_client.CollectorRegistry()
-    common = dict(namespace='qa_jax', registry=self.registry)
+    base = dict(namespace='qa_jax', registry=self.registry)
     self.requests = prometheus_client.Counter(
-        'requests', 'Requests by path and status.', ['path', 'status'],
-        **common)
+        'requests', 'Requests by path and status.', ['path', 'status'], **base)
     self.seconds = prometheus_client.Histogram(
         'request_seconds', 'Seconds from the headers to the answer.',
-        ['path'], **common)
+        ['path'], **base)
     self.batch = prometheus_client.Histogram(
         'batch_questions', 'Questions in a batch of the model.',
-        buckets=(1, 2, 4, 8, 16, 32, 64), **common)
+        buckets=(1, 2, 4, 8, 16, 32, 64), **base)
     self.inside = prometheus_client.Gauge(
-        'requests_inside', 'Requests being read, waiting or answered.',
-        **common)
+        'requests_inside', 'Requests being read, waiting or answered.', **base)
 
 
 def make_app(service: service_lib.Service,
@@ -121,9 +119,8 @@ async def _respond(service: service_lib.Service, handler: Handler,
   limits = service.limits
   try:
     if service.inside >= limits.waiting:
-      raise RefusedError(
-          503,
-          f'{limits.waiting} requests are waiting already; try again later')
+      raise RefusedError(503, f'{limits.waiting} requests are waiting already; '
+                         'try again later')
     service.inside += 1
     try:
       async with asyncio.timeout(limits.seconds):
@@ -143,7 +140,6 @@ async def _respond(service: service_lib.Service, handler: Handler,
 
 
 async def _read_body(request: requests.Request, most: int) -> bytes:
-  """Reads the body of a request, at most `most` bytes."""
   refused = RefusedError(413, f'the body exceeds {most} bytes')
   length = request.headers.get('content-length', '')
   if length.isdecimal() and int(length[:20]) > most:
@@ -157,13 +153,13 @@ async def _read_body(request: requests.Request, most: int) -> bytes:
 
 
 def _json(status: int, value: Mapping[str, Any],
-          headers: Mapping[str, str] | None = None) -> responses.Response:
+          headers: Mapping[str, str] = {}) -> responses.Response:
   try:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
   except ValueError:
     raise RefusedError(
         503, 'the model gave a score that is not finite') from None
-  return responses.Response(text + '\n', status, {**HEADERS, **(headers or {})},
+  return responses.Response(text + '\n', status, {**HEADERS, **headers},
                             'application/json')
 
 
@@ -181,10 +177,7 @@ async def _http_error(_: requests.Request, e: Exception) -> responses.Response:
 
 
 def ask_page() -> tuple[str, str]:
-  """Returns the HTML page at / and its Content-Security-Policy.
-
-  The policy allows only the script and the style sheet of the page.
-  """
+  """Returns the HTML page at /, and a policy for its script and style only."""
   style, script = inspect_page.read_sources('ask.css', 'ask.js')
   html = inspect_page.load_template('ask.html').render(
       style=markupsafe.Markup(style), script=markupsafe.Markup(script),
@@ -197,10 +190,9 @@ def ask_page() -> tuple[str, str]:
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-  """Returns a socket that is bound to the port but does not listen yet.
+  """Returns a bound socket that does not listen yet; port 0: any free port.
 
-  Port 0 means any free port. A UserError is raised if the port is in use or
-  needs privileges, or if the host is unknown.
+  A UserError names a port in use or a privileged one, or an unknown host.
   """
   try:
     family, kind, proto, _, address = socket.getaddrinfo(
@@ -246,8 +238,7 @@ def serve(service: service_lib.Service, listener: socket.socket) -> None:
     listener.listen(128)
   except OSError as e:
     raise errors.UserError(_bind_error(e, host, port)) from None
-  server = uvicorn_server(service)
   # uvicorn raises the signal again after its shutdown. An empty handler lets
   # the process end with exit code 0.
   signal.signal(signal.SIGTERM, lambda *_: None)
-  server.run(sockets=[listener])
+  uvicorn_server(service).run(sockets=[listener])

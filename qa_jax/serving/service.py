@@ -52,8 +52,7 @@ class Question:
 def prepare_model(qa: predict.QA, limits: Limits) -> predict.QA:
   """Returns the model with batch shapes that compile into few programs."""
   c = qa.config
-  buckets = c.data.buckets or tuple(
-      n for n in LENGTHS if n < c.data.max_length)
+  buckets = c.data.buckets or tuple(n for n in LENGTHS if n < c.data.max_length)
   return dataclasses.replace(qa, config=dataclasses.replace(
       c, data=dataclasses.replace(c.data, buckets=buckets, packing=False),
       train=dataclasses.replace(c.train, eval_batch_size=limits.batch)))
@@ -65,18 +64,15 @@ class Service:
   def __init__(self, qa: predict.QA, limits: Limits):
     self.qa, self.limits = prepare_model(qa, limits), limits
     self.inside = 0  # requests being read, waiting or answered
-    self.batcher = batching.Batcher(
-        self.qa.answer_batch, max_batch=limits.batch)
+    self.batcher = batching.Batcher(self.qa.answer_batch,
+                                    max_batch=limits.batch)
 
   def warm_up(self) -> int:
     """Compiles all programs of requests and returns their number."""
     return self.qa.warm_up()
 
   def parse(self, body: bytes) -> Question:
-    """Returns the question in the JSON of a request body.
-
-    A RefusedError with status 422 names the field that is wrong.
-    """
+    """Parses a JSON body; a RefusedError (422) names the wrong field."""
     try:
       fields = files.parse_object(body.decode('utf-8'), 'body')
       known = ('question', 'context', 'n_best')
@@ -93,15 +89,14 @@ class Service:
       raise RefusedError(422, str(e)) from None
     most = self.qa.config.decode.n_best
     if type(question.n_best) is not int or not 1 <= question.n_best <= most:
-      raise RefusedError(
-          422, f'n_best is {json.dumps(question.n_best)[:40]}, expected '
-          f'an integer in 1 … {most}')
+      raise RefusedError(422, f'n_best is {json.dumps(question.n_best)[:40]}, '
+                         f'expected an integer in 1 … {most}')
     for name, bound in (('question', self.limits.question_characters),
                         ('context', self.limits.context_characters)):
       length = len(getattr(question, name))
       if length > bound:
-        raise RefusedError(
-            422, f'{name} has {length} characters; at most {bound}')
+        raise RefusedError(422, f'{name} has {length} characters; at most '
+                           f'{bound}')
     return question
 
   async def answer(self, question: Question) -> dict[str, Any]:
@@ -115,20 +110,19 @@ class Service:
   async def spans(self, question: Question) -> dict[str, Any]:
     """Returns the scores and probabilities of the context tokens, as JSON.
 
-    `band[i][d]` is the score of the span of tokens i … i + d, or None if there
-    is no such span.
+    `band[i][d]` is the score of tokens i … i + d; None if they are no span.
     """
     await self._check_windows(question, 1)
-    view = await self.batcher.call(
-        self.qa.spans, question.question, question.context)
+    view = await self.batcher.call(self.qa.spans, question.question,
+                                   question.context)
     keep = np.flatnonzero(view.context_mask)
     band = [[round(float(x), 4) if np.isfinite(x) else None for x in row]
             for row in view.band[keep]]
     return {'tokens': [view.tokens[i] for i in keep],
             'offsets': view.offsets[keep].tolist(),
             'p_start': _rounded(view.p_start[keep]),
-            'p_end': _rounded(view.p_end[keep]),
-            'band': band, 'null_score': float(view.null_score)}
+            'p_end': _rounded(view.p_end[keep]), 'band': band,
+            'null_score': float(view.null_score)}
 
   async def _check_windows(self, question: Question, most: int) -> None:
     count = await asyncio.to_thread(self._count_windows, question)

@@ -12,10 +12,9 @@ from uvicorn.protocols.http import h11_impl
 
 
 class DeadlineConnection(h11_impl.H11Protocol):
-  """A connection that is closed if a request's headers take too long.
+  """A connection that is closed if a request's headers take over `seconds`.
 
-  They may take `seconds` from their first byte. For the first request of a
-  connection, time starts when the connection is opened.
+  Time starts at their first byte, or when the connection is opened.
   """
 
   def __init__(self, *, seconds: float, **options: Any):
@@ -39,8 +38,7 @@ class DeadlineConnection(h11_impl.H11Protocol):
 
   def _start_timer(self) -> None:
     if self._deadline is None:
-      self._deadline = self.loop.call_later(
-          self._seconds, self.transport.close)
+      self._deadline = self.loop.call_later(self._seconds, self.transport.close)
 
   def _stop_timer(self) -> None:
     if self._deadline is not None:
