@@ -78,7 +78,7 @@ def test_help_is_short_and_names_every_flag_with_its_default(name):
   }.get(name, 'workdir')
   assert f'--{flag}=STRING' in result.out
   if name == 'predict':
-    assert '--n_best=INT          Number of candidates per question. [5]' in (
+    assert '--n_best=INT          Candidates listed per question. [5]' in (
         result.out)
   if name == 'train':
     assert '  --config=FILE[:arg]' in result.out
