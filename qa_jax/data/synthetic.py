@@ -21,17 +21,16 @@ QUESTIONS_PER_PASSAGE = 4
 
 def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
               facts: int = 4, sentences: int = 0, impossible: float = 0.0,
-              repeats: float = 0.2, kinds: str = '',
-              paraphrases: int = 9, split: str = 'train') -> list[Example]:
+              repeats: float = 0.2, kinds: str = '', paraphrases: int = 9,
+              split: str = 'train') -> list[Example]:
   """Generates `size` examples; equal arguments give equal examples anywhere.
 
-  A passage states `facts` facts about each of its `subjects`. The subjects
-  share their relations, so with several subjects the right sentence is only
-  recognised by the name in it. `sentences` further sentences lengthen a
-  passage; a thousand tokens need about 120. A share `repeats` of the passages
-  mentions one answer twice. A share `impossible` of the questions asks for a
-  fact that the passage does not state. `kinds` lists kinds of subjects, such
-  as "person,ship"; '' is all kinds. Each kind has nine relations; with fewer
+  A passage states `facts` facts about each of its `subjects`. They share their
+  relations, so that only the name in a sentence tells them apart. `sentences`
+  further sentences lengthen a passage; a thousand tokens need about 120.
+  `repeats` is the share of passages that mention one answer twice. `impossible`
+  is the share of questions that ask for a fact not in the passage. `kinds`
+  lists kinds of subjects, such as "person,ship"; '' is all kinds. With fewer
   kinds, a model trained from scratch learns to read sooner.
 
   Raises:
@@ -46,8 +45,7 @@ def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
     if type(value) not in types or not low <= value <= high:
       raise errors.UserError(
           f'synthetic: {name}={value!r} must be '
-          f'{"a number" if float in types else "an integer"} in '
-          f'{low} … {high}')
+          f'{"a number" if float in types else "an integer"} in {low} … {high}')
   if split not in SPLITS:
     raise errors.UserError(f'synthetic: unknown split {split!r}'
                            f'{errors.did_you_mean(str(split), SPLITS)}')
@@ -134,7 +132,7 @@ class _Names:
 
   def fill(self, pattern: str) -> str:
     while '{W}' in pattern:
-      pattern = pattern.replace('{W}', self._word(), 1)
+      pattern = pattern.replace('{W}', self._fresh(self._syllables), 1)
     return pattern
 
   def draw(self, kind: str) -> str:
@@ -143,9 +141,6 @@ class _Names:
       return self._fresh(lambda: str(self._rng.randint(low, high)))
     return self.fill('{W} {W}' if kind == 'person' else '{W}')
 
-  def _word(self) -> str:
-    return self._fresh(self._syllables)
-
   def _fresh(self, make) -> str:
     while (name := make()) in self._used:
       pass
@@ -153,21 +148,18 @@ class _Names:
     return name
 
   def _syllables(self) -> str:
-    """Returns a word of two syllables whose indices sum to the split's parity.
-
-    The spelling of a word determines its syllables, so no word occurs in both
-    splits.
-    """
+    # The indices of the two syllables sum to the parity of the split. Spelling
+    # determines the syllables, so that no word occurs in both splits.
     parts = [self._rng.randrange(len(ONSETS) * len(VOWELS)) for _ in range(2)]
     if sum(parts) % 2 != self._parity:
       parts[1] ^= 1
-    return ''.join(
-        ONSETS[p // len(VOWELS)] + VOWELS[p % len(VOWELS)] for p in parts
-    ).capitalize() + self._rng.choice(CODAS)
+    word = ''.join(ONSETS[p // len(VOWELS)] + VOWELS[p % len(VOWELS)]
+                   for p in parts)
+    return word.capitalize() + self._rng.choice(CODAS)
 
 
-def _choose(rng: random.Random, relations: tuple[synthetic_templates.Relation,
-                                                 ...],
+def _choose(rng: random.Random,
+            relations: tuple[synthetic_templates.Relation, ...],
             facts: int) -> list[synthetic_templates.Relation]:
   """Draws `facts` relations, at least two of them with equal answer types."""
   chosen = rng.sample(relations, facts)
