@@ -106,10 +106,7 @@ def place_spans(
 def count_fates(
     examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
-  """Counts the answers of each fate, and lists examples of each fault.
-
-  Every fate but 'exact' is a fault.
-  """
+  """Counts answers by fate, and lists example ids for each fate but 'exact'."""
   counts = {**dict.fromkeys(AUDIT, 0), **collections.Counter(fates.tolist())}
   return counts, {
       name: [examples[e].id for e in np.unique(owners[fates == name])[

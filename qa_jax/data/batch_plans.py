@@ -93,10 +93,7 @@ def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
 
 def _pack(questions: Sequence[int], size: np.ndarray,
           rows: int) -> list[list[int]]:
-  """Assigns questions to shards of at most `rows` windows by best fit.
-
-  Returns the shards, fullest first.
-  """
+  """Packs questions by best fit in shards of `rows` windows, fullest first."""
   shards: list[list[int]] = []
   with_room: list[list[int]] = [[] for _ in range(rows + 1)]
   for q in questions:
@@ -134,11 +131,7 @@ def plan_eval(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
 
 
 def _enough_rows(windows: int) -> int:
-  """Returns the smallest power of two that is at least `windows`.
-
-  Powers of two limit the batch shapes, and so the compiled programs, of a
-  service that answers a few questions at a time.
-  """
+  """Rounds up to a power of two, to limit the shapes of a service's batches."""
   return 1 << max(windows - 1, 0).bit_length()
 
 

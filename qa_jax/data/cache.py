@@ -86,9 +86,8 @@ def cached_windows(data: str | Sequence[Example],
   """Returns the windows of a data SPEC or of examples, cached if possible.
 
   `where` is the directory of the cache, None for no cache. `say` gets a message
-  if the cache cannot be used. `progress` and `lengths` are the arguments of
-  `windows.make_windows`. The tokenizer of the result holds a learned
-  vocabulary.
+  if the cache cannot be used. `progress` and `lengths` are those of
+  `make_windows`. The tokenizer of the result holds a learned vocabulary.
 
   Raises:
     UserError: by `sources.load_examples` or `windows.make_windows`. The cache

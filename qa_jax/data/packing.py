@@ -73,13 +73,13 @@ def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
 
 
 def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
-            lengths: np.ndarray,  # [B], as `places` were planned for
-            shards: np.ndarray,  # [S, B / S]
+            lengths: np.ndarray, shards: np.ndarray,
             row_length: int) -> dict[str, np.ndarray]:
   """Returns the batch with its tokens laid out in packed rows [S, R, P].
 
-  token_ids and token_type_ids are replaced; segment_ids (0 is padding),
-  position_ids, packed_row and first are added.
+  `places` is the result of `plan_rows` for the last three arguments. token_ids
+  and token_type_ids are replaced; segment_ids (0 is padding), position_ids,
+  packed_row and first are added.
   """
   shape = *places['packed_row'].shape, row_length
   start = places['first'].astype(np.int64)  # in the S·R·P tokens

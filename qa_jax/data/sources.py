@@ -119,8 +119,7 @@ def _article_hash(seed: int, example: Example) -> float:  # in [0, 1)
 
 SOURCES: dict[str, Callable[..., list[Example]]] = {
     'squad_json': squad_json, 'mrqa': mrqa, 'table': tables.read_table,
-    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic,
-    'articles': articles}
+    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic, 'articles': articles}
 
 
 def load_examples(spec: str) -> list[Example]:

@@ -19,7 +19,7 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -56,13 +56,7 @@ class StoredExamples(Sequence[Example]):
   def __len__(self) -> int:
     return len(self._context_of)
 
-  @overload
-  def __getitem__(self, index: int) -> Example: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> list[Example]: ...
-
-  def __getitem__(self, index):
+  def __getitem__(self, index: Any) -> Any:  # a list if `index` is a slice
     return self._rows[index]
 
   def __iter__(self) -> Iterator[Example]:
@@ -108,9 +102,10 @@ def write_store(directory: pathlib.Path, windows: windows_lib.WindowSet,
   """
   written = {}
   for name, array in _arrays(windows).items():
-    content = _npy(array)
-    written[f'{name}.npy'] = [
-        len(content), write_durably(directory / f'{name}.npy', content)]
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    written[f'{name}.npy'] = [buffer.tell(), write_durably(
+        directory / f'{name}.npy', buffer.getbuffer())]
   vocabulary = list(windows.tokenizer.vocab) if with_vocabulary else None
   write_durably(directory / MANIFEST, seal({
       'about': about, 'files': written, 'audit': windows.audit,
@@ -130,7 +125,9 @@ def read_store(
     DamagedError: a file is missing or changed, or `about` differs.
   """
   manifest = _verify(directory, about)
-  arrays = {name: _map(directory / f'{name}.npy') for name in ARRAYS}
+  # Plain arrays on the mapped memory: np.memmap is slower to index.
+  arrays = {name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r',
+                                     allow_pickle=False)) for name in ARRAYS}
   contexts, questions = (
       tokenizer_lib.Ragged(*(arrays[name] for name in names))
       for names in (RAGGED[:3], RAGGED[3:]))
@@ -156,7 +153,7 @@ def unseal(sealed: bytes) -> Any:
   digest, _, text = sealed.partition(b'\n')
   text, end = text[:-1], text[-1:]
   if end != b'\n' or hashlib.sha256(text).hexdigest().encode() != digest:
-    raise DamagedError('does not match its own sha256')
+    raise DamagedError(f'{MANIFEST} does not match its own sha256')
   return json.loads(text)
 
 
@@ -203,30 +200,13 @@ def _pointers(lengths: Iterable[int]) -> np.ndarray:  # [rows + 1] int64
   return np.array([*itertools.accumulate(lengths, initial=0)], np.int64)
 
 
-def _npy(array: np.ndarray) -> memoryview:
-  buffer = io.BytesIO()
-  np.save(buffer, array, allow_pickle=False)
-  return buffer.getbuffer()
-
-
-def _map(path: pathlib.Path) -> np.ndarray:
-  # A plain array on the mapped memory: np.memmap is slower to index.
-  return np.asarray(np.load(path, mmap_mode='r', allow_pickle=False))
-
-
 def _verify(directory: pathlib.Path, about: Mapping[str, Any]) -> Any:
   """Returns the manifest, after checking every file against it."""
   directory.stat()
   try:
     manifest = unseal((directory / MANIFEST).read_bytes())
     if manifest['about'] != about:
-      raise DamagedError('belongs to another store')
-  except FileNotFoundError:
-    raise DamagedError(f'{MANIFEST} is missing') from None
-  except DamagedError as e:
-    raise DamagedError(f'{MANIFEST} {e}') from None
-
-  try:
+      raise DamagedError(f'{MANIFEST} belongs to another store')
     for name, (size, _) in manifest['files'].items():
       if (stored := (directory / name).stat().st_size) != size:
         raise DamagedError(f'{name} has {stored} bytes, not {size}')

@@ -46,15 +46,13 @@ def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
       raise errors.UserError(
           f'synthetic: {name}={value!r} must be '
           f'{"a number" if float in types else "an integer"} in {low} … {high}')
-  if split not in SPLITS:
-    raise errors.UserError(f'synthetic: unknown split {split!r}'
-                           f'{errors.did_you_mean(str(split), SPLITS)}')
-  chosen = kinds.split(',') if kinds else list(synthetic_templates.KINDS)
-  for kind in chosen:
-    if kind not in synthetic_templates.KINDS:
-      raise errors.UserError(
-          f'synthetic: unknown kind {kind!r}'
-          f'{errors.did_you_mean(kind, synthetic_templates.KINDS)}')
+  known_kinds = synthetic_templates.KINDS
+  chosen = kinds.split(',') if kinds else list(known_kinds)
+  for what, value, known in (('split', split, SPLITS), *(
+      ('kind', kind, known_kinds) for kind in chosen)):
+    if value not in known:
+      raise errors.UserError(f'synthetic: unknown {what} {value!r}'
+                             f'{errors.did_you_mean(str(value), known)}')
   rng = random.Random(f'{split} {seed}')
   examples: list[Example] = []
   while len(examples) < size:
@@ -78,7 +76,9 @@ class _Passage:
     self._paraphrases = paraphrases
     names = _Names(rng, parity)
     kind = synthetic_templates.KINDS[rng.choice(kinds)]
-    stated = _choose(rng, kind.relations, facts)
+    stated = rng.sample(kind.relations, facts)
+    while facts > 1 and len({r.answer for r in stated}) == facts:
+      stated = rng.sample(kind.relations, facts)  # two need equal answer types
     self._unstated = [r for r in kind.relations if r not in stated]
     self._names = [names.fill(kind.name) for _ in range(subjects)]
     self.title = self._names[0]
@@ -156,13 +156,3 @@ class _Names:
     word = ''.join(ONSETS[p // len(VOWELS)] + VOWELS[p % len(VOWELS)]
                    for p in parts)
     return word.capitalize() + self._rng.choice(CODAS)
-
-
-def _choose(rng: random.Random,
-            relations: tuple[synthetic_templates.Relation, ...],
-            facts: int) -> list[synthetic_templates.Relation]:
-  """Draws `facts` relations, at least two of them with equal answer types."""
-  chosen = rng.sample(relations, facts)
-  while facts > 1 and len({r.answer for r in chosen}) == facts:
-    chosen = rng.sample(relations, facts)
-  return chosen

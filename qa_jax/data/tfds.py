@@ -117,19 +117,15 @@ def _wanted(builder: Any, needed: dict[str, str]) -> list[str]:
 
 
 def _reachable(url: str) -> bool:
-  """Returns whether the host of `url` answers within PROBE_SECONDS.
-
-  The library itself would retry for minutes.
-  """
+  """Returns whether the host answers; the library would retry for minutes."""
   parts = urllib.parse.urlparse(url)
   if parts.scheme in urllib.request.getproxies():
     return True  # behind a proxy the host need not answer directly
   port = parts.port or (443 if parts.scheme == 'https' else 80)
-  try:
+  with contextlib.suppress(OSError):
     socket.create_connection((parts.hostname, port), PROBE_SECONDS).close()
-  except OSError:
-    return False
-  return True
+    return True
+  return False
 
 
 def _example(row: Any, at: str) -> Example:

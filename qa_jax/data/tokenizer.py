@@ -16,10 +16,6 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
 
 from qa_jax import errors
 from qa_jax.data.examples import check_text
@@ -59,17 +55,9 @@ class Tokenizer:
   def index(self) -> dict[str, int]:
     return {token: i for i, token in enumerate(self.vocab)}
 
-  @property
-  def pad_id(self) -> int:
-    return self.index['[PAD]']
-
-  @property
-  def cls_id(self) -> int:
-    return self.index['[CLS]']
-
-  @property
-  def sep_id(self) -> int:
-    return self.index['[SEP]']
+  pad_id = property(lambda self: self.index['[PAD]'])
+  cls_id = property(lambda self: self.index['[CLS]'])
+  sep_id = property(lambda self: self.index['[SEP]'])
 
   @property
   def fingerprint(self) -> str:
@@ -82,7 +70,7 @@ class Tokenizer:
 
   def encode(self, texts: Sequence[str],
              progress: Callable[[int], None] | None = None) -> Ragged:
-    """Tokenises texts without special tokens; `progress` gets their number."""
+    """Tokenises texts without special tokens; `progress` gets the count."""
     ids, offsets, lengths = [], [], [0]
     for begin in range(0, len(texts), 1024):
       for enc in self._wordpiece.encode_batch(
@@ -106,10 +94,11 @@ class Tokenizer:
 
 
 def _pipeline(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-  wordpiece = tokenizers.Tokenizer(models.WordPiece(
+  wordpiece = tokenizers.Tokenizer(tokenizers.models.WordPiece(
       vocab, unk_token='[UNK]', max_input_chars_per_word=100))
-  wordpiece.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-  wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(
+      lowercase=lowercase)
+  wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   return wordpiece
 
 
@@ -182,7 +171,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int,
                     for c in wordpiece.normalizer.normalize_str(text)
                     if not c.isspace()})
   fixed = [*SPECIAL, *letters, *('##' + c for c in letters)]
-  wordpiece.train_from_iterator(texts, trainers.WordPieceTrainer(
+  wordpiece.train_from_iterator(texts, tokenizers.trainers.WordPieceTrainer(
       vocab_size=vocab_size, special_tokens=fixed, show_progress=False))
   learned = set(wordpiece.get_vocab()) - set(SPECIAL)
   return Tokenizer(SPECIAL + tuple(sorted(learned)), lowercase)

@@ -171,9 +171,8 @@ def make_windows(examples: Sequence[Example],
   """
   check_lengths(max_length, window_overlap, max_question_length)
   distinct: dict[str, int] = {}
-  context_of = np.array(
-      [distinct.setdefault(e.context, len(distinct)) for e in examples],
-      np.int64)
+  context_of = np.array([distinct.setdefault(e.context, len(distinct))
+                         for e in examples], np.int64)
   done = lambda before: progress and (lambda count: progress(
       before + count, len(distinct) + len(examples)))
   contexts = tokenizer.encode(list(distinct), done(0))
