@@ -1,7 +1,4 @@
-"""The input pipeline of a config: tokenizer, windows and evaluation batches.
-
-Glossary of shapes: B batch.
-"""
+"""The input pipeline of a config: tokenizer, windows and evaluation batches."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -34,12 +31,12 @@ def vocabulary_source(config: config_lib.Config, source: pathlib.Path | None,
   both are missing, returns the settings of a vocabulary to learn.
 
   Raises:
-    UserError: the directory is missing or holds no usable vocabulary.
+    UserError: the directory is missing or has no usable vocabulary.
   """
   directory = pathlib.Path(config.data.vocab) if config.data.vocab else source
   if directory is None:
-    return cache.LearnedVocabulary(config.data.vocab_size,
-                                   config.data.lowercase)
+    return cache.LearnedVocabulary(
+        config.data.vocab_size, config.data.lowercase)
   if not directory.is_dir():
     raise errors.UserError(
         f'config.data.vocab={str(directory)!r} is not a directory with '
@@ -76,21 +73,19 @@ def load_windows(
 ) -> tuple[windows.WindowSet, str]:
   """Returns the windows of a data SPEC or of examples, and a line about them.
 
-  The windows come from the cache if it has them. The line tells the user their
-  number, the time and whether the cache was used. The tokenizer of the windows
-  holds a learned vocabulary.
+  The line has their number, the time and whether they are from the cache. The
+  tokenizer of the windows holds a learned vocabulary.
   """
   began = time.perf_counter()
   with contextlib.ExitStack() as bars:
     window_set = cache.cached_windows(
         data, vocabulary, where=cache.cache_directory(config.data.cache),
         say=console.say, progress=_progress(bars), **window_lengths(config))
-  how = ('from the cache'
-         if isinstance(window_set.examples, store_lib.StoredExamples)
-         else 'made')
+  cached = isinstance(window_set.examples, store_lib.StoredExamples)
   return window_set, (
       f'{len(window_set)} windows of {len(window_set.examples)} questions '
-      f'{how} in {time.perf_counter() - began:.1f} s')
+      f'{"from the cache" if cached else "made"} in '
+      f'{time.perf_counter() - began:.1f} s')
 
 
 def batch_buckets(config: config_lib.Config) -> tuple[int, ...]:
@@ -101,8 +96,8 @@ def batch_buckets(config: config_lib.Config) -> tuple[int, ...]:
 def eval_batch_size(config: config_lib.Config, devices: int) -> int:
   """Returns the windows of length max_length in an evaluation batch.
 
-  The number counts all devices. A CPU is fastest with batches of about 1,500
-  tokens, which fit in its caches. Packing needs more windows to choose from.
+  A CPU is fastest with batches of about 1,500 tokens, which fit in its caches.
+  Packing needs more windows to choose from.
   """
   small = jax.default_backend() == 'cpu' and not config.data.packing
   return config.train.eval_batch_size or devices * (4 if small else 32)
@@ -111,10 +106,9 @@ def eval_batch_size(config: config_lib.Config, devices: int) -> int:
 def evaluation_batch(
     window_set: windows.WindowSet, indices: np.ndarray, length: int,
     mesh: jax.sharding.Mesh | None, *, packed: bool) -> dict[str, np.ndarray]:
-  """Returns the evaluation batch of the windows `indices` [B].
+  """Returns the evaluation batch of the windows `indices`; -1 is a padding row.
 
-  Index -1 is a padding row. With several processes, each process gets the rows
-  of its devices.
+  With several processes, each process gets the rows of its devices.
   """
   lengths = np.where(indices >= 0, window_set.total_lengths[indices], 0)
   rows = {'window': indices, 'length': lengths}
@@ -125,17 +119,14 @@ def evaluation_batch(
     rows = devices_lib.local_rows(rows, mesh)
   batch = window_set.gather(rows['window'], length)
   if packed:
-    shards = np.arange(len(rows['window'])).reshape(
-        len(rows['packed_row']), -1)
+    count = len(rows['window'])
+    shards = np.arange(count).reshape(len(rows['packed_row']), -1)
     batch = packing.lay_out(batch, rows, rows['length'], shards, length)
   return batch
 
 
 def _progress(bars: contextlib.ExitStack) -> Callable[[int, int], None]:
-  """Returns a function that draws a progress bar, which `bars` closes.
-
-  The bar appears at the first call, so that cached windows show none.
-  """
+  # The bar appears at the first call, so that cached windows show none.
   @functools.cache
   def bar(total: int) -> console.Progress:
     progress = console.Progress('tokenise', total)

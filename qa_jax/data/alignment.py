@@ -1,10 +1,7 @@
 """Conversion of gold answers to token spans, and to spans of windows.
 
 Glossary of shapes: E examples, A gold answers of all examples, N windows, G
-gold spans of a window.
-
-Spans are inclusive at both ends. The audit counts the gold answers by fate: a
-name of AUDIT that says whether the span is exact, changed or missing.
+gold spans of a window. Spans are inclusive at both ends.
 """
 
 import collections
@@ -15,7 +12,7 @@ import numpy as np
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
 
-AUDIT = {
+AUDIT = {  # the fates of gold answers
     'exact': 'the token span is the answer, character by character',
     'widened': 'the answer begins or ends inside a token; widened to it',
     'repaired': 'wrong answer_start; the nearest occurrence was taken',
@@ -40,8 +37,8 @@ def find_spans(
   for e, (example, c) in enumerate(zip(examples, context_of, strict=True)):
     offsets = contexts.offsets[contexts.ptr[c]:contexts.ptr[c + 1]]
     for answer in example.answers:
-      text, a = answer.text.strip(), answer.start
-      a += len(answer.text) - len(answer.text.lstrip())
+      text = answer.text.strip()
+      a = answer.start + len(answer.text) - len(answer.text.lstrip())
       wrong = example.context[a:a + len(text)] != text
       if wrong:
         a = _nearest(example.context, text, a)
@@ -63,18 +60,16 @@ def find_spans(
 
 def place_spans(
     owners: np.ndarray, spans: np.ndarray, fates: np.ndarray, *,
-    count: np.ndarray,  # [E] windows of each example
-    begin: np.ndarray,  # [N] first context token
-    length: np.ndarray,  # [N] context tokens
-    offset: np.ndarray,  # [E] position in a window of its first token
-) -> tuple[np.ndarray, np.ndarray]:
+    count: np.ndarray, begin: np.ndarray, length: np.ndarray,
+    offset: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Returns the gold spans [N, G, 2] of every window and the fates [A].
 
-  Arguments are the results of `find_spans`. A window gets the spans that lie
-  in it completely, int32 in window positions. They are distinct, in the order
-  of the answers, and at most MAX_GOLD_SPANS. G is the largest number of spans
-  of a window, at least 1; missing spans are -1. The returned fates include
-  'no_window' and 'surplus'.
+  The first arguments are the results of `find_spans`. `count` [E] is the number
+  of windows of each example, `begin` [N] the first context token of a window,
+  `length` [N] the number of its context tokens, and `offset` [E] the position
+  of the first one in the window. A window gets the distinct spans that lie in
+  it completely, int32 in window positions, in the order of the answers. G is at
+  least 1 and at most MAX_GOLD_SPANS; missing spans are -1.
   """
   aligned = np.flatnonzero(spans[:, 0] >= 0)  # answers that have a span
   # One row for every answer and every window of its example.
@@ -102,8 +97,7 @@ def place_spans(
   fits = rank < MAX_GOLD_SPANS
   fates[answer[~fits]] = 'surplus'
   answer, window, rank = answer[fits], window[fits], rank[fits]
-  gold_spans = np.full(
-      (len(begin), rank.max(initial=0) + 1, 2), -1, np.int32)
+  gold_spans = np.full((len(begin), rank.max(initial=0) + 1, 2), -1, np.int32)
   gold_spans[window, rank] = spans[answer] + (
       offset[owners[answer]] - begin[window])[:, None]
   return gold_spans, fates
@@ -112,11 +106,7 @@ def place_spans(
 def count_fates(
     examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
-  """Counts the answers of each fate, and lists examples of each fault.
-
-  Every fate but 'exact' is a fault. A fault lists at most
-  MAX_EXAMPLES_PER_FAULT example ids.
-  """
+  """Counts answers by fate, and lists example ids for each fate but 'exact'."""
   counts = {**dict.fromkeys(AUDIT, 0), **collections.Counter(fates.tolist())}
   return counts, {
       name: [examples[e].id for e in np.unique(owners[fates == name])[
@@ -128,13 +118,12 @@ def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
                    faults: Mapping[str, Sequence[str]],
              ) -> tuple[list[str], dict[str, list[dict[str, object]]]]:
   """Returns an audit as lines to print, and its faults with their texts."""
-  total = max(sum(counts.values()), 1)
   by_id = {e.id: e for e in examples}
   shown = {fate: [_show(by_id[key]) for key in ids]
            for fate, ids in faults.items()}
   lines = []
   for fate, meaning in AUDIT.items():
-    share = 100 * counts[fate] / total
+    share = 100 * counts[fate] / max(sum(counts.values()), 1)
     lines.append(f'{fate:14} {counts[fate]:8,} {share:6.2f} %  {meaning}')
     lines += [f'  {row["id"]}: {row["answers"]}'
               for row in shown.get(fate, ())[:EXAMPLES_PRINTED]]
@@ -142,7 +131,6 @@ def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
 
 
 def _show(example: Example) -> dict[str, object]:
-  """Returns the answers of an example and the context around each offset."""
   return {'id': example.id, 'answers': [
       {'text': a.text, 'answer_start': a.start,
        'context': example.context[max(a.start - AROUND, 0):
@@ -151,10 +139,7 @@ def _show(example: Example) -> dict[str, object]:
 
 
 def _nearest(context: str, text: str, near: int) -> int:
-  """Returns the offset of the occurrence of `text` nearest to `near`.
-
-  The earlier one wins a tie. Returns -1 if `text` does not occur.
-  """
+  """Returns the offset of `text` nearest to `near`; -1 if it does not occur."""
   after = context.find(text, max(near, 0))
   before = context.rfind(text, 0, max(near, 0) + len(text))
   hits = [h for h in (before, after) if h >= 0]

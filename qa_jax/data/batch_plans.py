@@ -3,8 +3,8 @@
 Glossary of shapes: N windows, B batch, L bucket length, Q questions, S shards.
 
 A plan is a list of (L, window indices [B]). Index -1 is a padding row of weight
-0. The plan of an epoch depends on (seed, epoch) alone, so a checkpoint stores a
-position in the data as two integers. A shard is the part of a batch that one
+0. The plan of an epoch depends on (seed, epoch) alone, so that a checkpoint can
+store a position as two integers. A shard is the part of a batch that one
 micro-step of one device sees.
 """
 
@@ -32,10 +32,9 @@ def plan_epoch(lengths: np.ndarray, indices: np.ndarray, *, batch_size: int,
 
 def _fill(order: np.ndarray, lengths: np.ndarray,
           rows_of: dict[int, int]) -> Plan:
-  """Cuts windows in the given order into full batches of each bucket.
+  """Cuts windows into batches of each bucket; only the last one is padded.
 
-  `rows_of` maps a bucket length to the rows of its batches, shortest bucket
-  first. Only the last batch is padded.
+  `rows_of` maps bucket lengths to the rows of a batch, shortest bucket first.
   """
   buckets = np.asarray([*rows_of])
   bucket_of = np.searchsorted(buckets, lengths[order])
@@ -56,10 +55,10 @@ def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
                  buckets: Sequence[int], seed: int, epoch: int) -> Plan:
   """Plans a training epoch with all windows of a question in one shard.
 
-  A batch is `shards` blocks of B / `shards` rows, and each block is padded by
-  itself. The seed draws the order of the questions. Each epoch permutes only
-  questions with an equal bucket and an equal number of windows, so that all
-  epochs have the same number of batches.
+  A batch is `shards` blocks of B / `shards` rows, each padded by itself. The
+  seed draws the order of the questions. An epoch permutes only questions with
+  equal buckets and equal numbers of windows, so that all epochs have equally
+  many batches.
   """
   rows = batch_size // shards
   indices = indices[np.argsort(question_of[indices], kind='stable')]
@@ -69,9 +68,9 @@ def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
       np.asarray(buckets), np.maximum.reduceat(lengths[indices], first))
   order = np.random.default_rng(seed).permutation(len(first))
   rng = np.random.default_rng([seed, epoch])
-  kind = bucket_of * (rows + 1) + size
+  kind = (bucket_of * (rows + 1) + size)[order]
   for k in np.unique(kind):
-    alike = np.flatnonzero(kind[order] == k)
+    alike = np.flatnonzero(kind == k)
     order[alike] = rng.permutation(order[alike])
 
   def batch(packed: list[list[int]]) -> np.ndarray:  # [B]
@@ -94,10 +93,7 @@ def plan_grouped(lengths: np.ndarray, indices: np.ndarray,
 
 def _pack(questions: Sequence[int], size: np.ndarray,
           rows: int) -> list[list[int]]:
-  """Assigns questions to shards of at most `rows` windows, fullest first.
-
-  Best fit: a question goes to the shard in which it leaves the least room.
-  """
+  """Packs questions by best fit in shards of `rows` windows, fullest first."""
   shards: list[list[int]] = []
   with_room: list[list[int]] = [[] for _ in range(rows + 1)]
   for q in questions:
@@ -116,7 +112,7 @@ def eval_rows(batch_size: int, length: int, longest: int, multiple: int) -> int:
   """Returns the rows of an evaluation batch of bucket `length`.
 
   Every batch holds about `batch_size` x `longest` tokens, padding included.
-  The rows are rounded up to a multiple of `multiple`, the number of devices.
+  The rows are a multiple of `multiple`, the number of devices.
   """
   return -(-(batch_size * longest // length) // multiple) * multiple
 
@@ -135,11 +131,7 @@ def plan_eval(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
 
 
 def _enough_rows(windows: int) -> int:
-  """Returns the smallest power of two that is at least `windows`.
-
-  A service answers a few questions at a time. Powers of two keep the number of
-  batch shapes, and so of compiled programs, small.
-  """
+  """Rounds up to a power of two, to limit the shapes of a service's batches."""
   return 1 << max(windows - 1, 0).bit_length()
 
 
@@ -150,20 +142,17 @@ def plan_packed(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
   Rows have the length of the longest bucket. A batch has `batch_size` windows,
   rounded up to a multiple of `multiple`, the number of its shards.
   """
-  size = -(-min(batch_size, _enough_rows(len(lengths))) // multiple) * multiple
-  plan = []
-  for begin in range(0, len(lengths), size):
-    rows = np.arange(begin, min(begin + size, len(lengths)))
-    plan.append((buckets[-1], deal_rows(_pad(rows, size), lengths,
-                                        multiple).reshape(-1)))
-  return plan
+  count = len(lengths)
+  size = -(-min(batch_size, _enough_rows(count)) // multiple) * multiple
+  chunks = (np.arange(a, min(a + size, count)) for a in range(0, count, size))
+  return [(buckets[-1], deal_rows(_pad(chunk, size), lengths, multiple).ravel())
+          for chunk in chunks]
 
 
-def deal_rows(rows: np.ndarray, lengths: np.ndarray,
-              shards: int) -> np.ndarray:  # [B] → [S, B / S]
-  """Divides the windows `rows` into shards with about equal token counts."""
-  return rows[packing.deal_windows(np.where(rows >= 0, lengths[rows], 0),
-                                   shards)]
+def deal_rows(rows: np.ndarray, lengths: np.ndarray, shards: int) -> np.ndarray:
+  """Divides windows [B] into shards [S, B / S] of about equal token counts."""
+  return rows[packing.deal_windows(
+      np.where(rows >= 0, lengths[rows], 0), shards)]
 
 
 def _pad(rows: np.ndarray, batch_size: int) -> np.ndarray:

@@ -23,8 +23,7 @@ def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
   bad = [b for b in buckets if not 0 < b <= max_length]
   if bad:
     raise errors.UserError(
-        f'data.buckets has {bad[0]}, outside 1 … data.max_length '
-        f'{max_length}')
+        f'data.buckets has {bad[0]}, outside 1 … data.max_length {max_length}')
   return tuple(sorted({*buckets, max_length}))
 
 
@@ -33,9 +32,9 @@ class TrainBatches:
   """An endless stream of training batches whose position can be restored.
 
   With `group_questions`, all windows of a question are in one shard: the rows
-  that one micro-step of one device sees. These rows share a value of 'group',
-  and the first of them has the weight of the question, 1; the others have
-  weight 0. Batches then depend on `devices` and `accumulation`.
+  that one micro-step of one device sees. They share a value of 'group', and
+  only the first of them has weight 1, the others 0. Batches then depend on
+  `devices` and `accumulation`.
   """
 
   windows: windows_lib.WindowSet
@@ -54,22 +53,8 @@ class TrainBatches:
     if not len(self.indices):
       raise errors.UserError(
           'no window to train on: no example has an answer that was found')
-    if self.group_questions:
-      self._check_groups()
     self._lengths = self.windows.total_lengths
     self._plan = self._make_plan()
-
-  def _check_groups(self) -> None:
-    shards = self.devices * self.accumulation
-    count = np.bincount(self.windows.example_of[self.indices])
-    most = int(count.argmax())
-    if count[most] > self.batch_size // shards:
-      raise errors.UserError(
-          f'question {self.windows.examples[most].id!r} has {count[most]} '
-          f'windows, but train.batch_size {self.batch_size} over '
-          f'{self.devices} devices x {self.accumulation} accumulation steps '
-          f'leaves {self.batch_size // shards} rows to keep them in; raise it '
-          f'to {count[most] * shards} or use fewer devices or steps')
 
   def _make_plan(self) -> batch_plans.Plan:
     common = dict(
@@ -77,6 +62,15 @@ class TrainBatches:
         buckets=self.buckets[-1:] if self.packing else self.buckets)
     shards = self.devices * self.accumulation
     if self.group_questions:
+      count = np.bincount(self.windows.example_of[self.indices])
+      most = int(count.argmax())
+      if count[most] > self.batch_size // shards:
+        raise errors.UserError(
+            f'question {self.windows.examples[most].id!r} has {count[most]} '
+            f'windows, but train.batch_size {self.batch_size} over '
+            f'{self.devices} devices x {self.accumulation} accumulation steps '
+            f'leaves {self.batch_size // shards} rows to keep them in; raise '
+            f'it to {count[most] * shards} or use fewer devices or steps')
       plan = batch_plans.plan_grouped(
           self._lengths, self.indices, self.windows.example_of, shards=shards,
           **common)
@@ -90,10 +84,7 @@ class TrainBatches:
     return plan
 
   def _interleave(self, shards: np.ndarray) -> np.ndarray:  # [S, B / S] → [B]
-    """Orders the rows of shards as the train step divides a batch.
-
-    Row r of a device belongs to its micro-step r mod `accumulation`.
-    """
+    # Row r of a device belongs to its micro-step r mod `accumulation`.
     return shards.reshape(self.devices, self.accumulation, -1).swapaxes(
         1, 2).reshape(-1)
 
@@ -124,11 +115,10 @@ class TrainBatches:
     return self.gather(*self.next_rows())
 
   def next_rows(self) -> tuple[int, dict[str, np.ndarray]]:
-    """Returns the length of the next batch, and its rows as window indices.
+    """Returns the length and the rows of the next batch.
 
     The rows are int32 arrays [B]: 'window' (-1 is padding), 'row' and, with
-    `group_questions`, 'group'. With `packing`, the arrays of
-    `packing.plan_rows` are added.
+    `group_questions`, 'group'; with `packing` also those of `plan_rows`.
     """
     self._start_epoch_if_done()
     self.index += 1
@@ -136,10 +126,7 @@ class TrainBatches:
 
   def gather(self, length: int,
              rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Builds the batch of the rows from `next_rows`, or of a part of them.
-
-    A part must contain all rows of one or more devices.
-    """
+    """Returns the batch of rows of `next_rows`, of all or some devices."""
     batch = self.windows.gather(rows['window'], length)
     batch['row'] = rows['row']
     if self.group_questions:
@@ -156,10 +143,9 @@ class TrainBatches:
     return self._lengths[windows[windows >= 0]]
 
   def shapes(self, steps: int) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """Returns the rows of the first batch of each shape.
+    """Returns the first of the next `steps` batches of this epoch per shape.
 
-    Only the next `steps` batches of this epoch are searched. The result is a
-    list of pairs as `next_rows` returns them.
+    A batch is a pair as `next_rows` returns it.
     """
     self._start_epoch_if_done()
     first_of = {}
@@ -190,14 +176,10 @@ class TrainBatches:
     return np.where(windows >= 0, self._lengths[windows], 0)
 
   def _shards(self, count: int) -> np.ndarray:  # [S, B / S]
-    """Returns the shards of `count` rows, as positions among these rows.
-
-    The rows are all rows of one or more devices.
-    """
-    each = self.batch_size // self.devices
-    rows = np.arange(count).reshape(-1, each // self.accumulation,
-                                    self.accumulation)
-    return rows.swapaxes(1, 2).reshape(-1, each // self.accumulation)
+    """Returns the shards of all `count` rows of one or more devices."""
+    each = self.batch_size // self.devices // self.accumulation
+    rows = np.arange(count).reshape(-1, each, self.accumulation)
+    return rows.swapaxes(1, 2).reshape(-1, each)
 
   def _start_epoch_if_done(self) -> None:
     if self.index == len(self._plan):

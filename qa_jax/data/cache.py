@@ -6,8 +6,7 @@ Entries are therefore never invalidated: a change gives another name. When the
 cache exceeds MAX_BYTES, the least recently used entries are removed.
 
 A cache must neither stop a run nor change its result. A damaged entry is built
-again, and a run with a full or read-only disk goes on without a cache. The user
-gets one line about either.
+again, and a run with a full or read-only disk goes on without a cache.
 """
 
 import ast
@@ -55,8 +54,8 @@ class LearnedVocabulary:
     return f'learned, {self.vocab_size} entries, lowercase={self.lowercase}'
 
   def tokenizer(self, examples: Sequence[Example]) -> tokenizer_lib.Tokenizer:
-    texts = dict.fromkeys(e.context for e in examples)
-    texts |= dict.fromkeys(e.question for e in examples)
+    texts = dict.fromkeys([e.context for e in examples]
+                          + [e.question for e in examples])
     return tokenizer_lib.train_tokenizer(
         texts, vocab_size=self.vocab_size, lowercase=self.lowercase)
 
@@ -82,25 +81,19 @@ def cache_directory(setting: str) -> pathlib.Path | None:
 def cached_windows(data: str | Sequence[Example],
                    vocabulary: tokenizer_lib.Tokenizer | LearnedVocabulary, *,
                    where: pathlib.Path | None, say: Callable[[str], None],
-                   max_length: int, window_overlap: int,
-                   max_question_length: int,
                    progress: Callable[[int, int], None] | None = None,
-            ) -> windows_lib.WindowSet:
+                   **lengths: int) -> windows_lib.WindowSet:
   """Returns the windows of a data SPEC or of examples, cached if possible.
 
-  `where` is the directory of the cache, None for no cache. `say` gets a
-  message if the cache cannot be used, and `progress` is that of
-  `windows.make_windows`. The tokenizer of the result holds a learned
-  vocabulary.
+  `where` is the directory of the cache, None for no cache. `say` gets a message
+  if the cache cannot be used. `progress` and `lengths` are those of
+  `make_windows`. The tokenizer of the result holds a learned vocabulary.
 
   Raises:
     UserError: by `sources.load_examples` or `windows.make_windows`. The cache
       itself raises nothing.
   """
-  lengths = {'max_length': max_length, 'window_overlap': window_overlap,
-             'max_question_length': max_question_length}
-  tokenizer = (
-      None if isinstance(vocabulary, LearnedVocabulary) else vocabulary)
+  tokenizer = None if isinstance(vocabulary, LearnedVocabulary) else vocabulary
 
   def make() -> windows_lib.WindowSet:
     examples = sources.load_examples(data) if isinstance(data, str) else data
@@ -113,7 +106,8 @@ def cached_windows(data: str | Sequence[Example],
                 else _examples_identity(data))
     return identity and {
         'data': identity, 'vocabulary': vocabulary.fingerprint,
-        'code': code_version(), 'versions': _versions(), **lengths}
+        'code': code_version(), 'tokenizers': tokenizers.__version__,
+        'python': [*sys.version_info[:2]], **lengths}  # for its Unicode
 
   about = identify() if where else None
   if about is None:
@@ -151,29 +145,82 @@ def code_version() -> str:
   digest = hashlib.sha256()
   for path in [*sorted(here.rglob('*.py')), pathlib.Path(files.__file__),
                pathlib.Path(registry.__file__), pathlib.Path(errors.__file__)]:
-    digest.update(hashlib.sha256(_code(path.read_bytes())).digest())
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+      if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
+          ast.get_docstring(node, clean=False) is not None):
+        del node.body[0]
+    digest.update(ast.dump(tree).encode())
   return digest.hexdigest()
 
 
-def _code(source: bytes) -> bytes:
-  """Returns the syntax tree of a module without its docstrings."""
-  tree = ast.parse(source)
-  for node in ast.walk(tree):
-    if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and (
-        ast.get_docstring(node, clean=False) is not None):
-      del node.body[0]
-  return ast.dump(tree).encode()
+def _file_identity(path: str) -> list[Any]:
+  # The suffixes of a file choose its parser.
+  where = pathlib.Path(path)
+  if where.is_dir():
+    return [[p.name, files.sha256(p)]
+            for p in sorted(where.iterdir()) if p.is_file()]
+  return [where.suffixes[-2:], files.sha256(where)]
 
 
-def _versions() -> dict[str, str]:
-  """Returns the versions of Python (its Unicode) and of the tokenizer."""
-  python = '.'.join(map(str, sys.version_info[:2]))
-  return {'python': python, 'tokenizers': tokenizers.__version__}
+def _tfds_identity(name: str, data_dir: str) -> list[Any] | None:
+  """Returns names, sizes and times of the files that TFDS prepared.
+
+  Hashing gigabytes, of which perhaps a slice is read, would take longer than
+  the cache saves.
+  """
+  base = re.match(r'\w*', name)[0]  # of name/config:version
+  root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get(
+      'TFDS_DATA_DIR', '~/tensorflow_datasets'))) / base
+  paths = sorted(p for p in root.rglob('*') if p.is_file()) if base else []
+  return [importlib.metadata.version('tensorflow-datasets'), *(
+      [str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns]
+      for p in paths)] if paths else None
+
+
+def _part_identity(part: str) -> list[Any] | None:
+  if os.path.exists(part):
+    return _file_identity(part)
+  name, arguments = registry.parse_spec(part)
+  data: Any = None
+  if name == 'tfds':
+    data = _tfds_identity(arguments['name'], arguments.get('data_dir', ''))
+  elif 'path' in arguments:
+    data = _file_identity(arguments.pop('path'))
+  elif name == 'articles':
+    data = data_identity(arguments.pop('of'))
+  elif name == 'synthetic':
+    data = []  # its code and arguments determine the data
+  return None if data is None else [
+      name, sorted([k, repr(v)] for k, v in arguments.items()), data]
+
+
+def data_identity(spec: str) -> list[Any] | None:
+  """Returns a JSON value that identifies the data of a SPEC.
+
+  Returns None if `sources.load_examples` would refuse the SPEC or a file, or
+  if a TFDS data set is not prepared yet.
+  """
+  try:
+    parts = [_part_identity(part) for part in sources.split_mixture(spec)]
+  except (KeyError, OSError, TypeError, ValueError):
+    return None  # reading the data raises an error that explains the reason
+  return None if None in parts else parts
+
+
+def _examples_identity(examples: Sequence[Example]) -> list[Any]:
+  digest = hashlib.sha256()
+  for example in examples:
+    digest.update(repr(example).encode())
+  return ['examples', digest.hexdigest()]
+
+
+def _reason(e: Exception) -> str:
+  return (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
 
 
 def _write_entry(entry: pathlib.Path, windows: windows_lib.WindowSet,
-                 about: dict[str, Any], damaged: bool, *,
-                 learned: bool) -> None:
+                 about: Any, damaged: bool, *, learned: bool) -> None:
   """Writes an entry, which appears complete by a rename.
 
   An entry that another process wrote first stays, unless it is `damaged`.
@@ -212,8 +259,7 @@ def _remove(entry: pathlib.Path) -> None:
 def _evict(newest: pathlib.Path) -> None:
   """Removes the least recently used entries, and files of killed runs.
 
-  Only names that this module creates are removed; the directory may be shared
-  with other files.
+  Only names that this module creates are removed; others share the directory.
   """
   entries = []  # (last use, bytes, path)
   for path in newest.parent.iterdir():
@@ -235,78 +281,9 @@ def _size(entry: pathlib.Path) -> int:
 
 
 def _flush(path: pathlib.Path) -> None:
-  """Writes the file names of a directory through to the disk."""
+  """Writes the file names of a directory to the disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
   finally:
     os.close(descriptor)
-
-
-def _reason(e: Exception) -> str:
-  return (e.strerror or str(e)) if isinstance(e, OSError) else str(e)
-
-
-def data_identity(spec: str) -> list[Any] | None:
-  """Returns a JSON value that identifies the data of a SPEC.
-
-  Returns None if `sources.load_examples` would refuse the SPEC or a file, or
-  if a TFDS data set is not prepared yet.
-  """
-  try:
-    parts = [_part_identity(part) for part in sources.split_mixture(spec)]
-  except (KeyError, OSError, TypeError, ValueError):
-    # Reading the data will raise an error that explains the reason.
-    return None
-  return None if None in parts else parts
-
-
-def _examples_identity(examples: Sequence[Example]) -> list[Any]:
-  digest = hashlib.sha256()
-  for example in examples:
-    digest.update(repr(example).encode())
-  return ['examples', digest.hexdigest()]
-
-
-def _part_identity(part: str) -> list[Any] | None:
-  if os.path.exists(part):
-    return _file_identity(part)
-  name, arguments = registry.parse_spec(part)
-  data: Any = None
-  if name == 'tfds':
-    data = _tfds_identity(arguments['name'], arguments.get('data_dir', ''))
-  elif 'path' in arguments:
-    data = _file_identity(arguments.pop('path'))
-  elif name == 'articles':
-    data = data_identity(arguments.pop('of'))
-  elif name == 'synthetic':
-    data = []  # its code and arguments determine the data
-  return None if data is None else [
-      name, sorted([k, repr(v)] for k, v in arguments.items()), data]
-
-
-def _file_identity(path: str) -> list[Any]:
-  """Returns the suffixes of a file, which choose the parser, and its sha256.
-
-  Returns the names and sha256 of the files for a directory.
-  """
-  where = pathlib.Path(path)
-  if where.is_dir():
-    return [[p.name, files.sha256(p)]
-            for p in sorted(where.iterdir()) if p.is_file()]
-  return [where.suffixes[-2:], files.sha256(where)]
-
-
-def _tfds_identity(name: str, data_dir: str) -> list[Any] | None:
-  """Returns names, sizes and times of the files that TFDS prepared.
-
-  The files are not hashed: for gigabytes of data, of which perhaps a slice is
-  read, that would cost more than the cache saves.
-  """
-  base = re.match(r'\w*', name)[0]  # of name/config:version
-  root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get(
-      'TFDS_DATA_DIR', '~/tensorflow_datasets'))) / base
-  paths = sorted(p for p in root.rglob('*') if p.is_file()) if base else []
-  return [importlib.metadata.version('tensorflow-datasets'), *(
-      [str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns]
-      for p in paths)] if paths else None

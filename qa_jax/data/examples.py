@@ -1,8 +1,4 @@
-"""Examples: questions with contexts and gold answers.
-
-Also the checked fields of decoded JSON rows that examples are built from, and
-the normalization of answer texts.
-"""
+"""Examples, checked fields of rows, and the normal form of answer texts."""
 
 import dataclasses
 import functools
@@ -15,7 +11,7 @@ from qa_jax import errors
 
 @dataclasses.dataclass(frozen=True)
 class GoldAnswer:
-  """A gold span: `context[start:start + len(text)] == text`, in characters."""
+  """A gold span: `context[start:start + len(text)] == text`, in code points."""
 
   text: str
   start: int
@@ -26,8 +22,7 @@ class Example:
   """A question with its context and gold answers, from a data source.
 
   `answers` is empty if the question is `impossible` or the file has no answers.
-  Offsets count code points of `context`. The context is never normalized,
-  because predictions are slices of it.
+  The context is never normalized, because predictions are slices of it.
   """
 
   id: str
@@ -52,10 +47,8 @@ class Example:
 def check_text(text: object, where: str) -> str:
   """Returns `text` if it is a string that UTF-8 can encode.
 
-  Messages begin with `where`.
-
   Raises:
-    UserError: `text` is no string or contains a lone surrogate.
+    UserError: it is no string or has a lone surrogate, at the place `where`.
   """
   if not isinstance(text, str):
     raise errors.UserError(
@@ -72,11 +65,9 @@ def check_text(text: object, where: str) -> str:
 def required_field(holder: Any, key: str, kind: type, at: str) -> Any:
   """Returns `holder[key]`, which must have exactly the type `kind`.
 
-  `at` names the place of `holder` in messages.
-
   Raises:
-    UserError: `holder` is no JSON object, or the value is missing or has
-      another type.
+    UserError: `holder`, whose place is `at`, is no JSON object, or the value is
+      missing or has another type.
   """
   if not isinstance(holder, dict):
     raise errors.UserError(
@@ -118,6 +109,7 @@ def gold_answer(answer: Any, context: str, at: str) -> GoldAnswer:
         f'{at}.answer_start is {start}, outside the {len(context)} characters '
         'of the context')
   return GoldAnswer(text_field(answer, 'text', at), start)
+
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')
 _NO_PUNCTUATION = str.maketrans('', '', string.punctuation)  # ASCII only

@@ -9,10 +9,10 @@ unpacked to one window a row (models/qa.py), so heads, objectives and searches
 do not depend on packing.
 
 A shard is the part of a batch that one micro-step of one device sees. Only
-windows of one shard are packed together, so packed rows depend on the number of
-devices. Dropout is keyed by packed row. With packing and dropout, losses are
-therefore reproducible only for a fixed number of devices. Keys by window would
-need a seed for every token, and for every query in each attention kernel.
+windows of one shard are packed together, and dropout is keyed by packed row, so
+losses with packing and dropout are reproducible only for a fixed number of
+devices. Keys by window would need a seed for every token, and for every query
+in each attention kernel.
 """
 
 import numpy as np
@@ -28,10 +28,8 @@ def fit_rows(lengths: np.ndarray,  # [B]
   room: list[int] = []
   for i in np.argsort(-lengths, kind='stable'):
     fits = [r for r, free in enumerate(room) if free >= lengths[i]]
-    if fits:
-      best = min(fits, key=lambda r: room[r])
-    else:
-      best = len(room)
+    best = min(fits, key=lambda r: room[r], default=len(room))
+    if not fits:
       room.append(row_length)
     row[i], first[i] = best, row_length - room[best]
     room[best] -= lengths[i]
@@ -42,8 +40,8 @@ def deal_windows(lengths: np.ndarray,  # [B]
                  shards: int) -> np.ndarray:  # [S, B / S]
   """Divides windows into shards with equal window counts.
 
-  The token counts are about equal: windows are assigned longest first, and the
-  order of the shards is reversed after each pass over them.
+  Longest windows go first, and the order of the shards is reversed after each
+  pass, so that the token counts are about equal.
   """
   table = np.argsort(-lengths, kind='stable').reshape(-1, shards)
   table[1::2] = table[1::2, ::-1]
@@ -62,9 +60,9 @@ def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
   a sixteenth of a shard's windows, so that batches have few shapes.
   """
   places = [fit_rows(lengths[windows], row_length) for windows in shards]
-  rows = max(int(row.max()) + 1 for row, _ in places)
   multiple = -(-shards.shape[1] // 16)
-  rows = -(-rows // multiple) * multiple
+  last = max(int(row.max()) for row, _ in places)
+  rows = (last // multiple + 1) * multiple
   first, segment = (np.zeros(len(lengths), np.int32) for _ in range(2))
   for windows, (row, at) in zip(shards, places, strict=True):
     first[windows] = row * row_length + at
@@ -74,27 +72,14 @@ def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
               len(shards), rows)}
 
 
-def pack_batch(batch: dict[str, np.ndarray], shards: np.ndarray,  # [S, B / S]
-               row_length: int, *, real: np.ndarray,  # [B] bool
-         ) -> dict[str, np.ndarray]:
-  """Packs the rows of a batch that `WindowSet.gather` returned.
-
-  `shards` holds positions in the batch. Rows that are not `real` are padding
-  and are left out of the packed rows.
-  """
-  lengths = batch['attention_mask'].sum(axis=1) * real
-  return lay_out(batch, plan_rows(lengths, shards, row_length), lengths, shards,
-                 row_length)
-
-
 def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
-            lengths: np.ndarray,  # [B], as `places` were planned for
-            shards: np.ndarray,  # [S, B / S]
+            lengths: np.ndarray, shards: np.ndarray,
             row_length: int) -> dict[str, np.ndarray]:
   """Returns the batch with its tokens laid out in packed rows [S, R, P].
 
-  token_ids and token_type_ids are replaced; segment_ids (0 is padding),
-  position_ids, packed_row and first are added.
+  `places` is the result of `plan_rows` for the last three arguments. token_ids
+  and token_type_ids are replaced; segment_ids (0 is padding), position_ids,
+  packed_row and first are added.
   """
   shape = *places['packed_row'].shape, row_length
   start = places['first'].astype(np.int64)  # in the S·R·P tokens
@@ -108,15 +93,11 @@ def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
     out.reshape(-1)[target] = np.broadcast_to(values, real.shape)[real]
     return out
 
-  return {
-      **batch,
-      'token_ids': place(batch['token_ids']),
-      'token_type_ids': place(batch['token_type_ids']),
-      'segment_ids': place(places['segment'][:, None]),
-      'position_ids': place(column),
-      'packed_row': places['packed_row'],
-      'first': places['first'],
-  }
+  return {**batch, 'token_ids': place(batch['token_ids']),
+          'token_type_ids': place(batch['token_type_ids']),
+          'segment_ids': place(places['segment'][:, None]),
+          'position_ids': place(column), 'packed_row': places['packed_row'],
+          'first': places['first']}
 
 
 def _ordinal(row: np.ndarray, first: np.ndarray) -> np.ndarray:

@@ -15,13 +15,16 @@ from typing import Any
 
 from qa_jax import errors
 from qa_jax import registry
-from qa_jax.data import examples as examples_lib
 from qa_jax.data import synthetic
 from qa_jax.data import tables
 from qa_jax.data import tfds
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
+from qa_jax.data.examples import gold_answer
+from qa_jax.data.examples import id_field
+from qa_jax.data.examples import required_field
+from qa_jax.data.examples import text_field
 from qa_jax.io import files
 
 MARKER = re.compile(r'\[(?:TLE|DOC|PAR|SEP)\]')  # of MRQA's contexts
@@ -30,8 +33,7 @@ MARKER = re.compile(r'\[(?:TLE|DOC|PAR|SEP)\]')  # of MRQA's contexts
 def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
   """Reads SQuAD 1.1 or 2.0 (Rajpurkar et al., 2016; 2018).
 
-  Plausible answers are not read. `impossible=False` leaves out unanswerable
-  questions.
+  `impossible=False` leaves out unanswerable questions.
   """
   examples = parse_squad(files.read_object(pathlib.Path(path)), path)
   return [e for e in examples if impossible or not e.impossible]
@@ -39,62 +41,51 @@ def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
 
 def parse_squad(data: dict[str, Any], path: str) -> Iterator[Example]:
   """Yields the examples of a decoded SQuAD file; messages begin with `path`."""
-  for a, article in enumerate(
-      examples_lib.required_field(data, 'data', list, path)):
-    at_article = f'{path}: data[{a}]'
-    paragraphs = examples_lib.required_field(article, 'paragraphs', list,
-                                             at_article)
-    title = (examples_lib.text_field(article, 'title', at_article)
-             if 'title' in article else '')
+  for a, article in enumerate(required_field(data, 'data', list, path)):
+    where = f'{path}: data[{a}]'
+    paragraphs = required_field(article, 'paragraphs', list, where)
+    title = text_field(article, 'title', where) if 'title' in article else ''
     for p, paragraph in enumerate(paragraphs):
-      at = f'{at_article}.paragraphs[{p}]'
-      context = examples_lib.text_field(paragraph, 'context', at)
-      for q, qa in enumerate(
-          examples_lib.required_field(paragraph, 'qas', list, at)):
+      at = f'{where}.paragraphs[{p}]'
+      context = text_field(paragraph, 'context', at)
+      for q, qa in enumerate(required_field(paragraph, 'qas', list, at)):
         yield _squad_question(qa, context, title, f'{at}.qas[{q}]')
 
 
 def _squad_question(qa: Any, context: str, title: str, at: str) -> Example:
-  key = examples_lib.id_field(qa, 'id', at)
-  question = examples_lib.text_field(qa, 'question', at)
-  impossible = 'is_impossible' in qa and examples_lib.required_field(
+  key = id_field(qa, 'id', at)
+  question = text_field(qa, 'question', at)
+  impossible = 'is_impossible' in qa and required_field(
       qa, 'is_impossible', bool, at)
-  answers = []
-  if not impossible and 'answers' in qa:
-    for i, answer in enumerate(
-        examples_lib.required_field(qa, 'answers', list, at)):
-      answers.append(
-          examples_lib.gold_answer(answer, context, f'{at}.answers[{i}]'))
-  return Example(key, question, context, tuple(answers), impossible, title)
+  answers = () if impossible or 'answers' not in qa else tuple(
+      gold_answer(answer, context, f'{at}.answers[{i}]')
+      for i, answer in enumerate(required_field(qa, 'answers', list, at)))
+  return Example(key, question, context, answers, impossible, title)
 
 
 def mrqa(*, path: str, markers: bool = True) -> list[Example]:
   """Reads MRQA 2019 JSONL (Fisch et al., 2019).
 
-  Its character spans have inclusive ends. Every detected occurrence is a gold
-  span. Predictions are scored with the texts in `answers`, as the official
-  script does; their spelling may differ from the context. `markers=False`
-  replaces [TLE], [DOC], [PAR] and [SEP] by spaces of equal length, so that no
-  offset changes.
+  Its spans have inclusive ends. Every detected occurrence is a gold span.
+  Predictions are scored with the texts in `answers`, whose spelling may differ
+  from the context, as the official script does. `markers=False` replaces [TLE],
+  [DOC], [PAR] and [SEP] by spaces of equal length, so that no offset changes.
   """
   examples = []
   for at, row in files.read_rows(pathlib.Path(path)):
     if 'header' in row:
       continue
-    context = examples_lib.text_field(row, 'context', at)
+    context = text_field(row, 'context', at)
     if not markers:
       context = MARKER.sub(lambda match: ' ' * len(match[0]), context)
-    for q, qa in enumerate(examples_lib.required_field(row, 'qas', list, at)):
+    for q, qa in enumerate(required_field(row, 'qas', list, at)):
       here = f'{at}: qas[{q}]'
-      accepted = examples_lib.required_field(qa, 'answers', list, here) if (
+      accepted = required_field(qa, 'answers', list, here) if (
           isinstance(qa, dict) and 'answers' in qa) else []
       golds = {}
-      for answer in examples_lib.required_field(
-          qa, 'detected_answers', list, here):
-        for span in examples_lib.required_field(
-            answer, 'char_spans', list, here):
-          if not (isinstance(span, list) and len(span) == 2 and all(
-              type(n) is int for n in span)
+      for answer in required_field(qa, 'detected_answers', list, here):
+        for span in required_field(answer, 'char_spans', list, here):
+          if not (isinstance(span, list) and [*map(type, span)] == [int, int]
                   and 0 <= span[0] <= span[1] < len(context)):
             raise errors.UserError(
                 f'{here}: char_spans has {reprlib.repr(span)}, expected '
@@ -102,10 +93,9 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
                 'context')
           golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
       examples.append(Example(
-          examples_lib.id_field(qa, 'qid', here),
-          examples_lib.text_field(qa, 'question', here), context, tuple(golds),
-          accepted=tuple(check_text(text, f'{here}.answers')
-                         for text in accepted)))
+          id_field(qa, 'qid', here), text_field(qa, 'question', here), context,
+          tuple(golds), accepted=tuple(check_text(text, f'{here}.answers')
+                                       for text in accepted)))
   return examples
 
 
@@ -113,9 +103,8 @@ def articles(*, of: str, low: float = 0.0, high: float = 1.0,
              seed: int = 0) -> list[Example]:
   """Reads the examples of the SPEC `of` whose article hash is in [low, high).
 
-  The hash is a number in [0, 1) that depends on `seed` and the title only;
-  the context stands in for a missing title. So `high=0.9` and `low=0.9` select
-  two parts of a data set that share no article.
+  The hash in [0, 1) depends on `seed` and the title, or the context if there is
+  no title. `high=0.9` and `low=0.9` select two parts that share no article.
   """
   if not 0 <= low < high <= 1:
     raise errors.UserError(
@@ -130,8 +119,7 @@ def _article_hash(seed: int, example: Example) -> float:  # in [0, 1)
 
 SOURCES: dict[str, Callable[..., list[Example]]] = {
     'squad_json': squad_json, 'mrqa': mrqa, 'table': tables.read_table,
-    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic,
-    'articles': articles}
+    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic, 'articles': articles}
 
 
 def load_examples(spec: str) -> list[Example]:
@@ -141,9 +129,7 @@ def load_examples(spec: str) -> list[Example]:
     UserError: the SPEC or the data is wrong, a question id occurs twice, or
       there is no question.
   """
-  examples: list[Example] = []
-  for part in split_mixture(spec):
-    examples += _load_part(part)
+  examples = [e for part in split_mixture(spec) for e in _load_part(part)]
   seen: dict[str, Example] = {}
   for example in examples:
     if seen.setdefault(example.id, example) is not example:
@@ -165,15 +151,14 @@ def _load_part(part: str) -> list[Example]:
           f'{errors.did_you_mean(part, SOURCES)}')
   if tables.is_table(part):
     return tables.read_table(path=part)
-  return (mrqa if re.search(r'\.jsonl(\.gz)?$', part) else squad_json)(
-      path=part)
+  read = mrqa if re.search(r'\.jsonl(\.gz)?$', part) else squad_json
+  return read(path=part)
 
 
 def split_mixture(spec: str) -> list[str]:
-  """Splits a data SPEC into its parts, at each "+".
+  """Splits a data SPEC at each "+" outside of quotes and parentheses.
 
-  A "+" in quotes or parentheses does not split. The path of an existing file
-  is one part, even if it contains "+".
+  The path of an existing file is one part, even if it contains "+".
   """
   if os.path.exists(spec):
     return [spec]

@@ -4,13 +4,10 @@ Glossary of shapes: E examples, N windows, C distinct contexts, A gold answers,
 S strings, T tokens of all rows.
 
 Arrays are memory-mapped, and strings are decoded at the first access, so a data
-set of SQuAD's size opens in milliseconds. Damaged data are never returned:
-`read_store` checks the sha256 of every file (15 ms for SQuAD on two cores),
-which detects even a flipped bit.
-
-The manifest has its own format, different from the checksums of checkpoints
-and exports, because one sealed JSON file also protects the checksums
-themselves and the description of the windows.
+set of SQuAD's size opens in milliseconds. `read_store` checks the sha256 of
+every file (15 ms for SQuAD on two cores), so damaged data are never returned.
+The manifest is a sealed JSON file, unlike that of checkpoints and exports, to
+protect the checksums themselves and the description of the windows.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,7 +19,7 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -59,13 +56,7 @@ class StoredExamples(Sequence[Example]):
   def __len__(self) -> int:
     return len(self._context_of)
 
-  @overload
-  def __getitem__(self, index: int) -> Example: ...
-
-  @overload
-  def __getitem__(self, index: slice) -> list[Example]: ...
-
-  def __getitem__(self, index):
+  def __getitem__(self, index: Any) -> Any:  # a list if `index` is a slice
     return self._rows[index]
 
   def __iter__(self) -> Iterator[Example]:
@@ -74,26 +65,21 @@ class StoredExamples(Sequence[Example]):
   @functools.cached_property
   def _rows(self) -> list[Example]:
     text = self._arrays['text'].tobytes()
-    strings = [text[a:b].decode() for a, b in itertools.pairwise(
-        self._arrays['text_ptr'].tolist())]
-    starts = self._arrays['answer_start'].tolist()
-    answer_ptr = self._arrays['answer_ptr'].tolist()
-    title_of = self._arrays['title_of'].tolist()
+    pointers, title_of, impossible, answer_ptr, starts, accepted_ptr = (
+        self._arrays[name].tolist() for name in EXAMPLES[1:])
+    strings = (text[a:b].decode() for a, b in itertools.pairwise(pointers))
     context_of = self._context_of.tolist()
-    contexts = strings[:max(context_of, default=-1) + 1]
-    titles = strings[len(contexts):][:max(title_of, default=-1) + 1]
-    rest = strings[len(contexts) + len(titles):]
-    ids, questions = rest[:len(self)], rest[len(self):2 * len(self)]
-    answers = rest[2 * len(self):]
-    golds = list(map(GoldAnswer, answers, starts))
-    accepted, accepted_ptr = answers[len(starts):], self._arrays[
-        'accepted_ptr'].tolist()
+    contexts, titles, ids, questions, answers = (
+        [*itertools.islice(strings, count)] for count in (
+            max(context_of, default=-1) + 1, max(title_of, default=-1) + 1,
+            len(self), len(self), len(starts)))
+    golds, accepted = list(map(GoldAnswer, answers, starts)), [*strings]
     return [
         Example(ids[e], questions[e], contexts[context_of[e]],
-                tuple(golds[answer_ptr[e]:answer_ptr[e + 1]]), impossible,
+                tuple(golds[answer_ptr[e]:answer_ptr[e + 1]]), impossible[e],
                 titles[title_of[e]],
                 tuple(accepted[accepted_ptr[e]:accepted_ptr[e + 1]]))
-        for e, impossible in enumerate(self._arrays['impossible'].tolist())]
+        for e in range(len(self))]
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
@@ -112,14 +98,14 @@ def write_store(directory: pathlib.Path, windows: windows_lib.WindowSet,
   """Writes windows to an empty directory, durably.
 
   `about` is a JSON value that describes the origin of the windows; `read_store`
-  requires an equal one. `with_vocabulary` stores the vocabulary too, which is
-  needed if no other file has it.
+  requires an equal one. A vocabulary that no other file has is stored too.
   """
   written = {}
   for name, array in _arrays(windows).items():
-    content = _npy(array)
-    written[f'{name}.npy'] = [
-        len(content), write_durably(directory / f'{name}.npy', content)]
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    written[f'{name}.npy'] = [buffer.tell(), write_durably(
+        directory / f'{name}.npy', buffer.getbuffer())]
   vocabulary = list(windows.tokenizer.vocab) if with_vocabulary else None
   write_durably(directory / MANIFEST, seal({
       'about': about, 'files': written, 'audit': windows.audit,
@@ -139,11 +125,12 @@ def read_store(
     DamagedError: a file is missing or changed, or `about` differs.
   """
   manifest = _verify(directory, about)
-  arrays = {name: _map(directory / f'{name}.npy') for name in ARRAYS}
+  # Plain arrays on the mapped memory: np.memmap is slower to index.
+  arrays = {name: np.asarray(np.load(directory / f'{name}.npy', mmap_mode='r',
+                                     allow_pickle=False)) for name in ARRAYS}
   contexts, questions = (
-      tokenizer_lib.Ragged(*(arrays[f'{rows}_{part}']
-                             for part in ('ids', 'offsets', 'ptr')))
-      for rows in ('contexts', 'questions'))
+      tokenizer_lib.Ragged(*(arrays[name] for name in names))
+      for names in (RAGGED[:3], RAGGED[3:]))
   return windows_lib.WindowSet(
       examples=StoredExamples({name: arrays[name] for name in EXAMPLES},
                               arrays['context_of'], manifest['examples']),
@@ -162,15 +149,11 @@ def seal(value: Any) -> bytes:
 
 
 def unseal(sealed: bytes) -> Any:
-  """Returns the value that was given to `seal`.
-
-  Raises:
-    DamagedError: a byte is changed, missing or added.
-  """
+  """Returns the value given to `seal`; a DamagedError if a byte differs."""
   digest, _, text = sealed.partition(b'\n')
   text, end = text[:-1], text[-1:]
   if end != b'\n' or hashlib.sha256(text).hexdigest().encode() != digest:
-    raise DamagedError('does not match its own sha256')
+    raise DamagedError(f'{MANIFEST} does not match its own sha256')
   return json.loads(text)
 
 
@@ -184,19 +167,15 @@ def write_durably(path: pathlib.Path, content: bytes | memoryview) -> str:
 
 
 def _arrays(windows: windows_lib.WindowSet) -> dict[str, np.ndarray]:
-  """Returns every array of ARRAYS.
-
-  Token ids and character offsets are uint16 where all values fit.
-  """
+  """Returns every array of ARRAYS."""
   arrays = {name: getattr(windows, name) for name in FIELDS}
-  for name, rows in (('contexts', windows.contexts),
-                     ('questions', windows.questions)):
-    arrays[f'{name}_ids'] = _narrow(rows.ids)
-    arrays[f'{name}_offsets'] = _narrow(rows.offsets)
-    arrays[f'{name}_ptr'] = rows.ptr
-  examples = windows.examples
-  titles = {t: i for i, t in enumerate(dict.fromkeys(
-      e.title for e in examples))}
+  for name in ('contexts', 'questions'):
+    rows = getattr(windows, name)
+    arrays |= {f'{name}_ids': _narrow(rows.ids), f'{name}_ptr': rows.ptr,
+               f'{name}_offsets': _narrow(rows.offsets)}
+  examples, titles = windows.examples, {}
+  for e in examples:
+    titles.setdefault(e.title, len(titles))
   answers = [a for e in examples for a in e.answers]
   strings = [s.encode() for s in itertools.chain(
       dict.fromkeys(e.context for e in examples), titles,
@@ -212,7 +191,7 @@ def _arrays(windows: windows_lib.WindowSet) -> dict[str, np.ndarray]:
       'accepted_ptr': _pointers(len(e.accepted) for e in examples)}
 
 
-def _narrow(array: np.ndarray) -> np.ndarray:
+def _narrow(array: np.ndarray) -> np.ndarray:  # uint16 if all values fit
   fits = array.max(initial=0) < 2**16
   return array.astype(np.uint16 if fits else np.int32)
 
@@ -221,33 +200,15 @@ def _pointers(lengths: Iterable[int]) -> np.ndarray:  # [rows + 1] int64
   return np.array([*itertools.accumulate(lengths, initial=0)], np.int64)
 
 
-def _npy(array: np.ndarray) -> memoryview:
-  buffer = io.BytesIO()
-  np.save(buffer, array, allow_pickle=False)
-  return buffer.getbuffer()
-
-
-def _map(path: pathlib.Path) -> np.ndarray:
-  # A plain array on the mapped memory: np.memmap is slower to index.
-  return np.asarray(np.load(path, mmap_mode='r', allow_pickle=False))
-
-
 def _verify(directory: pathlib.Path, about: Mapping[str, Any]) -> Any:
   """Returns the manifest, after checking every file against it."""
   directory.stat()
   try:
     manifest = unseal((directory / MANIFEST).read_bytes())
     if manifest['about'] != about:
-      raise DamagedError('belongs to another store')
-  except FileNotFoundError:
-    raise DamagedError(f'{MANIFEST} is missing') from None
-  except DamagedError as e:
-    raise DamagedError(f'{MANIFEST} {e}') from None
-
-  try:
+      raise DamagedError(f'{MANIFEST} belongs to another store')
     for name, (size, _) in manifest['files'].items():
-      stored = (directory / name).stat().st_size
-      if stored != size:
+      if (stored := (directory / name).stat().st_size) != size:
         raise DamagedError(f'{name} has {stored} bytes, not {size}')
     largest_first = sorted(manifest['files'].items(), key=lambda f: -f[1][0])
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:

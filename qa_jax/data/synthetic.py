@@ -21,17 +21,16 @@ QUESTIONS_PER_PASSAGE = 4
 
 def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
               facts: int = 4, sentences: int = 0, impossible: float = 0.0,
-              repeats: float = 0.2, kinds: str = '',
-              paraphrases: int = 9, split: str = 'train') -> list[Example]:
+              repeats: float = 0.2, kinds: str = '', paraphrases: int = 9,
+              split: str = 'train') -> list[Example]:
   """Generates `size` examples; equal arguments give equal examples anywhere.
 
-  A passage states `facts` facts about each of its `subjects`. The subjects
-  share their relations, so with several subjects the right sentence is only
-  recognised by the name in it. `sentences` further sentences lengthen a
-  passage; a thousand tokens need about 120. A share `repeats` of the passages
-  mentions one answer twice. A share `impossible` of the questions asks for a
-  fact that the passage does not state. `kinds` lists kinds of subjects, such
-  as "person,ship"; '' is all kinds. Each kind has nine relations; with fewer
+  A passage states `facts` facts about each of its `subjects`. They share their
+  relations, so that only the name in a sentence tells them apart. `sentences`
+  further sentences lengthen a passage; a thousand tokens need about 120.
+  `repeats` is the share of passages that mention one answer twice. `impossible`
+  is the share of questions that ask for a fact not in the passage. `kinds`
+  lists kinds of subjects, such as "person,ship"; '' is all kinds. With fewer
   kinds, a model trained from scratch learns to read sooner.
 
   Raises:
@@ -46,17 +45,14 @@ def synthetic(*, seed: int = 0, size: int = 2000, subjects: int = 1,
     if type(value) not in types or not low <= value <= high:
       raise errors.UserError(
           f'synthetic: {name}={value!r} must be '
-          f'{"a number" if float in types else "an integer"} in '
-          f'{low} … {high}')
-  if split not in SPLITS:
-    raise errors.UserError(f'synthetic: unknown split {split!r}'
-                           f'{errors.did_you_mean(str(split), SPLITS)}')
-  chosen = kinds.split(',') if kinds else list(synthetic_templates.KINDS)
-  for kind in chosen:
-    if kind not in synthetic_templates.KINDS:
-      raise errors.UserError(
-          f'synthetic: unknown kind {kind!r}'
-          f'{errors.did_you_mean(kind, synthetic_templates.KINDS)}')
+          f'{"a number" if float in types else "an integer"} in {low} … {high}')
+  known_kinds = synthetic_templates.KINDS
+  chosen = kinds.split(',') if kinds else list(known_kinds)
+  for what, value, known in (('split', split, SPLITS), *(
+      ('kind', kind, known_kinds) for kind in chosen)):
+    if value not in known:
+      raise errors.UserError(f'synthetic: unknown {what} {value!r}'
+                             f'{errors.did_you_mean(str(value), known)}')
   rng = random.Random(f'{split} {seed}')
   examples: list[Example] = []
   while len(examples) < size:
@@ -80,7 +76,9 @@ class _Passage:
     self._paraphrases = paraphrases
     names = _Names(rng, parity)
     kind = synthetic_templates.KINDS[rng.choice(kinds)]
-    stated = _choose(rng, kind.relations, facts)
+    stated = rng.sample(kind.relations, facts)
+    while facts > 1 and len({r.answer for r in stated}) == facts:
+      stated = rng.sample(kind.relations, facts)  # two need equal answer types
     self._unstated = [r for r in kind.relations if r not in stated]
     self._names = [names.fill(kind.name) for _ in range(subjects)]
     self.title = self._names[0]
@@ -134,7 +132,7 @@ class _Names:
 
   def fill(self, pattern: str) -> str:
     while '{W}' in pattern:
-      pattern = pattern.replace('{W}', self._word(), 1)
+      pattern = pattern.replace('{W}', self._fresh(self._syllables), 1)
     return pattern
 
   def draw(self, kind: str) -> str:
@@ -143,9 +141,6 @@ class _Names:
       return self._fresh(lambda: str(self._rng.randint(low, high)))
     return self.fill('{W} {W}' if kind == 'person' else '{W}')
 
-  def _word(self) -> str:
-    return self._fresh(self._syllables)
-
   def _fresh(self, make) -> str:
     while (name := make()) in self._used:
       pass
@@ -153,24 +148,11 @@ class _Names:
     return name
 
   def _syllables(self) -> str:
-    """Returns a word of two syllables whose indices sum to the split's parity.
-
-    The spelling of a word determines its syllables, so no word occurs in both
-    splits.
-    """
+    # The indices of the two syllables sum to the parity of the split. Spelling
+    # determines the syllables, so that no word occurs in both splits.
     parts = [self._rng.randrange(len(ONSETS) * len(VOWELS)) for _ in range(2)]
     if sum(parts) % 2 != self._parity:
       parts[1] ^= 1
-    return ''.join(
-        ONSETS[p // len(VOWELS)] + VOWELS[p % len(VOWELS)] for p in parts
-    ).capitalize() + self._rng.choice(CODAS)
-
-
-def _choose(rng: random.Random, relations: tuple[synthetic_templates.Relation,
-                                                 ...],
-            facts: int) -> list[synthetic_templates.Relation]:
-  """Draws `facts` relations, at least two of them with equal answer types."""
-  chosen = rng.sample(relations, facts)
-  while facts > 1 and len({r.answer for r in chosen}) == facts:
-    chosen = rng.sample(relations, facts)
-  return chosen
+    word = ''.join(ONSETS[p // len(VOWELS)] + VOWELS[p % len(VOWELS)]
+                   for p in parts)
+    return word.capitalize() + self._rng.choice(CODAS)

@@ -1,8 +1,7 @@
 """Sentence and question templates of the synthetic corpus.
 
-{S} is the subject or its pronoun, {N} always its name, and {A} the answer.
-Statements and questions of a relation are paraphrases; relations of a kind
-share answer types, so that a passage holds several candidates of each type.
+{S} is the subject or its pronoun, {N} its name, and {A} the answer. Relations
+of a kind share answer types, so that a passage holds several candidates of one.
 """
 
 from typing import NamedTuple
@@ -12,7 +11,7 @@ class Relation(NamedTuple):
   """A relation between a subject of a passage and an answer."""
 
   answer: str  # 'place', 'person', 'year' or 'count'
-  statements: tuple[str, ...]
+  statements: tuple[str, ...]  # paraphrases, as are the questions
   questions: tuple[str, ...]
 
 
@@ -146,8 +145,7 @@ BATTLE = Kind('the battle of {W}', ('it',), (
 KINDS = {'person': PERSON, 'ship': SHIP, 'river': RIVER, 'book': BOOK,
          'battle': BATTLE}
 
-# About nothing that is asked: padding, distraction, and a second mention.
-ASIDES = {
+ASIDES = {  # sentences that no question asks for
     'place': ('Few maps show {A}.', 'Travellers praise {A}.',
               'The road to {A} is steep.', 'Snow seldom falls on {A}.'),
     'person': ('Songs recall {A}.', 'A street bears the name of {A}.',

@@ -11,6 +11,7 @@ optional column counts as a missing value.
 
 import ast
 from collections.abc import Callable, Iterator
+import contextlib
 import csv
 import gzip
 import io
@@ -24,9 +25,12 @@ from typing import Any, BinaryIO
 import zlib
 
 from qa_jax import errors
-from qa_jax.data import examples
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.data.examples import gold_answer
+from qa_jax.data.examples import id_field
+from qa_jax.data.examples import required_field
+from qa_jax.data.examples import text_field
 from qa_jax.io import files
 
 REQUIRED = ('id', 'context', 'question')
@@ -37,8 +41,8 @@ BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
 def read_table(*, path: str) -> list[Example]:
   """Reads a table, from a file or a directory.
 
-  A file is .parquet, .arrow, .csv(.gz) or .jsonl(.gz). A directory is one that
-  `Dataset.save_to_disk` of Hugging Face wrote.
+  A file is .parquet, .arrow, .csv(.gz) or .jsonl(.gz). A directory is from
+  `Dataset.save_to_disk` of Hugging Face.
 
   Raises:
     UserError: the file is of another kind or damaged, a column or value is
@@ -63,13 +67,12 @@ def is_table(path: str) -> bool:
   """
   where = pathlib.Path(path)
   if os.path.isdir(path):  # False for a name no file can have
-    return any((where / n).is_file() for n in ('state.json',
-                                               'dataset_dict.json'))
+    return any(
+        (where / n).is_file() for n in ('state.json', 'dataset_dict.json'))
   if re.search(r'\.jsonl(\.gz)?$', path):
     try:
       with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
-        first = json.loads(f.readline(
-            files.UNZIPPED_FREE).decode('utf-8-sig'))
+        first = json.loads(f.readline(files.UNZIPPED_FREE).decode('utf-8-sig'))
     except (OSError, EOFError, ValueError, RecursionError, zlib.error):
       return False  # reading the file raises an error with the reason
     return isinstance(first, dict) and 'question' in first
@@ -77,24 +80,23 @@ def is_table(path: str) -> bool:
 
 
 def _example(row: dict[str, Any], at: str) -> Example:
-  row = {k: v for k, v in row.items()
-         if v is not None or k not in OPTIONAL}
-  key = examples.id_field(row, 'id', at)
-  question = examples.text_field(row, 'question', at)
-  context = examples.text_field(row, 'context', at)
+  row = {k: v for k, v in row.items() if v is not None or k not in OPTIONAL}
+  key = id_field(row, 'id', at)
+  question = text_field(row, 'question', at)
+  context = text_field(row, 'context', at)
   golds = (_golds(row['answers'], context, f'{at}.answers')
            if 'answers' in row else ())
-  impossible = (examples.required_field(row, 'is_impossible', bool, at)
+  impossible = (required_field(row, 'is_impossible', bool, at)
                 if 'is_impossible' in row else 'answers' in row and not golds)
-  title = examples.text_field(row, 'title', at) if 'title' in row else ''
+  title = text_field(row, 'title', at) if 'title' in row else ''
   return Example(key, question, context, () if impossible else golds,
                  impossible, title)
 
 
 def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
   if isinstance(answers, dict):
-    texts = examples.required_field(answers, 'text', list, at)
-    starts = examples.required_field(answers, 'answer_start', list, at)
+    texts = required_field(answers, 'text', list, at)
+    starts = required_field(answers, 'answer_start', list, at)
     if len(texts) != len(starts):
       raise errors.UserError(
           f'{at} has {len(texts)} text and {len(starts)} answer_start')
@@ -104,7 +106,7 @@ def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
     raise errors.UserError(
         f'{at} is {type(answers).__name__}, expected {{"text": […], '
         '"answer_start": […]}')
-  return tuple(examples.gold_answer(a, context, f'{at}[{i}]')
+  return tuple(gold_answer(a, context, f'{at}[{i}]')
                for i, a in enumerate(answers))
 
 
@@ -118,8 +120,7 @@ def _csv(path: pathlib.Path) -> Rows:
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     lines = [(reader.line_num, cells) for cells in reader if cells]
   except csv.Error as e:
-    raise errors.UserError(
-        f'{path}:{reader.line_num}: not CSV: {e}') from None
+    raise errors.UserError(f'{path}:{reader.line_num}: not CSV: {e}') from None
   finally:
     csv.field_size_limit(limit)
   if not lines:
@@ -138,10 +139,9 @@ def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
   """Returns a CSV row with decoded optional cells; an empty cell is None."""
   for name in OPTIONAL:
     row[name] = row.get(name) or None
-  answers, impossible = row['answers'], row['is_impossible']
-  if answers is not None:
-    row['answers'] = _literal(answers, f'{at}.answers')
-  if impossible is not None:
+  if row['answers'] is not None:
+    row['answers'] = _literal(row['answers'], f'{at}.answers')
+  if (impossible := row['is_impossible']) is not None:
     if impossible.lower() not in BOOLEANS:
       raise errors.UserError(
           f'{at}.is_impossible is {reprlib.repr(impossible)}, expected true or '
@@ -155,10 +155,8 @@ def _literal(cell: str, at: str) -> Any:
 
   Lists of such a literal may be written as array([…], dtype=…).
   """
-  try:
+  with contextlib.suppress(ValueError, RecursionError):
     return json.loads(cell)
-  except (ValueError, RecursionError):
-    pass
   try:
     return ast.literal_eval(_Arrays().visit(ast.parse(cell, mode='eval')))
   except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
@@ -201,8 +199,7 @@ def _arrow_rows(path: pathlib.Path,
     import pyarrow.parquet
   except ImportError:
     raise errors.UserError(
-        f"{path}: takes pyarrow to read; pip install 'qa_jax[arrow]'"
-    ) from None
+        f"{path}: takes pyarrow to read; pip install 'qa_jax[arrow]'") from None
   try:
     with open(path, 'rb') as stored:
       table = read(pyarrow, stored)
@@ -218,14 +215,11 @@ def _arrow_rows(path: pathlib.Path,
 
 
 def _saved(directory: pathlib.Path) -> Rows:
-  """Reads a directory that `Dataset.save_to_disk` wrote.
-
-  Its state.json names the Arrow files in order.
-  """
+  """Reads the Arrow files that the state.json of a directory lists."""
   splits = directory / 'dataset_dict.json'
   if splits.is_file():
-    names = examples.required_field(files.read_object(splits), 'splits', list,
-                                    str(splits))
+    names = required_field(
+        files.read_object(splits), 'splits', list, str(splits))
     raise errors.UserError(
         f'{directory} has several splits; give one: '
         f'{", ".join(f"{directory}/{name}" for name in names)}')
@@ -239,18 +233,14 @@ def _saved(directory: pathlib.Path) -> Rows:
     raise errors.UserError(
         f'{path}: the rows are chosen by indices; save it again with a newer '
         '`datasets`')
-  for i, entry in enumerate(examples.required_field(state, '_data_files', list,
-                                                    str(path))):
-    name = examples.id_field(entry, 'filename', f'{path}: _data_files[{i}]')
+  for i, entry in enumerate(
+      required_field(state, '_data_files', list, str(path))):
+    name = id_field(entry, 'filename', f'{path}: _data_files[{i}]')
     yield from _arrow(directory / pathlib.PurePath(name).name)
 
 
 def _check_columns(names: list[str], path: pathlib.Path) -> list[str]:
-  """Returns the columns of `names` that are read.
-
-  Raises:
-    UserError: a required column is missing, or a column occurs twice.
-  """
+  """Returns the columns to read; a UserError if one is missing or doubled."""
   for name in REQUIRED + OPTIONAL:
     if name in REQUIRED and name not in names:
       raise errors.UserError(

@@ -22,10 +22,9 @@ FEATURES = ('id', 'question', 'context', 'answers')
 def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
   """Reads a TFDS data set with SQuAD's features, such as `squad/v1.1`.
 
-  The first call prepares it as array_record files. It takes raw files from
-  DATA_DIR/downloads/manual/ or else from the network. Examples are in the order
-  of TFDS, which differs from the raw file. `split` may be a slice, such as
-  `train[:10%]`.
+  The first call prepares it as array_record files, from raw files in
+  DATA_DIR/downloads/manual/ or else the network. The order of TFDS differs from
+  that of the raw file. `split` may be a slice, such as `train[:10%]`.
 
   Raises:
     UserError: the name or split is unknown, files are damaged, or the network
@@ -40,8 +39,8 @@ def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
   where = pathlib.Path(data_dir or os.environ.get(
       'TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
   try:
-    builder = library.builder(
-        name, data_dir=str(where), file_format='array_record')
+    builder = library.builder(name, data_dir=str(where),
+                              file_format='array_record')
   except library.core.registered.DatasetNotFoundError:
     known = library.list_builders(with_community_datasets=False)
     raise errors.UserError(
@@ -99,11 +98,8 @@ def _prepare(builder: Any, where: pathlib.Path) -> None:
 class _RequestedUrls(Exception):
   """The URLs that a data set requests, thrown to end its preparation."""
 
-
-class _UrlListener:
-  """A download manager that downloads nothing and raises the URLs."""
-
-  def download_and_extract(self, urls: Any) -> None:
+  @staticmethod
+  def download_and_extract(urls: Any) -> None:  # of a download manager
     raise _RequestedUrls(urls)
 
 
@@ -111,39 +107,32 @@ def _wanted(builder: Any, needed: dict[str, str]) -> list[str]:
   """Returns the raw files of this configuration, or all if unknown."""
   requested: Any = None
   try:
-    builder._split_generators(_UrlListener())
+    builder._split_generators(_RequestedUrls)
   except _RequestedUrls as e:
     requested, = e.args
   except AttributeError:  # the data set uses another download method
     pass
-  urls = ({*requested.values()} if isinstance(requested, dict)
-          else {requested})
+  urls = {*requested.values()} if isinstance(requested, dict) else {requested}
   return sorted(f for f, url in needed.items() if url in urls) or sorted(needed)
 
 
 def _reachable(url: str) -> bool:
-  """Returns whether the host of `url` answers within PROBE_SECONDS.
-
-  The library itself would retry for minutes. Behind a proxy the host need not
-  answer directly, so the result is True there.
-  """
+  """Returns whether the host answers; the library would retry for minutes."""
   parts = urllib.parse.urlparse(url)
   if parts.scheme in urllib.request.getproxies():
-    return True
+    return True  # behind a proxy the host need not answer directly
   port = parts.port or (443 if parts.scheme == 'https' else 80)
-  try:
+  with contextlib.suppress(OSError):
     socket.create_connection((parts.hostname, port), PROBE_SECONDS).close()
-  except OSError:
-    return False
-  return True
+    return True
+  return False
 
 
 def _example(row: Any, at: str) -> Example:
   answers = row['answers']
-  golds = tuple(
-      GoldAnswer(_text(text, f'{at}.answers'), int(start))
-      for text, start in zip(answers['text'], answers['answer_start'],
-                             strict=True))
+  golds = tuple(GoldAnswer(_text(text, f'{at}.answers'), int(start)) for
+                text, start in zip(answers['text'], answers['answer_start'],
+                                   strict=True))
   impossible = bool(row.get('is_impossible', False))
   return Example(
       _text(row['id'], f'{at}.id'), _text(row['question'], f'{at}.question'),

@@ -2,8 +2,6 @@
 
 No special token is registered with the library `tokenizers`, so "[SEP]" in a
 user's text is tokenised as text and never becomes the separator token.
-
-Glossary of shapes: T tokens of all rows.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,10 +16,6 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import models
-from tokenizers import normalizers
-from tokenizers import pre_tokenizers
-from tokenizers import trainers
 
 from qa_jax import errors
 from qa_jax.data.examples import check_text
@@ -32,7 +26,7 @@ SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:
-  """Concatenated rows of tokens; row r is the range `[ptr[r], ptr[r + 1])`."""
+  """Rows of T tokens in all; row r is the range `[ptr[r], ptr[r + 1])`."""
 
   ids: np.ndarray  # [T] int32
   offsets: np.ndarray  # [T, 2] int32, code points [begin, end) of the text
@@ -61,17 +55,9 @@ class Tokenizer:
   def index(self) -> dict[str, int]:
     return {token: i for i, token in enumerate(self.vocab)}
 
-  @property
-  def pad_id(self) -> int:
-    return self.index['[PAD]']
-
-  @property
-  def cls_id(self) -> int:
-    return self.index['[CLS]']
-
-  @property
-  def sep_id(self) -> int:
-    return self.index['[SEP]']
+  pad_id = property(lambda self: self.index['[PAD]'])
+  cls_id = property(lambda self: self.index['[CLS]'])
+  sep_id = property(lambda self: self.index['[SEP]'])
 
   @property
   def fingerprint(self) -> str:
@@ -84,18 +70,14 @@ class Tokenizer:
 
   def encode(self, texts: Sequence[str],
              progress: Callable[[int], None] | None = None) -> Ragged:
-    """Tokenises the texts, without adding special tokens.
-
-    `progress` is called with the number of texts that are tokenised.
-    """
+    """Tokenises texts without special tokens; `progress` gets the count."""
     ids, offsets, lengths = [], [], [0]
     for begin in range(0, len(texts), 1024):
       for enc in self._wordpiece.encode_batch(
           list(texts[begin:begin + 1024]), add_special_tokens=False):
         ids.append(np.array(enc.ids, np.int32))
-        offsets.append(np.fromiter(
-            itertools.chain.from_iterable(enc.offsets), np.int32,
-            2 * len(ids[-1])))
+        offsets.append(np.fromiter(itertools.chain.from_iterable(enc.offsets),
+                                   np.int32, 2 * len(ids[-1])))
         lengths.append(len(ids[-1]))
       if progress:
         progress(len(ids))
@@ -112,10 +94,11 @@ class Tokenizer:
 
 
 def _pipeline(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-  wordpiece = tokenizers.Tokenizer(models.WordPiece(
+  wordpiece = tokenizers.Tokenizer(tokenizers.models.WordPiece(
       vocab, unk_token='[UNK]', max_input_chars_per_word=100))
-  wordpiece.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-  wordpiece.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(
+      lowercase=lowercase)
+  wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   return wordpiece
 
 
@@ -123,13 +106,11 @@ def read_tokenizer(directory: str | pathlib.Path,
                    lowercase: bool | None = None) -> Tokenizer:
   """Reads the tokenizer in vocab.txt or tokenizer.json of a directory.
 
-  `lowercase=None` takes the setting of the directory. A value that contradicts
-  that setting is an error, because it silently costs 6.5 F1
-  (transformers#4549).
+  `lowercase=None` takes the setting of the directory.
 
   Raises:
-    UserError: the vocabulary is missing or malformed, or its case differs
-      from `lowercase`.
+    UserError: the vocabulary is missing or malformed, or its case differs from
+      `lowercase`, which would silently cost 6.5 F1 (transformers#4549).
   """
   directory = pathlib.Path(directory)
   about, whole = (
@@ -181,9 +162,8 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int,
                     lowercase: bool = True) -> Tokenizer:
   """Learns a tokenizer of at most `vocab_size` entries from `texts`.
 
-  The library numbers "##x" pieces in hash order and breaks ties by number.
-  Here they are passed as special tokens in sorted order, so that equal texts
-  give equal vocabularies.
+  The library numbers "##x" pieces in hash order and breaks ties by number. Here
+  they are special tokens, sorted, so that equal texts give equal vocabularies.
   """
   texts = list(texts)
   wordpiece = _pipeline({'[UNK]': 0}, lowercase)
@@ -191,7 +171,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int,
                     for c in wordpiece.normalizer.normalize_str(text)
                     if not c.isspace()})
   fixed = [*SPECIAL, *letters, *('##' + c for c in letters)]
-  wordpiece.train_from_iterator(texts, trainers.WordPieceTrainer(
+  wordpiece.train_from_iterator(texts, tokenizers.trainers.WordPieceTrainer(
       vocab_size=vocab_size, special_tokens=fixed, show_progress=False))
   learned = set(wordpiece.get_vocab()) - set(SPECIAL)
   return Tokenizer(SPECIAL + tuple(sorted(learned)), lowercase)

@@ -64,14 +64,14 @@ class WindowSet:
     """Returns the indices of the windows to train on.
 
     `without_answer` decides about windows of answerable questions that do not
-    contain the answer. 'cls' trains on them with the span at [CLS] as label
-    (Devlin et al., 2019); 'drop' leaves them out.
+    contain the answer: 'cls' labels them with the span at [CLS] (Devlin et al.,
+    2019), 'drop' leaves them out.
     """
     keep = self.trainable
     if without_answer == 'drop':
       impossible = np.array([e.impossible for e in self.examples], bool)
-      keep = keep & ((self.start_positions > 0)
-                     | impossible[self.example_of])
+      keep = keep & (
+          (self.start_positions > 0) | impossible[self.example_of])
     elif without_answer != 'cls':
       raise errors.UserError(
           f'data.windows_without_answer={without_answer!r}; choose cls or drop')
@@ -102,8 +102,7 @@ class WindowSet:
     ids = np.where(column < total, self.tokenizer.sep_id, ids)
     ids[:, 0] = self.tokenizer.cls_id
     ids[in_context] = self.contexts.ids[(context + local)[in_context]]
-    ids[in_question] = self.questions.ids[
-        (question + column - 1)[in_question]]
+    ids[in_question] = self.questions.ids[(question + column - 1)[in_question]]
     token = self.begin[row] + local
     owned = (token >= self.best_begin[row]) & (token < self.best_end[row])
     golds = np.where(real_row[:, :, None], self.gold_spans[row[:, 0]], -1)
@@ -124,26 +123,22 @@ class WindowSet:
     """Returns the windows of examples [first, last), as views."""
     a, b = np.searchsorted(self.example_of, (first, last))
     cut = {name: getattr(self, name)[a:b] for name in (
-        'begin', 'length', 'best_begin', 'best_end', 'gold_spans',
-        'trainable')}
+        'begin', 'length', 'best_begin', 'best_end', 'gold_spans', 'trainable')}
     return dataclasses.replace(
-        self, examples=self.examples[first:last],
-        questions=tokenizer_lib.Ragged(
-            self.questions.ids, self.questions.offsets,
-            self.questions.ptr[first:last + 1]),
+        self, examples=self.examples[first:last], questions=dataclasses.replace(
+            self.questions, ptr=self.questions.ptr[first:last + 1]),
         context_of=self.context_of[first:last],
         example_of=self.example_of[a:b] - first, **cut)
 
   def blocks(self, most: int) -> list[tuple[int, 'WindowSet']]:
-    """Divides the windows into blocks of whole questions.
+    """Divides the windows into blocks: (first window index, windows) each.
 
-    Returns pairs of a block's first window index and its windows. A block has
-    about `most` windows, or one question. Blocks have about equal sizes, so
-    that the last one needs no separately compiled programs.
+    A block has whole questions, and about `most` windows or one question.
+    Blocks are about equal, so that all have the same compiled programs.
     """
     count, questions = len(self), len(self.examples)
-    parts = max(1, -(-count // most))
-    if parts == 1:
+    parts = -(-count // most)
+    if parts <= 1:
       return [(0, self)]
     starts = np.searchsorted(self.example_of, np.arange(questions))
     cuts = np.searchsorted(starts, np.arange(1, parts) * count // parts)
@@ -156,8 +151,8 @@ class WindowSet:
     """Converts spans of windows to character ranges [begin, end) of context."""
     base = (self.contexts.ptr[self.context_of[self.example_of[window]]]
             + self.begin[window] - self.context_offset[window])
-    return (self.contexts.offsets[base + start, 0],
-            self.contexts.offsets[base + end, 1])
+    offsets = self.contexts.offsets
+    return offsets[base + start, 0], offsets[base + end, 1]
 
 
 def make_windows(examples: Sequence[Example],
@@ -168,23 +163,21 @@ def make_windows(examples: Sequence[Example],
   """Cuts every example into windows of at most `max_length` tokens.
 
   Neighbouring windows share `window_overlap` context tokens (the "stride" of
-  Hugging Face; the doc_stride of BERT is the step instead). `progress` is
-  called with the number of tokenised texts and the number of all texts.
+  Hugging Face; the doc_stride of BERT is the step). `progress` is called with
+  the number of tokenised texts and the number of all texts.
 
   Raises:
     UserError: the longest question leaves no room for the context.
   """
   check_lengths(max_length, window_overlap, max_question_length)
   distinct: dict[str, int] = {}
-  context_of = np.array(
-      [distinct.setdefault(e.context, len(distinct)) for e in examples],
-      np.int64)
+  context_of = np.array([distinct.setdefault(e.context, len(distinct))
+                         for e in examples], np.int64)
   done = lambda before: progress and (lambda count: progress(
       before + count, len(distinct) + len(examples)))
   contexts = tokenizer.encode(list(distinct), done(0))
-  questions = _cut(tokenizer.encode(
-      [e.question for e in examples], done(len(distinct))),
-                   max_question_length)
+  questions = _cut(tokenizer.encode([e.question for e in examples],
+                                    done(len(distinct))), max_question_length)
 
   tokens = contexts.lengths[context_of]  # [E]
   room = max_length - questions.lengths - 3
@@ -207,10 +200,10 @@ def make_windows(examples: Sequence[Example],
   audit, faults = alignment.count_fates(examples, owners, fates)
   return WindowSet(
       examples=examples, questions=questions, contexts=contexts,
-      context_of=context_of, example_of=example_of, begin=begin,
-      length=length, best_begin=best_begin, best_end=best_end,
-      gold_spans=gold_spans, trainable=~lost[example_of], audit=audit,
-      faults=faults, tokenizer=tokenizer)
+      context_of=context_of, example_of=example_of, begin=begin, length=length,
+      best_begin=best_begin, best_end=best_end, gold_spans=gold_spans,
+      trainable=~lost[example_of], audit=audit, faults=faults,
+      tokenizer=tokenizer)
 
 
 def check_lengths(max_length: int, window_overlap: int,
@@ -230,17 +223,16 @@ def check_lengths(max_length: int, window_overlap: int,
 
 def _cut(rows: tokenizer_lib.Ragged, longest: int) -> tokenizer_lib.Ragged:
   """Keeps the first `longest` tokens of each row."""
-  lengths = np.minimum(rows.lengths, longest)
   ordinal = np.arange(len(rows.ids)) - np.repeat(rows.ptr[:-1], rows.lengths)
   keep = ordinal < longest
-  return tokenizer_lib.Ragged(
-      rows.ids[keep], rows.offsets[keep],
-      np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+  lengths = np.minimum(rows.lengths, longest)
+  return tokenizer_lib.Ragged(rows.ids[keep], rows.offsets[keep],
+                              np.append(0, np.cumsum(lengths)))
 
 
 def _max_context(begin: np.ndarray, length: np.ndarray, is_first: np.ndarray,
                  is_last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the range [begin [N], end [N]) of each window's owned tokens.
+  """Returns the first and last + 1 [N] of the tokens that a window owns.
 
   The score of token t in a window is min(left, right) + 0.01 * length (BERT);
   the earlier window wins a tie. Each score has one peak over t, so one cut
@@ -250,6 +242,7 @@ def _max_context(begin: np.ndarray, length: np.ndarray, is_first: np.ndarray,
   cut = begin + length  # right for the last window of an example
   a = np.flatnonzero(~is_last)
   b = a + 1
+  end_a, end_b = cut[a], cut[b]
   bonus = length[a] - length[b]  # in hundredths of a token
 
   def prefers_a(token):
@@ -257,7 +250,6 @@ def _max_context(begin: np.ndarray, length: np.ndarray, is_first: np.ndarray,
     score_b = 100 * np.minimum(token - begin[b], end_b - 1 - token)
     return (token < end_a) & ((token < begin[b]) | (score_a >= score_b))
 
-  end_a, end_b = cut[a], begin[b] + length[b]
   low, high = begin[b], end_a  # prefers_a holds below low, fails from high on
   while (low < high).any():
     middle = (low + high) // 2

@@ -89,12 +89,17 @@ def scores_and_gradient(trainer, batch):
   return np.where(domain, scores.start, 0), gradient
 
 
+def pack_batch(batch, shards, row_length, real):
+  lengths = batch['attention_mask'].sum(axis=1) * real
+  return packing.lay_out(batch, packing.plan_rows(lengths, shards, row_length),
+                         lengths, shards, row_length)
+
+
 @pytest.mark.parametrize('shards', [1, 4])
 def test_scores_and_gradients_equal_those_of_padded_rows(padded, shards):
   rows = np.concatenate([np.arange(14), [-1, -1]])
   batch = padded.windows.gather(rows, P)
-  packed = packing.pack_batch(batch, np.arange(16).reshape(shards, -1), P,
-                              real=rows >= 0)
+  packed = pack_batch(batch, np.arange(16).reshape(shards, -1), P, rows >= 0)
   assert packed['token_ids'].shape[1] < 16 // shards
   scores, gradient = scores_and_gradient(padded, batch)
   other_scores, other_gradient = scores_and_gradient(padded, packed)
@@ -105,8 +110,7 @@ def test_scores_and_gradients_equal_those_of_padded_rows(padded, shards):
 
 def test_a_window_does_not_see_its_neighbours_in_the_row(padded):
   batch = padded.windows.gather(np.arange(16), P)
-  packed = packing.pack_batch(batch, np.arange(16)[None], P,
-                              real=np.ones(16, bool))
+  packed = pack_batch(batch, np.arange(16)[None], P, np.ones(16, bool))
   assert packed['segment_ids'].max() > 1
   other = packed['segment_ids'] > 1
   changed = {**packed, 'token_ids': np.where(other, 7, packed['token_ids'])}
