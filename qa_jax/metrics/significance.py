@@ -2,12 +2,11 @@
 
 Glossary of shapes: S seeds, A articles, N questions, V comparisons.
 
-The functions need numpy and scipy alone. The difference of a question is its
-score by one system minus its score by another. Its mean over seeds includes
-what a seed changes for all questions at once, which no test over questions can
-see; nor can such a test see that the questions of one article are alike. Hence
-`hierarchical_interval`, and tests over the sums of articles (`article_sums`)
-beside the tests over questions.
+The difference of a question is its score by one system minus its score by
+another. Its mean over seeds includes what a seed changes for all questions at
+once, which no test over questions can see; nor can such a test see that the
+questions of one article are alike. Hence `hierarchical_interval`, and tests
+over the sums of articles (`article_sums`) beside the tests over questions.
 """
 
 from collections.abc import Sequence
@@ -18,6 +17,23 @@ RESAMPLES = 9999  # sign flips; p is at least 2 / (RESAMPLES + 1)
 BOOTSTRAPS = 1999
 _BATCH = 256  # resamples of signs held in memory at a time
 _QUESTIONS = 2**19  # questions of bootstraps held in memory at a time
+
+
+def paired_difference(differences: np.ndarray,  # [S, N]
+                      articles: Sequence[str],  # [N], of each question
+                      *, seed: int) -> dict[str, float]:
+  """Computes mean, interval, p over questions and p over articles."""
+  average = differences.mean(axis=0)
+  return {**mean_interval(differences, articles, seed=seed),
+          'p': sign_flip(average, seed=seed),
+          'p_articles': sign_flip(article_sums(average, articles), seed=seed)}
+
+
+def mean_interval(values: np.ndarray,  # [S, N]
+                  articles: Sequence[str], *, seed: int) -> dict[str, float]:
+  """Computes a mean and its 95 % interval over seeds, articles, questions."""
+  low, high = hierarchical_interval(values, articles, seed=seed)
+  return {'mean': float(values.mean()), 'low': low, 'high': high}
 
 
 def sign_flip(differences: np.ndarray,  # [N]
@@ -40,14 +56,11 @@ def sign_flip(differences: np.ndarray,  # [N]
       rng=np.random.default_rng(seed)).pvalue)
 
 
-def hierarchical_interval(
-    differences: np.ndarray,  # [S, N]
-    articles: Sequence[str],  # [N], of each question
-    *,
-    seed: int,
-    level: float = 0.95) -> tuple[float, float]:
-  """Computes the percentile bootstrap interval of the mean over seeds and
-  questions.
+def hierarchical_interval(differences: np.ndarray,  # [S, N]
+                          articles: Sequence[str],  # [N], of each question
+                          *, seed: int, level: float = 0.95
+                          ) -> tuple[float, float]:
+  """Computes the percentile bootstrap interval of a mean over seeds, questions.
 
   Seeds and questions are crossed. Each draw takes S seeds with replacement and,
   independently, A articles and from each as many questions as it has (Davison
@@ -90,10 +103,7 @@ def article_sums(differences: np.ndarray,  # [N]
 
 
 def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
-  """Computes adjusted p-values; all those below α hold together at level α.
-
-  See Holm (1979).
-  """
+  """Adjusts p-values (Holm, 1979): those below α hold together at level α."""
   p = np.asarray(p_values, np.float64)
   order = np.argsort(p, kind='stable')
   stepped = p[order] * np.arange(len(p), 0, -1)
@@ -103,10 +113,7 @@ def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
 
 
 def half_width(values: Sequence[float]) -> float:
-  """Computes half the width of the 95 % interval of a mean, by Student's t.
-
-  It is NaN for a single value.
-  """
+  """Computes half the 95 % interval of a mean (Student's t); NaN for one."""
   from scipy import stats  # lazily: slow to import
   n = len(values)
   if n < 2:

@@ -2,12 +2,11 @@
 
 Glossary of shapes: N questions.
 
-The functions need strings and numpy alone. The two official scripts differ,
-and each is matched to the last digit: evaluate-v1.1.py (Rajpurkar et al., 2016)
-and evaluate-v2.0.py (Rajpurkar et al., 2018), as they add up before Python
-3.12, whose `sum` compensates rounding. In some cases the scripts crash: a
-question without a prediction scores 0 here in both versions, and a question
-that cannot be scored is a UserError.
+The two official scripts differ, and each is matched to the last digit:
+evaluate-v1.1.py (Rajpurkar et al., 2016) and evaluate-v2.0.py (Rajpurkar et
+al., 2018), as they add up before Python 3.12, whose `sum` compensates rounding.
+Where the scripts crash, a question without a prediction scores 0 here, and a
+question that cannot be scored is a UserError.
 """
 
 import collections
@@ -77,11 +76,10 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
   return scores
 
 
-def squad_metrics(examples: Sequence[Example],
-                  predictions: Mapping[str, str], *,
-                  na_scores: Mapping[str, float] | None = None,
-                  na_threshold: float = 1.0,
-                  version: str = 'auto') -> dict[str, float]:
+def squad_metrics(examples: Sequence[Example], predictions: Mapping[str, str],
+                  *, na_scores: Mapping[str, float] | None = None,
+                  na_threshold: float = 1.0, version: str = 'auto'
+                  ) -> dict[str, float]:
   """Computes the official metrics of predictions: percentages and counts.
 
   The keys are those of metrics.json. `missing` counts questions without a
@@ -119,10 +117,7 @@ def summarize_scores(examples: Sequence[Example],
                      predictions: Mapping[str, str],
                      scores: np.ndarray,  # [2, N] exact match and F1, 0 … 1
                      version: str) -> dict[str, float]:
-  """Computes the entries of metrics.json that need no no-answer scores.
-
-  `predictions` serves to count missing and unknown questions.
-  """
+  """Computes the entries of metrics.json that need no no-answer scores."""
   em, f1 = scores
   has_answer = np.array([bool(e.gold_texts) for e in examples])
   ids = {e.id for e in examples}
@@ -179,11 +174,7 @@ def best_threshold(examples: Sequence[Example], answers: Mapping[str, str],
 
 
 def resolve_version(examples: Sequence[Example], version: str) -> str:
-  """Returns the version of the official script, '1.1' or '2.0'.
-
-  Raises:
-    UserError: the version is none of VERSIONS.
-  """
+  """Returns '1.1' or '2.0'; raises a UserError if version is unknown."""
   if version not in VERSIONS:
     raise errors.UserError(
         f'version {version!r} is none of {", ".join(VERSIONS)}')
@@ -203,8 +194,5 @@ def check_covers(na_scores: Mapping[str, float],
 
 
 def _percent(values: np.ndarray) -> float:
-  """Computes 100 · mean, added from left to right as the scripts do.
-
-  np.sum adds in pairs and rounds differently.
-  """
+  # np.sum adds in pairs and rounds unlike the scripts.
   return 100.0 * float(np.cumsum(values)[-1]) / len(values)
