@@ -115,8 +115,7 @@ class Predictions:
 
 
 def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
-                     threshold: float,
-                     n_best: Iterable[Mapping[str, Any]],  # rows of nbest.jsonl
+                     threshold: float, n_best: Iterable[Mapping[str, Any]],
                      metrics: Mapping[str, float] | None) -> None:
   """Writes the files of an evaluation; metrics.json, if any, comes last."""
   if predictions.na_scores is not None:

@@ -2,11 +2,10 @@
 
 Glossary of shapes: S seeds, A articles, N questions, V comparisons.
 
-The difference of a question is its score by one system minus its score by
-another. Its mean over seeds includes what a seed changes for all questions at
-once, which no test over questions can see; nor can such a test see that the
-questions of one article are alike. Hence `hierarchical_interval`, and tests
-over the sums of articles (`article_sums`) beside the tests over questions.
+A difference is the score of a question by one system minus that by another. Its
+mean over seeds includes what a seed changes for all questions at once. No test
+over questions can see this, nor that the questions of one article are alike.
+Hence `hierarchical_interval`, and tests over `article_sums`.
 """
 
 from collections.abc import Sequence
@@ -36,8 +35,7 @@ def mean_interval(values: np.ndarray,  # [S, N]
   return {'mean': float(values.mean()), 'low': low, 'high': high}
 
 
-def sign_flip(differences: np.ndarray,  # [N]
-              *, seed: int) -> float:
+def sign_flip(differences: np.ndarray, *, seed: int) -> float:  # [N]
   """Returns the two-sided p-value of the paired permutation test of the mean.
 
   Swapping the two systems' scores of a question turns the sign of its
@@ -94,10 +92,7 @@ def hierarchical_interval(differences: np.ndarray,  # [S, N]
 
 def article_sums(differences: np.ndarray,  # [N]
                  articles: Sequence[str]) -> np.ndarray:  # [A]
-  """Computes the sum of each article's differences.
-
-  `sign_flip` of these sums is a test that exchanges whole articles.
-  """
+  """Sums differences by article, for a `sign_flip` of whole articles."""
   _, group = np.unique(np.asarray(articles), return_inverse=True)
   return np.bincount(group, differences)
 

@@ -1,12 +1,10 @@
 """Exact match and F1 of the official SQuAD scripts, and their best thresholds.
 
-Glossary of shapes: N questions.
-
-The two official scripts differ, and each is matched to the last digit:
-evaluate-v1.1.py (Rajpurkar et al., 2016) and evaluate-v2.0.py (Rajpurkar et
-al., 2018), as they add up before Python 3.12, whose `sum` compensates rounding.
-Where the scripts crash, a question without a prediction scores 0 here, and a
-question that cannot be scored is a UserError.
+Glossary of shapes: N questions. The two official scripts differ, and each is
+matched to the last digit: evaluate-v1.1.py (Rajpurkar et al., 2016) and
+evaluate-v2.0.py (Rajpurkar et al., 2018), as they add up before Python 3.12,
+whose `sum` compensates rounding. Where the scripts crash, a question without a
+prediction scores 0 here, and a question that cannot be scored is a UserError.
 """
 
 import collections
@@ -98,19 +96,15 @@ def squad_metrics(examples: Sequence[Example], predictions: Mapping[str, str],
   if not examples:
     raise errors.UserError('there is no question to score')
   version = resolve_version(examples, version)
-  scores = answered = per_question(examples, predictions, version)
-  if version == '1.1':
-    na_scores = None
-  if na_scores is not None:
-    check_covers(na_scores, examples)
-    declined = [e.id in predictions
-                and selective.declines(na_scores[e.id], na_threshold)
-                for e in examples]
-    scores = np.where(declined, [not e.gold_texts for e in examples], answered)
-  values = summarize_scores(examples, predictions, scores, version)
-  if na_scores is not None:
-    values |= best_thresholds(examples, predictions, answered, na_scores)
-  return values
+  answered = per_question(examples, predictions, version)
+  if version == '1.1' or na_scores is None:
+    return summarize_scores(examples, predictions, answered, version)
+  check_covers(na_scores, examples)
+  declined = [e.id in predictions and selective.declines(
+      na_scores[e.id], na_threshold) for e in examples]
+  scores = np.where(declined, [not e.gold_texts for e in examples], answered)
+  return (summarize_scores(examples, predictions, scores, version)
+          | best_thresholds(examples, predictions, answered, na_scores))
 
 
 def summarize_scores(examples: Sequence[Example],
