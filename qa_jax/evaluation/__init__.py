@@ -1,8 +1,4 @@
-"""Evaluation of trained models: metrics, calibration, ensembles and reports.
-
-The modules `evaluator`, `calibrate`, `ensemble`, `suite` and `error_report`
-each stand behind the command of their topic.
-"""
+"""Evaluation of trained models: metrics, calibration, ensembles and reports."""
 
 from qa_jax.evaluation.calibrate import calibrate_run as calibrate_run
 from qa_jax.evaluation.calibrate import check_untrained as check_untrained

@@ -84,14 +84,13 @@ class Evaluator:
     if answers.regret is not None:
       metrics |= decode_regret(answers.regret)
     if output:
-      num_windows = np.bincount(self.windows.example_of,
-                                minlength=len(examples))
+      windows = np.bincount(self.windows.example_of, minlength=len(examples))
       predictions_lib.write_evaluation(
           output, predictions, threshold=threshold,
           metrics=metrics if seal else None, n_best=(
               {'id': e.id, 'null_score': float(answers.null_score[i]),
                'null_probability': float(np.exp(answers.null_log_p[i])),
-               'windows': int(num_windows[i]),
+               'windows': int(windows[i]),
                'answers': answers_lib.n_best_rows(e, answers, i)}
               for i, e in enumerate(examples)))
     return metrics

@@ -1,8 +1,4 @@
-"""Numbers from predicted texts, computed without jax.
-
-EM and F1 of SQuAD, null thresholds and selective prediction, calibration,
-significance tests and error analysis.
-"""
+"""Scores, thresholds, calibration, significance and errors, without jax."""
 
 from qa_jax.data.examples import normalize_answer as normalize_answer
 from qa_jax.metrics.calibration import Calibration as Calibration

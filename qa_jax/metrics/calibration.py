@@ -1,7 +1,6 @@
 """Calibration on held-out data: the null threshold and the temperature.
 
 Glossary of shapes: E questions, T temperatures, M gold spans of all questions.
-
 A run stores its calibration in calibration.json for evaluation and prediction.
 """
 
@@ -40,10 +39,7 @@ class Calibration:
   decode: Mapping[str, Any]  # values of the fields in DECODE
 
   def misfit(self, checkpoint: int, decode: Mapping[str, Any]) -> str:
-    """Returns why this is no calibration of a checkpoint and decoding, or ''.
-
-    `checkpoint` is a step; `decode` has the fields of config.decode.
-    """
+    """Returns why this does not fit a step and a config.decode, or ''."""
     if checkpoint != self.checkpoint:
       return f'is of step {self.checkpoint}, not {checkpoint}'
     for name, value in self.decode.items():

@@ -220,11 +220,7 @@ def boundary_errors(examples: Sequence[Example],
 
 def _confidence(n_best: Candidates, na_scores: Mapping[str, float] | None,
                 question_id: str) -> float:
-  """Returns how sure a system is of its best candidate.
-
-  This is the negated no-answer score or, without it, the log share of the best
-  among the n-best candidates.
-  """
+  """Returns -na_score or, without it, the log share of the best candidate."""
   if na_scores is not None:
     return -na_scores[question_id]
   if not n_best:

@@ -20,7 +20,6 @@ from qa_jax.io import files
 from qa_jax.metrics import selective
 from qa_jax.metrics import squad
 
-# The files of an evaluation.
 PREDICTIONS = 'predictions.json'  # {question id: text}, '' for no answer
 NA_PROBS = 'na_probs.json'  # {question id: no-answer score}
 N_BEST = 'nbest.jsonl'  # the n-best candidates of a question in each line

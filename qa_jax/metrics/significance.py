@@ -55,9 +55,8 @@ def sign_flip(differences: np.ndarray, *, seed: int) -> float:  # [N]
 
 
 def hierarchical_interval(differences: np.ndarray,  # [S, N]
-                          articles: Sequence[str],  # [N], of each question
-                          *, seed: int, level: float = 0.95
-                          ) -> tuple[float, float]:
+                          articles: Sequence[str], *, seed: int,  # [N]
+                          level: float = 0.95) -> tuple[float, float]:
   """Computes the percentile bootstrap interval of a mean over seeds, questions.
 
   Seeds and questions are crossed. Each draw takes S seeds with replacement and,
@@ -110,7 +109,6 @@ def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
 def half_width(values: Sequence[float]) -> float:
   """Computes half the 95 % interval of a mean (Student's t); NaN for one."""
   from scipy import stats  # lazily: slow to import
-  n = len(values)
-  if n < 2:
+  if (n := len(values)) < 2:
     return float('nan')
   return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)

@@ -116,10 +116,9 @@ def summarize_scores(examples: Sequence[Example],
   has_answer = np.array([bool(e.gold_texts) for e in examples])
   ids = {e.id for e in examples}
   values = {'exact_match': _percent(em), 'f1': _percent(f1), 'total': len(em)}
-  for name, odd in (('missing', ids - predictions.keys()),
-                    ('unknown', predictions.keys() - ids)):
-    if odd:
-      values[name] = len(odd)
+  values |= {name: len(odd) for name, odd in (
+      ('missing', ids - predictions.keys()),
+      ('unknown', predictions.keys() - ids)) if odd}
   if version == '1.1':
     return values
   if has_answer.any():
