@@ -24,8 +24,7 @@ from qa_jax.metrics import squad
 from qa_jax.runtime import console
 
 
-def calibrate_run(workdir: pathlib.Path, data: str, *,
-                  checkpoint: str = 'best',
+def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
                   progress: str = '') -> dict[str, float]:
   """Chooses threshold and temperature on `data` and stores them with the run.
 
@@ -80,36 +79,30 @@ def _choose_threshold(examples: Sequence[Example], answers: answers_lib.Answers,
   unanswered = np.array([float(not e.gold_texts) for e in examples])
   threshold, _ = calibration.choose_threshold(
       answers.na_score, answered[1], unanswered)
-  metrics: dict[str, float] = {
-      'questions': len(examples), 'threshold': threshold}
+  metrics = {'questions': len(examples), 'threshold': threshold}
   for name, t in (('zero', 0.0), ('held_out', threshold)):
-    em, f1 = np.where(
-        selective.declines(answers.na_score, t), unanswered, answered)
-    metrics[f'at_{name}_exact_match'] = 100 * float(em.mean())
-    metrics[f'at_{name}_f1'] = 100 * float(f1.mean())
+    declined = selective.declines(answers.na_score, t)
+    em, f1 = 100 * np.where(declined, unanswered, answered).mean(axis=1)
+    metrics |= {f'at_{name}_exact_match': float(em), f'at_{name}_f1': float(f1)}
   return threshold, metrics
 
 
-def _temperature_data(windows: windows_lib.WindowSet,
-                      spans: candidates.WindowSpans,
-                      decode: config_lib.Decode
-                      ) -> calibration.TemperatureData:
+def _temperature_data(
+    windows: windows_lib.WindowSet, spans: candidates.WindowSpans,
+    decode: config_lib.Decode) -> calibration.TemperatureData:
   """Collects the scores of all questions that a temperature can be fitted to.
 
   Their gold span can be returned by a search, or null is their right answer.
   """
   examples = windows.examples
   first = np.searchsorted(windows.example_of, np.arange(len(examples)))
-  best = np.maximum.reduceat(
-      (spans.score[:, 0] if spans.exact is None else spans.exact).astype(
-          np.float64), first)
+  exact = spans.score[:, 0] if spans.exact is None else spans.exact
+  best = np.maximum.reduceat(exact.astype(np.float64), first)
   row, column = np.nonzero(spans.gold_scores > candidates.NO_SPAN / 2)
   gold_of = windows.example_of[row]
   with_null = decode.null_rule != 'never'
-  fits = np.zeros(len(examples), bool)
+  fits = np.array([with_null and e.impossible for e in examples], bool)
   fits[gold_of] = True
-  if with_null:
-    fits |= np.array([e.impossible for e in examples])
   fits &= best > candidates.NO_SPAN
   usable = fits[gold_of]
   return calibration.TemperatureData(
@@ -172,11 +165,7 @@ def check_untrained(workdir: pathlib.Path, data: str,
 
 
 def _training_examples(run: RunDirectory, spec: str) -> Sequence[Example]:
-  """Reads the training data of a run.
-
-  Raises:
-    UserError: the data is missing, or has changed since the run was started.
-  """
+  """Reads training data; raises a UserError if it is missing or has changed."""
   unknown = f'whether {run.path} was trained on these questions cannot be told'
   try:
     examples = sources.load_examples(spec)

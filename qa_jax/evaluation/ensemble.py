@@ -1,12 +1,10 @@
 """Ensembles: several n-best lists of one data set → one, in character spans.
 
-Glossary of shapes: M members, E questions, C different candidates of all
-questions together.
+Glossary of shapes: M members, E questions, C candidates of all questions.
 
 Members may differ in seed, head and tokenizer, but not in the text. The score
-of a span is the mean over members of its log posterior, as nbest.jsonl has it.
-This is the geometric mean of probabilities that are each over all spans of a
-question, and so comparable between members.
+of a span is the mean over members of its log posterior in nbest.jsonl. These
+are over all spans of a question, and so comparable between members.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,6 +20,7 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
 from qa_jax.evaluation import calibrate
+from qa_jax.evaluation import error_report
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import predict
 from qa_jax.io import documents
@@ -48,10 +47,10 @@ class MemberCandidates:
 
   @property
   def floor(self) -> float:
-    """The log posterior of any span that is not listed, an upper bound.
+    """The upper bound of the log posterior of a span that is not listed.
 
-    Such a span has at most the probability of the worst listed span, and at
-    most the probability that null and the listed spans leave.
+    Its probability is at most that of the worst listed span, and at most what
+    null and the listed spans leave.
     """
     rest = 1.0 - np.exp(self.null) - np.exp([*self.spans.values()]).sum()
     return min([*self.spans.values(), float(np.log(max(rest, MIN_REST)))])
@@ -84,11 +83,11 @@ class Pool:
   def scores(self) -> np.ndarray:  # [2, C]
     """Exact match and F1 of each candidate, 0 … 1."""
     version = '2.0' if self.has_null else '1.1'
-    return np.array([squad.score_answer(
+    scores = [squad.score_answer(
         e.context[self.begin[c]:self.end[c]], e.gold_texts, version=version)
-                     for i, e in enumerate(self.examples)
-                     for c in range(self.ptr[i], self.ptr[i + 1])],
-                    np.float64).reshape(-1, 2).T
+              for i, e in enumerate(self.examples)
+              for c in range(self.ptr[i], self.ptr[i + 1])]
+    return np.array(scores, np.float64).reshape(-1, 2).T
 
   def combine(self, members: Sequence[int]) -> 'Combination':
     """Averages members; of equal candidates, the first in the text is best."""
@@ -113,10 +112,7 @@ class Combination:
 
   @property
   def na_score(self) -> np.ndarray:  # [E]
-    """The log posterior of null minus that of the best span.
-
-    At 0 both are equally likely.
-    """
+    """The log posterior of null minus that of the best span."""
     best = np.where(self.best >= 0, np.append(self.log_p, 0.0)[self.best],
                     np.log(MIN_PROBABILITY))
     return self.null_log_p - best
@@ -126,9 +122,7 @@ class Combination:
     empty = self.pool.empty_score
     answered = np.where(self.best >= 0, np.append(
         self.pool.scores, np.zeros((2, 1)), axis=1)[:, self.best], empty)
-    if not self.pool.has_null:
-      return answered
-    return np.where(
+    return answered if not self.pool.has_null else np.where(
         selective.declines(self.na_score, threshold), empty, answered)
 
   def best_threshold(self) -> float:
@@ -148,13 +142,11 @@ class Combination:
     log_p, null = self.log_p[part], self.null_log_p[e]
     total = np.logaddexp.reduce(np.append(log_p, null))
     context = pool.examples[e].context
-    answers = []
-    for c in np.argsort(-log_p, kind='stable')[:count] + pool.ptr[e]:
-      begin, end = int(pool.begin[c]), int(pool.end[c])
-      answers.append({
-          'text': context[begin:end], 'start': begin, 'end': end,
-          'score': float(self.log_p[c]),
-          'probability': float(np.exp(self.log_p[c] - total))})
+    answers = [{'text': context[pool.begin[c]:pool.end[c]],
+                'start': int(pool.begin[c]), 'end': int(pool.end[c]),
+                'score': float(self.log_p[c]),
+                'probability': float(np.exp(self.log_p[c] - total))}
+               for c in np.argsort(-log_p, kind='stable')[:count] + pool.ptr[e]]
     return {'id': pool.examples[e].id, 'null_score': float(null),
             'null_probability': float(np.exp(null - total)),
             'windows': int(pool.windows[e]), 'answers': answers}
@@ -175,11 +167,6 @@ class Ensemble:
   steps: Sequence[float] | None = None
 
   @functools.cached_property
-  def scores(self) -> np.ndarray:  # [2, E]
-    """Exact match and F1 of the ensemble, 0 … 1."""
-    return self.pool.combine(self.members).scores(self.threshold)
-
-  @functools.cached_property
   def member_scores(self) -> Sequence[np.ndarray]:  # M times [2, E]
     """Exact match and F1 of each member alone, 0 … 1."""
     return [self.pool.combine([m]).scores(threshold)
@@ -187,10 +174,7 @@ class Ensemble:
 
   @property
   def best_member(self) -> int:
-    """The member of the best F1 on held-out questions.
-
-    Without held-out questions it is the best one of the pool, an oracle.
-    """
+    """The member of the best F1 on held-out questions, else on the pool."""
     return int(np.argmax(self.alone if self.alone is not None else [
         f1.mean() for _, f1 in self.member_scores]))
 
@@ -216,26 +200,21 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
   if not held_out:
     return Ensemble(members, pool, list(everyone), 0.0, [0.0] * len(members))
   held_out_pool = _read_pool(held_out_members or members, held_out)
-  for name in members:
-    if RunDirectory(pathlib.Path(name)).is_run():
-      calibrate.check_untrained(
-          pathlib.Path(name), held_out, held_out_pool.examples)
+  for path in map(pathlib.Path, members):
+    if RunDirectory(path).is_run():
+      calibrate.check_untrained(path, held_out, held_out_pool.examples)
   seen = ({e.context for e in held_out_pool.examples}
           & {e.context for e in pool.examples})
   if seen:
-    console.say(
-        'warning: members are selected on contexts that they are scored '
-        f'on, {len(seen)} of them')
-  selection = select_members(held_out_pool)
-  selected = [m for m, _ in selection]
+    console.say('warning: members are selected on contexts that they are scored'
+                f' on, {len(seen)} of them')
+  selected, steps = zip(*select_members(held_out_pool), strict=True)
   singles = [held_out_pool.combine([m]) for m in everyone]
   thresholds = [single.best_threshold() for single in singles]
-  return Ensemble(
-      members, pool, selected,
-      held_out_pool.combine(selected).best_threshold(), thresholds,
-      alone=[100 * float(single.scores(threshold)[1].mean())
-             for single, threshold in zip(singles, thresholds, strict=True)],
-      steps=[f1 for _, f1 in selection])
+  alone = [100 * float(single.scores(threshold)[1].mean())
+           for single, threshold in zip(singles, thresholds, strict=True)]
+  threshold = held_out_pool.combine(selected).best_threshold()
+  return Ensemble(members, pool, selected, threshold, thresholds, alone, steps)
 
 
 def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
@@ -246,12 +225,11 @@ def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
   """
   pool = ensemble.pool
   combination = pool.combine(ensemble.members)
+  texts = {e.id: e.context[pool.begin[c]:pool.end[c]] if c >= 0 else ''
+           for e, c in zip(pool.examples, combination.best, strict=True)}
   predictions = predictions_lib.Predictions(
-      pool.examples, {e.id: e.context[pool.begin[c]:pool.end[c]]
-                      if c >= 0 else '' for e, c in zip(
-                          pool.examples, combination.best, strict=True)},
-      {e.id: float(s) for e, s in zip(
-          pool.examples, combination.na_score, strict=True)}
+      pool.examples, texts, {e.id: s for e, s in zip(
+          pool.examples, combination.na_score.tolist(), strict=True)}
       if pool.has_null else None)
   metrics = predictions.metrics(ensemble.threshold)
   if pool.has_null and ensemble.alone is not None:
@@ -260,15 +238,23 @@ def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
       output, predictions, threshold=ensemble.threshold, metrics=metrics,
       n_best=(combination.n_best_row(e, N_BEST)
               for e in range(len(pool.examples))))
-  alone = [_mean(scores) for scores in ensemble.member_scores]
-  gain = _gain(ensemble, seed)
+  best = ensemble.best_member
+  gain = 100 * (combination.scores(ensemble.threshold)
+                - ensemble.member_scores[best])
+  difference = {name: significance.paired_difference(
+      x[None], [e.article for e in pool.examples], seed=seed)
+                for name, x in zip(error_report.SCORES, gain, strict=True)}
+  alone = [dict(zip(error_report.SCORES, (100 * x.mean(axis=1)).tolist(),
+                    strict=True)) for x in ensemble.member_scores]
   files.write_json(output / 'ensemble.json', {
       'members': [ensemble.names[m] for m in ensemble.members],
       'held_out_f1': ensemble.steps, 'threshold': ensemble.threshold,
       'alone': {name: {'held_out_f1': ensemble.alone and ensemble.alone[m],
                        **alone[m]}
-                for m, name in enumerate(ensemble.names)}, **gain})
-  blocks = _blocks(ensemble, metrics, alone, gain)
+                for m, name in enumerate(ensemble.names)},
+      'best_member': ensemble.names[best],
+      **{f'{name}_gain': value for name, value in difference.items()}})
+  blocks = _blocks(ensemble, metrics, alone, difference)
   files.write_text(output / 'ensemble.md', documents.to_markdown(blocks))
   return blocks
 
@@ -285,9 +271,8 @@ def read_member(path: pathlib.Path, examples: Sequence[Example]
   rows = predictions_lib.read_n_best(path)
   unknown = rows.keys() - {e.id for e in examples}
   if unknown:
-    raise errors.UserError(
-        f'{path}: question {min(unknown)!r} is not in the data; give --data '
-        'what was evaluated on')
+    raise errors.UserError(f'{path}: question {min(unknown)!r} is not in the '
+                           'data; give --data what was evaluated on')
   missing = [e.id for e in examples if e.id not in rows]
   if missing:
     raise errors.UserError(
@@ -313,9 +298,8 @@ def _member_candidates(row: Mapping[str, Any], context: str,
           f'{where}: {answer["text"]!r} does not stand at its place in the '
           'context; give --data what was evaluated on')
     spans[begin, end] = _log_probability(answer.get('probability'), where)
-  return MemberCandidates(
-      _log_probability(row.get('null_probability'), where), spans,
-      row['windows'])
+  null = _log_probability(row.get('null_probability'), where)
+  return MemberCandidates(null, spans, row['windows'])
 
 
 def _log_probability(value: Any, where: str) -> float:
@@ -341,9 +325,8 @@ def pool_members(examples: Sequence[Example],
     floors = [one.floor for one in lists]
     spans += union
     counts.append(len(union))
-    log_p += [[one.spans.get(span, floor)
-               for one, floor in zip(lists, floors, strict=True)]
-              for span in union]
+    log_p += [[one.spans.get(span, floor) for one, floor in zip(
+        lists, floors, strict=True)] for span in union]
   begin, end = np.array(spans, np.int64).reshape(-1, 2).T
   return Pool(
       examples=examples, begin=begin, end=end,
@@ -379,9 +362,8 @@ def select_members(pool: Pool) -> list[tuple[int, float]]:
 
 def _read_pool(members: Sequence[str], data: str) -> Pool:
   examples = sources.load_examples(data)
-  return pool_members(examples, [
-      read_member(_n_best_file(pathlib.Path(name), data), examples)
-      for name in members])
+  return pool_members(examples, [read_member(_n_best_file(
+      pathlib.Path(name), data), examples) for name in members])
 
 
 def _n_best_file(member: pathlib.Path, data: str) -> pathlib.Path:
@@ -408,32 +390,12 @@ def _n_best_file(member: pathlib.Path, data: str) -> pathlib.Path:
   return n_best_file
 
 
-def _mean(scores: np.ndarray) -> dict[str, float]:  # [2, E]
-  em, f1 = 100 * scores.mean(axis=1)
-  return {'exact_match': float(em), 'f1': float(f1)}
-
-
-def _gain(ensemble: Ensemble, seed: int) -> dict[str, Any]:
-  """Computes the gain over the best member, on the same questions."""
-  best = ensemble.best_member
-  gain: dict[str, Any] = {'best_member': ensemble.names[best]}
-  articles = [e.article for e in ensemble.pool.examples]
-  differences = 100 * (ensemble.scores - ensemble.member_scores[best])
-  for name, x in zip(('exact_match', 'f1'), differences, strict=True):
-    low, high = significance.hierarchical_interval(x[None], articles, seed=seed)
-    gain[f'{name}_gain'] = {
-        'mean': float(x.mean()), 'low': low, 'high': high,
-        'p': significance.sign_flip(x, seed=seed),
-        'p_articles': significance.sign_flip(
-            significance.article_sums(x, articles), seed=seed)}
-  return gain
-
-
 def _blocks(ensemble: Ensemble, metrics: Mapping[str, float],
             alone: Sequence[Mapping[str, float]],
-            gain: Mapping[str, Any]) -> list[documents.Block]:
+            difference: Mapping[str, Any]) -> list[documents.Block]:
   held_out = ensemble.alone is not None
   number = '{:.2f}'.format
+  best = ensemble.names[ensemble.best_member]
   rows = [[name, str(ensemble.members.index(m) + 1)
            if m in ensemble.members else '–',
            *([number(ensemble.alone[m])] if held_out else []),
@@ -442,19 +404,14 @@ def _blocks(ensemble: Ensemble, metrics: Mapping[str, float],
   rows.append(['ensemble', str(len(ensemble.members)),
                *([number(ensemble.steps[-1])] if held_out else []),
                number(metrics['exact_match']), number(metrics['f1'])])
-  gains = [[title, f'{g["mean"]:+.2f}', f'{g["low"]:+.2f} … {g["high"]:+.2f}',
-            f'{g["p"]:.4f}', f'{g["p_articles"]:.4f}'] for title, g in (
-                ('exact match', gain['exact_match_gain']),
-                ('F1', gain['f1_gain']))]
   return [
       documents.Title(
           1, f'An ensemble of {len(ensemble.members)} of '
           f'{len(ensemble.names)} on {len(ensemble.pool.examples)} questions'),
       documents.Table(
           ['member', 'taken', *['F1, held out'] * held_out, 'EM', 'F1'], rows),
-      documents.Title(2, f'Gain over the best member, {gain["best_member"]}'),
-      documents.Table(['', 'difference', '95 % interval', 'p', 'p (articles)'],
-                      gains),
+      documents.Title(2, f'Gain over the best member, {best}'),
+      error_report.difference_table(difference),
       documents.Text('The best member has the best F1 on ' + (
           'held-out questions.' if held_out else
           'these very questions: give --held_out to choose on others.') +

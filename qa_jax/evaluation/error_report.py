@@ -16,9 +16,11 @@ PRECISION_RECALL_PLOT = 'analysis_precision_recall.png'
 THRESHOLDS = {
     'zero': 'zero', 'held_out': 'held out, chosen on other questions',
     'oracle': 'oracle, chosen on these very questions'}
+NO_ANSWER = {'accuracy': 'right about whether there is an answer',
+             'average_precision': 'average precision of the no-answer score'}
 ERRORS = 100  # errors shown, evenly spaced over the file
 AROUND = 60  # characters of the context shown on each side of an answer
-
+SCORES = {'exact_match': 'exact match', 'f1': 'F1'}
 BOUNDARIES = {
     'start': 'the start is that of a gold answer',
     'end': 'the end is that of a gold answer',
@@ -29,14 +31,10 @@ BOUNDARIES = {
     'recombined': 'start and end of a gold answer are those of two candidates'}
 
 
-def write_error_report(analysis: Mapping[str, Any],
-                       examples: Sequence[Example],
+def write_error_report(analysis: Mapping[str, Any], examples: Sequence[Example],
                        predictions: Mapping[str, str], output: pathlib.Path,
                        title: str) -> None:
-  """Writes analysis.{json,md,html} and the plots into `output`.
-
-  `analysis` is the result of `error_analysis.analyse_errors`.
-  """
+  """Writes an analysis of `analyse_errors`: {json,md,html} and the plots."""
   files.write_json(output / 'analysis.json', analysis)
   plot_curve(analysis['coverage']['curve'], output / COVERAGE_PLOT,
              xlabel='questions answered, surest first (%)', ylabel='F1 (%)')
@@ -57,8 +55,7 @@ def error_report_blocks(analysis: Mapping[str, Any],
   blocks: list[documents.Block] = [
       documents.Title(1, title),
       documents.Table(['', 'mean', '95 % interval'], [
-          [name, *_interval(analysis[key])] for name, key in (
-              ('exact match', 'exact_match'), ('F1', 'f1'))]),
+          [name, *_interval(analysis[key])] for key, name in SCORES.items()]),
       documents.Text(
           'Intervals here and below are over articles and their questions.')]
   if 'difference' in analysis:
@@ -67,20 +64,16 @@ def error_report_blocks(analysis: Mapping[str, Any],
     no_answer = analysis['no_answer']
     blocks += [
         documents.Title(2, 'Answer or none'),
-        documents.Table(['', '%'], [
-            ['right about whether there is an answer',
-             f'{no_answer["accuracy"]:.2f}'],
-            ['average precision of the no-answer score',
-             f'{no_answer["average_precision"]:.2f}']]),
+        documents.Table(['', '%'], [[text, f'{no_answer[key]:.2f}']
+                                    for key, text in NO_ANSWER.items()]),
         documents.Picture('Precision and recall of no answer',
                           PRECISION_RECALL_PLOT)]
   if 'thresholds' in analysis:
     blocks += [
-        documents.Title(2, 'Thresholds of no answer'),
-        documents.Table(
+        documents.Title(2, 'Thresholds of no answer'), documents.Table(
             ['', 'threshold', 'EM', 'F1', 'HasAns F1', 'NoAns'],
             [[THRESHOLDS[name], *(f'{at[k]:.2f}' if k in at else '–' for k in (
-                'threshold', 'exact_match', 'f1', 'has_answer_f1',
+                'threshold', *SCORES, 'has_answer_f1',
                 'no_answer_exact_match'))]
              for name, at in analysis['thresholds'].items()])]
   if 'candidates' in analysis:
@@ -88,9 +81,8 @@ def error_report_blocks(analysis: Mapping[str, Any],
     blocks += [
         documents.Title(2, 'The best of the first k candidates'),
         documents.Table(['k', *map(str, error_analysis.CUTS)], [
-            [name, *(f'{scores[key][str(k)]:.2f}'
-                     for k in error_analysis.CUTS)]
-            for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))]),
+            [name, *(f'{scores[key][str(k)]:.2f}' for k in error_analysis.CUTS)]
+            for key, name in SCORES.items()]),
         documents.Title(2, 'Boundaries of the best candidate'),
         documents.Table(['', '% of answerable questions'], [
             [text, f'{analysis["boundaries"][key]:.2f}']
@@ -112,10 +104,6 @@ def error_report_blocks(analysis: Mapping[str, Any],
 
 
 def _difference(difference: Mapping[str, Any]) -> list[documents.Block]:
-  rows = [[name, *_interval(difference[key], signed=True),
-           f'{difference[key]["p"]:.4f}',
-           f'{difference[key]["p_articles"]:.4f}']
-          for name, key in (('exact match', 'exact_match'), ('F1', 'f1'))]
   note = ('p is that of a paired sign-flip permutation test over questions, p '
           '(articles) over articles. ')
   if 'mcnemar' in difference:
@@ -127,10 +115,17 @@ def _difference(difference: Mapping[str, Any]) -> list[documents.Block]:
   else:
     note += (f'Scores of tests are means over {difference["seeds"]} seeds; the '
              'interval is over seeds too.')
-  return [
-      documents.Title(2, f'Difference from {difference["against"]}'),
-      documents.Table(['', 'difference', '95 % interval', 'p', 'p (articles)'],
-                      rows), documents.Text(note)]
+  return [documents.Title(2, f'Difference from {difference["against"]}'),
+          difference_table(difference), documents.Text(note)]
+
+
+def difference_table(difference: Mapping[str, Any]) -> documents.Table:
+  """Returns the table of the `paired_difference` of each of SCORES."""
+  return documents.Table(
+      ['', 'difference', '95 % interval', 'p', 'p (articles)'],
+      [[name, *_interval(difference[key], signed=True),
+        *(f'{difference[key][p]:.4f}' for p in ('p', 'p_articles'))]
+       for key, name in SCORES.items()])
 
 
 def error_rows(examples: Sequence[Example],
@@ -143,10 +138,9 @@ def error_rows(examples: Sequence[Example],
     return []
   return [
       documents.Title(2, f'{len(shown)} of {len(wrong)} errors'),
-      documents.Items([
-          (e.id,
-           f'{e.question} Predicted: {predictions.get(e.id) or "no answer"}.'
-           f' Gold: {_gold(e)}') for e in shown])]
+      documents.Items([(e.id, (
+          f'{e.question} Predicted: {predictions.get(e.id) or "no answer"}.'
+          f' Gold: {_gold(e)}')) for e in shown])]
 
 
 def _gold(example: Example) -> str:
@@ -155,8 +149,7 @@ def _gold(example: Example) -> str:
     return 'no answer.'
   texts = dict.fromkeys(example.gold_texts)
   first = example.answers[0]
-  begin = max(first.start - AROUND, 0)
-  end = first.start + len(first.text)
+  begin, end = max(first.start - AROUND, 0), first.start + len(first.text)
   return (f'{" / ".join(texts)}. … {example.context[begin:first.start]}'
           f'[{first.text}]{example.context[end:end + AROUND]} …')
 
@@ -175,6 +168,6 @@ def plot_curve(points: Sequence[Sequence[float]], path: pathlib.Path, *,
 
 
 def _interval(value: Mapping[str, float], signed: bool = False) -> list[str]:
-  sign = '+' if signed else ''
-  return [f'{value["mean"]:{sign}.2f}',
-          f'{value["low"]:{sign}.2f} … {value["high"]:{sign}.2f}']
+  mean, low, high = (f'{value[k]:{"+" if signed else ""}.2f}'
+                     for k in ('mean', 'low', 'high'))
+  return [mean, f'{low} … {high}']

@@ -34,9 +34,8 @@ class Evaluator:
   """The windows of a data set, ready to be scored again and again."""
 
   def __init__(self, model: qa_lib.QAModel, windows: windows_lib.WindowSet,
-               config: config_lib.Config,
-               mesh: jax.sharding.Mesh | None = None, *,
-               calibration: calibration_lib.Calibration | None = None):
+               config: config_lib.Config, mesh: jax.sharding.Mesh | None = None,
+               *, calibration: calibration_lib.Calibration | None = None):
     if not len(windows):
       raise errors.UserError('the evaluation data has no question')
     self.windows = windows
@@ -45,13 +44,12 @@ class Evaluator:
 
   def evaluate(self, params: Any, *, output: pathlib.Path | None = None,
                progress: str = '', seal: bool = True,
-               show: Callable[[str, np.ndarray], None] | None = None,
+               show: Callable[[str, np.ndarray], None] | None = None
                ) -> dict[str, float]:
     """Computes the metrics, and writes the files of the evaluation to `output`.
 
     Only the first process writes. metrics.json comes last and only if `seal`.
-    `show` is called with the name and the [N] values of each column of
-    `candidates.STATISTICS`.
+    `show` gets name and [N] values of each column of `candidates.STATISTICS`.
 
     Raises:
       UserError: the null score of a question is not finite.
@@ -71,9 +69,9 @@ class Evaluator:
           f'the null score of {odd} of {len(examples)} questions is not finite:'
           ' training went astray; lower config.optim.learning_rate')
     if show:
-      for name, values in zip(candidates.STATISTICS,
-                              np.concatenate(statistics).T, strict=True):
-        show(name, values)
+      for column in zip(candidates.STATISTICS, np.concatenate(statistics).T,
+                        strict=True):
+        show(*column)
     predictions = Predictions(
         examples, answers_lib.answer_texts(examples, answers),
         None if decode.null_rule == 'never' else {
@@ -86,14 +84,13 @@ class Evaluator:
     if answers.regret is not None:
       metrics |= decode_regret(answers.regret)
     if output:
-      num_windows = np.bincount(
-          self.windows.example_of, minlength=len(examples))
+      windows = np.bincount(self.windows.example_of, minlength=len(examples))
       predictions_lib.write_evaluation(
           output, predictions, threshold=threshold,
           metrics=metrics if seal else None, n_best=(
               {'id': e.id, 'null_score': float(answers.null_score[i]),
                'null_probability': float(np.exp(answers.null_log_p[i])),
-               'windows': int(num_windows[i]),
+               'windows': int(windows[i]),
                'answers': answers_lib.n_best_rows(e, answers, i)}
               for i, e in enumerate(examples)))
     return metrics
@@ -114,10 +111,7 @@ def evaluate_data(qa: predict.QA, data: str, *, output: pathlib.Path | None,
 def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
                      output: pathlib.Path | None,
                      progress: str = '') -> dict[str, float]:
-  """Computes the metrics of a model on windows; writes files to `output`.
-
-  All devices share the windows.
-  """
+  """Computes the metrics of a model on windows, shared by all devices."""
   mesh = devices.data_mesh()
   evaluator = Evaluator(
       qa.model, windows, qa.config, mesh, calibration=qa.calibration)
@@ -133,8 +127,7 @@ def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]
   """Computes the score that an inexact search misses.
 
   `decode_regret` is the mean over questions for which the search returned a
-  span; it is left out if there is none. `decode_regret_share` is the percentage
-  of questions whose best span it missed.
+  span, if any; `decode_regret_share` the percent whose best span it missed.
   """
   finite = regret[np.isfinite(regret)]
   mean = {'decode_regret': float(finite.mean())} if len(finite) else {}
@@ -143,14 +136,13 @@ def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]
 
 def calibration_metrics(
     predictions: Predictions, calibration: calibration_lib.Calibration,
-    threshold: float, *,
-    before: answers_lib.Answers,  # at temperature 1
-    after: answers_lib.Answers,  # at the temperature of the calibration
-    output: pathlib.Path | None) -> Mapping[str, float]:
+    threshold: float, *, before: answers_lib.Answers,
+    after: answers_lib.Answers, output: pathlib.Path | None
+    ) -> Mapping[str, float]:
   """Computes the entries of metrics.json for a calibrated run.
 
-  Calibration errors are percentages. The reliability diagram is drawn into
-  `output`.
+  The answers are those `before` calibration, at temperature 1, and `after` it.
+  Calibration errors are percentages. `output` gets the reliability diagram.
   """
   exact_match, _ = predictions.scores(threshold)
   declined = predictions.declined(threshold)
@@ -158,9 +150,8 @@ def calibration_metrics(
       confidence(answers, declined), exact_match) for label, answers in (
           ('temperature 1', before),
           (f'temperature {calibration.temperature:.2f}', after))}
-  error_before, error = (
-      100 * calibration_lib.expected_calibration_error(b)
-      for b in bins.values())
+  error_before, error = (100 * calibration_lib.expected_calibration_error(b)
+                         for b in bins.values())
   if output:
     from qa_jax.io import plots  # lazily: matplotlib is slow
     plots.plot_reliability(bins, output / RELIABILITY_PLOT)
@@ -173,8 +164,7 @@ def calibration_metrics(
 
 
 def confidence(answers: answers_lib.Answers,
-               declined: np.ndarray,  # [E] bool: no answer was given
-               ) -> np.ndarray:  # [E]
+               declined: np.ndarray) -> np.ndarray:  # [E] bool → [E]
   """Computes the probability of each prediction: of the best span, or of null.
 
   It is 0 for a question without candidates that was not declined.

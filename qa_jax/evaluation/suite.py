@@ -36,16 +36,11 @@ class Row:
 
 
 def check_suite(groups: Any) -> dict[str, dict[str, str]]:
-  """Returns {group: {name: SPEC}} of a suite's file.
-
-  Raises:
-    UserError: it has another shape, or no set.
-  """
-  ok = isinstance(groups, Mapping) and bool(groups) and all(
+  """Returns {group: {name: SPEC}}; raises a UserError if empty or none."""
+  if not (isinstance(groups, Mapping) and groups and all(
       isinstance(sets, Mapping) and sets
       and all(isinstance(spec, str) and spec for spec in sets.values())
-      for sets in groups.values())
-  if not ok:
+      for sets in groups.values())):
     raise errors.UserError(
         'a suite is {group: {name: data SPEC}}, none of them empty; see '
         'configs/suites')
@@ -90,10 +85,7 @@ def run_suite(qa: predict.QA, groups: Mapping[str, Mapping[str, str]],
 
 
 def averages(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-  """Computes macro averages of each group and of all sets.
-
-  Every available set has the same weight.
-  """
+  """Computes the mean over available sets, of each group and of all."""
   available = [row for row in rows if row.metrics is not None]
   groups = {group: [row for row in available if row.group == group]
             for group in dict.fromkeys(row.group for row in available)}
@@ -112,8 +104,7 @@ def write_suite(rows: Sequence[Row], output: pathlib.Path,
                 'metrics': row.metrics, 'skipped': row.reason,
                 **({} if row.metrics is None else {
                     'f1_low': row.low, 'f1_high': row.high})}
-               for row in rows],
-      'macro': macro})
+               for row in rows], 'macro': macro})
   blocks = _blocks(rows, macro, title)
   files.write_text(output / 'suite.md', documents.to_markdown(blocks))
   files.write_text(output / 'suite.html', documents.to_html(blocks, output))
@@ -127,24 +118,22 @@ def _blocks(rows: Sequence[Row], macro: Mapping[str, Mapping[str, float]],
   if any_has('at_held_out_f1'):
     extra |= {'at_zero_f1': 'F1 at 0', 'best_f1': 'F1, oracle'}
   shown = {key: header for key, header in extra.items() if any_has(key)}
-  number = lambda values, key: (
-      f'{values[key]:.2f}' if key in values else '–')
+  number = lambda values, key: f'{values[key]:.2f}' if key in values else '–'
+  macro_row = lambda name, count: [
+      f'macro average of {name}', f'{macro[name]["sets"]} of {count} sets',
+      *(number(macro[name], k) for k in SCORES), *['–'] * (1 + len(shown))]
   table = []
   for group in dict.fromkeys(row.group for row in rows):
     members = [row for row in rows if row.group == group]
     for row in members:
-      if row.metrics is None:
-        table.append([f'{group}/{row.name}', 'SKIPPED',
-                      *['–'] * (3 + len(shown))])
-        continue
-      table.append([
-          f'{group}/{row.name}', str(row.metrics['total']),
-          *(number(row.metrics, k) for k in SCORES),
+      cells = ['SKIPPED', *['–'] * (3 + len(shown))] if not row.metrics else [
+          str(row.metrics['total']), *(number(row.metrics, k) for k in SCORES),
           f'{row.low:.2f} … {row.high:.2f}',
-          *(number(row.metrics, k) for k in shown)])
+          *(number(row.metrics, k) for k in shown)]
+      table.append([f'{group}/{row.name}', *cells])
     if len(members) > 1 and group in macro:
-      table.append(_macro_row(group, macro[group], len(members), len(shown)))
-  table.append(_macro_row('all', macro['all'], len(rows), len(shown)))
+      table.append(macro_row(group, len(members)))
+  table.append(macro_row('all', len(rows)))
   blocks: list[documents.Block] = [
       documents.Title(1, title),
       documents.Table(
@@ -155,14 +144,7 @@ def _blocks(rows: Sequence[Row], macro: Mapping[str, Mapping[str, float]],
   skipped = [(f'{row.group}/{row.name}', row.reason) for row in rows
              if row.metrics is None]
   if skipped:
-    blocks += [
-        documents.Title(
-            2, f'{len(skipped)} of {len(rows)} sets could not be had'),
-        documents.Items(skipped)]
+    blocks += [documents.Title(
+        2, f'{len(skipped)} of {len(rows)} sets could not be had'),
+               documents.Items(skipped)]
   return blocks
-
-
-def _macro_row(name: str, values: Mapping[str, float], count: int,
-               columns: int) -> list[str]:
-  return [f'macro average of {name}', f'{values["sets"]} of {count} sets',
-          *(f'{values[k]:.2f}' for k in SCORES), *['–'] * (1 + columns)]

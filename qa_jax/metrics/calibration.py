@@ -1,9 +1,7 @@
 """Calibration on held-out data: the null threshold and the temperature.
 
 Glossary of shapes: E questions, T temperatures, M gold spans of all questions.
-
-The functions need numpy and scipy alone. A run stores the calibration in
-calibration.json; evaluation and prediction use it.
+A run stores its calibration in calibration.json for evaluation and prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,10 +39,7 @@ class Calibration:
   decode: Mapping[str, Any]  # values of the fields in DECODE
 
   def misfit(self, checkpoint: int, decode: Mapping[str, Any]) -> str:
-    """Returns why this is no calibration of a checkpoint and decoding, or ''.
-
-    `checkpoint` is a step; `decode` has the fields of config.decode.
-    """
+    """Returns why this does not fit a step and a config.decode, or ''."""
     if checkpoint != self.checkpoint:
       return f'is of step {self.checkpoint}, not {checkpoint}'
     for name, value in self.decode.items():
@@ -55,11 +50,7 @@ class Calibration:
 
 def write_calibration(workdir: pathlib.Path, calibration: Calibration,
                       held_out: Mapping[str, Any]) -> None:
-  """Writes calibration.json.
-
-  `held_out` holds metrics of the held-out questions for readers of the file;
-  no code reads them.
-  """
+  """Writes calibration.json; `held_out` are metrics that no code reads."""
   files.write_json(workdir / NAME, {
       **dataclasses.asdict(calibration), 'held_out': held_out})
 
@@ -77,12 +68,10 @@ def read_calibration(workdir: pathlib.Path) -> Calibration | None:
   fields.pop('held_out', None)
   try:
     calibration = Calibration(**fields)
-    whole = (
-        math.isfinite(calibration.threshold or 0.0)
-        and isinstance(calibration.decode, dict)
-        and math.isfinite(calibration.temperature)
-        and calibration.temperature > 0
-        and type(calibration.checkpoint) is int)
+    whole = (math.isfinite(calibration.threshold or 0.0)
+             and isinstance(calibration.decode, dict)
+             and 0 < calibration.temperature < math.inf
+             and type(calibration.checkpoint) is int)
   except (TypeError, ValueError):  # a field too many or too few, or no number
     whole = False
   if not whole:
@@ -91,25 +80,22 @@ def read_calibration(workdir: pathlib.Path) -> Calibration | None:
   return calibration
 
 
-def choose_threshold(
-    na_score: np.ndarray,  # [E] higher: surer that there is no answer
-    answered: np.ndarray,  # [E] score of the answer, 0 … 1
-    unanswered: np.ndarray,  # [E] score of no answer, 0 … 1
-    ) -> tuple[float, float]:
+def choose_threshold(na_score: np.ndarray,  # [E] higher: surer of no answer
+                     answered: np.ndarray,  # [E] score of the answer, 0 … 1
+                     unanswered: np.ndarray,  # [E] score of no answer, 0 … 1
+                     ) -> tuple[float, float]:
   """Returns the null threshold of the best mean score, and this mean score.
 
-  Questions of equal `na_score` lie on one side of every threshold, so that the
-  threshold reaches the mean score that is returned with it; the threshold of
-  the official script may not. The threshold lies half way between two scores.
-  Among equally good thresholds it is the lowest, with the fewest answers.
+  Questions of equal `na_score` lie on one side of every threshold, so that it
+  reaches this mean; the threshold of the official script may not. It lies half
+  way between two scores and is the lowest of equally good thresholds.
   """
   scores, group = np.unique(na_score, return_inverse=True)
   gain = np.bincount(group, answered - unanswered, len(scores))
   total = np.concatenate([[0.0], np.cumsum(gain)])  # with the first k answered
   k = int((total > total.max() - 1e-9).argmax())
-  edges = np.concatenate([
-      [np.nextafter(scores[0], -np.inf)], (scores[1:] + scores[:-1]) / 2,
-      scores[-1:]])
+  edges = np.concatenate([[np.nextafter(scores[0], -np.inf)],
+                          (scores[1:] + scores[:-1]) / 2, scores[-1:]])
   # Half way between neighbours may round to the upper one.
   edges[1:-1] = np.where(selective.declines(scores[1:], edges[1:-1]),
                          edges[1:-1], scores[:-1])
@@ -162,28 +148,23 @@ def fit_temperature(data: TemperatureData) -> tuple[float, float, float]:
   answerable, first = np.unique(data.gold_of, return_index=True)
 
   def loss(x: np.ndarray) -> tuple[float, np.ndarray]:
-    """Computes the loss and its derivative by x = log t.
-
-    d(s / t) / dx = -s / t.
-    """
+    """Computes the loss and its derivative by x = log t: d(s/t)/dx = -s/t."""
     t = np.exp(x[0])
     log_z = data.best / t + spline(x[0])
     d_log_z = spline(x[0], 1) - data.best / t
-    target = np.zeros(len(data.best))
-    d_target = np.zeros(len(data.best))
+    target, d_target = np.zeros((2, len(data.best)))
     if data.null is not None:
       null = data.null / t
       total = np.logaddexp(log_z, null)
-      d_log_z = (np.exp(log_z - total) * d_log_z
-                 - np.exp(null - total) * null)
+      d_log_z = np.exp(log_z - total) * d_log_z - np.exp(null - total) * null
       log_z, target, d_target = total, null.copy(), -null
     if len(first):
       s = data.gold / t
       target[answerable] = np.logaddexp.reduceat(s, first)
       share = np.exp(s - target[data.gold_of])
       d_target[answerable] = np.add.reduceat(-share * s, first)
-    return float((log_z - target).mean()), np.array(
-        [(d_log_z - d_target).mean()])
+    return float((log_z - target).mean()), (d_log_z - d_target).mean(
+        keepdims=True)
 
   fit = optimize.minimize(
       loss, np.zeros(1), jac=True, method='L-BFGS-B',
@@ -192,30 +173,21 @@ def fit_temperature(data: TemperatureData) -> tuple[float, float, float]:
 
 
 def reliability_bins(confidence: np.ndarray,  # [E] 0 … 1
-                     right: np.ndarray,  # [E] 0 … 1
-                     ) -> list[dict[str, float]]:
+                     right: np.ndarray) -> list[dict[str, float]]:  # [E] 0 … 1
   """Computes the reliability diagram: BINS of equal width, without empty ones.
 
   A confidence on an edge belongs to the bin below, as in sklearn.
   """
   edges = np.linspace(0, 1, BINS + 1)
   bin_of = np.searchsorted(edges[1:-1], confidence)
-  diagram = []
-  for b in np.unique(bin_of):
-    inside = bin_of == b
-    diagram.append({'low': float(edges[b]), 'high': float(edges[b + 1]),
-                    'count': int(inside.sum()),
-                    'confidence': float(confidence[inside].mean()),
-                    'accuracy': float(right[inside].mean())})
-  return diagram
+  return [{'low': float(edges[b]), 'high': float(edges[b + 1]),
+           'count': int((bin_of == b).sum()),
+           'confidence': float(confidence[bin_of == b].mean()),
+           'accuracy': float(right[bin_of == b].mean())}
+          for b in np.unique(bin_of)]
 
 
 def expected_calibration_error(diagram: Sequence[Mapping[str, float]]) -> float:
-  """Computes the mean gap between confidence and accuracy, 0 … 1.
-
-  The mean is over questions, by the bins of a reliability diagram (Naeini et
-  al., 2015).
-  """
-  total = sum(b['count'] for b in diagram)
+  """Computes the mean gap of confidence and accuracy (Naeini et al., 2015)."""
   return sum(b['count'] * abs(b['confidence'] - b['accuracy'])
-             for b in diagram) / total
+             for b in diagram) / sum(b['count'] for b in diagram)

@@ -1,7 +1,5 @@
 """Error analysis: candidates, boundaries, slices, risk and coverage.
 
-Glossary of shapes: S seeds, N questions.
-
 The functions read what an evaluation wrote: predictions, n-best candidates in
 characters, and no-answer scores. All shares are percentages. Boundaries,
 candidates and slices are about the questions that have an answer.
@@ -30,10 +28,7 @@ Candidates = Sequence[Mapping[str, Any]]  # `answers` of a row of nbest.jsonl
 
 
 def question_word(example: Example) -> str:
-  """Returns the first question word of a question, or 'other'.
-
-  "how many" and "how much" are apart from other uses of "how".
-  """
+  """Returns a question word, 'how many' and 'how much' apart, or 'other'."""
   words = re.findall(r'[a-z]+', example.question.lower())
   for word, following in zip(words, [*words[1:], ''], strict=True):
     if word in QUESTION_WORDS:
@@ -43,10 +38,7 @@ def question_word(example: Example) -> str:
 
 
 def _ranges(edges: Sequence[int]) -> Callable[[int], str]:
-  """Returns a function that names the range of a number.
-
-  The ranges are 'a–b' up to each edge, and 'c and more' beyond the last.
-  """
+  """Returns number → its range: 'a–b' up to each edge, then 'c and more'."""
   def name(value: int) -> str:
     low = 0
     for edge in edges:
@@ -78,11 +70,10 @@ SLICES: dict[str, Callable[[Example], str]] = {
 
 def analyse_errors(examples: Sequence[Example],
                    predictions: Mapping[str, str],
-                   n_best: Mapping[str, Mapping[str, Any]] | None = None,
-                   *,
+                   n_best: Mapping[str, Mapping[str, Any]] | None = None, *,
                    na_scores: Mapping[str, float] | None = None,
-                   held_out: float | None = None,
-                   seed: int = 0) -> dict[str, Any]:
+                   held_out: float | None = None, seed: int = 0
+                   ) -> dict[str, Any]:
   """Computes the entries of analysis.json.
 
   `n_best` maps a question id to its row of nbest.jsonl. `held_out` is a null
@@ -90,12 +81,12 @@ def analyse_errors(examples: Sequence[Example],
   """
   if na_scores is not None:
     squad.check_covers(na_scores, examples)
-  scores = squad.per_question(examples, predictions)
+  scores = 100 * squad.per_question(examples, predictions)
   articles = np.array([e.article for e in examples])
   answerable = [i for i, e in enumerate(examples) if e.answers]
   candidates = {k: row['answers'] for k, row in (n_best or {}).items()}
   analysis: dict[str, Any] = {
-      name: _mean(x[None], articles, seed)
+      name: significance.mean_interval(x[None], articles, seed=seed)
       for name, x in zip(('exact_match', 'f1'), scores, strict=True)}
   if answerable:
     questions = [examples[i] for i in answerable]
@@ -132,8 +123,8 @@ def analyse_errors(examples: Sequence[Example],
 
 def compare_predictions(examples: Sequence[Example],
                         predictions: Sequence[Mapping[str, str]],
-                        others: Sequence[Mapping[str, str]], *,
-                        seed: int) -> dict[str, Any]:
+                        others: Sequence[Mapping[str, str]], *, seed: int
+                        ) -> dict[str, Any]:
   """Compares two systems on the same questions, in percentage points.
 
   Each system has one mapping of predictions for each of its seeds; the seeds
@@ -147,14 +138,9 @@ def compare_predictions(examples: Sequence[Example],
   articles = [e.article for e in examples]
   first, second = (np.stack([squad.per_question(examples, p) for p in system],
                             axis=1) for system in (predictions, others))
-  comparison: dict[str, Any] = {'seeds': len(predictions)}
-  for name, x in zip(('exact_match', 'f1'), first - second, strict=True):
-    average = x.mean(axis=0)
-    comparison[name] = {
-        **_mean(x, articles, seed),
-        'p': significance.sign_flip(average, seed=seed),
-        'p_articles': significance.sign_flip(
-            significance.article_sums(average, articles), seed=seed)}
+  comparison: dict[str, Any] = {'seeds': len(predictions)} | {
+      name: significance.paired_difference(100 * x, articles, seed=seed)
+      for name, x in zip(('exact_match', 'f1'), first - second, strict=True)}
   if len(predictions) == 1:
     here = int((first[0] > second[0]).sum())
     there = int((second[0] > first[0]).sum())
@@ -167,16 +153,14 @@ def check_ids(examples: Sequence[Example], predictions: Mapping[str, str],
               where: pathlib.Path) -> None:
   """Raises a UserError if a prediction is for none of the questions.
 
-  A question without a prediction is no error: it scores 0, as in the official
-  scripts.
+  A question without a prediction scores 0, as in the official scripts.
   """
-  known = {e.id for e in examples}
-  unknown = predictions.keys() - known
+  unknown = predictions.keys() - {e.id for e in examples}
   if unknown:
     raise errors.UserError(
         f'{where}: {len(unknown)} of {len(predictions)} predictions are of '
-        f'questions that the data does not have, such as '
-        f'{min(unknown)!r}; give --data what was evaluated on')
+        f'questions that the data does not have, such as {min(unknown)!r}; '
+        'give --data what was evaluated on')
 
 
 def candidate_scores(examples: Sequence[Example],
@@ -209,9 +193,8 @@ def boundary_errors(examples: Sequence[Example],
                     end of a gold span are each those of a candidate, so that
                     the search could have combined them
   """
-  names = ('start', 'end', 'span', 'text_elsewhere', 'splice',
-           'in_candidates', 'recombined')
-  counts = dict.fromkeys(names, 0)
+  counts = dict.fromkeys(('start', 'end', 'span', 'text_elsewhere', 'splice',
+                          'in_candidates', 'recombined'), 0)
   for example in examples:
     n_best = candidates.get(example.id, ())
     if not n_best:
@@ -237,11 +220,7 @@ def boundary_errors(examples: Sequence[Example],
 
 def _confidence(n_best: Candidates, na_scores: Mapping[str, float] | None,
                 question_id: str) -> float:
-  """Returns how sure a system is of its best candidate.
-
-  This is the negated no-answer score or, without these, the log share of the
-  best candidate among the n-best candidates.
-  """
+  """Returns -na_score or, without it, the log share of the best candidate."""
   if na_scores is not None:
     return -na_scores[question_id]
   if not n_best:
@@ -250,22 +229,13 @@ def _confidence(n_best: Candidates, na_scores: Mapping[str, float] | None,
   return -float(np.log(np.exp(scores - scores[0]).sum()))
 
 
-def _slice(values: Sequence[str],  # [N]
-           scores: np.ndarray,  # [2, N]
-           articles: np.ndarray, seed: int) -> dict[str, Any]:
+def _slice(values: Sequence[str], scores: np.ndarray, articles: np.ndarray,
+           seed: int) -> dict[str, Any]:
   """Computes EM and F1 of the questions of each value."""
   slices = {}
   for value in sorted(set(values)):
     rows = np.array([v == value for v in values])
-    em, f1 = (_mean(x[None, rows], articles[rows], seed) for x in scores)
+    em, f1 = (significance.mean_interval(
+        x[None, rows], articles[rows], seed=seed) for x in scores)
     slices[value] = {'total': int(rows.sum()), 'exact_match': em, 'f1': f1}
   return slices
-
-
-def _mean(values: np.ndarray,  # [S, N]
-          articles: Sequence[str], seed: int) -> dict[str, float]:
-  """Computes a mean and its 95 % interval over seeds, articles and questions,
-  in percent."""
-  low, high = significance.hierarchical_interval(values, articles, seed=seed)
-  return {'mean': 100 * float(values.mean()), 'low': 100 * low,
-          'high': 100 * high}

@@ -20,7 +20,6 @@ from qa_jax.io import files
 from qa_jax.metrics import selective
 from qa_jax.metrics import squad
 
-# The files of an evaluation.
 PREDICTIONS = 'predictions.json'  # {question id: text}, '' for no answer
 NA_PROBS = 'na_probs.json'  # {question id: no-answer score}
 N_BEST = 'nbest.jsonl'  # the n-best candidates of a question in each line
@@ -65,10 +64,10 @@ class Predictions:
 
   def declined(self, threshold: float) -> np.ndarray:  # [N] bool
     """Returns which questions get no answer at a null threshold."""
-    scores = self.na_scores
-    return selective.declines(np.array([
-        -np.inf if scores is None else scores[e.id]
-        for e in self.examples]), threshold)
+    if self.na_scores is None:
+      return np.zeros(len(self.examples), bool)
+    return selective.declines(np.array(
+        [self.na_scores[e.id] for e in self.examples]), threshold)
 
   def texts(self, threshold: float) -> dict[str, str]:
     """Returns {question id: text} at a null threshold, '' for no answer."""
@@ -78,16 +77,11 @@ class Predictions:
   def scores(self, threshold: float) -> np.ndarray:  # [2, N]
     """Computes exact match and F1 at a null threshold, 0 … 1."""
     declined = self.declined(threshold)
-    if not declined.any():
-      return self.answer_scores
-    return np.where(declined, self.empty_scores, self.answer_scores)
+    return (np.where(declined, self.empty_scores, self.answer_scores)
+            if declined.any() else self.answer_scores)
 
   def metrics(self, threshold: float) -> dict[str, float]:
-    """Computes the entries of metrics.json at a null threshold.
-
-    Raises:
-      UserError: a question cannot be scored.
-    """
+    """Computes metrics.json at a null threshold; raises as `squad_metrics`."""
     return squad.summarize_scores(
         self.examples, self.answers, self.scores(threshold),
         self._official_version) | self.best
@@ -96,17 +90,15 @@ class Predictions:
     """Computes scores at threshold 0, at the held-out one and at the oracle.
 
     The held-out threshold was chosen on other questions; None leaves it out.
-    The oracle is the best threshold of these very questions, as the official
-    script reports it.
+    The oracle is the best threshold of these questions in the official script.
     """
-    chosen = {'zero': 0.0} | (
-        {} if held_out is None else {'held_out': held_out})
+    shown = {'exact_match', 'f1', 'has_answer_f1', 'no_answer_exact_match'}
     table = {}
-    for name, threshold in chosen.items():
-      values = self.metrics(threshold)
-      table[name] = {'threshold': threshold, **{k: values[k] for k in (
-          'exact_match', 'f1', 'has_answer_f1', 'no_answer_exact_match')
-                                                if k in values}}
+    for name, threshold in (('zero', 0.0), ('held_out', held_out)):
+      if threshold is not None:
+        values = self.metrics(threshold)
+        table[name] = {'threshold': threshold, **{
+            k: v for k, v in values.items() if k in shown}}
     if self.best:
       table['oracle'] = {'threshold': self.best['best_f1_threshold'],
                          'exact_match': self.best['best_exact_match'],
@@ -122,8 +114,7 @@ class Predictions:
 
 
 def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
-                     threshold: float,
-                     n_best: Iterable[Mapping[str, Any]],  # rows of nbest.jsonl
+                     threshold: float, n_best: Iterable[Mapping[str, Any]],
                      metrics: Mapping[str, float] | None) -> None:
   """Writes the files of an evaluation; metrics.json, if any, comes last."""
   if predictions.na_scores is not None:
@@ -138,8 +129,7 @@ def read_predictions(path: pathlib.Path) -> dict[str, str]:
   """Reads {question id: text} from a JSON file.
 
   Raises:
-    UserError: the file is unreadable or of another shape, or an id is there
-      twice.
+    UserError: the file is unreadable, of another shape, or has an id twice.
   """
   return _read_map(path, str, 'a string')
 
@@ -148,8 +138,7 @@ def read_na_probs(path: pathlib.Path) -> dict[str, float]:
   """Reads {question id: no-answer score} from a JSON file, in its order.
 
   Raises:
-    UserError: the file is unreadable or of another shape, an id is there twice,
-      or a score is not finite.
+    UserError: as in `read_predictions`, or a score is not finite.
   """
   scores = _read_map(path, float, 'a number', parse_int=float)
   for key, score in scores.items():
@@ -166,8 +155,7 @@ def read_n_best(path: pathlib.Path) -> dict[str, dict[str, Any]]:
   Probabilities are not checked.
 
   Raises:
-    UserError: the file is unreadable or of another shape, or an id is there
-      twice.
+    UserError: the file is unreadable, of another shape, or has an id twice.
   """
   rows: dict[str, dict[str, Any]] = {}
   for where, row in files.read_rows(path):

@@ -1,8 +1,6 @@
 """Null thresholds, and curves of selective prediction.
 
-Glossary of shapes: N questions.
-
-The functions need numpy alone. Shares are percentages unless a docstring says
+Glossary of shapes: N questions. Shares are percentages unless a docstring says
 otherwise.
 """
 
@@ -16,18 +14,15 @@ CURVE_POINTS = 101
 
 
 def declines(na_score: Any, threshold: float) -> Any:
-  """Returns whether a question gets no answer: its no-answer score exceeds the
-  null threshold.
+  """Returns whether a no-answer score exceeds the null threshold, elementwise.
 
-  A score equal to the threshold still gets an answer. `na_score` is a number
-  or an array; the result has the shape of `na_score`.
+  A question of such a score gets no answer; at the threshold it still gets one.
   """
   return na_score > threshold
 
 
 def precision_recall(score: np.ndarray,  # [N], higher: more surely positive
-                     positive: np.ndarray,  # [N] bool
-                     ) -> list[list[float]]:
+                     positive: np.ndarray) -> list[list[float]]:  # [N] bool
   """Computes [recall, precision] at each threshold, by rising recall.
 
   Equal scores are one threshold. A curve of more than CURVE_POINTS thresholds
@@ -45,12 +40,8 @@ def precision_recall(score: np.ndarray,  # [N], higher: more surely positive
 
 
 def average_precision(score: np.ndarray,  # [N], higher: more surely positive
-                      positive: np.ndarray,  # [N] bool
-                      ) -> float:
-  """Computes the sum of (recall step · precision) over thresholds, 0 … 1.
-
-  Equal scores are one threshold.
-  """
+                      positive: np.ndarray) -> float:  # [N] bool
+  """Computes the sum of (recall step · precision) over thresholds, 0 … 1."""
   values, group = np.unique(-score, return_inverse=True)
   hits = np.bincount(group, positive, len(values))
   true_positives, retrieved = np.cumsum(hits), np.cumsum(np.bincount(group))
@@ -58,8 +49,7 @@ def average_precision(score: np.ndarray,  # [N], higher: more surely positive
 
 
 def risk_coverage(confidence: np.ndarray,  # [N]
-                  score: np.ndarray,  # [N] score of the answer, 0 … 1
-                  ) -> dict[str, Any]:
+                  score: np.ndarray) -> dict[str, Any]:  # [N], 0 … 1
   """Computes the mean score of the most confident questions, by coverage.
 
   See El-Yaniv and Wiener (2010). `score_at_80` is the mean score, in percent,

@@ -2,12 +2,10 @@
 
 Glossary of shapes: S seeds, A articles, N questions, V comparisons.
 
-The functions need numpy and scipy alone. The difference of a question is its
-score by one system minus its score by another. Its mean over seeds includes
-what a seed changes for all questions at once, which no test over questions can
-see; nor can such a test see that the questions of one article are alike. Hence
-`hierarchical_interval`, and tests over the sums of articles (`article_sums`)
-beside the tests over questions.
+A difference is the score of a question by one system minus that by another. Its
+mean over seeds includes what a seed changes for all questions at once. No test
+over questions can see this, nor that the questions of one article are alike.
+Hence `hierarchical_interval`, and tests over `article_sums`.
 """
 
 from collections.abc import Sequence
@@ -20,8 +18,24 @@ _BATCH = 256  # resamples of signs held in memory at a time
 _QUESTIONS = 2**19  # questions of bootstraps held in memory at a time
 
 
-def sign_flip(differences: np.ndarray,  # [N]
-              *, seed: int) -> float:
+def paired_difference(differences: np.ndarray,  # [S, N]
+                      articles: Sequence[str],  # [N], of each question
+                      *, seed: int) -> dict[str, float]:
+  """Computes mean, interval, p over questions and p over articles."""
+  average = differences.mean(axis=0)
+  return {**mean_interval(differences, articles, seed=seed),
+          'p': sign_flip(average, seed=seed),
+          'p_articles': sign_flip(article_sums(average, articles), seed=seed)}
+
+
+def mean_interval(values: np.ndarray,  # [S, N]
+                  articles: Sequence[str], *, seed: int) -> dict[str, float]:
+  """Computes a mean and its 95 % interval over seeds, articles, questions."""
+  low, high = hierarchical_interval(values, articles, seed=seed)
+  return {'mean': float(values.mean()), 'low': low, 'high': high}
+
+
+def sign_flip(differences: np.ndarray, *, seed: int) -> float:  # [N]
   """Returns the two-sided p-value of the paired permutation test of the mean.
 
   Swapping the two systems' scores of a question turns the sign of its
@@ -40,14 +54,10 @@ def sign_flip(differences: np.ndarray,  # [N]
       rng=np.random.default_rng(seed)).pvalue)
 
 
-def hierarchical_interval(
-    differences: np.ndarray,  # [S, N]
-    articles: Sequence[str],  # [N], of each question
-    *,
-    seed: int,
-    level: float = 0.95) -> tuple[float, float]:
-  """Computes the percentile bootstrap interval of the mean over seeds and
-  questions.
+def hierarchical_interval(differences: np.ndarray,  # [S, N]
+                          articles: Sequence[str], *, seed: int,  # [N]
+                          level: float = 0.95) -> tuple[float, float]:
+  """Computes the percentile bootstrap interval of a mean over seeds, questions.
 
   Seeds and questions are crossed. Each draw takes S seeds with replacement and,
   independently, A articles and from each as many questions as it has (Davison
@@ -81,19 +91,13 @@ def hierarchical_interval(
 
 def article_sums(differences: np.ndarray,  # [N]
                  articles: Sequence[str]) -> np.ndarray:  # [A]
-  """Computes the sum of each article's differences.
-
-  `sign_flip` of these sums is a test that exchanges whole articles.
-  """
+  """Sums differences by article, for a `sign_flip` of whole articles."""
   _, group = np.unique(np.asarray(articles), return_inverse=True)
   return np.bincount(group, differences)
 
 
 def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
-  """Computes adjusted p-values; all those below α hold together at level α.
-
-  See Holm (1979).
-  """
+  """Adjusts p-values (Holm, 1979): those below α hold together at level α."""
   p = np.asarray(p_values, np.float64)
   order = np.argsort(p, kind='stable')
   stepped = p[order] * np.arange(len(p), 0, -1)
@@ -103,12 +107,8 @@ def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
 
 
 def half_width(values: Sequence[float]) -> float:
-  """Computes half the width of the 95 % interval of a mean, by Student's t.
-
-  It is NaN for a single value.
-  """
+  """Computes half the 95 % interval of a mean (Student's t); NaN for one."""
   from scipy import stats  # lazily: slow to import
-  n = len(values)
-  if n < 2:
+  if (n := len(values)) < 2:
     return float('nan')
   return float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)

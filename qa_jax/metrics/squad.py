@@ -1,13 +1,10 @@
 """Exact match and F1 of the official SQuAD scripts, and their best thresholds.
 
-Glossary of shapes: N questions.
-
-The functions need strings and numpy alone. The two official scripts differ,
-and each is matched to the last digit: evaluate-v1.1.py (Rajpurkar et al., 2016)
-and evaluate-v2.0.py (Rajpurkar et al., 2018), as they add up before Python
-3.12, whose `sum` compensates rounding. In some cases the scripts crash: a
-question without a prediction scores 0 here in both versions, and a question
-that cannot be scored is a UserError.
+Glossary of shapes: N questions. The two official scripts differ, and each is
+matched to the last digit: evaluate-v1.1.py (Rajpurkar et al., 2016) and
+evaluate-v2.0.py (Rajpurkar et al., 2018), as they add up before Python 3.12,
+whose `sum` compensates rounding. Where the scripts crash, a question without a
+prediction scores 0 here, and a question that cannot be scored is a UserError.
 """
 
 import collections
@@ -77,11 +74,10 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
   return scores
 
 
-def squad_metrics(examples: Sequence[Example],
-                  predictions: Mapping[str, str], *,
-                  na_scores: Mapping[str, float] | None = None,
-                  na_threshold: float = 1.0,
-                  version: str = 'auto') -> dict[str, float]:
+def squad_metrics(examples: Sequence[Example], predictions: Mapping[str, str],
+                  *, na_scores: Mapping[str, float] | None = None,
+                  na_threshold: float = 1.0, version: str = 'auto'
+                  ) -> dict[str, float]:
   """Computes the official metrics of predictions: percentages and counts.
 
   The keys are those of metrics.json. `missing` counts questions without a
@@ -100,37 +96,29 @@ def squad_metrics(examples: Sequence[Example],
   if not examples:
     raise errors.UserError('there is no question to score')
   version = resolve_version(examples, version)
-  scores = answered = per_question(examples, predictions, version)
-  if version == '1.1':
-    na_scores = None
-  if na_scores is not None:
-    check_covers(na_scores, examples)
-    declined = [e.id in predictions
-                and selective.declines(na_scores[e.id], na_threshold)
-                for e in examples]
-    scores = np.where(declined, [not e.gold_texts for e in examples], answered)
-  values = summarize_scores(examples, predictions, scores, version)
-  if na_scores is not None:
-    values |= best_thresholds(examples, predictions, answered, na_scores)
-  return values
+  answered = per_question(examples, predictions, version)
+  if version == '1.1' or na_scores is None:
+    return summarize_scores(examples, predictions, answered, version)
+  check_covers(na_scores, examples)
+  declined = [e.id in predictions and selective.declines(
+      na_scores[e.id], na_threshold) for e in examples]
+  scores = np.where(declined, [not e.gold_texts for e in examples], answered)
+  return (summarize_scores(examples, predictions, scores, version)
+          | best_thresholds(examples, predictions, answered, na_scores))
 
 
 def summarize_scores(examples: Sequence[Example],
                      predictions: Mapping[str, str],
                      scores: np.ndarray,  # [2, N] exact match and F1, 0 … 1
                      version: str) -> dict[str, float]:
-  """Computes the entries of metrics.json that need no no-answer scores.
-
-  `predictions` serves to count missing and unknown questions.
-  """
+  """Computes the entries of metrics.json that need no no-answer scores."""
   em, f1 = scores
   has_answer = np.array([bool(e.gold_texts) for e in examples])
   ids = {e.id for e in examples}
   values = {'exact_match': _percent(em), 'f1': _percent(f1), 'total': len(em)}
-  for name, odd in (('missing', ids - predictions.keys()),
-                    ('unknown', predictions.keys() - ids)):
-    if odd:
-      values[name] = len(odd)
+  values |= {name: len(odd) for name, odd in (
+      ('missing', ids - predictions.keys()),
+      ('unknown', predictions.keys() - ids)) if odd}
   if version == '1.1':
     return values
   if has_answer.any():
@@ -179,11 +167,7 @@ def best_threshold(examples: Sequence[Example], answers: Mapping[str, str],
 
 
 def resolve_version(examples: Sequence[Example], version: str) -> str:
-  """Returns the version of the official script, '1.1' or '2.0'.
-
-  Raises:
-    UserError: the version is none of VERSIONS.
-  """
+  """Returns '1.1' or '2.0'; raises a UserError if version is unknown."""
   if version not in VERSIONS:
     raise errors.UserError(
         f'version {version!r} is none of {", ".join(VERSIONS)}')
@@ -203,8 +187,5 @@ def check_covers(na_scores: Mapping[str, float],
 
 
 def _percent(values: np.ndarray) -> float:
-  """Computes 100 · mean, added from left to right as the scripts do.
-
-  np.sum adds in pairs and rounds differently.
-  """
+  # np.sum adds in pairs and rounds unlike the scripts.
   return 100.0 * float(np.cumsum(values)[-1]) / len(values)
