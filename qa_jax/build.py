@@ -49,8 +49,7 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
           f'unknown config.model.preset {config.model.preset!r}'
           f'{errors.did_you_mean(config.model.preset, bert.PRESETS)}')
     given |= bert.PRESETS[config.model.preset]
-  given |= {k: getattr(config.model, k) for k in SIZES
-            if getattr(config.model, k)}
+  given |= {k: size for k in SIZES if (size := getattr(config.model, k))}
   if source is None:
     if missing := [k for k in SIZES if k not in given]:
       raise errors.UserError(
@@ -103,10 +102,7 @@ def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
 
 def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
                      ) -> tuple[config_lib.Config, str]:
-  """Returns a config whose attention works here, and a note for the user or ''.
-
-  An attention of the run that this machine does not have is changed to 'auto'.
-  """
+  """Returns a config whose attention works here, and a note if it is auto."""
   name = config.model.attention
   problem = (attention.limitation(name, _use(config, sizes, False, None))
              if name in attention.ATTENTION else 'is unknown here')
@@ -129,11 +125,7 @@ def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
 
 def build_model(config: config_lib.Config, sizes: bert.BertConfig
                 ) -> qa.QAModel:
-  """Returns the model of encoder and head, without parameters.
-
-  Raises:
-    UserError: model.head is not the spec string of a head.
-  """
+  """Returns the model without parameters; a wrong model.head is a UserError."""
   head = registry.build(heads.HEADS, config.model.head, what='head')
   return qa.QAModel(
       config=sizes, head=head, attention=config.model.attention,
@@ -143,10 +135,8 @@ def build_model(config: config_lib.Config, sizes: bert.BertConfig
 def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
   """Returns why an objective cannot train a head, '' if it can.
 
-  `scores` are the shapes of the head's scores in training. Refused are an
-  objective that needs scores the head lacks, an objective over all spans with a
-  head that conditions ends on the gold start, and an objective that would leave
-  pair or null scores of the head untrained.
+  `scores` are the shapes of the head's scores in training. An objective must
+  not leave pair or null scores of the head untrained.
   """
   has = {part: getattr(scores, part) is not None
          for part in ('pair', 'null', 'boundary')}
@@ -164,10 +154,7 @@ def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
 
 
 def scores_all_spans(head: nn.Module) -> bool:
-  """Returns whether sums of a head's training scores over spans have meaning.
-
-  They have none if the head scores ends for the gold start alone.
-  """
+  """Returns whether a head scores ends for every start also in training."""
   return not nesting.score_shapes(head, training=True).conditional
 
 
@@ -184,16 +171,16 @@ def check_objective(objective_spec: str, head_spec: str
   scores = nesting.score_shapes(
       registry.build(heads.HEADS, head_spec, what='head'), training=True)
   if problem := incompatibility(objective, scores):
-    fitting_heads = [
+    fitting_heads = ', '.join(
         name for name, make in heads.HEADS.items() if not incompatibility(
-            objective, nesting.score_shapes(make(), training=True))]
-    fitting_objectives = [name for name, make in objectives.OBJECTIVES.items()
-                          if not incompatibility(make(), scores)]
+            objective, nesting.score_shapes(make(), training=True)))
+    fitting_objectives = ', '.join(
+        name for name, make in objectives.OBJECTIVES.items()
+        if not incompatibility(make(), scores))
     raise errors.UserError(
         f'config.objective={objective_spec!r} {problem}; it does not fit '
-        f'config.model.head={head_spec!r}. Heads that fit: '
-        f'{", ".join(fitting_heads)}; objectives that fit this head: '
-        f'{", ".join(fitting_objectives)}')
+        f'config.model.head={head_spec!r}. Heads that fit: {fitting_heads}; '
+        f'objectives that fit this head: {fitting_objectives}')
   # Tracing the loss raises the errors that depend on arguments in the specs.
   one = jax.ShapeDtypeStruct((1,), jnp.int32)
   mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import copy
 import dataclasses
 import json
+import operator
 import re
 from typing import Any, get_type_hints
 
@@ -115,9 +116,8 @@ class Train:
 
   # Number of windows in an update, over all devices and micro-steps.
   batch_size: int = 32
-  # Number of windows of max_length in an evaluation batch, over all devices.
-  # Shorter windows come in larger batches of as many tokens. 0 takes a number
-  # that suits the platform.
+  # Number of windows of max_length in an evaluation batch, over all devices;
+  # batches of shorter windows have as many tokens. 0 suits the platform.
   eval_batch_size: int = 0
   # Number of passes over the training windows. Set either this or num_steps.
   num_epochs: float = 0.0
@@ -252,9 +252,7 @@ def check_config(
     config = config.to_dict()
   checked = _fill(Config, config, '')
   for path, (low, high) in BOUNDS.items():
-    value: Any = checked
-    for key in path.split('.'):
-      value = getattr(value, key)
+    value = operator.attrgetter(path)(checked)
     if value < low or (high is not None and value > high):
       bound = f'at least {low}' if high is None else f'in {low} … {high}'
       raise errors.UserError(f'config.{path}={value} must be {bound}')

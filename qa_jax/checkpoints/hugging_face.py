@@ -1,8 +1,7 @@
 """Checkpoint directories of Hugging Face and TensorFlow, and their conversion.
 
 `resolve_source` finds the directory, `read_config` reads the sizes of its
-encoder, and `load_parameters` reads its weights into a tree of parameters. A
-missing name, an unknown name or a wrong shape is an error that lists them.
+encoder, and `load_parameters` reads its weights into a tree of parameters.
 Nothing in a directory is executed: safetensors and TensorFlow's tensor bundles
 are read, pickles are refused. `qa_jax.export.hugging_face` writes a directory.
 
@@ -183,15 +182,14 @@ def read_tensors(directory: pathlib.Path
 def _import_tensorflow(directory: pathlib.Path) -> types.ModuleType:
   try:
     from qa_jax.checkpoints import tensorflow
+    return tensorflow
   except ImportError as e:
     raise errors.UserError(
         f'{directory} is a TensorFlow checkpoint, which needs the package '
         f"{e.name}; pip install 'qa_jax[tensorflow]'") from None
-  return tensorflow
 
 
 def _tensorflow_prefix(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the path of the one TensorFlow checkpoint, without an ending."""
   indexes = sorted(directory.glob('*.index'))
   if len(indexes) != 1:
     raise errors.UserError(
@@ -251,8 +249,7 @@ def fit_tensors(tensors: Arrays, template: Any,
   Raises:
     UserError: names or shapes do not fit `template`.
   """
-  tensors, notes = dict(tensors), []
-  expected = to_hugging_face(template)
+  tensors, notes, expected = dict(tensors), [], to_hugging_face(template)
   weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
   if weight not in tensors or weight not in expected:
     notes.append(FRESH_HEAD if weight not in tensors else

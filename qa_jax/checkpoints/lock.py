@@ -21,9 +21,7 @@ NAME = 'lock'
 
 @contextlib.contextmanager
 def hold_lock(directory: pathlib.Path) -> Iterator[str]:
-  """Holds the lock of a directory while the context is entered.
-
-  Yields the process that died with the lock, as 'pid … on …', or ''.
+  """Holds a directory's lock; yields who died with it, 'pid … on …', or ''.
 
   Raises:
     UserError: another process holds the lock, or it cannot be written.

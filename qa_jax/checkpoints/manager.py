@@ -1,8 +1,7 @@
 """The checkpoints of a run: parameters, optimizer state and data position.
 
-Orbax writes them. Checkpoint k holds the state before train step k and the data
-position of step k, so a resumed run repeats the undisturbed run bit for bit.
-The parameters are an item of their own, since evaluation reads nothing else.
+Checkpoint k holds the state before train step k and the data position of step
+k, so a resumed run repeats the undisturbed run bit for bit.
 
 A manifest with checksums is written when orbax has finished a checkpoint. A
 checkpoint that does not match its manifest is damaged, and so is a checkpoint
@@ -37,10 +36,9 @@ class Checkpoints:
 
   A writer removes unfinished checkpoints of a killed process and renames
   damaged ones to STEP.damaged when it opens the directory. A reader
-  (`read_only`) changes nothing, because a run may be writing meanwhile. `lock`
-  makes sure that a run has one writer. If the writer is several processes, all
-  of them make each call together, and the first process does the work outside
-  orbax.
+  (`read_only`) changes nothing, because a run may be writing meanwhile. If the
+  writer is several processes, all of them make each call together, and the
+  first process does the work outside orbax.
   """
 
   def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
@@ -72,7 +70,6 @@ class Checkpoints:
   def _tidy(self) -> None:
     for path in self._directory.glob(UNFINISHED):
       shutil.rmtree(path)
-    # All are checked before one is renamed, since `damage` compares them.
     faults = {step: self.damage(step) for step in self.steps}
     for step, fault in faults.items():
       if fault:
@@ -97,9 +94,7 @@ class Checkpoints:
 
   @property
   def best(self) -> int | None:
-    """Returns the step with the best metric, None if no step has the metric.
-
-    Of several equally good steps it is the last.
+    """Returns the last step with the best metric, None if no step has it.
 
     Raises:
       UserError: a file with metrics is damaged.
@@ -188,7 +183,8 @@ class Checkpoints:
     because orbax logs the traceback of each of its threads there.
     """
     orbax = logging.getLogger('absl')
-    orbax.addFilter(_no_tracebacks)
+    quiet = lambda record: 'raised an exception' not in record.getMessage()
+    orbax.addFilter(quiet)
     try:
       yield
     except (OSError, ValueError) as e:  # tensorstore raises a ValueError.
@@ -203,14 +199,10 @@ class Checkpoints:
           f'{self._whole()} before it are whole, and the same command goes on '
           'from there') from None
     finally:
-      orbax.removeFilter(_no_tracebacks)
+      orbax.removeFilter(quiet)
 
   def restore_params(self, step: int, template: Any) -> Any:
-    """Reads parameters like `template`, a tree of jax.ShapeDtypeStruct.
-
-    Raises:
-      UserError: a file of the checkpoint is damaged.
-    """
+    """Reads parameters like `template`; a damaged file is a UserError."""
     return self._read(step, params=ocp.args.StandardRestore(template)).params
 
   def restore(self, step: int, *, params: Any, optimizer: Any
@@ -256,7 +248,3 @@ class Checkpoints:
       self._sealer.shutdown()
       if self._manager:
         self._manager.close()
-
-
-def _no_tracebacks(record: logging.LogRecord) -> bool:
-  return 'raised an exception' not in record.getMessage()

@@ -44,11 +44,7 @@ class RunDirectory:
     return self.config_file.is_file() and self.checkpoints.is_dir()
 
   def read_config(self) -> config_lib.Config:
-    """Reads the resolved config that the run stored.
-
-    Raises:
-      UserError: the directory is not a run, or its config.json is damaged.
-    """
+    """Reads the config; no run or a damaged config.json is a UserError."""
     if not self.config_file.is_file():
       raise errors.UserError(
           f'{self.path} is not a run directory: it has no config.json')
@@ -64,11 +60,7 @@ class RunDirectory:
     return files.read_object(self.record_file)
 
   def read_encoder_config(self) -> bert.BertConfig:
-    """Reads the sizes of the run's encoder.
-
-    Raises:
-      UserError: encoder.json is damaged.
-    """
+    """Reads the sizes of the encoder; a damaged file raises a UserError."""
     try:
       return bert.BertConfig(**files.read_object(self.encoder_file))
     except TypeError as e:  # a field too many or too few
@@ -87,10 +79,7 @@ class RunDirectory:
       return store.resolve(which)
 
   def read_parameters(self, which: str, shapes: Any) -> Any:
-    """Restores parameters of the given shapes onto the first local device.
-
-    `which` is 'best', 'last' or the number of a step.
-    """
+    """Restores parameters of a checkpoint onto the first local device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with self._open_checkpoints() as store:
       return store.restore_params(store.resolve(which), jax.tree.map(
@@ -104,10 +93,7 @@ class RunDirectory:
   def write(self, config: config_lib.Config, encoder: bert.BertConfig,
             tokenizer: tokenizer_lib.Tokenizer, record: Mapping[str, Any]
             ) -> None:
-    """Writes the files that a run has before its first step.
-
-    `record` becomes run.json. config.json is written last.
-    """
+    """Writes the files of a run before its first step, config.json last."""
     tokenizer.save(self.tokenizer)
     files.write_json(self.encoder_file, dataclasses.asdict(encoder))
     files.write_json(self.record_file, record)

@@ -139,8 +139,7 @@ def _int(fields: dict[int, list], number: int) -> int:
 
 def _fields(data: bytes) -> dict[int, list[int | bytes]]:
   """Returns {field number: values} of a protobuf message, bytes unparsed."""
-  out: dict[int, list[int | bytes]] = {}
-  at = 0
+  out, at = collections.defaultdict(list), 0
   while at < len(data):
     key, at = _varint(data, at)
     wire = key & 7
@@ -151,8 +150,8 @@ def _fields(data: bytes) -> dict[int, list[int | bytes]]:
       value, at = _take(data, at, size), at + size
     else:
       raise ValueError(f'wire type {wire}')
-    out.setdefault(key >> 3, []).append(value)
-  return out
+    out[key >> 3].append(value)
+  return dict(out)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

@@ -96,11 +96,10 @@ def from_tensorflow(name: str) -> str | None:
     return path.replace('/', '.') + _TF_LEAVES.get(match['leaf'], '.weight')
   if name in _TF_HEAD:
     return _TF_HEAD[name]
-  if match := re.fullmatch(
+  match = re.fullmatch(
       r'(?:model|encoder)/layer_with_weights-(?P<i>\d+)/(?P<path>.+)'
-      r'/\.ATTRIBUTES/VARIABLE_VALUE', name):
-    if '.OPTIMIZER_SLOT' in match['path']:
-      return None
+      r'/\.ATTRIBUTES/VARIABLE_VALUE', name)
+  if match and '.OPTIMIZER_SLOT' not in match['path']:
     return _from_model_garden(int(match['i']), match['path'])
   return None
 

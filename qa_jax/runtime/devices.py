@@ -178,19 +178,16 @@ def put_tree(tree: Any, shardings: Any) -> Any:
   if isinstance(shardings, jax.sharding.Sharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
 
-  def place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    x = np.asarray(x)
-    return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
-
-  return jax.tree.map(place, tree, shardings)
+  return jax.tree.map(
+      lambda x, sharding: jax.make_array_from_callback(
+          np.shape(x), sharding, np.asarray(x).__getitem__), tree, shardings)
 
 
 def replicated_sharding(
     mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding | None:
   """Returns the sharding of results for all processes, None for one process."""
-  if mesh is None or not processes.is_multi_process():
-    return None
-  return jax.sharding.NamedSharding(mesh, P())
+  several = mesh is not None and processes.is_multi_process()
+  return jax.sharding.NamedSharding(mesh, P()) if several else None
 
 
 @functools.cache
