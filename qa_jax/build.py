@@ -1,9 +1,7 @@
 """The model and objective of a config, and checks that its parts fit together.
 
-In the order of use: the sizes of the encoder, attention, the model, the
-compatibility of head and objective, the compatibility of head and decoding, and
-the source of initial parameters. Each check runs without data and without
-computing anything, so that a mistake is refused before slow work.
+Each check runs without data and without computing anything, so that a mistake
+is refused before slow work.
 """
 
 import dataclasses
@@ -40,10 +38,9 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
   model.preset. A size that is set in the config overrides the preset.
 
   Raises:
-    UserError: the preset is unknown, a size is given nowhere, preset or fields
-      contradict the checkpoint, the vocabulary exceeds its embeddings,
-      hidden_size is not divisible by num_heads, or windows are longer than the
-      encoder has positions.
+    UserError: the preset is unknown, a size is missing or contradicts the
+      checkpoint, the vocabulary exceeds its embeddings, hidden_size is not
+      divisible by num_heads, or windows exceed the encoder's positions.
   """
   given: dict[str, int] = {}
   if config.model.preset:
@@ -52,11 +49,9 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
           f'unknown config.model.preset {config.model.preset!r}'
           f'{errors.did_you_mean(config.model.preset, bert.PRESETS)}')
     given |= bert.PRESETS[config.model.preset]
-  given |= {k: getattr(config.model, k) for k in SIZES
-            if getattr(config.model, k)}
+  given |= {k: size for k in SIZES if (size := getattr(config.model, k))}
   if source is None:
-    missing = [k for k in SIZES if k not in given]
-    if missing:
+    if missing := [k for k in SIZES if k not in given]:
       raise errors.UserError(
           f'config.model.{missing[0]} is 0 and no preset or init_from gives it')
     sizes = bert.BertConfig(vocab_size=vocab_size, **given)
@@ -85,8 +80,7 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
       initializer_range=config.model.initializer_range)
 
 
-def check_positions(config: config_lib.Config,
-                    sizes: bert.BertConfig) -> None:
+def check_positions(config: config_lib.Config, sizes: bert.BertConfig) -> None:
   """Raises a UserError if windows are longer than the encoder has positions."""
   if config.data.max_length > sizes.max_position:
     raise errors.UserError(
@@ -98,8 +92,8 @@ def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
                     training: bool, platform: str | None = None) -> None:
   """Raises a UserError if model.attention is unknown or does not fit its use.
 
-  `platform` is JAX's name of a platform. None is the platform of this process,
-  and '' checks only the limits that hold on every platform.
+  A `platform` of None is that of this process; '' checks only the limits that
+  hold on every platform.
   """
   attention.check_attention(
       config.model.attention, _use(config, sizes, training, platform),
@@ -108,60 +102,46 @@ def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
 
 def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
                      ) -> tuple[config_lib.Config, str]:
-  """Returns a config whose attention works here, and a note for the user or ''.
-
-  A run may have been trained with an attention that this machine does not have.
-  Then the config is returned with model.attention='auto'.
-  """
+  """Returns a config whose attention works here, and a note if it is auto."""
   name = config.model.attention
   problem = (attention.limitation(name, _use(config, sizes, False, None))
              if name in attention.ATTENTION else 'is unknown here')
   if not problem:
     return config, ''
-  return (
-      dataclasses.replace(config, model=dataclasses.replace(
-          config.model, attention='auto')),
-      f'config.model.attention={name!r} of the run {problem}: auto is used')
+  model = dataclasses.replace(config.model, attention='auto')
+  return (dataclasses.replace(config, model=model),
+          f'config.model.attention={name!r} of the run {problem}: auto is used')
 
 
 def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
          platform: str | None) -> attention.Use:
   return attention.Use(
       platform=jax.default_backend() if platform is None else platform,
-      length=config.data.max_length,
-      head_size=sizes.hidden_size // sizes.num_heads,
+      length=config.data.max_length, packed=config.data.packing,
+      head_size=sizes.hidden_size // sizes.num_heads, training=training,
       dtype=jnp.dtype(config.precision.compute_dtype),
-      packed=config.data.packing, training=training,
       dropout=sizes.attention_dropout)
 
 
-def build_model(config: config_lib.Config,
-                sizes: bert.BertConfig) -> qa.QAModel:
-  """Returns the model of encoder and head, without parameters.
-
-  Raises:
-    UserError: model.head is not the spec string of a head.
-  """
+def build_model(config: config_lib.Config, sizes: bert.BertConfig
+                ) -> qa.QAModel:
+  """Returns the model without parameters; a wrong model.head is a UserError."""
   head = registry.build(heads.HEADS, config.model.head, what='head')
   return qa.QAModel(
-      config=sizes, head=head,
-      compute_dtype=jnp.dtype(config.precision.compute_dtype),
-      attention=config.model.attention)
+      config=sizes, head=head, attention=config.model.attention,
+      compute_dtype=jnp.dtype(config.precision.compute_dtype))
 
 
 def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
   """Returns why an objective cannot train a head, '' if it can.
 
-  `scores` are the shapes of the head's scores in training. Refused are an
-  objective that needs scores the head lacks, an objective over all spans with a
-  head that conditions ends on the gold start, and an objective that would leave
-  pair or null scores of the head untrained.
+  `scores` are the shapes of the head's scores in training. An objective must
+  not leave pair or null scores of the head untrained.
   """
-  has = {'pair': scores.pair is not None, 'null': scores.null is not None,
-         'boundary': scores.boundary is not None,
-         'conditional': scores.conditional}
-  missing = sorted(need for need in objective.needs if not has[need])
-  if missing:
+  has = {part: getattr(scores, part) is not None
+         for part in ('pair', 'null', 'boundary')}
+  has['conditional'] = scores.conditional
+  if missing := sorted(need for need in objective.needs if not has[need]):
     return f'needs a head with {" and ".join(missing)} scores'
   if objective.scores_other_spans and scores.conditional:
     return ('adds starts and ends of any span, but in training this head '
@@ -174,39 +154,33 @@ def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
 
 
 def scores_all_spans(head: nn.Module) -> bool:
-  """Returns whether a head's scores in training hold for any start and end.
-
-  They do not if the head scores ends for the gold start alone. Then sums over
-  all spans have no meaning.
-  """
+  """Returns whether a head scores ends for every start also in training."""
   return not nesting.score_shapes(head, training=True).conditional
 
 
-def check_objective(objective_spec: str,
-                    head_spec: str) -> objectives.Objective:
+def check_objective(objective_spec: str, head_spec: str
+                    ) -> objectives.Objective:
   """Returns the objective of a spec string if it fits the head.
 
   Raises:
-    UserError: a spec string is wrong, the objective cannot train the head (the
-      message names the heads and objectives that fit), or it needs spans that
-      are longer than the head scores.
+    UserError: a spec string is wrong, the objective cannot train the head, or
+      it needs spans that are longer than the head scores.
   """
   objective = registry.build(
       objectives.OBJECTIVES, objective_spec, what='objective')
   scores = nesting.score_shapes(
       registry.build(heads.HEADS, head_spec, what='head'), training=True)
-  problem = incompatibility(objective, scores)
-  if problem:
-    fitting_heads = [
+  if problem := incompatibility(objective, scores):
+    fitting_heads = ', '.join(
         name for name, make in heads.HEADS.items() if not incompatibility(
-            objective, nesting.score_shapes(make(), training=True))]
-    fitting_objectives = [name for name, make in objectives.OBJECTIVES.items()
-                          if not incompatibility(make(), scores)]
+            objective, nesting.score_shapes(make(), training=True)))
+    fitting_objectives = ', '.join(
+        name for name, make in objectives.OBJECTIVES.items()
+        if not incompatibility(make(), scores))
     raise errors.UserError(
         f'config.objective={objective_spec!r} {problem}; it does not fit '
-        f'config.model.head={head_spec!r}. Heads that fit: '
-        f'{", ".join(fitting_heads)}; objectives that fit this head: '
-        f'{", ".join(fitting_objectives)}')
+        f'config.model.head={head_spec!r}. Heads that fit: {fitting_heads}; '
+        f'objectives that fit this head: {fitting_objectives}')
   # Tracing the loss raises the errors that depend on arguments in the specs.
   one = jax.ShapeDtypeStruct((1,), jnp.int32)
   mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
@@ -247,7 +221,6 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
 
 
 def _null_advice() -> str:
-  """Returns the heads, objectives and null rules that are alternatives."""
   having = [
       name for name, make in heads.HEADS.items()
       if nesting.score_shapes(make(), training=True).null is not None]
@@ -261,16 +234,12 @@ def _null_advice() -> str:
 
 
 def init_source(config: config_lib.Config) -> pathlib.Path | None:
-  """Returns the directory of model.init_from, fetched first if it is a hub id.
-
-  Returns None for an encoder from scratch.
+  """Returns the directory of model.init_from, None for an encoder from scratch.
 
   Raises:
-    UserError: there is neither such a directory nor such a hub id.
+    UserError: `init_from` is neither a directory nor a hub id.
   """
-  if not config.model.init_from:
-    return None
-  directory = pathlib.Path(config.model.init_from)
-  if RunDirectory(directory).is_run():
-    return directory
-  return hugging_face.resolve_source(config.model.init_from)
+  source = config.model.init_from
+  if source and RunDirectory(pathlib.Path(source)).is_run():
+    return pathlib.Path(source)
+  return hugging_face.resolve_source(source) if source else None

@@ -6,16 +6,16 @@ A config file starts from `defaults()` and assigns the fields that differ:
   c.model.preset = 'base'
   c.data.buckets = (128, 256)
 
-`check_config` turns it into the frozen dataclasses of this file, so that a typo
-or a wrong type is refused before any work. The comment directly above a field
-describes it, and BOUNDS has the range of each number; documentation is
-generated from both, so each comment is in whole sentences.
+`check_config` turns it into the frozen dataclasses of this file. The comments
+above the fields, in whole sentences, and the ranges of numbers in BOUNDS are
+also the source of docs/configuration.md.
 """
 
 from collections.abc import Mapping
 import copy
 import dataclasses
 import json
+import operator
 import re
 from typing import Any, get_type_hints
 
@@ -73,8 +73,7 @@ class Decode:
   null_rule: str = 'min_null'
   # Null threshold. A question gets no answer if its null-rule score exceeds it.
   null_threshold: float = 0.0
-  # Merging of n-best candidates: none, or surface_form, which joins candidates
-  # of equal text.
+  # Merging of n-best candidates: none, or surface_form, by equal text.
   merge: str = 'none'
 
 
@@ -99,8 +98,7 @@ class Data:
   vocab: str = ''
   # Largest number of entries of a learned vocabulary.
   vocab_size: int = 2000
-  # Lengths in tokens to which batches are padded, each at most max_length.
-  # max_length is always one of them.
+  # Lengths in tokens that batches are padded to. The longest is max_length.
   buckets: tuple = ()
   # Whether several windows share one packed row of max_length tokens. Batches
   # then have no other length.
@@ -108,8 +106,7 @@ class Data:
   # Training on windows that do not hold the answer of their question: cls
   # labels them with the span at [CLS], drop leaves them out.
   windows_without_answer: str = 'cls'
-  # Cache of windows: auto (the cache directory of the user), none, or a
-  # directory.
+  # Cache of windows: a directory, none, or auto, the user's cache directory.
   cache: str = 'auto'
 
 
@@ -119,9 +116,8 @@ class Train:
 
   # Number of windows in an update, over all devices and micro-steps.
   batch_size: int = 32
-  # Number of windows of max_length in an evaluation batch, over all devices.
-  # Shorter windows come in larger batches of as many tokens. 0 takes a number
-  # that suits the platform.
+  # Number of windows of max_length in an evaluation batch, over all devices;
+  # batches of shorter windows have as many tokens. 0 suits the platform.
   eval_batch_size: int = 0
   # Number of passes over the training windows. Set either this or num_steps.
   num_epochs: float = 0.0
@@ -138,8 +134,7 @@ class Train:
   # Number of updates in a row that may be skipped, as their loss or gradient
   # is not finite or longer than optim.skip_norm. One more ends the run.
   max_skipped: int = 10
-  # Time in seconds after which a step that has not ended ends the process.
-  # 0 waits for ever.
+  # Seconds after which a step that hangs ends the process. 0 waits for ever.
   step_timeout_seconds: float = 1800.0
 
 
@@ -155,17 +150,13 @@ class Optim:
   schedule: str = 'linear'
   # Decoupled weight decay of all parameters but biases and LayerNorms.
   weight_decay: float = 0.01
-  # Largest norm of the gradient; a longer one is scaled down to it. 0 turns
-  # clipping off.
+  # Norm to which a longer gradient is scaled down. 0 turns clipping off.
   clip_norm: float = 1.0
-  # Norm of the gradient, before clipping, above which the update is skipped.
-  # 0 skips none for its norm.
+  # An update is skipped if its unclipped gradient is longer. 0 skips none.
   skip_norm: float = 0.0
-  # Factor on the learning rate for each layer below the head. 1 gives all
-  # layers one rate.
+  # Factor on the learning rate for each layer below the head; 1 has no effect.
   layer_decay: float = 1.0
-  # Whether Adam corrects the bias of its moments. BERT's code does not, and
-  # has eps 1e-6.
+  # Whether Adam corrects the bias of its moments; BERT does not (eps 1e-6).
   bias_correction: bool = True
   # Adam's epsilon, added to the root of the second moment.
   eps: float = 1e-8
@@ -179,8 +170,7 @@ class ParallelConfig:
   mode: str = 'pmap'
   # Number of devices, of all processes together. 0 takes all of them.
   num_devices: int = 0
-  # Number of devices along each axis, data and fsdp, for mode mesh. One of
-  # them may be -1: the devices that are left.
+  # Sizes of the axes data and fsdp for mode mesh. -1 takes the devices left.
   mesh: Mapping = dataclasses.field(
       default_factory=lambda: {'data': -1, 'fsdp': 1})
 
@@ -227,26 +217,22 @@ SURROGATE = re.compile('[\ud800-\udfff]')
 
 # Field → the lowest and the highest value allowed; None is no limit.
 BOUNDS = {
-    'seed': (0, 2**31 - 1),
-    'model.hidden_size': (0, None), 'model.num_layers': (0, None),
-    'model.num_heads': (0, None), 'model.mlp_size': (0, None),
-    'model.initializer_range': (1e-6, 1),
+    'seed': (0, 2**31 - 1), 'model.hidden_size': (0, None),
+    'model.num_layers': (0, None), 'model.num_heads': (0, None),
+    'model.mlp_size': (0, None), 'model.initializer_range': (1e-6, 1),
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
     'decode.max_answer_length': (1, None), 'decode.n_best': (1, None),
     'data.max_length': (8, 512), 'data.vocab_size': (100, None),
     'train.batch_size': (1, None), 'train.eval_batch_size': (0, None),
     'train.num_epochs': (0, None), 'train.num_steps': (0, None),
-    'train.grad_accumulation': (1, None),
-    'train.eval_every_steps': (0, None),
+    'train.grad_accumulation': (1, None), 'train.eval_every_steps': (0, None),
     'train.checkpoint_every_steps': (1, None),
     'train.log_every_steps': (1, None), 'train.max_skipped': (0, None),
-    'train.step_timeout_seconds': (0, None),
-    'optim.learning_rate': (0, None), 'optim.warmup_fraction': (0, 1),
-    'optim.weight_decay': (0, None), 'optim.clip_norm': (0, None),
-    'optim.skip_norm': (0, None),
+    'train.step_timeout_seconds': (0, None), 'optim.learning_rate': (0, None),
+    'optim.warmup_fraction': (0, 1), 'optim.weight_decay': (0, None),
+    'optim.clip_norm': (0, None), 'optim.skip_norm': (0, None),
     'optim.layer_decay': (0, 1), 'optim.eps': (1e-12, 1),
-    'parallel.num_devices': (0, None),
-}
+    'parallel.num_devices': (0, None)}
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -256,9 +242,7 @@ def defaults() -> ml_collections.ConfigDict:
 
 def check_config(
     config: Mapping[str, Any] | ml_collections.ConfigDict) -> Config:
-  """Returns the Config of a ConfigDict or of nested dicts, after checking it.
-
-  A field that `config` leaves out has its default.
+  """Returns the checked Config of nested fields; missing fields get defaults.
 
   Raises:
     UserError: a field is unknown, has the wrong type or a value out of bounds,
@@ -268,9 +252,7 @@ def check_config(
     config = config.to_dict()
   checked = _fill(Config, config, '')
   for path, (low, high) in BOUNDS.items():
-    value: Any = checked
-    for key in path.split('.'):
-      value = getattr(value, key)
+    value = operator.attrgetter(path)(checked)
     if value < low or (high is not None and value > high):
       bound = f'at least {low}' if high is None else f'in {low} … {high}'
       raise errors.UserError(f'config.{path}={value} must be {bound}')
@@ -281,14 +263,13 @@ def check_config(
         f'config.train.num_steps ({train.num_steps}), the other to 0')
   if checked.precision.compute_dtype not in ('float32', 'bfloat16'):
     raise errors.UserError(
-        f'config.precision.compute_dtype='
-        f'{checked.precision.compute_dtype!r}; choose float32 or bfloat16')
+        f'config.precision.compute_dtype={checked.precision.compute_dtype!r}; '
+        'choose float32 or bfloat16')
   return checked
 
 
 def _fill(cls: type, values: Mapping[str, Any], path: str) -> Any:
-  hints = get_type_hints(cls)
-  filled = {}
+  hints, filled = get_type_hints(cls), {}
   for key, value in values.items():
     where = f'{path}{key}'
     if key not in hints:
@@ -327,12 +308,11 @@ def _cast(kind: type, value: Any, where: str) -> Any:
   raise errors.UserError(f'config.{where}={value!r}, expected {wanted}')
 
 
-def override(fields: Mapping[str, Any],
-             changes: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a copy of nested `fields` with the values of `changes` set.
+def override(fields: Mapping[str, Any], changes: Mapping[str, Any]
+             ) -> dict[str, Any]:
+  """Returns a copy of nested `fields` with `changes`, {'model.head': value}.
 
-  A key of `changes` is a dotted path such as 'model.head'. Groups that `fields`
-  lacks are added.
+  Groups that `fields` lacks are added.
   """
   out: dict[str, Any] = copy.deepcopy(dict(fields))
   for path, value in changes.items():
@@ -348,10 +328,7 @@ def override(fields: Mapping[str, Any],
 
 def differences(stored: Mapping[str, Any], new: Mapping[str, Any],
                 path: str = '') -> list[tuple[str, Any, Any]]:
-  """Returns (dotted path, stored value, new value) of each field that differs.
-
-  A field that one of the two nested dicts lacks counts as None there.
-  """
+  """Returns (dotted path, stored value or None, new) of fields that differ."""
   out: list[tuple[str, Any, Any]] = []
   for key in dict.fromkeys([*stored, *new]):
     a, b = stored.get(key), new.get(key)

@@ -5,11 +5,8 @@ parameters. `load_parameters` reads a checkpoint directory of Hugging Face or
 TensorFlow; `qa_jax.export.write_hugging_face` writes one.
 """
 
-from qa_jax.checkpoints.hugging_face import load_parameters
-from qa_jax.checkpoints.hugging_face import read_config
-from qa_jax.checkpoints.hugging_face import resolve_source
-from qa_jax.checkpoints.manager import Checkpoints
-from qa_jax.checkpoints.run_directory import RunDirectory
-
-__all__ = ['Checkpoints', 'RunDirectory', 'load_parameters', 'read_config',
-           'resolve_source']
+from qa_jax.checkpoints.hugging_face import load_parameters as load_parameters
+from qa_jax.checkpoints.hugging_face import read_config as read_config
+from qa_jax.checkpoints.hugging_face import resolve_source as resolve_source
+from qa_jax.checkpoints.manager import Checkpoints as Checkpoints
+from qa_jax.checkpoints.run_directory import RunDirectory as RunDirectory

@@ -1,8 +1,7 @@
 """Checkpoint directories of Hugging Face and TensorFlow, and their conversion.
 
 `resolve_source` finds the directory, `read_config` reads the sizes of its
-encoder, and `load_parameters` reads its weights into a tree of parameters. A
-missing name, an unknown name or a wrong shape is an error that lists them.
+encoder, and `load_parameters` reads its weights into a tree of parameters.
 Nothing in a directory is executed: safetensors and TensorFlow's tensor bundles
 are read, pickles are refused. `qa_jax.export.hugging_face` writes a directory.
 
@@ -32,24 +31,23 @@ Arrays = Mapping[str, np.ndarray]
 
 # Common name → our path, for every tensor that is one tensor on both sides. {i}
 # is the layer. The kernel of a Dense layer is the transpose of torch's weight.
-LAYER = 'encoder.layer.{i}.'
+LAYER, OURS = 'encoder.layer.{i}.', 'encoder/layer_{i}/'
 TABLE = {
     'embeddings.{part}_embeddings': 'encoder/embeddings/{part}/embedding',
     'embeddings.LayerNorm': 'encoder/embeddings/layer_norm',
-    LAYER + 'attention.output.dense': 'encoder/layer_{i}/attention/output',
-    LAYER + 'attention.output.LayerNorm':
-        'encoder/layer_{i}/attention/layer_norm',
-    LAYER + 'intermediate.dense': 'encoder/layer_{i}/mlp/intermediate',
-    LAYER + 'output.dense': 'encoder/layer_{i}/mlp/output',
-    LAYER + 'output.LayerNorm': 'encoder/layer_{i}/mlp/layer_norm',
+    LAYER + 'attention.output.dense': OURS + 'attention/output',
+    LAYER + 'attention.output.LayerNorm': OURS + 'attention/layer_norm',
+    LAYER + 'intermediate.dense': OURS + 'mlp/intermediate',
+    LAYER + 'output.dense': OURS + 'mlp/output',
+    LAYER + 'output.LayerNorm': OURS + 'mlp/layer_norm',
 }
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+QKV = ('query', 'key', 'value')  # their order in query_key_value
 # The parameters of a head that Hugging Face can store as `qa_outputs`.
 PAIRS = ({'start/kernel', 'end/kernel'},
          {'start/kernel', 'end/kernel', 'start/bias', 'end/bias'})
-FRESH_HEAD = ('the checkpoint has no span head: S and E are freshly '
-              'initialised')
+FRESH_HEAD = 'the checkpoint has no span head: S and E are freshly initialised'
 
 
 def resolve_source(source: str) -> pathlib.Path:
@@ -83,16 +81,11 @@ def resolve_source(source: str) -> pathlib.Path:
 
 
 def file_hashes(directory: pathlib.Path) -> dict[str, str]:
-  """Returns {file: sha256} of a checkpoint directory or a run directory.
-
-  A run directory is represented by the manifests of its checkpoints.
-  """
-  out = {}
-  for pattern in (*FETCHED, 'bert_config.json', '*.index', '*.data-*',
-                  f'checkpoints/*/{manifest.NAME}'):
-    for path in sorted(directory.glob(pattern)):
-      out[path.relative_to(directory).as_posix()] = files.sha256(path)
-  return out
+  """Returns {file: sha256} of a checkpoint directory or a run's manifests."""
+  patterns = (*FETCHED, 'bert_config.json', '*.index', '*.data-*',
+              f'checkpoints/*/{manifest.NAME}')
+  return {path.relative_to(directory).as_posix(): files.sha256(path)
+          for pattern in patterns for path in sorted(directory.glob(pattern))}
 
 
 def read_config(directory: pathlib.Path) -> bert.BertConfig:
@@ -115,10 +108,10 @@ def read_config(directory: pathlib.Path) -> bert.BertConfig:
     if type(config.get(name)) is not int or config[name] < 1:
       raise errors.UserError(
           f'{path}: {name} is {config.get(name)!r}, expected a positive int')
-  sizes = {ours: config[name] for ours, name in architecture.fields.items()}
+  names = architecture.fields
+  sizes = {ours: config[name] for ours, name in names.items()}
   hidden_size, num_heads = sizes['hidden_size'], sizes['num_heads']
   if hidden_size % num_heads:
-    names = architecture.fields
     raise errors.UserError(
         f'{path}: {names["hidden_size"]} {hidden_size} is not divisible by '
         f'{names["num_heads"]} {num_heads}')
@@ -135,8 +128,8 @@ def read_config(directory: pathlib.Path) -> bert.BertConfig:
   return bert.BertConfig(**sizes, layer_norm_eps=float(eps))
 
 
-def _read_model_type(directory: pathlib.Path) -> tuple[
-    pathlib.Path, dict[str, Any], str]:
+def _read_model_type(
+    directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], str]:
   """Reads (path of the file of sizes, its fields, its model_type)."""
   path = directory / 'config.json'
   if not path.is_file():
@@ -151,25 +144,25 @@ def _read_model_type(directory: pathlib.Path) -> tuple[
   return path, config, kind
 
 
-def read_tensors(
-    directory: pathlib.Path) -> tuple[dict[str, np.ndarray], list[str]]:
+def read_tensors(directory: pathlib.Path
+                 ) -> tuple[dict[str, np.ndarray], list[str]]:
   """Reads the tensors of a checkpoint by their common names, and notes.
 
   Raises:
     UserError: a file is damaged, the directory holds two checkpoints or
       pickled weights, or the extra for TensorFlow checkpoints is missing.
   """
-  _, _, kind = _read_model_type(directory)
-  if (directory / 'config.json').is_file():
+  path, _, kind = _read_model_type(directory)
+  if path.name == 'config.json':
     raw = _read_safetensors(directory)
     names = {k: weight_names.from_hugging_face(k, kind) for k in raw}
   else:
     tensorflow = _import_tensorflow(directory)
     index = tensorflow.read_index(_tensorflow_prefix(directory))
     names = {k: weight_names.from_tensorflow(k) for k in index.entries}
+    raw = tensorflow.read_tensors(index, [k for k, v in names.items() if v])
     raw = {k: weight_names.tensorflow_value(k, names[k], v)
-           for k, v in tensorflow.read_tensors(
-               index, [k for k, v in names.items() if v]).items()}
+           for k, v in raw.items()}
   ignored = sorted(k for k, v in names.items() if v is None)
   tensors: dict[str, np.ndarray] = {}
   for theirs, name in names.items():
@@ -182,23 +175,21 @@ def read_tensors(
   if kind == 'distilbert':  # It has no token types: their vectors are zeros.
     like = tensors.get('embeddings.LayerNorm.bias', np.zeros(0))
     tensors[weight_names.TOKEN_TYPES] = np.zeros((2, *like.shape), np.float32)
-  return tensors, [
-      f'not read, a span model has no use for them: {_first_names(ignored)}'
-  ] if ignored else []
+  note = f'not read, a span model has no use for them: {_first_names(ignored)}'
+  return tensors, [note] if ignored else []
 
 
 def _import_tensorflow(directory: pathlib.Path) -> types.ModuleType:
   try:
     from qa_jax.checkpoints import tensorflow
+    return tensorflow
   except ImportError as e:
     raise errors.UserError(
         f'{directory} is a TensorFlow checkpoint, which needs the package '
         f"{e.name}; pip install 'qa_jax[tensorflow]'") from None
-  return tensorflow
 
 
 def _tensorflow_prefix(directory: pathlib.Path) -> pathlib.Path:
-  """Returns the path of the one TensorFlow checkpoint, without an ending."""
   indexes = sorted(directory.glob('*.index'))
   if len(indexes) != 1:
     raise errors.UserError(
@@ -225,8 +216,8 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
     path = directory / name
     if not path.is_file():
       raise errors.UserError(
-          f'{path} is missing; pickled .bin weights are not read, they can '
-          'run code: convert them to safetensors')
+          f'{path} is missing; pickled .bin weights are not read, they can run '
+          'code: convert them to safetensors')
     try:
       tensors |= safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
@@ -238,8 +229,7 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def stored_head(tensors: Arrays) -> str:
-  """Returns the spec string of the head in a checkpoint's tensors, '' for none.
-  """
+  """Returns the spec string of the head in these tensors, '' for none."""
   if 'qa_outputs.weight' not in tensors:
     return ''
   bias = tensors.get('qa_outputs.bias')
@@ -259,15 +249,12 @@ def fit_tensors(tensors: Arrays, template: Any,
   Raises:
     UserError: names or shapes do not fit `template`.
   """
-  tensors, notes = dict(tensors), []
-  expected = to_hugging_face(template)
+  tensors, notes, expected = dict(tensors), [], to_hugging_face(template)
   weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
   if weight not in tensors or weight not in expected:
-    if weight not in tensors:
-      notes.append(FRESH_HEAD)
-    else:
-      notes.append('the span head of the checkpoint, a pair of S and E, is '
-                   'dropped: the head asked for is freshly initialised')
+    notes.append(FRESH_HEAD if weight not in tensors else
+                 'the span head of the checkpoint, a pair of S and E, is '
+                 'dropped: the head asked for is freshly initialised')
     for part in (weight, bias):
       tensors.pop(part, None)
       expected.pop(part, None)
@@ -277,9 +264,9 @@ def fit_tensors(tensors: Arrays, template: Any,
     expected.pop(bias)
     dropped = tensors.pop(bias, np.zeros(2))
     if dropped.any():
-      notes.append(f"the bias {dropped.tolist()} of the checkpoint's head is "
-                   "dropped: it changes no prediction; the head 'biased' "
-                   'keeps it')
+      notes.append(
+          f"the bias {dropped.tolist()} of the checkpoint's head is dropped: "
+          "it changes no prediction; the head 'biased' keeps it")
   _check_shapes({k: v.shape for k, v in tensors.items()},
                 {k: v.shape for k, v in expected.items()}, directory)
   loaded = from_hugging_face(tensors)
@@ -288,31 +275,24 @@ def fit_tensors(tensors: Arrays, template: Any,
   return flax.traverse_util.unflatten_dict({**loaded, **fresh}, sep='/'), notes
 
 
-def load_parameters(directory: pathlib.Path,
-                    template: Any) -> tuple[Any, list[str]]:
-  """Reads the parameters of a checkpoint directory, and notes for the user.
-
-  See `fit_tensors` for the head, and for the errors.
-  """
+def load_parameters(directory: pathlib.Path, template: Any
+                    ) -> tuple[Any, list[str]]:
+  """Reads parameters of a directory, and notes, as `fit_tensors` does."""
   tensors, ignored = read_tensors(directory)
   params, notes = fit_tensors(tensors, template, directory)
   return params, ignored + notes
 
 
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
-  """Returns parameters by their common names.
-
-  `qa_outputs` is left out if the head is not a pair of S and E.
-  """
+  """Returns parameters by common names, without a head that is not a pair."""
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(params, sep='/').items()}
   out = {}
   for path, value in ours.items():
     if match := re.fullmatch(
         r'encoder/layer_(\d+)/attention/query_key_value/(kernel|bias)', path):
-      parts = np.split(value, 3, axis=-1)
       kind = 'weight' if match[2] == 'kernel' else 'bias'
-      for name, part in zip(('query', 'key', 'value'), parts, strict=True):
+      for name, part in zip(QKV, np.split(value, 3, axis=-1), strict=True):
         out[f'encoder.layer.{match[1]}.attention.self.{name}.{kind}'] = part.T
     elif not path.startswith('head/'):
       out[_translate(path)] = value.T if path.endswith('kernel') else value
@@ -320,9 +300,9 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
   if head in PAIRS:
     out['qa_outputs.weight'] = np.concatenate(
         [ours['head/start/kernel'], ours['head/end/kernel']], axis=1).T
+    zero = np.zeros(1, np.float32)
     out['qa_outputs.bias'] = np.concatenate(
-        [ours.get(f'head/{end}/bias', np.zeros(1, np.float32))
-         for end in ('start', 'end')])
+        [ours.get(f'head/{end}/bias', zero) for end in ('start', 'end')])
   return out
 
 
@@ -346,8 +326,7 @@ def from_hugging_face(tensors: Arrays) -> dict[str, np.ndarray]:
       path = _translate_back(name)
       out[path] = value.T if path.endswith('kernel') else value
   for path, parts in fused.items():
-    out[path] = np.concatenate(
-        [parts[k] for k in ('query', 'key', 'value')], axis=-1)
+    out[path] = np.concatenate([parts[k] for k in QKV], axis=-1)
   return out
 
 
@@ -379,7 +358,6 @@ def _translate_back(name: str) -> str:
 
 def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],
                   directory: pathlib.Path) -> None:
-  """Raises a UserError unless names and shapes of both mappings are equal."""
   faults = []
   for what, names in (('missing', expected.keys() - stored.keys()),
                       ('unknown', stored.keys() - expected.keys())):
@@ -396,8 +374,7 @@ def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],
 
 
 def _first_names(names: list[str], count: int = 4) -> str:
-  """Returns the first `count` names in one line; unprintable ones are quoted.
-  """
+  """Returns the first names in one line, with unprintable names quoted."""
   more = f' and {len(names) - count} more' if len(names) > count else ''
   return ', '.join(name if name.isprintable() else repr(name)
                    for name in names[:count]) + more

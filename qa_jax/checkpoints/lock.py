@@ -1,8 +1,8 @@
 """The lock of a run directory: one process writes it at a time.
 
-The lock is that of flock(2), so the kernel releases it when its owner ends,
-even if the owner is killed. The lock file names the owner. (The library
-`filelock` empties the file that it waits for, and so erases that name.)
+flock(2) takes the lock, so the kernel releases it when its owner ends, even if
+the owner is killed. The lock file names the owner. (The library `filelock`
+empties the file that it waits for, and so erases that name.)
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,7 @@ NAME = 'lock'
 
 @contextlib.contextmanager
 def hold_lock(directory: pathlib.Path) -> Iterator[str]:
-  """Holds the lock of a directory while the context is entered.
-
-  Yields the process that died with the lock, as 'pid … on …', or ''.
+  """Holds a directory's lock; yields who died with it, 'pid … on …', or ''.
 
   Raises:
     UserError: another process holds the lock, or it cannot be written.
@@ -41,10 +39,7 @@ def hold_lock(directory: pathlib.Path) -> Iterator[str]:
 
 
 def check_unlocked(directory: pathlib.Path) -> None:
-  """Raises a UserError if a process holds the lock.
-
-  Call it before long work that ends in `hold_lock`.
-  """
+  """Raises a UserError if a process holds the lock, before long work starts."""
   path = directory / NAME
   if path.is_file():
     with path.open(encoding='utf-8') as file:
@@ -52,7 +47,6 @@ def check_unlocked(directory: pathlib.Path) -> None:
 
 
 def _take(path: pathlib.Path) -> TextIO:
-  """Opens and locks the lock file."""
   while True:
     try:
       file = path.open('a+', encoding='utf-8')
@@ -63,8 +57,8 @@ def _take(path: pathlib.Path) -> TextIO:
       _lock(file, path)
       # The previous owner may have removed the file after we opened it. Then
       # the lock on it is worth nothing, and we open the file of that name anew.
-      if path.exists() and os.path.samestat(os.fstat(file.fileno()),
-                                            path.stat()):
+      if path.exists() and os.path.samestat(
+          os.fstat(file.fileno()), path.stat()):
         return file
     except BaseException:
       file.close()

@@ -1,8 +1,7 @@
 """The checkpoints of a run: parameters, optimizer state and data position.
 
-Orbax writes them. Checkpoint k holds the state before train step k and the data
-position of step k, so a resumed run repeats the undisturbed run bit for bit.
-The parameters are an item of their own, since evaluation reads nothing else.
+Checkpoint k holds the state before train step k and the data position of step
+k, so a resumed run repeats the undisturbed run bit for bit.
 
 A manifest with checksums is written when orbax has finished a checkpoint. A
 checkpoint that does not match its manifest is damaged, and so is a checkpoint
@@ -37,10 +36,9 @@ class Checkpoints:
 
   A writer removes unfinished checkpoints of a killed process and renames
   damaged ones to STEP.damaged when it opens the directory. A reader
-  (`read_only`) changes nothing, because a run may be writing meanwhile. `lock`
-  makes sure that a run has one writer. If the writer is several processes, all
-  of them make each call together, and the first process does the work outside
-  orbax.
+  (`read_only`) changes nothing, because a run may be writing meanwhile. If the
+  writer is several processes, all of them make each call together, and the
+  first process does the work outside orbax.
   """
 
   def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
@@ -57,14 +55,12 @@ class Checkpoints:
       self._tidy()
     processes.wait_for_all('checkpoints')
     policies = ocp.checkpoint_managers
+    best = policies.BestN(get_metric_fn=self._score, n=1,
+                          keep_checkpoints_without_metrics=False)
     return ocp.CheckpointManager(
-        self._directory,
-        options=ocp.CheckpointManagerOptions(
-            best_fn=self._score, best_mode='max',
-            preservation_policy=policies.AnyPreservationPolicy([
-                policies.LatestN(2),
-                policies.BestN(get_metric_fn=self._score, n=1,
-                               keep_checkpoints_without_metrics=False)]),
+        self._directory, options=ocp.CheckpointManagerOptions(
+            best_fn=self._score, best_mode='max', preservation_policy=(
+                policies.AnyPreservationPolicy([policies.LatestN(2), best])),
             enable_async_checkpointing=self._overlapping))
 
   def _score(self, metrics: dict[str, float]) -> float:
@@ -74,14 +70,14 @@ class Checkpoints:
   def _tidy(self) -> None:
     for path in self._directory.glob(UNFINISHED):
       shutil.rmtree(path)
-    damaged = {step: self.damage(step) for step in self.steps}
-    for step, fault in damaged.items():
+    faults = {step: self.damage(step) for step in self.steps}
+    for step, fault in faults.items():
       if fault:
         aside = self._directory / f'{step}.damaged'
         shutil.rmtree(aside, ignore_errors=True)
-        (self._directory / str(step)).rename(aside)
-        console.say(f'checkpoint {step} is damaged, and set aside as {aside}: '
-                    f'{fault}')
+        self._path(step).rename(aside)
+        console.say(
+            f'checkpoint {step} is damaged, and set aside as {aside}: {fault}')
 
   @property
   def steps(self) -> list[int]:
@@ -98,9 +94,7 @@ class Checkpoints:
 
   @property
   def best(self) -> int | None:
-    """Returns the step with the best metric, None if no step has the metric.
-
-    Of several equally good steps it is the last.
+    """Returns the last step with the best metric, None if no step has it.
 
     Raises:
       UserError: a file with metrics is damaged.
@@ -114,7 +108,7 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """Reads the metrics of a checkpoint, {} if it was saved without."""
-    path = self._directory / str(step) / 'metrics' / 'metrics'
+    path = self._path(step) / 'metrics' / 'metrics'
     return files.read_object(path) if path.is_file() else {}
 
   def damage(self, step: int, *, within: str = '') -> str:
@@ -123,18 +117,21 @@ class Checkpoints:
     Only files whose path begins with `within` are read. Runs of early versions
     have no manifest at all, and their checkpoints count as undamaged.
     """
-    if not any((self._directory / str(other) / manifest.NAME).is_file()
-               for other in self.steps):
+    if not any((self._path(s) / manifest.NAME).is_file() for s in self.steps):
       return ''
-    return manifest.find_damage(self._directory / str(step), within=within)
+    return manifest.find_damage(self._path(step), within=within)
+
+  def _path(self, step: int) -> pathlib.Path:
+    return self._directory / str(step)
+
+  def _whole(self) -> str:
+    whole = [str(step) for step in self.steps if not self.damage(step)]
+    return ', '.join(whole) or 'none'
 
   def _check(self, step: int, *, within: str = '') -> None:
-    fault = self.damage(step, within=within)
-    if fault:
-      whole = [str(s) for s in self.steps if not self.damage(s)]
-      raise errors.UserError(
-          f'{self._directory / str(step) / fault}; '
-          f'checkpoints that are whole: {", ".join(whole) or "none"}')
+    if fault := self.damage(step, within=within):
+      raise errors.UserError(f'{self._path(step) / fault}; '
+                             f'checkpoints that are whole: {self._whole()}')
 
   def save(self, step: int, *, params: Any, optimizer: Any,
            meta: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -145,8 +142,8 @@ class Checkpoints:
 
     Raises:
       UserError: the checkpoint cannot be written: no space, no permission, ….
-        Earlier checkpoints are whole. If the save overlaps with training, the
-        next `save`, `finish` or `close` raises the error.
+        If the save overlaps with training, the next `save`, `finish` or `close`
+        raises the error.
     """
     self.finish()
     metrics = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
@@ -158,11 +155,9 @@ class Checkpoints:
     if exists:
       self._manager.delete(step)
     with self._failing(step):
-      self._manager.save(
-          step, metrics=metrics, args=ocp.args.Composite(
-              params=ocp.args.StandardSave(params),
-              optimizer=ocp.args.StandardSave(optimizer),
-              meta=ocp.args.JsonSave(meta)))
+      self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
+          params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta),
+          optimizer=ocp.args.StandardSave(optimizer)))
     self._sealing = self._sealer.submit(self._seal, step)
     if not self._overlapping:
       self.finish()
@@ -172,7 +167,7 @@ class Checkpoints:
     with self._failing(step):
       self._manager.wait_until_finished()
       if processes.is_first_process():
-        manifest.write_manifest(self._directory / str(step))
+        manifest.write_manifest(self._path(step))
 
   def finish(self) -> None:
     """Waits until the last save has ended, and raises its error if any."""
@@ -184,11 +179,12 @@ class Checkpoints:
   def _failing(self, step: int) -> Iterator[None]:
     """Turns a file-system error into a UserError and frees the partial files.
 
-    While it is entered it filters absl's logger, a process-wide object, because
-    orbax logs the traceback of each of its threads there.
+    Meanwhile it filters absl's logger, which is shared by the whole process,
+    because orbax logs the traceback of each of its threads there.
     """
     orbax = logging.getLogger('absl')
-    orbax.addFilter(_no_tracebacks)
+    quiet = lambda record: 'raised an exception' not in record.getMessage()
+    orbax.addFilter(quiet)
     try:
       yield
     except (OSError, ValueError) as e:  # tensorstore raises a ValueError.
@@ -198,27 +194,19 @@ class Checkpoints:
       reason = os.strerror(int(code[1])) if code else e.strerror
       for path in self._directory.glob(UNFINISHED):
         shutil.rmtree(path, ignore_errors=True)
-      whole = [str(s) for s in self.steps if not self.damage(s)]
       raise errors.UserError(
           f'{self._directory}: checkpoint {step} cannot be written: {reason}; '
-          f'{", ".join(whole) or "none"} before it are whole, and the same '
-          'command goes on from there') from None
+          f'{self._whole()} before it are whole, and the same command goes on '
+          'from there') from None
     finally:
-      orbax.removeFilter(_no_tracebacks)
+      orbax.removeFilter(quiet)
 
   def restore_params(self, step: int, template: Any) -> Any:
-    """Reads the parameters of a step, with the shardings of `template`.
+    """Reads parameters like `template`; a damaged file is a UserError."""
+    return self._read(step, params=ocp.args.StandardRestore(template)).params
 
-    `template` is a tree of jax.ShapeDtypeStruct.
-
-    Raises:
-      UserError: a file of the checkpoint is damaged.
-    """
-    return self._read(
-        step, params=ocp.args.StandardRestore(template)).params
-
-  def restore(self, step: int, *, params: Any,
-              optimizer: Any) -> tuple[Any, Any, dict[str, Any]]:
+  def restore(self, step: int, *, params: Any, optimizer: Any
+              ) -> tuple[Any, Any, dict[str, Any]]:
     """Reads (params, optimizer, meta) of a step; see `restore_params`."""
     out = self._read(step, params=ocp.args.StandardRestore(params),
                      optimizer=ocp.args.StandardRestore(optimizer),
@@ -228,8 +216,8 @@ class Checkpoints:
   def _read(self, step: int, **items: Any) -> Any:
     self._check(step)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-      return reader.restore(self._directory / str(step),
-                            args=ocp.args.Composite(**items))
+      return reader.restore(
+          self._path(step), args=ocp.args.Composite(**items))
 
   def resolve(self, which: str) -> int:
     """Returns the step that 'best', 'last' or a number names.
@@ -260,7 +248,3 @@ class Checkpoints:
       self._sealer.shutdown()
       if self._manager:
         self._manager.close()
-
-
-def _no_tracebacks(record: logging.LogRecord) -> bool:
-  return 'raised an exception' not in record.getMessage()

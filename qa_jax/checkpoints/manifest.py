@@ -13,20 +13,15 @@ NAME = 'MANIFEST.sha256'  # `sha256sum -c` reads it
 
 
 def write_manifest(directory: pathlib.Path) -> None:
-  """Writes the manifest of a directory, atomically.
-
-  Raises:
-    UserError: the file cannot be written: no space, no permission, ….
-  """
+  """Writes the manifest of a directory, or raises `write_text`'s UserError."""
   files.write_text(directory / NAME, _text(_sums(directory)))
 
 
 def find_damage(directory: pathlib.Path, *, within: str = '') -> str:
-  """Returns 'FILE: fault' for the first file that its manifest does not match.
+  """Returns 'FILE: fault' of the first file unlike the manifest, '' for none.
 
-  Returns '' if every file is as it was when the manifest was written. A file
-  that is missing, changed or new is a fault, and so is a changed manifest. Only
-  files whose path begins with `within` are read.
+  A file that is missing, changed or new is a fault, and so is a changed
+  manifest. Only files whose path begins with `within` are read.
   """
   try:
     text = (directory / NAME).read_bytes().decode(errors='replace')
@@ -34,10 +29,8 @@ def find_damage(directory: pathlib.Path, *, within: str = '') -> str:
     return f'{NAME}: missing, as if never finished'
   except OSError as e:
     return f'{NAME}: {e.strerror}'
-  sums = {}
-  for line in text.split('\n')[:-2]:
-    digest, _, name = line.partition('  ')
-    sums[name] = digest
+  rows = (line.partition('  ') for line in text.split('\n')[:-2])
+  sums = {name: digest for digest, _, name in rows}
   if text != _text(sums):
     return f'{NAME}: damaged'
   try:

@@ -16,54 +16,24 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import bert
 
-# Fields that may differ when a run is resumed, since no computed value depends
-# on them.
+# Fields that may differ in a resumed run: no computed value depends on them.
 FREE_FIELDS = ('train.step_timeout_seconds',)
-
-# Fields of earlier versions that changed no number. A stored config may still
-# have them.
+# Fields of earlier versions, without effect, that a stored config may have.
 RETIRED_FIELDS = ('data.on_device',)
 
 
-@dataclasses.dataclass(frozen=True)
 class RunDirectory:
-  """A run directory: the only place that knows the names of its files.
+  """A run directory: the only place that knows the names of its files."""
 
-    config.json     the resolved config      run.json       record of the run
-    encoder.json    sizes of the encoder     metrics.jsonl  one row a step
-    tokenizer/      vocabulary               checkpoints/   orbax checkpoints
-    alignment.json  audit of gold spans      eval/NAME/     one evaluation
-  """
-
-  path: pathlib.Path
-
-  @property
-  def config_file(self) -> pathlib.Path:
-    return self.path / 'config.json'
-
-  @property
-  def record_file(self) -> pathlib.Path:
-    return self.path / 'run.json'
-
-  @property
-  def encoder_file(self) -> pathlib.Path:
-    return self.path / 'encoder.json'
-
-  @property
-  def metrics_file(self) -> pathlib.Path:
-    return self.path / 'metrics.jsonl'
-
-  @property
-  def alignment_file(self) -> pathlib.Path:
-    return self.path / 'alignment.json'
-
-  @property
-  def tokenizer(self) -> pathlib.Path:
-    return self.path / 'tokenizer'
-
-  @property
-  def checkpoints(self) -> pathlib.Path:
-    return self.path / 'checkpoints'
+  def __init__(self, path: pathlib.Path):
+    self.path = path
+    self.config_file = path / 'config.json'  # the resolved config
+    self.record_file = path / 'run.json'  # seed, command, code, devices, inputs
+    self.encoder_file = path / 'encoder.json'  # sizes of the encoder
+    self.metrics_file = path / 'metrics.jsonl'  # one row a step
+    self.alignment_file = path / 'alignment.json'  # audit of gold spans
+    self.tokenizer = path / 'tokenizer'
+    self.checkpoints = path / 'checkpoints'
 
   def evaluation(self, data: str) -> pathlib.Path:
     """Returns the directory of the evaluation on the data SPEC `data`."""
@@ -74,11 +44,7 @@ class RunDirectory:
     return self.config_file.is_file() and self.checkpoints.is_dir()
 
   def read_config(self) -> config_lib.Config:
-    """Reads the resolved config that the run stored.
-
-    Raises:
-      UserError: the directory is not a run, or its config.json is damaged.
-    """
+    """Reads the config; no run or a damaged config.json is a UserError."""
     if not self.config_file.is_file():
       raise errors.UserError(
           f'{self.path} is not a run directory: it has no config.json')
@@ -94,21 +60,14 @@ class RunDirectory:
     return files.read_object(self.record_file)
 
   def read_encoder_config(self) -> bert.BertConfig:
-    """Reads the sizes of the run's encoder.
-
-    Raises:
-      UserError: encoder.json is damaged.
-    """
+    """Reads the sizes of the encoder; a damaged file raises a UserError."""
     try:
       return bert.BertConfig(**files.read_object(self.encoder_file))
     except TypeError as e:  # a field too many or too few
       raise errors.UserError(f'{self.encoder_file}: {e}') from None
 
   def read_metrics(self) -> list[dict[str, Any]]:
-    """Reads the rows of metrics.jsonl.
-
-    The last row of a killed run may be torn and is left out.
-    """
+    """Reads the rows of metrics.jsonl, but not a torn last row."""
     if not self.metrics_file.is_file():
       return []
     *lines, _ = files.read_text(self.metrics_file).split('\n')
@@ -120,28 +79,21 @@ class RunDirectory:
       return store.resolve(which)
 
   def read_parameters(self, which: str, shapes: Any) -> Any:
-    """Restores parameters of the given shapes onto the first local device.
-
-    `which` is 'best', 'last' or the number of a step.
-    """
+    """Restores parameters of a checkpoint onto the first local device."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with self._open_checkpoints() as store:
       return store.restore_params(store.resolve(which), jax.tree.map(
           lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
           shapes))
 
-  def _open_checkpoints(
-      self) -> contextlib.AbstractContextManager[manager.Checkpoints]:
+  def _open_checkpoints(self) -> contextlib.closing[manager.Checkpoints]:
     return contextlib.closing(
         manager.Checkpoints(self.checkpoints, read_only=True))
 
   def write(self, config: config_lib.Config, encoder: bert.BertConfig,
-            tokenizer: tokenizer_lib.Tokenizer,
-            record: Mapping[str, Any]) -> None:
-    """Writes the files that a run has before its first step.
-
-    `record` becomes run.json. config.json is written last.
-    """
+            tokenizer: tokenizer_lib.Tokenizer, record: Mapping[str, Any]
+            ) -> None:
+    """Writes the files of a run before its first step, config.json last."""
     tokenizer.save(self.tokenizer)
     files.write_json(self.encoder_file, dataclasses.asdict(encoder))
     files.write_json(self.record_file, record)

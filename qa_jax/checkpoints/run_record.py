@@ -17,19 +17,16 @@ ENVIRONMENT = ('XLA_', 'JAX_', 'CUDA_VISIBLE_DEVICES', 'TPU_')
 
 def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
                hashes: dict[str, str]) -> dict[str, Any]:
-  """Returns the content of run.json, which identifies the code of a run.
+  """Returns the content of run.json; `hashes` are the sha256 of the inputs.
 
   Secrets are left out: only environment variables with the prefixes ENVIRONMENT
   are recorded, and user and password are removed from URLs in the command.
-  `hashes` are the sha256 sums of the inputs.
   """
   return {
       'seed': seed,
       'argv': [re.sub(r'(?<=://)[^/@\s]+@', '…@', word) for word in argv],
-      'git': _git(),
-      'python': platform.python_version(),
-      'packages': {name: importlib.metadata.version(name)
-                   for name in PACKAGES},
+      'git': _git(), 'python': platform.python_version(),
+      'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
       'devices': {'kind': devices[0].device_kind, 'count': len(devices),
                   'processes': len({d.process_index for d in devices}),
                   'platform': devices[0].platform, 'cores': os.cpu_count()},

@@ -4,9 +4,9 @@ This file needs the extra [tensorflow]; import it where a checkpoint is opened.
 
 PREFIX.index is a LevelDB table from the name of a tensor to a BundleEntryProto.
 The files PREFIX.data-S-of-N hold the bytes of all tensors. Every block of the
-table and every tensor has a crc32c checksum, so a damaged file is an error and
-never a wrong number. The formats are described in LevelDB's table_format.md and
-TensorFlow's tensor_bundle.proto.
+table and every tensor has a crc32c checksum, so a damaged file is an error.
+The formats are described in LevelDB's table_format.md and TensorFlow's
+tensor_bundle.proto.
 """
 
 import collections
@@ -26,8 +26,7 @@ from qa_jax import errors
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes of two block handles, padding and the magic number
 NO_COMPRESSION, SNAPPY = 0, 1
-# Limit in bytes of an index or a block. The index of BERT-large has 40 kB.
-LARGEST = 2**28
+LARGEST = 2**28  # bytes of an index or a block; BERT-large's index has 40 kB
 # Number in tensorflow.DataType → type, for the types that weights have.
 DTYPES = {1: np.float32, 2: np.float64, 14: ml_dtypes.bfloat16, 19: np.float16}
 
@@ -126,10 +125,9 @@ def _entry(data: bytes) -> Entry:
   shape = [_int(_fields(dim), 1) for message in fields.get(2, [])
            for dim in _fields(message).get(2, [])]
   crc = struct.unpack('<I', fields.get(6, [bytes(4)])[-1])[0]
-  return Entry(
-      dtype=_int(fields, 1), shape=tuple(shape), shard=_int(fields, 3),
-      offset=_int(fields, 4), size=_int(fields, 5), crc32c=crc,
-      sliced=7 in fields)
+  return Entry(dtype=_int(fields, 1), shape=tuple(shape),
+               shard=_int(fields, 3), offset=_int(fields, 4),
+               size=_int(fields, 5), crc32c=crc, sliced=7 in fields)
 
 
 def _int(fields: dict[int, list], number: int) -> int:
@@ -141,8 +139,7 @@ def _int(fields: dict[int, list], number: int) -> int:
 
 def _fields(data: bytes) -> dict[int, list[int | bytes]]:
   """Returns {field number: values} of a protobuf message, bytes unparsed."""
-  out: dict[int, list[int | bytes]] = {}
-  at = 0
+  out, at = collections.defaultdict(list), 0
   while at < len(data):
     key, at = _varint(data, at)
     wire = key & 7
@@ -153,13 +150,12 @@ def _fields(data: bytes) -> dict[int, list[int | bytes]]:
       value, at = _take(data, at, size), at + size
     else:
       raise ValueError(f'wire type {wire}')
-    out.setdefault(key >> 3, []).append(value)
-  return out
+    out[key >> 3].append(value)
+  return dict(out)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """Returns (number, position after it) of a varint: 7 bits a byte, low first.
-  """
+  """Returns (number, position after it) of a varint, 7 bits a byte."""
   value = 0
   for shift in range(0, 64, 7):
     byte = data[at + shift // 7]
@@ -194,10 +190,8 @@ def _handle(data: bytes, at: int) -> tuple[tuple[int, int], int]:
 
 
 def _block(data: bytes, offset: int, size: int) -> bytes:
-  """Returns a block's contents, uncompressed, after checking its crc32c.
-
-  One byte for the compression and four for the checksum follow a block.
-  """
+  """Returns a block's contents, uncompressed, after checking its crc32c."""
+  # One byte for the compression and four for the checksum follow a block.
   contents = _take(data, offset, size + 5)
   if struct.unpack('<I', contents[-4:])[0] != _masked_crc(contents[:-4]):
     raise ValueError(f'the checksum of the block at {offset} differs')
@@ -212,8 +206,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
 
 
 def _items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-  """Yields keys and values of a block; a key omits the prefix that it shares.
-  """
+  """Yields keys and values of a block; a key omits its shared prefix."""
   # The block ends with the positions of whole keys, for a binary search.
   restarts = struct.unpack('<I', block[-4:])[0]
   entries = _take(block, 0, len(block) - 4 * (restarts + 1))
@@ -230,9 +223,6 @@ def _items(block: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _masked_crc(data: bytes) -> int:
-  """Returns LevelDB's masked crc32c.
-
-  A checksum of bytes that contain checksums is weak, so LevelDB rotates each.
-  """
+  """Returns LevelDB's masked crc32c, rotated since data may hold checksums."""
   crc = google_crc32c.value(data)
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2**32

@@ -1,8 +1,8 @@
 """Names of weights: other programs' → those of Hugging Face's BERT.
 
 Common names have no "bert." in front: `encoder.layer.0.output.dense.weight`.
-None is a part that a span model never reads. A name that no table knows stays
-as it is, to be refused.
+None is a part that a span model never reads. An unknown name stays as it is, to
+be refused.
 """
 
 from collections.abc import Mapping
@@ -75,7 +75,7 @@ _TF_LEAVES = {'kernel': '.weight', 'gamma': '.weight', 'bias': '.bias',
 
 
 def from_hugging_face(name: str, model_type: str) -> str | None:
-  """A name of a safetensors file, with or without the model's in front."""
+  """Returns the common name of a safetensors name, with or without a prefix."""
   architecture = ARCHITECTURES[model_type]
   name = name.removeprefix(model_type + '.')
   if re.match(rf'({architecture.ignored})|embeddings\.position_ids$', name):
@@ -86,7 +86,7 @@ def from_hugging_face(name: str, model_type: str) -> str | None:
 
 
 def from_tensorflow(name: str) -> str | None:
-  """A variable of Google's BERT (TF1), or of the model garden's (TF2)."""
+  """Returns the common name of a variable of Google's BERT or model garden."""
   if match := re.fullmatch(
       r'bert/(?P<path>(?:encoder|embeddings)/.*?)'
       r'(?:/(?P<leaf>kernel|bias|gamma|beta))?', name):
@@ -96,11 +96,10 @@ def from_tensorflow(name: str) -> str | None:
     return path.replace('/', '.') + _TF_LEAVES.get(match['leaf'], '.weight')
   if name in _TF_HEAD:
     return _TF_HEAD[name]
-  if match := re.fullmatch(
+  match = re.fullmatch(
       r'(?:model|encoder)/layer_with_weights-(?P<i>\d+)/(?P<path>.+)'
-      r'/\.ATTRIBUTES/VARIABLE_VALUE', name):
-    if '.OPTIMIZER_SLOT' in match['path']:
-      return None
+      r'/\.ATTRIBUTES/VARIABLE_VALUE', name)
+  if match and '.OPTIMIZER_SLOT' not in match['path']:
     return _from_model_garden(int(match['i']), match['path'])
   return None
 
@@ -119,7 +118,7 @@ def _from_model_garden(number: int, path: str) -> str | None:
 
 
 def tensorflow_value(name: str, common: str, value: np.ndarray) -> np.ndarray:
-  """A variable in the layout of the tensor with the common name.
+  """Returns a variable in the layout of the tensor with the common name.
 
   A kernel is the transpose of a torch weight; in the model garden it has an
   axis for the heads and one for the size of a head.

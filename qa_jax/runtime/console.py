@@ -16,10 +16,9 @@ def say(message: str) -> None:
   Only the first process prints. An error of the stream, such as a closed pipe
   or a full disk, is ignored, so that it does not end a run.
   """
-  if not processes.is_first_process():
-    return
-  with contextlib.suppress(OSError):
-    print(message, file=sys.stderr, flush=True)
+  if processes.is_first_process():
+    with contextlib.suppress(OSError):
+      print(message, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -39,8 +38,8 @@ class Progress:
           columns.TextColumn('{task.description}'), columns.BarColumn(),
           columns.MofNCompleteColumn(), columns.TimeRemainingColumn(),
           columns.TextColumn('{task.fields[note]}'), console=console)
-      self._task = self._bar.add_task(what, total=total, completed=done,
-                                      note='')
+      self._task = self._bar.add_task(
+          what, total=total, completed=done, note='')
       self._bar.start()
 
   def update(self, done: int) -> None:
@@ -55,8 +54,8 @@ class Progress:
       self._bar.update(self._task, note=note)
       return
     seconds = time.monotonic() - self._started
-    per_unit = seconds / max(self._done - self._begin, 1)
-    eta = per_unit * (self._total - self._done)
+    eta = (self._total - self._done) * (
+        seconds / max(self._done - self._begin, 1))
     say(f'{self._what} {self._done}/{self._total}  {note}  '
         f'ETA {int(eta // 60)}:{int(eta % 60):02d}')
 

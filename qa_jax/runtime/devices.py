@@ -24,10 +24,7 @@ P = jax.sharding.PartitionSpec
 
 
 def free_bytes(device: jax.Device) -> float:
-  """Returns the free memory of a device in bytes, infinity if it is unknown.
-
-  The memory of a CPU device is that of the machine.
-  """
+  """Returns the free bytes of a device, of a CPU's machine; else infinity."""
   stats = device.memory_stats()
   if stats and 'bytes_limit' in stats:
     return stats['bytes_limit'] - stats['bytes_in_use']
@@ -39,10 +36,8 @@ def free_bytes(device: jax.Device) -> float:
 
 
 def make_mesh(devices, axes: dict[str, int]) -> jax.sharding.Mesh:
-  """Returns a mesh whose axes are of the type Auto.
-
-  JAX's default type, Explicit, breaks flax's Embed and gathers.
-  """
+  """Returns a mesh whose axes are of the type Auto."""
+  # JAX's default type, Explicit, breaks flax's Embed and gathers.
   return jax.make_mesh(
       tuple(axes.values()), tuple(axes), devices=devices,
       axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
@@ -62,14 +57,12 @@ def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:
       `num_devices`.
   """
   axes = {'data': -1, 'fsdp': 1, **(axes or {})}
-  unknown = set(axes) - {'data', 'fsdp'}
-  if unknown:
+  if unknown := set(axes) - {'data', 'fsdp'}:
     raise errors.UserError(
         f'parallel.mesh has no axis {unknown.pop()!r}; known: data, fsdp')
   known = math.prod(n for n in axes.values() if n != -1)
   if list(axes.values()).count(-1) == 1 and known and num_devices % known == 0:
-    axes = {k: num_devices // known if n == -1 else n
-            for k, n in axes.items()}
+    axes = {k: num_devices // known if n == -1 else n for k, n in axes.items()}
   if math.prod(axes.values()) != num_devices or min(axes.values()) < 1:
     raise errors.UserError(
         f'parallel.mesh {axes} does not multiply to {num_devices} devices')
@@ -94,8 +87,7 @@ class RunAhead:
   """A queue of dispatched train steps that bounds how many are in flight.
 
   Without a bound, XLA on a CPU aborts within 300 small steps with collectives,
-  and batches accumulate in the memory of any device. The queue waits for each
-  step within the context manager that `waiting` returns.
+  and batches accumulate in memory. The queue waits for a step within `waiting`.
   """
 
   def __init__(self, depth: int, waiting: Callable[
@@ -121,11 +113,9 @@ class RunAhead:
     return done
 
 
-def select_devices(devices: Sequence[jax.Device],
-                   count: int) -> list[jax.Device]:
-  """Returns `count` devices, equally many of each process, process by process.
-
-  A count of 0 selects all devices.
+def select_devices(devices: Sequence[jax.Device], count: int
+                   ) -> list[jax.Device]:
+  """Returns `count` devices (0: all), equally many of each process in turn.
 
   Raises:
     UserError: the processes cannot contribute equally many devices.
@@ -133,13 +123,13 @@ def select_devices(devices: Sequence[jax.Device],
   of_process: dict[int, list[jax.Device]] = {}
   for device in devices:
     of_process.setdefault(device.process_index, []).append(device)
-  each = (count or len(devices)) // len(of_process)
-  if each * len(of_process) != (count or len(devices)) or any(
-      len(d) < each for d in of_process.values()):
+  total = count or len(devices)
+  each, rest = divmod(total, len(of_process))
+  if rest or any(len(d) < each for d in of_process.values()):
     have = ', '.join(str(len(of_process[p])) for p in sorted(of_process))
     raise errors.UserError(
-        f'config.parallel.num_devices={count}: {count or len(devices)} cannot '
-        f'be as many of each of {len(of_process)} processes, which have {have}')
+        f'config.parallel.num_devices={count}: {total} cannot be as many of '
+        f'each of {len(of_process)} processes, which have {have}')
   return [d for p in sorted(of_process) for d in of_process[p][:each]]
 
 
@@ -159,10 +149,7 @@ def local_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def put_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
-  """Returns arrays [B, …] sharded over `mesh`, from the rows of each process.
-
-  `tree` holds the rows that `local_rows` returns.
-  """
+  """Returns arrays [B, …] sharded over `mesh`, from rows of `local_rows`."""
   sharding = jax.sharding.NamedSharding(mesh, P(mesh.axis_names))
   if not processes.is_multi_process():
     return jax.device_put(tree, sharding)
@@ -191,23 +178,16 @@ def put_tree(tree: Any, shardings: Any) -> Any:
   if isinstance(shardings, jax.sharding.Sharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
 
-  def place(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
-    x = np.asarray(x)
-    return jax.make_array_from_callback(
-        x.shape, sharding, x.__getitem__)
-
-  return jax.tree.map(place, tree, shardings)
+  return jax.tree.map(
+      lambda x, sharding: jax.make_array_from_callback(
+          np.shape(x), sharding, np.asarray(x).__getitem__), tree, shardings)
 
 
 def replicated_sharding(
     mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding | None:
-  """Returns the sharding of results that every process reads.
-
-  Returns None, any sharding, where one process has all devices.
-  """
-  if mesh is None or not processes.is_multi_process():
-    return None
-  return jax.sharding.NamedSharding(mesh, P())
+  """Returns the sharding of results for all processes, None for one process."""
+  several = mesh is not None and processes.is_multi_process()
+  return jax.sharding.NamedSharding(mesh, P()) if several else None
 
 
 @functools.cache
@@ -216,9 +196,6 @@ def _largest(mesh: jax.sharding.Mesh) -> Any:
 
 
 def max_over_processes(value: int, mesh: jax.sharding.Mesh) -> jax.Array:
-  """Returns the largest `value` of all processes as an array, [] int32.
-
-  It does not wait for the value.
-  """
+  """Returns the largest `value` of all processes, [] int32, without waiting."""
   rows = np.full(len(_local_positions(mesh)), value, np.int32)
   return _largest(mesh)(put_rows(rows, mesh))

@@ -45,15 +45,12 @@ def join_processes(coordinator: str, num_processes: int | None = None,
   code through `stderr_filter`, and replaces sys.stdout and sys.stderr.
 
   Raises:
-    UserError: an argument is missing or out of range, the coordinator cannot be
-      reached, or 'auto' detects no cluster.
+    UserError: an argument is missing or out of range, or joining failed.
   """
-  if coordinator == 'auto':
-    address, options = 'the coordinator', {}
-  else:
-    address = coordinator
+  address, options = 'the coordinator', {}
+  if coordinator != 'auto':
     _check_flags(coordinator, num_processes, process_index)
-    options = dict(
+    address, options = coordinator, dict(
         coordinator_address=coordinator, num_processes=num_processes,
         process_id=process_index, cluster_detection_method='deactivate')
   # JAX's preemption service would handle SIGTERM in place of `signals`.
@@ -111,10 +108,9 @@ def _check_flags(coordinator: str, num_processes: int | None,
 
 
 def _filter_native_output() -> None:
-  """Sends file descriptors 1 and 2 of this process through `stderr_filter`.
+  """Sends file descriptors 1 and 2, of native code, through `stderr_filter`.
 
-  Native code writes to these descriptors. Python's sys.stdout and sys.stderr
-  are replaced by files on the original descriptors, and stay unfiltered.
+  Python's sys.stdout and sys.stderr move to the original descriptors.
   """
   sys.stdout.flush()
   sys.stderr.flush()
@@ -138,9 +134,8 @@ def leave_processes(error: BaseException, code: int) -> None:
   """Ends this process at once with `code` if it is one of several.
 
   A regular shutdown would wait for the other processes, which wait for this
-  one. If `error` says that another process is lost, `stderr_filter` prints the
-  message in place of a traceback, since XLA may abort for this reason
-  meanwhile.
+  one. If `error` says that another process is lost, `stderr_filter` prints LOST
+  in place of a traceback, since XLA may abort meanwhile for this reason.
   """
   if not jax.distributed.is_initialized():
     return
@@ -181,10 +176,7 @@ def broadcast_from_first(values: Sequence[int]) -> list[int]:
 
 
 def check_equal_on_all(**texts: str) -> None:
-  """Raises a UserError unless all processes pass equal texts.
-
-  The message names the first text that differs and a process that has it.
-  """
+  """Raises a UserError with the first text that differs between processes."""
   if not is_multi_process():
     return
   sums = np.stack([

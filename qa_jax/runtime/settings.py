@@ -63,10 +63,7 @@ def use_compilation_cache(directory: pathlib.Path) -> None:
 
 
 def tune_malloc() -> bool:
-  """Sets malloc's parameters for this process; returns whether it succeeded.
-
-  Only glibc has these parameters.
-  """
+  """Sets malloc's parameters and returns whether it succeeded (glibc only)."""
   try:
     mallopt = ctypes.CDLL(None).mallopt
   except (AttributeError, OSError):
@@ -75,11 +72,7 @@ def tune_malloc() -> bool:
 
 
 def _processor() -> str:
-  """Returns a name for this kind of processor.
-
-  Programs are compiled for one kind, and machines of several kinds may share a
-  home directory.
-  """
+  """Returns a name for this kind of processor; several may share a home."""
   kind = platform.machine()
   try:
     info = pathlib.Path('/proc/cpuinfo').read_text(encoding='utf-8')

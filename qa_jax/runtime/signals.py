@@ -5,7 +5,6 @@ import contextlib
 import signal
 import threading
 from types import FrameType
-from types import TracebackType
 from typing import Any
 
 # SLURM can be configured to send SIGUSR2 before it preempts a job.
@@ -26,10 +25,9 @@ class StopRequests:
   The first signal decides the exit code. Later signals are ignored, so that
   they do not interrupt a save. Only a second Ctrl-C raises KeyboardInterrupt.
 
-  `signal` is the signal that the run will stop for. In a run of several
-  processes (`alone` is False) it is set by `hear`, once all processes have
-  agreed on it after the same train step. `noted` is the signal that this
-  process has received.
+  `noted` is the signal that this process has received, and `signal` the signal
+  that the run will stop for. In a run of several processes (`alone` is False)
+  `hear` sets it, once they have agreed on it after the same train step.
   """
 
   def __init__(self, alone: bool = True) -> None:
@@ -46,14 +44,11 @@ class StopRequests:
         self._before[number] = signal.signal(number, self._note)
     return self
 
-  def __exit__(self, kind: type[BaseException] | None,
-               error: BaseException | None, trace: TracebackType | None
-               ) -> None:
+  def __exit__(self, *_: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
 
-  def _note(self, number: int, frame: FrameType | None) -> None:
-    del frame
+  def _note(self, number: int, _: FrameType | None) -> None:
     if self.noted is None:
       self.noted = signal.Signals(number)
       if self._alone:
@@ -72,8 +67,7 @@ class StopRequests:
   def interrupting(self) -> Iterator[None]:
     """Raises Interrupted in the work within when a signal comes or has come.
 
-    In a run of several processes no work is interrupted, because all of them
-    would have to abandon it together.
+    Several processes would have to abandon it together: no work is interrupted.
     """
     self._interruptible = True
     try:

@@ -20,10 +20,8 @@ ENDS_PROCESS = 'distributed service detected'
 
 def main() -> None:
   """Filters stdin until it ends, which is when the process has ended."""
-  # The signals that end the run reach this process too. It must outlive the
-  # run.
-  for number in (
-      signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+  # The signals that end the run reach this process too, which must outlive it.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
   held = []
   sys.stdin.reconfigure(errors='replace')
