@@ -167,7 +167,7 @@ class StepMetrics:
                every_steps: int, steps_per_epoch: int,
                devices: Sequence[jax.Device], max_skipped: int,
                skipped: tuple[int, int] = (0, 0)):
-    self._log, self._costs, self._progress = log, costs, progress
+    self.log, self.costs, self._progress = log, costs, progress
     self._every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
     self._devices = devices
     self._began = time.perf_counter()
@@ -214,9 +214,9 @@ class StepMetrics:
                 'tokens_per_second': self._tokens / seconds,
                 'peak_megabytes': devices_lib.peak_megabytes(
                     devices_lib.local_device(self._devices)),
-                **self._costs.spent(len(self._devices))}
-        self._log.write(step, 'train', line)
-        self._log.histogram(step, 'train/grad_norm_of_steps', self._norms)
+                **self.costs.spent(len(self._devices))}
+        self.log.write(step, 'train', line)
+        self.log.histogram(step, 'train/grad_norm_of_steps', self._norms)
         if self._progress:
           self._progress.note(f'loss {values["loss"]:.4f}  '
                               f'{line["examples_per_second"]:.1f} examples/s')

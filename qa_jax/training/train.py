@@ -11,7 +11,6 @@ import jax
 
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import lock
-from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
@@ -81,8 +80,7 @@ def run_ahead() -> int:
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
-          argv: list[str] | None = None,
-          profile_steps: range = range(0),
+          argv: list[str] | None = None, profile_steps: range = range(0),
           tracker: tracker_lib.Tracker | None = None) -> dict[str, float]:
   """Trains `config` in `workdir`, or resumes it; returns the final metrics.
 
@@ -102,15 +100,11 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     trainer = trainer_lib.build_trainer(config)
     if processes.is_multi_process():
       processes.check_equal_on_all(
-          config=json.dumps(config.to_dict(), sort_keys=True),
-          **trainer.hashes)
+          config=json.dumps(config.to_dict(), sort_keys=True), **trainer.hashes)
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
-    checkpointing.write_run(trainer, workdir, argv or [])
-    checkpointing.hold_run(workdir, open_things)
-    store = manager.Checkpoints(RunDirectory(workdir).checkpoints)
-    open_things.callback(store.close)
+    store = checkpointing.open_run(trainer, workdir, argv or [], open_things)
     start, = processes.broadcast_from_first([store.latest or 0])
     state, skipped, position = checkpointing.restore_state(
         trainer, store, start)
@@ -133,13 +127,11 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
         signals.StopRequests(alone=not processes.is_multi_process()))
     dog = open_things.enter_context(watchdog.Watchdog(
         config.train.step_timeout_seconds, str(workdir)))
-    trace = profiler.Profiler(
-        workdir / 'profile',
-        profile_steps if processes.is_first_process() else range(0))
+    trace = profiler.Profiler(workdir / 'profile', (
+        profile_steps if processes.is_first_process() else range(0)))
     meter = checkpointing.step_metrics(trainer, log, costs, skipped, progress)
     checkpointer = checkpointing.Checkpointer(
-        trainer, store, workdir, requests, start=start, log=log,
-        costs=costs, meter=meter)
+        trainer, store, workdir, requests, meter, start=start)
     run = SingleRun(trainer, checkpointer, meter, progress, requests, trace)
     state = run_loop(run, state, start=start, num_steps=trainer.num_steps,
                      requests=requests, dog=dog)
