@@ -31,7 +31,6 @@ class Checkpointer:
                meter: metrics_log_lib.StepMetrics, *, start: int):
     self._trainer, self._store, self._workdir = trainer, store, workdir
     self._requests, self._meter, self._start = requests, meter, start
-    self._has_histograms = build.scores_all_spans(trainer.model.head)
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
   def is_due(self, step: int) -> bool:
@@ -62,7 +61,7 @@ class Checkpointer:
     evaluates. Returns a line for the user, empty without an evaluation.
     """
     trainer, metrics, log = self._trainer, {}, self._meter.log
-    output = _evaluation_directory(trainer, self._workdir)
+    output = RunDirectory(self._workdir).evaluation(trainer.config.data.eval)
     last = step == trainer.num_steps
     if _evaluates(trainer, step) and trainer.evaluator:
       with (contextlib.suppress(signals.Interrupted),
@@ -71,7 +70,7 @@ class Checkpointer:
             state.params, progress='evaluate', output=output if last else None,
             seal=False, show=(lambda name, values: log.histogram(
                 step, f'eval/{name}_of_windows', values))
-            if self._has_histograms else None)
+            if build.scores_all_spans(trainer.model.head) else None)
     if metrics:
       self.metrics = metrics
       log.write(step, 'eval', {
@@ -191,17 +190,12 @@ def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
   return store
 
 
-def _evaluation_directory(
-    trainer: Trainer, workdir: pathlib.Path) -> pathlib.Path:
-  return RunDirectory(workdir).evaluation(trainer.config.data.eval)
-
-
 def final_metrics(trainer: Trainer, workdir: pathlib.Path,
                   params: Any) -> dict[str, Any]:
   """Returns the metrics of a complete run; evaluates if they are not stored."""
   if not trainer.evaluator:
     return {}
-  output = _evaluation_directory(trainer, workdir)
+  output = RunDirectory(workdir).evaluation(trainer.config.data.eval)
   path = output / 'metrics.json'
   return (files.read_object(path) if path.is_file() else
           trainer.evaluator.evaluate(params, output=output))

@@ -50,7 +50,6 @@ class VectorizedStep:
   A tree of all members has leading axes [D, M]. If D·M is larger than the
   number of members, the last member fills the rest.
   """
-
   # (states, rates, batches) → (states, metrics); donates the states
   step: parallel.Step
   place: Callable[[Sequence[Any]], Any]  # one host tree per member → devices
@@ -96,11 +95,10 @@ def member_key(config: config_lib.Config) -> str:
   In mode 'mesh' a run may need several devices, so that only equal configs have
   equal keys.
   """
-  if config.parallel.mode == 'mesh':
-    return json.dumps(config.to_dict(), sort_keys=True)
-  common = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
-      config.optim, **dict.fromkeys(RATES, 0.0)))
-  return json.dumps(common.to_dict(), sort_keys=True)
+  if config.parallel.mode != 'mesh':
+    config = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
+        config.optim, **dict.fromkeys(RATES, 0.0)))
+  return json.dumps(config.to_dict(), sort_keys=True)
 
 
 @dataclasses.dataclass

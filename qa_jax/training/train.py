@@ -53,13 +53,13 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
              requests: signals.StopRequests, dog: watchdog.Watchdog) -> Any:
   """Makes the steps from `start` on, and returns the last state.
 
-  Before a step it evaluates and saves if that is due, and then stops if a
-  signal asked for it. Metrics are read while later steps run.
+  Metrics are read while later steps run.
 
   Raises:
     Stopped: a signal asked for it. The runs are saved.
   """
-  ahead = devices.RunAhead(run_ahead(), dog.waiting)
+  in_flight = 2 if jax.default_backend() == 'cpu' else 8
+  ahead = devices.RunAhead(in_flight, dog.waiting)
   for step in range(start, num_steps + 1):
     if program.is_due(step):
       program.read(ahead.drain())
@@ -72,11 +72,6 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
     state, values = program.step(step, state)
     program.read(ahead.push(step + 1, values))
   return state
-
-
-def run_ahead() -> int:
-  """Returns how many steps may be in flight."""
-  return 2 if jax.default_backend() == 'cpu' else 8
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
