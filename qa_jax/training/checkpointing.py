@@ -1,13 +1,11 @@
 """Checkpoints and evaluations of a run, and the files of its directory."""
 
 import contextlib
-import functools
 import pathlib
 import sys
 from typing import Any
 
 import jax
-import numpy as np
 
 from qa_jax import build
 from qa_jax import errors
@@ -29,14 +27,10 @@ class Checkpointer:
   """Evaluates and saves a run at the steps that its config sets."""
 
   def __init__(self, trainer: Trainer, store: manager.Checkpoints,
-               workdir: pathlib.Path, requests: signals.StopRequests, *,
-               start: int, log: metrics_log_lib.MetricsLog,
-               costs: metrics_log_lib.Costs,
-               meter: metrics_log_lib.StepMetrics):
+               workdir: pathlib.Path, requests: signals.StopRequests,
+               meter: metrics_log_lib.StepMetrics, *, start: int):
     self._trainer, self._store, self._workdir = trainer, store, workdir
-    self._requests, self._log, self._start = requests, log, start
-    self._costs, self._meter = costs, meter
-    self._has_histograms = build.scores_all_spans(trainer.model.head)
+    self._requests, self._meter, self._start = requests, meter, start
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
   def is_due(self, step: int) -> bool:
@@ -46,10 +40,9 @@ class Checkpointer:
     but an evaluation may be missing.
     """
     if step == self._start:
-      return step > 0 and lacks_evaluation(self._trainer, self._store, step)
-    every = self._trainer.config.train.checkpoint_every_steps
+      return step > 0 and _lacks_evaluation(self._trainer, self._store, step)
     return (bool(self._requests.signal) or _evaluates(self._trainer, step)
-            or step % every == 0)
+            or step % self._trainer.config.train.checkpoint_every_steps == 0)
 
   def is_complete(self, step: int) -> bool:
     """Returns whether the run is complete before this step."""
@@ -67,26 +60,27 @@ class Checkpointer:
     A signal ends the evaluation early. The process that resumes the run then
     evaluates. Returns a line for the user, empty without an evaluation.
     """
-    trainer, metrics = self._trainer, {}
-    output = evaluation_directory(trainer, self._workdir)
+    trainer, metrics, log = self._trainer, {}, self._meter.log
+    output = RunDirectory(self._workdir).evaluation(trainer.config.data.eval)
     last = step == trainer.num_steps
     if _evaluates(trainer, step) and trainer.evaluator:
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
         metrics = trainer.evaluator.evaluate(
             state.params, progress='evaluate', output=output if last else None,
-            seal=False, show=functools.partial(self._write_histogram, step)
-            if self._has_histograms else None)
+            seal=False, show=(lambda name, values: log.histogram(
+                step, f'eval/{name}_of_windows', values))
+            if build.scores_all_spans(trainer.model.head) else None)
     if metrics:
       self.metrics = metrics
-      self._log.write(step, 'eval', {
-          **metrics, **self._costs.spent(len(trainer.devices))})
+      log.write(step, 'eval', {
+          **metrics, **self._meter.costs.spent(len(trainer.devices))})
     self._store.save(
-        step, params=state.params,
+        step, params=state.params, metrics=metrics,
         optimizer={'opt_state': state.opt_state, 'step': state.step},
         meta={'position': trainer.batches.position,
               'devices': len(trainer.devices),
-              'skipped': list(self._meter.skipped)}, metrics=metrics)
+              'skipped': list(self._meter.skipped)})
     if not metrics:
       return ''
     if last:
@@ -96,27 +90,23 @@ class Checkpointer:
         files.write_json(output / 'metrics.json', metrics)
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
 
-  def _write_histogram(self, step: int, name: str, values: np.ndarray) -> None:
-    self._log.histogram(step, f'eval/{name}_of_windows', values)
-
 
 def _evaluates(trainer: Trainer, step: int) -> bool:
   every = trainer.config.train.eval_every_steps
   return step == trainer.num_steps or bool(every and step % every == 0)
 
 
-def lacks_evaluation(trainer: Trainer, store: manager.Checkpoints,
-                     step: int) -> bool:
-  """Returns whether an evaluation before this step is still to be made."""
+def _lacks_evaluation(trainer: Trainer, store: manager.Checkpoints,
+                      step: int) -> bool:
   return (_evaluates(trainer, step) and trainer.evaluator is not None
           and not store.metrics(step))
 
 
-def is_complete(trainer: Trainer, store: manager.Checkpoints,
-                step: int) -> bool:
+def is_complete(
+    trainer: Trainer, store: manager.Checkpoints, step: int) -> bool:
   """Returns whether the run is saved and evaluated after its last step."""
-  return step == trainer.num_steps and not lacks_evaluation(
-      trainer, store, step)
+  return (step == trainer.num_steps
+          and not _lacks_evaluation(trainer, store, step))
 
 
 def restore_state(
@@ -144,9 +134,8 @@ def restore_state(
   if meta['devices'] != len(trainer.devices):
     regrouped = ('; questions are grouped anew, so this epoch may repeat or '
                  'skip windows' if trainer.batches.group_questions else '')
-    console.say(
-        f'{meta["devices"]} devices before, {len(trainer.devices)} now: '
-        f'equal but for rounding{regrouped}')
+    console.say(f'{meta["devices"]} devices before, {len(trainer.devices)} '
+                f'now: equal but for rounding{regrouped}')
   return state, tuple(meta.get('skipped', (0, 0))), meta['position']
 
 
@@ -162,58 +151,43 @@ def step_metrics(
       max_skipped=config.max_skipped, skipped=skipped)
 
 
-def hold_run(workdir: pathlib.Path, stack: contextlib.ExitStack) -> None:
-  """Holds the lock of a run directory until `stack` closes.
+def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
+             stack: contextlib.ExitStack,
+             record: dict[str, Any] | None = None) -> manager.Checkpoints:
+  """Opens the checkpoints of a run directory, locked until `stack` closes.
 
-  With several processes, only the first holds it.
-  """
-  if not processes.is_first_process():
-    return
-  before = stack.enter_context(lock.hold_lock(workdir))
-  if before:
-    console.say(f'{workdir}: going on from {before}, which died')
-
-
-def write_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
-              record: dict[str, Any] | None = None) -> None:
-  """Writes the files that a run directory has before the first step.
-
-  The directory appears by one rename, so it is never half a run. Entries of
-  `record` are added to run.json. With several processes, only the first writes.
+  A directory that is new appears by one rename with all files that precede the
+  first step, so it is never half a run. Entries of `record` are added to its
+  run.json. With several processes, only the first writes and locks.
 
   Raises:
-    UserError: the directory cannot be written, or another process cannot see
-      it.
+    UserError: the directory cannot be written or is locked, or another process
+      cannot see it.
   """
-  config_file = RunDirectory(workdir).config_file
-  if processes.is_first_process() and not config_file.is_file():
-    _write_run(trainer, workdir, argv, record or {})
-  processes.wait_for_all('run')
-  if not config_file.is_file():
-    raise errors.UserError(
-        f'--workdir={workdir} of process {jax.process_index()} is not that of '
-        'process 0; choose a directory that all see')
-
-
-def _write_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
-               record: dict[str, Any]) -> None:
   def write(path: pathlib.Path) -> None:
     directory = RunDirectory(path)
     files.write_json(directory.alignment_file, {
         'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
     directory.write(
-        trainer.config, trainer.sizes, trainer.tokenizer,
-        run_record.run_record(seed=trainer.config.seed, argv=argv or sys.argv,
-                              devices=trainer.devices, hashes=trainer.hashes)
-        | record)
+        trainer.config, trainer.sizes, trainer.tokenizer, run_record.run_record(
+            seed=trainer.config.seed, argv=argv or sys.argv,
+            devices=trainer.devices, hashes=trainer.hashes) | (record or {}))
 
-  files.write_directory(workdir, write)
-
-
-def evaluation_directory(trainer: Trainer,
-                         workdir: pathlib.Path) -> pathlib.Path:
-  """Returns the directory of the evaluation on config.data.eval."""
-  return RunDirectory(workdir).evaluation(trainer.config.data.eval)
+  directory = RunDirectory(workdir)
+  if processes.is_first_process() and not directory.config_file.is_file():
+    files.write_directory(workdir, write)
+  processes.wait_for_all('run')
+  if not directory.config_file.is_file():
+    raise errors.UserError(
+        f'--workdir={workdir} of process {jax.process_index()} is not that of '
+        'process 0; choose a directory that all see')
+  if processes.is_first_process():
+    before = stack.enter_context(lock.hold_lock(workdir))
+    if before:
+      console.say(f'{workdir}: going on from {before}, which died')
+  store = manager.Checkpoints(directory.checkpoints)
+  stack.callback(store.close)
+  return store
 
 
 def final_metrics(trainer: Trainer, workdir: pathlib.Path,
@@ -221,8 +195,7 @@ def final_metrics(trainer: Trainer, workdir: pathlib.Path,
   """Returns the metrics of a complete run; evaluates if they are not stored."""
   if not trainer.evaluator:
     return {}
-  output = evaluation_directory(trainer, workdir)
+  output = RunDirectory(workdir).evaluation(trainer.config.data.eval)
   path = output / 'metrics.json'
-  if not path.is_file():
-    return trainer.evaluator.evaluate(params, output=output)
-  return files.read_object(path)
+  return (files.read_object(path) if path.is_file() else
+          trainer.evaluator.evaluate(params, output=output))

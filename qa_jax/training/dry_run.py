@@ -22,7 +22,7 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   Compiles the step for the largest batch, and times a few steps if they fit in
   the free memory. Writes no file.
   """
-  count = count_parameters(trainer)
+  count, config = count_parameters(trainer), trainer.config
   return {
       'parameters': count,
       'state_megabytes': round(3 * 4 * count / MEBIBYTE, 1),
@@ -31,7 +31,9 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       'windows': len(trainer.windows),
       'windows_trained_on': len(trainer.batches.indices),
       'alignment': trainer.windows.audit,
-      'batch_shapes': _shapes(trainer),
+      'batch_shapes': (f'packed in rows of {trainer.buckets[-1]}'
+                       if config.data.packing else
+                       [[config.train.batch_size, b] for b in trainer.buckets]),
       'steps_per_epoch': trainer.batches.steps_per_epoch,
       'steps': trainer.num_steps,
       'vocabulary': len(trainer.tokenizer.vocab),
@@ -43,27 +45,25 @@ def count_parameters(trainer: trainer_lib.Trainer) -> int:
   return sum(x.size for x in jax.tree.leaves(trainer.state.params))
 
 
-def _shapes(trainer: trainer_lib.Trainer) -> list[list[int]] | str:
-  if trainer.config.data.packing:
-    return f'packed in rows of {trainer.buckets[-1]}'
-  return [[trainer.config.train.batch_size, b] for b in trainer.buckets]
-
-
 def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   """Returns the memory of the compiled step and the time of a few steps."""
-  shapes = [(_positions(length, rows), length, rows)
-            for length, rows in trainer.batches.shapes(trainer.num_steps)]
-  _, length, rows = max(shapes, key=lambda shape: shape[0])
+  length, rows = max(trainer.batches.shapes(trainer.num_steps),
+                     key=lambda batch: batch[0] * _num_rows(batch[1]))
+  shape = f'[{_num_rows(rows)}, {length}]'
   state = devices.put_tree(
       trainer.state, trainer.parallel.state_sharding(trainer.state))
   batch = trainer.place(length, rows)
   memory = trainer.parallel.compile(state, batch).memory_analysis()
   costs: dict[str, Any] = {}
   if memory is not None:  # not every backend reports it
+    needed = memory.temp_size_in_bytes
     costs['activation_megabytes'] = (
-        f'{memory.temp_size_in_bytes / MEBIBYTE:.1f} a device, for '
-        f'{_shape(length, rows)}')
-    needed, free = _memory(trainer, memory.temp_size_in_bytes)
+        f'{needed / MEBIBYTE:.1f} a device, for {shape}')
+    local = [d for d in trainer.devices
+             if d.process_index == jax.process_index()]
+    if local[0].platform == 'cpu':  # all its devices share one memory
+      needed *= len(local)
+    free = devices.free_bytes(local[0])
     if needed > MEMORY_SHARE * free:
       return {**costs, 'eta': (
           f'not timed: beside the state a step needs {needed / MEBIBYTE:,.0f} '
@@ -71,12 +71,10 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   seconds, count = _time(trainer, state, length, rows)
   share = 1.0 if trainer.config.data.packing else (
       trainer.batches.mean_length / length)
-  total = seconds * share * trainer.num_steps
-  return {
-      **costs, 'seconds_per_step': f'{seconds:.3g} for {_shape(length, rows)}',
-      'eta': (f'{_clock(total)}: an estimate from {count} of '
-              f'{trainer.num_steps} steps, by tokens and padding, without '
-              'compiling and evaluation')}
+  total = _clock(seconds * share * trainer.num_steps)
+  return {**costs, 'seconds_per_step': f'{seconds:.3g} for {shape}', 'eta': (
+      f'{total}: an estimate from {count} of {trainer.num_steps} steps, by '
+      'tokens and padding, without compiling and evaluation')}
 
 
 def _time(trainer: trainer_lib.Trainer, state: Any, length: int,
@@ -97,25 +95,8 @@ def _time(trainer: trainer_lib.Trainer, state: Any, length: int,
   return float(np.median(timed)), len(timed)
 
 
-def _memory(trainer: trainer_lib.Trainer, size: int) -> tuple[int, float]:
-  """Returns the bytes that a step needs, and the bytes that are free.
-
-  `size` are the bytes it needs on each device. Devices of a CPU share one
-  memory, so that their needs add up.
-  """
-  local = [d for d in trainer.devices
-           if d.process_index == jax.process_index()]
-  return (size * len(local) if local[0].platform == 'cpu' else size,
-          devices.free_bytes(local[0]))
-
-
-def _positions(length: int, rows: dict[str, np.ndarray]) -> int:
-  """Returns the number of positions in a batch: tokens and padding."""
-  return length * rows.get('packed_row', rows['window']).size
-
-
-def _shape(length: int, rows: dict[str, np.ndarray]) -> str:
-  return f'[{_positions(length, rows) // length}, {length}]'
+def _num_rows(rows: dict[str, np.ndarray]) -> int:
+  return rows.get('packed_row', rows['window']).size
 
 
 def _clock(seconds: float) -> str:

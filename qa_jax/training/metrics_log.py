@@ -55,19 +55,15 @@ class MetricsLog:
       board = workdir / 'tensorboard'
       board.mkdir(exist_ok=True)
       # SummaryWriter of tensorboardX writes in a thread, which ends silently
-      # when the disk is full. Once its queue is full, adding to it never
-      # returns. So the events are written here, without a thread.
+      # when the disk is full; adding to its full queue never returns.
       self._board = event_file_writer.EventsWriter(str(board / 'events'))
-      # This event makes TensorBoard hide the later events of a process that
-      # was lost.
+      # TensorBoard then hides the later events of a process that was lost.
       self._board.write_event(event_pb2.Event(
           step=step + 1, session_log=event_pb2.SessionLog(
               status=event_pb2.SessionLog.START)))
 
   def write(self, step: int, split: str, values: dict[str, float]) -> None:
-    """Writes the row {"step": step, "split": split, **values}.
-
-    `split` is 'train' or 'eval'.
+    """Writes a row; `split` is 'train' or 'eval'.
 
     Raises:
       UserError: the file cannot be written, for example on a full disk.
@@ -86,12 +82,11 @@ class MetricsLog:
 
   def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
     """Writes a histogram of the values, only for TensorBoard."""
-    if not self._file or not len(values):
-      return
-    with self._reporting_disk_errors():
-      # numpy's 'auto' may choose millions of bins if most values are equal.
-      self._write_events(
-          step, summary.histogram(name, np.asarray(values), bins=64))
+    if self._file and len(values):
+      with self._reporting_disk_errors():
+        # numpy's 'auto' may choose millions of bins if most values are equal.
+        self._write_events(
+            step, summary.histogram(name, np.asarray(values), bins=64))
 
   def _write_events(self, step: int, *events: summary_pb2.Summary) -> None:
     for event in events:
@@ -110,11 +105,10 @@ class MetricsLog:
 
   def close(self) -> None:
     """Closes the files; a second call does nothing."""
-    if not self._file or self._file.closed:
-      return
-    self._file.close()
-    with contextlib.suppress(OSError):  # the failed write was reported
-      self._board.close()
+    if self._file and not self._file.closed:
+      self._file.close()
+      with contextlib.suppress(OSError):  # the failed write was reported
+        self._board.close()
 
 
 class Costs:
@@ -143,10 +137,9 @@ class Costs:
       self._compiling += seconds
 
   def spent(self, devices: int) -> dict[str, float]:
-    """Returns the seconds since the last call, for this number of devices.
+    """Returns the costs since the last call, for this number of devices.
 
-    The sum over the rows of metrics.jsonl is thus the cost of the whole run,
-    even if it was resumed.
+    Their sum over metrics.jsonl is the cost of a run, even if it was resumed.
     """
     now = time.perf_counter()
     spent = {'device_seconds': self._share * devices * (now - self._began),
@@ -156,35 +149,25 @@ class Costs:
 
 
 class StepMetrics:
-  """The metrics of train steps.
-
-  Checks every step for a skipped update, and logs every `every_steps`-th step
-  with speeds and costs.
-  """
+  """Counts the skipped updates, and logs every `every_steps`-th train step."""
 
   def __init__(self, log: MetricsLog, costs: Costs,
                progress: console_lib.Progress | None = None, *,
                every_steps: int, steps_per_epoch: int,
                devices: Sequence[jax.Device], max_skipped: int,
                skipped: tuple[int, int] = (0, 0)):
-    self._log, self._costs, self._progress = log, costs, progress
+    self.log, self.costs, self._progress = log, costs, progress
     self._every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
-    self._devices = devices
-    self._began = time.perf_counter()
-    self._rows = self._tokens = 0
+    self._devices, self._max_skipped = devices, max_skipped
+    self._began, self._rows, self._tokens = time.perf_counter(), 0, 0
     self._norms: list[float] = []  # finite gradient norms since the last row
-    self._max_skipped = max_skipped
     self.skipped = skipped  # skipped updates: all, and the last in a row
     # Window numbers of the steps in flight. A failed member of a population
     # takes none out; the bound keeps its queue short.
     self._windows: collections.deque[np.ndarray] = collections.deque(maxlen=64)
 
   def add_batch(self, windows: np.ndarray, lengths: np.ndarray) -> None:
-    """Counts the windows and tokens of a batch before its step.
-
-    `windows` are window numbers, -1 for padding; `lengths` counts the tokens of
-    each window.
-    """
+    """Counts windows (-1 is padding) and their tokens, before a step."""
     self._windows.append(windows[windows >= 0])
     self._rows += len(lengths)
     self._tokens += int(lengths.sum())
@@ -214,9 +197,9 @@ class StepMetrics:
                 'tokens_per_second': self._tokens / seconds,
                 'peak_megabytes': devices_lib.peak_megabytes(
                     devices_lib.local_device(self._devices)),
-                **self._costs.spent(len(self._devices))}
-        self._log.write(step, 'train', line)
-        self._log.histogram(step, 'train/grad_norm_of_steps', self._norms)
+                **self.costs.spent(len(self._devices))}
+        self.log.write(step, 'train', line)
+        self.log.histogram(step, 'train/grad_norm_of_steps', self._norms)
         if self._progress:
           self._progress.note(f'loss {values["loss"]:.4f}  '
                               f'{line["examples_per_second"]:.1f} examples/s')
@@ -225,17 +208,16 @@ class StepMetrics:
 
   def _count_skipped(self, step: int, values: dict[str, Any],
                      windows: np.ndarray) -> None:
-    """Counts skipped updates, and reports the step if its update was skipped.
-    """
+    """Counts skipped updates, and reports the step of a skipped update."""
     total, in_a_row = self.skipped
     if not values['skipped']:
       self.skipped = total, 0
       return
     self.skipped = total + 1, in_a_row + 1
     finite = all(math.isfinite(v) for v in values.values())
-    problem = (f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at '
-               f'step {step}: '
-               + ('above config.optim.skip_norm' if finite else 'not finite'))
+    problem = (
+        f'loss {values["loss"]}, gradient norm {values["grad_norm"]} at step '
+        f'{step}: {"above config.optim.skip_norm" if finite else "not finite"}')
     console_lib.say(
         f'{problem}; update skipped, {in_a_row + 1} in a row. Its windows: '
         f'{" ".join(map(str, windows.tolist()))}')

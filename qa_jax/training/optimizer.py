@@ -15,73 +15,42 @@ import optax
 
 from qa_jax import errors
 
-
-def linear(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-  """Returns a linear rise to `peak`, then a linear fall to 0 at `num_steps`.
-
-  This is the linear schedule of Hugging Face transformers.
-  """
-  return optax.join_schedules(
-      [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
-       optax.linear_schedule(peak, 0.0, max(num_steps - warmup_steps, 1))],
-      [warmup_steps])
-
-
-def bert(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-  """Returns the schedule of google-research/bert, optimization.py.
-
-  It is peak * t / W while t < W, and peak * (1 - t / T) from then on. The rate
-  therefore jumps down at t = W.
-  """
-  return optax.join_schedules(
-      [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
-       lambda t: optax.linear_schedule(peak, 0.0, num_steps)(
-           t + warmup_steps)],
-      [warmup_steps])
-
-
-def cosine(peak: float, num_steps: int, warmup_steps: int) -> optax.Schedule:
-  """Returns a linear rise to `peak`, then half a cosine wave down to 0."""
-  return optax.join_schedules(
-      [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
-       optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))],
-      [warmup_steps])
-
-
-def constant(peak: float, num_steps: int,
-             warmup_steps: int) -> optax.Schedule:
-  """Returns a linear rise to `peak`, which then stays."""
-  del num_steps
-  return optax.join_schedules(
-      [optax.linear_schedule(0.0, peak, max(warmup_steps, 1)),
-       optax.constant_schedule(peak)],
-      [warmup_steps])
-
-
+# The rate after the warm-up, as a schedule of t - W, from peak, T and W.
 SCHEDULES: dict[str, Callable[[float, int, int], optax.Schedule]] = {
-    'linear': linear, 'bert': bert, 'cosine': cosine, 'constant': constant}
+    # A linear fall to 0 at T, as in Hugging Face transformers.
+    'linear': lambda peak, num_steps, warmup_steps: optax.linear_schedule(
+        peak, 0.0, max(num_steps - warmup_steps, 1)),
+    # peak * (1 - t / T), as in google-research/bert, optimization.py. The rate
+    # therefore jumps down at t = W.
+    'bert': lambda peak, num_steps, warmup_steps: (
+        lambda t: optax.linear_schedule(peak, 0.0, num_steps)(
+            t + warmup_steps)),
+    # Half a cosine wave down to 0.
+    'cosine': lambda peak, num_steps, warmup_steps: (
+        optax.cosine_decay_schedule(peak, max(num_steps - warmup_steps, 1))),
+    'constant': lambda peak, *_: optax.constant_schedule(peak)}
 
 
 def make_schedule(name: str, *, learning_rate: float, num_steps: int,
                   warmup_fraction: float) -> optax.Schedule:
-  """Builds the schedule `name` with the peak `learning_rate`.
+  """Builds a linear rise to `learning_rate`, then the schedule `name`.
 
   Raises:
     UserError: there is no such schedule.
   """
   if name not in SCHEDULES:
-    raise errors.UserError(
-        f'unknown optim.schedule {name!r}'
-        f'{errors.did_you_mean(name, SCHEDULES)}')
-  return SCHEDULES[name](
-      learning_rate, num_steps, int(warmup_fraction * num_steps))
+    raise errors.UserError(f'unknown optim.schedule {name!r}'
+                           f'{errors.did_you_mean(name, SCHEDULES)}')
+  warmup_steps = int(warmup_fraction * num_steps)
+  return optax.join_schedules(
+      [optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)),
+       SCHEDULES[name](learning_rate, num_steps, warmup_steps)], [warmup_steps])
 
 
-def adamw(
-    schedule: optax.Schedule, *, weight_decay: float = 0.01,
-    clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
-    bias_correction: bool = True,
-    eps: float = 1e-8) -> optax.GradientTransformation:
+def adamw(schedule: optax.Schedule, *, weight_decay: float = 0.01,
+          clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
+          bias_correction: bool = True,
+          eps: float = 1e-8) -> optax.GradientTransformation:
   """Builds AdamW: clipping, Adam, decoupled decay, layer-wise rates, schedule.
 
   The gradients must already be averaged over devices, because they are clipped

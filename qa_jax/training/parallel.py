@@ -1,14 +1,12 @@
 """Wrappers that run one pure train step on devices: jit, pmap and mesh.
 
 The step is `step(state, batch, axis_name=None) -> (state, metrics)`. Every
-wrapper takes a state without a leading device axis, and a host batch [B, …] of
-which each process passes the rows of its devices.
+wrapper takes a state without a leading device axis, and a host batch of which
+each process passes the rows of its devices.
 
 The results of the wrappers agree to float32 rounding. Dropout is keyed by the
 step and the row of the global batch, and sums are divided only after they are
 added over devices.
-
-Glossary of shapes: B batch (windows), over all devices.
 """
 
 from collections.abc import Callable
@@ -30,7 +28,6 @@ P = jax.sharding.PartitionSpec
 @dataclasses.dataclass(frozen=True)
 class Parallel:
   """A train step that is wrapped for devices, and the placement of arrays."""
-
   step: Step  # (state, device batch) → (state, metrics); donates the state
   compile: Callable[[Any, Any], Any]  # → the program of this call of `step`
   place_batch: Callable[[Any], Any]  # host batch → device batch
@@ -40,15 +37,14 @@ class Parallel:
 
 def _jit(step: Step, devices, axes) -> Parallel:
   del axes
-  mesh = devices_lib.make_mesh(devices[:1], {'data': 1})
-  return _sharded(step, mesh, parameters=None)
+  return _sharded(step, devices_lib.make_mesh(devices[:1], {'data': 1}),
+                  parameters=None)
 
 
 def _data_mesh(step: Step, devices, axes) -> Parallel:
   """Splits the batch over 'data' and 'fsdp', and the state over 'fsdp'."""
-  mesh = devices_lib.make_mesh(devices,
-                               devices_lib.mesh_axes(axes, len(devices)))
-  return _sharded(step, mesh, parameters='fsdp')
+  return _sharded(step, devices_lib.make_mesh(
+      devices, devices_lib.mesh_axes(axes, len(devices))), parameters='fsdp')
 
 
 def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
@@ -70,11 +66,10 @@ def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
 
   @functools.cache
   def jitted(treedef, shapes):
-    state = jax.tree.unflatten(
-        treedef, [leaf_sharding(jax.ShapeDtypeStruct(s, np.float32))
-                  for s in shapes])
-    return jax.jit(
-        gathered, donate_argnums=0, out_shardings=(state, replicated))
+    state = jax.tree.unflatten(treedef, [
+        leaf_sharding(jax.ShapeDtypeStruct(s, np.float32)) for s in shapes])
+    return jax.jit(gathered, donate_argnums=0,
+                   out_shardings=(state, replicated))
 
   def step_for(state):
     leaves, treedef = jax.tree.flatten(state)
@@ -92,36 +87,23 @@ def _pmap(step: Step, devices, axes) -> Parallel:
   del axes
   mesh = devices_lib.make_mesh(devices, {'data': len(devices)})
   replicated = jax.sharding.NamedSharding(mesh, P())
-  if processes.is_multi_process():
-    return _shard_map(step, mesh, replicated)
   split = jax.sharding.NamedSharding(mesh, P('data'))
-  mapped = jax.pmap(
-      functools.partial(step, axis_name='data'), axis_name='data',
-      in_axes=(None, 0), out_axes=None,
-      donate_argnums=0, devices=devices)
-
-  def place(batch):
-    return jax.device_put(jax.tree.map(
+  step = functools.partial(step, axis_name='data')
+  if processes.is_multi_process():
+    # pmap takes only arrays of its own process and would copy the state at each
+    # call. jit of shard_map, as pmap of jax 0.10 does itself, takes arrays that
+    # span all processes.
+    mapped = jax.jit(jax.shard_map(
+        step, mesh=mesh, in_specs=(P(), P('data')), out_specs=P(),
+        check_vma=False), donate_argnums=0)
+    place = lambda batch: devices_lib.put_rows(batch, mesh)
+  else:
+    mapped = jax.pmap(step, axis_name='data', in_axes=(None, 0), out_axes=None,
+                      donate_argnums=0, devices=devices)
+    place = lambda batch: jax.device_put(jax.tree.map(
         lambda v: v.reshape(len(devices), -1, *v.shape[1:]), batch), split)
-
   return Parallel(
       mapped, lambda state, batch: mapped.lower(state, batch).compile(), place,
-      functools.partial(jax.tree.map, lambda _: replicated), mesh)
-
-
-def _shard_map(step, mesh, replicated) -> Parallel:
-  """Wraps with jit and shard_map, as pmap of jax 0.10 does itself.
-
-  With several processes, pmap takes only arrays of its own process and would
-  copy the state at each call. Here the arrays span all processes.
-  """
-  mapped = jax.jit(jax.shard_map(
-      functools.partial(step, axis_name='data'), mesh=mesh,
-      in_specs=(P(), P('data')), out_specs=P(),
-      check_vma=False), donate_argnums=0)
-  return Parallel(
-      mapped, lambda state, batch: mapped.lower(state, batch).compile(),
-      lambda batch: devices_lib.put_rows(batch, mesh),
       functools.partial(jax.tree.map, lambda _: replicated), mesh)
 
 

@@ -50,7 +50,6 @@ class VectorizedStep:
   A tree of all members has leading axes [D, M]. If D·M is larger than the
   number of members, the last member fills the rest.
   """
-
   # (states, rates, batches) → (states, metrics); donates the states
   step: parallel.Step
   place: Callable[[Sequence[Any]], Any]  # one host tree per member → devices
@@ -61,8 +60,7 @@ def vectorize_step(step: parallel.Step, *, members: int,
                    devices: Sequence[jax.Device]) -> VectorizedStep:
   """Builds pmap over devices of vmap over members of step(state, rates, batch).
 
-  Batches may differ in shape. Every array is padded with zeros to the size of
-  the longest member's.
+  Every array of a batch is padded with zeros to the size of the longest.
   """
   devices = list(devices[:members])
   members_per_device = -(-members // len(devices))
@@ -97,11 +95,10 @@ def member_key(config: config_lib.Config) -> str:
   In mode 'mesh' a run may need several devices, so that only equal configs have
   equal keys.
   """
-  if config.parallel.mode == 'mesh':
-    return json.dumps(config.to_dict(), sort_keys=True)
-  common = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
-      config.optim, **dict.fromkeys(RATES, 0.0)))
-  return json.dumps(common.to_dict(), sort_keys=True)
+  if config.parallel.mode != 'mesh':
+    config = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
+        config.optim, **dict.fromkeys(RATES, 0.0)))
+  return json.dumps(config.to_dict(), sort_keys=True)
 
 
 @dataclasses.dataclass
@@ -133,8 +130,8 @@ class _Member:
     open_things.callback(log.close)
     self.meter = checkpointing.step_metrics(self.trainer, log, costs, skipped)
     self.checkpointer = checkpointing.Checkpointer(
-        self.trainer, self.store, self.workdir, requests, start=step, log=log,
-        costs=costs, meter=self.meter)
+        self.trainer, self.store, self.workdir, requests, self.meter,
+        start=step)
     # The states of all members at once might not fit on one device.
     return jax.device_get(state)
 
@@ -222,8 +219,7 @@ class _PopulationProgram:
 
 def train_members(
     configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
-    argv: list[str] | None = None
-    ) -> list[dict[str, float] | errors.UserError]:
+    argv: list[str] | None = None) -> list[dict[str, float] | errors.UserError]:
   """Trains or resumes a population.
 
   Returns the final metrics of each member, or the error that ended it. The
@@ -256,12 +252,9 @@ def train_members(
       trainer = trainer_lib.with_seed_and_rates(first, config)
       trainer = dataclasses.replace(
           trainer, state=jax.device_get(trainer.state))
-      checkpointing.write_run(trainer, workdir, argv or [], {
-          'population': [other.name for other in workdirs]})
-      checkpointing.hold_run(workdir, open_things)
-      members.append(_Member(trainer, workdir, manager.Checkpoints(
-          RunDirectory(workdir).checkpoints)))
-      open_things.callback(members[-1].store.close)
+      members.append(_Member(trainer, workdir, checkpointing.open_run(
+          trainer, workdir, argv or [], open_things,
+          {'population': [other.name for other in workdirs]})))
     first = None  # frees its state on the device
     requests = open_things.enter_context(signals.StopRequests())
     dog = open_things.enter_context(watchdog.Watchdog(
@@ -276,9 +269,7 @@ def train_members(
 
 def check_memory(state: step_lib.TrainState, members: int,
                  devices: Sequence[jax.Device]) -> None:
-  """Checks that the states and gradients of members fit on the devices.
-
-  A CPU states no limit and is not checked.
+  """Checks that states and gradients fit on the devices; a CPU has no limit.
 
   Raises:
     UserError: they need more memory than a device has.
@@ -286,8 +277,8 @@ def check_memory(state: step_lib.TrainState, members: int,
   members_per_device = -(-members // min(members, len(devices)))
   size = members_per_device * sum(
       x.nbytes for x in jax.tree.leaves((state, state.params))) / 2**20
-  limit = (devices[0].memory_stats() or {}).get(
-      'bytes_limit', math.inf) / 2**20
+  stats = devices[0].memory_stats() or {}
+  limit = stats.get('bytes_limit', math.inf) / 2**20
   if size > limit:
     raise errors.UserError(
         f'{members} members on {len(devices)} devices: {members_per_device} of '
@@ -297,14 +288,13 @@ def check_memory(state: step_lib.TrainState, members: int,
 
 def _train(members: Sequence[_Member], requests: signals.StopRequests,
            dog: watchdog.Watchdog) -> None:
-  """Trains members that have one number of steps."""
+  """Trains members that have an equal number of steps."""
   first = members[0].trainer
   start = max(set.intersection(*({0, *m.store.steps} for m in members)))
   with contextlib.ExitStack() as open_things:
-    states = [
-        member.begin(start, open_things.enter_context(
-            metrics_log_lib.Costs(share=1 / len(members))), requests,
-                     open_things) for member in members]
+    states = [member.begin(start, open_things.enter_context(
+        metrics_log_lib.Costs(share=1 / len(members))), requests, open_things)
+              for member in members]
     if all(member.outcome is not None for member in members):
       return
     console.say(f'{len(members)} runs as one program, from step {start}')
@@ -316,7 +306,6 @@ def _train(members: Sequence[_Member], requests: signals.StopRequests,
          for name in RATES} for m in members])
     progress = console.Progress('population', first.num_steps, start)
     open_things.callback(progress.close)
-    train.run_loop(
-        _PopulationProgram(members, vectorized, rates, progress),
-        vectorized.place(states), start=start, num_steps=first.num_steps,
-        requests=requests, dog=dog)
+    train.run_loop(_PopulationProgram(members, vectorized, rates, progress),
+                   vectorized.place(states), start=start,
+                   num_steps=first.num_steps, requests=requests, dog=dog)

@@ -28,13 +28,9 @@ class Profiler:
     self._directory, self._steps, self._on = directory, steps, False
 
   def before(self, step: int | None, state: Any) -> None:
-    """Starts or ends the profile before a step; `step` None is after the last.
-
-    Waits for `state`, the result of all earlier steps, so that the profile
-    holds only the work of its steps.
-    """
+    """Starts or ends the profile before a step, or after the last (None)."""
     if self._on != (step in self._steps):
-      jax.block_until_ready(state)
+      jax.block_until_ready(state)  # the profile leaves out the earlier steps
       if self._on:
         jax.profiler.stop_trace()
         console_lib.say(

@@ -50,8 +50,7 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   update leaves parameters and optimizer state unchanged, and its metric
   'skipped' is 1.
   """
-  key = jax.random.fold_in(
-      jax.random.wrap_key_data(state.key_data), state.step)
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key_data), state.step)
   batch = {**batch, 'step': jnp.full_like(batch['row'], state.step),
            'draw': jnp.full_like(batch['row'], jax.random.uniform(
                jax.random.fold_in(key, STEP_DRAW)), jnp.float32)}

@@ -11,7 +11,6 @@ import jax
 
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import lock
-from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
@@ -54,13 +53,13 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
              requests: signals.StopRequests, dog: watchdog.Watchdog) -> Any:
   """Makes the steps from `start` on, and returns the last state.
 
-  Before a step it evaluates and saves if that is due, and then stops if a
-  signal asked for it. Metrics are read while later steps run.
+  Metrics are read while later steps run.
 
   Raises:
     Stopped: a signal asked for it. The runs are saved.
   """
-  ahead = devices.RunAhead(run_ahead(), dog.waiting)
+  in_flight = 2 if jax.default_backend() == 'cpu' else 8
+  ahead = devices.RunAhead(in_flight, dog.waiting)
   for step in range(start, num_steps + 1):
     if program.is_due(step):
       program.read(ahead.drain())
@@ -75,14 +74,8 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
   return state
 
 
-def run_ahead() -> int:
-  """Returns how many steps may be in flight."""
-  return 2 if jax.default_backend() == 'cpu' else 8
-
-
 def train(config: config_lib.Config, workdir: pathlib.Path,
-          argv: list[str] | None = None,
-          profile_steps: range = range(0),
+          argv: list[str] | None = None, profile_steps: range = range(0),
           tracker: tracker_lib.Tracker | None = None) -> dict[str, float]:
   """Trains `config` in `workdir`, or resumes it; returns the final metrics.
 
@@ -102,15 +95,11 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     trainer = trainer_lib.build_trainer(config)
     if processes.is_multi_process():
       processes.check_equal_on_all(
-          config=json.dumps(config.to_dict(), sort_keys=True),
-          **trainer.hashes)
+          config=json.dumps(config.to_dict(), sort_keys=True), **trainer.hashes)
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
-    checkpointing.write_run(trainer, workdir, argv or [])
-    checkpointing.hold_run(workdir, open_things)
-    store = manager.Checkpoints(RunDirectory(workdir).checkpoints)
-    open_things.callback(store.close)
+    store = checkpointing.open_run(trainer, workdir, argv or [], open_things)
     start, = processes.broadcast_from_first([store.latest or 0])
     state, skipped, position = checkpointing.restore_state(
         trainer, store, start)
@@ -133,13 +122,11 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
         signals.StopRequests(alone=not processes.is_multi_process()))
     dog = open_things.enter_context(watchdog.Watchdog(
         config.train.step_timeout_seconds, str(workdir)))
-    trace = profiler.Profiler(
-        workdir / 'profile',
-        profile_steps if processes.is_first_process() else range(0))
+    trace = profiler.Profiler(workdir / 'profile', (
+        profile_steps if processes.is_first_process() else range(0)))
     meter = checkpointing.step_metrics(trainer, log, costs, skipped, progress)
     checkpointer = checkpointing.Checkpointer(
-        trainer, store, workdir, requests, start=start, log=log,
-        costs=costs, meter=meter)
+        trainer, store, workdir, requests, meter, start=start)
     run = SingleRun(trainer, checkpointer, meter, progress, requests, trace)
     state = run_loop(run, state, start=start, num_steps=trainer.num_steps,
                      requests=requests, dog=dog)

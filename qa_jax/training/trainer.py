@@ -59,20 +59,6 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
       'the encoder']
 
 
-def initial_state(
-    config: config_lib.Config, model: qa.QAModel, source: pathlib.Path | None,
-    optimizer: optax.GradientTransformation
-    ) -> tuple[step_lib.TrainState, list[str]]:
-  """Returns the train state before the first step, and notes for the user."""
-  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
-  params, notes = initial_parameters(
-      model, init_key, source, init_head=config.model.init_head)
-  return step_lib.TrainState(
-      step=jnp.zeros((), jnp.int32), params=params,
-      opt_state=optimizer.init(params),
-      key_data=jax.random.key_data(dropout_key)), notes
-
-
 def build_optimizer(
     config: config_lib.Optim, *, num_steps: int, num_layers: int,
     learning_rate: jax.Array | None = None,
@@ -173,10 +159,7 @@ def input_hashes(trainer: 'Trainer') -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-  """The parts of a training run, which `build_trainer` makes of its config.
-
-  Only the batch stream changes during a run: it moves to its next batch.
-  """
+  """The parts of a training run; only the batch stream changes in the run."""
 
   config: config_lib.Config
   devices: list[jax.Device]
@@ -199,7 +182,6 @@ class Trainer:
 
   @functools.cached_property
   def hashes(self) -> dict[str, str]:
-    """Hashes of the vocabulary, the data and the initial weights."""
     return input_hashes(self)
 
   def place(self, length: int, rows: dict[str, np.ndarray]) -> Any:
@@ -210,8 +192,7 @@ class Trainer:
   def compile(self, state: step_lib.TrainState) -> int:
     """Compiles the step for each batch shape that is left in this epoch.
 
-    Returns the number of shapes. They are compiled one after the other, because
-    XLA uses threads of its own. jax 0.10 runs the program that
+    Returns the number of shapes. jax 0.10 runs the program that
     `lower().compile()` made, so that the first step compiles nothing again.
     """
     shapes = self.batches.shapes(self.num_steps - int(state.step))
@@ -248,19 +229,14 @@ def build_trainer(config: config_lib.Config) -> Trainer:
       config, config.data.train, vocabulary)
   notes = [f'{note}; alignment of gold spans {windows.audit}']
   if not sizes.vocab_size:
-    sizes = dataclasses.replace(
-        sizes, vocab_size=len(windows.tokenizer.vocab))
+    sizes = dataclasses.replace(sizes, vocab_size=len(windows.tokenizer.vocab))
     model = model.clone(config=sizes)
-  batches, num_steps = _build_batches(
-      config, windows, buckets, objective, devices)
-  schedule, optimizer = build_optimizer(
-      config.optim, num_steps=num_steps, num_layers=sizes.num_layers)
-  state, state_notes = initial_state(config, model, source, optimizer)
   loss_fn = build_loss(model, objective, config.decode)
-  step = build_step(
-      config, loss_fn, num_steps=num_steps, num_layers=sizes.num_layers)
-  wrapped = parallel.wrap_step(step, mode=config.parallel.mode, devices=devices,
-                               axes=dict(config.parallel.mesh))
+  parts, state_notes = _seeded_parts(
+      config, devices, objective, source, windows, buckets, model, loss_fn)
+  wrapped = parallel.wrap_step(
+      parts['step'], mode=config.parallel.mode, devices=devices,
+      axes=dict(config.parallel.mesh))
   notes += state_notes
   evaluator = None
   if config.data.eval:
@@ -272,44 +248,43 @@ def build_trainer(config: config_lib.Config) -> Trainer:
   return Trainer(
       config=config, devices=devices, objective=objective, source=source,
       windows=windows, tokenizer=windows.tokenizer, buckets=buckets,
-      sizes=sizes, model=model, loss_fn=loss_fn, batches=batches,
-      num_steps=num_steps, schedule=schedule, step=step, parallel=wrapped,
-      evaluator=evaluator, state=state, notes=notes)
+      sizes=sizes, model=model, loss_fn=loss_fn, parallel=wrapped,
+      evaluator=evaluator, notes=notes, **parts)
 
 
 def with_seed_and_rates(trainer: Trainer, config: config_lib.Config) -> Trainer:
   """Returns the trainer of a config that differs only in seed and rates.
 
-  It shares data, model, evaluator and wrapped step with `trainer`. Its batch
-  stream, schedule, step and initial state are new.
+  It shares the data, model, evaluator and wrapped step of `trainer`.
   """
-  batches, num_steps = _build_batches(
-      config, trainer.windows, trainer.buckets, trainer.objective,
-      trainer.devices)
-  schedule, optimizer = build_optimizer(
-      config.optim, num_steps=num_steps, num_layers=trainer.sizes.num_layers)
-  state, _ = initial_state(config, trainer.model, trainer.source, optimizer)
-  step = build_step(config, trainer.loss_fn, num_steps=num_steps,
-                    num_layers=trainer.sizes.num_layers)
-  return dataclasses.replace(
-      trainer, config=config, batches=batches, num_steps=num_steps,
-      schedule=schedule, step=step, state=state)
+  parts, _ = _seeded_parts(
+      config, trainer.devices, trainer.objective, trainer.source,
+      trainer.windows, trainer.buckets, trainer.model, trainer.loss_fn)
+  return dataclasses.replace(trainer, config=config, **parts)
 
 
-def _build_batches(
-    config: config_lib.Config, windows: windows_lib.WindowSet,
-    buckets: tuple[int, ...], objective: objectives.Objective,
-    devices: list[jax.Device]) -> tuple[batches_lib.TrainBatches, int]:
-  """Builds the batch stream; also returns the number of steps of the run."""
+def _seeded_parts(
+    config: config_lib.Config, devices: list[jax.Device],
+    objective: objectives.Objective, source: pathlib.Path | None,
+    windows: windows_lib.WindowSet, buckets: tuple[int, ...], model: qa.QAModel,
+    loss_fn: step_lib.Loss) -> tuple[dict[str, Any], list[str]]:
+  """Builds the fields that depend on seed and rates, and notes for the user."""
   batches = batches_lib.TrainBatches(
-      windows,
-      windows.train_indices(config.data.windows_without_answer),
-      config.train.batch_size,
-      buckets,
-      config.seed,
+      windows, windows.train_indices(config.data.windows_without_answer),
+      config.train.batch_size, buckets, config.seed,
       group_questions=objective.needs_whole_questions,
-      packing=config.data.packing,
-      devices=len(devices),
+      packing=config.data.packing, devices=len(devices),
       accumulation=config.train.grad_accumulation)
-  return batches, config.train.num_steps or math.ceil(
+  num_steps = config.train.num_steps or math.ceil(
       config.train.num_epochs * batches.steps_per_epoch)
+  counts = dict(num_steps=num_steps, num_layers=model.config.num_layers)
+  schedule, optimizer = build_optimizer(config.optim, **counts)
+  init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
+  params, notes = initial_parameters(
+      model, init_key, source, init_head=config.model.init_head)
+  state = step_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(params),
+      key_data=jax.random.key_data(dropout_key))
+  return dict(batches=batches, num_steps=num_steps, schedule=schedule,
+              step=build_step(config, loss_fn, **counts), state=state), notes
