@@ -16,11 +16,20 @@ import jax.numpy as jnp
 
 from qa_jax import errors
 from qa_jax import registry
-from qa_jax.objectives import boundaries
-from qa_jax.objectives import spans
 from qa_jax.objectives.base import Batch
 from qa_jax.objectives.base import Objective
+from qa_jax.objectives.boundaries import boundary_kernel
+from qa_jax.objectives.boundaries import conditional
 from qa_jax.objectives.boundaries import cross_entropy
+from qa_jax.objectives.boundaries import label_smoothing
+from qa_jax.objectives.boundaries import shared_norm
+from qa_jax.objectives.boundaries import sigmoid
+from qa_jax.objectives.spans import compound
+from qa_jax.objectives.spans import f1_weighted
+from qa_jax.objectives.spans import hard_em
+from qa_jax.objectives.spans import joint
+from qa_jax.objectives.spans import marginal
+from qa_jax.objectives.spans import span_softmax
 from qa_jax.span_scores import SpanScores
 
 
@@ -51,16 +60,16 @@ def answerability(*, base: str = 'cross_entropy',
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     'cross_entropy': cross_entropy,
-    'label_smoothing': boundaries.label_smoothing,
-    'boundary_kernel': boundaries.boundary_kernel,
-    'sigmoid': boundaries.sigmoid,
-    'conditional': boundaries.conditional,
-    'span_softmax': spans.span_softmax,
-    'joint': spans.joint,
-    'compound': spans.compound,
-    'f1_weighted': spans.f1_weighted,
-    'marginal': spans.marginal,
-    'hard_em': spans.hard_em,
-    'shared_norm': boundaries.shared_norm,
+    'label_smoothing': label_smoothing,
+    'boundary_kernel': boundary_kernel,
+    'sigmoid': sigmoid,
+    'conditional': conditional,
+    'span_softmax': span_softmax,
+    'joint': joint,
+    'compound': compound,
+    'f1_weighted': f1_weighted,
+    'marginal': marginal,
+    'hard_em': hard_em,
+    'shared_norm': shared_norm,
     'answerability': answerability,
 }
