@@ -2,12 +2,21 @@
 
 The machines of the cluster share a file system. The library Ray is imported
 inside functions, so that other engines do not need it.
+
+Ray reads environment variables when it is imported. Those that the user has not
+set are set here: RAY_USAGE_STATS_ENABLED=0 sends no usage statistics, and
+RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 hides GPUs from tasks without one. For a
+cluster that runs already, RAY_NUM_REDIS_GET_RETRIES=4 gives up after seconds,
+RAY_BACKEND_LOG_LEVEL=error hides logs, and RAY_AUTH_MODE=token shows the token
+of this user if there is one. RAY_ADDRESS is read: it replaces --address=auto.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 from typing import Any
 
 from qa_jax import errors
@@ -16,24 +25,24 @@ from qa_jax.sweeps.engines import remote
 from qa_jax.sweeps.engines import scheduler
 
 CONNECT_SECONDS = 3.0
-# The preface and empty settings of an HTTP/2 client; Ray's servers answer it.
-PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
-    [0, 0, 0, 4, 0, 0, 0, 0, 0])
-# Environment variables that Ray reads when it is imported. Values that the user
-# has set are left alone.
-SETTINGS = {
-    'RAY_USAGE_STATS_ENABLED': '0',  # sends no usage statistics
-    # Hides GPUs from tasks without one, whatever Ray's default becomes.
-    'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
+JOIN_SECONDS = 30.0  # to start Python and join a cluster
 TOKEN = pathlib.Path('~/.ray/auth_token')
+JOIN = """
+import ray, sys
+try:
+  ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')
+except (Exception, SystemExit) as e:
+  sys.exit(f'{e} {e.__context__ or ""}')
+"""
 
 
 def _import(address: str) -> Any:
-  """Imports Ray with SETTINGS and, for a cluster, the token of this user."""
-  settings = dict(SETTINGS)
-  if address != 'local':  # 'local' needs no token
-    settings['RAY_NUM_REDIS_GET_RETRIES'] = '4'  # seconds to connect, not 20
-    settings['RAY_BACKEND_LOG_LEVEL'] = 'error'
+  """Imports Ray after setting its environment variables."""
+  settings = {'RAY_USAGE_STATS_ENABLED': '0',
+              'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
+  if address != 'local':
+    settings |= {'RAY_NUM_REDIS_GET_RETRIES': '4',
+                 'RAY_BACKEND_LOG_LEVEL': 'error'}
     if TOKEN.expanduser().is_file():
       settings['RAY_AUTH_MODE'] = 'token'
   for name, value in settings.items():
@@ -43,44 +52,52 @@ def _import(address: str) -> Any:
 
 
 def check(setup: scheduler.Setup) -> None:
-  """Checks that a Ray cluster answers; ray.init would wait for minutes.
+  """Checks that a Ray cluster answers.
+
+  An unreachable address is refused after CONNECT_SECONDS. A child process then
+  joins the cluster, because ray.init has no time limit of its own.
 
   Raises:
     UserError: Ray is not installed, or no cluster answers at the address.
   """
+  address = setup.address
   try:
-    ray = _import(setup.address)
+    _import(address)
   except ImportError:
     raise errors.UserError("--engine=ray needs Ray: pip install -e '.[ray]'"
                            ) from None
-  address = setup.address
   if address == 'local':
     return
-  if not address.startswith('ray://'):
-    try:  # Ray resolves 'auto' and local names
-      address = ray._private.services.canonicalize_bootstrap_address(address)
-    except ConnectionError:
+  if address == 'auto':
+    address = os.environ.get('RAY_ADDRESS') or address
+  where = f'--address={setup.address}' + (
+      f' ({address})' * (address != setup.address))
+  if address != 'auto':
+    host, _, port = address.removeprefix('ray://').rpartition(':')
+    if not host or not port.isdigit():
+      raise errors.UserError(f'{where}: expected HOST:PORT, auto or local')
+    try:
+      socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as e:
       raise errors.UserError(
-          f'--address={address}: no Ray cluster runs on this machine; '
-          '`ray start --head` starts one') from None
-    except ValueError:
-      pass
-  host, _, port = address.removeprefix('ray://').rpartition(':')
-  if not host or not port.isdigit():
-    raise errors.UserError(
-        f'--address={setup.address}: expected HOST:PORT, auto or local')
+          f'{where}: no Ray cluster there: {getattr(e, "strerror", None) or e};'
+          ' `ray start --head` starts one') from None
   try:
-    with socket.create_connection((host, int(port)), CONNECT_SECONDS) as link:
-      link.settimeout(CONNECT_SECONDS)
-      link.sendall(PREFACE)
-      if link.recv(9)[3:4] != b'\4':  # the type of a settings frame
-        raise OSError('what answers is not Ray')
-  except (OSError, OverflowError) as e:
-    taken = f' ({address})' * (address != setup.address)
+    child = subprocess.run([sys.executable, '-c', JOIN, address], text=True,
+                           capture_output=True, timeout=JOIN_SECONDS)
+  except subprocess.TimeoutExpired:
     raise errors.UserError(
-        f'--address={setup.address}{taken}: no Ray cluster there: '
-        f'{getattr(e, "strerror", None) or e}; `ray start --head` starts one'
-        ) from None
+        f'{where}: no Ray cluster there: no answer in {JOIN_SECONDS:g} seconds;'
+        ' `ray start --head` starts one') from None
+  if child.returncode:
+    raise errors.UserError(f'{where}: {_reason(child.stderr)}')
+
+
+def _reason(text: str) -> str:
+  if 'AuthToken' in text:
+    return (f'the cluster refuses the token of this machine; copy {TOKEN} of '
+            'the one that it was started on to all')
+  return ' '.join(text.split())[:300]
 
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
@@ -100,11 +117,8 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
     ray.init(address=setup.address, log_to_driver=False,
              logging_level='ERROR', **here)
   except (Exception, SystemExit) as e:  # ray.init raises many types
-    reason = ' '.join(str(e).split())[:300]
-    if 'AuthToken' in f'{e} {e.__context__}':
-      reason = (f'the cluster refuses the token of this machine; copy {TOKEN} '
-                'of the one that it was started on to all')
-    raise errors.UserError(f'--address={setup.address}: {reason}') from None
+    raise errors.UserError(f'--address={setup.address}: '
+                           + _reason(f'{e} {e.__context__ or ""}')) from None
   try:
     workers, resources = share(
         [node['Resources'] for node in ray.nodes() if node['Alive']],
