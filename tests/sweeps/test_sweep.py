@@ -447,7 +447,7 @@ def test_print_gives_commands_and_runs_nothing(sweep_config, tmp_path):
     ('argv', 'message'),
     [(['--engine=rai'], "--engine=rai; did you mean 'ray'"),
      (['--sampler=tpee'], "--sampler=tpee; did you mean 'tpe'"),
-     (['--sampler=tpe'], '--print: what --sampler=tpe draws is not known'),
+     (['--sampler=tpe'], '--print: the variants of --sampler=tpe are not'),
      (['--trials=0'], '--trials=0 must be at least 1'),
      (['--pruner=halfing'], "did you mean 'halving'"),
      (['--pruner=halving'], 'set config.train.eval_every_steps'),

@@ -1,14 +1,14 @@
 """The engine that runs trials as tasks of a Ray cluster.
 
-The machines of the cluster share a file system. The library Ray is imported
-inside functions, so that other engines do not need it.
-
-Ray reads environment variables when it is imported. Those that the user has not
-set are set here: RAY_USAGE_STATS_ENABLED=0 sends no usage statistics, and
+The machines of the cluster share a file system. Ray is imported inside
+functions, so that other engines do not need it. It reads these environment
+variables, which are set unless the user has set them:
+RAY_USAGE_STATS_ENABLED=0 sends no statistics;
 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 hides GPUs from tasks without one. For a
-cluster that runs already, RAY_NUM_REDIS_GET_RETRIES=4 gives up after seconds,
+cluster that runs already: RAY_NUM_REDIS_GET_RETRIES=4 gives up after seconds,
 RAY_BACKEND_LOG_LEVEL=error hides logs, and RAY_AUTH_MODE=token shows the token
-of this user if there is one. RAY_ADDRESS is read: it replaces --address=auto.
+of this user if there is one. If the user sets RAY_ADDRESS, --address=auto
+stands for it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,8 +104,8 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
   """Runs trials; returns the names of failed trials with the reasons.
 
-  `setup.address` is the address of the cluster. share() computes the GPUs or
-  TPU chips of a trial. An exception ends all trials.
+  share() computes the GPUs or TPU chips of a trial. An exception ends all
+  trials.
 
   Raises:
     UserError: there is no cluster, or more workers than it has devices.
@@ -147,30 +147,24 @@ def share(nodes: Sequence[Mapping[str, float]], workers: int,
   Raises:
     UserError: there are more workers than devices. Ray would wait for ever.
   """
-  for kind, count in (('GPU', 1), ('TPU', 0)):
-    counts = [int(node[kind]) for node in nodes if node.get(kind)]
-    if not counts:
-      continue
-    each = count or max(counts)  # one process uses all chips of a TPU host
-    if workers and count:
-      # The most GPUs a trial with which `workers` trials fit.
-      each = next((n for n in range(max(counts), 0, -1) if sum(
-          number // n for number in counts) >= workers), 0)
-    most = sum(number // max(each, 1) for number in counts)
-    if workers > most:
-      raise errors.UserError(
-          f'--workers={workers}, but the cluster takes at most {most} trials '
-          f'on its {sum(counts)} {kind}s')
-    request = ({'num_gpus': each} if kind == 'GPU'
-               else {'resources': {kind: each}})
-    return workers or most, {'num_cpus': 1, **request}
-  cores = [int(node.get('CPU', 0)) for node in nodes]
-  each = next((n for n in range(max(cores, default=0), 0, -1) if sum(
-      number // n for number in cores) >= (workers or len(cores))), 0)
-  if not each:
-    raise errors.UserError(f'--workers={workers}, but the cluster has '
-                           f'{sum(cores)} CPU cores')
-  return workers or sum(n // each for n in cores), {'num_cpus': each}
+  kind = next((kind for kind in ('GPU', 'TPU')
+               if any(node.get(kind) for node in nodes)), 'CPU')
+  counts = [int(node.get(kind, 0)) for node in nodes]
+  wanted = workers or (sum(counts) if kind == 'GPU' else len(nodes))
+  most_each = max(counts, default=0)
+  # One process uses all chips of a TPU host. Of GPUs and cores, a trial gets
+  # the most with which all trials fit.
+  each = most_each if kind == 'TPU' else next(
+      (n for n in range(most_each, 0, -1)
+       if sum(number // n for number in counts) >= wanted), 0)
+  most = sum(number // (each or 1) for number in counts)
+  if workers > most or not each:
+    raise errors.UserError(
+        f'--workers={workers}, but the cluster takes at most {most} trials on '
+        f'its {sum(counts)} {kind}s')
+  return workers or most, {
+      'CPU': {'num_cpus': each}, 'GPU': {'num_cpus': 1, 'num_gpus': each},
+      'TPU': {'num_cpus': 1, 'resources': {'TPU': each}}}[kind]
 
 
 def _call(work: remote.Work) -> int:
