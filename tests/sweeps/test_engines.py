@@ -80,6 +80,7 @@ def here(tmp_path_factory) -> dict:
   return found
 
 
+@pytest.mark.slow
 def test_ray_gives_the_same_table_as_here(tmp_path, here):
   pytest.importorskip('ray')
   done = subprocess.run(  # it leaves threads behind
@@ -92,6 +93,7 @@ def test_ray_gives_the_same_table_as_here(tmp_path, here):
       json.dumps(here))
 
 
+@pytest.mark.slow
 def test_slurm_gives_the_same_table_as_here(tmp_path, here):
   assert table('slurm', tmp_path) == here
 
@@ -193,6 +195,7 @@ def test_what_interrupts_work_ends_its_process(tmp_path, monkeypatch):
 # SLURM.
 
 
+@pytest.mark.slow
 def test_a_job_that_is_preempted_is_queued_again(tmp_path):
   """SIGUSR2 is what submitit has SLURM send then."""
   import submitit
@@ -248,7 +251,7 @@ def test_a_cluster_is_shared_out(nodes, workers, expected):
 
 
 @pytest.mark.parametrize(('nodes', 'workers', 'message'), [
-    ([{'CPU': 4}], 5, 'workers=5, but the cluster has 4 CPU'),
+    ([{'CPU': 4}], 5, 'workers=5, but .* at most 4 trials on its 4 CPUs'),
     ([{'GPU': 4, 'CPU': 9}], 5, 'at most 4 trials on its 4 GPUs'),
     ([{'TPU': 4, 'CPU': 9}], 2, 'at most 1 trials on its 4 TPUs')])
 def test_more_than_a_cluster_has_is_one_line(nodes, workers, message):
@@ -256,36 +259,12 @@ def test_more_than_a_cluster_has_is_one_line(nodes, workers, message):
     ray.share(nodes, workers)
 
 
-@pytest.fixture
-def impostor():
-  """A server that takes a connection and talks of something else."""
-  server = socket.create_server(('', 0))
-  kept = []
-
-  def answer():
-    link, _ = server.accept()
-    kept.append(link)
-    link.sendall(b'SSH-2.0-x')
-
-  thread = threading.Thread(target=answer, daemon=True)
-  thread.start()
-  yield server.getsockname()[1]
-  server.close()
-  for link in kept:
-    link.close()
-
-
-def test_an_impostor_is_one_line(impostor):
-  with pytest.raises(errors.UserError, match='what answers is not Ray'):
-    ray.check(scheduler.Setup(address=f'127.0.0.1:{impostor}'))
-
-
-def test_a_silent_address_is_one_line_and_soon(monkeypatch):
-  monkeypatch.setattr(ray, 'CONNECT_SECONDS', 0.2)
+def test_a_server_that_is_not_ray_is_one_line_and_soon(monkeypatch):
+  monkeypatch.setattr(ray, 'JOIN_SECONDS', 0.2)
   with socket.create_server(('', 0)) as server:
-    port = server.getsockname()[1]
-    with pytest.raises(errors.UserError, match='no Ray cluster there: timed'):
-      ray.check(scheduler.Setup(address=f'127.0.0.1:{port}'))
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+    with pytest.raises(errors.UserError, match='there: no answer in '):
+      ray.check(scheduler.Setup(address=address))
 
 
 def test_a_cluster_that_was_here_and_is_gone_is_one_line(monkeypatch):

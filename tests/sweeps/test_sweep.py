@@ -308,7 +308,8 @@ def test_a_trial_whose_source_failed_fails_too(tmp_path):
   assert [sweeps.starts(t) for t in trials] == [1, 0, 1]
 
 
-@pytest.mark.parametrize('deaf', [False, True])
+@pytest.mark.parametrize('deaf', [
+    False, pytest.param(True, marks=pytest.mark.slow)])
 def test_processes_end_with_the_engine(tmp_path, monkeypatch, deaf):
   monkeypatch.setattr(scheduler, 'GRACE_SECONDS', 0.3)
   trials = sweeps.plan(tmp_path)
@@ -337,6 +338,7 @@ test_sweep.run(sweeps.plan(pathlib.Path(sys.argv[1])), sys.argv[2])
 '''
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_is_waited_for(tmp_path, capsys):
   trials = sweeps.plan(tmp_path)
   slow = 'time.sleep(2)\nfinish()'
@@ -445,7 +447,7 @@ def test_print_gives_commands_and_runs_nothing(sweep_config, tmp_path):
     ('argv', 'message'),
     [(['--engine=rai'], "--engine=rai; did you mean 'ray'"),
      (['--sampler=tpee'], "--sampler=tpee; did you mean 'tpe'"),
-     (['--sampler=tpe'], '--print: what --sampler=tpe draws is not known'),
+     (['--sampler=tpe'], '--print: the variants of --sampler=tpe are not'),
      (['--trials=0'], '--trials=0 must be at least 1'),
      (['--pruner=halfing'], "did you mean 'halving'"),
      (['--pruner=halving'], 'set config.train.eval_every_steps'),

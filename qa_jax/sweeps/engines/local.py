@@ -25,7 +25,6 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   waits for them, because the process of a trial holds the lock of its log.
   """
   workers = len(setup.environments)
-
   def start(starts: Sequence[scheduler.Start]) -> Iterator[Process]:
     for s in starts:
       with s.log:
@@ -37,7 +36,7 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
 
 
 class Process:
-  """A process that writes a locked log and inherits the lock."""
+  """A process, with its children, that writes a locked log and inherits it."""
 
   def __init__(self, command: Sequence[str], log: BinaryIO,
                environment: Mapping[str, str], *, cores: Sequence[int] = (),
@@ -55,11 +54,9 @@ class Process:
         os.sched_setaffinity(self._process.pid, cores)
 
   def poll(self) -> int | None:
-    """Returns the exit code, or None while the process runs."""
     return self._process.poll()
 
   def end(self, force: bool) -> None:
-    """Ends the process and its children."""
     if self.poll() is None:
       os.killpg(self._process.pid, signal.SIGKILL if force else signal.SIGTERM)
 
@@ -87,8 +84,8 @@ def list_devices(workers: int) -> Devices:
   `workers` 0 stands for one worker a GPU, or one without GPUs.
 
   Raises:
-    UserError: jax finds no device, there are more workers than
-      GPUs, or several workers on a TPU host, whose chips belong to one process.
+    UserError: jax finds no device, or there are more workers than the devices
+      allow: one a GPU, or one on a TPU host.
   """
   # A child process lists the devices, because jax would reserve their memory.
   program = 'import jax; print(jax.default_backend(), jax.local_device_count())'
@@ -115,9 +112,8 @@ def share_devices(platform: str, count: int, workers: int,
     return Devices([{}] * (workers or 1), count)
   most = count if platform == 'gpu' else 1
   if workers > most:
-    raise errors.UserError(
-        f'--workers={workers}, but {count} {platform} devices take at most '
-        f'{most}')
+    raise errors.UserError(f'--workers={workers}, but {count} {platform} '
+                           f'devices take at most {most}')
   workers = workers or most
   if workers == 1:
     return Devices([{}], count)

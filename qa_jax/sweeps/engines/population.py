@@ -34,10 +34,8 @@ def groups(trials: Sequence[plan.Trial]) -> list[list[plan.Trial]]:
       recorded |= dict.fromkeys(names, names)
   members: dict[object, list[plan.Trial]] = {}
   for trial in training:
-    if _failed(trial):
-      key = trial.name
-    else:
-      key = recorded.get(trial.name) or population.member_key(trial.config)
+    key = trial.name if _failed(trial) else (
+        recorded.get(trial.name) or population.member_key(trial.config))
     members.setdefault(key, []).append(trial)
   return [group for group in members.values()
           if not all(t.metrics.is_file() for t in group)]
@@ -54,8 +52,8 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
   """Trains one population after another on all devices.
 
-  Returns the names of failed trials with the reasons. A population of one is an
-  ordinary run, as is a trial that shares a training and only evaluates.
+  Returns the names of failed trials with the reasons. A population of one, and
+  a trial that shares a training and only evaluates, are ordinary runs.
   """
   del command  # no process is started
   setup.study.register(trials)
@@ -67,12 +65,12 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   for trial in trials:
     if not trial.source or trial.metrics.is_file():
       continue
-    if not (trial.source in by_name
-            and by_name[trial.source].metrics.is_file()):
+    source = by_name.get(trial.source)
+    if not source or not source.metrics.is_file():
       failed[trial.name] = f'{trial.source} failed, whose training it shares'
       continue
     if not trial.run.exists():
-      plan.share_training(by_name[trial.source], trial)
+      plan.share_training(source, trial)
     failed |= _run_group([trial])
   return failed
 
@@ -87,12 +85,12 @@ def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
         return {t.name: f'another process runs {trial.name}' for t in group}
       opened.append(log)
       log.write(f'{scheduler.LOG_MARK}as one program: {names}\n'.encode())
-    outcomes = _outcomes(group)
-    failed = {trial.name: str(outcome) for trial, outcome in zip(
-        group, outcomes, strict=True) if isinstance(outcome, errors.UserError)}
-    for trial, log in zip(group, opened, strict=True):
-      if trial.name in failed:
-        reason = ' '.join(failed[trial.name].split())
+    failed = {}
+    for trial, log, outcome in zip(group, opened, _outcomes(group),
+                                   strict=True):
+      if isinstance(outcome, errors.UserError):
+        failed[trial.name] = str(outcome)
+        reason = ' '.join(str(outcome).split())
         log.write(f'{scheduler.MISTAKE}{reason}\n'.encode())
     return failed
   finally:

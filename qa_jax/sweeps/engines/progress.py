@@ -30,10 +30,9 @@ class Row:
 
 def progress_row(trial: plan.Trial, seconds: float) -> Row:
   """Reads the progress of a trial from its metrics.jsonl."""
-  rows = RunDirectory(trial.run).read_metrics()
   config = trial.config.train
   step, fraction, f1 = 0, 0.0, math.nan
-  for line in rows:
+  for line in RunDirectory(trial.run).read_metrics():
     step = line['step']
     if line['split'] == 'train':
       fraction = (step / config.num_steps if config.num_steps
@@ -95,7 +94,6 @@ class Board:
                       refresh=True)
 
   def close(self) -> None:
-    """Ends the display."""
     if self._lines:
       self._lines.close()
     else:

@@ -1,13 +1,22 @@
 """The engine that runs trials as tasks of a Ray cluster.
 
-The machines of the cluster share a file system. The library Ray is imported
-inside functions, so that other engines do not need it.
+The machines of the cluster share a file system. Ray is imported inside
+functions, so that other engines do not need it. It reads these environment
+variables, which are set unless the user has set them:
+RAY_USAGE_STATS_ENABLED=0 sends no statistics;
+RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1 hides GPUs from tasks without one. For a
+cluster that runs already: RAY_NUM_REDIS_GET_RETRIES=4 gives up after seconds,
+RAY_BACKEND_LOG_LEVEL=error hides logs, and RAY_AUTH_MODE=token shows the token
+of this user if there is one. If the user sets RAY_ADDRESS, --address=auto
+stands for it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 import os
 import pathlib
 import socket
+import subprocess
+import sys
 from typing import Any
 
 from qa_jax import errors
@@ -16,24 +25,24 @@ from qa_jax.sweeps.engines import remote
 from qa_jax.sweeps.engines import scheduler
 
 CONNECT_SECONDS = 3.0
-# The preface and empty settings of an HTTP/2 client; Ray's servers answer it.
-PREFACE = b'PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n' + bytes(
-    [0, 0, 0, 4, 0, 0, 0, 0, 0])
-# Environment variables that Ray reads when it is imported. Values that the user
-# has set are left alone.
-SETTINGS = {
-    'RAY_USAGE_STATS_ENABLED': '0',  # sends no usage statistics
-    # Hides GPUs from tasks without one, whatever Ray's default becomes.
-    'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
+JOIN_SECONDS = 30.0  # to start Python and join a cluster
 TOKEN = pathlib.Path('~/.ray/auth_token')
+JOIN = """
+import ray, sys
+try:
+  ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')
+except (Exception, SystemExit) as e:
+  sys.exit(f'{e} {e.__context__ or ""}')
+"""
 
 
 def _import(address: str) -> Any:
-  """Imports Ray with SETTINGS and, for a cluster, the token of this user."""
-  settings = dict(SETTINGS)
-  if address != 'local':  # 'local' needs no token
-    settings['RAY_NUM_REDIS_GET_RETRIES'] = '4'  # seconds to connect, not 20
-    settings['RAY_BACKEND_LOG_LEVEL'] = 'error'
+  """Imports Ray after setting its environment variables."""
+  settings = {'RAY_USAGE_STATS_ENABLED': '0',
+              'RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO': '1'}
+  if address != 'local':
+    settings |= {'RAY_NUM_REDIS_GET_RETRIES': '4',
+                 'RAY_BACKEND_LOG_LEVEL': 'error'}
     if TOKEN.expanduser().is_file():
       settings['RAY_AUTH_MODE'] = 'token'
   for name, value in settings.items():
@@ -43,52 +52,60 @@ def _import(address: str) -> Any:
 
 
 def check(setup: scheduler.Setup) -> None:
-  """Checks that a Ray cluster answers; ray.init would wait for minutes.
+  """Checks that a Ray cluster answers.
+
+  An unreachable address is refused after CONNECT_SECONDS. A child process then
+  joins the cluster, because ray.init has no time limit of its own.
 
   Raises:
     UserError: Ray is not installed, or no cluster answers at the address.
   """
+  address = setup.address
   try:
-    ray = _import(setup.address)
+    _import(address)
   except ImportError:
     raise errors.UserError("--engine=ray needs Ray: pip install -e '.[ray]'"
                            ) from None
-  address = setup.address
   if address == 'local':
     return
-  if not address.startswith('ray://'):
-    try:  # Ray resolves 'auto' and local names
-      address = ray._private.services.canonicalize_bootstrap_address(address)
-    except ConnectionError:
+  if address == 'auto':
+    address = os.environ.get('RAY_ADDRESS') or address
+  where = f'--address={setup.address}' + (
+      f' ({address})' * (address != setup.address))
+  if address != 'auto':
+    host, _, port = address.removeprefix('ray://').rpartition(':')
+    if not host or not port.isdigit():
+      raise errors.UserError(f'{where}: expected HOST:PORT, auto or local')
+    try:
+      socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as e:
       raise errors.UserError(
-          f'--address={address}: no Ray cluster runs on this machine; '
-          '`ray start --head` starts one') from None
-    except ValueError:
-      pass
-  host, _, port = address.removeprefix('ray://').rpartition(':')
-  if not host or not port.isdigit():
-    raise errors.UserError(
-        f'--address={setup.address}: expected HOST:PORT, auto or local')
+          f'{where}: no Ray cluster there: {getattr(e, "strerror", None) or e};'
+          ' `ray start --head` starts one') from None
   try:
-    with socket.create_connection((host, int(port)), CONNECT_SECONDS) as link:
-      link.settimeout(CONNECT_SECONDS)
-      link.sendall(PREFACE)
-      if link.recv(9)[3:4] != b'\4':  # the type of a settings frame
-        raise OSError('what answers is not Ray')
-  except (OSError, OverflowError) as e:
-    taken = f' ({address})' * (address != setup.address)
+    child = subprocess.run([sys.executable, '-c', JOIN, address], text=True,
+                           capture_output=True, timeout=JOIN_SECONDS)
+  except subprocess.TimeoutExpired:
     raise errors.UserError(
-        f'--address={setup.address}{taken}: no Ray cluster there: '
-        f'{getattr(e, "strerror", None) or e}; `ray start --head` starts one'
-        ) from None
+        f'{where}: no Ray cluster there: no answer in {JOIN_SECONDS:g} seconds;'
+        ' `ray start --head` starts one') from None
+  if child.returncode:
+    raise errors.UserError(f'{where}: {_reason(child.stderr)}')
+
+
+def _reason(text: str) -> str:
+  if 'AuthToken' in text:
+    return (f'the cluster refuses the token of this machine; copy {TOKEN} of '
+            'the one that it was started on to all')
+  return ' '.join(text.split())[:300]
 
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
         setup: scheduler.Setup) -> dict[str, str]:
   """Runs trials; returns the names of failed trials with the reasons.
 
-  `setup.address` is the address of the cluster. share() computes the GPUs or
-  TPU chips of a trial. An exception ends all trials.
+  share() computes the GPUs or TPU chips of a trial. An exception ends all
+  trials.
 
   Raises:
     UserError: there is no cluster, or more workers than it has devices.
@@ -100,11 +117,8 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
     ray.init(address=setup.address, log_to_driver=False,
              logging_level='ERROR', **here)
   except (Exception, SystemExit) as e:  # ray.init raises many types
-    reason = ' '.join(str(e).split())[:300]
-    if 'AuthToken' in f'{e} {e.__context__}':
-      reason = (f'the cluster refuses the token of this machine; copy {TOKEN} '
-                'of the one that it was started on to all')
-    raise errors.UserError(f'--address={setup.address}: {reason}') from None
+    raise errors.UserError(f'--address={setup.address}: '
+                           + _reason(f'{e} {e.__context__ or ""}')) from None
   try:
     workers, resources = share(
         [node['Resources'] for node in ray.nodes() if node['Alive']],
@@ -133,30 +147,24 @@ def share(nodes: Sequence[Mapping[str, float]], workers: int,
   Raises:
     UserError: there are more workers than devices. Ray would wait for ever.
   """
-  for kind, count in (('GPU', 1), ('TPU', 0)):
-    counts = [int(node[kind]) for node in nodes if node.get(kind)]
-    if not counts:
-      continue
-    each = count or max(counts)  # one process uses all chips of a TPU host
-    if workers and count:
-      # The most GPUs a trial with which `workers` trials fit.
-      each = next((n for n in range(max(counts), 0, -1) if sum(
-          number // n for number in counts) >= workers), 0)
-    most = sum(number // max(each, 1) for number in counts)
-    if workers > most:
-      raise errors.UserError(
-          f'--workers={workers}, but the cluster takes at most {most} trials '
-          f'on its {sum(counts)} {kind}s')
-    request = ({'num_gpus': each} if kind == 'GPU'
-               else {'resources': {kind: each}})
-    return workers or most, {'num_cpus': 1, **request}
-  cores = [int(node.get('CPU', 0)) for node in nodes]
-  each = next((n for n in range(max(cores, default=0), 0, -1) if sum(
-      number // n for number in cores) >= (workers or len(cores))), 0)
-  if not each:
-    raise errors.UserError(f'--workers={workers}, but the cluster has '
-                           f'{sum(cores)} CPU cores')
-  return workers or sum(n // each for n in cores), {'num_cpus': each}
+  kind = next((kind for kind in ('GPU', 'TPU')
+               if any(node.get(kind) for node in nodes)), 'CPU')
+  counts = [int(node.get(kind, 0)) for node in nodes]
+  wanted = workers or (sum(counts) if kind == 'GPU' else len(nodes))
+  most_each = max(counts, default=0)
+  # One process uses all chips of a TPU host. Of GPUs and cores, a trial gets
+  # the most with which all trials fit.
+  each = most_each if kind == 'TPU' else next(
+      (n for n in range(most_each, 0, -1)
+       if sum(number // n for number in counts) >= wanted), 0)
+  most = sum(number // (each or 1) for number in counts)
+  if workers > most or not each:
+    raise errors.UserError(
+        f'--workers={workers}, but the cluster takes at most {most} trials on '
+        f'its {sum(counts)} {kind}s')
+  return workers or most, {
+      'CPU': {'num_cpus': each}, 'GPU': {'num_cpus': 1, 'num_gpus': each},
+      'TPU': {'num_cpus': 1, 'resources': {'TPU': each}}}[kind]
 
 
 def _call(work: remote.Work) -> int:

@@ -135,7 +135,7 @@ def _prune(job: _Running, queue: 'Queue') -> None:
 
 
 def stop(processes: Sequence[Process]) -> None:
-  """Asks processes to end, then ends them."""
+  """Asks processes to end, and kills those that still run."""
   for force in (False, True):
     for process in processes:
       if process.poll() is None:
@@ -157,10 +157,8 @@ class Queue:
     self.board = progress.Board(len(trials), sum(
         trial.metrics.is_file() for trial in trials))
     self._trials = {trial.name: trial for trial in trials}
-    self._done: set[str] = set()
-    self._pruned: set[str] = set()
+    self._done, self._pruned, self._locked = set(), set(), set()  # names
     self._attempts: collections.Counter[str] = collections.Counter()
-    self._locked: set[str] = set()
 
   def next(self) -> tuple[plan.Trial, BinaryIO] | tuple[None, None]:
     """Returns a trial that can begin and its locked log, or (None, None)."""

@@ -53,9 +53,9 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   executor = _executor(setup, str(trials[0].workdir / 'slurm'))
 
   def start(starts: Sequence[scheduler.Start]) -> Iterator[Process]:
-    for s in starts:
-      s.log.close()  # frees the lock for the job
     with executor.batch():
+      for s in starts:
+        s.log.close()  # frees the lock for the job
       jobs = [executor.submit(Work(
           command(s.trial), s.trial.log, s.trial.metrics)) for s in starts]
     for s, job in zip(starts, jobs, strict=True):
@@ -95,12 +95,11 @@ class Process:
 
   def poll(self) -> int | None:
     if self._code is None and self._job.done():
-      # A lost job has an exception and no result.
-      lost = self._job.exception()
-      if lost is not None:
+      lost = self._job.exception()  # a lost job has no result
+      if lost:
         scheduler.record_note(self._trial.log,
                               str(lost).strip().split('\n')[0])
-      self._code = self._job.result() if lost is None else 1
+      self._code = 1 if lost else self._job.result()
     return self._code
 
   def end(self, force: bool) -> None:
