@@ -1,9 +1,8 @@
 """Comparison of variants with the default variant on equal questions.
 
-Glossary of shapes: S seeds, N questions, C scores.
-
 All inputs are read from run directories. Runs that differ only in the seed form
-one variant. The variant of the first run is the default.
+one variant. The variant of the first run is the default. Shapes: S seeds, N
+questions, C scores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,20 +35,18 @@ class Run:
   path: pathlib.Path
   config: config_lib.Config
   metrics: Mapping[str, float]  # of metrics.json
-  examples_per_second: float  # NaN: not recorded
-  peak_megabytes: float  # NaN: not recorded
   scores: np.ndarray  # [C, N], of every question in percent
-  curve: Sequence[tuple[int, float]] = ()  # (step, F1) while training
-  device_seconds: float = math.nan  # NaN: not recorded, or not trained
-  compile_seconds: float = math.nan
+  curve: Sequence[tuple[int, float]]  # (step, F1) while training
+  # NaN: not recorded, or not trained.
+  examples_per_second: float
+  peak_megabytes: float
+  device_seconds: float
+  compile_seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Delta:
-  """The difference variant - default in percentage points.
-
-  It covers the seeds that the variant and the default have in common.
-  """
+  """The difference variant - default in points, over their common seeds."""
 
   mean: float
   sd: float  # of the difference over seeds; NaN: one seed
@@ -64,10 +61,7 @@ class Delta:
 
   @property
   def counts(self) -> bool:
-    """Returns whether the difference is significant and above the floor.
-
-    Returns False if the default has one seed, because the floor is unknown.
-    """
+    """Returns whether the difference is significant and above a known floor."""
     return (self.p_holm < 0.05 and abs(self.mean) > self.floor
             and not self.low <= 0 <= self.high)
 
@@ -80,20 +74,19 @@ class Variant:
   runs: Sequence[Run]  # at least one
   deltas: Mapping[str, Delta]  # {} for the default, or without a common seed
 
+  def _values(self, name: str) -> list[float]:
+    return [run.metrics.get(name, math.nan) for run in self.runs]
+
   def mean(self, name: str) -> float:
     """Returns the mean of a metric over seeds; NaN if a run lacks it."""
     return float(np.mean(self._values(name)))
 
   def sd(self, name: str) -> float:
-    """Returns the sample standard deviation of a metric over seeds."""
     return _sd(self._values(name))
 
   def half_width(self, name: str) -> float:
     """Returns half the 95 % interval of the mean over seeds."""
     return significance.half_width(self._values(name))
-
-  def _values(self, name: str) -> list[float]:
-    return [run.metrics.get(name, math.nan) for run in self.runs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,25 +104,23 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
             seed: int = 0) -> Comparison:
   """Reads runs and sweeps and compares their variants with the default.
 
-  `data` is the SPEC of the evaluation to compare, which experiments.evaluate
-  wrote; '' stands for config.data.eval, on which runs are evaluated while they
-  train. `seed` is the seed of the resampling.
+  `data` is the SPEC of an evaluation by experiments.evaluate, '' that of
+  config.data.eval. `seed` is the seed of the resampling.
 
   Raises:
     UserError: a directory is not a run, the default has no complete run, runs
-      were evaluated on different questions, or two runs have equal configs and
-      seeds.
+      have other questions, or two runs have equal configs and seeds.
   """
   reasons = {path: _incomplete(path, log, data)
-             for path, log in _directories(workdirs)}
+             for path, log in _directories(workdirs).items()}
   keys = {path: _key(RunDirectory(path).read_config()) for path in reasons
           if RunDirectory(path).config_file.is_file()}
   complete = [path for path, reason in reasons.items() if not reason]
   first = next(iter(reasons))
   groups: dict[str, list[Run]] = {keys.get(first, ''): []}
   if not any(keys[path] in groups for path in complete):
-    raise errors.UserError('the default has no complete run; '
-                           f'{first}: {reasons[first]}')
+    raise errors.UserError(
+        f'the default has no complete run; {first}: {reasons[first]}')
   runs, data, articles = _read(complete, data)
   for run in runs:
     group = groups.setdefault(keys[run.path], [])
@@ -154,7 +145,6 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
 
 
 def _key(config: config_lib.Config) -> str:
-  """Returns the config without its seed as a key of the variant."""
   return json.dumps({**config.to_dict(), 'seed': None}, sort_keys=True)
 
 
@@ -169,8 +159,7 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
   deltas: list[dict[str, Delta]] = [{} for _ in others]
   for c, score in enumerate(SCORES):
     of_seed = {run.config.seed: run.scores[c] for run in default}
-    spread = _sd([x.mean() for x in of_seed.values()])
-    compared = []
+    spread, compared = _sd([x.mean() for x in of_seed.values()]), []
     for group, out in zip(others, deltas, strict=True):
       pairs = [run.scores[c] - of_seed[run.config.seed] for run in group
                if run.config.seed in of_seed]
@@ -203,8 +192,8 @@ def _sd(values: Sequence[float] | np.ndarray) -> float:
 
 
 def _directories(workdirs: Sequence[pathlib.Path],
-                 ) -> list[tuple[pathlib.Path, pathlib.Path | None]]:
-  """Returns (run directory, log file or None) for each run and trial."""
+                 ) -> dict[pathlib.Path, pathlib.Path | None]:
+  """Maps the directory of each run and trial to its log file, if any."""
   runs: dict[pathlib.Path, pathlib.Path | None] = {}
   for workdir in workdirs:
     if (workdir / 'sweep.json').is_file():
@@ -218,18 +207,18 @@ def _directories(workdirs: Sequence[pathlib.Path],
     else:
       raise errors.UserError(f'{workdir} is neither a run nor a sweep: it has '
                              'no config.json and no sweep.json')
-  return list(runs.items())
+  return runs
 
 
-def _incomplete(path: pathlib.Path, log: pathlib.Path | None,
-                data: str) -> str:
+def _incomplete(path: pathlib.Path, log: pathlib.Path | None, data: str) -> str:
   """Returns the reason why a run is not complete, '' if it is complete."""
-  if RunDirectory(path).config_file.is_file():
-    spec = data or RunDirectory(path).read_config().data.eval
+  run = RunDirectory(path)
+  if run.config_file.is_file():
+    spec = data or run.read_config().data.eval
     if not spec:
       return ('config.data.eval is empty; name what it has been evaluated on '
               'since, --data=SPEC')
-    if (RunDirectory(path).evaluation(spec) / 'metrics.json').is_file():
+    if (run.evaluation(spec) / 'metrics.json').is_file():
       return ''
     if data:
       return 'not evaluated: python -m experiments.evaluate ' + shlex.join(
@@ -241,18 +230,31 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None,
   output = [line.strip() for line in lines if line.strip()]
   if output:
     return output[-1].removeprefix('error: ')[:300]
-  steps = [row['step'] for row in RunDirectory(path).read_metrics()]
+  steps = [row['step'] for row in run.read_metrics()]
   return f'stopped after step {steps[-1]}' if steps else 'not started'
 
 
 def _read(paths: Sequence[pathlib.Path], data: str,
           ) -> tuple[list[Run], str, list[str]]:
-  """Reads complete runs, the SPEC of their questions and its articles."""
+  """Reads complete runs, the SPEC of their questions and its articles.
+
+  Raises:
+    UserError: a run was evaluated on other questions.
+  """
   configs = {path: RunDirectory(path).read_config() for path in paths}
   spec = data or configs[paths[0]].data.eval
   examples = sources.load_examples(spec)
-  if not data:
-    _check_hashes(paths, spec, store.fingerprint(examples))
+  first = paths[0]
+  hashes = {path: RunDirectory(path).read_record().get(
+      'sha256', {}).get('eval', '') for path in ([] if data else paths)}
+  for path, digest in hashes.items():
+    if digest != hashes[first]:
+      raise errors.UserError(f'{first} and {path} were evaluated on different '
+                             'questions; report them apart, or evaluate both '
+                             'on the same and name that, --data=SPEC')
+  if hashes and store.fingerprint(examples) != hashes[first]:
+    raise errors.UserError(
+        f'{spec} is not what {first} was evaluated on; restore the file')
   questions = {e.id for e in examples}
   runs = []
   for path, config in configs.items():
@@ -270,36 +272,14 @@ def _read(paths: Sequence[pathlib.Path], data: str,
     runs.append(Run(
         path=path, config=config,
         metrics=files.read_object(where.with_name('metrics.json')),
-        examples_per_second=_median(trained, 'examples_per_second'),
-        peak_megabytes=_median(trained, 'peak_megabytes'),
         scores=100 * squad_lib.per_question(examples, predictions),
         curve=[(row['step'], row['f1']) for row in rows
                if row['split'] == 'eval'],
+        examples_per_second=_median(trained, 'examples_per_second'),
+        peak_megabytes=_median(trained, 'peak_megabytes'),
         device_seconds=_sum(rows, 'device_seconds'),
         compile_seconds=_sum(rows, 'compile_seconds')))
   return runs, spec, [e.article for e in examples]
-
-
-def _check_hashes(paths: Sequence[pathlib.Path], spec: str,
-                  fingerprint: str) -> None:
-  """Checks that all runs were evaluated on the questions of `spec`.
-
-  `fingerprint` is that of the questions that `spec` has now.
-
-  Raises:
-    UserError: the questions of a run have another hash.
-  """
-  hashes = {path: RunDirectory(path).read_record().get(
-      'sha256', {}).get('eval', '') for path in paths}
-  first = paths[0]
-  for path in paths:
-    if hashes[path] != hashes[first]:
-      raise errors.UserError(f'{first} and {path} were evaluated on different '
-                             'questions; report them apart, or evaluate both '
-                             'on the same and name that, --data=SPEC')
-  if fingerprint != hashes[first]:
-    raise errors.UserError(
-        f'{spec} is not what {first} was evaluated on; restore the file')
 
 
 def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float:

@@ -1,8 +1,4 @@
-"""The functions sweep() and search_space() of a config file.
-
-The first argument of each function is the path of the config file. An error in
-the code of the file is raised as a UserError of one line.
-"""
+"""The functions sweep() and search_space() of the config file at `path`."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 import runpy
@@ -16,11 +12,7 @@ def grid_variants(path: str, overrides: Collection[str],
   """Returns the variants of sweep(), or the default if the file has none.
 
   `overrides` are the fields that the user sets for all variants, and
-  `has_seeds` says whether the user sets --seeds.
-
-  Raises:
-    UserError: sweep() yields something else than overrides, or varies what the
-      user sets.
+  `has_seeds` says whether the user sets --seeds. sweep() may vary neither.
   """
   if not {'sweep', 'search_space'} & runpy.run_path(path).keys():
     return [{}]

@@ -1,15 +1,14 @@
 """The plan of a sweep: one trial for every variant and seed.
 
 A variant is a dict of dotted overrides of a config. The first variant is the
-default, with which the report compares the other variants. Every trial is an
-ordinary run in DIR/trials/NAME; its output goes to DIR/logs/NAME.log. Only the
-run directory says whether a trial is complete. A sweep that is started again
-therefore runs the missing trials and repeats no complete one.
+default, with which the report compares the others. A trial is an ordinary run
+in DIR/trials/NAME; its output goes to DIR/logs/NAME.log. Only the run directory
+says whether it is complete. A sweep that is started again therefore repeats no
+complete trial.
 
 A trial whose config differs from an earlier trial's only in decode.* is not
-trained, because no decode field changes the parameters. Its run directory
-starts as a copy of the finished run without the evaluation, and the trial only
-evaluates.
+trained, because no decode field changes the parameters. It starts from a copy
+of the finished run without the evaluation, and only evaluates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +50,6 @@ class Trial:
 
   @property
   def variant(self) -> dict[str, Any]:
-    """Returns the overrides without the seed."""
     return {k: v for k, v in self.overrides.items() if k != 'seed'}
 
   @property
@@ -77,11 +75,9 @@ class Trial:
 def plan_trials(
     config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
     seeds: int, workdir: pathlib.Path) -> list[Trial]:
-  """Returns all trials, sorted by seed.
+  """Returns all trials, sorted by seed so that a part can be compared.
 
-  The first seed of all variants comes first, so that an unfinished sweep can be
-  compared. A variant that sets `seed` gives one trial; any other variant gives
-  `seeds` trials.
+  A variant that sets `seed` gives one trial; any other gives `seeds` trials.
 
   Raises:
     UserError: there is no trial, a field does not exist or refuses its value,
@@ -105,10 +101,9 @@ def plan_trials(
           config_lib.override(config.to_dict(), overrides))
     except errors.UserError as e:
       raise errors.UserError(f'{label}: {e}') from None
-    twin = label_of.get(_key(varied))
-    if twin:
-      raise errors.UserError(f'{twin} and {label} are the same config; '
-                             'drop one')
+    if _key(varied) in label_of:
+      raise errors.UserError(f'{label_of[_key(varied)]} and {label} are the '
+                             'same config; drop one')
     label_of[_key(varied)] = label
     name = f'{label}.seed-{varied.seed}'
     if name in trials:
@@ -131,11 +126,7 @@ def write_plan(workdir: pathlib.Path, trials: Sequence[Trial],
 
 
 def drawn_variants(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """Reads from sweep.json the variants that a sampler drew earlier.
-
-  Raises:
-    UserError: sweep.json is damaged.
-  """
+  """Reads from sweep.json the variants that a sampler drew earlier."""
   path = workdir / 'sweep.json'
   drawn = files.read_object(path).get('drawn', []) if path.is_file() else []
   if not isinstance(drawn, list) or not all(
@@ -196,8 +187,7 @@ def share_training(source: Trial, trial: Trial) -> None:
   """Copies the training of the complete run `source` to `trial`.
 
   The copy has the config of `trial` and no evaluation. Files are hard links
-  where the file system supports them, so that a checkpoint is stored once. This
-  is safe because no program changes a checkpoint in place.
+  where the file system supports them: no program changes a checkpoint in place.
   """
   partial = trial.run.with_name(f'{trial.name}.partial')
   shutil.rmtree(partial, ignore_errors=True)
@@ -205,10 +195,10 @@ def share_training(source: Trial, trial: Trial) -> None:
       source.run, partial, copy_function=_link,
       ignore=lambda folder, names: (
           {*names} - TRAINED if folder == str(source.run) else ()))
-  record = RunDirectory(source.run).read_record()
-  files.write_json(RunDirectory(partial).record_file,
-                   {**record, 'trained_in': source.name})
-  files.write_json(RunDirectory(partial).config_file, trial.config.to_dict())
+  copy = RunDirectory(partial)
+  files.write_json(copy.record_file, {
+      **RunDirectory(source.run).read_record(), 'trained_in': source.name})
+  files.write_json(copy.config_file, trial.config.to_dict())
   partial.rename(trial.run)
 
 

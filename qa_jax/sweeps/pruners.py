@@ -17,8 +17,7 @@ from optuna.trial import TrialState
 from qa_jax import errors
 
 P_VALUE = 0.1
-# Four results are needed before the fifth seed can be left out: with three, no
-# difference is significant, because 2^-3 > P_VALUE.
+# With three results no difference is significant: 2^-3 > P_VALUE.
 WILCOXON_SEEDS = 5
 PRUNERS = ('none', 'halving', 'wilcoxon')
 
@@ -56,9 +55,8 @@ def worse_over_seeds(values: Mapping[int, float],
                      others: Sequence[Mapping[int, float]]) -> str:
   """Returns the reason why a variant needs no further seed, or ''.
 
-  `values` maps the seeds of the variant to scores. `others` has such a mapping
-  for every other variant. The variant is compared with the best other variant
-  that has all its seeds.
+  `values` maps the seeds of the variant to scores, as `others` do those of the
+  other variants. The best of these that has all its seeds is the rival.
   """
   rivals = [{seed: other[seed] for seed in values} for other in others
             if values.keys() <= other.keys()]

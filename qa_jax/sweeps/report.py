@@ -25,18 +25,15 @@ COSTS = {  # title, form
     'step_time': ('step time', '{:.2f} ×'), 'memory': ('memory', '{:.2f} ×'),
     'device_seconds': ('device-seconds', '{:,.0f}'),
     'compile_seconds': ('compiling (s)', '{:.1f}')}
-
 NOTES = {
     'step_time': ' Step time and memory are relative to the default; they mean '
                  'something if the trials ran alike.',
     'device_seconds': ' Device-seconds and compiling are means over runs, of '
                       'the steps and evaluations that led to the result.'}
-
 LATEX = str.maketrans({
     **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',
     '^': r'\textasciicircum{}'})
-
 READING = (
     'Δ is variant − default in percentage points, on the same questions and '
     'averaged over the seeds that both have; ± is the standard deviation over '
@@ -54,15 +51,10 @@ READING = (
 
 
 def write_report(comparison: compare.Comparison, output: pathlib.Path) -> None:
-  """Writes all files of the report into `output`.
-
-  report_curves.png is written only if a run has a learning curve.
-  """
-  pictures_of = {'report.png': plot_report, 'report_curves.png': plot_curves}
-  if not has_curves(comparison):
-    del pictures_of['report_curves.png']
-  for name, draw in pictures_of.items():
-    draw(comparison, output / name)
+  """Writes all files of the report into `output`, curves if there are any."""
+  plot_report(comparison, output / 'report.png')
+  if has_curves(comparison):
+    plot_curves(comparison, output / 'report_curves.png')
   files.write_text(output / 'report.md', report_markdown(comparison))
   files.write_text(output / 'report.csv', csv_table(comparison))
   files.write_text(output / 'report.tex', latex_table(comparison))
@@ -76,30 +68,26 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   known = [k for k in COSTS if any(not math.isnan(c[k]) for c in costs)]
   variants = comparison.variants
   best = max(variants, key=lambda v: v.mean('f1'))
-  data = f'Data: {comparison.data}.'
-  if comparison.default:
-    data += f' The default has {comparison.default}.'
+  default = comparison.default and f' The default has {comparison.default}.'
   blocks = [
       documents.Title(
           1, f'{len(variants)} variants on {comparison.questions} questions'),
-      documents.Text(data),
+      documents.Text(f'Data: {comparison.data}.{default}'),
       documents.Text(f'Best F1: {best.label}, '
                      f'{_spread(best.mean("f1"), best.sd("f1"))} over '
                      f'{len(best.runs)} seeds; its config is '
                      f'{best.runs[0].path}/config.json.'),
       documents.Table([
           'variant', 'seeds', *(TITLES[k] for k in shown),
-          'F1, 95 % over seeds', *(COSTS[k][0] for k in known)
-      ], [[
-          v.label,
-          str(len(v.runs)), *(_spread(v.mean(k), v.sd(k)) for k in shown),
-          _interval(v, 'f1'), *(_number(cost[k], COSTS[k][1]) for k in known)
-      ] for v, cost in zip(variants, costs, strict=True)]),
+          'F1, 95 % over seeds', *(COSTS[k][0] for k in known)], [[
+              v.label, str(len(v.runs)),
+              *(_spread(v.mean(k), v.sd(k)) for k in shown), _interval(v, 'f1'),
+              *(_number(cost[k], COSTS[k][1]) for k in known)]
+              for v, cost in zip(variants, costs, strict=True)]),
       documents.Text(
           '± is the standard deviation over seeds; the 95 % interval is '
-          "Student's, of the mean over seeds." +
-          ''.join(text for name, text in NOTES.items() if name in known))
-  ]
+          "Student's, of the mean over seeds." + ''.join(
+              text for name, text in NOTES.items() if name in known))]
   for score in compare.SCORES:
     compared = [v for v in variants if score in v.deltas]
     if compared:
@@ -120,7 +108,6 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
 
 
 def report_markdown(comparison: compare.Comparison) -> str:
-  """Returns the report as Markdown."""
   return documents.to_markdown(report_blocks(comparison))
 
 
@@ -133,11 +120,9 @@ def csv_table(comparison: compare.Comparison) -> str:
       row |= {name: v.mean(name), f'{name}_sd': v.sd(name)}
     for score in compare.SCORES:
       delta = v.deltas.get(score, compare.Delta(*[math.nan] * 8))
-      row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd,
-              f'{score}_floor': delta.floor, f'{score}_low': delta.low,
-              f'{score}_high': delta.high, f'{score}_p': delta.p,
-              f'{score}_p_articles': delta.p_articles,
-              f'{score}_p_holm': delta.p_holm}
+      row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd, **{
+          f'{score}_{name}': getattr(delta, name)
+          for name in ('floor', 'low', 'high', 'p', 'p_articles', 'p_holm')}}
     rows.append({**row, **cost})
   out = io.StringIO()
   writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
@@ -155,7 +140,7 @@ def latex_table(comparison: compare.Comparison) -> str:
                rf'$\Delta$ {s} & floor & $p$' for s in scores)]) + r' \\',
            r'\midrule']
   for v in comparison.variants:
-    cells = [_escape(v.label), *(
+    cells = [v.label.translate(LATEX), *(
         _spread(v.mean(s), v.sd(s)) for s in compare.SCORES)]
     for score in compare.SCORES:
       delta = v.deltas.get(score)
@@ -225,25 +210,21 @@ def plot_curves(comparison: compare.Comparison, path: pathlib.Path) -> None:
 
 
 def _shown(comparison: compare.Comparison) -> list[str]:
-  """Returns the metrics that at least one run has."""
   return [name for name in TITLES if any(
       name in run.metrics for v in comparison.variants for run in v.runs)]
 
 
 def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
-  """Returns the costs of each variant.
-
-  Step time and memory are relative to the default.
-  """
+  """Returns the costs; step time and memory are relative to the default."""
   def mean(of: Callable[[compare.Run], float], v: compare.Variant) -> float:
     known = [of(run) for run in v.runs if not math.isnan(of(run))]
     return sum(known) / len(known) if known else math.nan
 
-  seconds = lambda run: 1 / run.examples_per_second
-  memory = lambda run: run.peak_megabytes
+  seconds = lambda v: mean(lambda run: 1 / run.examples_per_second, v)
+  memory = lambda v: mean(lambda run: run.peak_megabytes, v)
   default = comparison.variants[0]
-  return [{'step_time': mean(seconds, v) / mean(seconds, default),
-           'memory': mean(memory, v) / mean(memory, default),
+  return [{'step_time': seconds(v) / seconds(default),
+           'memory': memory(v) / memory(default),
            'device_seconds': mean(lambda run: run.device_seconds, v),
            'compile_seconds': mean(lambda run: run.compile_seconds, v)}
           for v in comparison.variants]
@@ -272,7 +253,3 @@ def _interval(v: compare.Variant, name: str) -> str:
   mean, half = v.mean(name), v.half_width(name)
   return ('–' if math.isnan(half) else
           f'{_number(mean - half)} … {_number(mean + half)}')
-
-
-def _escape(text: str) -> str:
-  return text.translate(LATEX)

@@ -26,8 +26,7 @@ TRIES = 20  # draws before the search space counts as exhausted
 # seed → sampler. TPE: Bergstra et al. (2011), after ten random variants.
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     'random': lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    'tpe': lambda seed: optuna.samplers.TPESampler(seed=seed),
-}
+    'tpe': lambda seed: optuna.samplers.TPESampler(seed=seed)}
 
 
 def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
@@ -61,36 +60,29 @@ def _parse(field: str, value: Any) -> BaseDistribution:
 
 
 def propose_rounds(
-    study: study_lib.Study,
-    space: Mapping[str, BaseDistribution],
-    sampler: str,
-    *,
-    config: config_lib.Config,
-    variants: Sequence[Mapping[str, Any]],
-    count: int,
-    size: int,
-) -> Iterator[list[Mapping[str, Any]]]:
+    study: study_lib.Study, space: Mapping[str, BaseDistribution], sampler: str,
+    *, config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
+    count: int, size: int) -> Iterator[list[Mapping[str, Any]]]:
   """Yields growing lists of variants, up to the default and `count` others.
 
-  `variants` are the variants of an earlier start of the sweep, the default {}
-  first; the first list repeats them, so that their trials finish. Each further
-  list has `size` more variants, which the sampler proposes from the results
-  that the study has by then.
+  `variants` are those of an earlier start of the sweep, the default {} first;
+  the first list repeats them, so that their trials finish. Each further list
+  has `size` more, which the sampler proposes from the results of the study.
   """
   drawn = [*variants] or [{}]
   configs = [_resolved(config, v) for v in drawn]
-  begun = bool(variants)
+  if variants:
+    yield [*drawn]  # finish the earlier variants first
+    if len(drawn) > count:
+      return
   while True:
-    if begun:
-      begun = False  # finish the earlier variants first
-    else:
-      for _ in range(min(size, count + 1 - len(drawn))):
-        variant = _propose(study, space, sampler, config, configs)
-        if variant is None:
-          count = 0
-          break
-        drawn.append(variant)
-        configs.append(_resolved(config, variant))
+    for _ in range(min(size, count + 1 - len(drawn))):
+      variant = _propose(study, space, sampler, config, configs)
+      if variant is None:
+        count = 0
+        break
+      drawn.append(variant)
+      configs.append(_resolved(config, variant))
     yield [*drawn]
     if len(drawn) > count:
       return
@@ -101,8 +93,7 @@ def _propose(study: study_lib.Study, space: Mapping[str, BaseDistribution],
              known: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
   """Returns the overrides of a new variant; None after TRIES repetitions.
 
-  The seed of the sampler is the config's seed plus the number of Optuna trials,
-  so that an interrupted sweep draws the variants that it would have drawn.
+  The seed counts the Optuna trials: an interrupted sweep draws as a whole one.
   """
   for _ in range(TRIES):
     with study.guard():

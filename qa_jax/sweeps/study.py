@@ -3,10 +3,9 @@
 One Optuna trial is one run. It has the name and overrides of the run, an
 intermediate value for every evaluation while training, and the final F1.
 
-The study is rebuilt from the run directories at every start of a sweep: rows
-that are missing or wrong are written again. Only a run directory says whether a
-run is complete. A lost database therefore costs no training; it only loses the
-variants that a sampler proposed and that have no run yet.
+Missing and wrong rows are written again from the run directories at every start
+of a sweep. A lost database therefore costs no training; it only loses variants
+that a sampler proposed and that have no run yet.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,14 +33,11 @@ class Study:
   """The study `name` in `storage`, of the sweep in `workdir`."""
 
   def __init__(self, storage: optuna.storages.BaseStorage, name: str,
-               where: str, *, pruner: str = 'none',
-               eval_every_steps: int = 1,
+               where: str, *, pruner: str = 'none', eval_every_steps: int = 1,
                space: Mapping[str, BaseDistribution] | None = None):
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    self.where = where
-    self._space = dict(space or {})  # the search space of the sampler, or {}
-    self._storage = storage
-    self._pruner = pruner
+    self.where, self._storage, self._pruner = where, storage, pruner
+    self._space = dict(space or {})
     self._ids: dict[str, int] = {}  # trial → its row
     self._sizes: dict[str, int] = {}  # trial → bytes of metrics.jsonl read
     self._trials: dict[str, plan.Trial] = {}
@@ -64,8 +60,7 @@ class Study:
         elif row.state == TrialState.RUNNING:
           proposed.append(row)
       for trial in trials:
-        self._ids[trial.name] = self._row(
-            trial, rows.get(trial.name), proposed)
+        self._ids[trial.name] = self._row(trial, rows.get(trial.name), proposed)
         if trial.metrics.is_file():
           self.complete(trial)
         elif trial.pruned.is_file():
@@ -97,8 +92,7 @@ class Study:
         self._id, row.number)
 
   def begin(self, trial: plan.Trial) -> None:
-    """Records that a trial runs."""
-    self._end(trial, TrialState.RUNNING)
+    self._set_state(trial, TrialState.RUNNING)
 
   def superfluous(self, trial: plan.Trial) -> str:
     """Returns the reason why a trial need not begin, or ''."""
@@ -135,8 +129,8 @@ class Study:
   def complete(self, trial: plan.Trial) -> None:
     """Records the last evaluations and the final F1 of a trial."""
     self.hopeless(trial)
-    self._end(trial, TrialState.COMPLETE,
-              files.read_object(trial.metrics)[SCORE])
+    self._set_state(trial, TrialState.COMPLETE,
+                    files.read_object(trial.metrics)[SCORE])
 
   def settle(self, trials: Sequence[plan.Trial],
              failed: Mapping[str, str]) -> None:
@@ -149,25 +143,21 @@ class Study:
         self.fail(trial, failed[trial.name])
 
   def fail(self, trial: plan.Trial, reason: str) -> None:
-    """Records that a trial failed, and why."""
-    self._end(trial, TrialState.FAIL, reason=reason)
+    self._set_state(trial, TrialState.FAIL, reason=reason)
 
   def prune(self, trial: plan.Trial, reason: str) -> None:
-    """Records that a trial is pruned, in the study and in a file of the sweep.
-
-    The file outlives the study, so that the trial is never started again.
-    """
+    """Records in the study and, for ever, in a file that a trial is pruned."""
     if not trial.pruned.is_file():
       files.write_json(trial.pruned, {'reason': reason})
     with self.guard():
-      values = self._storage.get_trial(
-          self._ids[trial.name]).intermediate_values
-    self._end(trial, TrialState.PRUNED,
-              values[max(values)] if values else None,
-              files.read_object(trial.pruned).get('reason', ''))
+      row = self._storage.get_trial(self._ids[trial.name])
+      values = row.intermediate_values
+    self._set_state(trial, TrialState.PRUNED,
+                    values[max(values)] if values else None,
+                    files.read_object(trial.pruned).get('reason', ''))
 
-  def _end(self, trial: plan.Trial, state: TrialState,
-           value: float | None = None, reason: str = '') -> None:
+  def _set_state(self, trial: plan.Trial, state: TrialState,
+                 value: float | None = None, reason: str = '') -> None:
     row = self._ids[trial.name]
     with self.guard():
       now = self._storage.get_trial(row).state
@@ -179,7 +169,6 @@ class Study:
           row, state, None if value is None else [value])
 
   def _is_default(self, trial: plan.Trial) -> bool:
-    """Returns whether a trial is of the first variant, which never stops."""
     return trial.variant == next(iter(self._trials.values())).variant
 
   @contextlib.contextmanager
@@ -202,7 +191,6 @@ def _refusal(where: str, e: Exception) -> errors.UserError:
 
 
 def in_memory() -> Study:
-  """Returns an empty study that is not stored."""
   return Study(optuna.storages.InMemoryStorage(), 'sweep', 'memory')
 
 

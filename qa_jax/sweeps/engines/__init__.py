@@ -1,9 +1,8 @@
 """Engines, which run the trials of a sweep.
 
-An engine takes trials with checked configs, a function that returns the command
-of a trial, and a Setup. It runs the incomplete trials and returns the names of
-the failed ones with the reasons. A new engine is a file and a row of ENGINES.
-An engine that only starts processes can use scheduler.run_trials.
+An engine runs the incomplete trials of a list and returns the names of the
+failed trials with the reasons. A new engine is a file and a row of ENGINES; an
+engine that only starts processes can use scheduler.run_trials.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,14 +19,9 @@ Engine = Callable[
     Mapping[str, str]]
 
 ENGINES: dict[str, Engine] = {
-    'local': local.run,
-    'population': population.run,
-    'ray': ray.run,
-    'slurm': slurm.run,
-}
+    'local': local.run, 'population': population.run,
+    'ray': ray.run, 'slurm': slurm.run}
 # Checks of the engines that use other machines; they run before any file is
 # written. The other engines divide the devices of this machine.
 ELSEWHERE: dict[str, Callable[[scheduler.Setup], None]] = {
-    'ray': ray.check,
-    'slurm': slurm.check,
-}
+    'ray': ray.check, 'slurm': slurm.check}

@@ -20,9 +20,8 @@ from qa_jax.training import train
 def groups(trials: Sequence[plan.Trial]) -> list[list[plan.Trial]]:
   """Returns the populations that still train, as lists of trials.
 
-  A trial belongs to the population that the run.json of any member records. A
-  failed trial is retried alone. A population whose members are all complete is
-  left out.
+  The run.json of any member records the population of a trial. A failed trial
+  is retried alone.
   """
   training = [t for t in trials if not t.source]
   recorded: dict[str, tuple[str, ...]] = {}

@@ -24,18 +24,14 @@ class Work:
     self._directory = pathlib.Path.cwd()  # base of relative paths
 
   def __call__(self, where: str = '') -> int:
-    """Runs the command; returns its exit code.
-
-    `where` names the machine and is written to the log.
-    """
+    """Runs the command, writes `where` to the log and returns the exit code."""
     with self._log.open('ab') as log:
       fcntl.flock(log, fcntl.LOCK_EX)
       if self._metrics.is_file():
         return 0
       if where:
         scheduler.record_note(self._log, where)
-      process = local.Process(self._command, log, {},
-                              directory=self._directory)
+      process = local.Process(self._command, log, {}, directory=self._directory)
     try:
       while process.poll() is None:
         time.sleep(scheduler.POLL_SECONDS)

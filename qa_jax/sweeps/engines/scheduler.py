@@ -1,7 +1,5 @@
 """The queue of trials, and the loop that runs it with an engine's processes.
 
-The life of a trial:
-
 1. It waits in the queue. A trial that shares the training of another trial
    waits until that one is complete, and fails or is pruned with it.
 2. The queue locks its log file. The lock shows that a process runs the trial;
@@ -10,10 +8,9 @@ The life of a trial:
 4. The engine starts its process, which inherits the lock.
 5. While it runs, the study reads its evaluations and may ask it to end: it gets
    SIGTERM and, after GRACE_SECONDS, SIGKILL.
-6. When the process has ended, the trial is complete if its run directory has
-   metrics.json. It has failed if its log ends with a message to the user.
-   Otherwise it died: it is started again, at most RETRIES times, and resumes
-   from its last checkpoint.
+6. When the process has ended, the trial is complete if it has metrics.json. It
+   has failed if its log ends with a message to the user. Otherwise it died: it
+   is started again, at most RETRIES times, from its last checkpoint.
 """
 
 import collections
@@ -73,9 +70,9 @@ class Start:
   log: BinaryIO  # locked; the engine closes it
 
 
-def run_trials(queue: 'Queue', workers: int,
-               start: Callable[[Sequence[Start]], Iterable[Process]],
-               ) -> dict[str, str]:
+def run_trials(
+    queue: 'Queue', workers: int,
+    start: Callable[[Sequence[Start]], Iterable[Process]]) -> dict[str, str]:
   """Runs the trials of a queue, at most `workers` at once.
 
   Returns the names of failed trials with the reasons. `start` yields processes
@@ -89,10 +86,10 @@ def run_trials(queue: 'Queue', workers: int,
         code = job.process.poll()
         if code is None:
           _prune(job, queue)
-          continue
-        del running[worker]
-        queue.ended(job.trial, code, job.hopeless)
-        took.append(time.monotonic() - job.began)
+        else:
+          del running[worker]
+          queue.ended(job.trial, code, job.hopeless)
+          took.append(time.monotonic() - job.began)
       starts = []
       for worker in range(workers):
         if worker not in running:
@@ -154,8 +151,8 @@ class Queue:
     self.study = study
     self.waiting = list(trials)
     self.failed: dict[str, str] = {}
-    self.board = progress.Board(len(trials), sum(
-        trial.metrics.is_file() for trial in trials))
+    self.board = progress.Board(
+        len(trials), sum(t.metrics.is_file() for t in trials))
     self._trials = {trial.name: trial for trial in trials}
     self._done, self._pruned, self._locked = set(), set(), set()  # names
     self._attempts: collections.Counter[str] = collections.Counter()
@@ -163,8 +160,15 @@ class Queue:
   def next(self) -> tuple[plan.Trial, BinaryIO] | tuple[None, None]:
     """Returns a trial that can begin and its locked log, or (None, None)."""
     for trial in [*self.waiting]:
+      if trial.source in self.failed:
+        self.waiting.remove(trial)
+        self._fail(trial, f'{trial.source} failed, whose training it shares')
+        continue
+      if trial.source in self._pruned:
+        self.waiting.remove(trial)
+        self._prune(trial, f'{trial.source} was, whose training it shares')
+        continue
       if trial.source and trial.source not in self._done:
-        self._share_end(trial)
         continue
       log = lock_sweep(trial.log)
       if log is None:
@@ -182,15 +186,6 @@ class Queue:
       self.study.begin(trial)
       return trial, log
     return None, None
-
-  def _share_end(self, trial: plan.Trial) -> None:
-    """Ends a trial whose shared training failed or was pruned."""
-    if trial.source in self.failed:
-      self.waiting.remove(trial)
-      self._fail(trial, f'{trial.source} failed, whose training it shares')
-    elif trial.source in self._pruned:
-      self.waiting.remove(trial)
-      self._prune(trial, f'{trial.source} was, whose training it shares')
 
   def _is_over(self, trial: plan.Trial) -> bool:
     """Returns whether a trial need not begin, and records its outcome."""
@@ -243,8 +238,7 @@ class Queue:
 def lock_sweep(path: pathlib.Path) -> BinaryIO | None:
   """Opens and locks a log; returns None if another process holds the lock.
 
-  The process of a trial inherits the open file as its output. The lock lasts
-  until both processes have closed the file or died.
+  The lock lasts until this process and those that inherit the file close it.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   log = path.open('ab')
