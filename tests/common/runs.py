@@ -37,7 +37,7 @@ def state_of(workdir: pathlib.Path, step: int) -> dict[str, np.ndarray]:
   """Returns every array of a checkpoint by name, and the data position."""
   run = RunDirectory(workdir)
   store = manager.Checkpoints(run.checkpoints, read_only=True)
-  shapes = _state_shapes(run.config_file.read_text())
+  shapes = _state_shapes(json.dumps(run.read_config().to_dict()))
   place = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(
           jax.devices()[0])), tree)
