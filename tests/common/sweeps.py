@@ -8,6 +8,7 @@ import optuna
 from qa_jax.io import files
 from qa_jax.sweeps import plan as plan_lib
 from qa_jax.sweeps import study as study_lib
+from tests.common import commands
 from tests.common import tiny
 
 
@@ -62,3 +63,11 @@ def starts(trial: plan_lib.Trial) -> int:
 def stand_in(trial: plan_lib.Trial, code: str) -> list[str]:
   return [sys.executable, '-S', '-c', STAND_IN + code, str(trial.metrics),
           str(started(trial))]
+
+
+def write_config(path: pathlib.Path, functions: str) -> pathlib.Path:
+  """Writes a config file of two steps that ends with `functions`."""
+  fields = tiny.config(train={'num_steps': 2}, data={'max_length': 48},
+                       parallel={'num_devices': 1})
+  path.write_text(commands.CONFIG.format(fields=fields.to_dict()) + functions)
+  return path

@@ -285,14 +285,11 @@ def test_wilcoxon_spares_seeds(tmp_path):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> pathlib.Path:
-  path = tmp_path_factory.mktemp('configs') / 'tiny_space.py'
-  fields = tiny.config(train={'num_steps': 2}, data={'max_length': 48},
-                       parallel={'num_devices': 1})
-  path.write_text(commands.CONFIG.format(fields=fields.to_dict()) + '''
+  return sweeps.write_config(
+      tmp_path_factory.mktemp('configs') / 'tiny_space.py', '''
 def search_space():
   return {'decode.n_best': (2, 9)}
 ''')
-  return path
 
 
 def test_random_search_by_the_command(config, tmp_path, monkeypatch):

@@ -23,6 +23,7 @@ from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
 from tests.common import commands
 from tests.common import runs as runs_lib
+from tests.common import sweeps
 from tests.common import tiny
 
 pytestmark = pytest.mark.filterwarnings('ignore:the load_module')
@@ -223,17 +224,14 @@ def test_a_trial_that_failed_tries_again_alone(tmp_path):
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> pathlib.Path:
   """Writes a config of two steps with a sweep of rates, search and head."""
-  path = tmp_path_factory.mktemp('configs') / 'tiny_population.py'
-  fields = tiny.config(train={'num_steps': 2}, data={'max_length': 48},
-                       parallel={'num_devices': 1})
-  path.write_text(commands.CONFIG.format(fields=fields.to_dict()) + '''
+  return sweeps.write_config(
+      tmp_path_factory.mktemp('configs') / 'tiny_population.py', '''
 def sweep():
   yield {'optim.learning_rate': 1e-2}
   yield {'optim.learning_rate': 1e-3}
   yield {'optim.learning_rate': 1e-2, 'decode.search': 'argmax'}
   yield {'optim.learning_rate': 1e-2, 'model.head': 'shared'}
 ''')
-  return path
 
 
 @pytest.mark.slow
