@@ -5,11 +5,10 @@ r"""Trains variants of a config with several seeds, to be compared.
   python -m experiments.sweep --config=configs/sweep_rates.py:tiny \
       --workdir=runs/rates --sampler=tpe --trials=20 --pruner=halving
 
-The function sweep() of the config file yields the variants, the default first.
---sampler=random or tpe draws them from search_space() instead. A trial is a run
-in WORKDIR/trials. The same command again runs the trials that are incomplete.
---engine=population trains the trials that differ only in seed, learning rate or
-weight decay as one program.
+sweep() of the config file yields the variants, the default first, unless
+--sampler=random or tpe draws them from search_space(). A trial is a run in
+WORKDIR/trials; the same command again completes the sweep. --engine=population
+trains trials that differ only in seed, learning rate or decay as one program.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -86,7 +86,7 @@ def test_trials_of_a_sweep_are_a_group_with_names_of_their_own(
 
 @pytest.mark.parametrize(('installed', 'flags', 'message'), [
     (False, [], '.[wandb]'),
-    (True, ['--engine=population'], 'are not shown there')])
+    (True, ['--engine=population'], 'cannot log its members')])
 def test_a_sweep_that_cannot_be_shown_is_refused_before_it_starts(
     tmp_path, monkeypatch, wandb, installed, flags, message):
   if not installed:
