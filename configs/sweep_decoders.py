@@ -1,4 +1,4 @@
-"""Which search, null rule and merge? 16 decoders, two trainings a seed.
+"""A sweep of searches, null rules and merges: two trainings a seed.
 
   python -m experiments.sweep --config=configs/sweep_decoders.py:tiny \
       --workdir=runs/decoders

@@ -1,4 +1,4 @@
-"""Which span head? Every one, with an objective that fits it.
+"""A sweep of every span head, with an objective that fits it.
 
   python -m experiments.sweep --config=configs/sweep_heads.py:tiny \
       --workdir=runs/heads

@@ -1,4 +1,4 @@
-"""Which objective? Those that fit the independent head, and its own.
+"""A sweep of the objectives that fit the independent head.
 
   python -m experiments.sweep --config=configs/sweep_objectives.py:tiny \
       --workdir=runs/objectives

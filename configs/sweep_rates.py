@@ -1,4 +1,4 @@
-"""Which rates? A grid of two, or a search over four.
+"""A sweep of rates: a grid of two, or a search over four.
 
   python -m experiments.sweep --config=configs/sweep_rates.py:tiny \
       --workdir=runs/rates --seeds=1 --sampler=tpe --trials=20 --pruner=halving
