@@ -11,6 +11,7 @@ Common names are the names of Hugging Face's BERT without "bert." in front.
 from collections.abc import Mapping
 import pathlib
 import re
+import shlex
 import types
 from typing import Any
 
@@ -43,6 +44,13 @@ TABLE = {
 }
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+# The program that the refusal of pickled weights advises: it is never run here.
+CONVERT = (
+    'import pathlib, sys, torch, safetensors.torch; '
+    'd = pathlib.Path(sys.argv[1]); safetensors.torch.save_file('
+    '{k: v.contiguous().clone() for f in d.glob(\'pytorch_model*.bin\') '
+    'for k, v in torch.load(f, map_location=\'cpu\', weights_only=True)'
+    '.items()}, d / \'model.safetensors\')')
 QKV = ('query', 'key', 'value')  # their order in query_key_value
 # The parameters of a head that Hugging Face can store as `qa_outputs`.
 PAIRS = ({'start/kernel', 'end/kernel'},
@@ -137,11 +145,40 @@ def _read_model_type(
     return path, files.read_object(path), 'bert'
   config = files.read_object(path)
   kind = config.get('model_type')
+  kind = _infer_model_type(config) if kind is None else kind
   if not isinstance(kind, str) or kind not in weight_names.ARCHITECTURES:
+    classes = _class_name(config)
     raise errors.UserError(
-        f'{path}: model_type {kind!r} is not supported; only '
+        f'{path}: model_type {config.get("model_type")!r}'
+        f'{f" of {classes}" * bool(classes)} is not supported; only '
         f'{", ".join(map(repr, weight_names.ARCHITECTURES))} are')
   return path, config, kind
+
+
+def _infer_model_type(config: Mapping[str, Any]) -> str | None:
+  """Returns the model_type of a config without one, as early configs are.
+
+  A config that names no class either is BERT's if it has all of its sizes:
+  Google's bert_config.json under the name config.json.
+  """
+  name = _class_name(config)
+  if not name and config.keys() >= {*weight_names.FIELDS.values()}:
+    return 'bert'
+  return next((kind for kind, v in weight_names.ARCHITECTURES.items()
+               if re.fullmatch(rf'{v.class_prefix}(For\w+|\w*Model)', name)),
+              None)
+
+
+def read_architecture(directory: pathlib.Path) -> str:
+  """Reads the name of the model's class from config.json, '' for none."""
+  return _class_name(_read_model_type(directory)[1])
+
+
+def _class_name(config: Mapping[str, Any]) -> str:
+  """Returns the first class name in `architectures`, '' if there is none."""
+  names = config.get('architectures')
+  first = names[0] if isinstance(names, list) and names else ''
+  return first if isinstance(first, str) and first.isidentifier() else ''
 
 
 def read_tensors(directory: pathlib.Path
@@ -149,8 +186,9 @@ def read_tensors(directory: pathlib.Path
   """Reads the tensors of a checkpoint by their common names, and notes.
 
   Raises:
-    UserError: a file is damaged, the directory holds two checkpoints or
-      pickled weights, or the extra for TensorFlow checkpoints is missing.
+    UserError: a file is damaged, a weight is not finite, the directory holds
+      two checkpoints or pickled weights, or the extra for TensorFlow
+      checkpoints is missing.
   """
   path, _, kind = _read_model_type(directory)
   if path.name == 'config.json':
@@ -172,11 +210,25 @@ def read_tensors(directory: pathlib.Path
           f'as {_first_names([theirs])}')
     if name is not None:
       tensors[name] = raw[theirs]
+  _check_finite(tensors, directory)
   if kind == 'distilbert':  # It has no token types: their vectors are zeros.
     like = tensors.get('embeddings.LayerNorm.bias', np.zeros(0))
     tensors[weight_names.TOKEN_TYPES] = np.zeros((2, *like.shape), np.float32)
   note = f'not read, a span model has no use for them: {_first_names(ignored)}'
   return tensors, [note] if ignored else []
+
+
+def _check_finite(tensors: Arrays, directory: pathlib.Path) -> None:
+  """Raises a UserError if a weight is not finite as the float32 it is used."""
+  with np.errstate(over='ignore'):
+    odd = {name: count for name, value in sorted(tensors.items())
+           if (count := int((~np.isfinite(value.astype(np.float32, copy=False)
+                                          )).sum()))}
+  if odd:
+    raise errors.UserError(
+        f'{directory}: {sum(odd.values())} weights are not finite (NaN or '
+        f'infinity), in {_first_names(list(odd))}: the file is damaged or the '
+        'training diverged; fetch it again or choose another checkpoint')
 
 
 def _import_tensorflow(directory: pathlib.Path) -> types.ModuleType:
@@ -215,9 +267,7 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
   for name in names:
     path = directory / name
     if not path.is_file():
-      raise errors.UserError(
-          f'{path} is missing; pickled .bin weights are not read, they can run '
-          'code: convert them to safetensors')
+      raise errors.UserError(f'{path} is missing; {_remedy(directory)}')
     try:
       tensors |= safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
@@ -226,6 +276,28 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
           f'{path}: not a whole safetensors file ({" ".join(str(e).split())}); '
           'fetch it again') from None
   return tensors
+
+
+def _remedy(directory: pathlib.Path) -> str:
+  """Returns the advice for a directory without one of its weight files.
+
+  Pickled weights get the command that converts them. With `weights_only`, torch
+  reads tensors and executes nothing.
+  """
+  # A snapshot in the hub's cache: CACHE/models--OWNER--NAME/snapshots/COMMIT.
+  hub = re.fullmatch(r'models--(.+)', directory.parent.parent.name)
+  if [*directory.glob('*.safetensors*')] or not (
+      hub or [*directory.glob('pytorch_model*.bin')]):
+    return 'fetch it again'
+  target, fetch, use = str(directory), '', ''
+  if hub:  # pickled weights are not fetched
+    hub_id = hub[1].replace('--', '/')
+    target = hub_id.rsplit('/', 1)[-1]
+    fetch = f'hf download {hub_id} --local-dir {target} && '
+    use = f', and use {target}'
+  return ('pickled weights (pytorch_model.bin) can run code and are not read; '
+          'convert them where torch is installed: '
+          f'{fetch}python -c "{CONVERT}" {shlex.quote(target)}{use}')
 
 
 def stored_head(tensors: Arrays) -> str:

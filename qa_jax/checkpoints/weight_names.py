@@ -1,8 +1,8 @@
 """Names of weights: other programs' → those of Hugging Face's BERT.
 
 Common names have no "bert." in front: `encoder.layer.0.output.dense.weight`.
-None is a part that a span model never reads. An unknown name stays as it is, to
-be refused.
+The name None marks a tensor that a span model never reads. An unknown part of
+the encoder or of the span head keeps its name, so that it is refused later.
 """
 
 from collections.abc import Mapping
@@ -26,24 +26,24 @@ class Architecture:
   """A `model_type` of Hugging Face whose encoder computes what BERT's does."""
 
   fields: Mapping[str, str]  # our field → theirs
+  class_prefix: str  # of the names in `architectures`: BertForMaskedLM
   supported: Mapping[str, Any]  # other fields, and what they must be
-  ignored: str  # pattern of the names that a span model never reads
   renames: tuple[tuple[str, str], ...] = ()  # a part of a name → BERT's
 
 
-_BERT_ONLY = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute'}
+# A decoder's attention is causal: it computes something else.
+_BERT_ONLY = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute',
+              'is_decoder': False}
 ARCHITECTURES = {
-    'bert': Architecture(FIELDS, _BERT_ONLY, r'pooler\.|cls\.'),
+    'bert': Architecture(FIELDS, 'Bert', _BERT_ONLY),
     # Clark et al. (2020), where embeddings are as wide as layers: not small.
-    'electra': Architecture(
-        FIELDS, _BERT_ONLY,
-        r'discriminator_predictions\.|generator_(predictions|lm_head)\.'),
+    'electra': Architecture(FIELDS, 'Electra', _BERT_ONLY),
     # Sanh et al. (2019): without token types; here all have a vector of zeros.
     'distilbert': Architecture(
         {'hidden_size': 'dim', 'num_layers': 'n_layers',
          'num_heads': 'n_heads', 'mlp_size': 'hidden_dim',
          'vocab_size': 'vocab_size', 'max_position': 'max_position_embeddings'},
-        {'activation': 'gelu'}, r'vocab_(transform|layer_norm|projector)\.',
+        'DistilBert', {'activation': 'gelu'},
         (('transformer.layer.', 'encoder.layer.'),
          ('.attention.q_lin.', '.attention.self.query.'),
          ('.attention.k_lin.', '.attention.self.key.'),
@@ -70,30 +70,43 @@ _TF2_PARTS = {
 _TF2_EMBEDDINGS = ('word', 'position', 'token_type')
 _TF_HEAD = {'cls/squad/output_weights': 'qa_outputs.weight',
             'cls/squad/output_bias': 'qa_outputs.bias'}
+# A part of any other name belongs to another task's head or to the pooler.
+_ENCODER_OR_HEAD = re.compile(
+    r'\b(embeddings\w*|encoder|transformer|qa_outputs)\b')
+_BUFFER = re.compile(r'embeddings\.(position_ids|token_type_ids)')
 _TF_LEAVES = {'kernel': '.weight', 'gamma': '.weight', 'bias': '.bias',
               'beta': '.bias'}
+# An optimizer stores its slots under the name of their variable, with one more
+# part that every optimizer names in its own way: Adam, adam_m, LAMB_1, vr, …
+_TF_VARIABLE = re.compile(
+    r'bert/(?P<path>(?:encoder|embeddings)/.*?)(?:/(?P<leaf>kernel|bias|gamma|'
+    r'beta)|(?<=_embeddings))(?P<slot>/.+|_slot_.+)?')
 
 
 def from_hugging_face(name: str, model_type: str) -> str | None:
-  """Returns the common name of a safetensors name, with or without a prefix."""
-  architecture = ARCHITECTURES[model_type]
+  """Returns the common name of a safetensors name, with or without a prefix.
+
+  The heads of other tasks, the pooler and the buffers have the name None.
+  """
   name = name.removeprefix(model_type + '.')
-  if re.match(rf'({architecture.ignored})|embeddings\.position_ids$', name):
+  if _BUFFER.fullmatch(name) or not _ENCODER_OR_HEAD.search(name):
     return None
-  for theirs, berts in architecture.renames:
+  for theirs, berts in ARCHITECTURES[model_type].renames:
     name = name.replace(theirs, berts)
-  return name
+  # The names of TensorFlow, which the first conversions to torch kept.
+  return re.sub(r'(?<=LayerNorm\.)(gamma|beta)$',
+                lambda leaf: _TF_LEAVES[leaf[0]].removeprefix('.'), name)
 
 
 def from_tensorflow(name: str) -> str | None:
   """Returns the common name of a variable of Google's BERT or model garden."""
-  if match := re.fullmatch(
-      r'bert/(?P<path>(?:encoder|embeddings)/.*?)'
-      r'(?:/(?P<leaf>kernel|bias|gamma|beta))?', name):
-    if match['path'].endswith(('/adam_m', '/adam_v')):
+  if match := _TF_VARIABLE.fullmatch(name):
+    if match['slot']:
       return None
     path = re.sub(r'\blayer_(\d+)', r'layer.\1', match['path'])
     return path.replace('/', '.') + _TF_LEAVES.get(match['leaf'], '.weight')
+  if name.startswith(('bert/encoder/', 'bert/embeddings/')):
+    return name
   if name in _TF_HEAD:
     return _TF_HEAD[name]
   match = re.fullmatch(

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from qa_jax import config as config_lib
+from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax import registry
 from qa_jax.data import batch_plans
@@ -85,6 +86,9 @@ def score_windows(
   bar; with '' there is none. The result has the log-partitions at
   `temperatures`, the scores of the gold spans if `golds`, and
   candidates.STATISTICS if `statistics`.
+
+  Raises:
+    UserError: the null score or a candidate's score is not finite.
   """
   decode, count = config.decode, mesh.size if mesh else 1
   run = _program(model, decode, mesh, statistics=statistics)
@@ -132,6 +136,12 @@ def score_windows(
   finally:
     if bar:
       bar.close()
+  odd = ~np.isfinite(spans.null) | (
+      spans.valid & ~np.isfinite(spans.score)).any(axis=1)
+  errors.require(not odd.any(), (
+      f'the scores of {int(odd.sum())} of {len(windows)} windows are not '
+      'finite: the checkpoint is damaged, or its training diverged; lower '
+      'config.optim.learning_rate'))
   return spans
 
 

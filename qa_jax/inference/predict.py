@@ -17,6 +17,7 @@ from qa_jax import registry
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.inference import decode as decode_lib
@@ -58,6 +59,7 @@ class QA:
   tokenizer: tokenizer_lib.Tokenizer
   config: config_lib.Config
   calibration: calibration_lib.Calibration | None = None  # None: not in use
+  window_note: str = ''  # see pretrained.Pretrained
 
   def answer(self, *, question: str, context: str) -> Answer:
     """Returns the best span of the context, or no answer by the null rule."""
@@ -78,10 +80,16 @@ class QA:
       console.say(note)
     else:
       windows = input_pipeline.make_windows(self.config, rows, self.tokenizer)
+    self.say_window_note(windows)
     answers = decode_lib.answer_questions(
         self.model, self.params, windows, self.config, progress=progress,
         temperature=self.calibration.temperature if self.calibration else 1.0)
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]
+
+  def say_window_note(self, windows: windows_lib.WindowSet) -> None:
+    """Prints `window_note` once, if a question has several windows."""
+    if self.window_note and len(windows) > len(windows.examples):
+      console.say_once(self.window_note)
 
   def _answer(self, row: examples_lib.Example, answers: answers_lib.Answers,
               e: int) -> Answer:
@@ -164,15 +172,19 @@ def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,
     raise errors.UserError(f'{source} holds no checkpoint; train first')
   checkpoint = pretrained.read_pretrained(str(source))
   if not checkpoint.has_head:
+    kind = checkpoint.architecture
     raise errors.UserError(
-        f'{source} is an encoder without a span head: fine-tune it first '
-        '(config.model.init_from)')
+        f'{source} is {f"a {kind}" if kind else "an encoder"} without a span '
+        'head (qa_outputs.weight): fine-tune it first, with --config.model.'
+        f'init_from={source} of experiments.train')
   for note in checkpoint.notes:
     console.say(note)
   config = _override(checkpoint.config, overrides)
   model = checkpoint.model.clone(attention=config.model.attention)
   _check_fits(model, config)
-  return QA(model, checkpoint.params, checkpoint.tokenizer, config)
+  return QA(model, checkpoint.params, checkpoint.tokenizer, config,
+            window_note=(checkpoint.window_note
+                         if config.data == checkpoint.config.data else ''))
 
 
 def _override(config: config_lib.Config,

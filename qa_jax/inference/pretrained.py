@@ -29,6 +29,10 @@ class Pretrained:
   config: config_lib.Config
   has_head: bool  # False: params['head'] is all zeros
   notes: tuple[str, ...]
+  architecture: str = ''  # class in config.json, such as BertForMaskedLM
+  # A note to show with the first context of several windows: '' if windows
+  # have the default lengths.
+  window_note: str = ''
 
 
 def read_pretrained(source: str) -> Pretrained:
@@ -52,10 +56,11 @@ def read_pretrained(source: str) -> Pretrained:
         "the checkpoint's head has a bias: it is read as the head 'biased'")
   fields: dict[str, dict[str, Any]] = {
       'data': {'lowercase': tokenizer.lowercase,
-               'max_length': min(384, sizes.max_position)},
+               **fitting_windows(sizes.max_position)},
       'model': {'preset': '', 'init_from': source,
                 'head': head or 'independent'}, 'train': {'num_steps': 1}}
-  for group, values in _read_carried(directory).items():
+  carried = _read_carried(directory)
+  for group, values in carried.items():
     fields[group] = {**fields.get(group, {}), **values}
   config = config_lib.check_config(fields)
   build.check_positions(config, sizes)
@@ -63,7 +68,45 @@ def read_pretrained(source: str) -> Pretrained:
   params, head_notes = hugging_face.fit_tensors(tensors, qa.zero_params(model),
                                           directory)
   notes += [note for note in head_notes if note != hugging_face.FRESH_HEAD]
-  return Pretrained(model, params, tokenizer, config, bool(head), tuple(notes))
+  fitted = 'data' not in carried
+  if fitted and (note := _question_note(config.data)):
+    notes.append(note)
+  return Pretrained(model, params, tokenizer, config, bool(head), tuple(notes),
+                    hugging_face.read_architecture(directory),
+                    _window_note(config.data) if fitted else '')
+
+
+def fitting_windows(positions: int) -> dict[str, int]:
+  """Returns the window lengths of config.data for an encoder's positions.
+
+  They are the defaults if these fit. The overlap is at most half a window, as
+  in the pipeline of transformers. A question of the full length leaves a
+  quarter of its context tokens for the step, so that windows stay few.
+  """
+  default = config_lib.Data()
+  longest = min(default.max_length, positions)
+  question = min(default.max_question_length, longest // 2)
+  room = longest - question - 3
+  overlap = min(default.window_overlap, longest // 2, 3 * room // 4)
+  return {'max_length': longest, 'max_question_length': question,
+          'window_overlap': max(overlap, 0)}
+
+
+def _question_note(data: config_lib.Data) -> str:
+  """Returns a note if questions are cut below the default length, else ''."""
+  if data.max_question_length >= config_lib.Data().max_question_length:
+    return ''
+  return (f'the encoder has {data.max_length} positions: questions are cut to '
+          f'{data.max_question_length} tokens')
+
+
+def _window_note(data: config_lib.Data) -> str:
+  """Returns a note if windows are shorter than the default, else ''."""
+  if data.max_length >= config_lib.Data().max_length:
+    return ''
+  return (f'the encoder has {data.max_length} positions: a window has '
+          f'{data.max_length} tokens and overlaps the next by '
+          f'{data.window_overlap}')
 
 
 def carried_fields(config: config_lib.Config) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Messages to the user on stderr, and progress bars."""
 
 import contextlib
+import functools
 import sys
 import time
 
@@ -19,6 +20,12 @@ def say(message: str) -> None:
   if processes.is_first_process():
     with contextlib.suppress(OSError):
       print(message, file=sys.stderr, flush=True)
+
+
+@functools.cache
+def say_once(message: str) -> None:
+  """Prints a line as `say` does, the first time that it is given."""
+  say(message)
 
 
 class Progress:

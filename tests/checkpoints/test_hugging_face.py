@@ -1,8 +1,11 @@
 """Checkpoints of Hugging Face → our parameters: bitwise, strict."""
 
 import json
+import os
 import pathlib
 import shutil
+import subprocess
+import textwrap
 
 import flax.traverse_util
 import jax
@@ -87,23 +90,114 @@ def test_names_with_and_without_prefix_at_once_are_refused(
 
 
 def test_a_name_cannot_break_the_line(template, tensors, tmp_path):
-  write(tmp_path, tensors | {'a\nb\x1b[2J': np.zeros(2, np.float32)})
-  assert r"unknown: 'a\nb\x1b[2J'" in refusal(hugging_face.load_parameters,
-                                              tmp_path, template)
+  name = 'encoder.a\nb\x1b[2J'
+  write(tmp_path, tensors | {name: np.zeros(2, np.float32)})
+  assert f'unknown: {name!r}' in refusal(
+      hugging_face.load_parameters, tmp_path, template)
 
 
 @pytest.mark.parametrize('prefix', ['bert.', ''])
+@pytest.mark.parametrize('part', [
+    '{}pooler.dense.weight', '{}embeddings.position_ids',
+    '{}embeddings.token_type_ids', 'cls.predictions.bias',
+    'cls.predictions.transform.LayerNorm.gamma',
+    'cls.predictions.decoder.weight', 'cls.seq_relationship.weight',
+    'classifier.weight', 'classifier.out_proj.bias', 'crf.transitions'])
 def test_parts_of_other_tasks_are_skipped_and_noted(
-    template, tensors, tmp_path, prefix):
-  others = {f'{prefix}pooler.dense.weight': np.ones((32, 32), np.float32),
-            f'{prefix}embeddings.position_ids': np.arange(40)[None],
-            'cls.predictions.bias': np.ones(100, np.float32)}
+    template, tensors, tmp_path, prefix, part):
+  others = {part.format(prefix): np.arange(6)[None]}
   write(tmp_path, {prefix + k.removeprefix('bert.') if k not in HEAD else k: v
                    for k, v in tensors.items()} | others)
   params, notes = hugging_face.load_parameters(tmp_path, template)
   assert_trees_equal(params,
                      hugging_face.load_parameters(weights.TINY, template)[0])
   assert all(any(name in note for note in notes) for name in others)
+
+
+def test_layer_norm_gamma_and_beta_are_weight_and_bias(
+    template, tensors, tmp_path):
+  """Has the names of bert-base-uncased, whose file keeps TensorFlow's."""
+  old = {k.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
+      'LayerNorm.bias', 'LayerNorm.beta'): v for k, v in tensors.items()}
+  assert len(old.keys() - tensors.keys()) == 14  # 2 of embeddings, 4 a layer
+  write(tmp_path, old)
+  assert_trees_equal(hugging_face.load_parameters(tmp_path, template),
+                     hugging_face.load_parameters(weights.TINY, template))
+
+
+def test_layer_norm_gamma_beside_weight_is_refused(template, tensors, tmp_path):
+  name = 'bert.embeddings.LayerNorm.'
+  write(tmp_path, tensors | {name + 'gamma': tensors[name + 'weight'] + 1})
+  message = refusal(hugging_face.load_parameters, tmp_path, template)
+  assert 'embeddings.LayerNorm.weight twice' in message
+
+
+@pytest.mark.parametrize(('architecture', 'fields'), [
+    ('BertForQuestionAnswering', {}), ('BertModel', {}),
+    ('BertLMHeadModel', {}), ('BertForPreTraining', {'is_decoder': False})])
+def test_architectures_stand_in_for_a_missing_model_type(
+    tensors, tmp_path, architecture, fields):
+  write(tmp_path, tensors, model_type=None, architectures=[architecture],
+        **fields)
+  assert hugging_face.read_config(tmp_path) == hugging_face.read_config(
+      weights.TINY)
+
+
+@pytest.mark.parametrize('name', ['distilbert', 'electra'])
+def test_architectures_of_the_other_encoders_are_told_apart(tmp_path, name):
+  directory = shutil.copytree(weights.GOLDEN / f'tiny_{name}', tmp_path / 'x')
+  path = directory / 'config.json'
+  fields = json.loads(path.read_text())
+  assert fields.pop('model_type') == name
+  path.write_text(json.dumps(fields))
+  loaded, _ = hugging_face.read_tensors(directory)
+  recorded, _ = hugging_face.read_tensors(weights.GOLDEN / f'tiny_{name}')
+  assert_trees_equal(loaded, recorded)
+
+
+def test_a_config_of_sizes_alone_is_berts(tensors, tmp_path):
+  write(tmp_path, tensors, model_type=None, architectures=None)
+  assert hugging_face.read_config(tmp_path) == hugging_face.read_config(
+      weights.TINY)
+
+
+@pytest.mark.parametrize('architectures', [
+    ['RobertaForQuestionAnswering'], ['XLMRobertaModel'], ['AlbertModel'],
+    ['BertGenerationDecoder'], ['MobileBertForMaskedLM']])
+def test_architectures_of_other_encoders_are_refused_by_name(
+    tensors, tmp_path, architectures):
+  write(tmp_path, tensors, model_type=None, architectures=architectures)
+  message = refusal(hugging_face.read_config, tmp_path)
+  assert f'model_type None of {architectures[0]} is not supported' in message
+
+
+@pytest.mark.parametrize('architectures', [None, [], [5], 'BertModel', ['a b']])
+def test_a_config_without_kind_and_with_a_missing_size_is_refused(
+    tensors, tmp_path, architectures):
+  write(tmp_path, tensors, model_type=None, architectures=architectures,
+        type_vocab_size=None)
+  assert 'model_type None is not supported' in refusal(
+      hugging_face.read_config, tmp_path)
+
+
+@pytest.mark.parametrize(('value', 'dtype'), [
+    (np.nan, np.float32), (np.inf, np.float32), (-np.inf, np.float16),
+    (np.nan, ml_dtypes.bfloat16), (1e300, np.float64)])
+@pytest.mark.parametrize('name', [
+    'bert.' + QUERY, 'qa_outputs.bias', 'bert.embeddings.LayerNorm.weight'])
+def test_weights_that_are_not_finite_are_refused(
+    tensors, tmp_path, value, dtype, name):
+  odd = tensors[name].astype(dtype)
+  odd.flat[[0, -1]] = value
+  write(tmp_path, tensors | {name: odd})
+  message = refusal(hugging_face.read_tensors, tmp_path)
+  assert '2 weights are not finite (NaN or infinity), in ' + (
+      name.removeprefix('bert.')) in message
+
+
+def test_a_part_that_is_not_read_may_be_infinite(tensors, tmp_path):
+  write(tmp_path, tensors | {'classifier.bias': np.full(2, np.inf)})
+  assert hugging_face.read_tensors(tmp_path)[0]
 
 
 def test_without_a_head_the_fresh_one_stays_and_is_noted(
@@ -243,9 +337,10 @@ def test_missing_names_are_listed_and_counted(template, tensors, tmp_path):
 def test_unknown_names_are_listed(template, tensors, tmp_path):
   write(tmp_path, tensors | {
       'bert.encoder.layer.3.output.dense.bias': np.ones(32, np.float32),
-      'classifier.weight': np.ones((2, 32), np.float32)})
+      'embeddings_project.weight': np.ones((2, 32), np.float32),
+      'qa_outputs.dense.weight': np.ones((2, 32), np.float32)})
   message = refusal(hugging_face.load_parameters, tmp_path, template)
-  assert '2 unknown' in message and 'classifier.weight' in message
+  assert '3 unknown' in message and 'embeddings_project.weight' in message
   assert 'encoder.layer.3.output.dense.bias' in message
 
 
@@ -272,15 +367,65 @@ def test_a_file_of_another_format_is_named(template, tmp_path):
   assert str(path) in refusal(hugging_face.load_parameters, tmp_path, template)
 
 
-def test_pickled_weights_alone_are_refused(template, tmp_path):
-  (write(tmp_path, {}) / 'model.safetensors').rename(
-      tmp_path / 'pytorch_model.bin')
-  assert 'convert' in refusal(hugging_face.load_parameters, tmp_path, template)
+def test_pickled_weights_get_the_command_that_converts_them(
+    template, tensors, tmp_path):
+  """Runs the advised command with stand-ins for torch and its safetensors."""
+  directory = tmp_path / 'a b'
+  directory.mkdir()
+  write(directory, {})
+  (directory / 'model.safetensors').unlink()
+  names = sorted(tensors)
+  for number, part in enumerate((names[:20], names[20:])):
+    np.savez(directory / 'part.npz', **{k: tensors[k] for k in part})
+    (directory / 'part.npz').rename(
+        directory / f'pytorch_model-0000{number + 1}-of-00002.bin')
+  message = refusal(hugging_face.load_parameters, directory, template)
+  assert 'pytorch_model.bin' in message and 'can run code' in message
+  fakes = tmp_path / 'fakes'
+  (fakes / 'safetensors').mkdir(parents=True)
+  (fakes / 'torch.py').write_text(textwrap.dedent("""
+      import numpy as np
+      class Tensor:
+        def __init__(self, array): self.array = array
+        contiguous = clone = lambda self: self
+      def load(path, map_location, weights_only):
+        assert map_location == 'cpu' and weights_only
+        return {k: Tensor(v) for k, v in np.load(path).items()}
+  """))
+  (fakes / 'safetensors' / 'torch.py').write_text(textwrap.dedent("""
+      import numpy as np
+      def save_file(tensors, path):
+        with open(path, 'wb') as file:
+          np.savez(file, **{k: v.array for k, v in tensors.items()})
+  """))
+  command = message.partition('torch is installed: ')[2]
+  subprocess.run(['bash', '-c', command], check=True, cwd=tmp_path, env={
+      **os.environ, 'PYTHONPATH': str(fakes)})
+  with np.load(directory / 'model.safetensors') as converted:
+    assert_trees_equal(dict(converted), dict(tensors))
+
+
+def test_pickled_weights_of_the_hub_are_fetched_and_converted(
+    template, tmp_path):
+  directory = tmp_path / 'models--someone--some-bert' / 'snapshots' / '0a1b'
+  directory.mkdir(parents=True)
+  write(directory, {})
+  (directory / 'model.safetensors').unlink()
+  message = refusal(hugging_face.load_parameters, directory, template)
+  assert 'hf download someone/some-bert --local-dir some-bert && ' in message
+  assert message.endswith(' some-bert, and use some-bert')
+
+
+def test_a_directory_without_weights_is_refused(template, tmp_path):
+  (write(tmp_path, {}) / 'model.safetensors').unlink()
+  message = refusal(hugging_face.load_parameters, tmp_path, template)
+  assert message.endswith('model.safetensors is missing; fetch it again')
 
 
 @pytest.mark.parametrize('field, value', [
-    ('model_type', 'roberta'), ('model_type', None), ('hidden_act', 'gelu_new'),
+    ('model_type', 'roberta'), ('model_type', 5), ('hidden_act', 'gelu_new'),
     ('position_embedding_type', 'relative_key'), ('num_hidden_layers', '3'),
+    ('is_decoder', True),
     ('hidden_size', None), ('vocab_size', 0),
     ('layer_norm_eps', 'small'), ('layer_norm_eps', -1)])
 def test_config_that_is_not_this_encoders_is_refused(
