@@ -87,8 +87,11 @@ class QA:
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]
 
   def say_window_note(self, windows: windows_lib.WindowSet) -> None:
-    """Prints `window_note` once, if a question has several windows."""
-    if self.window_note and len(windows) > len(windows.examples):
+    """Prints `window_note` once, if windows are several or questions long."""
+    longest = windows.questions.lengths.max(initial=0)
+    if self.window_note and (
+        len(windows) > len(windows.examples)
+        or longest >= self.config.data.max_question_length):
       console.say_once(self.window_note)
 
   def _answer(self, row: examples_lib.Example, answers: answers_lib.Answers,

@@ -30,8 +30,8 @@ class Pretrained:
   has_head: bool  # False: params['head'] is all zeros
   notes: tuple[str, ...]
   architecture: str = ''  # class in config.json, such as BertForMaskedLM
-  # A note to show with the first context of several windows: '' if windows
-  # have the default lengths.
+  # On windows that are shorter than the default. It concerns contexts of
+  # several windows and long questions, and is shown with the first of them.
   window_note: str = ''
 
 
@@ -68,12 +68,9 @@ def read_pretrained(source: str) -> Pretrained:
   params, head_notes = hugging_face.fit_tensors(tensors, qa.zero_params(model),
                                           directory)
   notes += [note for note in head_notes if note != hugging_face.FRESH_HEAD]
-  fitted = 'data' not in carried
-  if fitted and (note := _question_note(config.data)):
-    notes.append(note)
   return Pretrained(model, params, tokenizer, config, bool(head), tuple(notes),
                     hugging_face.read_architecture(directory),
-                    _window_note(config.data) if fitted else '')
+                    '' if 'data' in carried else _window_note(config.data))
 
 
 def fitting_windows(positions: int) -> dict[str, int]:
@@ -92,21 +89,13 @@ def fitting_windows(positions: int) -> dict[str, int]:
           'window_overlap': max(overlap, 0)}
 
 
-def _question_note(data: config_lib.Data) -> str:
-  """Returns a note if questions are cut below the default length, else ''."""
-  if data.max_question_length >= config_lib.Data().max_question_length:
-    return ''
-  return (f'the encoder has {data.max_length} positions: questions are cut to '
-          f'{data.max_question_length} tokens')
-
-
 def _window_note(data: config_lib.Data) -> str:
   """Returns a note if windows are shorter than the default, else ''."""
   if data.max_length >= config_lib.Data().max_length:
     return ''
   return (f'the encoder has {data.max_length} positions: a window has '
-          f'{data.max_length} tokens and overlaps the next by '
-          f'{data.window_overlap}')
+          f'{data.max_length} tokens, at most {data.max_question_length} of '
+          f'the question, and overlaps the next by {data.window_overlap}')
 
 
 def carried_fields(config: config_lib.Config) -> dict[str, dict[str, Any]]:

@@ -261,10 +261,67 @@ def test_a_bert_of_tensorflow_fits_our_model(release, head):
       '/m/.ATTRIBUTES/VARIABLE_VALUE', None),
      ('bert/encoder/layer_11/output/LayerNorm/gamma',
       'encoder.layer.11.output.LayerNorm.weight'),
-     ('bert/embeddings/word_embeddings/adam_v', None),
+     ('bert/encoder/layer_3/adapter/kernel', 'encoder.layer.3.adapter.weight'),
+     ('bert/embeddings/word_projection', 'bert/embeddings/word_projection'),
      ('bert/pooler/dense/bias', None), ('global_step', None)])
 def test_names_of_either_generation_are_known(name, common):
   assert weight_names.from_tensorflow(name) == common
+
+
+# Suffixes under which optimizers store their slots beside a variable: those of
+# tf.train (Adam, Momentum, Adagrad, Adadelta, RMSProp, Ftrl), BERT's own
+# optimizer, LAMB, Adafactor in its two generations, moving averages, Keras.
+SLOTS = ('Adam', 'Adam_1', 'adam_m', 'adam_v', 'Momentum', 'Adagrad',
+         'Adadelta', 'Adadelta_1', 'RMSProp', 'RMSProp_1', 'Ftrl', 'Ftrl_1',
+         'LAMB', 'LAMB_1', 'lamb_m', 'lamb_v', 'AdamWeightDecayOptimizer',
+         'AdamWeightDecayOptimizer_1', 'Adafactor', 'Adafactor_1', 'vr', 'vc',
+         'ExponentialMovingAverage', '.OPTIMIZER_SLOT/optimizer/m')
+VARIABLES = ('bert/embeddings/word_embeddings',
+             'bert/embeddings/LayerNorm/gamma',
+             'bert/encoder/layer_0/attention/self/query/kernel',
+             'bert/encoder/layer_11/output/LayerNorm/beta',
+             'bert/encoder/layer_2/intermediate/dense/bias',
+             'cls/squad/output_weights', 'cls/squad/output_bias')
+
+
+@pytest.mark.parametrize('slot', [
+    *('/' + name for name in SLOTS), '_slot_vr', '_slot_vc', '_slot_m'])
+def test_slots_of_any_optimizer_are_not_read(slot):
+  assert all(weight_names.from_tensorflow(name) for name in VARIABLES)
+  assert not any(weight_names.from_tensorflow(name + slot)
+                 for name in VARIABLES)
+
+
+@pytest.mark.parametrize('name', [
+    'beta1_power', 'beta2_power', 'global_step', 'loss_scale', 'good_steps',
+    'save_counter/.ATTRIBUTES/VARIABLE_VALUE', '_CHECKPOINTABLE_OBJECT_GRAPH',
+    'optimizer/iter/.ATTRIBUTES/VARIABLE_VALUE',
+    'optimizer/learning_rate/.ATTRIBUTES/VARIABLE_VALUE',
+    'training/Adam/bert/encoder/layer_0/output/dense/kernel/m',
+    'training/LAMB/bert/embeddings/word_embeddings/v',
+    'cls/predictions/transform/LayerNorm/gamma',
+    'cls/seq_relationship/output_weights', 'output_weights', 'output_bias'])
+def test_state_of_training_and_heads_of_other_tasks_are_not_read(name):
+  assert weight_names.from_tensorflow(name) is None
+
+
+@pytest.mark.parametrize('slots', [
+    ('Adam', 'Adam_1'), ('adam_m', 'adam_v'), ('LAMB', 'LAMB_1'),
+    ('Momentum',), ('vr', 'vc')])
+def test_a_checkpoint_with_slots_loads_as_without(tmp_path, slots):
+  arrays = {}
+  for common, array in record_tf.tensors(head=True).items():
+    name, array = record_tf.tf1(common, array)
+    arrays[name] = np.ascontiguousarray(array)
+    arrays |= {f'{name}/{slot}': np.full_like(array, np.nan) for slot in slots}
+  shutil.copy(GOLDEN / 'tf1_bert' / 'bert_config.json', tmp_path)
+  write(tmp_path / 'model.ckpt-9', arrays | {
+      'beta1_power': np.float32(0.9).reshape(())})
+  sizes = hugging_face.read_config(tmp_path)
+  params, notes = hugging_face.load_parameters(tmp_path, zeros(sizes))
+  recorded, _ = hugging_face.load_parameters(GOLDEN / 'tf1_bert', zeros(sizes))
+  jax.tree.map(np.testing.assert_array_equal, params, recorded)
+  assert len(notes) == 1 and 'not read' in notes[0]
 
 
 def test_a_layer_too_many_is_refused(tmp_path):
