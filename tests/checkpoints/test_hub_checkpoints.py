@@ -65,7 +65,7 @@ def expand(row: Mapping[str, Any],
 def write(directory: pathlib.Path, row: Mapping[str, Any]) -> dict[str, int]:
   """Writes a tiny checkpoint and returns name → value of the read tensors.
 
-  Each tensor that a span model reads is filled with a number of its own. The
+  Each tensor that a span model reads is filled with another number. The
   tensors of other parts are filled with -1.
   """
   config = config_of(row)

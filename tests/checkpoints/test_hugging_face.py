@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face → our parameters: bitwise, strict."""
+"""Hugging Face checkpoints become parameters bitwise, or are refused."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def tensors() -> dict[str, np.ndarray]:
 
 
 def write(directory: pathlib.Path, arrays, **config) -> pathlib.Path:
-  """A checkpoint directory; `config` overrides fields, None removes one."""
+  """Writes a checkpoint; `config` overrides fields, and None removes one."""
   fields = json.loads((weights.TINY / 'config.json').read_text()) | config
   (directory / 'config.json').write_text(json.dumps(
       {k: v for k, v in fields.items() if v is not None}))
@@ -49,9 +49,9 @@ def assert_trees_equal(a, b) -> None:
 def test_loaded_tree_has_the_structure_and_type_of_the_template(template):
   params, _ = hugging_face.load_parameters(weights.TINY, template)
   assert jax.tree.structure(params) == jax.tree.structure(template)
-  def kinds(tree):
+  def shapes_and_types(tree):
     return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
-  assert kinds(params) == kinds(template)
+  assert shapes_and_types(params) == shapes_and_types(template)
 
 
 def test_kernels_are_transposed_and_query_key_value_are_joined(
@@ -76,7 +76,7 @@ def test_rows_of_qa_outputs_are_start_then_end(template, tensors):
   np.testing.assert_array_equal(head['end']['kernel'][:, 0], weight[1])
 
 
-def test_names_without_prefix_load_the_same(template, tensors, tmp_path):
+def test_names_without_prefix_load_equally(template, tensors, tmp_path):
   write(tmp_path, {k.removeprefix('bert.'): v for k, v in tensors.items()})
   assert_trees_equal(hugging_face.load_parameters(tmp_path, template),
                      hugging_face.load_parameters(weights.TINY, template))
@@ -116,7 +116,7 @@ def test_parts_of_other_tasks_are_skipped_and_noted(
 
 def test_layer_norm_gamma_and_beta_are_weight_and_bias(
     template, tensors, tmp_path):
-  """Has the names of bert-base-uncased, whose file keeps TensorFlow's."""
+  """Uses the names in the file of bert-base-uncased."""
   old = {k.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
       'LayerNorm.bias', 'LayerNorm.beta'): v for k, v in tensors.items()}
   assert len(old.keys() - tensors.keys()) == 14  # 2 of embeddings, 4 a layer
@@ -144,7 +144,7 @@ def test_architectures_stand_in_for_a_missing_model_type(
 
 
 @pytest.mark.parametrize('name', ['distilbert', 'electra'])
-def test_architectures_of_the_other_encoders_are_told_apart(tmp_path, name):
+def test_architectures_name_the_other_encoders_too(tmp_path, name):
   directory = shutil.copytree(weights.GOLDEN / f'tiny_{name}', tmp_path / 'x')
   path = directory / 'config.json'
   fields = json.loads(path.read_text())
@@ -187,9 +187,9 @@ def test_a_config_without_kind_and_with_a_missing_size_is_refused(
     'bert.' + QUERY, 'qa_outputs.bias', 'bert.embeddings.LayerNorm.weight'])
 def test_weights_that_are_not_finite_are_refused(
     tensors, tmp_path, value, dtype, name):
-  odd = tensors[name].astype(dtype)
-  odd.flat[[0, -1]] = value
-  write(tmp_path, tensors | {name: odd})
+  damaged = tensors[name].astype(dtype)
+  damaged.flat[[0, -1]] = value
+  write(tmp_path, tensors | {name: damaged})
   message = refusal(hugging_face.read_tensors, tmp_path)
   assert '2 weights are not finite (NaN or infinity), in ' + (
       name.removeprefix('bert.')) in message
@@ -200,7 +200,7 @@ def test_a_part_that_is_not_read_may_be_infinite(tensors, tmp_path):
   assert hugging_face.read_tensors(tmp_path)[0]
 
 
-def test_without_a_head_the_fresh_one_stays_and_is_noted(
+def test_a_checkpoint_without_a_head_leaves_the_fresh_head_with_a_note(
     template, tensors, tmp_path):
   write(tmp_path, {k: v for k, v in tensors.items() if k not in HEAD})
   params, notes = hugging_face.load_parameters(tmp_path, template)
@@ -237,7 +237,7 @@ def test_a_bias_is_kept_by_the_biased_head(tensors, tmp_path):
 
 
 @pytest.mark.parametrize('head', ['biaffine', 'layer_mix', 'shared'])
-def test_a_head_that_is_no_pair_stays_fresh_and_is_noted(head):
+def test_a_head_that_is_no_pair_stays_fresh_with_a_note(head):
   template = weights.fresh(head)
   params, notes = hugging_face.load_parameters(weights.TINY, template)
   assert len(notes) == 1 and 'dropped' in notes[0] and 'fresh' in notes[0]
@@ -308,7 +308,7 @@ def shards(directory: pathlib.Path, tensors) -> pathlib.Path:
   return directory
 
 
-def test_shards_load_the_same(template, tensors, tmp_path):
+def test_shards_give_equal_parameters(template, tensors, tmp_path):
   assert_trees_equal(
       hugging_face.load_parameters(shards(tmp_path, tensors), template),
       hugging_face.load_parameters(weights.TINY, template))
@@ -428,7 +428,7 @@ def test_a_directory_without_weights_is_refused(template, tmp_path):
     ('is_decoder', True),
     ('hidden_size', None), ('vocab_size', 0),
     ('layer_norm_eps', 'small'), ('layer_norm_eps', -1)])
-def test_config_that_is_not_this_encoders_is_refused(
+def test_a_config_of_another_encoder_is_refused(
     tensors, tmp_path, field, value):
   write(tmp_path, tensors, **{field: value})
   message = refusal(hugging_face.read_config, tmp_path)
@@ -452,7 +452,7 @@ def test_config_is_read_field_by_field(tensors, tmp_path):
               100, 32, 3, 4, 64, 40, 2, 1e-6)
 
 
-def test_without_layer_norm_eps_it_is_berts(tensors, tmp_path):
+def test_the_default_of_layer_norm_eps_is_that_of_bert(tensors, tmp_path):
   write(tmp_path, tensors, layer_norm_eps=None)
   assert hugging_face.read_config(tmp_path).layer_norm_eps == 1e-12
 
@@ -476,7 +476,7 @@ def test_a_directory_without_config_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('source', ['./nowhere', '/no/where', 'a/b/c', 'a b'])
-def test_a_path_that_is_not_there_is_no_hub_id(source, monkeypatch):
+def test_a_missing_path_is_not_taken_for_a_hub_id(source, monkeypatch):
   monkeypatch.setattr(hugging_face.huggingface_hub, 'snapshot_download',
                       lambda *a, **k: pytest.fail('asked the hub'))
   assert source in refusal(hugging_face.resolve_source, source)

@@ -1,4 +1,4 @@
-"""Checkpoints: none that is damaged is used, none that is whole is lost."""
+"""Checkpoints of a run: damaged ones are refused, undamaged ones are kept."""
 
 import errno
 import math
@@ -36,7 +36,7 @@ def value_of(store: manager.Checkpoints, step: int) -> float:
 
 @pytest.fixture(scope='module')
 def pristine(tmp_path_factory) -> pathlib.Path:
-  """Steps 1 (the best), 4 and 6."""
+  """Writes the checkpoints of steps 1 (the best), 4 and 6."""
   directory = tmp_path_factory.mktemp('run') / 'checkpoints'
   store = manager.Checkpoints(directory)
   for step, f1 in ((1, 90.0), (2, 50.0), (4, 60.0), (6, 70.0)):
@@ -70,15 +70,15 @@ FAULTS = {
 
 
 @pytest.mark.parametrize('fault', FAULTS)
-def test_damage_to_any_file_is_found_and_named(directory, fault):
+def test_damage_to_any_file_is_detected_and_named(directory, fault):
   store = manager.Checkpoints(directory, read_only=True)
   paths = [p for p in sorted((directory / '6').rglob('*')) if p.is_file()]
   assert len(paths) > 15 and not store.damage(6)
   for path in paths:
     content = path.read_bytes()
     FAULTS[fault](path)
-    found = store.damage(6)
-    assert found.startswith(f'{path.relative_to(directory / "6")}: '), path
+    damage = store.damage(6)
+    assert damage.startswith(f'{path.relative_to(directory / "6")}: '), path
     path.write_bytes(content)
   assert not store.damage(6)
   store.close()
@@ -90,12 +90,12 @@ def test_any_bit_of_a_manifest_counts(directory):
   for i in range(0, len(content), 13):
     flipped = content[i] ^ 1 << i % 8
     path.write_bytes(content[:i] + bytes([flipped]) + content[i + 1:])
-    # Few files are looked at; what it says of others must fit too.
+    # Only the files of meta/ are read, but the whole manifest is checked.
     assert manifest.find_damage(directory / '6', within='meta/').startswith(
         manifest.NAME), i
 
 
-def test_a_file_that_came_later_is_named(directory):
+def test_a_file_that_is_not_in_the_manifest_is_named(directory):
   (directory / '6' / 'params' / 'more').write_text('')
   assert manifest.find_damage(directory / '6') == (
       f'params/more: not in {manifest.NAME}')
@@ -109,7 +109,8 @@ def test_sha256sum_agrees(directory):
 @pytest.mark.parametrize('name', [
     'metrics/metrics', 'meta/metadata', manifest.NAME, '_CHECKPOINT_METADATA'])
 @pytest.mark.parametrize('fault', ['first byte', 'truncated', 'deleted'])
-def test_training_goes_on_from_the_step_before(directory, capsys, name, fault):
+def test_training_resumes_from_the_checkpoint_before(
+    directory, capsys, name, fault):
   FAULTS[fault](directory / '6' / name)
   store = manager.Checkpoints(directory)
   lines = capsys.readouterr().err.splitlines()
@@ -118,12 +119,12 @@ def test_training_goes_on_from_the_step_before(directory, capsys, name, fault):
   assert store.restore(4, params=SHAPES, optimizer={
       'step': jax.ShapeDtypeStruct((), np.int32, sharding=SHAPES['w'].sharding)
       })[2] == {'position': 4}
-  save(store, 6, f1=95.0)  # again, and the manager has not kept the old one
+  save(store, 6, f1=95.0)  # replaces the damaged checkpoint
   assert store.best == store.latest == 6 and value_of(store, 6) == 6
   store.close()
 
 
-def test_a_damaged_step_is_not_read_but_the_others_are(directory):
+def test_a_damaged_checkpoint_is_refused_and_the_others_are_read(directory):
   flip(next((directory / '6' / 'params' / 'd').iterdir()), 0.5)
   before = sorted(directory.rglob('*'))
   store = manager.Checkpoints(directory, read_only=True)
@@ -146,7 +147,7 @@ def test_damaged_metrics_do_not_make_another_step_the_best(directory):
   store.close()
 
 
-def test_steps_of_before_manifests_are_trusted(directory):
+def test_checkpoints_without_any_manifest_are_trusted(directory):
   for path in directory.rglob(manifest.NAME):
     path.unlink()
   store = manager.Checkpoints(directory, read_only=True)
@@ -154,22 +155,22 @@ def test_steps_of_before_manifests_are_trusted(directory):
   store.close()
 
 
-@pytest.mark.parametrize('odd', [math.nan, math.inf, -math.inf])
-def test_a_metric_that_is_no_number_leaves_the_best(tmp_path, odd):
+@pytest.mark.parametrize('value', [math.nan, math.inf, -math.inf])
+def test_a_metric_that_is_no_number_leaves_the_best(tmp_path, value):
   store = manager.Checkpoints(tmp_path / 'c')
-  for step, f1 in enumerate((80.0, odd, odd, 70.0, odd), 1):
+  for step, f1 in enumerate((80.0, value, value, 70.0, value), 1):
     save(store, step, f1=f1)
   assert store.best == 1 and store.steps == [1, 4, 5]
   store.close()
 
 
-def test_what_a_killed_save_left_goes(directory):
+def test_files_of_a_killed_save_are_removed(directory):
   left = directory / '8.orbax-checkpoint-tmp' / 'params.orbax-checkpoint-tmp'
   left.mkdir(parents=True)
   (left / 'd').write_text('half')
   reader = manager.Checkpoints(directory, read_only=True)
   reader.close()
-  assert left.exists()  # it may be a save of now
+  assert left.exists()  # another process may be saving it
   store = manager.Checkpoints(directory)
   assert not left.parent.exists() and store.steps == [1, 4, 6]
   save(store, 8)
@@ -177,7 +178,7 @@ def test_what_a_killed_save_left_goes(directory):
   store.close()
 
 
-def test_a_save_killed_before_its_manifest_was_not_made(
+def test_a_save_killed_before_its_manifest_does_not_count(
     directory, monkeypatch, capsys):
   store = manager.Checkpoints(directory)
   with monkeypatch.context() as patch:
@@ -200,7 +201,7 @@ FULL = ('RESOURCE_EXHAUSTED: Failed to write 571714 bytes to file 7: No space '
 @pytest.mark.parametrize('error', [
     ValueError(FULL), OSError(errno.ENOSPC, 'No space left on device')])
 @pytest.mark.parametrize('where', ['orbax', 'manifest'])
-def test_a_full_disk_is_one_line_and_leaves_what_is_whole(
+def test_a_full_disk_is_one_line_and_leaves_earlier_checkpoints(
     directory, monkeypatch, error, where):
   store = manager.Checkpoints(directory)
   def full(*_, **__):
@@ -222,7 +223,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_is_whole(
   store.close()
 
 
-def test_a_mistake_of_ours_is_no_full_disk(tmp_path):
+def test_an_error_in_the_code_is_not_reported_as_a_full_disk(tmp_path):
   store = manager.Checkpoints(tmp_path / 'c')
   with pytest.raises(ValueError) as caught:
     store.save(1, params={'w': 'text'}, optimizer={}, meta={}, metrics={})
@@ -230,7 +231,7 @@ def test_a_mistake_of_ours_is_no_full_disk(tmp_path):
   store.close()
 
 
-def test_metrics_that_come_later_are_added(directory):
+def test_metrics_of_a_later_save_are_added(directory):
   store = manager.Checkpoints(directory)
   save(store, 8)
   save(store, 8, f1=99.0)
@@ -240,10 +241,10 @@ def test_metrics_that_come_later_are_added(directory):
   assert not manifest.find_damage(directory / '8')
 
 
-def test_a_run_whose_newest_checkpoint_rots_repeats_it(tmp_path, capsys):
+def test_a_run_repeats_the_step_of_a_damaged_checkpoint(tmp_path, capsys):
   config = tiny.config(data={'eval': ''}, train={'num_steps': 3})
   train.train(config, tmp_path / 'run')
-  whole = runs.state_of(tmp_path / 'run', 3)
+  undamaged = runs.state_of(tmp_path / 'run', 3)
   flip(next((tmp_path / 'run/checkpoints/3/params/d').iterdir()), 0.5)
   capsys.readouterr()
   train.train(config, tmp_path / 'run')
@@ -251,4 +252,4 @@ def test_a_run_whose_newest_checkpoint_rots_repeats_it(tmp_path, capsys):
   assert 'checkpoint 3 is damaged' in lines
   assert 'resuming from step 2 of 3' in lines
   for name, value in runs.state_of(tmp_path / 'run', 3).items():
-    np.testing.assert_array_equal(value, whole[name], err_msg=name)
+    np.testing.assert_array_equal(value, undamaged[name], err_msg=name)

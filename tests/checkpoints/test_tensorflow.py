@@ -1,4 +1,4 @@
-"""TensorFlow checkpoints: written by TensorFlow, and by a writer of our own."""
+"""TensorFlow checkpoints, written by TensorFlow and by tests.common."""
 
 from collections.abc import Mapping
 import json
@@ -35,7 +35,7 @@ def write(prefix: pathlib.Path,
           header: bytes = b'',
           extra: bytes = b'',
           **options) -> pathlib.Path:
-  """A bundle; `extra` is added to every entry, `header` to the header."""
+  """Writes a bundle; entries end with `extra`, the header with `header`."""
   data = [b''] * shards
   rows = {b'': tensorflow_lib.field(1, shards) + header}
   for n, (name, array) in enumerate(arrays.items()):
@@ -87,23 +87,23 @@ def read(prefix: pathlib.Path) -> dict[str, np.ndarray]:
 }, {
     'shards': 3
 }])
-def test_what_a_bundle_holds_is_read_to_the_bit(tmp_path, options):
-  found = read(write(tmp_path / 'model.ckpt-7', ARRAYS, **options))
-  assert found.keys() == ARRAYS.keys()
+def test_the_tensors_of_a_bundle_are_read_bitwise(tmp_path, options):
+  loaded = read(write(tmp_path / 'model.ckpt-7', ARRAYS, **options))
+  assert loaded.keys() == ARRAYS.keys()
   for name, value in ARRAYS.items():
-    assert found[name].dtype == value.dtype
-    np.testing.assert_array_equal(found[name], value)
+    assert loaded[name].dtype == value.dtype
+    np.testing.assert_array_equal(loaded[name], value)
 
 
 def test_any_flipped_bit_or_cut_of_the_index_is_an_error(tmp_path):
   path = write(tmp_path / 'm', {
       'a': np.ones(3, np.float32)
   }).with_name('m.index')
-  whole = path.read_bytes()
+  content = path.read_bytes()
   index = tensorflow.read_index(tmp_path / 'm')
   harmless = 0
-  for n in range(8 * len(whole)):
-    damaged = bytearray(whole)
+  for n in range(8 * len(content)):
+    damaged = bytearray(content)
     damaged[n // 8] ^= 1 << n % 8
     path.write_bytes(damaged)
     try:
@@ -111,23 +111,23 @@ def test_any_flipped_bit_or_cut_of_the_index_is_an_error(tmp_path):
       harmless += 1
     except errors.UserError as e:
       assert str(path) in str(e) and '\n' not in str(e)
-  # The block of metadata, which is empty, its handle, and the padding.
+  # No checksum covers the empty block of metadata, its handle, the padding.
   assert harmless <= 8 * (40 + 13)
-  for size in range(len(whole)):
-    path.write_bytes(whole[:size])
+  for size in range(len(content)):
+    path.write_bytes(content[:size])
     assert 'not a whole index' in refusal(tensorflow.read_index, tmp_path / 'm')
 
 
 def test_any_flipped_bit_or_cut_of_the_data_is_an_error(tmp_path):
   prefix = write(tmp_path / 'm', {'a/b': np.arange(4, dtype=np.float32)})
   path = tmp_path / 'm.data-00000-of-00001'
-  whole = path.read_bytes()
-  for n in range(8 * len(whole)):
-    damaged = bytearray(whole)
+  content = path.read_bytes()
+  for n in range(8 * len(content)):
+    damaged = bytearray(content)
     damaged[n // 8] ^= 1 << n % 8
     path.write_bytes(damaged)
     assert 'a/b is damaged (its checksum' in refusal(read, prefix)
-  path.write_bytes(whole[:-1])
+  path.write_bytes(content[:-1])
   assert 'the file ends before it' in refusal(read, prefix)
   path.unlink()
   assert str(path) in refusal(read, prefix)
@@ -171,19 +171,19 @@ def test_any_flipped_bit_or_cut_of_the_data_is_an_error(tmp_path):
      }, 'a number without end'), ({
          'compression': 2
      }, 'compression 2')])
-def test_what_no_checksum_guards_is_checked(tmp_path, options, message):
+def test_fields_without_a_checksum_are_checked(tmp_path, options, message):
   prefix = write(tmp_path / 'm', {'a': np.ones(3, np.float32)}, **options)
   assert message in refusal(read, prefix)
 
 
-def test_many_tensors_of_the_same_bytes_are_refused(tmp_path):
-  same = tensorflow_lib.field(4, 0) + tensorflow_lib.field(
-      1, 1)  # float32 at the file's begin
+def test_tensors_that_overlap_in_a_short_file_are_refused(tmp_path):
+  first_bytes = tensorflow_lib.field(4, 0) + tensorflow_lib.field(
+      1, 1)  # offset 0, float32
   prefix = write(tmp_path / 'm', {
       'a': np.ones(3, np.float32),
       'b': np.ones(3, np.float32)
   },
-                 extra=same)
+                 extra=first_bytes)
   assert len(read(prefix)) == 2
   path = tmp_path / 'm.data-00000-of-00001'
   path.write_bytes(path.read_bytes()[:12])
@@ -214,19 +214,19 @@ def test_a_missing_index_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(('release', 'head'), RELEASES.items())
-def test_a_bert_of_tensorflow_is_read_to_the_bit(release, head):
-  found, notes = hugging_face.read_tensors(GOLDEN / release)
+def test_a_bert_of_tensorflow_is_read_bitwise(release, head):
+  loaded, notes = hugging_face.read_tensors(GOLDEN / release)
   expected = record_tf.tensors(head)
-  assert found.keys() == expected.keys()
+  assert loaded.keys() == expected.keys()
   for name, value in expected.items():
-    assert found[name].dtype == np.float32
-    np.testing.assert_array_equal(found[name], value, err_msg=name)
-  assert hugging_face.stored_head(found) == ('biased' if head else '')
+    assert loaded[name].dtype == np.float32
+    np.testing.assert_array_equal(loaded[name], value, err_msg=name)
+  assert hugging_face.stored_head(loaded) == ('biased' if head else '')
   assert len(notes) == 1 and 'not read' in notes[0]
 
 
 def zeros(sizes):
-  """Parameters of the biased head on an encoder of these sizes."""
+  """Returns zero parameters of the biased head on an encoder of `sizes`."""
   model = qa.QAModel(sizes, heads.HEADS['biased']())
   return jax.tree.map(
       lambda x: np.zeros(x.shape, x.dtype),
@@ -264,12 +264,12 @@ def test_a_bert_of_tensorflow_fits_our_model(release, head):
      ('bert/encoder/layer_3/adapter/kernel', 'encoder.layer.3.adapter.weight'),
      ('bert/embeddings/word_projection', 'bert/embeddings/word_projection'),
      ('bert/pooler/dense/bias', None), ('global_step', None)])
-def test_names_of_either_generation_are_known(name, common):
+def test_names_of_both_generations_become_common_names(name, common):
   assert weight_names.from_tensorflow(name) == common
 
 
 # Suffixes under which optimizers store their slots beside a variable: those of
-# tf.train (Adam, Momentum, Adagrad, Adadelta, RMSProp, Ftrl), BERT's own
+# tf.train (Adam, Momentum, Adagrad, Adadelta, RMSProp, Ftrl), BERT's
 # optimizer, LAMB, Adafactor in its two generations, moving averages, Keras.
 SLOTS = ('Adam', 'Adam_1', 'adam_m', 'adam_v', 'Momentum', 'Adagrad',
          'Adadelta', 'Adadelta_1', 'RMSProp', 'RMSProp_1', 'Ftrl', 'Ftrl_1',
@@ -324,7 +324,7 @@ def test_a_checkpoint_with_slots_loads_as_without(tmp_path, slots):
   assert len(notes) == 1 and 'not read' in notes[0]
 
 
-def test_a_layer_too_many_is_refused(tmp_path):
+def test_a_layer_that_the_config_does_not_have_is_refused(tmp_path):
   directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
   path = directory / 'bert_config.json'
   path.write_text(
@@ -348,7 +348,7 @@ def test_a_missing_file_is_named(tmp_path, remove, message):
 
 
 @pytest.mark.parametrize('package', ['cramjam', 'google_crc32c'])
-def test_missing_extra_is_named(tmp_path, monkeypatch, package):
+def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
   monkeypatch.delitem(sys.modules, 'qa_jax.checkpoints.tensorflow')
   monkeypatch.delattr(checkpoints, 'tensorflow')
   monkeypatch.setitem(sys.modules, package, None)

@@ -1,4 +1,4 @@
-"""The recorded Hugging Face checkpoints, and models and parameters for them."""
+"""Recorded Hugging Face checkpoints, with models and parameters for them."""
 
 import pathlib
 
