@@ -226,9 +226,10 @@ def _check_finite(tensors: Arrays, directory: pathlib.Path) -> None:
                                           )).sum()))}
   if odd:
     raise errors.UserError(
-        f'{directory}: {sum(odd.values())} weights are not finite (NaN or '
-        f'infinity), in {_first_names(list(odd))}: the file is damaged or the '
-        'training diverged; fetch it again or choose another checkpoint')
+        f'{directory}: weights are not finite (NaN or infinity): '
+        f'{sum(odd.values())} in {_first_names(list(odd))}; the file is '
+        'damaged or the training diverged: fetch it again or choose another '
+        'checkpoint')
 
 
 def _import_tensorflow(directory: pathlib.Path) -> types.ModuleType:

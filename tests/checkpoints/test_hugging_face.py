@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_refused(
   damaged.flat[[0, -1]] = value
   write(tmp_path, tensors | {name: damaged})
   message = refusal(hugging_face.read_tensors, tmp_path)
-  assert '2 weights are not finite (NaN or infinity), in ' + (
+  assert 'weights are not finite (NaN or infinity): 2 in ' + (
       name.removeprefix('bert.')) in message
 
 
