@@ -26,13 +26,31 @@ def einsum(spec: str, a: jax.Array, b: jax.Array,
 
 def _product(spec, a, b, dtype):
   a, b = a.astype(dtype), b.astype(dtype)
-  if dtype == jnp.bfloat16 and jax.default_backend() == 'cpu':
-    return _native(spec, _as_laid_out(a), _as_laid_out(b))
-  return _einsum(spec, a, b)
+  plain = functools.partial(_einsum, spec)
+  if dtype != jnp.bfloat16:
+    return plain(a, b)
+  # Decided when the program is lowered: an exported one has another platform.
+  return jax.lax.platform_dependent(
+      a, b, cpu=lambda a, b: _native(spec, _as_laid_out(a), _as_laid_out(b)),
+      default=plain)
 
 
 def _einsum(spec, a, b):
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32,
+                    precision=float32_precision(a.dtype))
+
+
+def float32_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+  """Returns the precision with which a product of `dtype` is exact float32.
+
+  JAX's default rounds float32 operands to TF32 on an Ampere or later GPU and to
+  bfloat16 on a TPU. Who prefers that speed sets JAX's own option
+  `jax_default_matmul_precision` (JAX_DEFAULT_MATMUL_PRECISION), which then
+  holds here, too.
+  """
+  if dtype != jnp.float32 or jax.config.jax_default_matmul_precision:
+    return None
+  return jax.lax.Precision.HIGHEST
 
 
 def _native(spec, a, b):

@@ -81,7 +81,13 @@ class QAModel(nn.Module):
       layers = tuple(packed.unpack(x, attention_mask) for x in layers)
     else:
       layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
-    return self.head(HeadInput(layers, context_mask, gold_start))
+    return self._score(HeadInput(layers, context_mask, gold_start))
+
+  def _score(self, inputs: HeadInput) -> SpanScores:
+    # A head that a user wrote need not know what TF32 does to its products.
+    chosen = jax.config.jax_default_matmul_precision
+    with jax.default_matmul_precision(chosen or 'highest'):
+      return self.head(inputs)
 
   def by_layer(
       self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
@@ -95,9 +101,9 @@ class QAModel(nn.Module):
     """
     layers = self.encoder(token_ids, token_type_ids, attention_mask)
     count, batch = len(layers), token_ids.shape[0]
-    by_layer = self.head(HeadInput(
+    by_layer = self._score(HeadInput(
         (jnp.concatenate(layers),) * count, jnp.tile(context_mask, (count, 1))))
-    return (self.head(HeadInput(layers, context_mask)),
+    return (self._score(HeadInput(layers, context_mask)),
             by_layer.start.reshape(count, batch, -1),
             by_layer.end.reshape(count, batch, -1))
 

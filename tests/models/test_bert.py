@@ -5,10 +5,10 @@ Glossary of shapes: B batch, L length, D hidden size, N layers.
 
 import dataclasses
 import pathlib
+import re
 
 import flax.traverse_util
 import jax
-import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -193,27 +193,29 @@ def test_bfloat16_is_near_float32_and_returns_float32(golden, params):
   assert error.mean() < 0.008
 
 
+@pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_every_product_takes_the_compute_dtype_and_gives_float32(
-    golden, params, dtype):
+    golden, params, dtype, platform):
   encoder = bert.BertEncoder(hugging_face.read_config(TINY),
                              compute_dtype=dtype)
-  program = jax.make_jaxpr(
-      lambda p, a: encoder.apply({'params': p}, **a))(
-          params['encoder'], inputs(golden))
-
-  def products(jaxpr):
-    for equation in jaxpr.eqns:
-      if equation.primitive.name == 'dot_general':
-        yield equation
-      for inner in jax.extend.core.jaxprs_in_params(equation.params):
-        yield from products(inner)
-
-  equations = list(products(program.jaxpr))
-  assert len(equations) == 3 * 6  # layers × (QKV, scores, values, 3 outputs)
-  for equation in equations:
-    assert {v.aval.dtype for v in equation.invars} == {jnp.dtype(dtype)}
-    assert equation.outvars[0].aval.dtype == jnp.float32
+  program = jax.jit(lambda p, a: encoder.apply({'params': p}, **a)).trace(
+      params['encoder'], inputs(golden)).lower(
+          lowering_platforms=(platform,)).as_text()
+  products = re.findall('stablehlo.dot_general.*', program)
+  # QKV, scores, values, 3 outputs, in one function for all layers; a CPU has
+  # the values in a layout of its own, and no other platform has that.
+  assert len(products) == 6
+  barriers = program.count('optimization_barrier')
+  assert (barriers > 0) == (platform == 'cpu' and dtype == jnp.bfloat16)
+  name = {jnp.float32: 'f32', jnp.bfloat16: 'bf16'}[dtype]
+  for product in products:
+    types = re.search(r': \((.*)\) -> (.*)', product)
+    assert types[1].count(f'x{name}>') == 2, product
+    assert types[2].endswith('xf32>'), product
+    # TF32 and bfloat16 passes would be float32 by name only.
+    assert ('precision = [HIGHEST, HIGHEST]' in product) == (
+        dtype == jnp.float32), product
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])

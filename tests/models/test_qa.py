@@ -1,11 +1,16 @@
 """Tests of encoder and head: the scores of a window depend on it alone."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
 
+from qa_jax import heads
+from qa_jax import span_scores
 from qa_jax.models import qa
 from qa_jax.training import trainer as trainer_lib
+from tests.common import heads as heads_lib
 from tests.common import tiny
 
 
@@ -66,3 +71,26 @@ def test_padding_rows_and_columns_change_no_score(trainer, score, batch):
                 scores.end * batch['attention_mask']),
                (padded.start[:8, :64] * batch['attention_mask'],
                 padded.end[:8, :64] * batch['attention_mask']))
+
+
+@pytest.mark.parametrize('head', sorted(heads.HEADS))
+def test_float32_products_are_not_rounded_on_a_gpu(trainer, batch, head):
+  model = trainer.model.clone(head=heads_lib.build_head(head))
+  inputs = {**qa.model_inputs(batch), 'gold_start': np.full(8, 5)}
+
+  def total(params):
+    scores = model.apply({'params': params}, **inputs)
+    return (span_scores.band(scores, batch['context_mask'], 8).sum()
+            + scores.null_score.sum())
+
+  def products(setting):
+    with jax.default_matmul_precision(setting):
+      program = jax.jit(jax.grad(total)).trace(qa.zero_params(model)).lower(
+          lowering_platforms=('cuda',)).as_text()
+    return re.findall('stablehlo.dot_general.*', program)
+
+  assert products(None)
+  for product in products(None):
+    assert 'precision = [HIGHEST, HIGHEST]' in product, product
+  # JAX's own option is the way to choose TF32.
+  assert not any('HIGHEST' in p for p in products('tensorfloat32'))

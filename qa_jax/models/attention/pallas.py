@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from qa_jax import span_scores
 from qa_jax.models import dropout
+from qa_jax.models import matmul
 from qa_jax.models.attention import base
 from qa_jax.models.attention.base import Drop
 from qa_jax.models.attention.base import Visible
@@ -242,4 +243,5 @@ def _factor(rate, seeds_ref, head, i, j, tile):
 def _product(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
   """Computes the sum over axis i of a and axis j of b, in float32."""
   return jax.lax.dot_general(
-      a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32)
+      a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32,
+      precision=matmul.float32_precision(a.dtype))
