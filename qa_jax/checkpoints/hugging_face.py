@@ -42,7 +42,8 @@ TABLE = {
     LAYER + 'output.LayerNorm': OURS + 'mlp/layer_norm',
 }
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
-           'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+           'vocab.txt', 'tokenizer.json', 'tokenizer_config.json',
+           'special_tokens_map.json', 'added_tokens.json')
 QKV = ('query', 'key', 'value')  # their order in query_key_value
 # The parameters of a head that Hugging Face can store as `qa_outputs`.
 PAIRS = ({'start/kernel', 'end/kernel'},

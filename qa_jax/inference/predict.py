@@ -17,6 +17,7 @@ from qa_jax import registry
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.inference import decode as decode_lib
@@ -150,7 +151,7 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
     if note:
       console.say(note)
   model = build.build_model(config, sizes)
-  _check_fits(model, config)
+  _check_fits(model, config, tokenizer)
   shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
   params = run.read_parameters(checkpoint, shapes)
   config, calibration = (_calibrate(config, run, checkpoint, overrides)
@@ -171,7 +172,7 @@ def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,
     console.say(note)
   config = _override(checkpoint.config, overrides)
   model = checkpoint.model.clone(attention=config.model.attention)
-  _check_fits(model, config)
+  _check_fits(model, config, checkpoint.tokenizer)
   return QA(model, checkpoint.params, checkpoint.tokenizer, config)
 
 
@@ -208,8 +209,10 @@ def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
       config.decode, null_threshold=calibration.threshold)), calibration
 
 
-def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
+def _check_fits(model: qa.QAModel, config: config_lib.Config,
+                tokenizer: tokenizer_lib.Tokenizer) -> None:
   build.check_positions(config, model.config)
+  windows_lib.check_limit(config.data.max_length, tokenizer)
   build.check_attention(config, model.config, training=False)
   build.check_decode(config.decode, model.head, registry.build(
       objectives.OBJECTIVES, config.objective, what='objective'))

@@ -52,7 +52,8 @@ def read_pretrained(source: str) -> Pretrained:
         "the checkpoint's head has a bias: it is read as the head 'biased'")
   fields: dict[str, dict[str, Any]] = {
       'data': {'lowercase': tokenizer.lowercase,
-               'max_length': min(384, sizes.max_position)},
+               'max_length': min(384, sizes.max_position,
+                                 tokenizer.max_length or 384)},
       'model': {'preset': '', 'init_from': source,
                 'head': head or 'independent'}, 'train': {'num_steps': 1}}
   for group, values in _read_carried(directory).items():

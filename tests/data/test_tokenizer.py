@@ -7,6 +7,7 @@ import hypothesis
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+import tokenizers
 
 from qa_jax import errors
 from qa_jax.data import tokenizer
@@ -107,9 +108,9 @@ def test_saved_vocabulary_loads_equal(words, tmp_path):
 
 
 def test_tokenizer_json_loads_without_its_truncation(words, tmp_path):
-  (tmp_path / 'tokenizer.json').write_text(json.dumps({
-      'truncation': {'max_length': 2}, 'normalizer': {'lowercase': True},
-      'model': {'type': 'WordPiece', 'vocab': words.index}}))
+  whole = tokenizers.Tokenizer.from_str(words.to_json())
+  whole.enable_truncation(2)
+  whole.save(str(tmp_path / 'tokenizer.json'))
   loaded = tokenizer.read_tokenizer(tmp_path)
   assert loaded == words
   assert len(loaded.encode([TEXTS[0]]).ids) > 2
