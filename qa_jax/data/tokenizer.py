@@ -474,10 +474,7 @@ def _add_tokens(library: tokenizers.Tokenizer, about: dict[str, Any],
   extra, path = {}, directory / 'tokenizer_config.json'
   decoder = about.get('added_tokens_decoder')
   for source in (about, {} if decoder is not None else names):
-    for token in source.get('additional_special_tokens') or ():
-      token = _added_token(
-          token if isinstance(token, dict) else {'content': token}, path,
-          special=True)
+    for token in _extra_tokens(source, path):
       extra[token.content] = token
   rows = decoder or {}
   if decoder is None:
@@ -506,6 +503,23 @@ def _add_tokens(library: tokenizers.Tokenizer, about: dict[str, Any],
       set(map(str, split)) <= {*special, *extra},
       f'{directory / "tokenizer_config.json"}: never_split='
       f'{reprlib.repr(split)} is not supported; add its words as tokens')
+
+
+def _extra_tokens(source: dict[str, Any], path: pathlib.Path
+                  ) -> list[tokenizers.AddedToken]:
+  """Returns the special tokens without a role, by their names in both APIs.
+
+  `extra_special_tokens` is a list in transformers 5 and a dict in 4.57.
+  """
+  out = []
+  for name in ('additional_special_tokens', 'extra_special_tokens'):
+    tokens = source.get(name) or []
+    errors.require(isinstance(tokens, (list, dict)),
+                   f'{path}: {name} is {reprlib.repr(tokens)}, expected a list')
+    out += [_added_token(t if isinstance(t, dict) else {'content': t}, path,
+                         special=True)
+            for t in (tokens.values() if isinstance(tokens, dict) else tokens)]
+  return out
 
 
 def _added_token(fields: Any, path: pathlib.Path,

@@ -216,6 +216,18 @@ def test_added_tokens_are_matched(kinds):
   assert 'covid-19' not in tokens(kinds['sequence'], 'ccovid-19')
 
 
+@pytest.mark.parametrize('settings', [
+    {'additional_special_tokens': ['[E1]']},
+    {'additional_special_tokens': [{'content': '[E1]', 'normalized': True}]},
+    {'extra_special_tokens': ['[E1]']}, {'extra_special_tokens': {'a': '[E1]'}},
+    {'added_tokens_decoder': {'6': {'content': '[E1]', 'special': True}}}])
+def test_a_token_beside_the_vocabulary_gets_the_next_id(tmp_path, settings):
+  (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n')
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+  wordpiece = tokenizer.read_tokenizer(tmp_path)
+  assert wordpiece.encode(['a[E1]b']).ids.tolist() == [4, 6, 5]
+
+
 def test_spaces_beside_an_added_token_are_not_in_its_span(kinds):
   ids, offsets = rows(kinds['flags'].encode(['b \n strip  b']))[0]
   assert kinds['flags'].vocab[ids[1]] == 'strip'
@@ -372,6 +384,8 @@ TOKEN = {'content': 'x', 'single_word': False}
      {'added_tokens_decoder': {'9': TOKEN | {'content': 'n e w'}}}, 'id 9'),
     ('uncased', 'tokenizer_config',
      {'additional_special_tokens': [3]}, 'not an added token'),
+    ('uncased', 'tokenizer_config', {'extra_special_tokens': 'x'},
+     'expected a list'),
     ('uncased', 'added_tokens', {'n e w': 10**6}, 'id 1000000'),
     ('uncased', 'added_tokens', {'n e w': 'x'}, "is 'x'"),
     ('added', 'tokenizer_config', {'cls_token': '[CLS]'}, 'cls_token is'),
