@@ -77,8 +77,9 @@ class Tokenizer:
     if missing:
       raise errors.UserError(
           f'vocabulary of {len(self.vocab)} entries lacks '
-          f'{", ".join(missing)}: it is not a BERT WordPiece vocabulary, or '
-          'tokenizer_config.json lacks the names of its special tokens')
+          f'{", ".join(map(_shown, missing))}: it is not a BERT WordPiece '
+          'vocabulary, or tokenizer_config.json lacks the names of its special '
+          'tokens')
 
   @functools.cached_property
   def index(self) -> dict[str, int]:
@@ -187,6 +188,8 @@ class Tokenizer:
                   for theirs, ours in NORMALIZER.items()}
       else:
         about['tokenizer_class'] = 'PreTrainedTokenizerFast'
+        about['model_input_names'] = [  # transformers 5 has no types by default
+            'input_ids', 'token_type_ids', 'attention_mask']
         pieces = []
       extra = [t['content'] for t in whole['added_tokens']
                if t['special'] and t['content'] not in self.special]
@@ -199,6 +202,12 @@ class Tokenizer:
     if pieces and not any('\n' in t or '\r' in t for t in pieces):
       files.write_text(directory / 'vocab.txt', '\n'.join(pieces) + '\n')
     files.write_json(directory / 'tokenizer_config.json', about)
+
+
+def _shown(token: str) -> str:
+  """Returns a token for a message of one line, shortened."""
+  return token if token.isprintable() and len(token) < 40 else (
+      reprlib.repr(token))
 
 
 def attach_marks(offsets: np.ndarray, marks: np.ndarray) -> np.ndarray:
@@ -420,8 +429,9 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
       if source.get(role) is not None:
         stored.append(check_text(token, f'{directory / name}: {role}'))
     errors.require(
-        len(set(stored)) < 2, f'{directory}: {role} is {" and ".join(stored)} '
-        'in tokenizer_config.json and special_tokens_map.json; correct one')
+        len(set(stored)) < 2,
+        f'{directory}: {role} is {" and ".join(map(_shown, stored))} in '
+        'tokenizer_config.json and special_tokens_map.json; correct one')
     special.append(stored[0] if stored else used.get(role) or standard)
   return tuple(special)
 
@@ -476,19 +486,20 @@ def _add_tokens(library: tokenizers.Tokenizer, about: dict[str, Any],
   for source in (about, {} if decoder is not None else names):
     for token in _extra_tokens(source, path):
       extra[token.content] = token
-  rows = decoder or {}
+  present = library.get_added_tokens_decoder()
+  rows = [*(decoder or {}).items()]
   if decoder is None:
     path = directory / 'added_tokens.json'
-    rows = {i: {'content': token, 'special': token in {*extra, *special}}
-            for token, i in numbered.items()
-            if i not in library.get_added_tokens_decoder()}
+    rows = [(i, {'content': token, 'special': token in {*extra, *special}})
+            for token, i in numbered.items()]
   added = {}
-  for i, fields in rows.items():
+  for i, fields in rows:
     errors.require(
-        isinstance(i, int) or i.isdecimal(),
-        f'{path}: the id of {reprlib.repr(fields)} is {i!r}, not an integer')
-    added[int(i)] = _added_token(fields, path)
-  present = library.get_added_tokens_decoder()
+        type(i) is int or (type(i) is str and re.fullmatch('[0-9]{1,9}', i)),
+        f'{path}: the id of {reprlib.repr(fields)} is {reprlib.repr(i)}, '
+        'expected a whole number')
+    if decoder is not None or i not in present:
+      added[int(i)] = _added_token(fields, path)
   new = [token for i, token in sorted(added.items())
          if repr(present.get(i)) != repr(token)
          and not (token.content in special
@@ -558,9 +569,10 @@ def _check_layout(library: tokenizers.Tokenizer, special: tuple[str, ...],
       pair.tokens == [first, *a, separator, *b, separator]
       and pair.type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1),
       f'{directory / "tokenizer.json"}: its post_processor makes '
-      f'{" ".join(pair.tokens)} with token types {pair.type_ids} of the pair '
-      f'(a, b); only {first} A {separator} B {separator} with token types 0 '
-      'and 1 is supported')
+      f'{" ".join(map(_shown, pair.tokens))} with token types '
+      f'{pair.type_ids} of the pair (a, b); only {_shown(first)} A '
+      f'{_shown(separator)} B {_shown(separator)} with token types 0 and 1 is '
+      'supported')
 
 
 def _vocabulary(library: tokenizers.Tokenizer,

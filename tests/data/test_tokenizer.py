@@ -377,7 +377,7 @@ TOKEN = {'content': 'x', 'single_word': False}
     ('uncased', 'tokenizer_config', {'cls_token': '<x>'}, 'lacks <x>'),
     ('uncased', 'tokenizer_config', {'added_tokens_decoder': []}, 'a dict'),
     ('uncased', 'tokenizer_config', {'added_tokens_decoder': {'a': TOKEN}},
-     "the id of .* is 'a'"),
+     "the id of .* is 'a', expected"),
     ('uncased', 'tokenizer_config', {'added_tokens_decoder': {'9': {}}},
      'not an added token'),
     ('uncased', 'tokenizer_config',

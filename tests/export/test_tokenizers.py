@@ -152,7 +152,9 @@ def test_a_settings_file_tells_transformers_the_tokenizer(kinds, tmp_path):
       'stripped': {'do_lower_case': False, 'strip_accents': True},
       'joined': {'tokenize_chinese_chars': False},
       'added': {'cls_token': '<s>', 'additional_special_tokens': ['[E1]']},
-      'sequence': {'tokenizer_class': 'PreTrainedTokenizerFast'}}
+      'sequence': {'tokenizer_class': 'PreTrainedTokenizerFast',
+                   'model_input_names': ['input_ids', 'token_type_ids',
+                                         'attention_mask']}}
   for kind, settings in expected.items():
     hugging_face.write_tokenizer(kinds[kind], 64, tmp_path / kind)
     about = files.read_object(tmp_path / kind / 'tokenizer_config.json')
