@@ -292,7 +292,10 @@ def test_tokenizer_json_loads_without_its_truncation(trained, tmp_path):
     ({'strip_accents': True}, ['CAFE']), ({'strip_accents': None}, ['CAFÉ'])])
 def test_settings_override_the_normalizer_of_tokenizer_json(
     tmp_path, settings, expected):
-  """BertTokenizerFast of transformers 4.57 gives them the same precedence."""
+  """BertTokenizerFast of transformers gives them this precedence, too.
+
+  Without a setting it takes its default, whatever tokenizer.json has.
+  """
   cased = tokenizer.Tokenizer(
       (*tokenizer.SPECIAL, 'CAFÉ', 'café', 'cafe', 'CAFE'), False)
   (tmp_path / 'tokenizer.json').write_text(cased.to_json())
