@@ -91,7 +91,8 @@ class Data:
   window_overlap: int = 128
   # Length in tokens to which a question is cut.
   max_question_length: int = 64
-  # Whether the tokenizer lower-cases text and strips its accents.
+  # Whether the tokenizer lower-cases text. A learned tokenizer then strips
+  # accents, too; a tokenizer of a checkpoint has its own setting for them.
   lowercase: bool = True
   # Directory with vocab.txt or tokenizer.json, or a run directory. '' takes
   # the vocabulary of model.init_from, or learns one from data.train.

@@ -31,7 +31,8 @@ def vocabulary_source(config: config_lib.Config, source: pathlib.Path | None,
   both are missing, returns the settings of a vocabulary to learn.
 
   Raises:
-    UserError: the directory is missing or has no usable vocabulary.
+    UserError: the directory is missing or has no usable vocabulary, or its
+      model_max_length is less than config.data.max_length.
   """
   directory = pathlib.Path(config.data.vocab) if config.data.vocab else source
   if directory is None:
@@ -43,7 +44,9 @@ def vocabulary_source(config: config_lib.Config, source: pathlib.Path | None,
         'vocab.txt or tokenizer.json')
   if RunDirectory(directory).is_run():
     directory = directory / 'tokenizer'
-  return tokenizer_lib.read_tokenizer(directory, config.data.lowercase)
+  tokenizer = tokenizer_lib.read_tokenizer(directory, config.data.lowercase)
+  windows.check_limit(config.data.max_length, tokenizer)
+  return tokenizer
 
 
 def load_tokenizer(config: config_lib.Config, source: pathlib.Path | None,

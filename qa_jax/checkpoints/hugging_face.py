@@ -43,7 +43,8 @@ TABLE = {
     LAYER + 'output.LayerNorm': OURS + 'mlp/layer_norm',
 }
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
-           'vocab.txt', 'tokenizer.json', 'tokenizer_config.json')
+           'vocab.txt', 'tokenizer.json', 'tokenizer_config.json',
+           'special_tokens_map.json', 'added_tokens.json')
 # The program that the refusal of pickled weights advises: it is never run here.
 CONVERT = (
     'import pathlib, sys, torch, safetensors.torch; '

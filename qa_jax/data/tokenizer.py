@@ -1,7 +1,13 @@
 """WordPiece tokenizers with character offsets into the original text.
 
-No special token is registered with the library `tokenizers`, so "[SEP]" in a
-user's text is tokenised as text and never becomes the separator token.
+The library `tokenizers` normalises, splits and matches. A tokenizer is read
+from the files that transformers writes, and written to them again.
+
+Padding, unknown, first, separator and mask token are never matched in a text,
+so "[SEP]" in a user's text is tokenised as text and never becomes the separator
+token. Other added tokens are matched, as in transformers.
+
+Glossary of shapes: T tokens, N characters of a text.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +15,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import pathlib
 import re
 import reprlib
@@ -22,6 +29,19 @@ from qa_jax.data.examples import check_text
 from qa_jax.io import files
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+ROLES = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
+# Settings of tokenizer_config.json that transformers gives to BertNormalizer.
+NORMALIZER = {'do_lower_case': 'lowercase', 'strip_accents': 'strip_accents',
+              'tokenize_chinese_chars': 'handle_chinese_chars'}
+# Values of other settings that BERT's tokenizer has; there is no code for
+# further values.
+SUPPORTED = {'do_basic_tokenize': (None, True), 'clean_text': (None, True),
+             'word_tokenizer_type': (None, 'basic'),
+             'subword_tokenizer_type': (None, 'wordpiece')}
+# Classes whose vocab.txt is read like that of BertTokenizer.
+CLASSES = (None, *(f'{name}Tokenizer{fast}' for fast in ('', 'Fast')
+                   for name in ('Bert', 'DistilBert', 'Electra')))
+UNLIMITED = 10**9  # transformers writes 10**30 if the length has no limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,110 +59,311 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """BERT's WordPiece (Devlin et al., 2019), its vocabulary in id order."""
+  """A WordPiece tokenizer and its vocabulary in id order.
 
-  vocab: tuple[str, ...]
+  Without a definition it is BERT's (Devlin et al., 2019).
+  """
+
+  vocab: tuple[str, ...]  # added tokens included
   lowercase: bool
+  # The tokenizer.json of a tokenizer that differs from BERT's in more than the
+  # other fields; '' if there is no such difference.
+  definition: str = ''
+  special: tuple[str, ...] = SPECIAL  # tokens in the order of ROLES
+  max_length: int | None = None  # tokens of a window, model_max_length
 
   def __post_init__(self):
-    missing = [t for t in SPECIAL[:4] if t not in self.index]
+    missing = [t for t in self.special[:4] if t not in self.index]
     if missing:
       raise errors.UserError(
           f'vocabulary of {len(self.vocab)} entries lacks '
-          f'{", ".join(missing)}: it is not a BERT WordPiece vocabulary')
+          f'{", ".join(map(_shown, missing))}: it is not a BERT WordPiece '
+          'vocabulary, or tokenizer_config.json lacks the names of its special '
+          'tokens')
 
   @functools.cached_property
   def index(self) -> dict[str, int]:
     return {token: i for i, token in enumerate(self.vocab)}
 
-  pad_id = property(lambda self: self.index['[PAD]'])
-  cls_id = property(lambda self: self.index['[CLS]'])
-  sep_id = property(lambda self: self.index['[SEP]'])
+  pad_id = property(lambda self: self.index[self.special[0]])
+  cls_id = property(lambda self: self.index[self.special[2]])
+  sep_id = property(lambda self: self.index[self.special[3]])
 
   @property
   def fingerprint(self) -> str:
     text = '\n'.join(self.vocab) + f'\nlowercase={self.lowercase}'
+    if (self.definition, self.special) != ('', SPECIAL):
+      text += repr((self.definition, self.special))
     return hashlib.sha256(text.encode()).hexdigest()
 
   @functools.cached_property
-  def _wordpiece(self) -> tokenizers.Tokenizer:
-    return _pipeline(self.index, self.lowercase)
+  def _library(self) -> tokenizers.Tokenizer:
+    library = tokenizers.Tokenizer.from_str(self.closed_json())
+    library.encode_special_tokens = True
+    return library
+
+  @functools.cached_property
+  def _removes(self) -> Callable[[str], bool]:
+    """The test whether the normaliser removes a character, but no space."""
+    normalizer = self._library.normalizer
+    return functools.cache(lambda c: bool(
+        normalizer and not c.isspace() and not normalizer.normalize_str(c)))
 
   def encode(self, texts: Sequence[str],
              progress: Callable[[int], None] | None = None) -> Ragged:
     """Tokenises texts without special tokens; `progress` gets the count."""
     ids, offsets, lengths = [], [], [0]
     for begin in range(0, len(texts), 1024):
-      for enc in self._wordpiece.encode_batch(
-          list(texts[begin:begin + 1024]), add_special_tokens=False):
+      part = list(texts[begin:begin + 1024])
+      for text, enc in zip(part, self._library.encode_batch(
+          part, add_special_tokens=False), strict=True):
         ids.append(np.array(enc.ids, np.int32))
-        offsets.append(np.fromiter(itertools.chain.from_iterable(enc.offsets),
-                                   np.int32, 2 * len(ids[-1])))
+        offsets.append(self._whole(text, np.fromiter(
+            itertools.chain.from_iterable(enc.offsets), np.int32,
+            2 * len(ids[-1])).reshape(-1, 2)))
         lengths.append(len(ids[-1]))
       if progress:
         progress(len(ids))
-    empty = [np.zeros(0, np.int32)]
-    return Ragged(np.concatenate(ids or empty),
-                  np.concatenate(offsets or empty).reshape(-1, 2),
+    empty = np.zeros(0, np.int32)
+    return Ragged(np.concatenate(ids or [empty]),
+                  np.concatenate(offsets or [empty.reshape(-1, 2)]),
                   np.cumsum(lengths, dtype=np.int64))
 
+  def _whole(self, text: str, offsets: np.ndarray) -> np.ndarray:
+    """Returns offsets [T, 2] with the marks, and without spaces at the ends.
+
+    The library leaves marks that the normaliser removes out of the offsets, and
+    includes spaces beside an added token with `lstrip` or `rstrip`.
+    """
+    letters = set(text)
+    marks = {c for c in letters if self._removes(c)}
+    if marks:
+      offsets = attach_marks(offsets, _mask(text, marks))
+    if self.definition and len(offsets):
+      spaces = _mask(text, {c for c in letters if c.isspace()})
+      after, before = _edges(spaces)
+      begin, end = offsets.T
+      begin = np.minimum(after[begin], end)
+      offsets = np.stack([begin, np.maximum(before[end], begin)], 1)
+    return offsets
+
+  def closed_json(self) -> str:
+    """Returns a tokenizer.json for `encode_special_tokens = True`.
+
+    Among its added tokens only those of `special` are special, so only these
+    are never matched in a text.
+    """
+    if not self.definition:
+      return _pipeline(self.index, self.lowercase, self.special[1]).to_str()
+    about = json.loads(self.definition)
+    for token in about['added_tokens']:
+      token['special'] = token['content'] in self.special
+    return json.dumps(about, ensure_ascii=False)
+
+  def to_json(self) -> str:
+    """Returns the tokenizer.json of transformers, with all special tokens."""
+    library = tokenizers.Tokenizer.from_str(
+        self.definition or self.closed_json())
+    library.add_special_tokens([t for t in self.special if t in self.index])
+    library.post_processor = tokenizers.processors.BertProcessing(
+        (self.special[3], self.sep_id), (self.special[2], self.cls_id))
+    return library.to_str(pretty=True)
+
   def save(self, directory: pathlib.Path) -> None:
-    """Writes vocab.txt and tokenizer_config.json, as Hugging Face does."""
-    files.write_text(directory / 'vocab.txt', '\n'.join(self.vocab) + '\n')
-    files.write_json(directory / 'tokenizer_config.json', {
-        'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'})
+    """Writes the vocabulary and tokenizer_config.json, as transformers does.
+
+    There is a tokenizer.json only if the tokenizer has a definition, and a
+    vocab.txt unless BERT's pipeline is replaced by another one.
+    """
+    about: dict[str, Any] = {
+        'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'}
+    pieces = list(self.vocab)
+    if self.definition:
+      whole = json.loads(self.definition)
+      files.write_text(directory / 'tokenizer.json', self.to_json())
+      pieces = list(whole['model']['vocab'])
+      normalizer = whole['normalizer'] or {}
+      if _is_berts(whole):
+        about |= {theirs: normalizer[ours]
+                  for theirs, ours in NORMALIZER.items()}
+      else:
+        about['tokenizer_class'] = 'PreTrainedTokenizerFast'
+        about['model_input_names'] = [  # transformers 5 has no types by default
+            'input_ids', 'token_type_ids', 'attention_mask']
+        pieces = []
+      extra = [t['content'] for t in whole['added_tokens']
+               if t['special'] and t['content'] not in self.special]
+      if extra:
+        about['additional_special_tokens'] = extra
+    if self.special != SPECIAL:
+      about |= dict(zip(ROLES, self.special, strict=True))
+    if self.max_length:
+      about['model_max_length'] = self.max_length
+    if pieces and not any('\n' in t or '\r' in t for t in pieces):
+      files.write_text(directory / 'vocab.txt', '\n'.join(pieces) + '\n')
+    files.write_json(directory / 'tokenizer_config.json', about)
 
 
-def _pipeline(vocab: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+def _shown(token: str) -> str:
+  """Returns a token for a message of one line, shortened."""
+  return token if token.isprintable() and len(token) < 40 else (
+      reprlib.repr(token))
+
+
+def attach_marks(offsets: np.ndarray, marks: np.ndarray) -> np.ndarray:
+  """Returns token offsets [T, 2] that include the marks beside the tokens.
+
+  `marks` [N] is true for characters that the normaliser removes, such as the
+  accents of decomposed letters. A mark belongs to the token that ends before
+  it, with only marks in between, or else to the token that begins after it.
+  """
+  if not len(offsets):
+    return offsets
+  after, before = _edges(marks)
+  begin, end = offsets.T
+  limit = np.append(begin[1:], len(marks))
+  end = np.maximum(end, np.minimum(after[end], limit))
+  begin = np.minimum(begin, np.maximum(before[begin], np.append(0, end[:-1])))
+  return np.stack([begin, end], 1).astype(np.int32)
+
+
+def _mask(text: str, letters: set[str]) -> np.ndarray:  # [N] bool
+  return np.fromiter((c in letters for c in text), bool, len(text))
+
+
+def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the ends and the beginnings [N + 1] of runs of true in a mask [N].
+
+  `after[k]` is the end of a run that begins at k, and `before[k]` the beginning
+  of a run that ends at k. Both are k if there is no such run.
+  """
+  place = np.arange(len(mask), dtype=np.int32)
+  after = np.append(np.where(mask, len(mask), place), len(mask))
+  before = np.append(0, np.where(mask, 0, place + 1))
+  return np.minimum.accumulate(after[::-1])[::-1], np.maximum.accumulate(before)
+
+
+def _pipeline(vocab: dict[str, int], lowercase: bool,
+              unknown: str = SPECIAL[1]) -> tokenizers.Tokenizer:
+  """Returns the tokenizer of BERT, without special tokens."""
   wordpiece = tokenizers.Tokenizer(tokenizers.models.WordPiece(
-      vocab, unk_token='[UNK]', max_input_chars_per_word=100))
+      vocab, unk_token=unknown, max_input_chars_per_word=100))
   wordpiece.normalizer = tokenizers.normalizers.BertNormalizer(
       lowercase=lowercase)
   wordpiece.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  wordpiece.decoder = tokenizers.decoders.WordPiece()
   return wordpiece
+
+
+def _is_berts(whole: dict[str, Any]) -> bool:
+  """Returns whether BertTokenizer can have this tokenizer.json."""
+  return all((whole[part] or {}).get('type') == kind for part, kind in (
+      ('normalizer', 'BertNormalizer'), ('pre_tokenizer', 'BertPreTokenizer')))
 
 
 def read_tokenizer(directory: str | pathlib.Path,
                    lowercase: bool | None = None) -> Tokenizer:
-  """Reads the tokenizer in vocab.txt or tokenizer.json of a directory.
+  """Reads the tokenizer in tokenizer.json or vocab.txt of a directory.
 
+  tokenizer_config.json, special_tokens_map.json and added_tokens.json are read
+  if they are present, with the precedence of BertTokenizerFast of transformers
+  4.57. Truncation and padding do not concern windows and are left out.
   `lowercase=None` takes the setting of the directory.
 
   Raises:
-    UserError: the vocabulary is missing or malformed, or its case differs from
-      `lowercase`, which would silently cost 6.5 F1 (transformers#4549).
+    UserError: the vocabulary is missing or malformed, a setting is not
+      supported or contradicts another one, or the case of the vocabulary
+      differs from `lowercase`, which would silently cost 6.5 F1
+      (transformers#4549).
   """
   directory = pathlib.Path(directory)
-  about, whole = (
+  about, names, numbered = (
       files.read_object(directory / name) if (directory / name).is_file()
-      else {} for name in ('tokenizer_config.json', 'tokenizer.json'))
+      else {} for name in ('tokenizer_config.json', 'special_tokens_map.json',
+                           'added_tokens.json'))
+  where = directory / 'tokenizer_config.json'
+  _check_settings(about, where)
   stored = about.get('do_lower_case')
-  if stored is None and isinstance(whole.get('normalizer'), dict):
-    stored = whole['normalizer'].get('lowercase')
-  if stored not in (None, False, True):
-    raise errors.UserError(
-        f'{directory}: lower-casing is {stored!r}, expected true or false')
-  if (directory / 'vocab.txt').is_file():
-    text = files.read_text(directory / 'vocab.txt')
-    vocab = tuple(text.rstrip('\n').split('\n'))
-  elif whole:
-    vocab = _json_vocab(whole.get('model'), directory / 'tokenizer.json')
+  if (directory / 'tokenizer.json').is_file():
+    library = _read_library(directory / 'tokenizer.json')
+    _check_vocabulary(library, directory)
+    special = _special_tokens(about, names, library, directory)
+  elif (directory / 'vocab.txt').is_file():
+    errors.require(
+        about.get('tokenizer_class') in CLASSES,
+        f'{where}: tokenizer_class {about.get("tokenizer_class")!r} is not '
+        'supported without a tokenizer.json; save the fast tokenizer there')
+    special = _special_tokens(about, names, None, directory)
+    vocab = _read_vocabulary(directory / 'vocab.txt')
+    if stored is None and any(
+        re.search('[A-Z]', t) for t in vocab
+        if not t.startswith('[') and t not in special):
+      stored = False  # only a cased vocabulary has capitals
+    library = _pipeline(
+        vocab, next(x for x in (stored, lowercase, True) if x is not None),
+        special[1])
   else:
     raise errors.UserError(
         f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
-  if stored is None and any(
-      re.search('[A-Z]', t) for t in vocab if not t.startswith('[')):
-    stored = False  # only a cased vocabulary has capitals
+  folds = _set_normalizer(library, about, where)
+  if (directory / 'tokenizer.json').is_file():
+    stored = folds
   if None not in (stored, lowercase) and stored != lowercase:
     raise errors.UserError(
         f'data.lowercase={lowercase}, but the vocabulary in {directory} is '
         f'{"lower-cased" if stored else "cased"}; set data.lowercase={stored}')
-  if lowercase is None:
-    lowercase = True if stored is None else bool(stored)
-  return Tokenizer(vocab, lowercase)
+  _check_model(library, about | {'unk_token': special[1]}, where)
+  _add_tokens(library, about, names, numbered, special, directory)
+  limit = about.get('model_max_length', about.get('max_len'))
+  tokenizer = Tokenizer(
+      _vocabulary(library, directory), folds,
+      _definition(library, folds, special), special,
+      None if limit is None or limit > UNLIMITED else int(limit))
+  _check_layout(library, special, directory)
+  return tokenizer
 
 
-def _json_vocab(model: Any, path: pathlib.Path) -> tuple[str, ...]:
+def _check_settings(about: dict[str, Any], where: pathlib.Path) -> None:
+  """Raises a UserError if tokenizer_config.json asks for missing features."""
+  for name in NORMALIZER:
+    errors.require(
+        type(about.get(name)) in (type(None), bool),
+        f'{where}: {name} is {about.get(name)!r}, expected true or false')
+  for name, values in SUPPORTED.items():
+    errors.require(
+        about.get(name) in values,
+        f'{where}: {name}={reprlib.repr(about.get(name))} is not supported; '
+        f'only {values[1]!r} is')
+  for name in ('model_max_length', 'max_len'):
+    limit = about.get(name, 1)
+    errors.require(
+        limit is None or (type(limit) in (int, float) and limit >= 1),
+        f'{where}: {name} is {limit!r}, expected a positive number of tokens')
+  for name, kind in (('never_split', list), ('added_tokens_decoder', dict)):
+    errors.require(
+        about.get(name) is None or isinstance(about[name], kind),
+        f'{where}: {name} is {reprlib.repr(about.get(name))}, expected a '
+        f'{kind.__name__}')
+
+
+def _read_library(path: pathlib.Path) -> tokenizers.Tokenizer:
+  """Reads tokenizer.json, without its truncation."""
+  whole = files.read_object(path)
+  _check_json_vocabulary(whole.get('model'), path)
+  try:
+    library = tokenizers.Tokenizer.from_str(json.dumps(whole))
+  except Exception as e:  # the library raises no narrower class
+    raise errors.UserError(
+        f'{path}: the library tokenizers cannot read it '
+        f'({" ".join(str(e).split())}); save the tokenizer again') from None
+  for token in whole.get('added_tokens') or ():
+    _check_id(library, token['content'], token['id'], path)
+  library.no_truncation()
+  return library
+
+
+def _check_json_vocabulary(model: Any, path: pathlib.Path) -> None:
+  """Raises a UserError unless tokenizer.json has a WordPiece vocabulary."""
   kind = model.get('type', 'WordPiece') if isinstance(model, dict) else model
   if kind != 'WordPiece' or not isinstance(model.get('vocab'), dict):
     raise errors.UserError(
@@ -153,9 +374,233 @@ def _json_vocab(model: Any, path: pathlib.Path) -> tuple[str, ...]:
       sorted(ids.values()) != list(range(len(ids)))):
     raise errors.UserError(
         f'{path}: its {len(ids)} tokens are not numbered 0 … {len(ids) - 1}')
-  vocab = tuple(sorted(ids, key=ids.get))
-  check_text('\n'.join(vocab), f'{path}: vocabulary')
-  return vocab
+  check_text('\n'.join(ids), f'{path}: vocabulary')
+
+
+def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
+  """Reads {token: id} from vocab.txt.
+
+  Of equal lines the last one counts, as in transformers. The earlier lines get
+  names with a space, which no piece of a word has.
+  """
+  lines = files.read_text(path).rstrip('\n').split('\n')
+  last = {token: i for i, token in enumerate(lines)}
+  return {token if last[token] == i else f'duplicate of {token} {i}': i
+          for i, token in enumerate(lines)}
+
+
+def _check_vocabulary(library: tokenizers.Tokenizer,
+                      directory: pathlib.Path) -> None:
+  """Raises a UserError if vocab.txt contradicts tokenizer.json."""
+  path = directory / 'vocab.txt'
+  if path.is_file():
+    lines, ids = _read_vocabulary(path), library.get_vocab()
+    pieces = library.get_vocab(with_added_tokens=False)
+    wrong = [t for t in {**lines, **pieces} if lines.get(t) != ids.get(t)]
+    errors.require(
+        not wrong, f'{directory}: vocab.txt and tokenizer.json give '
+        f'{len(wrong)} tokens another id, first {reprlib.repr(wrong[:1])}; '
+        'remove the file that is not of this checkpoint')
+
+
+def _special_tokens(about: dict[str, Any], names: dict[str, Any],
+                    library: tokenizers.Tokenizer | None,
+                    directory: pathlib.Path) -> tuple[str, ...]:
+  """Returns the special tokens in the order of ROLES.
+
+  A token that the files do not name is the one that tokenizer.json uses, or
+  else BERT's.
+  """
+  used = {}
+  if library:
+    used['unk_token'] = library.model.unk_token
+    used['pad_token'] = (library.padding or {}).get('pad_token')
+    if library.post_processor:
+      pair = library.encode('', '').tokens
+      used |= {'cls_token': pair[0], 'sep_token': pair[-1]} if pair else {}
+  special = []
+  for role, standard in zip(ROLES, SPECIAL, strict=True):
+    stored = []
+    for source, name in ((about, 'tokenizer_config.json'),
+                         (names, 'special_tokens_map.json')):
+      token = source.get(role)
+      if isinstance(token, dict):
+        token = token.get('content')
+      if source.get(role) is not None:
+        stored.append(check_text(token, f'{directory / name}: {role}'))
+    errors.require(
+        len(set(stored)) < 2,
+        f'{directory}: {role} is {" and ".join(map(_shown, stored))} in '
+        'tokenizer_config.json and special_tokens_map.json; correct one')
+    special.append(stored[0] if stored else used.get(role) or standard)
+  return tuple(special)
+
+
+def _set_normalizer(library: tokenizers.Tokenizer, about: dict[str, Any],
+                    where: pathlib.Path) -> bool:
+  """Gives the settings to a BertNormalizer; returns whether case is folded.
+
+  Raises:
+    UserError: another normaliser contradicts a setting.
+  """
+  fold = (library.normalizer.normalize_str if library.normalizer
+          else lambda text: text)
+  settings = {name: about[name] for name in NORMALIZER
+              if about.get(name) is not None}
+  state = (json.loads(library.normalizer.__getstate__())
+           if library.normalizer else {})
+  if state.pop('type', None) == 'BertNormalizer':
+    state |= {NORMALIZER[name]: value for name, value in settings.items()}
+    library.normalizer = tokenizers.normalizers.BertNormalizer(**state)
+    return state['lowercase']
+  folds = {'do_lower_case': 'a' in fold('A'),
+           'strip_accents': 'e' in fold('\u00e9')}
+  for name, value in folds.items():
+    errors.require(
+        settings.get(name) in (None, value),
+        f'{where}: {name}={settings.get(name)}, but the normalizer of '
+        f'tokenizer.json has {value}; correct one of the files')
+  return folds['do_lower_case']
+
+
+def _check_model(library: tokenizers.Tokenizer, about: dict[str, Any],
+                 where: pathlib.Path) -> None:
+  """Raises a UserError if a setting of WordPiece contradicts the vocabulary."""
+  model = library.model
+  for name, value in (
+      ('unk_token', model.unk_token),
+      ('wordpieces_prefix', model.continuing_subword_prefix),
+      ('max_input_chars_per_word', model.max_input_chars_per_word)):
+    errors.require(
+        about.get(name) in (None, value),
+        f'{where}: {name}={reprlib.repr(about.get(name))}, but the tokenizer '
+        f'has {value!r}; write the value into tokenizer.json')
+
+
+def _add_tokens(library: tokenizers.Tokenizer, about: dict[str, Any],
+                names: dict[str, Any], numbered: dict[str, Any],
+                special: tuple[str, ...], directory: pathlib.Path) -> None:
+  """Adds the tokens that files beside tokenizer.json name, as transformers."""
+  extra, path = {}, directory / 'tokenizer_config.json'
+  decoder = about.get('added_tokens_decoder')
+  for source in (about, {} if decoder is not None else names):
+    for token in _extra_tokens(source, path):
+      extra[token.content] = token
+  present = library.get_added_tokens_decoder()
+  rows = [*(decoder or {}).items()]
+  if decoder is None:
+    path = directory / 'added_tokens.json'
+    rows = [(i, {'content': token, 'special': token in {*extra, *special}})
+            for token, i in numbered.items()]
+  added = {}
+  for i, fields in rows:
+    errors.require(
+        type(i) is int or (type(i) is str and re.fullmatch('[0-9]{1,9}', i)),
+        f'{path}: the id of {reprlib.repr(fields)} is {reprlib.repr(i)}, '
+        'expected a whole number')
+    if decoder is not None or i not in present:
+      added[int(i)] = _added_token(fields, path)
+  new = [token for i, token in sorted(added.items())
+         if repr(present.get(i)) != repr(token)
+         and not (token.content in special
+                  and library.token_to_id(token.content) == i)]
+  known = {token.content for token in (*present.values(), *new)}
+  library.add_tokens(new + [t for name, t in extra.items()
+                            if name not in known])
+  for i, token in added.items():
+    _check_id(library, token.content, i, path)
+  split = about.get('never_split') or []
+  errors.require(
+      set(map(str, split)) <= {*special, *extra},
+      f'{directory / "tokenizer_config.json"}: never_split='
+      f'{reprlib.repr(split)} is not supported; add its words as tokens')
+
+
+def _extra_tokens(source: dict[str, Any], path: pathlib.Path
+                  ) -> list[tokenizers.AddedToken]:
+  """Returns the special tokens without a role, by their names in both APIs.
+
+  `extra_special_tokens` is a list in transformers 5 and a dict in 4.57.
+  """
+  out = []
+  for name in ('additional_special_tokens', 'extra_special_tokens'):
+    tokens = source.get(name) or []
+    errors.require(isinstance(tokens, (list, dict)),
+                   f'{path}: {name} is {reprlib.repr(tokens)}, expected a list')
+    out += [_added_token(t if isinstance(t, dict) else {'content': t}, path,
+                         special=True)
+            for t in (tokens.values() if isinstance(tokens, dict) else tokens)]
+  return out
+
+
+def _added_token(fields: Any, path: pathlib.Path,
+                 **more: bool) -> tokenizers.AddedToken:
+  try:
+    fields = {k: v for k, v in fields.items() if k != '__type'} | more
+    fields['content'] = check_text(fields['content'], 'content')
+    # The library's default is no constant: special tokens are not normalised.
+    fields.setdefault('normalized', not fields.get('special', False))
+    return tokenizers.AddedToken(**fields)
+  except (AttributeError, KeyError, TypeError, ValueError) as e:
+    raise errors.UserError(
+        f'{path}: {reprlib.repr(fields)} is not an added token ({e})'
+    ) from None
+
+
+def _check_id(library: tokenizers.Tokenizer, token: str, i: int,
+              path: pathlib.Path) -> None:
+  errors.require(
+      library.token_to_id(token) == i,
+      f'{path}: the token {token!r} has the id {i}, but follows from the '
+      f'vocabulary as {library.token_to_id(token)}; number added tokens '
+      'without a gap behind the vocabulary')
+
+
+def _check_layout(library: tokenizers.Tokenizer, special: tuple[str, ...],
+                  directory: pathlib.Path) -> None:
+  """Raises a UserError if the rows of tokenizer.json are not those of BERT."""
+  if library.post_processor is None:
+    return
+  library.no_padding()
+  pair = library.encode('a', 'b')
+  a, b = (library.encode(x, add_special_tokens=False).tokens for x in 'ab')
+  _, _, first, separator, _ = special
+  errors.require(
+      pair.tokens == [first, *a, separator, *b, separator]
+      and pair.type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1),
+      f'{directory / "tokenizer.json"}: its post_processor makes '
+      f'{" ".join(map(_shown, pair.tokens))} with token types '
+      f'{pair.type_ids} of the pair (a, b); only {_shown(first)} A '
+      f'{_shown(separator)} B {_shown(separator)} with token types 0 and 1 is '
+      'supported')
+
+
+def _vocabulary(library: tokenizers.Tokenizer,
+                directory: pathlib.Path) -> tuple[str, ...]:
+  ids = library.get_vocab()
+  errors.require(
+      sorted(ids.values()) == list(range(len(ids))),
+      f'{directory}: its {len(ids)} tokens, added ones included, are not '
+      f'numbered 0 … {len(ids) - 1}')
+  return tuple(sorted(ids, key=ids.get))
+
+
+def _definition(library: tokenizers.Tokenizer, lowercase: bool,
+                special: tuple[str, ...]) -> str:
+  """Returns the definition of a tokenizer, '' if it is BERT's.
+
+  Special tokens in the vocabulary are left out: they are not matched in texts.
+  """
+  whole = json.loads(library.to_str())
+  pieces = whole['model']['vocab']
+  whole |= dict.fromkeys(('truncation', 'padding', 'post_processor'))
+  whole['added_tokens'] = [
+      token for token in whole['added_tokens']
+      if token['content'] not in special or token['content'] not in pieces]
+  standard = json.loads(_pipeline(pieces, lowercase, special[1]).to_str())
+  if whole | {'decoder': standard['decoder']} == standard:
+    return ''
+  return json.dumps(whole, ensure_ascii=False)
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int,

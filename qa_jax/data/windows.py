@@ -221,6 +221,15 @@ def check_lengths(max_length: int, window_overlap: int,
         f'{room} context tokens; lower the overlap below {room}')
 
 
+def check_limit(max_length: int, tokenizer: tokenizer_lib.Tokenizer) -> None:
+  """Raises a UserError if windows exceed the tokenizer's model_max_length."""
+  limit = tokenizer.max_length or max_length
+  errors.require(
+      max_length <= limit,
+      f'data.max_length={max_length} exceeds {limit}, the model_max_length of '
+      f'the tokenizer; set data.max_length to at most {limit}')
+
+
 def _cut(rows: tokenizer_lib.Ragged, longest: int) -> tokenizer_lib.Ragged:
   """Keeps the first `longest` tokens of each row."""
   ordinal = np.arange(len(rows.ids)) - np.repeat(rows.ptr[:-1], rows.lengths)

@@ -10,7 +10,6 @@ import huggingface_hub
 import jax
 import numpy as np
 import safetensors.numpy
-from tokenizers import implementations
 
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
@@ -81,6 +80,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
     architecture = 'BertForQuestionAnswering' if model.has_head else 'BertModel'
     files.write_json(directory / 'config.json', {
         **hugging_face_config(model.model.config, architecture),
+        'pad_token_id': model.tokenizer.pad_id,
         'qa_jax': pretrained.carried_fields(model.config)})
     write_tokenizer(model.tokenizer, model.model.config.max_position, directory)
     files.write_text(directory / 'README.md', model_card(source))
@@ -102,7 +102,7 @@ def hugging_face_config(sizes: bert.BertConfig,
                         architecture: str) -> dict[str, Any]:
   """Returns the fields of config.json as transformers writes them."""
   return {
-      'architectures': [architecture], 'model_type': 'bert', 'pad_token_id': 0,
+      'architectures': [architecture], 'model_type': 'bert',
       'hidden_size': sizes.hidden_size, 'num_hidden_layers': sizes.num_layers,
       'num_attention_heads': sizes.num_heads, 'vocab_size': sizes.vocab_size,
       'intermediate_size': sizes.mlp_size, 'hidden_act': 'gelu',
@@ -116,20 +116,13 @@ def hugging_face_config(sizes: bert.BertConfig,
 
 def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,
                     directory: pathlib.Path) -> None:
-  """Writes the files of a BertTokenizer; `longest` bounds a text's tokens."""
+  """Writes the tokenizer's files; `longest` bounds the tokens of a text."""
   tokenizer.save(directory)
-  files.write_text(directory / 'tokenizer.json', tokenizer_json(tokenizer))
+  files.write_text(directory / 'tokenizer.json', tokenizer.to_json())
   files.write_json(directory / 'tokenizer_config.json', {
       **files.read_object(directory / 'tokenizer_config.json'),
-      'model_max_length': longest,
-      **{f'{name}_token': f'[{name.upper()}]'
-         for name in ('pad', 'unk', 'cls', 'sep', 'mask')}})
-
-
-def tokenizer_json(tokenizer: tokenizer_lib.Tokenizer) -> str:
-  """Returns tokenizer.json: normaliser, WordPiece and special tokens."""
-  return implementations.BertWordPieceTokenizer(
-      dict(tokenizer.index), lowercase=tokenizer.lowercase).to_str(pretty=True)
+      'model_max_length': min(longest, tokenizer.max_length or longest),
+      **dict(zip(tokenizer_lib.ROLES, tokenizer.special, strict=True))})
 
 
 def model_card(source: ConversionSource) -> str:

@@ -111,10 +111,38 @@ def answer_question(loaded, question, context):
          'probability': p * bool(valid) if answered else null_p,
          'null_probability': null_p}
   if answered and valid:
-    start = passage.offsets[spans['start'][b, 0] + offset[b]][0]
-    end = passage.offsets[spans['end'][b, 0] + offset[b]][1]
+    start, end = char_range(
+        tokenizer.normalizer, context, passage.offsets,
+        spans['start'][b, 0] + offset[b], spans['end'][b, 0] + offset[b])
     out |= {'text': context[start:end], 'start': start, 'end': end}
   return out
+
+
+def char_range(normalizer, context, offsets, first, last):
+  """Returns the characters [start, end) of the tokens `first` to `last`.
+
+  They include the marks beside the tokens that the normaliser removes, and no
+  space at their ends, as in qa_jax/data/tokenizer.py.
+  """
+  is_mark = lambda c: bool(
+      normalizer and not c.isspace() and not normalizer.normalize_str(c))
+
+  def end_of(token):  # with its marks
+    end = offsets[token][1]
+    limit = offsets[token + 1][0] if token + 1 < len(offsets) else len(context)
+    while end < limit and is_mark(context[end]):
+      end += 1
+    return end
+
+  start, end = offsets[first][0], end_of(last)
+  previous = end_of(first - 1) if first else 0
+  while start > previous and is_mark(context[start - 1]):
+    start -= 1
+  while start < end and context[start].isspace():
+    start += 1
+  while start < end and context[end - 1].isspace():
+    end -= 1
+  return start, end
 
 
 def posteriors(meta, best, null, log_partition):

@@ -146,7 +146,7 @@ def export_run(model: predict.QA, target: pathlib.Path,
   contents = {
       'program.bin': bytes(program),
       'params.safetensors': safetensors.numpy.save(params),
-      'tokenizer.json': hugging_face.tokenizer_json(tokenizer).encode(),
+      'tokenizer.json': tokenizer.closed_json().encode(),
       'meta.json': (json.dumps(meta, indent=2) + '\n').encode()}
   sums = ''.join(f'{hashlib.sha256(contents[name]).hexdigest()}  {name}\n'
                  for name in run_lib.FILES)

@@ -161,7 +161,7 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
     if note:
       console.say(note)
   model = build.build_model(config, sizes)
-  _check_fits(model, config)
+  _check_fits(model, config, tokenizer)
   shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
   params = run.read_parameters(checkpoint, shapes)
   config, calibration = (_calibrate(config, run, checkpoint, overrides)
@@ -184,7 +184,7 @@ def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,
     console.say(note)
   config = _override(checkpoint.config, overrides)
   model = checkpoint.model.clone(attention=config.model.attention)
-  _check_fits(model, config)
+  _check_fits(model, config, checkpoint.tokenizer)
   return QA(model, checkpoint.params, checkpoint.tokenizer, config,
             window_note=(checkpoint.window_note
                          if config.data == checkpoint.config.data else ''))
@@ -223,8 +223,10 @@ def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
       config.decode, null_threshold=calibration.threshold)), calibration
 
 
-def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
+def _check_fits(model: qa.QAModel, config: config_lib.Config,
+                tokenizer: tokenizer_lib.Tokenizer) -> None:
   build.check_positions(config, model.config)
+  windows_lib.check_limit(config.data.max_length, tokenizer)
   build.check_attention(config, model.config, training=False)
   build.check_decode(config.decode, model.head, registry.build(
       objectives.OBJECTIVES, config.objective, what='objective'))

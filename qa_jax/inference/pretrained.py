@@ -56,7 +56,9 @@ def read_pretrained(source: str) -> Pretrained:
         "the checkpoint's head has a bias: it is read as the head 'biased'")
   fields: dict[str, dict[str, Any]] = {
       'data': {'lowercase': tokenizer.lowercase,
-               **fitting_windows(sizes.max_position)},
+               **fitting_windows(min(
+                   sizes.max_position,
+                   tokenizer.max_length or sizes.max_position))},
       'model': {'preset': '', 'init_from': source,
                 'head': head or 'independent'}, 'train': {'num_steps': 1}}
   carried = _read_carried(directory)
@@ -74,7 +76,7 @@ def read_pretrained(source: str) -> Pretrained:
 
 
 def fitting_windows(positions: int) -> dict[str, int]:
-  """Returns the window lengths of config.data for an encoder's positions.
+  """Returns the window lengths of config.data for the longest input.
 
   They are the defaults if these fit. The overlap is at most half a window, as
   in the pipeline of transformers. A question of the full length leaves a
@@ -93,7 +95,7 @@ def _window_note(data: config_lib.Data) -> str:
   """Returns a note if windows are shorter than the default, else ''."""
   if data.max_length >= config_lib.Data().max_length:
     return ''
-  return (f'the encoder has {data.max_length} positions: a window has '
+  return (f'the checkpoint takes {data.max_length} tokens: a window has '
           f'{data.max_length} tokens, at most {data.max_question_length} of '
           f'the question, and overlaps the next by {data.window_overlap}')
 

@@ -1,4 +1,4 @@
-"""Windows: coverage, labels, maximal context, the alignment audit."""
+"""Tests of windows: coverage, labels, maximal context, alignment audit."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from tests.common import windows
 
 
 def bert_spans(tokens, room, step):
-  """convert_examples_to_features of google-research/bert, the loop."""
+  """Computes (start, length) as convert_examples_to_features of BERT does."""
   spans, start = [], 0
   while start < tokens:
     length = min(tokens - start, room)
@@ -21,7 +21,7 @@ def bert_spans(tokens, room, step):
 
 
 def bert_max_context(spans, token):
-  """_check_is_max_context of google-research/bert: the winning window."""
+  """Returns the window that _check_is_max_context of BERT chooses."""
   best, winner = None, None
   for i, (start, length) in enumerate(spans):
     if start <= token < start + length:
@@ -35,7 +35,7 @@ def bert_max_context(spans, token):
 @pytest.mark.parametrize('tokens', [1, 6, 7, 8, 9, 11, 12, 13, 30, 101])
 @pytest.mark.parametrize(('max_length', 'overlap'),
                          [(12, 0), (12, 3), (12, 6), (40, 20), (40, 33)])
-def test_windows_are_berts(tokens, max_length, overlap):
+def test_windows_are_those_of_bert(tokens, max_length, overlap):
   w = windows.cut(windows.example(tokens),
                   max_length=max_length,
                   window_overlap=overlap,
@@ -49,7 +49,7 @@ def test_windows_are_berts(tokens, max_length, overlap):
         bert_max_context(expected, token)], token
 
 
-def test_max_context_of_random_cuts_is_berts():
+def test_max_context_of_random_cuts_is_that_of_bert():
   rng = np.random.default_rng(0)
   for _ in range(60):
     tokens, room = int(rng.integers(1, 400)), int(rng.integers(5, 120))
@@ -61,6 +61,28 @@ def test_max_context_of_random_cuts_is_berts():
       owned = (token >= w.best_begin) & (token < w.best_end)
       assert np.flatnonzero(owned).tolist() == [
           bert_max_context(spans, token)], (tokens, room, overlap, token)
+
+
+@pytest.mark.parametrize('word', [
+    'cafe\u0301', 'e\u0301a\u0308', 'b\ufe0f', 'c\u200d', 'a\u05b8\u05bf',
+    'g\u0651', 'h\u0e48', 'i\u094d', 'j\xad', '\ufeffd', '\u200bk\u200b'])
+def test_a_gold_span_keeps_the_marks_of_its_word(word):
+  for before, after in (('', ''), ('x ', ' y'), ('(', ')'), ('x\n', '.')):
+    if before == '(' and not word[0].isalpha():
+      continue  # a mark belongs to the bracket before it
+    context = before + word + after
+    w = windows.cut(windows.example(
+        context=context, answers=[(word, len(before))]), max_length=30)
+    begin, end = w.char_spans(
+        np.zeros(1, int), w.start_positions[:1], w.end_positions[:1])
+    assert context[begin[0]:end[0]] == word
+    assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), 'exact': 1}
+
+
+def test_a_gold_span_without_the_mark_of_its_word_is_widened():
+  w = windows.cut(windows.example(
+      context='x cafe\u0301 y', answers=[('cafe', 2)]), max_length=30)
+  assert w.audit['widened'] == 1
 
 
 def test_every_gold_span_reads_back_as_text():
@@ -75,7 +97,7 @@ def test_every_gold_span_reads_back_as_text():
     assert w.audit['exact'] == 1
 
 
-def test_label_falls_in_every_window_that_holds_the_whole_span():
+def test_every_window_with_the_whole_span_has_a_label():
   w = windows.cut(windows.example(30, answers=[('g h', 12)]))
   positions = np.stack([w.start_positions, w.end_positions], 1)
   for i, (start, end) in enumerate(positions):
@@ -142,7 +164,7 @@ def test_gold_spans_are_all_answers_that_a_window_holds_whole():
   assert 0 in sizes and w.gold_spans.shape[1] == max(sizes) > 2
 
 
-def test_more_gold_spans_than_a_window_keeps_are_counted():
+def test_gold_spans_beyond_the_limit_of_a_window_are_counted():
   most = alignment.MAX_GOLD_SPANS
   text = windows.example(30).context
   answers = [(text[2 * i], 2 * i) for i in range(most + 3)] + [(text[0], 0)] * 4
@@ -155,7 +177,7 @@ def test_more_gold_spans_than_a_window_keeps_are_counted():
   assert windows.cut(windows.example(30, answers=answers)).audit['surplus'] == 0
 
 
-def test_the_fate_of_each_answer_is_its_own():
+def test_answers_of_one_question_have_separate_fates():
   text = windows.example(30).context
   w = windows.cut(windows.example(30, answers=[('zz', 0), (text, 0), ('a', 0)]))
   fates = {k for k, n in w.audit.items() if n}
@@ -172,13 +194,13 @@ def test_unrecoverable_answer_never_becomes_a_no_answer_label():
 def test_drop_leaves_out_answer_free_windows_of_answerable_questions_only():
   w = windows.cut(windows.example(30, answers=[('a', 0)]),
                   windows.example(31, impossible=True))
-  kept = w.train_indices('drop')
-  assert (w.example_of[kept] == 0).sum() == 1
-  assert (w.example_of[kept] == 1).sum() == (w.example_of == 1).sum()
+  indices = w.train_indices('drop')
+  assert (w.example_of[indices] == 0).sum() == 1
+  assert (w.example_of[indices] == 1).sum() == (w.example_of == 1).sum()
   assert len(w.train_indices('cls')) == len(w)
 
 
-def test_question_is_cut_and_empty_texts_still_make_one_window():
+def test_question_is_cut_and_empty_texts_have_one_window():
   w = windows.cut(windows.example(5, question='a ' * 400), windows.example(0),
                   windows.example(3, question=''))
   assert w.questions.lengths.tolist() == [4, 2, 0]
@@ -212,7 +234,7 @@ def test_padding_row_has_no_gold_span():
   assert golds.dtype == np.int32
 
 
-def test_other_text_in_one_window_changes_no_other():
+def test_the_text_of_a_window_changes_no_other_window():
   a = windows.cut(windows.example(30), windows.example(7, context='x y'))
   b = windows.cut(windows.example(30), windows.example(8, context='z . $ q'))
   n = len(a) - 1

@@ -86,7 +86,7 @@ def test_short_windows_are_noted_once_where_they_matter(
   qa.answer(**row)
   data = qa.config.data
   lines = [
-      f'the encoder has {positions} positions: a window has {positions} '
+      f'the checkpoint takes {positions} tokens: a window has {positions} '
       f'tokens, at most {data.max_question_length} of the question, and '
       f'overlaps the next by {data.window_overlap}'] * noted
   assert capsys.readouterr().err.splitlines() == lines

@@ -93,6 +93,12 @@ def test_the_passage_is_shown_unchanged(context):
   assert tree.find('div', 'passage')[0][2] == context
 
 
+def test_marks_are_shown_with_their_token():
+  tree = rendered(context='Mir\u0301a\u200d e\u0301 \ufeffit\ufe0f')
+  shown = ''.join(text for *_, text in tree.find('span', 't'))
+  assert shown == 'Mir\u0301a\u200de\u0301\ufeffit\ufe0f'
+
+
 def test_hovering_a_token_shows_its_scores_and_probabilities(one):
   view = random_qa('independent').spans(QUESTION, CONTEXT)
   keep = [i for i, inside in enumerate(view.context_mask) if inside]
