@@ -51,7 +51,7 @@ CONVERT = (
     'd = pathlib.Path(sys.argv[1]); safetensors.torch.save_file('
     '{k: v.contiguous().clone() for f in d.glob(\'pytorch_model*.bin\') '
     'for k, v in torch.load(f, map_location=\'cpu\', weights_only=True)'
-    '.items()}, d / \'model.safetensors\')')
+    '.items()}, d / \'model.safetensors\', {\'format\': \'pt\'})')
 QKV = ('query', 'key', 'value')  # their order in query_key_value
 # The parameters of a head that Hugging Face can store as `qa_outputs`.
 PAIRS = ({'start/kernel', 'end/kernel'},

@@ -178,8 +178,9 @@ def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,
     kind = checkpoint.architecture
     raise errors.UserError(
         f'{source} is {f"a {kind}" if kind else "an encoder"} without a span '
-        'head (qa_outputs.weight): fine-tune it first, with --config.model.'
-        f'init_from={source} of experiments.train')
+        'head (qa_outputs.weight): fine-tune it first: python -m '
+        'experiments.train --config=configs/squad1.py --config.model.preset= '
+        f'--config.model.init_from={source} --workdir=RUN')
   for note in checkpoint.notes:
     console.say(note)
   config = _override(checkpoint.config, overrides)

@@ -394,7 +394,7 @@ def test_pickled_weights_get_the_command_that_converts_them(
   """))
   (fakes / 'safetensors' / 'torch.py').write_text(textwrap.dedent("""
       import numpy as np
-      def save_file(tensors, path):
+      def save_file(tensors, path, metadata):
         with open(path, 'wb') as file:
           np.savez(file, **{k: v.array for k, v in tensors.items()})
   """))
