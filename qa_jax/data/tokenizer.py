@@ -172,15 +172,14 @@ class Tokenizer:
   def save(self, directory: pathlib.Path) -> None:
     """Writes the vocabulary and tokenizer_config.json, as transformers does.
 
-    There is a tokenizer.json only if the tokenizer has a definition, and a
-    vocab.txt unless BERT's pipeline is replaced by another one.
+    There is a tokenizer.json only if vocab.txt and the settings cannot describe
+    the tokenizer, and a vocab.txt unless another pipeline replaces BERT's.
     """
     about: dict[str, Any] = {
         'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'}
     pieces = list(self.vocab)
     if self.definition:
       whole = json.loads(self.definition)
-      files.write_text(directory / 'tokenizer.json', self.to_json())
       pieces = list(whole['model']['vocab'])
       normalizer = whole['normalizer'] or {}
       if _is_berts(whole):
@@ -199,8 +198,13 @@ class Tokenizer:
       about |= dict(zip(ROLES, self.special, strict=True))
     if self.max_length:
       about['model_max_length'] = self.max_length
-    if pieces and not any('\n' in t or '\r' in t for t in pieces):
+    # A piece that is no line of text cannot be in a vocab.txt.
+    has_lines = bool(pieces) and not any(
+        not t or '\n' in t or '\r' in t for t in pieces)
+    if has_lines:
       files.write_text(directory / 'vocab.txt', '\n'.join(pieces) + '\n')
+    if self.definition or not has_lines:
+      files.write_text(directory / 'tokenizer.json', self.to_json())
     files.write_json(directory / 'tokenizer_config.json', about)
 
 
@@ -283,31 +287,16 @@ def read_tokenizer(directory: str | pathlib.Path,
                            'added_tokens.json'))
   where = directory / 'tokenizer_config.json'
   _check_settings(about, where)
-  stored = about.get('do_lower_case')
+  library = None
   if (directory / 'tokenizer.json').is_file():
     library = _read_library(directory / 'tokenizer.json')
     _check_vocabulary(library, directory)
-    special = _special_tokens(about, names, library, directory)
-  elif (directory / 'vocab.txt').is_file():
-    errors.require(
-        about.get('tokenizer_class') in CLASSES,
-        f'{where}: tokenizer_class {about.get("tokenizer_class")!r} is not '
-        'supported without a tokenizer.json; save the fast tokenizer there')
-    special = _special_tokens(about, names, None, directory)
-    vocab = _read_vocabulary(directory / 'vocab.txt')
-    if stored is None and any(
-        re.search('[A-Z]', t) for t in vocab
-        if not t.startswith('[') and t not in special):
-      stored = False  # only a cased vocabulary has capitals
-    library = _pipeline(
-        vocab, next(x for x in (stored, lowercase, True) if x is not None),
-        special[1])
+  special = _special_tokens(about, names, library, directory)
+  if library:
+    stored = folds = _set_normalizer(library, about, where)
   else:
-    raise errors.UserError(
-        f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
-  folds = _set_normalizer(library, about, where)
-  if (directory / 'tokenizer.json').is_file():
-    stored = folds
+    library, stored = _read_bert(directory, about, special, lowercase)
+    folds = _set_normalizer(library, about, where)
   if None not in (stored, lowercase) and stored != lowercase:
     raise errors.UserError(
         f'data.lowercase={lowercase}, but the vocabulary in {directory} is '
@@ -375,6 +364,31 @@ def _check_json_vocabulary(model: Any, path: pathlib.Path) -> None:
     raise errors.UserError(
         f'{path}: its {len(ids)} tokens are not numbered 0 … {len(ids) - 1}')
   check_text('\n'.join(ids), f'{path}: vocabulary')
+
+
+def _read_bert(directory: pathlib.Path, about: dict[str, Any],
+               special: tuple[str, ...], lowercase: bool | None,
+               ) -> tuple[tokenizers.Tokenizer, bool | None]:
+  """Reads the tokenizer of a vocab.txt.
+
+  Also returns whether the directory has it lower-cased, None if unknown; then
+  `lowercase` decides, True by default.
+  """
+  path, kind = directory / 'vocab.txt', about.get('tokenizer_class')
+  if not path.is_file():
+    raise errors.UserError(
+        f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
+  errors.require(
+      kind in CLASSES,
+      f'{directory / "tokenizer_config.json"}: tokenizer_class {kind!r} is not '
+      'supported without a tokenizer.json; save the fast tokenizer there')
+  vocab, stored = _read_vocabulary(path), about.get('do_lower_case')
+  if stored is None and any(
+      re.search('[A-Z]', t) for t in vocab
+      if not t.startswith('[') and t not in special):
+    stored = False  # only a cased vocabulary has capitals
+  chosen = next(x for x in (stored, lowercase, True) if x is not None)
+  return _pipeline(vocab, chosen, special[1]), stored
 
 
 def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:

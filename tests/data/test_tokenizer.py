@@ -273,6 +273,13 @@ def test_a_saved_tokenizer_loads_equal(trained, kinds, tmp_path):
                                   wordpiece.encode(texts).offsets)
 
 
+@pytest.mark.parametrize('piece', ['a\nb', 'a\r', '', '\x85', '\u2028', ' '])
+def test_any_piece_of_a_vocabulary_is_saved(tmp_path, piece):
+  wordpiece = tokenizer.Tokenizer((*tokenizer.SPECIAL, 'c', piece), True)
+  wordpiece.save(tmp_path)
+  assert tokenizer.read_tokenizer(tmp_path) == wordpiece
+
+
 def test_fingerprints_tell_tokenizers_apart(kinds):
   assert len({t.fingerprint for t in kinds.values()}) == len(KINDS)
 
