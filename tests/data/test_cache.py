@@ -245,6 +245,20 @@ def test_code_changes_the_code_version(monkeypatch):
       b'lengths - 3', b'lengths - 4')) != cache.code_version()
 
 
+@pytest.mark.parametrize('name', ['reader.py', 'folder/reader.py',
+                                  'folder/deeper/reader.py'])
+def test_any_file_of_the_data_folder_changes_the_code_version(
+    tmp_path, monkeypatch, name):
+  monkeypatch.setattr(cache, '__file__', str(tmp_path / 'cache.py'))
+  versions = [cache.code_version.__wrapped__()]
+  path = tmp_path / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for source in ('limit = 1', 'limit = 2'):
+    path.write_text(source)
+    versions.append(cache.code_version.__wrapped__())
+  assert len({*versions}) == 3
+
+
 def test_code_version_reads_every_module_of_the_data(monkeypatch):
   read = []
   monkeypatch.setattr(pathlib.Path, 'read_bytes', lambda self: (
@@ -272,9 +286,9 @@ def test_a_copy_is_the_same_data_and_another_ending_is_not(tmp_path, squad):
   cached(tmp_path / 'c', str(squad))
   (tmp_path / 'copy.json').write_bytes(squad.read_bytes())
   assert is_warm(cached(tmp_path / 'c', str(tmp_path / 'copy.json')))
-  (tmp_path / 'copy.jsonl').write_bytes(squad.read_bytes())
-  with pytest.raises(errors.UserError, match="no 'context'"):
-    cached(tmp_path / 'c', str(tmp_path / 'copy.jsonl'))
+  (tmp_path / 'copy.csv').write_bytes(squad.read_bytes())
+  with pytest.raises(errors.UserError, match="no column 'context'|not CSV"):
+    cached(tmp_path / 'c', str(tmp_path / 'copy.csv'))
 
 
 def test_a_mixture_is_all_its_parts(tmp_path, squad):
