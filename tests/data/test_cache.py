@@ -287,7 +287,7 @@ def test_a_copy_is_the_same_data_and_another_ending_is_not(tmp_path, squad):
   (tmp_path / 'copy.json').write_bytes(squad.read_bytes())
   assert is_warm(cached(tmp_path / 'c', str(tmp_path / 'copy.json')))
   (tmp_path / 'copy.csv').write_bytes(squad.read_bytes())
-  with pytest.raises(errors.UserError, match="no column 'context'|not CSV"):
+  with pytest.raises(errors.UserError, match=r"no column 'context'|not CSV"):
     cached(tmp_path / 'c', str(tmp_path / 'copy.csv'))
 
 
