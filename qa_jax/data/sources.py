@@ -158,7 +158,13 @@ def load_examples(spec: str) -> list[Example]:
     UserError: the SPEC or the data is wrong, a question id occurs twice, or
       there is no question.
   """
-  examples = [e for part in split_mixture(spec) for e in _load_part(part)]
+  parts = split_mixture(spec)
+  for part in parts:
+    if (len(parts) > 1 and re.search('[/.]', part) and not is_call(part)
+        and not os.path.exists(part)):
+      raise errors.UserError(
+          f'{part}: No such file or directory, in the mixture {spec!r}')
+  examples = [e for part in parts for e in _load_part(part)]
   seen: dict[str, Example] = {}
   for example in examples:
     if seen.setdefault(example.id, example) is not example:
