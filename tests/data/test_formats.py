@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import pathlib
+import re
 import types
 
 import numpy as np
@@ -25,6 +26,7 @@ from qa_jax.data.examples import GoldAnswer
 from tests.common import examples as examples_lib
 from tests.common.refusals import refusal
 
+PAGE = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'data.md'
 CONTEXT = 'Mira built the\n"Osprey" in Tarn, said Zoë 😀.'
 ROWS = [
     {'id': 262, 'title': None, 'context': CONTEXT, 'question': 'Who\tbuilt it?',
@@ -379,6 +381,19 @@ def test_files_of_any_name_can_be_mixed(tmp_path, names):
   (tmp_path / names[0]).unlink()
   assert f'{tmp_path}/{names[0]}' in refusal(
       sources.load_examples, '+'.join(paths))
+
+
+@pytest.mark.parametrize('block', [
+    block for block in re.findall(
+        r'```(?:json|text)\n(.*?)```', PAGE.read_text('utf-8'), re.DOTALL)
+    if 'struct<' not in block])
+def test_the_examples_of_the_page_about_data_are_read(tmp_path, block):
+  name = ('a.csv' if block.startswith(',') else
+          'a.tsv' if '→' in block else 'a.json')
+  spec = examples_lib.write(tmp_path / name, block.replace('→', '\t'))
+  first, *_ = sources.load_examples(spec)
+  assert first.context == 'Ada met Bob.'
+  assert first.answers == (GoldAnswer('Ada', 0),)
 
 
 class PreparedDataSet:

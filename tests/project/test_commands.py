@@ -461,7 +461,7 @@ def test_config_that_is_not_there_is_one_line(tmp_path, path, message, code):
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [('words', 'not JSON'), ('[]', 'list, expected a JSON object'),
+    [('words', 'not JSON'), ('[]', 'holds no question'),
      ('{"data": [{}]}', "has no 'paragraphs'"),
      (examples.changed(examples.SQUAD, examples.START,
                        999), 'answer_start is 999, outside'),
