@@ -113,10 +113,10 @@ def test_mrqa_is_scored_with_answers_and_trained_on_what_was_detected(tmp_path):
   examples = sources.load_examples(
       examples_lib.write(tmp_path / 'a.jsonl', json.dumps(row)))
   assert examples[0].answers == examples_lib.GOLDS
-  for said, em, f1 in (('the osprey ship', 1, 1), ('Osprey', 0, 2 / 3),
+  for prediction, em, f1 in (('the osprey ship', 1, 1), ('Osprey', 0, 2 / 3),
                        ('boat', 1, 1), ('Tarn', 0, 0)):
-    found = squad_lib.per_question(examples, {'what': said})
-    assert [float(x[0]) for x in found] == pytest.approx([em, f1])
+    scores = squad_lib.per_question(examples, {'what': prediction})
+    assert [float(x[0]) for x in scores] == pytest.approx([em, f1])
   del row['qas'][0]['answers']
   examples = sources.load_examples(
       examples_lib.write(tmp_path / 'b.jsonl', json.dumps(row)))
@@ -233,10 +233,10 @@ def test_without_titles_a_context_is_an_article(tmp_path):
           } for q in range(2)]
       }) + '\n' for n in range(50))
   spec = examples_lib.write(tmp_path / 'a.jsonl', rows)
-  found = sources.load_examples(f'articles(of="{spec}", low=0.5)')
-  assert 0 < len(found) < 100
-  assert {e.id[:-2] + q for e in found for q in ('-0', '-1')
-         } == {e.id for e in found}
+  half = sources.load_examples(f'articles(of="{spec}", low=0.5)')
+  assert 0 < len(half) < 100
+  assert {e.id[:-2] + q for e in half for q in ('-0', '-1')
+         } == {e.id for e in half}
 
 
 @pytest.mark.parametrize(
