@@ -48,7 +48,7 @@ def main() -> None:
         'the results')
   output = pathlib.Path(OUTPUT.value or folder)
   files.check_writable(output / 'analysis.json')
-  examples = sources.load_examples(DATA.value)
+  examples = sources.load_answered(DATA.value)
   first, second = ([_read_predictions(p, examples) for p in paths]
                    for paths in (ours, theirs))
   read = lambda reader, name: (

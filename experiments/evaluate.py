@@ -7,7 +7,8 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
-joined by +. Results go to WORKDIR/eval/<data>/ or --output. A calibrated run
+joined by +. Results go to WORKDIR/eval/<data>/ or --output. Without answers in
+the data, these are predictions that are not scored. A calibrated run
 predicts at its held-out null threshold; metrics.json has EM and F1 at
 threshold 0, at the held-out one, and at the best one of this data (an oracle).
 With --coordinator, several processes share the questions. --audit runs no
@@ -61,7 +62,7 @@ def main() -> None:
 
 
 def _score(output: pathlib.Path | None) -> dict[str, float]:
-  examples = sources.load_examples(DATA.value)
+  examples = sources.load_answered(DATA.value)
   predictions = predictions_lib.read_predictions(
       pathlib.Path(PREDICTIONS.value))
   na_scores = predictions_lib.read_na_probs(
@@ -85,10 +86,9 @@ def score_model(output: pathlib.Path | None) -> dict[str, float]:
   qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
                     calibrated=CALIBRATED.value)
   run = RunDirectory(pathlib.Path(WORKDIR.value))
-  if not output and run.is_run():
-    output = run.evaluation(DATA.value)
   values = evaluator.evaluate_data(
-      qa, DATA.value, progress='evaluate', output=output)
+      qa, DATA.value, progress='evaluate', output=output,
+      run=run if run.is_run() else None)
   return values if processes.is_first_process() else {}
 
 

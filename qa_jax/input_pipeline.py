@@ -76,8 +76,9 @@ def load_windows(
 ) -> tuple[windows.WindowSet, str]:
   """Returns the windows of a data SPEC or of examples, and a line about them.
 
-  The line has their number, the time and whether they are from the cache. The
-  tokenizer of the windows holds a learned vocabulary.
+  The line has their number, the time, whether they are from the cache, and how
+  many questions count as unanswerable without being marked. The tokenizer of
+  the windows holds a learned vocabulary.
   """
   began = time.perf_counter()
   with contextlib.ExitStack() as bars:
@@ -85,10 +86,13 @@ def load_windows(
         data, vocabulary, where=cache.cache_directory(config.data.cache),
         say=console.say, progress=_progress(bars), **window_lengths(config))
   cached = isinstance(window_set.examples, store_lib.StoredExamples)
+  unmarked = window_set.audit['unmarked']
   return window_set, (
       f'{len(window_set)} windows of {len(window_set.examples)} questions '
       f'{"from the cache" if cached else "made"} in '
-      f'{time.perf_counter() - began:.1f} s')
+      f'{time.perf_counter() - began:.1f} s' + (
+          f'; {unmarked} of them, whose list of answers is empty, count as '
+          'unanswerable' if unmarked else ''))
 
 
 def batch_buckets(config: config_lib.Config) -> tuple[int, ...]:

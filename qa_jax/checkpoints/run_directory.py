@@ -3,21 +3,28 @@
 from collections.abc import Mapping
 import contextlib
 import dataclasses
+import hashlib
+import json
+import os
 import pathlib
 import re
 from typing import Any
+import unicodedata
 
 import jax
 
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import manager
+from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import bert
+from qa_jax.runtime import console
 
 # Fields that may differ in a resumed run: no computed value depends on them.
 FREE_FIELDS = ('train.step_timeout_seconds',)
+SPEC = 'data.json'  # in the directory of an evaluation: its data SPEC
 # Fields of earlier versions, without effect, that a stored config may have.
 RETIRED_FIELDS = ('data.on_device',)
 
@@ -36,8 +43,61 @@ class RunDirectory:
     self.checkpoints = path / 'checkpoints'
 
   def evaluation(self, data: str) -> pathlib.Path:
-    """Returns the directory of the evaluation on the data SPEC `data`."""
-    return self.path / 'eval' / evaluation_name(data)
+    """Returns the directory of the evaluation on the data SPEC `data`.
+
+    It is eval/NAME, or eval/NAME-HASH if eval/NAME belongs to another SPEC.
+    """
+    base = self.path / 'eval' / evaluation_name(data)
+    if not data:
+      return base
+    places = self._places(data)
+    for folder in (base, *sorted(base.parent.glob(f'{base.name}-??????'))):
+      owner = self._owner(folder)
+      if owner and not {*owner}.isdisjoint(places):
+        return folder
+    if not self._owner(base):
+      return base
+    digest = hashlib.sha256(places[0].encode('utf-8', 'surrogatepass'))
+    return base.with_name(f'{base.name}-{digest.hexdigest()[:6]}')
+
+  def record_evaluation(self, data: str) -> pathlib.Path:
+    """Creates the directory of an evaluation with its SPEC, and returns it."""
+    folder = self.evaluation(data)
+    base = folder.with_name(evaluation_name(data))
+    if folder != base:
+      console.say(f'{base} has the results of other data of this name; the '
+                  f'results of {data} go to {folder}')
+    absolute, relative = self._places(data)
+    files.write_text(folder / SPEC, json.dumps(  # ASCII: names may be no UTF-8
+        {'data': data, 'absolute': absolute, 'relative_to_run': relative},
+        indent=2) + '\n')
+    return folder
+
+  def _places(self, data: str) -> tuple[str, str]:
+    """Returns a SPEC with absolute paths, and with paths relative to the run.
+
+    An equal one is the same data: the run or the data may have moved, or both.
+    """
+    parts = [(part, None if sources.is_call(part) else os.path.abspath(part))
+             for part in sources.split_mixture(data)]
+    return ('+'.join(path or part for part, path in parts),
+            '+'.join(os.path.relpath(path, self.path) if path else part
+                     for part, path in parts))
+
+  def _owner(self, folder: pathlib.Path) -> tuple[str, str] | None:
+    """Returns the `_places` of the SPEC whose evaluation is in `folder`.
+
+    Earlier versions wrote no SPEC. Their evaluation then belongs to the config,
+    if its data has this name, and otherwise to no SPEC (None).
+    """
+    if (folder / SPEC).is_file():
+      record = files.read_object(folder / SPEC)
+      return str(record.get('absolute')), str(record.get('relative_to_run'))
+    if folder.is_dir() and self.config_file.is_file():
+      data = self.read_config().data.eval
+      if data and evaluation_name(data) == folder.name:
+        return self._places(data)
+    return None
 
   def is_run(self) -> bool:
     """Returns whether the directory is a run, not a Hugging Face checkpoint."""
@@ -132,8 +192,15 @@ def evaluation_name(spec: str) -> str:
 
   A path counts by its last part, without the ending of its format.
   """
-  parts = [spec] if '(' in spec else [
-      p.strip().rstrip('/').rsplit('/', 1)[-1] for p in spec.split('+')]
-  stem = '_'.join(re.sub(r'\.(jsonl?|csv|parquet|arrow)(\.gz)?$', '', p)
-                  for p in parts)
-  return re.sub(r'[^A-Za-z0-9.-]+', '_', stem).strip('._-')[:80] or 'data'
+  parts = spec.split('+')
+  parts = [spec] if any(sources.is_call(p.strip()) and '(' in p
+                        for p in parts) else [
+      p.strip().rstrip('/').rsplit('/', 1)[-1] for p in parts]
+  stem = '_'.join(re.sub(
+      r'\.(jsonl?|csv|tsv|parquet|arrow)(\.gz)?$', '', p) for p in parts)
+  # Letters, marks and numbers of every script have these categories. The cut
+  # leaves room in the 255 bytes that most file systems allow for a name.
+  stem = ''.join(c if c in '.-' or unicodedata.category(c)[0] in 'LMN' else '_'
+                 for c in stem)
+  name = re.sub('_+', '_', stem).strip('._-')[:80]
+  return name.encode()[:200].decode(errors='ignore') or 'data'

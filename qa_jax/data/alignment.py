@@ -6,20 +6,30 @@ gold spans of a window. Spans are inclusive at both ends.
 
 import collections
 from collections.abc import Mapping, Sequence
+import re
 
 import numpy as np
 
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
 
-AUDIT = {  # the fates of gold answers
+FATES = {  # of gold answers
     'exact': 'the token span is the answer, character by character',
     'widened': 'the answer begins or ends inside a token; widened to it',
+    'spaces': 'differs from the context in white space alone',
     'repaired': 'wrong answer_start; the nearest occurrence was taken',
+    'located': 'no answer_start; the first occurrence was taken',
     'unrecoverable': 'the answer is not a non-empty part of the context',
     'no_window': 'the span fits in no window',
     'surplus': 'left out of a window that holds MAX_GOLD_SPANS before it',
 }
+QUESTIONS = {
+    'unmarked': 'questions without is_impossible that count as unanswerable, '
+                'because their list of answers is empty',
+    'unanswered': 'questions that have neither answers nor is_impossible',
+}
+AUDIT = FATES | QUESTIONS
 MAX_EXAMPLES_PER_FAULT = 20
 EXAMPLES_PRINTED = 3
 AROUND = 20  # characters of the context shown on each side of an answer
@@ -37,20 +47,14 @@ def find_spans(
   for e, (example, c) in enumerate(zip(examples, context_of, strict=True)):
     offsets = contexts.offsets[contexts.ptr[c]:contexts.ptr[c + 1]]
     for answer in example.answers:
-      text = answer.text.strip()
-      a = answer.start + len(answer.text) - len(answer.text.lstrip())
-      wrong = example.context[a:a + len(text)] != text
-      if wrong:
-        a = _nearest(example.context, text, a)
+      a, b, fate = _character_span(example.context, answer)
       first = np.searchsorted(offsets[:, 1], a, side='right')
-      last = np.searchsorted(offsets[:, 0], a + len(text), side='left') - 1
-      if not text or a < 0 or first > last:
+      last = np.searchsorted(offsets[:, 0], b, side='left') - 1
+      if a == b or first > last:
         fate, first, last = 'unrecoverable', -1, -1
-      elif wrong:
-        fate = 'repaired'
-      else:
-        exact = (offsets[first, 0], offsets[last, 1]) == (a, a + len(text))
-        fate = 'exact' if exact else 'widened'
+      elif fate == 'exact' and (
+          offsets[first, 0], offsets[last, 1]) != (a, b):
+        fate = 'widened'
       owners.append(e)
       spans.append((first, last))
       fates.append(fate)
@@ -106,12 +110,19 @@ def place_spans(
 def count_fates(
     examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
 ) -> tuple[dict[str, int], dict[str, list[str]]]:
-  """Counts answers by fate, and lists example ids for each fate but 'exact'."""
-  counts = {**dict.fromkeys(AUDIT, 0), **collections.Counter(fates.tolist())}
-  return counts, {
-      name: [examples[e].id for e in np.unique(owners[fates == name])[
-          :MAX_EXAMPLES_PER_FAULT]]
-      for name in AUDIT if name != 'exact'}
+  """Counts answers by fate and questions of QUESTIONS.
+
+  Returns the counts, and a list of example ids for each of them but 'exact'.
+  """
+  ids = {name: [examples[e].id for e in np.unique(owners[fates == name])]
+         for name in FATES if name != 'exact'}
+  ids['unmarked'] = [e.id for e in examples if e.unmarked]
+  ids['unanswered'] = [e.id for e in examples
+                       if not (e.impossible or e.answers)]
+  counts = {**dict.fromkeys(FATES, 0), **collections.Counter(fates.tolist()),
+            **{name: len(ids[name]) for name in QUESTIONS}}
+  return counts, {name: some[:MAX_EXAMPLES_PER_FAULT]
+                  for name, some in ids.items()}
 
 
 def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
@@ -122,9 +133,11 @@ def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
   shown = {fate: [_show(by_id[key]) for key in ids]
            for fate, ids in faults.items()}
   lines = []
+  answers = max(sum(counts[fate] for fate in FATES), 1)
   for fate, meaning in AUDIT.items():
-    share = 100 * counts[fate] / max(sum(counts.values()), 1)
-    lines.append(f'{fate:14} {counts[fate]:8,} {share:6.2f} %  {meaning}')
+    share = (f'{100 * counts[fate] / answers:6.2f} %' if fate in FATES
+             else ' ' * 8)
+    lines.append(f'{fate:14} {counts[fate]:8,} {share}  {meaning}')
     lines += [f'  {row["id"]}: {row["answers"]}'
               for row in shown.get(fate, ())[:EXAMPLES_PRINTED]]
   return lines, shown
@@ -136,6 +149,31 @@ def _show(example: Example) -> dict[str, object]:
        'context': example.context[max(a.start - AROUND, 0):
                                   a.start + len(a.text) + AROUND]}
       for a in example.answers]}
+
+
+def _character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:
+  """Returns the range [begin, end) of an answer in the context, and its fate.
+
+  White space around the answer does not count, and white space inside it
+  equals any other. The range of an answer that does not occur is empty.
+  """
+  text = answer.text.strip()
+  a = answer.start + len(answer.text) - len(answer.text.lstrip())
+  if not text:
+    return 0, 0, 'unrecoverable'
+  if answer.start >= 0 and context.startswith(text, a):
+    return a, a + len(text), 'exact'
+  # White space in the pattern equals any other white space.
+  spaced = r'\s+'.join(map(re.escape, text.split()))
+  if answer.start >= 0 and (match := re.compile(
+      rf'\s*({spaced})').match(context, answer.start)):
+    return *match.span(1), 'spaces'
+  fate = 'repaired' if answer.start >= 0 else 'located'
+  if (begin := _nearest(context, text, a)) >= 0:
+    return begin, begin + len(text), fate
+  near = min(re.finditer(spaced, context), default=None,
+             key=lambda match: abs(match.start() - a))
+  return (*near.span(), fate) if near else (0, 0, 'unrecoverable')
 
 
 def _nearest(context: str, text: str, near: int) -> int:

@@ -1,17 +1,30 @@
 """Examples, checked fields of rows, and the normal form of answer texts."""
 
+from collections.abc import Iterable
 import dataclasses
+import difflib
 import functools
 import re
+import reprlib
 import string
 from typing import Any
 
 from qa_jax import errors
 
+FIELDS = ('id', 'context', 'question', 'answers', 'title', 'is_impossible')
+UNLOCATED = -1  # the start of an answer without answer_start
+# A file is refused if more than this share of its questions has an empty list
+# of answers and no question is marked. Such a file has lost its answers.
+MAX_UNMARKED = 0.75
+
 
 @dataclasses.dataclass(frozen=True)
 class GoldAnswer:
-  """A gold span: `context[start:start + len(text)] == text`, in code points."""
+  """A gold span: `context[start:start + len(text)] == text`, in code points.
+
+  The start is UNLOCATED if the file does not give it; the alignment then takes
+  the first occurrence.
+  """
 
   text: str
   start: int
@@ -32,6 +45,9 @@ class Example:
   impossible: bool = False
   title: str = ''
   accepted: tuple[str, ...] = ()  # correct answer texts, if the file lists them
+  # Whether an empty list of answers, without is_impossible, made the question
+  # `impossible`. It is counted in the audit and is not a part of the question.
+  unmarked: bool = dataclasses.field(default=False, compare=False, repr=False)
 
   @property
   def article(self) -> str:
@@ -87,21 +103,161 @@ def text_field(holder: Any, key: str, at: str) -> str:
 
 
 def id_field(holder: Any, key: str, at: str) -> str:
-  """Returns the text `holder[key]`, which must not be empty."""
+  """Returns the text or integer `holder[key]` as a text that is not empty."""
+  if isinstance(holder, dict) and type(holder.get(key)) is int:
+    return str(holder[key])
   value = text_field(holder, key, at)
   if not value:
     raise errors.UserError(f'{at}.{key} is empty')
   return value
 
 
-def gold_answer(answer: Any, context: str, at: str) -> GoldAnswer:
+def is_missing(value: Any) -> bool:
+  """Returns whether a value is None or NaN, which pandas writes for None."""
+  return value is None or value != value
+
+
+def question_example(row: Any, context: str, title: Any, at: str, *,
+                     locate: bool = False) -> Example:
+  """Returns the example of a row with SQuAD's fields, at the place `at`.
+
+  The id is '' if the row has none. A question with an empty list of answers
+  and without is_impossible is only `unmarked` here: `finish_examples` decides.
+  If `locate`, answers may lack answer_start.
+
+  Raises:
+    UserError: a field is missing, has another type, or has nearly the name of a
+      field that is missing.
+  """
+  question = text_field(row, 'question', at)
+  check_names(row, at)
+  key = '' if is_missing(row.get('id')) else id_field(row, 'id', at)
+  title = '' if is_missing(title) else check_text(title, f'{at}: title')
+  answers, marked = row.get('answers'), _flag(row, 'is_impossible', at)
+  golds = (() if marked or is_missing(answers) else
+           gold_answers(answers, context, f'{at}.answers', locate=locate))
+  return Example(
+      key, question, context, golds, bool(marked), title,
+      unmarked=marked is None and not is_missing(answers) and not golds)
+
+
+def _flag(row: dict[str, Any], key: str, at: str) -> bool | None:
+  """Returns a truth value, which may be 0 or 1; None if it is missing."""
+  value = row.get(key)
+  if is_missing(value):
+    return None
+  if not isinstance(value, bool | int | float) or value not in (0, 1):
+    raise errors.UserError(
+        f'{at}.{key} is {type(value).__name__} {reprlib.repr(value)}, expected '
+        'true, false, 0 or 1')
+  return bool(value)
+
+
+def finish_examples(placed: Iterable[tuple[str, Example]],
+                    path: str) -> list[Example]:
+  """Returns the examples of one file, from pairs (place, example).
+
+  If no question has an id, the ids are '0', '1', …. An `unmarked` question
+  becomes impossible, unless all questions of the file are unmarked: then the
+  file is a test set whose answers are not public.
+
+  Raises:
+    UserError: some questions have no id, or so many have an empty list of
+      answers and no mark that the file must have lost its answers.
+  """
+  placed = list(placed)
+  examples = [e for _, e in placed]
+  nameless = [at for at, e in placed if not e.id]
+  if nameless and len(nameless) < len(placed):
+    raise errors.UserError(
+        f"{nameless[0]} has no 'id'; {len(placed) - len(nameless)} of "
+        f'{len(placed)} questions have one: give one to all or to none')
+  if nameless:
+    examples = [dataclasses.replace(e, id=str(n))
+                for n, e in enumerate(examples)]
+  unmarked = sum(e.unmarked for e in examples)
+  if unmarked == len(examples):
+    return [dataclasses.replace(e, unmarked=False) for e in examples]
+  if unmarked > MAX_UNMARKED * len(examples) and not any(
+      e.impossible for e in examples):
+    at = next(at for at, e in placed if e.unmarked)
+    raise errors.UserError(
+        f"{path}: 'answers' is empty for {unmarked} of {len(examples)} "
+        f'questions, the first at {at}, and no question is marked; write '
+        '"is_impossible": true if they have no answer, or give their answers')
+  return [dataclasses.replace(e, impossible=True) if e.unmarked else e
+          for e in examples]
+
+
+def check_answered(examples: Iterable[Example], data: str) -> None:
+  """Checks that every question can be scored: answered, or unanswerable.
+
+  Raises:
+    UserError: some or all questions of the SPEC `data` have no answers.
+  """
+  examples = list(examples)
+  without = [e.id for e in examples if not (e.impossible or e.gold_texts)]
+  require_answers(len(without), len(examples), data, without[:1])
+
+
+def require_answers(without: int, questions: int, data: str,
+                    ids: Iterable[str] = ()) -> None:
+  """Raises a UserError if `without` questions have neither answers nor mark."""
+  first = ''.join(f', the first is {i!r}' for i in ids)
+  errors.require(without < questions or not questions,
+                 f'{data}: none of the {questions} questions has answers: '
+                 'there is nothing to score or to train on')
+  errors.require(not without,
+                 f'{data}: {without} of {questions} questions have neither '
+                 f'answers nor a mark{first}; write "is_impossible": true, or '
+                 'leave them out')
+
+
+def is_blind(examples: Iterable[Example]) -> bool:
+  """Returns whether no question has an answer or is marked unanswerable."""
+  return not any(e.impossible or e.gold_texts for e in examples)
+
+
+def gold_answers(answers: Any, context: str, at: str, *,
+                 locate: bool = False) -> tuple[GoldAnswer, ...]:
+  """Returns the gold answers of a list, or of an object of two lists.
+
+  The forms are SQuAD's list of {"text": …, "answer_start": …}, the hub's
+  {"text": […], "answer_start": […]} and, if `locate`, a list of texts.
+  """
+  if isinstance(answers, dict):
+    texts = required_field(answers, 'text', list, at)
+    if locate and is_missing(answers.get('answer_start')):
+      starts = [None] * len(texts)
+    else:
+      starts = _start_field(answers, list, at)
+    if len(texts) != len(starts):
+      raise errors.UserError(
+          f'{at} has {len(texts)} text and {len(starts)} answer_start')
+    answers = [{'text': t, 'answer_start': s}
+               for t, s in zip(texts, starts, strict=True)]
+  if not isinstance(answers, list):
+    raise errors.UserError(
+        f'{at} is {type(answers).__name__}, expected a list of {{"text": …, '
+        '"answer_start": …}')
+  return tuple(gold_answer(a, context, f'{at}[{i}]', locate=locate)
+               for i, a in enumerate(answers))
+
+
+def gold_answer(answer: Any, context: str, at: str, *,
+                locate: bool = False) -> GoldAnswer:
   """Returns the GoldAnswer of SQuAD's {"text": …, "answer_start": …}.
 
   Raises:
     UserError: a field is missing or of another type, or answer_start is
       outside the context.
   """
-  start = required_field(answer, 'answer_start', int, at)
+  if locate and isinstance(answer, str):
+    return GoldAnswer(check_text(answer, at), UNLOCATED)
+  start = answer.get('answer_start') if isinstance(answer, dict) else None
+  if locate and isinstance(answer, dict) and (start is None or start == -1):
+    return GoldAnswer(text_field(answer, 'text', at), UNLOCATED)
+  start = _start_field(answer, int, at)
   # A wrong offset inside the context is repaired and counted by the alignment
   # audit. An offset outside the context must belong to another context.
   if not 0 <= start <= len(context):
@@ -109,6 +265,48 @@ def gold_answer(answer: Any, context: str, at: str) -> GoldAnswer:
         f'{at}.answer_start is {start}, outside the {len(context)} characters '
         'of the context')
   return GoldAnswer(text_field(answer, 'text', at), start)
+
+
+def _start_field(holder: Any, kind: type, at: str) -> Any:
+  """Returns `answer_start`; an error names the option to do without it."""
+  try:
+    return required_field(holder, 'answer_start', kind, at)
+  except errors.UserError as e:
+    raise errors.UserError(
+        f'{e}; the option locate_answers=True of squad_json, mrqa and table '
+        'takes the first occurrence of an answer without it') from None
+
+
+def check_names(names: Iterable[str], at: str) -> None:
+  """Checks that no name resembles the name of a field that is missing.
+
+  Raises:
+    UserError: one does, such as `answer` if there is no `answers`.
+  """
+  near = _near_name(frozenset(names))
+  if near:
+    raise errors.UserError(
+        f'{at} has {near[0]!r} and no {near[1]!r}; rename it to {near[1]!r}, '
+        'or remove it if it is something else')
+
+
+@functools.lru_cache
+def _near_name(names: frozenset[str]) -> tuple[str, str] | None:
+  """Returns (name, name of the missing field that it resembles), if any."""
+  for name in sorted(names.difference(FIELDS)):
+    letters = re.sub('[^a-z]', '', name.casefold())
+    like = lambda field, least, letters=letters: difflib.SequenceMatcher(
+        None, letters, field.replace('_', '')).ratio() >= least
+    for field, near in (
+        ('answers', letters.startswith('answer') or like('answers', 0.7)),
+        ('is_impossible', 'impossible' in letters or 'unanswerable' in letters
+         or like('is_impossible', 0.8)),
+        ('title', like('title', 0.85)),
+        ('id', letters in ('id', 'ids', 'qid', 'questionid', 'qasid', 'uid',
+                           'exampleid'))):
+      if near and field not in names:
+        return name, field
+  return None
 
 
 _ARTICLES = re.compile(r'\b(a|an|the)\b')

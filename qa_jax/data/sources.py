@@ -1,7 +1,7 @@
 """Data sources: the table SOURCES, and `load_examples` of a data SPEC.
 
-A SPEC is a path to SQuAD JSON (1.1 or 2.0), MRQA JSONL or a table with SQuAD's
-columns (see `tables`), a call such as `tfds(name="squad/v1.1",
+A SPEC is a path to JSON (SQuAD 1.1 or 2.0, MRQA, or rows) or to a table with
+SQuAD's columns (see `tables`), a call such as `tfds(name="squad/v1.1",
 split="validation")`, or several joined by "+": a mixture.
 """
 
@@ -15,13 +15,14 @@ from typing import Any
 
 from qa_jax import errors
 from qa_jax import registry
+from qa_jax.data import examples as examples_lib
 from qa_jax.data import synthetic
 from qa_jax.data import tables
 from qa_jax.data import tfds
+from qa_jax.data.examples import UNLOCATED
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
-from qa_jax.data.examples import gold_answer
 from qa_jax.data.examples import id_field
 from qa_jax.data.examples import required_field
 from qa_jax.data.examples import text_field
@@ -30,46 +31,68 @@ from qa_jax.io import files
 MARKER = re.compile(r'\[(?:TLE|DOC|PAR|SEP)\]')  # of MRQA's contexts
 
 
-def squad_json(*, path: str, impossible: bool = True) -> list[Example]:
-  """Reads SQuAD 1.1 or 2.0 (Rajpurkar et al., 2016; 2018).
+def squad_json(*, path: str, impossible: bool = True,
+               locate_answers: bool = False) -> list[Example]:
+  """Reads JSON of any form: SQuAD 1.1 or 2.0, rows, or MRQA.
 
-  `impossible=False` leaves out unanswerable questions.
+  SQuAD (Rajpurkar et al., 2016; 2018) has articles with paragraphs. Rows have
+  their own context; they are a list, the list `data` of an object, or lines.
+  `impossible=False` leaves out unanswerable questions. With `locate_answers`,
+  answers may lack answer_start.
   """
-  examples = parse_squad(files.read_object(pathlib.Path(path)), path)
+  examples = examples_lib.finish_examples(
+      (placed for at, entry in tables.read_json(pathlib.Path(path))
+       for placed in _entry(entry, at, locate_answers)), path)
   return [e for e in examples if impossible or not e.impossible]
 
 
-def parse_squad(data: dict[str, Any], path: str) -> Iterator[Example]:
-  """Yields the examples of a decoded SQuAD file; messages begin with `path`."""
-  for a, article in enumerate(required_field(data, 'data', list, path)):
-    where = f'{path}: data[{a}]'
-    paragraphs = required_field(article, 'paragraphs', list, where)
-    title = text_field(article, 'title', where) if 'title' in article else ''
-    for p, paragraph in enumerate(paragraphs):
-      at = f'{where}.paragraphs[{p}]'
-      context = text_field(paragraph, 'context', at)
-      for q, qa in enumerate(required_field(paragraph, 'qas', list, at)):
-        yield _squad_question(qa, context, title, f'{at}.qas[{q}]')
+def parse_squad(data: dict[str, Any], path: str) -> list[Example]:
+  """Returns the examples of decoded SQuAD JSON; messages begin with `path`."""
+  return examples_lib.finish_examples((
+      placed for a, article in enumerate(
+          required_field(data, 'data', list, path))
+      for placed in _entry(article, f'{path}: data[{a}]', False)), path)
 
 
-def _squad_question(qa: Any, context: str, title: str, at: str) -> Example:
-  key = id_field(qa, 'id', at)
-  question = text_field(qa, 'question', at)
-  impossible = 'is_impossible' in qa and required_field(
-      qa, 'is_impossible', bool, at)
-  answers = () if impossible or 'answers' not in qa else tuple(
-      gold_answer(answer, context, f'{at}.answers[{i}]')
-      for i, answer in enumerate(required_field(qa, 'answers', list, at)))
-  return Example(key, question, context, answers, impossible, title)
+Placed = Iterator[tuple[str, Example]]  # (place for messages, example)
 
 
-def mrqa(*, path: str, markers: bool = True) -> list[Example]:
+def _entry(entry: Any, at: str, locate: bool) -> Placed:
+  """Yields the examples of an article, a paragraph, a row or an MRQA line."""
+  fields = entry.keys() if isinstance(entry, dict) else ()
+  if 'paragraphs' in fields or not {
+      'context', 'question', 'qas', 'header'} & {*fields}:
+    for p, paragraph in enumerate(
+        required_field(entry, 'paragraphs', list, at)):
+      yield from _paragraph(paragraph, entry.get('title'),
+                            f'{at}.paragraphs[{p}]', locate)
+  elif 'qas' in fields:
+    yield from _paragraph(entry, entry.get('title'), at, locate)
+  elif 'header' not in fields:
+    yield at, tables.row_example(entry, at, locate=locate)
+
+
+def _paragraph(paragraph: Any, title: Any, at: str, locate: bool) -> Placed:
+  context = text_field(paragraph, 'context', at)
+  for q, qa in enumerate(required_field(paragraph, 'qas', list, at)):
+    here = f'{at}.qas[{q}]'
+    if isinstance(qa, dict) and {'qid', 'detected_answers'} & qa.keys():
+      yield here, _mrqa_question(qa, context, here, locate)
+    else:
+      yield here, examples_lib.question_example(
+          qa, context, title, here, locate=locate)
+
+
+def mrqa(*, path: str, markers: bool = True,
+         locate_answers: bool = False) -> list[Example]:
   """Reads MRQA 2019 JSONL (Fisch et al., 2019).
 
   Its spans have inclusive ends. Every detected occurrence is a gold span.
   Predictions are scored with the texts in `answers`, whose spelling may differ
   from the context, as the official script does. `markers=False` replaces [TLE],
   [DOC], [PAR] and [SEP] by spaces of equal length, so that no offset changes.
+  With `locate_answers`, a question without detected_answers has the first
+  occurrences of `answers` as gold spans.
   """
   examples = []
   for at, row in files.read_rows(pathlib.Path(path)):
@@ -79,24 +102,30 @@ def mrqa(*, path: str, markers: bool = True) -> list[Example]:
     if not markers:
       context = MARKER.sub(lambda match: ' ' * len(match[0]), context)
     for q, qa in enumerate(required_field(row, 'qas', list, at)):
-      here = f'{at}: qas[{q}]'
-      accepted = required_field(qa, 'answers', list, here) if (
-          isinstance(qa, dict) and 'answers' in qa) else []
-      golds = {}
-      for answer in required_field(qa, 'detected_answers', list, here):
-        for span in required_field(answer, 'char_spans', list, here):
-          if not (isinstance(span, list) and [*map(type, span)] == [int, int]
-                  and 0 <= span[0] <= span[1] < len(context)):
-            raise errors.UserError(
-                f'{here}: char_spans has {reprlib.repr(span)}, expected '
-                f'[first, last] within the {len(context)} characters of the '
-                'context')
-          golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
-      examples.append(Example(
-          id_field(qa, 'qid', here), text_field(qa, 'question', here), context,
-          tuple(golds), accepted=tuple(check_text(text, f'{here}.answers')
-                                       for text in accepted)))
+      examples.append(_mrqa_question(
+          qa, context, f'{at}: qas[{q}]', locate_answers))
   return examples
+
+
+def _mrqa_question(qa: Any, context: str, at: str, locate: bool) -> Example:
+  accepted = required_field(qa, 'answers', list, at) if (
+      isinstance(qa, dict) and 'answers' in qa) else []
+  accepted = tuple(check_text(text, f'{at}.answers') for text in accepted)
+  golds = {}
+  if locate and accepted and 'detected_answers' not in qa:
+    golds = dict.fromkeys(GoldAnswer(text, UNLOCATED) for text in accepted)
+  else:
+    for answer in required_field(qa, 'detected_answers', list, at):
+      for span in required_field(answer, 'char_spans', list, at):
+        if not (isinstance(span, list) and [*map(type, span)] == [int, int]
+                and 0 <= span[0] <= span[1] < len(context)):
+          raise errors.UserError(
+              f'{at}: char_spans has {reprlib.repr(span)}, expected '
+              f'[first, last] within the {len(context)} characters of the '
+              'context')
+        golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
+  return Example(id_field(qa, 'qid', at), text_field(qa, 'question', at),
+                 context, tuple(golds), accepted=accepted)
 
 
 def articles(*, of: str, low: float = 0.0, high: float = 1.0,
@@ -129,7 +158,13 @@ def load_examples(spec: str) -> list[Example]:
     UserError: the SPEC or the data is wrong, a question id occurs twice, or
       there is no question.
   """
-  examples = [e for part in split_mixture(spec) for e in _load_part(part)]
+  parts = split_mixture(spec)
+  for part in parts:
+    if (len(parts) > 1 and re.search('[/.]', part) and not is_call(part)
+        and not os.path.exists(part)):
+      raise errors.UserError(
+          f'{part}: No such file or directory, in the mixture {spec!r}')
+  examples = [e for part in parts for e in _load_part(part)]
   seen: dict[str, Example] = {}
   for example in examples:
     if seen.setdefault(example.id, example) is not example:
@@ -140,40 +175,69 @@ def load_examples(spec: str) -> list[Example]:
   return examples
 
 
+def load_answered(spec: str) -> list[Example]:
+  """Reads the examples of a data SPEC to score; a UserError if it cannot be.
+
+  Each question must have answers or be marked as unanswerable.
+  """
+  examples = load_examples(spec)
+  examples_lib.check_answered(examples, spec)
+  return examples
+
+
 def _load_part(part: str) -> list[Example]:
   # os.path.exists, unlike pathlib's, is False for a name no file can have.
   if not os.path.exists(part):
-    if part in SOURCES or re.match(r'\w+\s*\(', part):
+    if is_call(part):
       return registry.build(SOURCES, part, what='data source')
     if not re.search('[/.]', part):
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
           f'{errors.did_you_mean(part, SOURCES)}')
-  if tables.is_table(part):
-    return tables.read_table(path=part)
-  read = mrqa if re.search(r'\.jsonl(\.gz)?$', part) else squad_json
+  read = tables.read_table if tables.is_table(part) else squad_json
   return read(path=part)
 
 
-def split_mixture(spec: str) -> list[str]:
-  """Splits a data SPEC at each "+" outside of quotes and parentheses.
+def is_call(part: str) -> bool:
+  """Returns whether a part of a SPEC names a source rather than a file.
 
-  The path of an existing file is one part, even if it contains "+".
+  The name of a file may contain parentheses too, but no "name(argument=".
   """
-  if os.path.exists(spec):
-    return [spec]
-  parts, depth, quote = [''], 0, ''
-  for c in spec:
+  name, parenthesis, _ = part.partition('(')
+  return name.strip() in SOURCES or bool(
+      parenthesis and re.match(r'\w+\s*\(\s*(\w+\s*=|\)$)', part))
+
+
+def split_mixture(spec: str) -> list[str]:
+  """Splits a data SPEC at each "+" outside of the calls of sources.
+
+  The longest path of an existing file is one part, even if it contains "+".
+  """
+  parts, begin = [], 0
+  while begin <= len(spec):
+    ends = [*(m.start() for m in re.finditer(r'\+', spec) if
+              m.start() >= begin), len(spec)]
+    end = next((e for e in reversed(ends)
+                if os.path.exists(spec[begin:e].strip())), None)
+    if end is None:
+      end = _end_of_call(spec, begin) if is_call(
+          spec[begin:].lstrip()) else ends[0]
+    parts.append(spec[begin:end].strip())
+    begin = end + 1
+  if not all(parts):
+    raise errors.UserError(f'data spec {spec!r} has an empty part')
+  return parts
+
+
+def _end_of_call(spec: str, begin: int) -> int:
+  """Returns the index of the first "+" outside of quotes and parentheses."""
+  depth, quote = 0, ''
+  for i, c in enumerate(spec[begin:], begin):
+    if c == '+' and not depth:
+      return i
     if quote:
       quote = '' if c == quote else quote
     elif depth and c in '"\'':
       quote = c
     depth += (c == '(') - (c == ')') if not quote else 0
-    if c == '+' and not depth:
-      parts.append('')
-    else:
-      parts[-1] += c
-  parts = [p.strip() for p in parts]
-  if not all(parts):
-    raise errors.UserError(f'data spec {spec!r} has an empty part')
-  return parts
+  return len(spec)

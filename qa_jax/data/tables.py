@@ -1,19 +1,17 @@
-"""Tables with SQuAD's columns: Hugging Face `datasets`, parquet, CSV, JSONL.
+"""Tables with SQuAD's columns: Hugging Face `datasets`, parquet, CSV, JSON.
 
-The columns id, question and context are required; answers, title and
-is_impossible are optional. Further columns are not read. `answers` is {"text":
-[…], "answer_start": […]} as in data sets of the Hugging Face hub, or SQuAD's
-list of {"text": …, "answer_start": …}. A CSV cell holds either form as JSON or
-as pandas writes it. Without a column is_impossible, an empty list of answers
-marks an unanswerable question, as in the hub's squad_v2. An empty cell of an
-optional column counts as a missing value.
+The columns question and context are required; id, answers, title and
+is_impossible are optional. Further columns are not read, but a column whose
+name resembles that of a missing one is refused. `examples.question_example`
+reads a row. A CSV cell holds `answers` as JSON or as pandas writes it. An empty
+cell of an optional column counts as a missing value.
 """
 
 import ast
 from collections.abc import Callable, Iterator
 import contextlib
 import csv
-import gzip
+import functools
 import io
 import json
 import os
@@ -22,27 +20,29 @@ import re
 import reprlib
 import sys
 from typing import Any, BinaryIO
-import zlib
 
 from qa_jax import errors
+from qa_jax.data import examples
 from qa_jax.data.examples import Example
-from qa_jax.data.examples import GoldAnswer
-from qa_jax.data.examples import gold_answer
 from qa_jax.data.examples import id_field
 from qa_jax.data.examples import required_field
 from qa_jax.data.examples import text_field
 from qa_jax.io import files
 
-REQUIRED = ('id', 'context', 'question')
-OPTIONAL = ('answers', 'title', 'is_impossible')
-BOOLEANS = {'true': True, 'false': False, '1': True, '0': False}
+REQUIRED = ('context', 'question')
+OPTIONAL = ('id', 'answers', 'title', 'is_impossible')
+BOOLEANS = {'true': True, 'false': False, '1': True, '0': False, '1.0': True,
+            '0.0': False}
+# Cells of answers and is_impossible that stand for a missing value.
+MISSING = ('', 'nan', 'na', 'none', 'null', '<na>')
 
 
-def read_table(*, path: str) -> list[Example]:
+def read_table(*, path: str, locate_answers: bool = False) -> list[Example]:
   """Reads a table, from a file or a directory.
 
-  A file is .parquet, .arrow, .csv(.gz) or .jsonl(.gz). A directory is from
-  `Dataset.save_to_disk` of Hugging Face.
+  A file is .parquet, .arrow, .csv(.gz), .tsv(.gz), or else JSON: one row a
+  line, or a list of rows. A directory is from `Dataset.save_to_disk` of Hugging
+  Face. With `locate_answers`, answers may lack answer_start.
 
   Raises:
     UserError: the file is of another kind or damaged, a column or value is
@@ -52,72 +52,76 @@ def read_table(*, path: str) -> list[Example]:
   if os.path.isdir(path):
     rows = _saved(where)
   else:
-    match = re.search(r'\.(csv|jsonl)(?:\.gz)?$|\.(parquet|arrow)$', where.name)
-    if not match:
-      raise errors.UserError(
-          f'{path}: a table ends in .csv, .jsonl, .parquet or .arrow')
-    rows = READERS[match[1] or match[2]](where)
-  return [_example(row, at) for at, row in rows]
+    match = NAMES.search(where.name)
+    rows = READERS[match[1] or match[2]](where) if match else read_json(where)
+  return examples.finish_examples((
+      (at, row_example(row, at, locate=locate_answers))
+      for at, row in rows), path)
 
 
 def is_table(path: str) -> bool:
-  """Returns whether `read_table` reads the file or directory at `path`.
+  """Returns whether the name of a file or directory is that of a table.
 
-  The name decides. A JSONL file is a table if its first row has a question.
+  A file of another name is JSON, whose content decides.
   """
   where = pathlib.Path(path)
   if os.path.isdir(path):  # False for a name no file can have
     return any(
         (where / n).is_file() for n in ('state.json', 'dataset_dict.json'))
-  if re.search(r'\.jsonl(\.gz)?$', path):
-    try:
-      with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as f:
-        first = json.loads(f.readline(files.UNZIPPED_FREE).decode('utf-8-sig'))
-    except (OSError, EOFError, ValueError, RecursionError, zlib.error):
-      return False  # reading the file raises an error with the reason
-    return isinstance(first, dict) and 'question' in first
-  return bool(re.search(r'\.(csv(\.gz)?|parquet|arrow)$', path))
+  return bool(NAMES.search(path))
 
 
-def _example(row: dict[str, Any], at: str) -> Example:
-  row = {k: v for k, v in row.items() if v is not None or k not in OPTIONAL}
-  key = id_field(row, 'id', at)
-  question = text_field(row, 'question', at)
+def row_example(row: Any, at: str, *, locate: bool) -> Example:
+  """Returns the example of a row that has its own context and title."""
   context = text_field(row, 'context', at)
-  golds = (_golds(row['answers'], context, f'{at}.answers')
-           if 'answers' in row else ())
-  impossible = (required_field(row, 'is_impossible', bool, at)
-                if 'is_impossible' in row else 'answers' in row and not golds)
-  title = text_field(row, 'title', at) if 'title' in row else ''
-  return Example(key, question, context, () if impossible else golds,
-                 impossible, title)
-
-
-def _golds(answers: Any, context: str, at: str) -> tuple[GoldAnswer, ...]:
-  if isinstance(answers, dict):
-    texts = required_field(answers, 'text', list, at)
-    starts = required_field(answers, 'answer_start', list, at)
-    if len(texts) != len(starts):
-      raise errors.UserError(
-          f'{at} has {len(texts)} text and {len(starts)} answer_start')
-    answers = [{'text': t, 'answer_start': s}
-               for t, s in zip(texts, starts, strict=True)]
-  if not isinstance(answers, list):
-    raise errors.UserError(
-        f'{at} is {type(answers).__name__}, expected {{"text": […], '
-        '"answer_start": […]}')
-  return tuple(gold_answer(a, context, f'{at}[{i}]')
-               for i, a in enumerate(answers))
+  return examples.question_example(
+      row, context, row.get('title'), at, locate=locate)
 
 
 Rows = Iterator[tuple[str, dict[str, Any]]]  # (place for messages, row)
 
 
-def _csv(path: pathlib.Path) -> Rows:
+def read_json(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """Yields (place, value) for each row or article of a JSON file.
+
+  The file is one value a line, a list of values, or an object with the list
+  `data`. Blank lines are skipped.
+
+  Raises:
+    UserError: the file is none of these.
+  """
+  text = files.read_text(path)
+  begin = len(text) - len(text.lstrip())
+  try:
+    value, end = json.JSONDecoder().raw_decode(text, begin)
+  except (ValueError, RecursionError):
+    value, end = files.parse_object(text, path), len(text)  # raises the reason
+  rest = text[end:].lstrip(' \t\r')
+  if rest.strip() and rest[0] == '\n' and '\n' not in text[begin:end]:
+    yield from files.parse_rows(text, path)
+    return
+  if rest.strip() or not isinstance(value, dict | list):
+    files.parse_object(text, path)  # raises the reason
+  if isinstance(value, list):
+    yield from ((f'{path}: [{i}]', row) for i, row in enumerate(value))
+  elif isinstance(value.get('question'), dict | list):
+    raise errors.UserError(
+        f"{path}: 'question' is {type(value['question']).__name__}: the file "
+        "has columns, not rows; write it with to_json(orient='records')")
+  elif 'data' not in value and {
+      'question', 'qas', 'paragraphs', 'header'} & value.keys():
+    yield f'{path}:{1 + text.count(chr(10), 0, begin)}', value  # a single line
+  else:
+    yield from ((f'{path}: data[{i}]', row) for i, row in enumerate(
+        required_field(value, 'data', list, str(path))))
+
+
+def _csv(path: pathlib.Path, delimiter: str = ',') -> Rows:
   text = files.read_text(path, newline='')  # offsets count quoted "\r\n"
   limit = csv.field_size_limit(sys.maxsize)  # default: 131,072 characters
   try:
-    reader = csv.reader(io.StringIO(text, newline=''), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=''), strict=True,
+                        delimiter=delimiter)
     lines = [(reader.line_num, cells) for cells in reader if cells]
   except csv.Error as e:
     raise errors.UserError(f'{path}:{reader.line_num}: not CSV: {e}') from None
@@ -137,15 +141,17 @@ def _csv(path: pathlib.Path) -> Rows:
 
 def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
   """Returns a CSV row with decoded optional cells; an empty cell is None."""
-  for name in OPTIONAL:
-    row[name] = row.get(name) or None
+  row['title'] = row.get('title') or None
+  for name in ('answers', 'is_impossible'):
+    if row.get(name, '').strip().lower() in MISSING:
+      row[name] = None
   if row['answers'] is not None:
     row['answers'] = _literal(row['answers'], f'{at}.answers')
   if (impossible := row['is_impossible']) is not None:
     if impossible.lower() not in BOOLEANS:
       raise errors.UserError(
-          f'{at}.is_impossible is {reprlib.repr(impossible)}, expected true or '
-          'false')
+          f'{at}.is_impossible is {reprlib.repr(impossible)}, expected true, '
+          'false, 0 or 1')
     row['is_impossible'] = BOOLEANS[impossible.lower()]
   return row
 
@@ -153,7 +159,8 @@ def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
 def _literal(cell: str, at: str) -> Any:
   """Parses a CSV cell: JSON, or a Python literal as pandas writes it.
 
-  Lists of such a literal may be written as array([…], dtype=…).
+  Lists of such a literal may be written as array([…], dtype=…), and numbers as
+  np.int64(…).
   """
   with contextlib.suppress(ValueError, RecursionError):
     return json.loads(cell)
@@ -161,16 +168,19 @@ def _literal(cell: str, at: str) -> Any:
     return ast.literal_eval(_Arrays().visit(ast.parse(cell, mode='eval')))
   except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
     raise errors.UserError(
-        f'{at} is {reprlib.repr(cell)}, expected {{"text": […], '
-        '"answer_start": […]}') from None
+        f'{at} is {reprlib.repr(cell)}, expected JSON such as '
+        '{"text": […], "answer_start": […]}, as json.dumps writes it') from None
 
 
 class _Arrays(ast.NodeTransformer):
-  """A transformer of array([…], dtype=…) to […]."""
+  """A transformer of array([…], dtype=…) to […], and of np.int64(…) to …."""
 
   def visit_Call(self, node: ast.Call) -> ast.AST:
-    is_array = isinstance(node.func, ast.Name) and node.func.id == 'array'
-    return node.args[0] if is_array and len(node.args) == 1 else node
+    node = self.generic_visit(node)
+    name = (node.func.id if isinstance(node.func, ast.Name) else
+            node.func.attr if isinstance(node.func, ast.Attribute) else '')
+    return node.args[0] if len(node.args) == 1 and name in (
+        'array', 'int64', 'int32', 'str_') else node
 
 
 def _parquet(path: pathlib.Path) -> Rows:
@@ -247,8 +257,11 @@ def _check_columns(names: list[str], path: pathlib.Path) -> list[str]:
           f'{path} has no column {name!r}{errors.did_you_mean(name, names)}')
     if names.count(name) > 1:
       raise errors.UserError(f'{path} has the column {name!r} twice')
+  examples.check_names(names, str(path))
   return [n for n in REQUIRED + OPTIONAL if n in names]
 
 
 READERS: dict[str, Callable[[pathlib.Path], Rows]] = {
-    'csv': _csv, 'jsonl': files.read_rows, 'parquet': _parquet, 'arrow': _arrow}
+    'csv': _csv, 'tsv': functools.partial(_csv, delimiter='\t'),
+    'parquet': _parquet, 'arrow': _arrow}
+NAMES = re.compile(r'\.(csv|tsv)(?:\.gz)?$|\.(parquet|arrow)$')

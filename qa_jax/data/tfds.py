@@ -11,8 +11,8 @@ import urllib.parse
 import urllib.request
 
 from qa_jax import errors
+from qa_jax.data import examples
 from qa_jax.data.examples import Example
-from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
 
 PROBE_SECONDS = 3.0
@@ -65,8 +65,9 @@ def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
         f'tfds {name!r} has no split {split!r}'
         f'{errors.did_you_mean(split, splits)}') from None
   try:
-    return [_example(row, f'tfds {name} {split}[{i}]')
-            for i, row in enumerate(builder.as_data_source(split=split))]
+    placed = ((at := f'tfds {name} {split}[{i}]', _example(row, at))
+              for i, row in enumerate(builder.as_data_source(split=split)))
+    return examples.finish_examples(placed, f'tfds {name} {split}')
   except errors.UserError:
     raise
   except Exception as e:  # damaged records can raise any exception
@@ -129,15 +130,16 @@ def _reachable(url: str) -> bool:
 
 
 def _example(row: Any, at: str) -> Example:
-  answers = row['answers']
-  golds = tuple(GoldAnswer(_text(text, f'{at}.answers'), int(start)) for
-                text, start in zip(answers['text'], answers['answer_start'],
-                                   strict=True))
-  impossible = bool(row.get('is_impossible', False))
-  return Example(
-      _text(row['id'], f'{at}.id'), _text(row['question'], f'{at}.question'),
-      _text(row['context'], f'{at}.context'), () if impossible else golds,
-      impossible, _text(row.get('title', b''), f'{at}.title'))
+  texts, starts = (row['answers'][name] for name in ('text', 'answer_start'))
+  plain = {name: _text(row[name], f'{at}.{name}')
+           for name in ('id', 'question', 'context')}
+  answers = {'text': [_text(text, f'{at}.answers') for text in texts],
+             'answer_start': [int(start) for start in starts]}
+  marked = ({'is_impossible': bool(row['is_impossible'])}
+            if 'is_impossible' in row else {})
+  return examples.question_example(
+      {**plain, **marked, 'answers': answers}, plain['context'],
+      _text(row.get('title', b''), f'{at}.title'), at)
 
 
 def _text(value: Any, at: str) -> str:

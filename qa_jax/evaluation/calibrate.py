@@ -10,6 +10,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import examples as examples_lib
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import windows as windows_lib
@@ -42,6 +43,7 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
   windows, note = input_pipeline.load_windows(qa.config, data, qa.tokenizer)
   console.say(note)
   examples, decode = windows.examples, qa.config.decode
+  examples_lib.check_answered(examples, data)
   check_untrained(workdir, data, examples)
   first_windows, blocks, parts = [], [], []
   for first, block, label in decode_lib.numbered_blocks(windows, progress):

@@ -195,11 +195,14 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
     raise errors.UserError('an ensemble needs two members; give --members=A,B')
   if len(set(members)) < len(members):
     raise errors.UserError('a member is named twice in --members')
-  pool = _read_pool(members, data)
+  examples = sources.load_answered(data)
+  held_out_examples = sources.load_answered(held_out) if held_out else []
+  pool = _read_pool(members, data, examples)
   everyone = range(len(members))
   if not held_out:
     return Ensemble(members, pool, list(everyone), 0.0, [0.0] * len(members))
-  held_out_pool = _read_pool(held_out_members or members, held_out)
+  held_out_pool = _read_pool(
+      held_out_members or members, held_out, held_out_examples)
   for path in map(pathlib.Path, members):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_pool.examples)
@@ -360,8 +363,8 @@ def select_members(pool: Pool) -> list[tuple[int, float]]:
   return selection
 
 
-def _read_pool(members: Sequence[str], data: str) -> Pool:
-  examples = sources.load_examples(data)
+def _read_pool(members: Sequence[str], data: str,
+               examples: Sequence[Example]) -> Pool:
   return pool_members(examples, [read_member(_n_best_file(
       pathlib.Path(name), data), examples) for name in members])
 
@@ -385,7 +388,7 @@ def _n_best_file(member: pathlib.Path, data: str) -> pathlib.Path:
   if not n_best_file.is_file() or metrics.get('temperature') != (
       current and current.temperature):
     console.say(f'{member}: evaluated on {data}')
-    evaluator.evaluate_data(predict.load(member), data, output=folder,
+    evaluator.evaluate_data(predict.load(member), data, run=run,
                             progress=member.name)
   return n_best_file
 

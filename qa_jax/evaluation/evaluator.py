@@ -13,6 +13,8 @@ import numpy as np
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import examples as examples_lib
 from qa_jax.data import store
 from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
@@ -49,6 +51,7 @@ class Evaluator:
     """Computes the metrics, and writes the files of the evaluation to `output`.
 
     Only the first process writes. metrics.json comes last and only if `seal`.
+    Questions of which none has an answer are not scored: the metrics are empty.
     `show` gets name and [N] values of each column of `candidates.STATISTICS`.
 
     Raises:
@@ -71,18 +74,19 @@ class Evaluator:
         examples, answers_lib.answer_texts(examples, answers),
         None if decode.null_rule == 'never' else {
             e.id: float(answers.na_score[i]) for i, e in enumerate(examples)})
-    metrics = predictions.metrics(threshold)
-    if calibration:
+    blind = examples_lib.is_blind(examples)
+    metrics = {} if blind else predictions.metrics(threshold)
+    if calibration and not blind:
       metrics |= calibration_metrics(
           predictions, calibration, threshold, before=uncalibrated[0],
           after=answers, output=output)
-    if answers.regret is not None:
+    if answers.regret is not None and not blind:
       metrics |= decode_regret(answers.regret)
     if output:
       windows = np.bincount(self.windows.example_of, minlength=len(examples))
       predictions_lib.write_evaluation(
           output, predictions, threshold=threshold,
-          metrics=metrics if seal else None, n_best=(
+          metrics=metrics if seal and not blind else None, n_best=(
               {'id': e.id, 'null_score': float(answers.null_score[i]),
                'null_probability': float(np.exp(answers.null_log_p[i])),
                'windows': int(windows[i]),
@@ -91,16 +95,36 @@ class Evaluator:
     return metrics
 
 
-def evaluate_data(qa: predict.QA, data: str, *, output: pathlib.Path | None,
+def evaluate_data(qa: predict.QA, data: str, *,
+                  output: pathlib.Path | None = None,
+                  run: RunDirectory | None = None,
                   progress: str = '') -> dict[str, float]:
-  """Computes the metrics of a model on a data SPEC; writes files to `output`.
+  """Computes the metrics of a model on a data SPEC, and writes its files.
+
+  They go to `output`, or to the directory of this SPEC in `run`. If no question
+  has an answer, they are predictions alone, and the metrics are empty.
 
   Raises:
-    UserError: the data cannot be read, or scores are not finite.
+    UserError: the data cannot be read, a part of its questions has no answers,
+      predictions would be lost, or scores are not finite.
   """
   windows, note = input_pipeline.load_windows(qa.config, data, qa.tokenizer)
   console.say(note)
-  return evaluate_windows(qa, windows, output=output, progress=progress)
+  blind = examples_lib.is_blind(windows.examples)
+  if not blind:
+    examples_lib.check_answered(windows.examples, data)
+  elif not (output or run):
+    raise errors.UserError(
+        f'{data}: no question has an answer to score with; give --output=DIR '
+        'for the predictions')
+  if run and not output:
+    output = (run.record_evaluation(data) if processes.is_first_process()
+              else run.evaluation(data))
+  values = evaluate_windows(qa, windows, output=output, progress=progress)
+  if blind:
+    console.say(f'{data}: no question has an answer, so nothing was scored; '
+                f'{output} has the predictions')
+  return values
 
 
 def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,

@@ -10,6 +10,7 @@ import numpy as np
 
 from qa_jax import errors
 from qa_jax import input_pipeline
+from qa_jax.data import examples as examples_lib
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import predict
 from qa_jax.io import documents
@@ -63,6 +64,7 @@ def run_suite(qa: predict.QA, groups: Mapping[str, Mapping[str, str]],
       try:
         windows, note = input_pipeline.load_windows(
             qa.config, data, qa.tokenizer)
+        examples_lib.check_answered(windows.examples, data)
       except errors.UserError as e:
         console.say(f'SKIPPED {group}/{name}: {e}')
         rows.append(Row(group, name, data, None, reason=str(e)))

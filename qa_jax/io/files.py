@@ -165,7 +165,13 @@ def read_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
   `place` is "PATH:LINE" for messages. Blank lines are skipped. Lines end only
   at \\n, since texts may hold other line separators.
   """
-  for number, line in enumerate(read_text(path).split('\n'), 1):
+  yield from parse_rows(read_text(path), path)
+
+
+def parse_rows(text: str, path: pathlib.Path
+               ) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields (place, JSON object) like `read_rows`, from the text of a file."""
+  for number, line in enumerate(text.split('\n'), 1):
     if line.strip():
       yield (where := f'{path}:{number}'), parse_object(line, where)
 

@@ -4,6 +4,7 @@ Glossary of shapes: N questions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
@@ -116,7 +117,13 @@ class Predictions:
 def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
                      threshold: float, n_best: Iterable[Mapping[str, Any]],
                      metrics: Mapping[str, float] | None) -> None:
-  """Writes the files of an evaluation; metrics.json, if any, comes last."""
+  """Writes the files of an evaluation; metrics.json comes last.
+
+  Without metrics, the metrics.json of an earlier evaluation is removed.
+  """
+  if metrics is None:
+    with contextlib.suppress(OSError):
+      (output / METRICS).unlink()
   if predictions.na_scores is not None:
     files.write_json(output / NA_PROBS, predictions.na_scores)
   files.write_json(output / PREDICTIONS, predictions.texts(threshold))

@@ -146,7 +146,7 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
     UserError: training would refuse a trial, or its run directory has another
       config.
   """
-  load = functools.cache(lambda spec: bool(sources.load_examples(spec)))
+  load = functools.cache(lambda spec: bool(sources.load_answered(spec)))
   for trial in trials:
     try:
       RunDirectory(trial.run).check_config(trial.config)

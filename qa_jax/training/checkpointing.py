@@ -61,8 +61,8 @@ class Checkpointer:
     evaluates. Returns a line for the user, empty without an evaluation.
     """
     trainer, metrics, log = self._trainer, {}, self._meter.log
-    output = RunDirectory(self._workdir).evaluation(trainer.config.data.eval)
     last = step == trainer.num_steps
+    output = _evaluation(trainer, self._workdir, record=last)
     if _evaluates(trainer, step) and trainer.evaluator:
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
@@ -195,7 +195,16 @@ def final_metrics(trainer: Trainer, workdir: pathlib.Path,
   """Returns the metrics of a complete run; evaluates if they are not stored."""
   if not trainer.evaluator:
     return {}
-  output = RunDirectory(workdir).evaluation(trainer.config.data.eval)
-  path = output / 'metrics.json'
+  path = _evaluation(trainer, workdir) / 'metrics.json'
   return (files.read_object(path) if path.is_file() else
-          trainer.evaluator.evaluate(params, output=output))
+          trainer.evaluator.evaluate(params, output=_evaluation(
+              trainer, workdir, record=True)))
+
+
+def _evaluation(trainer: Trainer, workdir: pathlib.Path,
+                record: bool = False) -> pathlib.Path:
+  """Returns the directory of the run's evaluation; may `record` its SPEC."""
+  run, data = RunDirectory(workdir), trainer.config.data.eval
+  return (run.record_evaluation(data)
+          if record and data and processes.is_first_process()
+          else run.evaluation(data))

@@ -20,6 +20,7 @@ from qa_jax import span_scores
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import batches as batches_lib
+from qa_jax.data import examples as examples_lib
 from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
@@ -227,6 +228,8 @@ def build_trainer(config: config_lib.Config) -> Trainer:
   build.check_decode(config.decode, model.head, objective)
   windows, note = input_pipeline.load_windows(
       config, config.data.train, vocabulary)
+  examples_lib.require_answers(
+      windows.audit['unanswered'], len(windows.examples), config.data.train)
   notes = [f'{note}; alignment of gold spans {windows.audit}']
   if not sizes.vocab_size:
     sizes = dataclasses.replace(sizes, vocab_size=len(windows.tokenizer.vocab))
@@ -242,6 +245,7 @@ def build_trainer(config: config_lib.Config) -> Trainer:
   if config.data.eval:
     held_out, note = input_pipeline.load_windows(
         config, config.data.eval, windows.tokenizer)
+    examples_lib.check_answered(held_out.examples, config.data.eval)
     notes.append(f'evaluation: {note}')
     evaluator = evaluator_lib.Evaluator(
         model, held_out, config, mesh=wrapped.mesh)

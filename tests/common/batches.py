@@ -7,11 +7,12 @@ from tests.common import windows
 
 
 def stream(**grouping):
-  sizes = [*range(1, 20), *[1, 2, 3] * 12]  # 1 to 4 windows
-  w = windows.cut(*[windows.example(n) for n in sizes])
+  """Returns training batches of questions with 1 to 4 windows each."""
+  sizes = [*range(1, 20), *[1, 2, 3] * 12]
+  window_set = windows.cut(*[windows.example(n) for n in sizes])
   return batches.TrainBatches(
-      w, np.arange(len(w)), 16 if grouping else 4, (10, 12), seed=3,
-      **grouping)
+      window_set, np.arange(len(window_set)), 16 if grouping else 4, (10, 12),
+      seed=3, **grouping)
 
 
 GROUPING = [dict(group_questions=True, devices=d, accumulation=a)

@@ -23,12 +23,12 @@ def plan(n, batch_size=4, seed=0, epoch=0):
 
 @pytest.mark.parametrize('n', [1, 3, 4, 5, 33, 100])
 def test_an_epoch_holds_every_window_once_in_ceil_batches(n):
-  lengths, made = plan(n)
-  rows = np.concatenate([r for _, r in made])
+  lengths, planned = plan(n)
+  rows = np.concatenate([r for _, r in planned])
   assert sorted(rows[rows >= 0]) == list(range(n))
-  assert len(made) == -(-n // 4)
-  assert all(lengths[r[r >= 0]].max() <= length for length, r in made)
-  assert all(len(r) == 4 for _, r in made)
+  assert len(planned) == -(-n // 4)
+  assert all(lengths[r[r >= 0]].max() <= length for length, r in planned)
+  assert all(len(r) == 4 for _, r in planned)
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -42,8 +42,8 @@ def test_order_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize('n', [1, 7, 64])
 def test_eval_plan_holds_every_window_once(n):
   lengths, _ = plan(n)
-  made = batch_plans.plan_eval(lengths, batch_size=4, buckets=BUCKETS)
-  rows = np.concatenate([r for _, r in made])
+  planned = batch_plans.plan_eval(lengths, batch_size=4, buckets=BUCKETS)
+  rows = np.concatenate([r for _, r in planned])
   assert sorted(rows[rows >= 0]) == list(range(n))
 
 
@@ -51,33 +51,35 @@ def test_eval_plan_holds_every_window_once(n):
 def test_eval_batches_hold_about_as_many_tokens_whatever_their_length(
     multiple):
   lengths, _ = plan(500)
-  made = batch_plans.plan_eval(
+  planned = batch_plans.plan_eval(
       lengths, batch_size=8, buckets=BUCKETS, multiple=multiple)
-  rows = np.concatenate([r for _, r in made])
+  rows = np.concatenate([r for _, r in planned])
   assert sorted(rows[rows >= 0]) == list(range(500))
-  assert {(length, len(r)) for length, r in made} == {
+  assert {(length, len(r)) for length, r in planned} == {
       (8, 12), (10, 9 if multiple == 1 else 12), (12, 8)}
-  assert all(lengths[r[r >= 0]].max() <= length for length, r in made)
-  assert all((r >= 0).all() for _, r in made[:-1])
+  assert all(lengths[r[r >= 0]].max() <= length for length, r in planned)
+  assert all((r >= 0).all() for _, r in planned[:-1])
 
 
 @pytest.mark.parametrize(('n', 'rows'), [(1, 1), (3, 4), (5, 8), (200, 64)])
 def test_few_windows_are_one_batch_of_a_power_of_two(n, rows):
-  made = batch_plans.plan_eval(np.full(n, 12), batch_size=64, buckets=BUCKETS)
-  assert {len(r) for _, r in made} == {rows}
+  planned = batch_plans.plan_eval(
+      np.full(n, 12), batch_size=64, buckets=BUCKETS)
+  assert {len(r) for _, r in planned} == {rows}
 
 
 @pytest.mark.parametrize('layout', [{}, {'packing': True}])
 def test_shapes_are_those_of_the_steps_to_come(layout):
-  made = batches.stream(**layout)
+  stream = batches.stream(**layout)
   for _ in range(3):
-    next(made)
+    next(stream)
   for steps in (1, 4, 10**6):
-    shapes = [made.gather(*s)['token_ids'].shape for s in made.shapes(steps)]
+    shapes = [stream.gather(*s)['token_ids'].shape
+              for s in stream.shapes(steps)]
     assert len(shapes) == len(set(shapes))
     other = batches.stream(**layout)
-    other.seek(made.position)
-    left = min(steps, made.steps_per_epoch - made.index)
+    other.seek(stream.position)
+    left = min(steps, stream.steps_per_epoch - stream.index)
     assert set(shapes) == {
         next(other)['token_ids'].shape for _ in range(left)}
 
@@ -87,13 +89,13 @@ def test_shapes_are_those_of_the_steps_to_come(layout):
     {'packing': True, 'accumulation': 2}])
 @pytest.mark.parametrize('devices', [[0], [2, 3], [3, 1]])
 def test_what_some_devices_see_is_gathered_alone(layout, devices):
-  made = batches.stream(devices=4, **layout)
+  stream = batches.stream(devices=4, **layout)
   cut = lambda x: x.reshape(4, -1, *x.shape[1:])[devices].reshape(
       -1, *x.shape[1:])
-  for _ in range(made.steps_per_epoch):
-    length, rows = made.next_rows()
-    whole = made.gather(length, rows)
-    part = made.gather(length, {k: cut(v) for k, v in rows.items()})
+  for _ in range(stream.steps_per_epoch):
+    length, rows = stream.next_rows()
+    whole = stream.gather(length, rows)
+    part = stream.gather(length, {k: cut(v) for k, v in rows.items()})
     assert part.keys() == whole.keys()
     for name, value in whole.items():
       np.testing.assert_array_equal(part[name], cut(value), err_msg=name)
@@ -124,14 +126,15 @@ def test_longest_bucket_is_always_max_length():
 
 @pytest.mark.parametrize('grouping', batches.GROUPING)
 def test_windows_of_a_question_stand_where_one_micro_step_sees_them(grouping):
-  made = batches.stream(**grouping)
+  stream = batches.stream(**grouping)
   rows = np.arange(16)
-  device, micro_step = rows // (16 // made.devices), rows % made.accumulation
-  for _ in range(made.steps_per_epoch):
-    batch = next(made)
-    indices = made._plan[made.index - 1][1]
+  device = rows // (16 // stream.devices)
+  micro_step = rows % stream.accumulation
+  for _ in range(stream.steps_per_epoch):
+    batch = next(stream)
+    indices = stream._plan[stream.index - 1][1]
     real = indices >= 0
-    question = np.where(real, made.windows.example_of[indices], -1 - rows)
+    question = np.where(real, stream.windows.example_of[indices], -1 - rows)
     for q in set(question):
       mine = np.flatnonzero(question == q)
       assert len({*zip(device[mine], micro_step[mine], strict=True)}) == 1
@@ -144,17 +147,17 @@ def test_windows_of_a_question_stand_where_one_micro_step_sees_them(grouping):
 @pytest.mark.parametrize('grouping', batches.GROUPING)
 def test_a_grouped_epoch_holds_every_window_once_in_batches_of_one_size(
     grouping):
-  made = batches.stream(**grouping)
+  stream = batches.stream(**grouping)
   for epoch in range(3):
     seen, weight, shapes = [], 0.0, set()
-    for _ in range(made.steps_per_epoch):
-      batch = next(made)
-      seen += made._plan[made.index - 1][1].tolist()
+    for _ in range(stream.steps_per_epoch):
+      batch = next(stream)
+      seen += stream._plan[stream.index - 1][1].tolist()
       weight += batch['weight'].sum()
       shapes.add(batch['token_ids'].shape)
-    assert (made.epoch, made.index) == (epoch, made.steps_per_epoch)
-    assert sorted(i for i in seen if i >= 0) == list(range(len(made.windows)))
-    assert weight == len(made.windows.examples)
+    assert (stream.epoch, stream.index) == (epoch, stream.steps_per_epoch)
+    assert sorted(i for i in seen if i >= 0) == list(range(len(stream.windows)))
+    assert weight == len(stream.windows.examples)
     assert shapes == {(16, 10), (16, 12)}
 
 
@@ -162,19 +165,19 @@ def test_grouped_epochs_differ_but_are_equally_long():
   size = np.random.default_rng(0).integers(1, 5, 400)
   question = np.repeat(np.arange(400), size)
   lengths = np.random.default_rng(1).integers(5, 13, len(question))
-  made = [batch_plans.plan_grouped(
+  planned = [batch_plans.plan_grouped(
       lengths, np.arange(len(question)), question, batch_size=16, shards=2,
       buckets=BUCKETS, seed=seed, epoch=epoch)
           for seed, epoch in ((0, 0), (0, 1), (0, 2), (0, 2), (1, 2))]
-  flat = [np.concatenate([r for _, r in plan]).tolist() for plan in made]
-  assert len(made[0]) == len(made[1]) == len(made[2])
-  assert len(made[0]) <= 1.03 * len(question) / 16 + 1
+  flat = [np.concatenate([r for _, r in plan]).tolist() for plan in planned]
+  assert len(planned[0]) == len(planned[1]) == len(planned[2])
+  assert len(planned[0]) <= 1.03 * len(question) / 16 + 1
   assert flat[2] == flat[3]
   assert flat[0] != flat[1] and flat[2] != flat[4]
-  together = [{frozenset(r[r >= 0].tolist()) for _, r in p} for p in made]
-  assert len(together[0] & together[1]) < 0.1 * len(made[0])
+  together = [{frozenset(r[r >= 0].tolist()) for _, r in p} for p in planned]
+  assert len(together[0] & together[1]) < 0.1 * len(planned[0])
   assert all(lengths[r[r >= 0]].max() <= length
-             for plan in made for length, r in plan)
+             for plan in planned for length, r in plan)
 
 
 def test_a_question_with_more_windows_than_rows_is_refused():

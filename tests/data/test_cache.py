@@ -30,23 +30,24 @@ from tests.common import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SPEC = 'synthetic(size=30, sentences=20, impossible=0.2)'
-WORDS = tokenizer.Tokenizer(
+VOCABULARY = tokenizer.Tokenizer(
     (*tokenizer.SPECIAL, *'abcdefghijklmnopqrstuvwxyz',
      *(f'##{c}' for c in 'abcdefghijklmnopqrstuvwxyz'), '.', '?'), True)
 LENGTHS = dict(max_length=64, window_overlap=16, max_question_length=12)
 
 
-def never(line):
+def fail_if_called(line):
   raise AssertionError(line)
 
 
-def cached(where, spec=SPEC, vocabulary=WORDS, say=never, **changes):
+def cached(where, spec=SPEC, vocabulary=VOCABULARY, say=fail_if_called,
+           **changes):
   return cache.cached_windows(spec, vocabulary, where=where, say=say,
                               **{**LENGTHS, **changes})
 
 
-def fresh(spec=SPEC, words=WORDS, **changes):
-  return windows.make_windows(sources.load_examples(spec), words,
+def fresh(spec=SPEC, vocabulary=VOCABULARY, **changes):
+  return windows.make_windows(sources.load_examples(spec), vocabulary,
                               **{**LENGTHS, **changes})
 
 
@@ -54,8 +55,8 @@ def entries(where):
   return sorted((where / 'features').glob('[0-9a-f]*'))
 
 
-def is_warm(made):
-  return isinstance(made.examples, store.StoredExamples)
+def is_warm(window_set):
+  return isinstance(window_set.examples, store.StoredExamples)
 
 
 def assert_equal(got, expected):
@@ -85,7 +86,7 @@ def assert_equal(got, expected):
 
 
 @pytest.fixture(scope='module')
-def made():
+def uncached():
   return fresh()
 
 
@@ -106,15 +107,15 @@ def squad(tmp_path_factory):
   return path
 
 
-def test_warm_windows_are_those_made_anew(tmp_path, made):
+def test_cached_windows_equal_windows_without_the_cache(tmp_path, uncached):
   cold, warm = cached(tmp_path), cached(tmp_path)
   assert is_warm(warm) and not is_warm(cold)
-  assert_equal(cold, made)
-  assert_equal(warm, made)
+  assert_equal(cold, uncached)
+  assert_equal(warm, uncached)
   assert len(warm) > len(warm.examples)  # some need several windows
 
 
-def test_parts_of_articles_are_other_data_and_follow_their_file(
+def test_parts_of_articles_have_entries_that_follow_their_file(
     tmp_path, squad):
   part = lambda low, high: f'articles(of="{squad}", low={low}, high={high})'
   for _ in range(2):
@@ -127,7 +128,7 @@ def test_parts_of_articles_are_other_data_and_follow_their_file(
                  for r in ((0, 0.5), (0.5, 1)))
 
 
-def test_examples_come_back_whole(tmp_path, squad):
+def test_cached_examples_equal_loaded_examples(tmp_path, squad):
   _, warm = (cached(tmp_path, str(squad)) for _ in range(2))
   expected = sources.load_examples(str(squad))
   assert list(warm.examples) == expected
@@ -139,7 +140,7 @@ def test_examples_come_back_whole(tmp_path, squad):
   assert_equal(warm, fresh(str(squad)))
 
 
-def test_fingerprint_of_stored_examples_is_that_of_the_data(tmp_path, squad):
+def test_fingerprint_of_stored_and_of_loaded_examples_is_equal(tmp_path, squad):
   _, warm = (cached(tmp_path, str(squad)) for _ in range(2))
   assert store.fingerprint(warm.examples) == store.fingerprint(
       sources.load_examples(str(squad)))
@@ -149,8 +150,8 @@ def test_fingerprint_of_stored_examples_is_that_of_the_data(tmp_path, squad):
 
 def test_a_warm_start_neither_loads_nor_tokenises(tmp_path, squad, monkeypatch):
   cached(tmp_path, str(squad))
-  monkeypatch.setattr(sources, 'load_examples', never)
-  monkeypatch.setattr(tokenizer.Tokenizer, 'encode', never)
+  monkeypatch.setattr(sources, 'load_examples', fail_if_called)
+  monkeypatch.setattr(tokenizer.Tokenizer, 'encode', fail_if_called)
   opened = []
   monkeypatch.setattr(files, 'sha256', lambda path, real=files.sha256: (
       opened.append(path), real(path))[1])
@@ -165,40 +166,40 @@ def test_arrays_are_mapped_and_ids_take_two_bytes(tmp_path):
     assert isinstance(array.base, np.memmap) and not array.flags.writeable
 
 
-def test_ids_beyond_two_bytes_are_kept(tmp_path):
+def test_ids_beyond_two_bytes_are_stored(tmp_path):
   many = tokenizer.Tokenizer(
       (*tokenizer.SPECIAL, *(f'filler{i}' for i in range(2**16)),
-       *WORDS.vocab[len(tokenizer.SPECIAL):]), True)
+       *VOCABULARY.vocab[len(tokenizer.SPECIAL):]), True)
   _, warm = (cached(tmp_path, vocabulary=many) for _ in range(2))
   assert warm.contexts.ids.dtype == np.int32
   assert warm.contexts.ids.max() > 2**16
-  assert_equal(warm, fresh(words=many))
+  assert_equal(warm, fresh(vocabulary=many))
 
 
 def test_a_learned_vocabulary_is_stored_too(tmp_path, monkeypatch):
   learned = cache.LearnedVocabulary(300, True)
   cold = cached(tmp_path, vocabulary=learned)
-  monkeypatch.setattr(tokenizer, 'train_tokenizer', never)
+  monkeypatch.setattr(tokenizer, 'train_tokenizer', fail_if_called)
   warm = cached(tmp_path, vocabulary=learned)
   assert warm.tokenizer == cold.tokenizer
-  assert_equal(warm, fresh(words=cold.tokenizer))
-  # The same words given are the same features, of another name.
+  assert_equal(warm, fresh(vocabulary=cold.tokenizer))
+  # A given vocabulary has another fingerprint than a learned one.
   assert not is_warm(cached(tmp_path, vocabulary=cold.tokenizer))
 
 
-def test_no_cache_writes_nothing(tmp_path, made, monkeypatch):
+def test_no_cache_writes_nothing(tmp_path, uncached, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  assert_equal(cached(cache.cache_directory('none')), made)
+  assert_equal(cached(cache.cache_directory('none')), uncached)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('change', [
     {'max_length': 65}, {'window_overlap': 15}, {'max_question_length': 11},
-    {'vocabulary': tokenizer.Tokenizer(WORDS.vocab[:-1], True)},
-    {'vocabulary': tokenizer.Tokenizer(WORDS.vocab, False)},
+    {'vocabulary': tokenizer.Tokenizer(VOCABULARY.vocab[:-1], True)},
+    {'vocabulary': tokenizer.Tokenizer(VOCABULARY.vocab, False)},
     {'vocabulary': cache.LearnedVocabulary(300, True)},
     {'spec': 'synthetic(size=30, sentences=20)'}])
-def test_whatever_makes_other_features_makes_another_entry(tmp_path, change):
+def test_every_input_of_the_windows_changes_the_entry(tmp_path, change):
   cached(tmp_path)
   assert not is_warm(cached(tmp_path, **change))
   assert is_warm(cached(tmp_path, **change)) and is_warm(cached(tmp_path))
@@ -212,13 +213,13 @@ def test_learned_vocabularies_differ_by_size_and_case(tmp_path):
     assert not is_warm(cached(tmp_path, vocabulary=learned))
 
 
-def test_other_code_makes_another_entry(tmp_path, monkeypatch):
+def test_another_code_version_has_another_entry(tmp_path, monkeypatch):
   cached(tmp_path)
   monkeypatch.setattr(cache, 'code_version', lambda: 'edited')
   assert not is_warm(cached(tmp_path))
 
 
-def test_another_tokenizers_library_makes_another_entry(tmp_path, monkeypatch):
+def test_another_tokenizers_library_has_another_entry(tmp_path, monkeypatch):
   cached(tmp_path)
   monkeypatch.setattr(cache.tokenizers, '__version__', '0')
   assert not is_warm(cached(tmp_path))
@@ -245,6 +246,20 @@ def test_code_changes_the_code_version(monkeypatch):
       b'lengths - 3', b'lengths - 4')) != cache.code_version()
 
 
+@pytest.mark.parametrize('name', ['reader.py', 'folder/reader.py',
+                                  'folder/deeper/reader.py'])
+def test_any_file_of_the_data_folder_changes_the_code_version(
+    tmp_path, monkeypatch, name):
+  monkeypatch.setattr(cache, '__file__', str(tmp_path / 'cache.py'))
+  versions = [cache.code_version.__wrapped__()]
+  path = tmp_path / name
+  path.parent.mkdir(parents=True, exist_ok=True)
+  for source in ('limit = 1', 'limit = 2'):
+    path.write_text(source)
+    versions.append(cache.code_version.__wrapped__())
+  assert len({*versions}) == 3
+
+
 def test_code_version_reads_every_module_of_the_data(monkeypatch):
   read = []
   monkeypatch.setattr(pathlib.Path, 'read_bytes', lambda self: (
@@ -255,7 +270,7 @@ def test_code_version_reads_every_module_of_the_data(monkeypatch):
   assert 'windows.py' in data
 
 
-def test_an_edited_file_is_other_data_even_of_equal_size_and_mtime(
+def test_an_edited_file_of_equal_size_and_mtime_is_other_data(
     tmp_path, squad):
   path = tmp_path / 'train.json'
   path.write_bytes(squad.read_bytes())
@@ -272,9 +287,9 @@ def test_a_copy_is_the_same_data_and_another_ending_is_not(tmp_path, squad):
   cached(tmp_path / 'c', str(squad))
   (tmp_path / 'copy.json').write_bytes(squad.read_bytes())
   assert is_warm(cached(tmp_path / 'c', str(tmp_path / 'copy.json')))
-  (tmp_path / 'copy.jsonl').write_bytes(squad.read_bytes())
-  with pytest.raises(errors.UserError, match="no 'context'"):
-    cached(tmp_path / 'c', str(tmp_path / 'copy.jsonl'))
+  (tmp_path / 'copy.csv').write_bytes(squad.read_bytes())
+  with pytest.raises(errors.UserError, match=r"no column 'context'|not CSV"):
+    cached(tmp_path / 'c', str(tmp_path / 'copy.csv'))
 
 
 def test_a_mixture_is_all_its_parts(tmp_path, squad):
@@ -293,7 +308,7 @@ def test_a_mixture_is_all_its_parts(tmp_path, squad):
     'synthetic(size=2) +', 'squad_json()', 'squad_json(path=3)', 'tfds()',
     'tfds(name="/", split="train", data_dir="/nosuch")',
     'squad_json(path="a\\0b")', 'synthetic(1)', '.'])
-def test_what_cannot_be_loaded_is_told_as_without_a_cache(tmp_path, spec):
+def test_the_cache_does_not_change_the_message_of_a_bad_spec(tmp_path, spec):
   with pytest.raises(errors.UserError) as without:
     sources.load_examples(spec)
   with pytest.raises(errors.UserError) as error:
@@ -302,9 +317,10 @@ def test_what_cannot_be_loaded_is_told_as_without_a_cache(tmp_path, spec):
   assert not entries(tmp_path)
 
 
-def test_prepared_tfds_is_known_by_its_files(tmp_path, monkeypatch, made):
+def test_prepared_tfds_data_is_identified_by_its_files(
+    tmp_path, monkeypatch, uncached):
   spec = f'tfds(name="squad/v1.1", split="train", data_dir="{tmp_path}")'
-  load = lambda _: [*made.examples]
+  load = lambda _: [*uncached.examples]
   monkeypatch.setattr(sources, 'load_examples', load)
   where = tmp_path / 'c'
   cached(where, spec)  # not prepared: nothing to be known by
@@ -319,7 +335,7 @@ def test_prepared_tfds_is_known_by_its_files(tmp_path, monkeypatch, made):
   assert not is_warm(cached(where, spec))
 
 
-def test_data_that_changes_while_it_is_read_is_not_kept(
+def test_data_that_changes_while_it_is_read_is_not_stored(
     tmp_path, squad, monkeypatch):
   path = tmp_path / 'train.json'
   path.write_bytes(squad.read_bytes())
@@ -335,7 +351,7 @@ def test_data_that_changes_while_it_is_read_is_not_kept(
 
 @pytest.mark.parametrize('name', [
     *(f'{n}.npy' for n in store.ARRAYS), store.MANIFEST])
-def test_damage_to_any_file_is_named_and_mended(tmp_path, made, name):
+def test_a_damaged_file_is_named_and_written_again(tmp_path, uncached, name):
   cached(tmp_path)
   [entry] = entries(tmp_path)
   path = entry / name
@@ -345,30 +361,30 @@ def test_damage_to_any_file_is_named_and_mended(tmp_path, made, name):
   flipped[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
   for content in (bytes(flipped), whole[:len(whole) // 2], b'', whole + b'\0',
                   None):
-    path.unlink()  # a mapped file is never written over
+    path.unlink()  # a mapped file must not be overwritten
     if content is not None:
       path.write_bytes(content)
-    said = []
-    got = cached(tmp_path, say=said.append)
-    assert not is_warm(got) and len(said) == 1, (content and len(content))
-    assert f'{entry}: {name} ' in said[0] and '\n' not in said[0]
+    lines = []
+    got = cached(tmp_path, say=lines.append)
+    assert not is_warm(got) and len(lines) == 1, (content and len(content))
+    assert f'{entry}: {name} ' in lines[0] and '\n' not in lines[0]
     assert path.read_bytes() == whole  # mended, byte by byte
-  assert_equal(cached(tmp_path), made)
+  assert_equal(cached(tmp_path), uncached)
   assert [p.name for p in (tmp_path / 'features').iterdir()] == [entry.name]
 
 
 @pytest.fixture(scope='module')
-def kept(tmp_path_factory, made):
-  directory = tmp_path_factory.mktemp('kept') / 'entry'
+def stored(tmp_path_factory, uncached):
+  directory = tmp_path_factory.mktemp('stored') / 'entry'
   directory.mkdir()
-  store.write_store(directory, made, {'n': [1]}, with_vocabulary=True)
+  store.write_store(directory, uncached, {'n': [1]}, with_vocabulary=True)
   return directory, {p.name: p.read_bytes() for p in directory.iterdir()}
 
 
 @hypothesis.settings(max_examples=150, deadline=None, database=None)
 @hypothesis.given(data=st.data())
-def test_no_change_of_bytes_is_ever_read(kept, made, data):
-  directory, whole = kept
+def test_no_change_of_bytes_is_ever_read(stored, uncached, data):
+  directory, whole = stored
   name = data.draw(st.sampled_from(sorted(whole)))
   content = bytearray(whole[name])
   at = data.draw(st.integers(0, len(content) - 1))
@@ -387,7 +403,7 @@ def test_no_change_of_bytes_is_ever_read(kept, made, data):
   try:
     if bytes(content) == whole[name]:
       assert_equal(
-          store.read_store(directory, {'n': [1]}, tokenizer=None), made)
+          store.read_store(directory, {'n': [1]}, tokenizer=None), uncached)
     else:
       with pytest.raises(store.DamagedError, match=name):
         store.read_store(directory, {'n': [1]}, tokenizer=None)
@@ -412,16 +428,16 @@ def test_any_examples_survive_the_round_trip(tmp_path_factory, rows):
               tuple(accepted))
       for i, (question, context, answers, impossible, title, accepted)
       in enumerate(rows)]
-  expected = windows.make_windows(examples, WORDS, **LENGTHS)
+  expected = windows.make_windows(examples, VOCABULARY, **LENGTHS)
   directory = tmp_path_factory.mktemp('entry')
   store.write_store(directory, expected, {}, with_vocabulary=False)
-  got = store.read_store(directory, {}, tokenizer=WORDS)
+  got = store.read_store(directory, {}, tokenizer=VOCABULARY)
   assert list(got.examples) == examples
   if examples:
     assert_equal(got, expected)
 
 
-def test_an_entry_of_another_name_is_not_believed(tmp_path):
+def test_an_entry_under_another_name_is_not_used(tmp_path):
   cached(tmp_path)
   [entry] = entries(tmp_path)
   cached(tmp_path, max_length=65)
@@ -430,9 +446,9 @@ def test_an_entry_of_another_name_is_not_believed(tmp_path):
     path.unlink()
   other.rmdir()
   entry.rename(other)
-  said = []
-  got = cached(tmp_path, max_length=65, say=said.append)
-  assert not is_warm(got) and 'belongs to another' in said[0]
+  lines = []
+  got = cached(tmp_path, max_length=65, say=lines.append)
+  assert not is_warm(got) and 'belongs to another' in lines[0]
 
 
 RACE = '''
@@ -440,19 +456,20 @@ import pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
 from qa_jax.data import cache, store, tokenizer
 where = pathlib.Path(sys.argv[2])
-words = tokenizer.Tokenizer((*tokenizer.SPECIAL, *'abcdefghij'), True)
+vocabulary = tokenizer.Tokenizer((*tokenizer.SPECIAL, *'abcdefghij'), True)
 (where / f'ready{sys.argv[3]}').touch()
 while not (where / 'go').exists():
   time.sleep(0.001)
 for seed in range(6):
-  made = cache.cached_windows(
-      f'synthetic(size=8, seed={seed})', words, where=where, say=print,
+  windows = cache.cached_windows(
+      f'synthetic(size=8, seed={seed})', vocabulary, where=where, say=print,
       max_length=64, window_overlap=16, max_question_length=12)
-  assert len(made.examples) == 8 and made.gather(made.example_of[:1], 64)
+  assert len(windows.examples) == 8
+  assert windows.gather(windows.example_of[:1], 64)
 '''
 
 
-def test_first_builds_at_the_same_time_are_safe(tmp_path):
+def test_processes_may_build_one_entry_at_the_same_time(tmp_path):
   racers = [subprocess.Popen(
       [sys.executable, '-c', RACE, str(ROOT), str(tmp_path), str(i)],
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -462,19 +479,20 @@ def test_first_builds_at_the_same_time_are_safe(tmp_path):
     time.sleep(0.01)
   (tmp_path / 'go').touch()
   for racer in racers:
-    said, _ = racer.communicate(timeout=120)
-    assert (racer.returncode, said) == (0, '')
+    lines, _ = racer.communicate(timeout=120)
+    assert (racer.returncode, lines) == (0, '')
   assert len(entries(tmp_path)) == len(
       [*(tmp_path / 'features').iterdir()]) == 6  # and nothing partial
-  words = tokenizer.Tokenizer((*tokenizer.SPECIAL, *'abcdefghij'), True)
+  vocabulary = tokenizer.Tokenizer((*tokenizer.SPECIAL, *'abcdefghij'), True)
   for seed in range(6):
     spec = f'synthetic(size=8, seed={seed})'
-    warm = cached(tmp_path, spec, words)
+    warm = cached(tmp_path, spec, vocabulary)
     assert is_warm(warm)
-    assert_equal(warm, fresh(spec, words))
+    assert_equal(warm, fresh(spec, vocabulary))
 
 
-def test_who_comes_second_keeps_what_is_there(tmp_path, made, monkeypatch):
+def test_an_entry_that_another_process_wrote_first_stays(
+    tmp_path, uncached, monkeypatch):
   def load(spec, real=sources.load_examples):
     with monkeypatch.context() as patch:
       patch.setattr(sources, 'load_examples', real)
@@ -484,7 +502,7 @@ def test_who_comes_second_keeps_what_is_there(tmp_path, made, monkeypatch):
     return real(spec)
   first = []
   monkeypatch.setattr(sources, 'load_examples', load)
-  assert_equal(cached(tmp_path), made)
+  assert_equal(cached(tmp_path), uncached)
   [entry] = entries(tmp_path)
   assert [entry.stat().st_ino] == first
 
@@ -499,7 +517,7 @@ def test_a_run_killed_while_it_writes_leaves_no_entry(tmp_path, monkeypatch):
   assert not list((tmp_path / 'features').iterdir())
 
 
-def test_what_killed_runs_left_is_swept_up_after_a_day(tmp_path):
+def test_files_of_killed_runs_are_removed_after_a_day(tmp_path):
   features = tmp_path / 'features'
   old, new = (
       features / f'.{"a" * 64}.{i}-{"b" * 8}.partial' for i in (1, 2))
@@ -542,32 +560,32 @@ def test_an_entry_larger_than_the_bound_is_kept_alone(tmp_path, monkeypatch):
   assert is_warm(cached(tmp_path, max_length=65))
 
 
-def test_windows_outlive_the_removal_of_their_entry(tmp_path, made):
+def test_windows_outlive_the_removal_of_their_entry(tmp_path, uncached):
   _, warm = cached(tmp_path), cached(tmp_path)
   cache._remove(entries(tmp_path)[0])
-  assert_equal(warm, made)
+  assert_equal(warm, uncached)
 
 
-def test_a_full_disk_costs_one_line(tmp_path, made):
+def test_a_full_disk_costs_one_line(tmp_path, uncached):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  said = []
+  lines = []
   try:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    got = cached(tmp_path, say=said.append)
+    got = cached(tmp_path, say=lines.append)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert_equal(got, made)
-  [line] = said
+  assert_equal(got, uncached)
+  [line] = lines
   assert str(tmp_path) in line and os.strerror(errno.EFBIG) in line
   assert 'goes on without it' in line
   assert not list((tmp_path / 'features').iterdir())
 
 
-def test_a_place_that_cannot_be_written_costs_one_line(tmp_path, made):
+def test_a_place_that_cannot_be_written_costs_one_line(tmp_path, uncached):
   (tmp_path / 'file').touch()
-  said = []
-  assert_equal(cached(tmp_path / 'file' / 'c', say=said.append), made)
-  [line] = said
+  lines = []
+  assert_equal(cached(tmp_path / 'file' / 'c', say=lines.append), uncached)
+  [line] = lines
   assert os.strerror(errno.ENOTDIR) in line and '\n' not in line
 
 
@@ -578,14 +596,15 @@ def test_a_read_only_cache_is_still_read(tmp_path):
     for path in (tmp_path / 'features', *entries(tmp_path)):
       path.chmod(0o500)
     assert is_warm(cached(tmp_path))
-    said = []
-    cached(tmp_path, max_length=65, say=said.append)
-    assert len(said) == 1
+    lines = []
+    cached(tmp_path, max_length=65, say=lines.append)
+    assert len(lines) == 1
   finally:
     (tmp_path / 'features').chmod(0o700)
 
 
-def test_where_the_cache_is(monkeypatch, tmp_path):
+def test_the_directory_of_the_cache_follows_the_environment(
+    monkeypatch, tmp_path):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   assert cache.cache_directory('auto') == tmp_path / 'qa_jax'
   monkeypatch.delenv('XDG_CACHE_HOME')
@@ -604,54 +623,56 @@ def data(where):
   return tiny.config(data={'cache': str(where), **LENGTHS})
 
 
-@pytest.mark.parametrize('words', [WORDS, cache.LearnedVocabulary(300, True)])
-def test_a_run_has_the_same_windows_with_and_without_a_cache(tmp_path, words):
-  made, *kept = (input_pipeline.load_windows(data(where), SPEC, words)
-                 for where in ('none', tmp_path, tmp_path))
-  for (got, line), how in zip(kept, ('made', 'from the cache'), strict=True):
-    assert_equal(got, made[0])
+@pytest.mark.parametrize(
+    'vocabulary', [VOCABULARY, cache.LearnedVocabulary(300, True)])
+def test_a_run_has_equal_windows_with_and_without_a_cache(tmp_path, vocabulary):
+  uncached, *others = (
+      input_pipeline.load_windows(data(where), SPEC, vocabulary)
+      for where in ('none', tmp_path, tmp_path))
+  for (got, line), how in zip(others, ('made', 'from the cache'), strict=True):
+    assert_equal(got, uncached[0])
     assert f'of 30 questions {how} in ' in line and line.endswith(' s')
 
 
-def test_questions_in_memory_are_known_by_all_they_say(tmp_path):
+def test_examples_in_memory_are_identified_by_all_their_fields(tmp_path):
   rows = sources.load_examples(SPEC)
-  _, line = input_pipeline.load_windows(data(tmp_path), rows, WORDS)
+  _, line = input_pipeline.load_windows(data(tmp_path), rows, VOCABULARY)
   assert 'made' in line
-  got, line = input_pipeline.load_windows(data(tmp_path), [*rows], WORDS)
+  got, line = input_pipeline.load_windows(data(tmp_path), [*rows], VOCABULARY)
   assert 'from the cache' in line
   assert_equal(got, fresh())
   rows[-1] = dataclasses.replace(rows[-1], title='another')
-  got, line = input_pipeline.load_windows(data(tmp_path), rows, WORDS)
+  got, line = input_pipeline.load_windows(data(tmp_path), rows, VOCABULARY)
   assert 'made' in line and got.examples[-1].title == 'another'
 
 
-def test_a_run_names_a_damaged_cache_and_makes_it_anew(
-    tmp_path, capsys, made):
-  input_pipeline.load_windows(data(tmp_path), SPEC, WORDS)
+def test_a_run_names_a_damaged_entry_and_builds_it_again(
+    tmp_path, capsys, uncached):
+  input_pipeline.load_windows(data(tmp_path), SPEC, VOCABULARY)
   path = entries(tmp_path)[0] / 'begin.npy'
   content = path.read_bytes()
   path.unlink()
   path.write_bytes(content[:-1] + b'\xff')
-  got, line = input_pipeline.load_windows(data(tmp_path), SPEC, WORDS)
+  got, line = input_pipeline.load_windows(data(tmp_path), SPEC, VOCABULARY)
   assert 'made' in line
-  assert_equal(got, made)
-  [told] = capsys.readouterr().err.splitlines()
-  assert str(path.parent) in told and 'begin.npy' in told
+  assert_equal(got, uncached)
+  [line] = capsys.readouterr().err.splitlines()
+  assert str(path.parent) in line and 'begin.npy' in line
   assert path.read_bytes() == content
 
 
 def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
-    tmp_path, capsys, made):
+    tmp_path, capsys, uncached):
   (tmp_path / 'file').touch()
   got, line = input_pipeline.load_windows(data(tmp_path / 'file' / 'c'),
-                                              SPEC, WORDS)
+                                              SPEC, VOCABULARY)
   assert 'made' in line
-  assert_equal(got, made)
-  [told] = capsys.readouterr().err.splitlines()
-  assert 'the run goes on without it' in told
+  assert_equal(got, uncached)
+  [line] = capsys.readouterr().err.splitlines()
+  assert 'the run goes on without it' in line
 
 
-def test_a_bar_counts_the_texts_that_are_made_and_none_is_shown_of_a_copy(
+def test_a_bar_counts_tokenised_texts_and_is_absent_for_cached_ones(
     tmp_path, monkeypatch):
   shown, seen = [], []
   class Bar:
@@ -664,6 +685,6 @@ def test_a_bar_counts_the_texts_that_are_made_and_none_is_shown_of_a_copy(
   examples = [Example(f'{n}', f'Who {n}?', f'Mira was number {n // 2}.')
               for n in range(2500)]
   for _ in range(2):
-    input_pipeline.load_windows(config, examples, WORDS)
+    input_pipeline.load_windows(config, examples, VOCABULARY)
   assert shown == [('tokenise', 1250 + 2500)]
   assert seen == [1024, 1250, 1250 + 1024, 1250 + 2048, 1250 + 2500, 'closed']

@@ -1,4 +1,4 @@
-"""Packed == padded: placement, scores, gradients, losses, searches.
+"""Tests that packed rows equal padded ones: scores, gradients, losses, spans.
 
 Glossary of shapes: S shards, B windows over all of them, R rows of a shard,
 P row length.
@@ -51,7 +51,7 @@ def test_best_fit_takes_the_fullest_row_that_has_room():
 
 
 @given(st.integers(1, 8), st.integers(1, 6), st.randoms())
-def test_shards_hold_each_window_once_and_as_much(shards, size, random):
+def test_shards_hold_each_window_once_and_are_about_equal(shards, size, random):
   lengths = np.array([random.randint(1, P) for _ in range(shards * size)])
   dealt = packing.deal_windows(lengths, shards)
   assert dealt.shape == (shards, size)
@@ -76,7 +76,7 @@ def padded() -> trainer_lib.Trainer:
 
 
 def scores_and_gradient(trainer, batch):
-  """Scores of the context and [CLS], by window; the gradient of the loss."""
+  """Returns start scores of context and [CLS] by window, and the gradient."""
   def loss(params):
     scores = trainer.model.apply({'params': params},
                                  **qa.model_inputs(batch))
@@ -145,7 +145,7 @@ def test_training_has_the_same_losses_packed_or_padded(
 
 
 def test_questions_stay_together_when_packed(tmp_path):
-  """shared_norm needs all windows of a question in one shard."""
+  """Packs for shared_norm, whose questions must stay in one shard."""
   fields = {'objective': 'shared_norm'}
   data = {**tiny.FIELDS['data'], 'max_length': 40}
   both = [config(packed, 2, data={**data, 'packing': packed}, **fields)
@@ -154,16 +154,16 @@ def test_questions_stay_together_when_packed(tmp_path):
   np.testing.assert_allclose(*curves, atol=1e-5)
 
 
-def test_spans_found_equal_those_of_buckets(padded):
-  found = [decode.score_windows(
+def test_best_spans_equal_those_of_buckets(padded):
+  spans = [decode.score_windows(
       padded.model, padded.state.params, padded.windows, settings)
       for settings in (config(False, data={
           **tiny.FIELDS['data'], 'max_length': P, 'buckets': (48, 64)}),
                        config(True))]
-  np.testing.assert_allclose(found[1].score, found[0].score, atol=1e-5)
-  np.testing.assert_allclose(found[1].null, found[0].null, atol=1e-5)
-  np.testing.assert_array_equal(found[1].start, found[0].start)
-  np.testing.assert_array_equal(found[1].end, found[0].end)
+  np.testing.assert_allclose(spans[1].score, spans[0].score, atol=1e-5)
+  np.testing.assert_allclose(spans[1].null, spans[0].null, atol=1e-5)
+  np.testing.assert_array_equal(spans[1].start, spans[0].start)
+  np.testing.assert_array_equal(spans[1].end, spans[0].end)
 
 
 def test_an_epoch_has_few_shapes():

@@ -113,10 +113,10 @@ def test_mrqa_is_scored_with_answers_and_trained_on_what_was_detected(tmp_path):
   examples = sources.load_examples(
       examples_lib.write(tmp_path / 'a.jsonl', json.dumps(row)))
   assert examples[0].answers == examples_lib.GOLDS
-  for said, em, f1 in (('the osprey ship', 1, 1), ('Osprey', 0, 2 / 3),
+  for prediction, em, f1 in (('the osprey ship', 1, 1), ('Osprey', 0, 2 / 3),
                        ('boat', 1, 1), ('Tarn', 0, 0)):
-    found = squad_lib.per_question(examples, {'what': said})
-    assert [float(x[0]) for x in found] == pytest.approx([em, f1])
+    scores = squad_lib.per_question(examples, {'what': prediction})
+    assert [float(x[0]) for x in scores] == pytest.approx([em, f1])
   del row['qas'][0]['answers']
   examples = sources.load_examples(
       examples_lib.write(tmp_path / 'b.jsonl', json.dumps(row)))
@@ -233,10 +233,10 @@ def test_without_titles_a_context_is_an_article(tmp_path):
           } for q in range(2)]
       }) + '\n' for n in range(50))
   spec = examples_lib.write(tmp_path / 'a.jsonl', rows)
-  found = sources.load_examples(f'articles(of="{spec}", low=0.5)')
-  assert 0 < len(found) < 100
-  assert {e.id[:-2] + q for e in found for q in ('-0', '-1')
-         } == {e.id for e in found}
+  half = sources.load_examples(f'articles(of="{spec}", low=0.5)')
+  assert 0 < len(half) < 100
+  assert {e.id[:-2] + q for e in half for q in ('-0', '-1')
+         } == {e.id for e in half}
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_directory_where_a_file_is_meant_is_one_line(tmp_path, name):
      (json.dumps(examples_lib.SQUAD).replace('Mira',
                                              'Mi\0ra'), 'Invalid control'),
      (b'\xff{}', 'not UTF-8 at byte 0'), ('\ud800', 'not UTF-8'),
-     ('[]', 'expected a JSON object'), ('"text"', 'expected a JSON object'),
+     ('[]', 'holds no question'), ('"text"', 'expected a JSON object'),
      ('NaN', 'expected a JSON object'), ('{}', "has no 'data'"),
      ('{"data": []}', 'holds no question'),
      ('{"data": NaN}', 'data is float, expected list'),
@@ -307,7 +307,7 @@ def test_file_of_another_shape_is_one_line(tmp_path, content, message):
      (examples_lib.START, float('nan'), 'is float'),
      (examples_lib.START, '0', 'is str'),
      (examples_lib.START, None, 'is NoneType'),
-     ((*examples_lib.QA, 'answers'), 'Mira', 'answers is str, expected list'),
+     ((*examples_lib.QA, 'answers'), 'Mira', 'answers is str, expected a list'),
      ((*examples_lib.QA, 'answers'), [{
          'text': 'Mira'
      }], "has no 'answer_start'"),
@@ -317,14 +317,16 @@ def test_file_of_another_shape_is_one_line(tmp_path, content, message):
      ((*examples_lib.QA, 'answers', 0, 'text'), 'a\udfffb',
       'U+DFFF at character 1'),
      ((*examples_lib.QA, 'is_impossible'), 'False', 'is_impossible is str'),
-     ((*examples_lib.QA, 'is_impossible'), 0, 'is_impossible is int'),
-     ((*examples_lib.QA, 'id'), 7, 'id is int'),
+     ((*examples_lib.QA, 'is_impossible'), 2, 'is_impossible is int 2'),
+     ((*examples_lib.QA, 'is_impossible'), 0.5, 'expected true, false, 0 or 1'),
+     ((*examples_lib.QA, 'id'), True, 'id is bool'),
+     ((*examples_lib.QA, 'id'), 7.0, 'id is float'),
      ((*examples_lib.QA, 'id'), '', 'id is empty'),
      ((*examples_lib.QA, 'id'), '\ud800', 'surrogate U+D800 at character 0'),
      ((*examples_lib.QA, 'question'), None, 'question is NoneType'),
      ((*examples_lib.QA, 'question'), 'Who \ud83d?',
       'surrogate U+D83D at character 4'),
-     (examples_lib.QA, ['id'], "is list, expected an object with 'id'"),
+     (examples_lib.QA, ['id'], "is list, expected an object with 'question'"),
      ((*examples_lib.QA[:4], 'context'), 'x\ud800',
       'surrogate U+D800 at character 1'),
      (('data', 0, 'title'), 3, 'title is int')])

@@ -10,7 +10,7 @@ from qa_jax.data import synthetic
 from qa_jax.data import synthetic_templates
 
 
-def words(examples):
+def distinct_words(examples):
   """Returns every capitalised word of contexts and questions."""
   return {w for e in examples
           for w in re.findall(r'[A-Z]\w+', e.context + ' ' + e.question)}
@@ -36,8 +36,8 @@ def test_gold_answers_are_slices_of_the_context(arguments):
 
 
 def test_train_and_eval_share_no_invented_word():
-  train = words(synthetic.synthetic(size=20000)) - template_words()
-  held_out = words(synthetic.synthetic(size=4000, seed=1, split='eval')
+  train = distinct_words(synthetic.synthetic(size=20000)) - template_words()
+  held_out = distinct_words(synthetic.synthetic(size=4000, seed=1, split='eval')
                    ) - template_words()
   assert len(train) > 10000 and len(held_out) > 2000
   assert not train & held_out
@@ -67,8 +67,8 @@ def test_ids_are_unique_and_a_passage_has_several_questions():
 @pytest.mark.parametrize('share', [0.0, 0.4, 1.0])
 def test_impossible_is_the_share_of_unanswerable_questions(share):
   examples = synthetic.synthetic(size=2000, impossible=share)
-  found = sum(e.impossible for e in examples) / len(examples)
-  assert abs(found - share) < 0.04
+  measured = sum(e.impossible for e in examples) / len(examples)
+  assert abs(measured - share) < 0.04
 
 
 def test_repeats_mention_the_answer_of_a_fact_twice():

@@ -171,8 +171,9 @@ def test_list_of_answers_is_read_as_in_squad_json(tmp_path):
      False, 0)])
 def test_is_impossible_decides_and_else_an_empty_list(
     tmp_path, name, fields, impossible, golds):
-  content = (csv_text if name == 'a.csv' else jsonl)([{**ROWS[0], **fields}])
-  example, = sources.load_examples(write(tmp_path / name, content))
+  content = (csv_text if name == 'a.csv' else jsonl)(
+      [{**ROWS[0], **fields}, ROWS[2]])
+  example, _ = sources.load_examples(write(tmp_path / name, content))
   assert (example.impossible, len(example.answers)) == (impossible, golds)
 
 
@@ -227,7 +228,7 @@ WITHOUT = {k: v for k, v in ROWS[1].items() if k != 'context'}
     ({**ROWS[1], 'answers': {'text': [3], 'answer_start': [0]}},
      'text is int, expected str'),
     ({**ROWS[1], 'answers': {'text': []}}, "has no 'answer_start'"),
-    ({**ROWS[1], 'answers': 7}, 'answers is int, expected {"text"'),
+    ({**ROWS[1], 'answers': 7}, 'answers is int, expected a list of {"text"'),
     ({**ROWS[1], 'answers': [7]}, 'answers[0] is int'),
     ({**ROWS[1], 'is_impossible': 'maybe'}, 'is_impossible is ')])
 def test_bad_row_is_named_with_its_line(tmp_path, name, row, message):
@@ -268,11 +269,11 @@ def test_bad_value_in_arrow_is_named_with_its_row(tmp_path, name):
 
 
 @pytest.mark.parametrize(('column', 'kind', 'message'), [
-    ('id', pa.int64(), 'rows[0].id is int, expected str'),
+    ('id', pa.float64(), 'rows[0].id is float, expected str'),
     ('context', pa.binary(), 'rows[0].context is bytes, expected str'),
     ('answers', pa.list_(pa.string()), 'answers[0] is str')])
 def test_column_of_another_type_is_named(tmp_path, column, kind, message):
-  value = {'id': 7, 'context': b'a', 'answers': ['Mira']}[column]
+  value = {'id': 7.0, 'context': b'a', 'answers': ['Mira']}[column]
   row = {**ROWS[0], column: value}
   schema = pa.schema([f if f.name != column else (column, kind)
                       for f in SCHEMA])
@@ -311,7 +312,7 @@ def test_rows_chosen_by_indices_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(('path', 'message'), [
-    ('a.txt', 'a table ends in'), ('.', "it has no state.json")])
+    ('a.txt', 'a.txt: No such file'), ('.', "it has no state.json")])
 def test_what_is_no_table_is_one_line(path, message):
   assert message in refusal(sources.load_examples, f'table(path="{path}")')
 

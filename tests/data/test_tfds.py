@@ -1,4 +1,4 @@
-"""SQuAD through TFDS: no network, no TensorFlow, one line for what fails."""
+"""Tests of TFDS data: no network, no TensorFlow, errors of one line."""
 
 import copy
 import hashlib
@@ -29,16 +29,16 @@ FIRST = """
 import json, pathlib, sys
 from tensorflow_datasets.core.download import checksums
 from qa_jax.data import sources
-checksums.UrlInfo.__eq__ = lambda *_: True  # ours are not the published files
-found = sources.load_examples(f'tfds(name="xquad/en", split="test", '
+checksums.UrlInfo.__eq__ = lambda *_: True  # the raw file is our own data
+examples = sources.load_examples(f'tfds(name="xquad/en", split="test", '
                      f'data_dir={sys.argv[1]!r})')
 assert 'tensorflow' not in sys.modules
-print(json.dumps({e.id: e.question for e in found}))
+print(json.dumps({e.id: e.question for e in examples}))
 """
 
 
 def version_1(data):
-  """Without the questions and the fields that version 2.0 brought."""
+  """Returns SQuAD 2.0 data without the questions and fields new in it."""
   data = copy.deepcopy(data)
   for paragraph in data['data'][0]['paragraphs']:
     paragraph['qas'] = [
@@ -73,16 +73,16 @@ def no_network(monkeypatch):
 
 @pytest.fixture(scope='module')
 def our_checksums():
-  """TFDS expects the checksums of our files, not of the published ones."""
+  """Makes TFDS expect the checksums of FILES, not of the published files."""
   infos = tensorflow_datasets.builder_cls('squad').url_infos  # memoised
-  kept = dict(infos)
-  for url in kept:
+  published = dict(infos)
+  for url in published:
     content = json.dumps(FILES[url.rsplit('/', 1)[-1]]).encode()
     infos[url] = checksums.UrlInfo(
         size=len(content), checksum=hashlib.sha256(content).hexdigest(),
         filename=url.rsplit('/', 1)[-1])
   yield
-  infos.update(kept)
+  infos.update(published)
 
 
 @pytest.fixture(scope='module')
@@ -114,7 +114,7 @@ def refusal(*arguments, **more) -> str:
 @pytest.mark.parametrize('version', ['v1.1', 'v2.0'])
 @pytest.mark.parametrize(('split', 'part'), [
     ('train', 'train'), ('validation', 'dev')])
-def test_prepared_examples_are_those_of_the_raw_file(
+def test_prepared_examples_equal_those_of_the_raw_file(
     tmp_path, monkeypatch, our_checksums, version, split, part):
   manual = put(tmp_path)
   monkeypatch.setenv('TFDS_DATA_DIR', str(tmp_path))
@@ -125,7 +125,8 @@ def test_prepared_examples_are_those_of_the_raw_file(
   assert (tmp_path / 'squad' / version).is_dir()
 
 
-def test_nothing_is_prepared_twice_and_nothing_said(prepared, tmp_path, capfd):
+def test_prepared_data_is_read_without_a_write_or_a_message(
+    prepared, tmp_path, capfd):
   shutil.copytree(prepared / 'squad', tmp_path / 'squad')
   before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
   assert by_id(load(tmp_path)) == by_id(load(prepared))
@@ -185,14 +186,14 @@ def test_offline_names_the_files_and_the_folder(tmp_path, there):
     ('de', ['squad.translate.dev.en-de.json',
             'squad.translate.train.en-de.json', 'xquad.de.json',
             'xquad.translate.test.de-en.json'])])
-def test_the_files_of_a_language_are_those_of_no_other(
+def test_a_language_needs_the_files_of_its_configuration_alone(
     tmp_path, language, missing):
   assert f'put {", ".join(missing)} into' in refusal(
       tmp_path, f'xquad/{language}', 'test')
 
 
 def test_an_older_data_set_may_be_the_first(tmp_path):
-  """In a process of its own: once squad is known, so are they all."""
+  """Runs in another process: TFDS imports the older data sets only once."""
   manual = put(tmp_path, ('dev-v1.1.json',))
   (manual / 'dev-v1.1.json').rename(manual / 'xquad.en.json')
   done = subprocess.run(
@@ -203,7 +204,7 @@ def test_an_older_data_set_may_be_the_first(tmp_path):
   assert json.loads(done.stdout) == {e.id: e.question for e in raw}
 
 
-def test_behind_a_proxy_the_library_is_left_to_try(tmp_path, monkeypatch):
+def test_behind_a_proxy_the_library_tries_to_download(tmp_path, monkeypatch):
   def download(*_, **__):
     raise OSError('it tried')
   monkeypatch.setenv('https_proxy', 'http://127.0.0.1:9')

@@ -271,9 +271,10 @@ def test_a_run_is_evaluated_if_its_evaluation_is_missing_or_old(
         None, 2.0, 'x', 'y', 1, 1, {}), {})
   calls = []
 
-  def evaluate_data(qa, data, *, output, progress):
+  def evaluate_data(qa, data, *, run, progress):
     del progress
     calls.append((qa, data))
+    output = run.record_evaluation(data)
     (output / 'nbest.jsonl').write_bytes((folder / 'dev0.jsonl').read_bytes())
     files.write_json(output / 'metrics.json', {'temperature': 2.0})
 

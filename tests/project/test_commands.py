@@ -461,7 +461,7 @@ def test_config_that_is_not_there_is_one_line(tmp_path, path, message, code):
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [('words', 'not JSON'), ('[]', 'list, expected a JSON object'),
+    [('words', 'not JSON'), ('[]', 'holds no question'),
      ('{"data": [{}]}', "has no 'paragraphs'"),
      (examples.changed(examples.SQUAD, examples.START,
                        999), 'answer_start is 999, outside'),
@@ -489,10 +489,11 @@ def test_bad_data_is_one_line_from_every_command(config, run, tmp_path, content,
 
 
 def test_answers_that_are_nowhere_leave_nothing_to_train_on(config, tmp_path):
-  text = json.dumps(examples.SQUAD).replace('"text": "', '"text": "no ')
-  bad = examples.write(
-      tmp_path / 'a.json',
-      text.replace('"is_impossible": true', '"is_impossible": false'))
+  data = examples.changed(examples.SQUAD, (*examples.QA[:-1], 2),
+                          examples.SQUAD['data'][0]['paragraphs'][0]['qas'][0]
+                          | {'id': 'when'})
+  bad = examples.write(tmp_path / 'a.json', json.dumps(data).replace(
+      '"text": "', '"text": "no '))
   assert 'no window to train on' in commands.refusal(
       'train', f'--config={config}', f'--config.data.train={bad}',
       f'--workdir={tmp_path}/run')

@@ -63,7 +63,8 @@ def test_a_run_knows_the_bytes_it_was_initialised_from():
     'squad_json(path="../../x")', '~', 'C:\\x', 'a' * 500]))
 def test_an_evaluation_stays_in_its_run(spec):
   name = run_directory.evaluation_name(spec)
-  assert re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,99}', name), name
+  assert re.fullmatch(r'[^\s/\\:*?"<>|._-][^\s/\\:*?"<>|]{0,79}', name), name
+  assert name.isprintable() and len(name.encode()) <= 200
   home = pathlib.Path('/runs/a/eval')
   assert (home / name).resolve().parent == home
 
