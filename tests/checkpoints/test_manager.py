@@ -69,16 +69,16 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize('fault', FAULTS)
-def test_damage_to_any_file_is_found_and_named(directory, fault):
+@pytest.mark.parametrize('kind', FAULTS)
+def test_damage_to_any_file_is_detected_and_named(directory, kind):
   store = manager.Checkpoints(directory, read_only=True)
   paths = [p for p in sorted((directory / '6').rglob('*')) if p.is_file()]
   assert len(paths) > 15 and not store.damage(6)
   for path in paths:
     content = path.read_bytes()
-    FAULTS[fault](path)
-    found = store.damage(6)
-    assert found.startswith(f'{path.relative_to(directory / "6")}: '), path
+    FAULTS[kind](path)
+    fault = store.damage(6)
+    assert fault.startswith(f'{path.relative_to(directory / "6")}: '), path
     path.write_bytes(content)
   assert not store.damage(6)
   store.close()
@@ -163,13 +163,13 @@ def test_a_metric_that_is_no_number_leaves_the_best(tmp_path, odd):
   store.close()
 
 
-def test_what_a_killed_save_left_goes(directory):
+def test_the_files_of_a_killed_save_are_removed(directory):
   left = directory / '8.orbax-checkpoint-tmp' / 'params.orbax-checkpoint-tmp'
   left.mkdir(parents=True)
   (left / 'd').write_text('half')
   reader = manager.Checkpoints(directory, read_only=True)
   reader.close()
-  assert left.exists()  # it may be a save of now
+  assert left.exists()  # the save may be in progress
   store = manager.Checkpoints(directory)
   assert not left.parent.exists() and store.steps == [1, 4, 6]
   save(store, 8)
@@ -177,7 +177,7 @@ def test_what_a_killed_save_left_goes(directory):
   store.close()
 
 
-def test_a_save_killed_before_its_manifest_was_not_made(
+def test_a_save_killed_before_its_manifest_is_set_aside(
     directory, monkeypatch, capsys):
   store = manager.Checkpoints(directory)
   with monkeypatch.context() as patch:
@@ -208,7 +208,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_is_whole(
     raise error
   with monkeypatch.context() as patch:
     if where == 'orbax':
-      patch.setattr(store._manager, 'save', full)
+      patch.setattr(store._writer, 'save', full)
     else:
       patch.setattr(manifest, 'write_manifest', full)
     with pytest.raises(errors.UserError) as caught:
@@ -222,11 +222,149 @@ def test_a_full_disk_is_one_line_and_leaves_what_is_whole(
   store.close()
 
 
-def test_a_mistake_of_ours_is_no_full_disk(tmp_path):
+def test_a_value_that_orbax_cannot_save_is_not_a_full_disk(tmp_path):
   store = manager.Checkpoints(tmp_path / 'c')
   with pytest.raises(ValueError) as caught:
     store.save(1, params={'w': 'text'}, optimizer={}, meta={}, metrics={})
   assert not isinstance(caught.value, errors.UserError)
+  store.close()
+
+
+def test_a_step_below_the_latest_is_saved(directory):
+  store = manager.Checkpoints(directory)
+  save(store, 5, f1=95.0)
+  assert store.steps == [5, 6] and store.best == 5
+  assert value_of(store, 5) == 5 and not store.damage(5)
+  store.close()
+
+
+@pytest.mark.parametrize('existing', [False, True])
+def test_a_save_that_orbax_declines_is_an_error(
+    directory, monkeypatch, existing):
+  """Neither an absent checkpoint nor one of other values gets a manifest."""
+  store = manager.Checkpoints(directory)
+
+  def declining(path, args):
+    if existing:  # an older checkpoint under the name of step 8
+      shutil.copytree(directory / '6', path)
+      (path / manifest.NAME).unlink()
+  monkeypatch.setattr(store._writer, 'save', declining)
+  with pytest.raises(errors.UserError, match='did not save what it was given'):
+    save(store, 8, f1=70.0)
+  assert store.steps == [1, 4, 6] and store.latest == 6
+  assert not (directory / '8' / manifest.NAME).exists()
+  store.close()
+
+
+def test_a_directory_with_only_a_manifest_is_no_checkpoint(directory, capsys):
+  """An early version wrote such directories."""
+  (directory / '5').mkdir()
+  manifest.write_manifest(directory / '5')
+  reader = manager.Checkpoints(directory, read_only=True)
+  assert reader.damage(5) == 'params: missing' and reader.best == 1
+  with pytest.raises(errors.UserError, match='/5/params: missing; checkp'):
+    reader.restore_params(5, SHAPES)
+  reader.close()
+  store = manager.Checkpoints(directory)
+  assert store.steps == [1, 4, 6] and not store.damage(6)
+  assert '5.damaged: params: missing' in capsys.readouterr().err
+  save(store, 5)
+  assert value_of(store, 5) == 5
+  store.close()
+
+
+def test_a_first_save_killed_before_its_manifest_leaves_best_usable(
+    tmp_path, monkeypatch):
+  store = manager.Checkpoints(tmp_path / 'c')
+  with monkeypatch.context() as patch:
+    def dying(_):
+      raise runs.Killed
+    patch.setattr(manifest, 'write_manifest', dying)
+    with pytest.raises(runs.Killed):
+      save(store, 2, f1=1.0)
+  store.close()
+  store = manager.Checkpoints(tmp_path / 'c')
+  assert store.steps == [2] and not store.damage(2)
+  assert (tmp_path / 'c' / '2' / manifest.NAME).is_file()
+  save(store, 4, f1=50.0)
+  store.close()
+  reader = manager.Checkpoints(tmp_path / 'c', read_only=True)
+  assert reader.resolve('best') == reader.resolve('last') == 4
+  assert value_of(reader, 2) == 2
+  reader.close()
+
+
+def test_an_unfinished_step_leaves_best_and_last_to_a_reader(
+    directory, capsys):
+  (directory / '6' / manifest.NAME).unlink()
+  reader = manager.Checkpoints(directory, read_only=True)
+  assert reader.resolve('last') == 4 and reader.resolve('best') == 1
+  assert '/6 is no whole checkpoint' in capsys.readouterr().err
+  with pytest.raises(errors.UserError, match='as if never finished'):
+    reader.restore_params(reader.resolve('6'), SHAPES)
+  reader.close()
+
+
+def test_a_writer_seals_a_run_of_before_manifests(directory):
+  for path in directory.rglob(manifest.NAME):
+    path.unlink()
+  store = manager.Checkpoints(directory)
+  assert store.steps == [1, 4, 6] and store.best == 1
+  store.close()
+  for step in (1, 4, 6):
+    assert not manifest.find_damage(directory / str(step))
+
+
+def test_a_damaged_step_replaces_the_one_set_aside_before(directory, capsys):
+  for _ in range(2):
+    store = manager.Checkpoints(directory)
+    if 6 not in store.steps:
+      save(store, 6, f1=70.0)
+    store.close()
+    (directory / '6' / 'meta' / 'metadata').write_text('{}')
+  manager.Checkpoints(directory).close()
+  assert capsys.readouterr().err.count('6.damaged: meta/metadata') == 2
+  assert (directory / '6.damaged' / 'meta' / 'metadata').read_text() == '{}'
+
+
+def test_of_equal_best_steps_the_latest_is_the_best(tmp_path):
+  store = manager.Checkpoints(tmp_path / 'c')
+  for step, f1 in enumerate((70.0, 80.0, 80.0, 60.0, 50.0), 1):
+    save(store, step, f1=f1)
+  assert store.best == 3 and store.steps == [3, 4, 5]
+  store.close()
+
+
+def test_metrics_that_are_not_finite_are_not_written(tmp_path):
+  store = manager.Checkpoints(tmp_path / 'c')
+  save(store, 1, f1=60.0, loss=math.nan, norm=math.inf)
+  save(store, 2, loss=math.nan)
+  assert store.metrics(1) == {'f1': 60.0} and store.metrics(2) == {}
+  store.close()
+  assert not list((tmp_path / 'c' / '2').glob('metrics*'))
+
+
+def test_the_best_is_removed_only_after_a_better_one_is_sealed(
+    directory, monkeypatch):
+  store = manager.Checkpoints(directory)
+  write, before = manifest.write_manifest, []
+
+  def writing(path):
+    before.append(store.steps)
+    write(path)
+  monkeypatch.setattr(manifest, 'write_manifest', writing)
+  save(store, 8, f1=99.0)
+  assert before == [[1, 4, 6]] and store.steps == [6, 8]
+  store.close()
+
+
+def test_nothing_is_removed_while_metrics_are_damaged(directory, capsys):
+  store = manager.Checkpoints(directory)
+  path = directory / '1' / 'metrics' / 'metrics'
+  path.write_text(path.read_text().replace('9', '1'))
+  save(store, 8, f1=75.0)
+  assert store.steps == [1, 4, 6, 8]
+  assert 'no checkpoint is removed: ' in capsys.readouterr().err
   store.close()
 
 
@@ -236,8 +374,27 @@ def test_metrics_that_come_later_are_added(directory):
   save(store, 8, f1=99.0)
   save(store, 8, f1=11.0)
   assert store.metrics(8) == {'f1': 99.0} and store.best == 8
+  assert store.steps == [6, 8] and value_of(store, 8) == 8
   store.close()
   assert not manifest.find_damage(directory / '8')
+
+
+def test_a_full_disk_while_metrics_are_added_keeps_the_step(
+    tmp_path, monkeypatch):
+  store = manager.Checkpoints(tmp_path / 'c')
+  save(store, 8)  # the only checkpoint
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  with monkeypatch.context() as patch:
+    patch.setattr(pathlib.Path, 'write_text', full)
+    with pytest.raises(errors.UserError, match='No space left on device'):
+      save(store, 8, f1=60.0)
+  assert store.steps == [8] and not store.damage(8)
+  assert value_of(store, 8) == 8 and store.metrics(8) == {}
+  save(store, 8, f1=60.0)
+  assert store.metrics(8) == {'f1': 60.0} and not store.damage(8)
+  store.close()
 
 
 def test_a_run_whose_newest_checkpoint_rots_repeats_it(tmp_path, capsys):
