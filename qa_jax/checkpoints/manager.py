@@ -40,12 +40,12 @@ METRICS = 'metrics'  # folder of a checkpoint with metrics, and its file
 class Checkpoints:
   """The directory `checkpoints/` of a run, with the latest two and the best.
 
-  When a writer opens the directory, it removes what a killed process left of a
-  save, seals the checkpoints of a run without manifests, and renames damaged
-  and unfinished checkpoints to STEP.damaged. A reader (`read_only`) changes
-  nothing, because a run may be writing meanwhile. If the writer is several
-  processes, all of them make each call together, and the first process does the
-  work outside orbax.
+  When a writer opens the directory, it completes what a killed process left of
+  a save or removes it, seals the checkpoints of a run without manifests, and
+  renames damaged and unfinished checkpoints to STEP.damaged. A reader
+  (`read_only`) changes nothing, because a run may be writing meanwhile. If the
+  writer is several processes, all of them make each call together, and the
+  first process does the work outside orbax.
   """
 
   def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
@@ -90,6 +90,7 @@ class Checkpoints:
         self._path(step).rename(aside)
         console.say(
             f'checkpoint {step} is damaged, and set aside as {aside}: {fault}')
+    self._remove_superseded()  # a killed save may have left one
 
   def _finished_by_orbax(self) -> list[int]:
     """Returns the steps of all checkpoint directories, sealed or not."""
