@@ -213,10 +213,9 @@ class Checkpoints:
         self._writer.wait_until_finished()
       if not processes.is_first_process():
         return
-      saved = '' if self._missing_item(step) else files.read_object(
-          self._path(step) / 'meta' / 'metadata')
-      if (saved != json.loads(json.dumps(meta))
-          or self.metrics(step) != metrics):
+      if (self._missing_item(step) or self.metrics(step) != metrics
+          or files.read_object(self._path(step) / 'meta' / 'metadata')
+          != json.loads(json.dumps(meta))):
         raise errors.UserError(
             f'{self._path(step)}: orbax did not save what it was given; '
             f'checkpoints that are whole: {self._whole()}')

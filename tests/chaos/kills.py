@@ -159,7 +159,7 @@ def enumerate_kills(job: Job, attempt: Attempt, directory: pathlib.Path,
       job.check(after)
       attempt(job, after, 0, False)
       assert job.outcome(after) == expected
-      left = [p for p in after.rglob('*') if p.name.endswith((
+      left = [p for p in after.rglob('checkpoints/**/*') if p.name.endswith((
           files.PARTIAL, manager.REMOVED, manifest.NEXT, '-tmp'))]
       assert not left, left
     except BaseException as e:
@@ -186,7 +186,7 @@ def attempt_in_process(killer: Killer) -> Attempt:
 
 def attempt_apart(job: Job, directory: pathlib.Path, number: int,
                   torn: bool) -> list[str]:
-  """Does the work in a process of its own; its kill is the signal SIGKILL."""
+  """Does the work in a new process; its kill is the signal SIGKILL."""
   log = directory.with_suffix('.log')
   with processes.Child(log, _killed_work, job.work, directory, number,
                        torn) as child:
@@ -362,13 +362,13 @@ def _check_runs(directory: pathlib.Path) -> None:
 
 def _outcome(directory: pathlib.Path) -> dict[str, Any]:
   """Returns the logged values, scores and arrays of the runs that end well."""
-  found = {}
+  outcomes = {}
   for path in sorted(directory.glob('*/eval/*/metrics.json')):
     workdir = path.parents[2]
     evaluation = {p.name: p.read_text() for p in path.parent.iterdir()}
-    found[workdir.name] = evaluation, *runs.outcome(workdir, STEPS)
+    outcomes[workdir.name] = evaluation, *runs.outcome(workdir, STEPS)
     assert RunDirectory(workdir).resolve_step('last') == STEPS
-  return found
+  return outcomes
 
 
 def run(directory: pathlib.Path, count: int, seed: int) -> str:

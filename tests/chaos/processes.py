@@ -27,7 +27,7 @@ _FORKS.set_forkserver_preload([__name__])
 
 
 class Child:
-  """A function in a process of its own; its output goes to `log`."""
+  """A process that runs one function; its output goes to `log`."""
 
   def __init__(self, log: pathlib.Path, function: Callable[..., None],
                *arguments: Any, devices: int = 1):

@@ -67,7 +67,7 @@ def test_a_torn_name_is_no_hindrance(tmp_path, text):
 
 
 def test_a_lock_that_its_owner_removed_is_not_taken(tmp_path, monkeypatch):
-  """Else two have one each: of the file removed, and of the file made since."""
+  """Else one process locks the removed file, and another the new file."""
   take, first = lock._lock, []
 
   def slow(file, path):

@@ -5,6 +5,7 @@ import math
 import pathlib
 import shutil
 import subprocess
+import threading
 
 import jax
 import numpy as np
@@ -355,6 +356,43 @@ def test_the_best_is_removed_only_after_a_better_one_is_sealed(
   monkeypatch.setattr(manifest, 'write_manifest', writing)
   save(store, 8, f1=99.0)
   assert before == [[1, 4, 6]] and store.steps == [6, 8]
+  store.close()
+
+
+@pytest.fixture
+def overlapping(monkeypatch) -> threading.Event:
+  """Lets saves overlap, as on accelerators, and seals none before the event."""
+  event, write = threading.Event(), manifest.write_manifest
+
+  def waiting(path):
+    assert event.wait(60)
+    write(path)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(manifest, 'write_manifest', waiting)
+  return event
+
+
+def test_an_overlapping_save_is_listed_only_after_it_is_sealed(
+    directory, overlapping):
+  store = manager.Checkpoints(directory)
+  save(store, 8, f1=99.0)
+  assert store.steps == [1, 4, 6] and store.best == 1
+  overlapping.set()
+  store.finish()
+  assert store.steps == [6, 8] and store.best == 8
+  store.close()
+
+
+def test_an_overlapping_save_that_fails_ends_the_next_one(
+    directory, overlapping, monkeypatch):
+  def full(_):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  monkeypatch.setattr(manifest, 'write_manifest', full)
+  store = manager.Checkpoints(directory)
+  save(store, 8, f1=99.0)
+  with pytest.raises(errors.UserError, match='checkpoint 8 cannot be written'):
+    save(store, 10)
+  assert store.steps == [1, 4, 6]
   store.close()
 
 
