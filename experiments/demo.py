@@ -16,6 +16,7 @@ from qa_jax.data import sources
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.io import plots as plots_lib
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
@@ -39,7 +40,8 @@ def main() -> None:
   plots_lib.plot_learning_curve(
       RunDirectory(workdir).read_metrics(), plots / 'learning_curve.png')
   metrics = files.read_object(
-      RunDirectory(workdir).evaluation(qa.config.data.eval) / 'metrics.json')
+      RunDirectory(workdir).evaluation(qa.config.data.eval)
+      / predictions_lib.METRICS)
   print(f'pictures: {plots}/learning_curve.png, {plots}/two_questions.png')
   print(f'passage:  {context}')
   print(f'held-out: EM {metrics["exact_match"]:.2f}  F1 {metrics["f1"]:.2f} '

@@ -11,7 +11,7 @@ above the fields, in whole sentences, and the ranges of numbers in BOUNDS are
 also the source of docs/configuration.md.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
 import json
@@ -325,6 +325,16 @@ def override(fields: Mapping[str, Any], changes: Mapping[str, Any]
         raise errors.UserError(f'config has no field {path!r}')
     inner[last] = value
   return out
+
+
+def key(config: Config, *, without: Sequence[str] = ()) -> str:
+  """Returns a text that is equal for configs with equal fields.
+
+  The fields and groups of fields `without`, such as 'optim.learning_rate' or
+  'decode', are left out.
+  """
+  fields = override(config.to_dict(), dict.fromkeys(without))
+  return json.dumps(fields, sort_keys=True)
 
 
 def differences(stored: Mapping[str, Any], new: Mapping[str, Any],

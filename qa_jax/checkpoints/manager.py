@@ -3,14 +3,17 @@
 Checkpoint k holds the state before train step k and the data position of step
 k, so a resumed run repeats the undisturbed run bit for bit.
 
-A manifest with checksums is written when orbax has finished a checkpoint. A
-checkpoint that does not match its manifest is damaged, and so is a checkpoint
-without a manifest if another checkpoint has one.
+A manifest with checksums seals a checkpoint when orbax has finished it and its
+files were read back. A checkpoint that does not match its manifest is damaged.
+A checkpoint without a manifest is unfinished if another checkpoint has one, and
+of an early version if none has. Earlier checkpoints are removed only after the
+new one is sealed.
 """
 
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
+import json
 import logging
 import math
 import os
@@ -29,13 +32,17 @@ from qa_jax.runtime import console
 from qa_jax.runtime import processes
 
 UNFINISHED = '*.orbax-checkpoint-tmp'
+REMOVED = '.removed'  # suffix of a checkpoint while its files are deleted
+ITEMS = ('params', 'optimizer', 'meta')  # folders of every checkpoint
+METRICS = 'metrics'  # folder of a checkpoint with metrics, and its file
 
 
 class Checkpoints:
   """The directory `checkpoints/` of a run, with the latest two and the best.
 
-  A writer removes unfinished checkpoints of a killed process and renames
-  damaged ones to STEP.damaged when it opens the directory. A reader
+  When a writer opens the directory, it completes what a killed process left of
+  a save or removes it, seals the checkpoints of a run without manifests, and
+  renames damaged and unfinished checkpoints to STEP.damaged. A reader
   (`read_only`) changes nothing, because a run may be writing meanwhile. If the
   writer is several processes, all of them make each call together, and the
   first process does the work outside orbax.
@@ -44,48 +51,70 @@ class Checkpoints:
   def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
                read_only: bool = False):
     self._directory, self._metric = directory.resolve(), best_metric
+    self._read_only = read_only
     # On a CPU the next step overwrites the arrays that a save is still reading.
     self._overlapping = jax.default_backend() != 'cpu'
     self._sealer = futures.ThreadPoolExecutor(1)
     self._sealing: futures.Future[None] | None = None
-    self._manager = None if read_only else self._open()
+    self._writer = None if read_only else self._open()
 
-  def _open(self) -> ocp.CheckpointManager:
+  def _open(self) -> ocp.Checkpointer:
     if processes.is_first_process():
+      self._directory.mkdir(parents=True, exist_ok=True)
       self._tidy()
     processes.wait_for_all('checkpoints')
-    policies = ocp.checkpoint_managers
-    best = policies.BestN(get_metric_fn=self._score, n=1,
-                          keep_checkpoints_without_metrics=False)
-    return ocp.CheckpointManager(
-        self._directory, options=ocp.CheckpointManagerOptions(
-            best_fn=self._score, best_mode='max', preservation_policy=(
-                policies.AnyPreservationPolicy([policies.LatestN(2), best])),
-            enable_async_checkpointing=self._overlapping))
+    kind = ocp.AsyncCheckpointer if self._overlapping else ocp.Checkpointer
+    return kind(ocp.CompositeCheckpointHandler(
+        params=ocp.StandardCheckpointHandler(),
+        optimizer=ocp.StandardCheckpointHandler(),
+        meta=ocp.JsonCheckpointHandler(),
+        **{METRICS: ocp.JsonCheckpointHandler(METRICS)}))
 
   def _score(self, metrics: dict[str, float]) -> float:
     value = metrics.get(self._metric, -math.inf)
     return value if math.isfinite(value) else -math.inf
 
   def _tidy(self) -> None:
-    for path in self._directory.glob(UNFINISHED):
-      shutil.rmtree(path)
-    faults = {step: self.damage(step) for step in self.steps}
-    for step, fault in faults.items():
-      if fault:
+    for pattern in (UNFINISHED, f'*{REMOVED}'):
+      for path in self._directory.glob(pattern):
+        shutil.rmtree(path)
+    for path in self._directory.glob(f'[0-9]*/**/*{files.PARTIAL}'):
+      path.unlink()
+    manifest.complete_manifests([
+        self._path(step) for step in self._finished_by_orbax()
+        if not self._missing_item(step)])
+    for step in self._finished_by_orbax():
+      if fault := self.damage(step):
         aside = self._directory / f'{step}.damaged'
         shutil.rmtree(aside, ignore_errors=True)
         self._path(step).rename(aside)
         console.say(
             f'checkpoint {step} is damaged, and set aside as {aside}: {fault}')
+    self._remove_superseded()  # a killed save may have left one
 
-  @property
-  def steps(self) -> list[int]:
-    """Returns the steps of all checkpoints, in ascending order."""
+  def _finished_by_orbax(self) -> list[int]:
+    """Returns the steps of all checkpoint directories, sealed or not."""
     if not self._directory.is_dir():
       return []
     return sorted(int(path.name) for path in self._directory.iterdir()
                   if path.name.isdigit())
+
+  @property
+  def steps(self) -> list[int]:
+    """Returns the steps of the sealed checkpoints, in ascending order.
+
+    A directory without a manifest or without one of ITEMS is left out. But a
+    reader returns all steps of a run of an early version, without any manifest.
+    """
+    steps = self._finished_by_orbax()
+    if self._read_only and not self._has_manifests():
+      return steps
+    return [step for step in steps if manifest.is_sealed(self._path(step))
+            and not self._missing_item(step)]
+
+  def _has_manifests(self) -> bool:
+    return any((self._path(step) / manifest.NAME).is_file()
+               for step in self._finished_by_orbax())
 
   @property
   def latest(self) -> int | None:
@@ -101,25 +130,32 @@ class Checkpoints:
     """
     scores = {}
     for step in self.steps:
-      self._check(step, within='metrics/')
+      self._check(step, within=f'{METRICS}/')
       scores[step] = self._score(self.metrics(step))
     best = max(scores, key=lambda step: (scores[step], step), default=None)
     return None if best is None or math.isinf(scores[best]) else best
 
   def metrics(self, step: int) -> dict[str, float]:
     """Reads the metrics of a checkpoint, {} if it was saved without."""
-    path = self._path(step) / 'metrics' / 'metrics'
+    path = self._path(step) / METRICS / METRICS
     return files.read_object(path) if path.is_file() else {}
 
   def damage(self, step: int, *, within: str = '') -> str:
     """Returns the first fault of a checkpoint's files, '' for none.
 
-    Only files whose path begins with `within` are read. Runs of early versions
-    have no manifest at all, and their checkpoints count as undamaged.
+    Only files whose path begins with `within` are read. A reader trusts the
+    files of a run of an early version, which has no manifest.
     """
-    if not any((self._path(s) / manifest.NAME).is_file() for s in self.steps):
+    if missing := self._missing_item(step):
+      return missing
+    if self._read_only and not self._has_manifests():
       return ''
     return manifest.find_damage(self._path(step), within=within)
+
+  def _missing_item(self, step: int) -> str:
+    """Returns 'ITEM: missing' of the first item that was not saved, or ''."""
+    return next((f'{item}: missing' for item in ITEMS
+                 if not (self._path(step) / item).is_dir()), '')
 
   def _path(self, step: int) -> pathlib.Path:
     return self._directory / str(step)
@@ -137,8 +173,9 @@ class Checkpoints:
            meta: dict[str, Any], metrics: dict[str, float]) -> None:
     """Writes the checkpoint of a step.
 
-    An existing checkpoint of this step is replaced only if it has no metrics
-    and `metrics` has some. On accelerators the save overlaps with training.
+    If the checkpoint exists, only `metrics` are added, if it has none yet. On
+    accelerators the save overlaps with training, and the checkpoint is in
+    `steps` as soon as `finish` has returned.
 
     Raises:
       UserError: the checkpoint cannot be written: no space, no permission, ….
@@ -153,21 +190,62 @@ class Checkpoints:
     if exists and not better:
       return
     if exists:
-      self._manager.delete(step)
-    with self._failing(step):
-      self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
-          params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave(meta),
-          optimizer=ocp.args.StandardSave(optimizer)))
-    self._sealing = self._sealer.submit(self._seal, step)
+      seal = lambda: self._add_metrics(step, metrics)
+    else:
+      seal = lambda: self._seal(step, meta, metrics)
+      items = {'params': ocp.args.StandardSave(params),
+               'optimizer': ocp.args.StandardSave(optimizer),
+               'meta': ocp.args.JsonSave(meta)}
+      if metrics:
+        items[METRICS] = ocp.args.JsonSave(metrics)
+      with self._failing(step):
+        self._writer.save(self._path(step), args=ocp.args.Composite(**items))
+    self._sealing = self._sealer.submit(seal)
     if not self._overlapping:
       self.finish()
       processes.wait_for_all('sealed')
 
-  def _seal(self, step: int) -> None:
+  def _seal(self, step: int, meta: dict[str, Any],
+            metrics: dict[str, float]) -> None:
+    """Reads a new checkpoint back, seals it and removes superseded ones."""
     with self._failing(step):
-      self._manager.wait_until_finished()
+      if self._overlapping:
+        self._writer.wait_until_finished()
+      if not processes.is_first_process():
+        return
+      if (self._missing_item(step) or self.metrics(step) != metrics
+          or files.read_object(self._path(step) / 'meta' / 'metadata')
+          != json.loads(json.dumps(meta))):
+        raise errors.UserError(
+            f'{self._path(step)}: orbax did not save what it was given; '
+            f'checkpoints that are whole: {self._whole()}')
+      manifest.write_manifest(self._path(step))
+      self._remove_superseded()
+
+  def _add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+    with self._failing(step):
       if processes.is_first_process():
-        manifest.write_manifest(self._path(step))
+        manifest.add_file(self._path(step), f'{METRICS}/{METRICS}',
+                          json.dumps(metrics))
+        self._remove_superseded()
+
+  def _remove_superseded(self) -> None:
+    """Removes all sealed checkpoints but the latest two and the best.
+
+    A checkpoint is renamed first, so that a kill never leaves a part of it
+    under its name. While metrics are damaged, the best is unknown, and nothing
+    is removed.
+    """
+    try:
+      best = self.best
+    except errors.UserError as e:
+      console.say(f'no checkpoint is removed: {e}')
+      return
+    for step in self.steps[:-2]:
+      if step != best:
+        removed = self._directory / f'{step}{REMOVED}'
+        self._path(step).rename(removed)
+        shutil.rmtree(removed)
 
   def finish(self) -> None:
     """Waits until the last save has ended, and raises its error if any."""
@@ -228,17 +306,22 @@ class Checkpoints:
       UserError: there is no checkpoint or none of this step, or the metrics
         that decide on 'best' are damaged.
     """
-    if not self.steps:
+    steps = self.steps
+    if not steps:
       raise errors.UserError(
           f'{self._directory} holds no checkpoint; train first')
     if which in ('best', 'last'):
+      for step in sorted({*self._finished_by_orbax()} - {*steps}):
+        console.say(
+            f'{self._path(step)} is no whole checkpoint and left out: '
+            f'{self._missing_item(step) or manifest.NAME + ": missing"}')
       best = self.best if which == 'best' else None
-      return self.latest if best is None else best
-    if which.isdigit() and int(which) in self.steps:
+      return steps[-1] if best is None else best
+    if which.isdigit() and int(which) in self._finished_by_orbax():
       return int(which)
     raise errors.UserError(
         f'checkpoint {which!r} is not best, last or one of '
-        f'{", ".join(map(str, self.steps))}')
+        f'{", ".join(map(str, steps))}')
 
   def close(self) -> None:
     """Waits for the last save, as `finish` does, and releases orbax."""
@@ -246,5 +329,5 @@ class Checkpoints:
       self.finish()
     finally:
       self._sealer.shutdown()
-      if self._manager:
-        self._manager.close()
+      if self._writer:
+        self._writer.close()

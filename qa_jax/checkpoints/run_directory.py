@@ -39,6 +39,8 @@ class RunDirectory:
     self.encoder_file = path / 'encoder.json'  # sizes of the encoder
     self.metrics_file = path / 'metrics.jsonl'  # one row a step
     self.alignment_file = path / 'alignment.json'  # audit of gold spans
+    # step and error of a run that failed while its population went on
+    self.failure_file = path / 'failure.json'
     self.tokenizer = path / 'tokenizer'
     self.checkpoints = path / 'checkpoints'
 

@@ -108,6 +108,14 @@ class TrainBatches:
       self.epoch = position['epoch']
       self._plan = self._make_plan()
 
+  def skip(self, batches: int) -> None:
+    """Moves the stream forward by a number of batches."""
+    while batches:
+      self._start_epoch_if_done()
+      step = min(batches, len(self._plan) - self.index)
+      self.index += step
+      batches -= step
+
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
 

@@ -21,6 +21,7 @@ from qa_jax import errors
 # A .gz file may unzip to UNZIPPED_TIMES its size, or to UNZIPPED_FREE bytes if
 # more. Text shrinks to a tenth of its size, a gzip bomb to a thousandth.
 UNZIPPED_TIMES, UNZIPPED_FREE = 100, 2**26
+PARTIAL = '.partial'  # ending of the name of an unfinished file or directory
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -28,7 +29,7 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
   A UserError is raised if this fails. An old file then stays unchanged.
   """
-  partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+  partial = path.with_name(f'{path.name}.{os.getpid()}{PARTIAL}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(text, encoding='utf-8', newline='\n')
@@ -47,7 +48,7 @@ def write_directory(target: pathlib.Path,
   A UserError is raised if `target` is not empty or cannot be written.
   """
   final = target.resolve()
-  partial = final.with_name(f'{final.name}.{os.getpid()}.partial')
+  partial = final.with_name(f'{final.name}.{os.getpid()}{PARTIAL}')
   try:
     # In containers, a killed process may have had this process id.
     shutil.rmtree(partial, ignore_errors=True)

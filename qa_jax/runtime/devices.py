@@ -23,11 +23,16 @@ from qa_jax.runtime import processes
 P = jax.sharding.PartitionSpec
 
 
+def memory_bytes(device: jax.Device) -> float:
+  """Returns the memory of a device in bytes; infinity if it has no limit."""
+  return (device.memory_stats() or {}).get('bytes_limit', math.inf)
+
+
 def free_bytes(device: jax.Device) -> float:
   """Returns the free bytes of a device, of a CPU's machine; else infinity."""
-  stats = device.memory_stats()
-  if stats and 'bytes_limit' in stats:
-    return stats['bytes_limit'] - stats['bytes_in_use']
+  limit = memory_bytes(device)
+  if limit < math.inf:
+    return limit - device.memory_stats()['bytes_in_use']
   try:
     text = pathlib.Path('/proc/meminfo').read_text()
     return 1024 * int(re.search(r'MemAvailable:\s+(\d+) kB', text)[1])

@@ -7,7 +7,6 @@ questions, C scores.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 import math
 import pathlib
 import shlex
@@ -145,7 +144,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
 
 
 def _key(config: config_lib.Config) -> str:
-  return json.dumps({**config.to_dict(), 'seed': None}, sort_keys=True)
+  return config_lib.key(config, without=('seed',))
 
 
 def _label(fields: Mapping[str, Any]) -> str:

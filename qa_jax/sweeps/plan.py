@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -29,6 +28,7 @@ from qa_jax import input_pipeline
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.io import files
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.training import optimizer
 from qa_jax.training import parallel
 
@@ -69,7 +69,7 @@ class Trial:
   def metrics(self) -> pathlib.Path:
     """Returns the path of metrics.json, the last file that a run writes."""
     return (RunDirectory(self.run).evaluation(self.config.data.eval)
-            / 'metrics.json')
+            / predictions_lib.METRICS)
 
 
 def plan_trials(
@@ -101,17 +101,18 @@ def plan_trials(
           config_lib.override(config.to_dict(), overrides))
     except errors.UserError as e:
       raise errors.UserError(f'{label}: {e}') from None
-    if _key(varied) in label_of:
-      raise errors.UserError(f'{label_of[_key(varied)]} and {label} are the '
-                             'same config; drop one')
-    label_of[_key(varied)] = label
+    key = config_lib.key(varied)
+    if key in label_of:
+      raise errors.UserError(
+          f'{label_of[key]} and {label} are the same config; drop one')
+    label_of[key] = label
     name = f'{label}.seed-{varied.seed}'
     if name in trials:
       raise errors.UserError(
           f'{dict(trials[name].variant)} and {overrides} would both be runs '
           f'named {name}; change one')
-    source = trained_by.setdefault(_key(dataclasses.replace(
-        varied, decode=config_lib.Decode())), name)
+    source = trained_by.setdefault(
+        config_lib.key(varied, without=('decode',)), name)
     trials[name] = Trial(name, overrides, varied, workdir,
                          '' if source == name else source)
   return [*trials.values()]
@@ -207,10 +208,6 @@ def _link(source: str, target: str) -> None:
     os.link(source, target)
   except OSError:  # across file systems, or on one without links
     shutil.copy2(source, target)
-
-
-def _key(config: config_lib.Config) -> str:
-  return json.dumps(config.to_dict(), sort_keys=True)
 
 
 def _label(variant: Mapping[str, Any]) -> str:

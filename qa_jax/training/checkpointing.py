@@ -1,6 +1,7 @@
 """Checkpoints and evaluations of a run, and the files of its directory."""
 
 import contextlib
+import dataclasses
 import pathlib
 import sys
 from typing import Any
@@ -13,7 +14,10 @@ from qa_jax.checkpoints import lock
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints import run_record
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import batches as batches_lib
+from qa_jax.evaluation import evaluator as evaluator_lib
 from qa_jax.io import files
+from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
@@ -23,14 +27,66 @@ from qa_jax.training import step as step_lib
 from qa_jax.training.trainer import Trainer
 
 
-class Checkpointer:
-  """Evaluates and saves a run at the steps that its config sets."""
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+  """The steps before which a run is evaluated or saved."""
 
-  def __init__(self, trainer: Trainer, store: manager.Checkpoints,
-               workdir: pathlib.Path, requests: signals.StopRequests,
-               meter: metrics_log_lib.StepMetrics, *, start: int):
-    self._trainer, self._store, self._workdir = trainer, store, workdir
-    self._requests, self._meter, self._start = requests, meter, start
+  num_steps: int
+  eval_every_steps: int  # 0: only after the last step
+  checkpoint_every_steps: int
+  has_evaluation: bool  # False: the config has no evaluation data
+
+  def saves(self, step: int) -> bool:
+    """Returns whether a checkpoint is saved before this step."""
+    return (self._is_evaluation_step(step)
+            or step % self.checkpoint_every_steps == 0)
+
+  def evaluates(self, step: int) -> bool:
+    """Returns whether metrics are measured before this step."""
+    return self.has_evaluation and self._is_evaluation_step(step)
+
+  def _is_evaluation_step(self, step: int) -> bool:
+    every = self.eval_every_steps
+    return step == self.num_steps or bool(every and step % every == 0)
+
+  def lacks_evaluation(self, store: manager.Checkpoints, step: int) -> bool:
+    """Returns whether the checkpoint of a step has no metrics but should."""
+    return self.evaluates(step) and not store.metrics(step)
+
+  def is_complete(self, store: manager.Checkpoints, step: int) -> bool:
+    """Returns whether the run is saved and evaluated after its last step."""
+    return (step == self.num_steps and step in store.steps
+            and not self.lacks_evaluation(store, step))
+
+
+def make_schedule(trainer: Trainer) -> Schedule:
+  """Returns the schedule that the config of a trainer sets."""
+  config = trainer.config.train
+  return Schedule(
+      trainer.num_steps, config.eval_every_steps,
+      config.checkpoint_every_steps, trainer.evaluator is not None)
+
+
+class Checkpointer:
+  """Evaluates and saves a run at the steps of its schedule.
+
+  `data` is the data SPEC of the evaluations; the files of the last one are
+  written into the run directory `workdir`. `histograms` says whether statistics
+  of the windows are logged with each evaluation.
+  """
+
+  def __init__(self, store: manager.Checkpoints, schedule: Schedule,
+               batches: batches_lib.TrainBatches,
+               evaluator: evaluator_lib.Evaluator | None,
+               requests: signals.StopRequests,
+               meter: metrics_log_lib.StepMetrics, *, workdir: pathlib.Path,
+               data: str, num_devices: int, histograms: bool,
+               start: int):
+    self._store, self._schedule, self._batches = store, schedule, batches
+    self._evaluator, self._requests, self._meter = evaluator, requests, meter
+    self._workdir, self._data = workdir, data
+    self._num_devices, self._histograms = num_devices, histograms
+    self._start = start
     self.metrics: dict[str, float] = {}  # of the latest evaluation
 
   def is_due(self, step: int) -> bool:
@@ -40,73 +96,77 @@ class Checkpointer:
     but an evaluation may be missing.
     """
     if step == self._start:
-      return step > 0 and _lacks_evaluation(self._trainer, self._store, step)
-    return (bool(self._requests.signal) or _evaluates(self._trainer, step)
-            or step % self._trainer.config.train.checkpoint_every_steps == 0)
+      return step > 0 and self._schedule.lacks_evaluation(self._store, step)
+    return bool(self._requests.signal) or self._schedule.saves(step)
 
   def is_complete(self, step: int) -> bool:
     """Returns whether the run is complete before this step."""
-    return is_complete(self._trainer, self._store, step)
+    return self._schedule.is_complete(self._store, step)
 
   def stop_message(self, step: int) -> str:
-    """Returns the line for the user when a signal stops the run."""
+    """Returns the line for the user when a signal stops the run.
+
+    Raises:
+      UserError: the last checkpoint could not be written.
+    """
+    self._store.finish()
     saved = 'saved' if step in self._store.steps else 'nothing to save'
     return (f'{self._workdir}: stopped by {self._requests.signal.name} before '
             f'step {step}: {saved}; the same command goes on from there')
 
   def evaluate_and_save(self, step: int, state: step_lib.TrainState) -> str:
-    """Evaluates if the config says so, then saves a checkpoint.
+    """Evaluates if the schedule says so, then saves a checkpoint.
 
     A signal ends the evaluation early. The process that resumes the run then
     evaluates. Returns a line for the user, empty without an evaluation.
+
+    Raises:
+      UserError: scores are not finite, or the checkpoint, or the one before it,
+        cannot be written.
     """
-    trainer, metrics, log = self._trainer, {}, self._meter.log
-    last = step == trainer.num_steps
-    output = _evaluation(trainer, self._workdir, record=last)
-    if _evaluates(trainer, step) and trainer.evaluator:
+    metrics, log = {}, self._meter.log
+    last = step == self._schedule.num_steps
+    if self._schedule.evaluates(step):
+      output = _evaluation(self._workdir, self._data, record=last)
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
-        metrics = trainer.evaluator.evaluate(
-            state.params, progress='evaluate', output=output if last else None,
-            seal=False, show=(lambda name, values: log.histogram(
+        metrics = self._evaluator.evaluate(
+            state.params, progress='evaluate', seal=False,
+            output=output if last else None,
+            show=(lambda name, values: log.histogram(
                 step, f'eval/{name}_of_windows', values))
-            if build.scores_all_spans(trainer.model.head) else None)
+            if self._histograms else None)
     if metrics:
       self.metrics = metrics
       log.write(step, 'eval', {
-          **metrics, **self._meter.costs.spent(len(trainer.devices))})
+          **metrics, **self._meter.costs.spent(self._num_devices)})
     self._store.save(
         step, params=state.params, metrics=metrics,
         optimizer={'opt_state': state.opt_state, 'step': state.step},
-        meta={'position': trainer.batches.position,
-              'devices': len(trainer.devices),
+        meta={'position': self._batches.position,
+              'devices': self._num_devices,
               'skipped': list(self._meter.skipped)})
+    if last:  # The run counts as complete only once its checkpoint is sealed.
+      self._store.finish()
+      processes.wait_for_all('complete')
     if not metrics:
       return ''
-    if last:
-      self._store.finish()
-      if processes.is_first_process():
-        # A sweep takes a run for complete once this file is there.
-        files.write_json(output / 'metrics.json', metrics)
+    if last and processes.is_first_process():
+      # A sweep takes a run for complete once this file is there.
+      files.write_json(output / predictions_lib.METRICS, metrics)
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
 
 
-def _evaluates(trainer: Trainer, step: int) -> bool:
-  every = trainer.config.train.eval_every_steps
-  return step == trainer.num_steps or bool(every and step % every == 0)
-
-
-def _lacks_evaluation(trainer: Trainer, store: manager.Checkpoints,
-                      step: int) -> bool:
-  return (_evaluates(trainer, step) and trainer.evaluator is not None
-          and not store.metrics(step))
-
-
-def is_complete(
-    trainer: Trainer, store: manager.Checkpoints, step: int) -> bool:
-  """Returns whether the run is saved and evaluated after its last step."""
-  return (step == trainer.num_steps
-          and not _lacks_evaluation(trainer, store, step))
+def build_checkpointer(
+    trainer: Trainer, store: manager.Checkpoints, workdir: pathlib.Path,
+    requests: signals.StopRequests, meter: metrics_log_lib.StepMetrics, *,
+    start: int) -> Checkpointer:
+  """Builds the checkpointer of a run that begins at step `start`."""
+  return Checkpointer(
+      store, make_schedule(trainer), trainer.batches, trainer.evaluator,
+      requests, meter, workdir=workdir, data=trainer.config.data.eval,
+      num_devices=len(trainer.devices),
+      histograms=build.scores_all_spans(trainer.model.head), start=start)
 
 
 def restore_state(
@@ -157,8 +217,9 @@ def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
   """Opens the checkpoints of a run directory, locked until `stack` closes.
 
   A directory that is new appears by one rename with all files that precede the
-  first step, so it is never half a run. Entries of `record` are added to its
-  run.json. With several processes, only the first writes and locks.
+  first step, so it is never half a run. Entries of `record` are added to the
+  run.json of a member of a population; it is None for a run alone. With several
+  processes, only the first writes and locks.
 
   Raises:
     UserError: the directory cannot be written or is locked, or another process
@@ -185,6 +246,8 @@ def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
     before = stack.enter_context(lock.hold_lock(workdir))
     if before:
       console.say(f'{workdir}: going on from {before}, which died')
+    if record is None:  # The user trains this run alone, so it tries again.
+      directory.failure_file.unlink(missing_ok=True)
   store = manager.Checkpoints(directory.checkpoints)
   stack.callback(store.close)
   return store
@@ -195,16 +258,17 @@ def final_metrics(trainer: Trainer, workdir: pathlib.Path,
   """Returns the metrics of a complete run; evaluates if they are not stored."""
   if not trainer.evaluator:
     return {}
-  path = _evaluation(trainer, workdir) / 'metrics.json'
+  data = trainer.config.data.eval
+  path = _evaluation(workdir, data) / predictions_lib.METRICS
   return (files.read_object(path) if path.is_file() else
-          trainer.evaluator.evaluate(params, output=_evaluation(
-              trainer, workdir, record=True)))
+          trainer.evaluator.evaluate(
+              params, output=_evaluation(workdir, data, record=True)))
 
 
-def _evaluation(trainer: Trainer, workdir: pathlib.Path,
+def _evaluation(workdir: pathlib.Path, data: str,
                 record: bool = False) -> pathlib.Path:
-  """Returns the directory of the run's evaluation; may `record` its SPEC."""
-  run, data = RunDirectory(workdir), trainer.config.data.eval
+  """Returns the directory of a run's evaluation; may `record` its data SPEC."""
+  run = RunDirectory(workdir)
   return (run.record_evaluation(data)
           if record and data and processes.is_first_process()
           else run.evaluation(data))

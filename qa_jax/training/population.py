@@ -10,11 +10,10 @@ changes no loss, and dropout uses the length that a member's batch has alone.
 Glossary of shapes: D devices, M members per device.
 """
 
+import collections
 from collections.abc import Callable, Sequence
 import contextlib
 import dataclasses
-import json
-import math
 import operator
 import pathlib
 from typing import Any
@@ -27,6 +26,7 @@ from qa_jax import errors
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
@@ -95,13 +95,11 @@ def member_key(config: config_lib.Config) -> str:
   In mode 'mesh' a run may need several devices, so that only equal configs have
   equal keys.
   """
-  if config.parallel.mode != 'mesh':
-    config = dataclasses.replace(config, seed=0, optim=dataclasses.replace(
-        config.optim, **dict.fromkeys(RATES, 0.0)))
-  return json.dumps(config.to_dict(), sort_keys=True)
+  return config_lib.key(config, without=() if config.parallel.mode == 'mesh'
+                        else ('seed', *(f'optim.{name}' for name in RATES)))
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)  # equal only to itself
 class _Member:
   """One run of the population, with its open files and its outcome."""
 
@@ -116,20 +114,40 @@ class _Member:
   def failed(self) -> bool:
     return isinstance(self.outcome, errors.UserError)
 
+  @property
+  def newest_steps(self) -> set[int]:
+    """Returns the steps of the newest two checkpoints, 0 if there are fewer.
+
+    A kill between the saves of two members leaves them one checkpoint apart.
+    """
+    return {*sorted({0, *self.store.steps})[-2:]}
+
+  def is_complete(self) -> bool:
+    """Returns whether the newest checkpoint completes the run."""
+    return checkpointing.make_schedule(self.trainer).is_complete(
+        self.store, self.store.latest or 0)
+
   def begin(self, step: int, costs: metrics_log_lib.Costs,
             requests: signals.StopRequests, open_things: contextlib.ExitStack
             ) -> step_lib.TrainState:
-    """Opens the log and returns the host state of checkpoint `step`."""
+    """Opens the log and returns the host state of checkpoint `step`.
+
+    A member that has failed returns its initial state and only takes its place
+    in the program, which thus stays the program of the undisturbed population.
+    """
+    if self.failed:
+      self.trainer.batches.skip(step)
+      return jax.device_get(self.trainer.state)
     state, skipped, position = checkpointing.restore_state(
         self.trainer, self.store, step)
     self.trainer.batches.seek(position)
-    if checkpointing.is_complete(self.trainer, self.store, step):
+    if checkpointing.make_schedule(self.trainer).is_complete(self.store, step):
       self.outcome = checkpointing.final_metrics(
           self.trainer, self.workdir, state.params)
     log = metrics_log_lib.MetricsLog(self.workdir, step)
     open_things.callback(log.close)
     self.meter = checkpointing.step_metrics(self.trainer, log, costs, skipped)
-    self.checkpointer = checkpointing.Checkpointer(
+    self.checkpointer = checkpointing.build_checkpointer(
         self.trainer, self.store, self.workdir, requests, self.meter,
         start=step)
     # The states of all members at once might not fit on one device.
@@ -139,21 +157,30 @@ class _Member:
     """Returns the next host batch, with the lengths that dropout uses."""
     trainer = self.trainer
     length, rows = trainer.batches.next_rows()
-    self.meter.add_batch(
-        rows['window'], trainer.batches.lengths_of(rows['window']))
+    if self.meter:  # None: the member had failed before it began
+      self.meter.add_batch(
+          rows['window'], trainer.batches.lengths_of(rows['window']))
     batch = trainer.batches.gather(length, rows)
     if len(trainer.buckets) > 1 and not trainer.config.data.packing:
       batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
     return batch
 
   def read(self, step: int, values: dict[str, np.ndarray]) -> None:
-    """Logs one step. Too many skipped updates end only this member."""
-    if not self.failed:
-      try:
-        self.meter.add_steps([(step, values)])
-      except errors.UserError as e:
-        self.outcome = e
-        console.say(f'{self.workdir}: {e}')
+    """Logs one step. Too many skipped updates end only this member.
+
+    They are recorded, so that the other members do not wait for this one if the
+    population is killed and started again.
+    """
+    if self.failed:
+      return
+    try:
+      self.meter.add_steps([(step, values)])
+    except errors.UserError as e:
+      self.outcome = e
+      console.say(f'{self.workdir}: {e}')
+      if self.meter.skipped[1] > self.trainer.config.train.max_skipped:
+        files.write_json(RunDirectory(self.workdir).failure_file,
+                         {'step': step, 'error': str(e)})
 
   def evaluate_and_save(self, step: int, state: step_lib.TrainState) -> str:
     """Evaluates and saves this member; returns a line for the user."""
@@ -167,24 +194,34 @@ class _Member:
       self.outcome = self.checkpointer.metrics
     return note
 
+  def stop_message(self, step: int) -> str:
+    """Returns the line for the user when a signal stops the population."""
+    try:
+      if not self.failed:
+        return self.checkpointer.stop_message(step)
+    except errors.UserError as e:
+      self.outcome = e
+    return f'{self.workdir}: {self.outcome}'
+
 
 @dataclasses.dataclass(frozen=True)
 class _PopulationProgram:
   """The steps of all members; a `train.Program`."""
 
-  members: Sequence[_Member]
+  members: Sequence[_Member]  # those that have failed take part without effect
   vectorized: VectorizedStep
   rates: Any  # learning rate and weight decay of each member, on the devices
   progress: console.Progress
 
   def is_due(self, step: int) -> bool:
-    return any(m.checkpointer.is_due(step) for m in self.members)
+    return any(not m.failed and m.checkpointer.is_due(step)
+               for m in self.members)
 
   def evaluate_and_save(self, step: int, states: Any) -> None:
     # One member after another, each on all devices.
     for member, state in zip(
         self.members, self.vectorized.take(states), strict=True):
-      if member.checkpointer.is_due(step) and not member.failed:
+      if not member.failed and member.checkpointer.is_due(step):
         note = member.evaluate_and_save(step, state)
         if note:
           self.progress.note(f'{member.workdir.name}: {note}')
@@ -197,7 +234,7 @@ class _PopulationProgram:
     return all(m.failed for m in self.members)
 
   def stop_message(self, step: int) -> str:
-    return '\n'.join(m.checkpointer.stop_message(step) for m in self.members)
+    return '\n'.join(m.stop_message(step) for m in self.members)
 
   def step(self, step: int, states: Any) -> tuple[Any, Any]:
     del step
@@ -224,8 +261,11 @@ def train_members(
 
   Returns the final metrics of each member, or the error that ended it. The
   members go on from the newest step of which every member has a checkpoint, so
-  that a population that was killed repeats the undisturbed one bit for bit.
-  run.json of each member names all members.
+  that a population that was killed repeats the undisturbed one bit for bit. A
+  member without a checkpoint of this step, which is damaged, goes on from its
+  newest one in a program of its own. A member that failed before the kill is
+  tried again only if all others are complete. run.json of each member names all
+  members.
 
   Raises:
     UserError: a config or the data has a mistake, the configs are not one
@@ -261,10 +301,52 @@ def train_members(
         configs[0].train.step_timeout_seconds, str(workdirs[0].parent)))
     # If questions are grouped, the number of steps in an epoch depends on the
     # seed, but one program has one learning-rate schedule.
+    _read_failures(members)
     for num_steps in sorted({m.trainer.num_steps for m in members}):
-      _train([m for m in members if m.trainer.num_steps == num_steps],
-             requests, dog)
+      for start, group in _group_by_start(
+          [m for m in members if m.trainer.num_steps == num_steps]):
+        _train(group, start, requests, dog)
     return [member.outcome for member in members]
+
+
+def _read_failures(members: Sequence[_Member]) -> None:
+  """Sets the outcome of members whose failure is recorded.
+
+  If all other members are complete, the records are removed, and the members
+  that failed try again from their newest checkpoints.
+  """
+  records = {id(m): RunDirectory(m.workdir).failure_file for m in members
+             if RunDirectory(m.workdir).failure_file.is_file()}
+  retry = all(id(m) in records or m.is_complete() for m in members)
+  for member in members:
+    if retry and id(member) in records:
+      records[id(member)].unlink()
+    elif id(member) in records:
+      record = files.read_object(records[id(member)])
+      member.outcome = errors.UserError(str(record.get('error')))
+      console.say(f'{member.workdir}: failed at step {record.get("step")}; '
+                  'the others go on')
+
+
+def _group_by_start(
+    members: Sequence[_Member]) -> list[tuple[int, list[_Member]]]:
+  """Returns (step, members) of members that can go on from a common step.
+
+  The step is one of the newest two of each member, so that none repeats more
+  than the steps between two checkpoints. Members that have failed are in the
+  first group. Without any other member there is no group.
+  """
+  groups: list[tuple[int, list[_Member]]] = []
+  failed = [m for m in members if m.failed]
+  rest = [m for m in members if not m.failed]
+  while rest:
+    counts = collections.Counter(s for m in rest for s in m.newest_steps)
+    start = max(counts, key=lambda step: (counts[step], step))
+    group = [m for m in members if (m in failed and not groups)
+             or (m in rest and start in m.newest_steps)]
+    groups.append((start, group))
+    rest = [m for m in rest if m not in group]
+  return groups
 
 
 def check_memory(state: step_lib.TrainState, members: int,
@@ -277,8 +359,7 @@ def check_memory(state: step_lib.TrainState, members: int,
   members_per_device = -(-members // min(members, len(devices)))
   size = members_per_device * sum(
       x.nbytes for x in jax.tree.leaves((state, state.params))) / 2**20
-  stats = devices[0].memory_stats() or {}
-  limit = stats.get('bytes_limit', math.inf) / 2**20
+  limit = devices_lib.memory_bytes(devices[0]) / 2**20
   if size > limit:
     raise errors.UserError(
         f'{members} members on {len(devices)} devices: {members_per_device} of '
@@ -286,11 +367,10 @@ def check_memory(state: step_lib.TrainState, members: int,
         'sweep fewer seeds or rates, or use --engine=local')
 
 
-def _train(members: Sequence[_Member], requests: signals.StopRequests,
-           dog: watchdog.Watchdog) -> None:
-  """Trains members that have an equal number of steps."""
+def _train(members: Sequence[_Member], start: int,
+           requests: signals.StopRequests, dog: watchdog.Watchdog) -> None:
+  """Trains members that have an equal number of steps from step `start` on."""
   first = members[0].trainer
-  start = max(set.intersection(*({0, *m.store.steps} for m in members)))
   with contextlib.ExitStack() as open_things:
     states = [member.begin(start, open_things.enter_context(
         metrics_log_lib.Costs(share=1 / len(members))), requests, open_things)

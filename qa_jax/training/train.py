@@ -106,7 +106,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     trainer.batches.seek(position)
     # Device memory cannot hold the initial state beside the state of the loop.
     trainer = dataclasses.replace(trainer, state=None)
-    if checkpointing.is_complete(trainer, store, start):
+    if checkpointing.make_schedule(trainer).is_complete(store, start):
       console.say(f'{workdir} is complete at step {start}; nothing to do')
       return checkpointing.final_metrics(trainer, workdir, state.params)
     profiler.check_profile_steps(profile_steps, start, trainer.num_steps)
@@ -125,7 +125,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     trace = profiler.Profiler(workdir / 'profile', (
         profile_steps if processes.is_first_process() else range(0)))
     meter = checkpointing.step_metrics(trainer, log, costs, skipped, progress)
-    checkpointer = checkpointing.Checkpointer(
+    checkpointer = checkpointing.build_checkpointer(
         trainer, store, workdir, requests, meter, start=start)
     run = SingleRun(trainer, checkpointer, meter, progress, requests, trace)
     state = run_loop(run, state, start=start, num_steps=trainer.num_steps,

@@ -65,12 +65,12 @@ def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
   """Runs R3: flips, truncations and deletions of files of a checkpoint."""
   draw, tally = random.Random(seed), {}
   saves = directory / 'checkpoints'
-  made = manager.Checkpoints(saves)
+  writer = manager.Checkpoints(saves)
   for step in (1, 2):
-    made.save(step, params={'w': np.full((16, 16), step, np.float32)},
-              optimizer={'step': np.asarray(step, np.int32)},
-              meta={'position': step}, metrics={'f1': 50.0 + step})
-  made.close()
+    writer.save(step, params={'w': np.full((16, 16), step, np.float32)},
+                optimizer={'step': np.asarray(step, np.int32)},
+                meta={'position': step}, metrics={'f1': 50.0 + step})
+  writer.close()
   reader = manager.Checkpoints(saves, read_only=True)
   paths = [p for p in sorted((saves / '2').rglob('*')) if p.is_file()]
   for path in paths:
@@ -90,7 +90,7 @@ def checkpoints(directory: pathlib.Path, count: int, seed: int) -> str:
     resumed.close()
     shutil.rmtree(copy)
   said = ', '.join(f'{n} {kind}' for kind, n in tally.items())
-  return (f'{said} in {len(paths)} files: 100 % found, file and step named; '
+  return (f'{said} in {len(paths)} files: 100 % detected, file and step named; '
           f'{len(paths)} of {len(paths)} resumed from the step before')
 
 
@@ -123,14 +123,15 @@ def data(directory: pathlib.Path, count: int, seed: int) -> str:
   return (f'{len(whole) - 1} of {len(whole) - 1} truncations of a SQuAD file '
           f'refused; of {count} flips {count - read} refused and {read} read as'
           ' other text; a lone surrogate refused, a byte-order mark taken. '
-          f'{tally} of {tally} damages to a cache found')
+          f'{tally} of {tally} damages to a cache detected')
 
 
 def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
-  words = tokenizer_lib.train_tokenizer(['Mira lives in Bern.'], vocab_size=60)
+  tokenizer = tokenizer_lib.train_tokenizer(
+      ['Mira lives in Bern.'], vocab_size=60)
   entry.mkdir()
   store.write_store(entry, windows.make_windows(
-      list(sources.parse_squad(SQUAD, 'data')), words, max_length=32,
+      list(sources.parse_squad(SQUAD, 'data')), tokenizer, max_length=32,
       window_overlap=4, max_question_length=8), {}, with_vocabulary=True)
   tally = 0
   for path in sorted(entry.iterdir()):
@@ -142,7 +143,7 @@ def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
       except store.DamagedError as e:
         assert path.name in str(e), (kind, path)
       else:
-        raise AssertionError(f'{kind} of {path.name} not found')
+        raise AssertionError(f'{kind} of {path.name} not detected')
       tally += 1
     put(path, whole)
   return tally

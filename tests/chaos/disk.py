@@ -24,10 +24,10 @@ from tests.common import runs as runs_lib
 def small(directory: pathlib.Path) -> Iterator[pathlib.Path]:
   """Mounts a file system of 3 MiB."""
   directory.mkdir()
-  made = shutil.which('mount') and not subprocess.run(
+  mounted = shutil.which('mount') and not subprocess.run(
       ['mount', '-t', 'tmpfs', '-o', 'size=3m', 'tmpfs', str(directory)],
       capture_output=True, check=False).returncode
-  if not made:
+  if not mounted:
     pytest.skip('no tmpfs can be mounted here: that takes root')
   try:
     yield directory

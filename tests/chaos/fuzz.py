@@ -91,20 +91,20 @@ def tokens(directory):
   def call(texts: tuple[str, str]) -> None:
     for text in texts:
       examples.check_text(text, 'text')
-    found = WORDS.encode(texts)
+    encoded = WORDS.encode(texts)
     for text, begin, end in zip(
-        texts, found.ptr[:-1], found.ptr[1:], strict=True):
-      offsets = found.offsets[begin:end]
+        texts, encoded.ptr[:-1], encoded.ptr[1:], strict=True):
+      offsets = encoded.offsets[begin:end]
       assert (offsets >= 0).all() and (offsets <= len(text)).all()
       assert (offsets[:, 0] <= offsets[:, 1]).all()
       # A stripped accent leaves no token; the order of tokens stays.
       assert (np.diff(offsets[:, 0]) >= 0).all()
       for special in (WORDS.cls_id, WORDS.sep_id, WORDS.pad_id):
-        assert special not in found.ids[begin:end]
-    made = windows.make_windows(
+        assert special not in encoded.ids[begin:end]
+    window_set = windows.make_windows(
         [examples.Example('0', *texts)], WORDS, max_length=24,
         window_overlap=4, max_question_length=8)
-    assert (made.total_lengths <= 24).all()
+    assert (window_set.total_lengths <= 24).all()
   return call
 
 
@@ -149,15 +149,15 @@ def data_specs(directory):
   return call
 
 
-def parts(made: config.Config) -> None:
+def parts(checked: config.Config) -> None:
   """Checks a config as far as possible before reading or compiling."""
-  input_pipeline.batch_buckets(made)
-  parallel.check_batch(made.train.batch_size, max(
-      made.parallel.num_devices, 1), made.train.grad_accumulation)
-  optimizer.make_schedule(made.optim.schedule, learning_rate=1.0, num_steps=1,
-                          warmup_fraction=0.0)
-  if not made.model.init_from:
-    build.encoder_config(made, 100, None)
+  input_pipeline.batch_buckets(checked)
+  parallel.check_batch(checked.train.batch_size, max(
+      checked.parallel.num_devices, 1), checked.train.grad_accumulation)
+  optimizer.make_schedule(checked.optim.schedule, learning_rate=1.0,
+                          num_steps=1, warmup_fraction=0.0)
+  if not checked.model.init_from:
+    build.encoder_config(checked, 100, None)
 
 
 @parser(fresh=overrides_lib.changes)
@@ -165,9 +165,9 @@ def overrides(directory):
   del directory
 
   def call(given: dict[str, Any]) -> None:
-    made = config.check_config(config.override(tiny.FIELDS, given))
-    assert config.check_config(made.to_dict()) == made
-    parts(made)
+    checked = config.check_config(config.override(tiny.FIELDS, given))
+    assert config.check_config(checked.to_dict()) == checked
+    parts(checked)
   return call
 
 

@@ -43,7 +43,7 @@ def non_finite(directory: pathlib.Path, count: int, seed: int) -> str:
   finally:
     trainer.build_loss = make
   return (f'{skipped} poisoned steps ({", ".join(POISONS)}) in {count} runs: '
-          f'all skipped, counted, told with their windows; {aborted} runs '
+          f'all skipped, counted, reported with their windows; {aborted} runs '
           f'ended at the one after {LIMIT} in a row; no saved parameter was '
           'ever anything but a number')
 

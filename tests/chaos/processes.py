@@ -27,7 +27,7 @@ _FORKS.set_forkserver_preload([__name__])
 
 
 class Child:
-  """A function in a process of its own; its output goes to `log`."""
+  """A process that runs one function; its output goes to `log`."""
 
   def __init__(self, log: pathlib.Path, function: Callable[..., None],
                *arguments: Any, devices: int = 1):
@@ -91,12 +91,17 @@ def train_run(workdir: pathlib.Path, fields: dict[str, Any],
   seconds after the dispatch of that step.
   """
   if compiled:
-    jax.config.update('jax_compilation_cache_dir', str(compiled))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    use_cache(compiled)
   if fault:
     _arm(*fault)
   train.train(tiny.config(**fields), workdir)
+
+
+def use_cache(compiled: pathlib.Path) -> None:
+  """Reads and writes all compiled programs in a directory."""
+  jax.config.update('jax_compilation_cache_dir', str(compiled))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def _arm(step: int, seconds: float, number: int) -> None:

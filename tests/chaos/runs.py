@@ -39,7 +39,7 @@ def fields_of(devices: int, **train: int) -> dict[str, Any]:
 
 def arrays_of(saved: pathlib.Path) -> dict[str, np.ndarray]:
   """Returns all arrays of a checkpoint by name, read by orbax alone."""
-  found = {}
+  by_name = {}
   for item in ('params', 'optimizer'):
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
       tree = reader.metadata(saved / item).item_metadata.tree
@@ -47,8 +47,8 @@ def arrays_of(saved: pathlib.Path) -> dict[str, np.ndarray]:
           restore_args=jax.tree.map(
               lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)))
     for path, value in jax.tree_util.tree_leaves_with_path(arrays):
-      found[item + jax.tree_util.keystr(path)] = np.asarray(value)
-  return found
+      by_name[item + jax.tree_util.keystr(path)] = np.asarray(value)
+  return by_name
 
 
 def digest(workdir: pathlib.Path, step: int) -> str:
@@ -96,9 +96,9 @@ class Pair:
     """Runs the command again; asserts the outcome of the undisturbed run."""
     said = workdir.with_suffix('.log')
     assert self.run(workdir) == 0, said.read_text()
-    rows, found = outcome(workdir)
+    rows, sha256 = outcome(workdir)
     assert rows == self._expected[0], workdir
-    assert found == self._expected[1], workdir
+    assert sha256 == self._expected[1], workdir
 
 
 def resume(directory: pathlib.Path, count: int, seed: int) -> str:

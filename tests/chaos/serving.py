@@ -33,10 +33,10 @@ def serve(port_file: pathlib.Path) -> None:
   """Serves on a free port of 127.0.0.1 and writes the port to a file."""
   house = service_lib.Service(random_model.random_qa('independent'), LIMITS)
   house.warm_up()
-  with server.bind_socket('127.0.0.1', 0) as found:
-    port_file.with_suffix('.part').write_text(str(found.getsockname()[1]))
+  with server.bind_socket('127.0.0.1', 0) as sock:
+    port_file.with_suffix('.part').write_text(str(sock.getsockname()[1]))
     port_file.with_suffix('.part').rename(port_file)
-    server.serve(house, found)
+    server.serve(house, sock)
 
 
 def load(directory: pathlib.Path, count: int, seed: int) -> str:
@@ -64,10 +64,10 @@ def load(directory: pathlib.Path, count: int, seed: int) -> str:
   expected = random_model.random_qa('independent').answer_batch(
       [rows[n] for n in right])
   for n, answer in zip(right, expected, strict=True):
-    found = asked[n][1]
-    assert (found['text'], found['start'], found['end']) == (
-        answer.text, answer.start, answer.end), (n, found)
-    assert abs(found['score'] - answer.score) < 1e-4
+    reply = asked[n][1]
+    assert (reply['text'], reply['start'], reply['end']) == (
+        answer.text, answer.start, answer.end), (n, reply)
+    assert abs(reply['score'] - answer.score) < 1e-4
   assert grown < MOST_MEBIBYTES, grown
   return (f'{count} requests at concurrency {CONCURRENCY}: {len(right)} answers'
           f" equal to predict's, {len(wrong)} oversize or malformed refused "

@@ -58,8 +58,8 @@ def killed(directory: pathlib.Path, count: int, seed: int) -> str:
       break
   else:
     raise AssertionError(_said(directory / 'killed'))
-  expected, found = (_results(directory / n) for n in ('whole', 'killed'))
-  assert len(expected) == count and found == expected
+  expected, results = (_results(directory / n) for n in ('whole', 'killed'))
+  assert len(expected) == count and results == expected
   return (f'{count} trials, {done["worker"]} workers and {done["driver"]} '
           'drivers killed: the same command again ended with each trial '
           'complete once; every logged value, score and sha256 of parameters '
@@ -95,9 +95,9 @@ def _results(workdir: pathlib.Path) -> dict[str, Any]:
   names = sorted(t.user_attrs['name'] for t in study.get_trials(
       states=[optuna.trial.TrialState.COMPLETE]))
   assert names == sorted(p.name for p in (workdir / 'trials').iterdir())
-  found = {}
+  results = {}
   for name in names:
     trial = workdir / 'trials' / name
     path, = trial.glob('eval/*/metrics.json')
-    found[name] = json.loads(path.read_text()), *runs.outcome(trial, STEPS)
-  return found
+    results[name] = json.loads(path.read_text()), *runs.outcome(trial, STEPS)
+  return results

@@ -7,6 +7,7 @@ import pathlib
 from tests.chaos import damage
 from tests.chaos import disk
 from tests.chaos import fuzz
+from tests.chaos import kills
 from tests.chaos import numbers
 from tests.chaos import runs
 from tests.chaos import serving
@@ -24,6 +25,7 @@ class Fault:
   why: str = ''
 
 
+EVERY = 10**6  # at most so many kills: at every operation
 FAULTS: dict[str, Fault] = {
     'R1': Fault('kill, resume', runs.resume, 60, why='minutes to compile; '
                 'test_train.py kills a run within its process'),
@@ -45,6 +47,13 @@ FAULTS: dict[str, Fault] = {
     'R13': Fault('weights of others', damage.weights_of_others, 2000, 10),
     'R14': Fault('compile cache damage', damage.compiled, 6,
                  why='a minute a run'),
+    'R15': Fault('kill at each file operation of a save', kills.saves, EVERY,
+                 30),
+    'R16': Fault('kill at each file operation of a run', kills.run, EVERY,
+                 why='an hour; R15 has its saves, test_train.py its kills'),
+    'R17': Fault('kill at each file operation of a population', kills.members,
+                 EVERY, why='hours; R15 has its saves, test_population.py its '
+                 'kills'),
     'load': Fault('1,000 requests, 50 at a time', serving.load, 1000,
                   why='a minute to compile; test_server.py'),
     **{f'fuzz-{name}': Fault(f'any {name}', program, 100_000, 100)

@@ -1,4 +1,4 @@
-"""The lock of a run directory: one writer, and recovery after its death."""
+"""One writer of a run directory: refused by name, recovered when dead."""
 
 import os
 import signal
@@ -28,7 +28,7 @@ with lock.hold_lock(pathlib.Path(sys.argv[1])):
 
 @pytest.fixture
 def holder(tmp_path):
-  """Starts another process that holds the lock of tmp_path."""
+  """Another process that holds the lock of tmp_path."""
   process = subprocess.Popen([sys.executable, '-c', HOLDER, str(tmp_path)],
                              stdout=subprocess.PIPE, text=True)
   assert process.stdout.readline() == 'held\n'
@@ -38,7 +38,7 @@ def holder(tmp_path):
   process.stdout.close()
 
 
-def test_the_refusal_of_a_second_writer_names_the_first(tmp_path, holder):
+def test_a_second_writer_is_told_who_is_the_first(tmp_path, holder):
   expected = f'pid {holder.pid} on {socket.gethostname()} is writing this run'
   for attempt in (lambda: lock.hold_lock(tmp_path).__enter__(),
                   lambda: lock.check_unlocked(tmp_path)):
@@ -47,7 +47,7 @@ def test_the_refusal_of_a_second_writer_names_the_first(tmp_path, holder):
     assert '\n' not in str(caught.value)
 
 
-def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, holder):
+def test_the_lock_of_the_dead_is_taken_over(tmp_path, holder):
   holder.send_signal(signal.SIGKILL)
   holder.wait()
   lock.check_unlocked(tmp_path)
@@ -60,18 +60,18 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path, holder):
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{"pid": 1}', '\0'])
-def test_a_damaged_lock_file_is_ignored(tmp_path, text):
+def test_a_torn_name_is_no_hindrance(tmp_path, text):
   (tmp_path / lock.NAME).write_text(text)
   with lock.hold_lock(tmp_path) as before:
     assert before == ''
 
 
 def test_a_lock_that_its_owner_removed_is_not_taken(tmp_path, monkeypatch):
-  """Two processes could otherwise lock the removed and the new file."""
+  """Else one process locks the removed file, and another the new file."""
   take, first = lock._lock, []
 
   def slow(file, path):
-    if not first:  # the owner removes the file just before it is locked
+    if not first:  # its owner goes just before we have it
       first.append(file)
       path.unlink()
     take(file, path)
@@ -82,12 +82,12 @@ def test_a_lock_that_its_owner_removed_is_not_taken(tmp_path, monkeypatch):
       lock.check_unlocked(tmp_path)
 
 
-def test_training_in_a_locked_directory_is_refused_before_data_are_read(
+def test_training_where_another_trains_is_refused_before_it_reads(
     tmp_path, monkeypatch):
   config = tiny.config()
   tmp_path = tmp_path / 'run'
   tmp_path.mkdir()
-  def write_run(*_):
+  def write_run(*_):  # the other was quicker
     raise AssertionError
   monkeypatch.setattr(trainer, 'build_trainer', write_run)
   monkeypatch.setattr(

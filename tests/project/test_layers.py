@@ -44,7 +44,7 @@ ALLOWED = {
         'registry'),
     'training': (
         'build checkpoints config data errors evaluation input_pipeline io '
-        'models objectives runtime span_scores'),
+        'metrics models objectives runtime span_scores'),
     'sweeps': (
         'build checkpoints config data errors input_pipeline io metrics '
         'runtime training'),

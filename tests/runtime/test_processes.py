@@ -48,7 +48,7 @@ def spawn(*command: str) -> subprocess.Popen:
 def pair(tmp_path_factory) -> types.SimpleNamespace:
   """Runs tests.common.together in two processes and returns their results.
 
-  They are the directory `workdir` and, by process, the JSON `found`, the
+  They are the directory `workdir` and, by process, the JSON `results`, the
   streams `out` and `err`, and the exit codes `codes`.
   """
   workdir, address = tmp_path_factory.mktemp('pair'), f'localhost:{free_port()}'
@@ -64,7 +64,7 @@ def pair(tmp_path_factory) -> types.SimpleNamespace:
   files = [workdir / f'{i}.json' for i in range(2)]
   assert all(f.is_file() for f in files), outputs
   return types.SimpleNamespace(
-      workdir=workdir, found=[json.loads(f.read_text()) for f in files],
+      workdir=workdir, results=[json.loads(f.read_text()) for f in files],
       out=[out for out, _ in outputs], err=[err for _, err in outputs],
       codes=[process.returncode for process in both])
 
@@ -83,8 +83,8 @@ def alone(tmp_path_factory) -> pathlib.Path:
   return workdir
 
 
-def assert_near(found: pathlib.Path, expected: pathlib.Path) -> None:
-  rows = [runs_lib.rows_of(run) for run in (found, expected)]
+def assert_near(several: pathlib.Path, expected: pathlib.Path) -> None:
+  rows = [runs_lib.rows_of(run) for run in (several, expected)]
   assert len(rows[0]) == len(rows[1]) > 2
   for a, b in zip(*rows, strict=True):
     assert a.pop('split') == b.pop('split')
@@ -112,35 +112,35 @@ def test_two_processes_are_one(pair, alone, name):
 @pytest.mark.parametrize('name', [
     'whole/eval/*/', 'other/eval/*/', 'scored/'])
 def test_every_question_is_answered_once(pair, alone, name):
-  found, expected = [
+  several, expected = [
       {path.name: path.read_text() for path in run.glob(f'{name}*.json*')}
       for run in (pair.workdir, alone)]
-  assert json.loads(found['predictions.json']) == json.loads(
+  assert json.loads(several['predictions.json']) == json.loads(
       expected['predictions.json'])
   for file in ('metrics.json', 'na_probs.json'):
-    assert json.loads(found[file]) == pytest.approx(
+    assert json.loads(several[file]) == pytest.approx(
         json.loads(expected[file]), rel=1e-4, abs=1e-4), file
   lines = [[json.loads(line) for line in files['nbest.jsonl'].splitlines()]
-           for files in (found, expected)]
+           for files in (several, expected)]
   assert [x['id'] for x in lines[0]] == [x['id'] for x in lines[1]]
-  assert len(lines[0]) == json.loads(found['metrics.json'])['total'] == 12
+  assert len(lines[0]) == json.loads(several['metrics.json'])['total'] == 12
 
 
 @SLOW
 def test_all_have_the_metrics_of_training_and_the_first_those_of_a_command(
     pair, alone):
   for name in together.RUNS:
-    assert pair.found[0][name] == pair.found[1][name]
+    assert pair.results[0][name] == pair.results[1][name]
   metrics = json.loads((alone / 'scored' / 'metrics.json').read_text())
-  assert pair.found[0]['scored'] == pytest.approx(metrics)
-  assert pair.found[1]['scored'] == {}
+  assert pair.results[0]['scored'] == pytest.approx(metrics)
+  assert pair.results[1]['scored'] == {}
 
 
 @SLOW
 def test_a_process_reads_the_rows_of_its_devices(pair):
-  for found in pair.found:
-    assert found['whole rows'] == [4]  # of batches of 8, in training and after
-    assert found['other rows'] == [4, 8]  # of batches of 8 and, training, 16
+  for result in pair.results:
+    assert result['whole rows'] == [4]  # of batches of 8, in training and after
+    assert result['other rows'] == [4, 8]  # of batches of 8 and, training, 16
 
 
 @SLOW
@@ -153,9 +153,9 @@ def test_the_first_alone_speaks(pair):
 
 @SLOW
 def test_all_stop_before_one_step_and_resume_bit_for_bit(pair):
-  assert [found['stopped'] for found in pair.found] == [143, 143]
-  assert pair.found[0]['saved'] == pair.found[1]['saved']
-  assert max(pair.found[0]['saved']) in (2, 3, 4)
+  assert [result['stopped'] for result in pair.results] == [143, 143]
+  assert pair.results[0]['saved'] == pair.results[1]['saved']
+  assert max(pair.results[0]['saved']) in (2, 3, 4)
   assert 'stopped by SIGTERM before step' in pair.err[0]
   runs = pair.workdir / 'stopped', pair.workdir / 'whole'
   rows = [runs_lib.rows_of(run) for run in runs]
@@ -220,8 +220,8 @@ def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
 
 @SLOW
 def test_what_processes_cannot_share_is_refused_by_all(pair):
-  for found in pair.found:
-    same, population, mode = found['refused']
+  for result in pair.results:
+    same, population, mode = result['refused']
     assert same.startswith('data: not the same on processes 0 and 1')
     assert 'one process, not in 2' in population
     assert "mode='jit' trains on one device" in mode

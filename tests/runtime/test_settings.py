@@ -49,9 +49,9 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)''')
 
 
 def test_the_users_directory_is_kept(tmp_path):
-  told = run(PROGRAM, XDG_CACHE_HOME=str(tmp_path / 'a'),
+  printed = run(PROGRAM, XDG_CACHE_HOME=str(tmp_path / 'a'),
              JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'b'))
-  assert told == str(tmp_path / 'b') and not (tmp_path / 'a').exists()
+  assert printed == str(tmp_path / 'b') and not (tmp_path / 'a').exists()
 
 
 def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path):
@@ -64,7 +64,7 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path):
     ({}, True), ({'MALLOC_ARENA_MAX': '2'}, False)])
 def test_malloc_is_tuned_unless_the_user_did(tmp_path, environment, tuned):
   """Tuned, a block of 64 MiB comes from the heap and is not mapped."""
-  told = run('''
+  printed = run('''
 import ctypes
 from qa_jax.runtime import settings
 settings.configure_process()
@@ -76,7 +76,7 @@ heap = next(line for line in open('/proc/self/maps') if '[heap]' in line)
 begin, end = (int(x, 16) for x in heap.split()[0].split('-'))
 print(begin <= block < end)
 ''', XDG_CACHE_HOME=str(tmp_path), **environment)
-  assert told == str(tuned)
+  assert printed == str(tuned)
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone has mallopt')
@@ -84,7 +84,7 @@ print(begin <= block < end)
     ({}, True), ({'MALLOC_TRIM_THRESHOLD_': '100000000'}, False)])
 def test_a_thread_keeps_the_memory_that_it_frees(tmp_path, environment, tuned):
   """As XLA's do: a block, freed and taken again, faults no page anew."""
-  told = run('''
+  printed = run('''
 import ctypes, resource, threading
 from qa_jax.runtime import settings
 settings.configure_process()
@@ -106,4 +106,4 @@ thread = threading.Thread(target=work)
 thread.start()
 thread.join()
 ''', XDG_CACHE_HOME=str(tmp_path), **environment)
-  assert told == str(tuned)
+  assert printed == str(tuned)

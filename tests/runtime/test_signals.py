@@ -46,9 +46,9 @@ def whole(tmp_path_factory) -> pathlib.Path:
   return workdir
 
 
-def assert_same(found: pathlib.Path, expected: pathlib.Path) -> None:
-  assert runs_lib.rows_of(found) == runs_lib.rows_of(expected)
-  states = [runs_lib.state_of(run, 5) for run in (found, expected)]
+def assert_same(stopped: pathlib.Path, expected: pathlib.Path) -> None:
+  assert runs_lib.rows_of(stopped) == runs_lib.rows_of(expected)
+  states = [runs_lib.state_of(run, 5) for run in (stopped, expected)]
   for name, value in states[1].items():
     np.testing.assert_array_equal(states[0][name], value, err_msg=name)
 

@@ -72,12 +72,12 @@ def table(engine: str, workdir: pathlib.Path) -> dict:
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory) -> dict:
-  found = table('local', tmp_path_factory.mktemp('here'))
-  assert found['starts'] == [0, 2, 1, 0, 1]
-  assert found['complete'] == [True, True, False, False, False]
-  assert found['pruned'] == [False] * 4 + [True]
-  assert 'bad' in found['failed'].values() and not found['alive']
-  return found
+  result = table('local', tmp_path_factory.mktemp('here'))
+  assert result['starts'] == [0, 2, 1, 0, 1]
+  assert result['complete'] == [True, True, False, False, False]
+  assert result['pruned'] == [False] * 4 + [True]
+  assert 'bad' in result['failed'].values() and not result['alive']
+  return result
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Studies: what Optuna is told, what it proposes, and what it prunes."""
+"""Studies: the trials that Optuna stores, proposes and prunes."""
 
 import json
 import pathlib
@@ -42,11 +42,11 @@ def test_a_row_has_overrides_evaluations_and_the_final_score(tmp_path):
   study.hopeless(trials[1])
   study.fail(trials[2], 'no luck')
   assert (tmp_path / 'study.db').is_file()
-  found = sweeps.rows(open_study(tmp_path))
-  assert [found[t.name].state for t in trials] == [
+  rows = sweeps.rows(open_study(tmp_path))
+  assert [rows[t.name].state for t in trials] == [
       TrialState.COMPLETE, TrialState.RUNNING, TrialState.FAIL,
       TrialState.WAITING]
-  first, second, third, _ = (found[t.name] for t in trials)
+  first, second, third, _ = (rows[t.name] for t in trials)
   assert first.value == 20.0
   assert first.intermediate_values == {10: 10.0, 20: 30.0, 30: 20.0}
   assert json.loads(first.user_attrs['overrides']) == sweeps.TWO[0]
@@ -62,9 +62,9 @@ def test_the_engine_tells_the_study(tmp_path):
   command = lambda t: sweeps.stand_in(t, codes.get(t.name, 'finish()'))
   setup = scheduler.Setup([{}, {}], study=study)
   assert local.run(trials, command, setup) == {trials[2].name: 'bad'}
-  found = sweeps.rows(study)
-  assert [found[t.name].value for t in trials] == [60.0, 60.0, None, 60.0]
-  assert found[trials[2].name].state == TrialState.FAIL
+  rows = sweeps.rows(study)
+  assert [rows[t.name].value for t in trials] == [60.0, 60.0, None, 60.0]
+  assert rows[trials[2].name].state == TrialState.FAIL
   codes.clear()
   assert local.run(trials, command, setup) == {}
   assert [r.state.name for r in study.optuna.get_trials()] == [
@@ -238,9 +238,9 @@ def test_a_pruned_trial_ends_and_is_not_started_again(tmp_path, capsys):
   assert f'{trials[2].name}: pruned: {trials[1].name} was, whose' in said
   assert [sweeps.starts(t) for t in trials] == [0, 1, 0]
   assert files.read_object(trials[1].pruned)['reason'].startswith('F1 20.00')
-  found = sweeps.rows(study)
-  assert [found[t.name].state for t in trials[1:]] == [TrialState.PRUNED] * 2
-  assert found[trials[1].name].value == 20.0
+  rows = sweeps.rows(study)
+  assert [rows[t.name].state for t in trials[1:]] == [TrialState.PRUNED] * 2
+  assert rows[trials[1].name].value == 20.0
   # Also by a sweep that prunes nothing, and with a study that was lost.
   (tmp_path / 'study.db').unlink()
   again = open_study(tmp_path)

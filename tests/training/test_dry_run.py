@@ -28,7 +28,7 @@ def test_time_grows_with_the_positions_of_batches(trainer, monkeypatch):
 
 def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
   def never(*_):
-    raise AssertionError('a step was made')
+    raise AssertionError('a step ran')
   monkeypatch.setattr(devices, 'free_bytes', lambda _: 1024.0)
   monkeypatch.setattr(dry_run, '_time', never)
   summary = dry_run.summarize(trainer)

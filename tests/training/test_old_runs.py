@@ -1,4 +1,4 @@
-"""A run made before the package had wings: it loads, evaluates and resumes.
+"""A run of the flat package layout: it loads, evaluates and resumes.
 
 tests/golden/run_of_flat_layout was trained by the code of commit e1e9f95, with
 the settings of conftest.py for XLA, for 6 steps with a checkpoint every 3.

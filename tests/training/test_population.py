@@ -1,5 +1,6 @@
 """Populations: each member equals the single run of its config."""
 
+import dataclasses
 import json
 import pathlib
 import types
@@ -10,6 +11,7 @@ import pytest
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.checkpoints import manager
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.sweeps import engines
@@ -17,6 +19,7 @@ from qa_jax.sweeps import plan as plan_lib
 from qa_jax.sweeps.engines import population as population_lib
 from qa_jax.sweeps.engines import scheduler
 from qa_jax.training import checkpointing
+from qa_jax.training import metrics_log
 from qa_jax.training import population
 from qa_jax.training import step as step_lib
 from qa_jax.training import train
@@ -39,12 +42,17 @@ def members(**changes) -> list[config_lib.Config]:
           for seed, rate, decay in MEMBERS]
 
 
-def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
-  """Checks equal losses and rates (to 1e-5) and equal evaluation files."""
+def assert_same_values(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+  """Checks that all logged values are equal to 1e-5."""
   for a, b in zip(runs_lib.rows_of(workdir), runs_lib.rows_of(expected),
                   strict=True):
     assert a.pop('split') == b.pop('split')
     assert a == pytest.approx(b, rel=1e-5, abs=1e-5)
+
+
+def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+  """Checks equal values (to 1e-5) and equal evaluation files."""
+  assert_same_values(workdir, expected)
   names = [str(p.relative_to(expected)) for p in expected.rglob('*.json*')
            if 'checkpoints' not in p.parts]
   assert any(n.endswith('/predictions.json') for n in names)
@@ -54,6 +62,30 @@ def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
     if name.endswith(('predictions.json', 'metrics.json', 'alignment.json',
                       'config.json')):
       assert files.read_object(a) == files.read_object(b), name
+
+
+def kill_after_save(monkeypatch, configs, runs, name: str, step: int) -> None:
+  """Trains a population until the run `name` has saved `step`."""
+  saved = checkpointing.Checkpointer.evaluate_and_save
+
+  def dying(self, at, state):
+    note = saved(self, at, state)
+    if at >= step and self._workdir.name == name:
+      raise runs_lib.Killed
+    return note
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpointing.Checkpointer, 'evaluate_and_save', dying)
+    with pytest.raises(runs_lib.Killed):
+      population.train_members(configs, runs)
+
+
+def assert_equal_state(run: pathlib.Path, expected: pathlib.Path,
+                       step: int) -> None:
+  """Checks that all logged values and all arrays are equal bit for bit."""
+  assert runs_lib.rows_of(run) == runs_lib.rows_of(expected)
+  states = [runs_lib.state_of(path, step) for path in (expected, run)]
+  for name, value in states[0].items():
+    np.testing.assert_array_equal(value, states[1][name], err_msg=name)
 
 
 @pytest.mark.parametrize('changes', [
@@ -104,23 +136,134 @@ def test_a_killed_population_resumes_bit_for_bit(tmp_path, monkeypatch):
   runs = {name: [tmp_path / name / str(i) for i in range(2)]
           for name in ('whole', 'killed')}
   population.train_members(configs, runs['whole'])
-  saved = checkpointing.Checkpointer.evaluate_and_save
-  for death in (2, 4):
-    def dying(self, step, state, death=death):
-      note = saved(self, step, state)
-      if step >= death and self._workdir.name == '0':
-        raise runs_lib.Killed  # the other member lacks this checkpoint
-      return note
-    with monkeypatch.context() as patch:
-      patch.setattr(checkpointing.Checkpointer, 'evaluate_and_save', dying)
-      with pytest.raises(runs_lib.Killed):
-        population.train_members(configs, runs['killed'])
+  for death in (2, 4):  # the other member lacks this checkpoint
+    kill_after_save(monkeypatch, configs, runs['killed'], '0', death)
   population.train_members(configs, runs['killed'])
   for whole, killed in zip(*runs.values(), strict=True):
-    assert runs_lib.rows_of(killed) == runs_lib.rows_of(whole)
-    states = [runs_lib.state_of(run, 4) for run in (whole, killed)]
-    for name, value in states[0].items():
-      np.testing.assert_array_equal(value, states[1][name], err_msg=name)
+    assert_equal_state(killed, whole, 4)
+
+
+def diverging_and_good(num_steps: int) -> list[config_lib.Config]:
+  """Returns configs of a run that fails at step 3 and of one that does not."""
+  return [tiny.config(
+      seed=seed, optim={'learning_rate': rate, 'clip_norm': 0.0,
+                        'warmup_fraction': 0.9},
+      data={'eval': ''}, train={'num_steps': num_steps, 'max_skipped': 0,
+                                'checkpoint_every_steps': 2})
+          for seed, rate in ((1, 3e37), (2, 1e-2))]
+
+
+def test_a_failed_member_does_not_hold_back_a_population_that_is_killed(
+    tmp_path, monkeypatch, capsys):
+  configs = diverging_and_good(10)
+  whole, runs = ([tmp_path / name / run for run in ('bad', 'good')]
+                 for name in ('whole', 'killed'))
+  expected = population.train_members(configs, whole)
+  assert isinstance(expected[0], errors.UserError) and expected[1] == {}
+  kill_after_save(monkeypatch, configs, runs, 'good', 6)
+  record = files.read_object(runs[0] / 'failure.json')
+  assert record['error'] == str(expected[0])
+  for start, death in ((6, 8), (8, 10)):
+    capsys.readouterr()
+    kill_after_save(monkeypatch, configs, runs, 'good', death)
+    said = capsys.readouterr().err
+    assert f'2 runs as one program, from step {start}' in said
+    assert f'bad: failed at step {record["step"]}; the others go on' in said
+    for run in runs:
+      store = manager.Checkpoints(run / 'checkpoints', read_only=True)
+      assert not any(map(store.damage, store.steps))
+  capsys.readouterr()
+  bad, good = population.train_members(configs, runs)
+  # All others are complete, so the failed member tries again and fails again.
+  assert 'resuming from step 2 of 10' in capsys.readouterr().err
+  assert str(bad) == str(expected[0]) and good == {}
+  assert_equal_state(runs[1], whole[1], 10)
+
+
+def test_a_first_checkpoint_is_used_though_another_member_failed_before_its(
+    tmp_path, monkeypatch, capsys):
+  configs = diverging_and_good(6)
+  configs[0] = dataclasses.replace(configs[0], optim=dataclasses.replace(
+      configs[0].optim, warmup_fraction=0.0))
+  configs[1] = dataclasses.replace(configs[1], optim=dataclasses.replace(
+      configs[1].optim, warmup_fraction=0.0))
+  runs = [tmp_path / 'bad', tmp_path / 'good']
+  kill_after_save(monkeypatch, configs, runs, 'good', 2)
+  assert (runs[0] / 'failure.json').is_file()
+  assert not [*(runs[0] / 'checkpoints').iterdir()]
+  population.train_members(configs, runs)
+  assert '2 runs as one program, from step 2' in capsys.readouterr().err
+
+
+def test_a_failed_member_that_is_trained_alone_tries_again(tmp_path):
+  configs = diverging_and_good(4)
+  runs = [tmp_path / 'bad', tmp_path / 'good']
+  population.train_members(configs, runs)
+  with pytest.raises(errors.UserError, match='not finite'):
+    train.train(configs[0], runs[0])
+  assert not (runs[0] / 'failure.json').exists()
+
+
+def test_a_full_disk_is_not_recorded_as_a_failure(tmp_path, monkeypatch):
+  configs = diverging_and_good(4)[1:]
+  write = metrics_log.MetricsLog.write
+
+  def full(self, step, split, values):
+    if step == 3:
+      raise errors.UserError('No space left on device')
+    write(self, step, split, values)
+  with monkeypatch.context() as patch:
+    patch.setattr(metrics_log.MetricsLog, 'write', full)
+    outcome, = population.train_members(configs, [tmp_path / 'run'])
+  assert 'No space' in str(outcome)
+  assert not (tmp_path / 'run' / 'failure.json').exists()
+  assert population.train_members(configs, [tmp_path / 'run']) == [{}]
+
+
+def test_a_member_with_damaged_checkpoints_does_not_hold_back_the_others(
+    tmp_path, monkeypatch, capsys):
+  configs = members(train={'num_steps': 8, 'checkpoint_every_steps': 2},
+                    data={'eval': '', 'buckets': (48,)})
+  whole, runs = ([tmp_path / name / str(i) for i in range(2)]
+                 for name in ('whole', 'killed'))
+  population.train_members(configs, whole)
+  kill_after_save(monkeypatch, configs, runs, '1', 6)
+  for step in (4, 6):
+    path = next((runs[0] / 'checkpoints' / str(step) / 'params/d').iterdir())
+    path.write_bytes(path.read_bytes()[:-1])
+  population.train_members(configs, runs)
+  said = capsys.readouterr().err
+  assert '1 runs as one program, from step 6' in said
+  assert '1 runs as one program, from step 0' in said
+  for run, expected in zip(runs, whole, strict=True):
+    assert_same_values(run, expected)
+    store = manager.Checkpoints(run / 'checkpoints', read_only=True)
+    assert store.steps == [6, 8] and not any(map(store.damage, store.steps))
+
+
+class Store:
+  def __init__(self, steps):
+    self.steps = steps
+
+
+@pytest.mark.parametrize(('stores', 'expected'), [
+    ([[2, 4], [2, 4]], [(4, [0, 1])]),
+    ([[2, 4], [4, 6]], [(4, [0, 1])]),  # killed between two saves
+    ([[2], []], [(0, [0, 1])]),  # killed between the first saves
+    ([[], []], [(0, [0, 1])]),
+    ([[1, 4, 6], [6, 8], [6, 8]], [(6, [0, 1, 2])]),
+    ([[2, 4], [6, 8], [6, 8]], [(8, [1, 2]), (4, [0])]),
+    ([[2, 4], [8, 10], [6, 8], None], [(8, [1, 2, 3]), (4, [0])]),
+    ([None, [2]], [(2, [0, 1])]),
+    ([None, None], [])])
+def test_members_go_on_from_a_common_step_of_their_newest_two(
+    stores, expected):
+  """None stands for the store of a member that has failed."""
+  group = [population._Member(None, None, Store(steps or []),
+                              outcome=None if steps is not None
+                              else errors.UserError('')) for steps in stores]
+  assert [(start, [group.index(m) for m in chosen]) for start, chosen
+          in population._group_by_start(group)] == expected
 
 
 def test_a_member_whose_loss_is_not_finite_ends_alone(tmp_path):

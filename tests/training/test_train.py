@@ -129,6 +129,31 @@ def test_a_killed_run_resumes_bit_for_bit(
     np.testing.assert_array_equal(value, killed[name], err_msg=name)
 
 
+def test_a_resumed_run_sees_each_window_once_an_epoch_in_a_new_order(
+    tmp_path, monkeypatch):
+  config = tiny.config(data={'eval': ''}, train={'num_steps': 14},
+                       parallel={'num_devices': 1})
+  windows: list[list[int]] = []  # of each batch of one process
+  count = metrics_log.StepMetrics.add_batch
+
+  def counting(self, batch, lengths):
+    windows.append(batch[batch >= 0].tolist())
+    count(self, batch, lengths)
+  monkeypatch.setattr(metrics_log.StepMetrics, 'add_batch', counting)
+  runs.train_until_killed(config, tmp_path / 'run', 9, monkeypatch)
+  before = windows[:8]
+  windows.clear()
+  train.train(config, tmp_path / 'run')
+  assert len(windows) == 6  # resumed from step 8
+  trained = trainer_lib.build_trainer(config).batches.indices.tolist()
+  order = [window for batch in before + windows for window in batch]
+  first, second = (order[i * len(trained):(i + 1) * len(trained)]
+                   for i in range(2))
+  assert len(trained) > 32 and len(second) == len(trained)
+  assert sorted(first) == sorted(second) == sorted(trained)
+  assert first != second
+
+
 def test_a_run_that_dies_in_its_last_save_does_not_look_complete(
     finished, tmp_path, monkeypatch):
   config, killed = tiny.config(), tmp_path / 'killed'
