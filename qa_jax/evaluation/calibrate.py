@@ -51,7 +51,7 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
     first_windows.append(first)
     blocks.append(answers_lib.merge_windows(
         block, dataclasses.replace(spans, log_partition=None),
-        n_best=decode.n_best, null_rule=decode.null_rule))
+        n_best=decode.n_best, null_rule=decode.null_rule, merge=decode.merge))
     parts.append(_temperature_data(block, spans, decode))
   answers = answers_lib.join_answers(blocks, first_windows)
   threshold, metrics = _choose_threshold(examples, answers, decode)

@@ -84,6 +84,18 @@ def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
   assert coverage['curve'][-1] == [100, pytest.approx(50)]
 
 
+@pytest.mark.parametrize('count', [1, 7, 100, 143])
+def test_a_point_of_the_curve_has_the_fewest_questions_of_its_coverage(count):
+  # The score of the n surest questions is 100 / n: only the first is right.
+  coverage = selective.risk_coverage(
+      -np.arange(count, dtype=float), np.arange(count) == 0)
+  for percent in range(1, 101):
+    number = next(n for n in range(1, count + 1) if 100 * n >= percent * count)
+    assert coverage['curve'][percent - 1] == [
+        percent, pytest.approx(100 / number)]
+  assert coverage['score_at_80'] == coverage['curve'][79][1]
+
+
 def test_average_precision_is_the_area_under_its_steps():
   """The scores are 0.9, 0.8, 0.8, 0.3; all but one 0.8 are positive."""
   precision = selective.average_precision(
