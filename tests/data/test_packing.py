@@ -50,6 +50,30 @@ def test_best_fit_takes_the_fullest_row_that_has_room():
   np.testing.assert_array_equal(first, [0, 0, 40, 50])
 
 
+def test_best_fit_leaves_room_that_first_fit_takes():
+  """The window of 20 fits in both rows; the second has no room to spare."""
+  row, _ = packing.fit_rows(np.array([40, 44, 20, 24]), 64)
+  # Longest first: 44 → row 0, 40 → row 1, 24 → row 1 (full), 20 → row 0.
+  np.testing.assert_array_equal(row, [1, 0, 0, 1])
+  row, _ = packing.fit_rows(np.array([30, 42, 20, 22]), 64)
+  # 42 → row 0, 30 → row 1; 22 fits in both and takes row 0, the fuller; 20
+  # fits in row 1 alone.
+  np.testing.assert_array_equal(row, [1, 0, 1, 0])
+  row, _ = packing.fit_rows(np.array([40, 50, 14, 24]), 64)
+  # 14 takes row 0 (14 free); 24 has filled row 1.
+  np.testing.assert_array_equal(row, [1, 0, 0, 1])
+  row, _ = packing.fit_rows(np.array([33, 34, 10, 35, 28]), 64)
+  # 35, 34 and 33 open rows 0, 1, 2, with 29, 30 and 31 free. 28 fits in all
+  # and takes row 0, then 10 takes row 1.
+  np.testing.assert_array_equal(row, [2, 1, 1, 0, 0])
+
+
+def test_windows_are_dealt_forth_and_back():
+  dealt = packing.deal_windows(np.array([1, 2, 3, 4, 5, 6, 7, 8, 9]), 3)
+  # 9 8 7, then 4 5 6 and 3 2 1: the order of the shards turns at each pass.
+  np.testing.assert_array_equal(dealt + 1, [[9, 4, 3], [8, 5, 2], [7, 6, 1]])
+
+
 @given(st.integers(1, 8), st.integers(1, 6), st.randoms())
 def test_shards_hold_each_window_once_and_as_much(shards, size, random):
   lengths = np.array([random.randint(1, P) for _ in range(shards * size)])

@@ -213,6 +213,22 @@ def test_the_model_card_has_scores_training_and_use(exported, run):
   assert 'diff' not in body and '--x' not in body  # they may hold private names
 
 
+def test_the_model_card_has_no_figure_of_a_threshold_chosen_on_its_questions(
+    run, tmp_path):
+  other = shutil.copytree(run, tmp_path / 'run')
+  for folder, chosen in (('dev', True), ('test', False)):
+    files.write_json(other / 'eval' / folder / 'metrics.json', {
+        'exact_match': 90.0, 'f1': 91.0, 'total': 12,
+        'at_zero_exact_match': 50.0, 'at_zero_f1': 51.0,
+        'threshold_chosen_on_these_questions': chosen})
+  body = hugging_face.model_card(hugging_face.read_source(str(other)))
+  assert '| dev | 12 | 50.00 | 51.00 |' in body
+  assert '| test | 12 | 90.00 | 91.00 |' in body
+  _, header, _ = body.split('---\n', 2)
+  assert [[m['value'] for m in result['metrics']] for result in yaml.safe_load(
+      header)['model-index'][0]['results']] == [[50.0, 51.0], [90.0, 91.0]]
+
+
 def test_damaged_metrics_are_named_and_nothing_is_written(run, tmp_path):
   broken = shutil.copytree(run, tmp_path / 'run')
   files.write_json(broken / 'eval' / 'dev' / 'metrics.json', {'f1': 'x'})

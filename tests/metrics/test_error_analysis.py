@@ -134,6 +134,13 @@ def test_thresholds_are_zero_held_out_and_the_official_best():
   assert table['zero']['no_answer_exact_match'] == 100
 
 
+def test_an_oracle_that_answers_nothing_has_no_threshold():
+  table = predictions.Predictions(
+      [example(0, 'Ada'), example(1)], {'0': 'Bob', '1': 'Eve'},
+      {'0': 2.0, '1': 1.0}).thresholds(None)
+  assert table['oracle'] == {'exact_match': 50.0, 'f1': 50.0}
+
+
 def test_slices_add_up_to_the_whole():
   examples = [example(0, 'Ada'), example(1, 'Rome', question='Where?'),
               example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
