@@ -25,6 +25,7 @@ from qa_jax.export import hugging_face
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
+from qa_jax.models import bert
 from qa_jax.models import qa
 from tests.common import commands
 from tests.common import refusals
@@ -193,6 +194,25 @@ def test_a_run_answers_like_its_source(theirs, run):
   answer = answering.answer(question='x y', context=context)
   assert answer.text == context[answer.start:answer.end] != ''
   assert files.read_object(run / 'run.json')['argv'] == ['convert', '--x']
+
+
+@pytest.mark.parametrize('eps', [1e-12, 1e-5])
+def test_sizes_are_written_as_they_are(eps):
+  sizes = bert.BertConfig(
+      vocab_size=9, hidden_size=8, num_layers=3, num_heads=2, mlp_size=20,
+      max_position=33, type_vocab_size=4, dropout=0.3, attention_dropout=0.2,
+      layer_norm_eps=eps, initializer_range=0.05)
+  written = hugging_face.hugging_face_config(sizes, 'BertModel')
+  assert {k: written[k] for k in (
+      'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+      'intermediate_size', 'max_position_embeddings', 'type_vocab_size',
+      'hidden_dropout_prob', 'attention_probs_dropout_prob', 'layer_norm_eps',
+      'initializer_range')} == dict(
+          vocab_size=9, hidden_size=8, num_hidden_layers=3,
+          num_attention_heads=2, intermediate_size=20,
+          max_position_embeddings=33, type_vocab_size=4,
+          hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2,
+          layer_norm_eps=eps, initializer_range=0.05)
 
 
 def test_the_model_card_has_scores_training_and_use(exported, run):
