@@ -44,6 +44,12 @@ def test_batches_of_an_epoch_are_shuffled_among_the_buckets():
   assert lengths != sorted(lengths) and len(set(lengths)) == len(BUCKETS)
 
 
+def test_windows_of_a_batch_are_in_other_batches_of_the_next_epoch():
+  together = [{frozenset(rows.tolist()) for _, rows in plan(400, epoch=e)[1]}
+              for e in (0, 1)]
+  assert len(together[0] & together[1]) < 5
+
+
 @pytest.mark.parametrize('count', [1, 3, 5, 9])
 @pytest.mark.parametrize('make', [
     batch_plans.plan_eval, batch_plans.plan_packed])

@@ -48,24 +48,11 @@ def test_best_fit_takes_the_fullest_row_that_has_room():
   row, first = packing.fit_rows(np.array([40, 50, 10, 14]), 64)
   np.testing.assert_array_equal(row, [1, 0, 1, 0])
   np.testing.assert_array_equal(first, [0, 0, 40, 50])
-
-
-def test_best_fit_leaves_room_that_first_fit_takes():
-  """The window of 20 fits in both rows; the second has no room to spare."""
-  row, _ = packing.fit_rows(np.array([40, 44, 20, 24]), 64)
-  # Longest first: 44 → row 0, 40 → row 1, 24 → row 1 (full), 20 → row 0.
-  np.testing.assert_array_equal(row, [1, 0, 0, 1])
-  row, _ = packing.fit_rows(np.array([30, 42, 20, 22]), 64)
-  # 42 → row 0, 30 → row 1; 22 fits in both and takes row 0, the fuller; 20
-  # fits in row 1 alone.
-  np.testing.assert_array_equal(row, [1, 0, 1, 0])
-  row, _ = packing.fit_rows(np.array([40, 50, 14, 24]), 64)
-  # 14 takes row 0 (14 free); 24 has filled row 1.
-  np.testing.assert_array_equal(row, [1, 0, 0, 1])
-  row, _ = packing.fit_rows(np.array([33, 34, 10, 35, 28]), 64)
-  # 35, 34 and 33 open rows 0, 1, 2, with 29, 30 and 31 free. 28 fits in all
-  # and takes row 0, then 10 takes row 1.
-  np.testing.assert_array_equal(row, [2, 1, 1, 0, 0])
+  # 50 leaves 14, and 40 with 20 leaves 4. Both have room for 3; first fit would
+  # take row 0.
+  row, first = packing.fit_rows(np.array([40, 3, 50, 20]), 64)
+  np.testing.assert_array_equal(row, [1, 1, 0, 1])
+  np.testing.assert_array_equal(first, [0, 60, 0, 40])
 
 
 def test_windows_are_dealt_forth_and_back():

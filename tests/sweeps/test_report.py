@@ -169,7 +169,7 @@ def test_delta_is_over_common_seeds(tmp_path):
   assert '| head=mlp | 1 |' in report.report_markdown(compare.compare(runs))
 
 
-def test_a_lucky_question_set_does_not_count_below_the_floor(tmp_path):
+def test_a_lucky_question_set_gains_less_than_its_floor(tmp_path):
   """The questions say yes (p = 2 / 2^8), the seeds say it is noise."""
   runs = [fake(tmp_path / 'a', range(8)),
           fake(tmp_path / 'b', range(30), seed=1),

@@ -70,7 +70,7 @@ def test_a_batch_divides_into_equal_micro_steps_of_all_devices(batch_size):
       if batch_size and len({len(part) for part in parts}) == 1:
         parallel.check_batch(batch_size, devices, accumulation)
       else:
-        with pytest.raises(errors.UserError, match='at least 1|not divisible'):
+        with pytest.raises(errors.UserError, match=r'at least 1|not divisible'):
           parallel.check_batch(batch_size, devices, accumulation)
 
 
