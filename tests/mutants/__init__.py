@@ -1,7 +1,7 @@
 """Mutations of the core, and the command that counts how many tests notice.
 
-  python -m tests.mutants              every mutation: about half an hour
+  python -m tests.mutants              every mutation: an hour
   python -m tests.mutants heads sign   those whose name holds one of the words
 
-docs/robustness.md describes the command and has the last result.
+docs/robustness.md describes the command.
 """
