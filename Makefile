@@ -9,7 +9,7 @@ RUN := runs/quickstart
 
 ROWS ?=
 
-.PHONY: demo test test-slow readme chaos clean
+.PHONY: demo test test-slow readme chaos mutants clean
 
 demo: .venv/installed
 	$(BIN)/python -m experiments.train --config=configs/quickstart.py \
@@ -30,6 +30,9 @@ readme: .venv/installed-dev
 
 chaos: .venv/installed-dev
 	$(BIN)/python -m tests.chaos $(ROWS)
+
+mutants: .venv/installed-dev
+	$(BIN)/python -m tests.mutants $(ROWS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

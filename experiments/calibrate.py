@@ -7,7 +7,8 @@ r"""Chooses a run's null threshold and temperature on held-out articles.
 
 Writes WORKDIR/calibration.json. The commands evaluate and predict then use it
 for the same checkpoint and null rule, unless --calibrated=False is given.
-Questions that the run was trained on are refused.
+Questions that the run was trained on are refused, and fewer than 200 questions
+give a warning.
 """
 
 import pathlib

@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.metrics import squad
 from qa_jax.runtime import signals
 
 CONFIGS = ('config', 'suite')  # flags that name a config file
@@ -202,7 +203,14 @@ def _fail(message: str, code: int) -> None:
 
 
 def print_metrics(metrics: dict[str, float]) -> None:
-  """Prints one line `name value` for each metric on stdout."""
+  """Prints one line `name value` for each metric on stdout.
+
+  A best threshold that answers no question is printed as `never answer`.
+  """
   for name, value in metrics.items():
+    score = name.removeprefix('best_').removesuffix('_threshold')
+    if name == f'best_{score}_threshold' and squad.answers_nothing(
+        metrics, score):
+      value = 'never answer'
     print(f'{name:28} {value:.4f}' if isinstance(value, float)
           else f'{name:28} {value}')

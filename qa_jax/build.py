@@ -186,7 +186,7 @@ def check_objective(objective_spec: str, head_spec: str
   mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
   jax.eval_shape(objective.loss, scores, {
       'context_mask': mask, 'start_mask': mask, 'start_positions': one,
-      'end_positions': one, 'group': one, 'step': one,
+      'end_positions': one, 'context_start': one, 'group': one, 'step': one,
       'draw': jax.ShapeDtypeStruct((1,), jnp.float32),
       'gold_spans': jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)})
   return objective

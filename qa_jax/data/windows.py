@@ -116,6 +116,7 @@ class WindowSet:
         'start_positions': np.maximum(golds[:, 0, 0], 0),
         'end_positions': np.maximum(golds[:, 0, 1], 0),
         'gold_spans': golds,
+        'context_start': (self.begin[row] - first)[:, 0].astype(np.int32),
         'weight': real_row[:, 0].astype(np.float32),
     }
 

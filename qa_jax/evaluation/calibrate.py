@@ -24,6 +24,10 @@ from qa_jax.metrics import selective
 from qa_jax.metrics import squad
 from qa_jax.runtime import console
 
+# calibrate_run warns below this number n of questions. Two standard errors of a
+# rate of 50 % are 200 · √(0.25 / n) = 100 / √n points: 7 points for 200.
+ENOUGH_QUESTIONS = 200
+
 
 def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
                   progress: str = '') -> dict[str, float]:
@@ -33,7 +37,8 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
   `checkpoint` is 'best', 'last' or a step.
 
   Raises:
-    UserError: there is no run, or it was trained on some of the questions.
+    UserError: there is no run, it was trained on some of the questions, or
+      neither a threshold nor a temperature can be computed on them.
   """
   run = RunDirectory(workdir)
   if not run.is_run():
@@ -45,6 +50,12 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
   examples, decode = windows.examples, qa.config.decode
   examples_lib.check_answered(examples, data)
   check_untrained(workdir, data, examples)
+  if len(examples) < ENOUGH_QUESTIONS:
+    console.say(
+        f'warning: {data} has {len(examples)} questions. Below '
+        f'{ENOUGH_QUESTIONS} the threshold and the temperature depend on which '
+        'questions were drawn: a rate of right answers is known to '
+        f'{100 / len(examples) ** 0.5:.0f} points only; hold out more')
   first_windows, blocks, parts = [], [], []
   for first, block, label in decode_lib.numbered_blocks(windows, progress):
     spans = decode_lib.score_windows(
@@ -53,11 +64,17 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
     first_windows.append(first)
     blocks.append(answers_lib.merge_windows(
         block, dataclasses.replace(spans, log_partition=None),
-        n_best=decode.n_best, null_rule=decode.null_rule))
+        n_best=decode.n_best, null_rule=decode.null_rule, merge=decode.merge))
     parts.append(_temperature_data(block, spans, decode))
   answers = answers_lib.join_answers(blocks, first_windows)
   threshold, metrics = _choose_threshold(examples, answers, decode)
   temperature, fit = _fit_temperature(parts)
+  if threshold is None and not fit:
+    raise errors.UserError(
+        f'{data}: none of its {len(examples)} questions can choose a threshold '
+        f'or fit a temperature, so {workdir / calibration.NAME} is not written;'
+        ' give --data questions with answers that can be found, or some without'
+        ' an answer')
   metrics |= fit
   fields = qa.config.to_dict()['decode']
   calibration.write_calibration(workdir, calibration.Calibration(
@@ -81,6 +98,9 @@ def _choose_threshold(examples: Sequence[Example], answers: answers_lib.Answers,
   unanswered = np.array([float(not e.gold_texts) for e in examples])
   threshold, _ = calibration.choose_threshold(
       answers.na_score, answered[1], unanswered)
+  if selective.declines(answers.na_score, threshold).all():
+    console.say('never answer: on these questions F1 is best if none is '
+                'answered')
   metrics = {'questions': len(examples), 'threshold': threshold}
   for name, t in (('zero', 0.0), ('held_out', threshold)):
     declined = selective.declines(answers.na_score, t)

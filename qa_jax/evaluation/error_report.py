@@ -72,9 +72,10 @@ def error_report_blocks(analysis: Mapping[str, Any],
     blocks += [
         documents.Title(2, 'Thresholds of no answer'), documents.Table(
             ['', 'threshold', 'EM', 'F1', 'HasAns F1', 'NoAns'],
-            [[THRESHOLDS[name], *(f'{at[k]:.2f}' if k in at else '–' for k in (
-                'threshold', *SCORES, 'has_answer_f1',
-                'no_answer_exact_match'))]
+            [[THRESHOLDS[name],
+              f'{at["threshold"]:.2f}' if 'threshold' in at else 'never answer',
+              *(f'{at[k]:.2f}' if k in at else '–' for k in (
+                  *SCORES, 'has_answer_f1', 'no_answer_exact_match'))]
              for name, at in analysis['thresholds'].items()])]
   if 'candidates' in analysis:
     scores = analysis['candidates']

@@ -37,12 +37,20 @@ class Evaluator:
 
   def __init__(self, model: qa_lib.QAModel, windows: windows_lib.WindowSet,
                config: config_lib.Config, mesh: jax.sharding.Mesh | None = None,
-               *, calibration: calibration_lib.Calibration | None = None):
+               *, calibration: calibration_lib.Calibration | None = None,
+               uncalibrated_threshold: float = 0.0):
     if not len(windows):
       raise errors.UserError('the evaluation data has no question')
     self.windows = windows
     self._model, self._config, self._mesh = model, config, mesh
     self._calibration = calibration
+    self._uncalibrated_threshold = uncalibrated_threshold
+
+  @property
+  def chosen_on_these_questions(self) -> bool:
+    """Returns whether the calibration was computed on these questions."""
+    return self._calibration is not None and (
+        self._calibration.sha256 == store.fingerprint(self.windows.examples))
 
   def evaluate(self, params: Any, *, output: pathlib.Path | None = None,
                progress: str = '', seal: bool = True,
@@ -80,6 +88,10 @@ class Evaluator:
       metrics |= calibration_metrics(
           predictions, calibration, threshold, before=uncalibrated[0],
           after=answers, output=output)
+      metrics[predictions_lib.CHOSEN_HERE] = self.chosen_on_these_questions
+      metrics |= {f'uncalibrated_{name}': value for name, value in (
+          predictions.metrics(self._uncalibrated_threshold).items())
+                  if name in predictions_lib.AT_THRESHOLD}
     if answers.regret is not None and not blind:
       metrics |= decode_regret(answers.regret)
     if output:
@@ -134,9 +146,9 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
   qa.say_window_note(windows)
   mesh = devices.data_mesh()
   evaluator = Evaluator(
-      qa.model, windows, qa.config, mesh, calibration=qa.calibration)
-  if qa.calibration and qa.calibration.sha256 == store.fingerprint(
-      windows.examples):
+      qa.model, windows, qa.config, mesh, calibration=qa.calibration,
+      uncalibrated_threshold=qa.uncalibrated_threshold)
+  if evaluator.chosen_on_these_questions:
     console.say('warning: the threshold was chosen on these very questions')
   params = devices.put_tree(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device

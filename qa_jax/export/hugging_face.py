@@ -20,6 +20,7 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
+from qa_jax.metrics import predictions
 from qa_jax.models import bert
 
 FORMATS = ('hf', 'qa_jax')
@@ -163,10 +164,18 @@ def model_card(source: ConversionSource) -> str:
 
 
 def _results(run: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Reads the metrics of all evaluations by the name of their folder."""
+  """Reads the metrics of all evaluations by the name of their folder.
+
+  If the null threshold was chosen on the questions of an evaluation, its EM and
+  F1 are those at threshold 0.
+  """
   results = {}
   for path in sorted(run.glob('eval/*/metrics.json')):
-    values = results[path.parent.name] = files.read_object(path)
+    values = files.read_object(path)
+    if values.get(predictions.CHOSEN_HERE):
+      values |= {key: values[f'at_zero_{key}'] for key in (
+          'exact_match', 'f1') if f'at_zero_{key}' in values}
+    results[path.parent.name] = values
     for key in ('total', 'exact_match', 'f1'):
       if type(values.get(key)) not in (int, float):
         raise errors.UserError(

@@ -59,6 +59,8 @@ class QA:
   tokenizer: tokenizer_lib.Tokenizer
   config: config_lib.Config
   calibration: calibration_lib.Calibration | None = None  # None: not in use
+  # The null threshold of the config before that of the calibration.
+  uncalibrated_threshold: float = 0.0
   window_note: str = ''  # see pretrained.Pretrained
 
   def answer(self, *, question: str, context: str) -> Answer:
@@ -164,9 +166,10 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   _check_fits(model, config, tokenizer)
   shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
   params = run.read_parameters(checkpoint, shapes)
+  uncalibrated = config.decode.null_threshold
   config, calibration = (_calibrate(config, run, checkpoint, overrides)
                          if calibrated else (config, None))
-  return QA(model, params, tokenizer, config, calibration)
+  return QA(model, params, tokenizer, config, calibration, uncalibrated)
 
 
 def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,

@@ -22,7 +22,8 @@ NAME = 'calibration.json'
 # error of interpolation between two of them is below 1e-4 nats.
 TEMPERATURES = tuple(np.geomspace(0.05, 20, 41).tolist())
 BINS = 15  # Guo et al. (2017), section 2
-DECODE = ('null_rule', 'search', 'max_answer_length')  # fields that set scores
+# Fields of config.decode that set the answers and their scores.
+DECODE = ('null_rule', 'search', 'max_answer_length', 'n_best', 'merge')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +43,9 @@ class Calibration:
     """Returns why this does not fit a step and a config.decode, or ''."""
     if checkpoint != self.checkpoint:
       return f'is of step {self.checkpoint}, not {checkpoint}'
-    for name, value in self.decode.items():
-      if decode[name] != value:
+    # A file of older code has no `merge`: it was computed without merging.
+    for name, value in {'merge': 'none', **self.decode}.items():
+      if decode.get(name, value) != value:
         return f'is of decode.{name}={value!r}, not {decode[name]!r}'
     return ''
 

@@ -25,6 +25,12 @@ PREDICTIONS = 'predictions.json'  # {question id: text}, '' for no answer
 NA_PROBS = 'na_probs.json'  # {question id: no-answer score}
 N_BEST = 'nbest.jsonl'  # the n-best candidates of a question in each line
 METRICS = 'metrics.json'
+# Entries of metrics.json that depend on the null threshold.
+AT_THRESHOLD = ('exact_match', 'f1', 'has_answer_exact_match', 'has_answer_f1',
+                'no_answer_exact_match')
+# Entry of metrics.json: whether the null threshold was chosen on the questions
+# that it has the scores of.
+CHOSEN_HERE = 'threshold_chosen_on_these_questions'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +107,10 @@ class Predictions:
         table[name] = {'threshold': threshold, **{
             k: v for k, v in values.items() if k in shown}}
     if self.best:
-      table['oracle'] = {'threshold': self.best['best_f1_threshold'],
+      # Without a threshold, the best is to answer no question.
+      nothing = squad.answers_nothing(self.metrics(0.0), 'f1')
+      table['oracle'] = {**({} if nothing else {
+          'threshold': self.best['best_f1_threshold']}),
                          'exact_match': self.best['best_exact_match'],
                          'f1': self.best['best_f1']}
     return table

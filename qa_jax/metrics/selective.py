@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-COVERAGE = 80.0  # percent of the questions answered, for one score of a report
-AT_COVERAGE = f'score_at_{COVERAGE:.0f}'
+COVERAGE = 80  # percent of the questions answered, for one score of a report
+AT_COVERAGE = f'score_at_{COVERAGE}'
 CURVE_POINTS = 101
 
 
@@ -61,9 +61,8 @@ def risk_coverage(confidence: np.ndarray,  # [N]
   _, group = np.unique(-confidence[order], return_inverse=True)
   mean = np.bincount(group, score[order]) / np.bincount(group)
   running = np.cumsum(mean[group]) / np.arange(1, len(score) + 1) * 100
-  at = lambda percent: float(
-      running[max(int(np.ceil(percent / 100 * len(score))), 1) - 1])
-  coverage = np.linspace(0, 100, CURVE_POINTS)[1:]
+  # Whole numbers: 0.07 * 100 is above 7, so its ceiling would be 8 questions.
+  at = lambda percent: float(running[-(-percent * len(score) // 100) - 1])
   return {AT_COVERAGE: at(COVERAGE), 'score_at_100': float(running[-1]),
           'area': float(running.mean()),
-          'curve': [[float(c), at(c)] for c in coverage]}
+          'curve': [[float(c), at(c)] for c in range(1, 101)]}

@@ -166,6 +166,18 @@ def best_threshold(examples: Sequence[Example], answers: Mapping[str, str],
           float(na_scores[order[best - 1]]) if best else 0.0)
 
 
+def answers_nothing(metrics: Mapping[str, float], score: str) -> bool:
+  """Returns whether the best of metrics.json is to answer no question.
+
+  `score` is 'exact_match' or 'f1'. The official script then reports the
+  threshold 0.0, whatever the scale of the no-answer scores is. A true threshold
+  of 0.0 has a better score than no answer at all.
+  """
+  unanswerable = 100.0 * metrics.get('no_answer_total', 0) / metrics['total']
+  return (metrics[f'best_{score}_threshold'] == 0.0
+          and metrics[f'best_{score}'] <= unanswerable)
+
+
 def resolve_version(examples: Sequence[Example], version: str) -> str:
   """Returns '1.1' or '2.0'; raises a UserError if version is unknown."""
   if version not in VERSIONS:

@@ -3,13 +3,15 @@
 Glossary of shapes: B batch (windows), L window length, G gold spans.
 
 A loss reads these arrays of a batch (data/windows.py and data/batches.py make
-all but the last two, which the train step adds):
+all but `step` and `draw`, which the train step adds):
 
   context_mask     [B, L] bool      the context tokens
   start_mask       [B, L] bool      the owned tokens of the context
   start_positions  [B] int32        start of the first gold span; 0: no answer
   end_positions    [B] int32        end of the first gold span, inclusive
   gold_spans       [B, G, 2] int32  all gold spans, inclusive; padded with -1
+  context_start    [B] int32        position in the context of token 0 ([CLS]);
+                                    negative in the first window of a question
   group            [B] int32        equal in the windows of one question
   step             [B] int32        number of train steps before this one
   draw             [B] float32      random number in [0, 1) of this train step

@@ -157,8 +157,9 @@ def shared_norm() -> Objective:
   question comparable. Windows overlap, so each token counts once, in the window
   that owns it. A gold span, with its end, counts only in the window that owns
   its start, or in all windows that contain it if none of them owns its start.
-  The [CLS] of every window is in both softmaxes; these are the gold positions
-  of a question without an answer.
+  Other gold spans of the question have no part in this. The [CLS] of every
+  window is in both softmaxes; these are the gold positions of a question
+  without an answer.
   """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     same_question = batch['group'][:, None] == batch['group'][None, :]  # [B, B]
@@ -168,7 +169,12 @@ def shared_norm() -> Objective:
     present = golds[..., 0] >= 0  # [B, G]
     owns_start = present & jnp.take_along_axis(
         owned, jnp.maximum(golds[..., 0], 0), axis=1)
-    counted = jnp.where(in_question(owns_start), owns_start, present)
+    # Two windows hold one gold span if it has equal positions in the context.
+    place = golds + batch['context_start'][:, None, None]
+    same_span = (place[:, :, None, None] == place[None, None]).all(axis=-1)
+    same_span &= same_question[:, None, :, None]  # [B, G, B, G]
+    elsewhere = (same_span & owns_start[None, None]).any(axis=(2, 3))
+    counted = present & (owns_start | ~elsewhere)
     answered = in_question(present)
     null = jnp.arange(owned.shape[1])[None] == 0
 

@@ -1,6 +1,6 @@
 """The AdamW optimizer of BERT and the learning-rate schedules.
 
-A schedule is a function of the number of updates so far, t. `peak` is the
+A schedule is a function of the number of steps so far, t. `peak` is the
 largest learning rate, `num_steps` (T) the length of the run, and `warmup_steps`
 (W) the length of the warm-up.
 """

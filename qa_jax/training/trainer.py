@@ -62,21 +62,26 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
 
 def build_optimizer(
     config: config_lib.Optim, *, num_steps: int, num_layers: int,
+    step: jax.Array | None = None,
     learning_rate: jax.Array | None = None,
     weight_decay: jax.Array | None = None
     ) -> tuple[optax.Schedule, optax.GradientTransformation]:
   """Builds the learning-rate schedule and the AdamW optimizer that follows it.
 
-  `learning_rate` and `weight_decay`, given together, replace the config's.
-  They may be traced values.
+  The learning rate is that of `step`, the number of steps so far with skipped
+  updates, so that the schedule ends with the run. optax counts only the updates
+  that were made; without `step` its count is taken. `learning_rate` and
+  `weight_decay`, given together, replace the config's. All three may be traced
+  values.
   """
   if learning_rate is None:
     learning_rate, weight_decay = config.learning_rate, config.weight_decay
   schedule = optimizer_lib.make_schedule(
       config.schedule, learning_rate=learning_rate, num_steps=num_steps,
       warmup_fraction=config.warmup_fraction)
+  applied = schedule if step is None else lambda _: schedule(step)
   return schedule, optimizer_lib.adamw(
-      schedule, weight_decay=weight_decay, clip_norm=config.clip_norm,
+      applied, weight_decay=weight_decay, clip_norm=config.clip_norm,
       layer_decay=config.layer_decay, bias_correction=config.bias_correction,
       eps=config.eps, num_layers=num_layers)
 
@@ -115,7 +120,7 @@ def build_step(config: config_lib.Config, loss_fn: step_lib.Loss, *,
            rates: dict[str, jax.Array] | None = None) -> tuple[Any, Any]:
     schedule, optimizer = build_optimizer(
         config.optim, num_steps=num_steps, num_layers=num_layers,
-        **(rates or {}))
+        step=state.step, **(rates or {}))
     rate = schedule(state.step)
     state, values = step_lib.train_step(
         state, batch, axis_name, loss_fn=loss_fn, optimizer=optimizer,

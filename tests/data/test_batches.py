@@ -39,6 +39,26 @@ def test_order_depends_on_seed_and_epoch_alone():
   assert flat() != flat(epoch=1)
 
 
+def test_batches_of_an_epoch_are_shuffled_among_the_buckets():
+  lengths = [length for length, _ in plan(400)[1]]
+  assert lengths != sorted(lengths) and len(set(lengths)) == len(BUCKETS)
+
+
+def test_windows_of_a_batch_are_in_other_batches_of_the_next_epoch():
+  together = [{frozenset(rows.tolist()) for _, rows in plan(400, epoch=e)[1]}
+              for e in (0, 1)]
+  assert len(together[0] & together[1]) < 5
+
+
+@pytest.mark.parametrize('count', [1, 3, 5, 9])
+@pytest.mark.parametrize('make', [
+    batch_plans.plan_eval, batch_plans.plan_packed])
+def test_few_windows_are_rows_for_all_devices(count, make):
+  made = make(np.full(count, 12), batch_size=64, buckets=BUCKETS, multiple=3)
+  assert all(len(rows) % 3 == 0 for _, rows in made)
+  assert sum((rows >= 0).sum() for _, rows in made) == count
+
+
 @pytest.mark.parametrize('n', [1, 7, 64])
 def test_eval_plan_holds_every_window_once(n):
   lengths, _ = plan(n)
@@ -112,6 +132,25 @@ def test_a_restored_position_gives_the_same_next_batches(grouping):
   resumed.seek(other.position)
   for a, b in zip(expected[11:], itertools.islice(resumed, 14), strict=True):
     assert all((a[k] == b[k]).all() for k in a)
+
+
+@pytest.mark.parametrize('start', [0, 11, 40])
+def test_a_stream_has_the_plan_of_each_epoch(start):
+  """The plans come from batch_plans, not from another stream."""
+  stream = batches.stream()
+  lengths, indices = stream.windows.total_lengths, stream.indices
+  expected = [(epoch, length, rows.tolist()) for epoch in range(4)
+              for length, rows in batch_plans.plan_epoch(
+                  lengths, indices, batch_size=4, buckets=(10, 12), seed=3,
+                  epoch=epoch)]
+  each = stream.steps_per_epoch
+  stream.seek({'epoch': start // each, 'index': start % each})
+  for epoch, length, windows_of_batch in expected[start:]:
+    length_made, rows = stream.next_rows()
+    assert (stream.epoch, length_made, rows['window'].tolist()) == (
+        epoch, length, windows_of_batch)
+  epochs = [[row for row in expected if row[0] == e] for e in range(4)]
+  assert len({str([r[1:] for r in rows]) for rows in epochs}) == 4
 
 
 @pytest.mark.parametrize('bad', [(0, 8), (8, 13)])

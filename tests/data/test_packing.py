@@ -48,6 +48,17 @@ def test_best_fit_takes_the_fullest_row_that_has_room():
   row, first = packing.fit_rows(np.array([40, 50, 10, 14]), 64)
   np.testing.assert_array_equal(row, [1, 0, 1, 0])
   np.testing.assert_array_equal(first, [0, 0, 40, 50])
+  # 50 leaves 14, and 40 with 20 leaves 4. Both have room for 3; first fit would
+  # take row 0.
+  row, first = packing.fit_rows(np.array([40, 3, 50, 20]), 64)
+  np.testing.assert_array_equal(row, [1, 1, 0, 1])
+  np.testing.assert_array_equal(first, [0, 60, 0, 40])
+
+
+def test_windows_are_dealt_forth_and_back():
+  dealt = packing.deal_windows(np.array([1, 2, 3, 4, 5, 6, 7, 8, 9]), 3)
+  # 9 8 7, then 4 5 6 and 3 2 1: the order of the shards turns at each pass.
+  np.testing.assert_array_equal(dealt + 1, [[9, 4, 3], [8, 5, 2], [7, 6, 1]])
 
 
 @given(st.integers(1, 8), st.integers(1, 6), st.randoms())

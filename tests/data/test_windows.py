@@ -5,6 +5,8 @@ import pytest
 
 from qa_jax import errors
 from qa_jax.data import alignment
+from qa_jax.data import tokenizer
+from qa_jax.data import windows as windows_lib
 from tests.common import windows
 
 
@@ -85,6 +87,26 @@ def test_a_gold_span_without_the_mark_of_its_word_is_widened():
   assert w.audit['widened'] == 1
 
 
+@pytest.mark.parametrize(('room', 'overlap'), [(369, 128), (240, 60)])
+def test_max_context_of_long_windows_is_berts(room, overlap):
+  """In hundreds of tokens 0.01 · length decides between two windows.
+
+  A last window that is 100 tokens shorter loses a tie of one token.
+  """
+  decided = 0
+  for tokens in range(room + 1, room + 700, 37):
+    w = windows.cut(windows.example(tokens, question='a'), max_length=room + 4,
+                    window_overlap=overlap, max_question_length=1)
+    spans = bert_spans(tokens, room, room - overlap)
+    owner = [bert_max_context(spans, t) for t in range(tokens)]
+    assert [np.flatnonzero((t >= w.best_begin) & (t < w.best_end)).tolist()
+            for t in range(tokens)] == [[n] for n in owner], tokens
+    around = np.array([[min(t - a, a + n - 1 - t) for a, n in spans]
+                       for t in range(tokens)])
+    decided += int((around.argmax(axis=1) != owner).sum())
+  assert decided > 5  # the bonus, and no tie
+
+
 def test_every_gold_span_reads_back_as_text():
   context = 'abc de. fgh $ij klm nop'
   answers = [('de', 4), ('fgh $ij', 8), ('nop', 20)]
@@ -122,13 +144,43 @@ def test_audit_names_the_fate_of_a_gold_span(answer, fate):
   assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), fate: 1}
 
 
-def test_span_inside_an_unknown_word_is_widened():
+@pytest.mark.parametrize(('start', 'place'), [
+    (0, 2), (3, 2), (5, 2), (6, 2), (7, 10), (11, 10), (13, 10), (14, 17),
+    (18, 17), (10**9, 17)])
+def test_a_wrong_start_is_repaired_to_the_nearest_occurrence(start, place):
+  """'de' is at 2, 10 and 17. A tie of distances goes to the earlier one."""
+  context = 'a de b c  de f g de h'
+  assert [n for n in range(len(context)) if context.startswith('de', n)] == [
+      2, 10, 17]
+  w = windows.cut(windows.example(context=context, answers=[('de', start)]),
+                  max_length=40)
+  begin, _ = w.char_spans(np.zeros(1, int), w.start_positions[:1],
+                          w.end_positions[:1])
+  assert begin[0] == place and w.audit['repaired'] == 1
+
+
+def test_a_span_beside_an_ideograph_is_exact():
   w = windows.cut(windows.example(context='abc 東x de', answers=[('x', 5)]),
                   max_length=30)
-  assert w.audit['exact'] == 1  # CJK is split off, so x is its own token
-  w = windows.cut(windows.example(context='abc d~e fg', answers=[('d~', 4)]),
-                  max_length=30)
-  assert sum(w.audit.values()) == 1
+  assert w.audit['exact'] == 1  # an ideograph is a token, and so is x
+
+
+@pytest.mark.parametrize(('text', 'start', 'token'), [
+    ('y', 5, 'xyz'), ('bc', 1, 'abc'), ('ab', 0, 'abc'),
+    ('c xy', 2, 'abc xyz'), ('abc xyz', 0, 'abc xyz')])
+def test_an_answer_that_begins_or_ends_inside_a_token_is_widened(
+    text, start, token):
+  """The tokens are 'abc', 'xyz' (unknown) and 'd'."""
+  tokens = tokenizer.Tokenizer((*tokenizer.SPECIAL, 'abc', 'd'), True)
+  context = 'abc xyz d'
+  w = windows_lib.make_windows(
+      [windows.example(context=context, answers=[(text, start)])], tokens,
+      max_length=30, window_overlap=3, max_question_length=4)
+  begin, end = (x[0] for x in w.char_spans(
+      np.zeros(1, int), w.start_positions[:1], w.end_positions[:1]))
+  assert context[begin:end] == token
+  fate = 'exact' if token == text else 'widened'
+  assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), fate: 1}
 
 
 def test_span_longer_than_every_window_is_counted_and_not_trained_on():

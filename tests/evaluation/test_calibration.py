@@ -3,6 +3,7 @@ against enumeration, bins against sklearn; then the commands that use them."""
 
 import functools
 import json
+import math
 import pathlib
 import shutil
 
@@ -11,9 +12,14 @@ import pytest
 from scipy import optimize
 import sklearn.calibration
 
+from qa_jax.data import examples as examples_lib
 from qa_jax.data import sources
 from qa_jax.data import store
+from qa_jax.data import windows as windows_lib
+from qa_jax.decoding import candidates
 from qa_jax.evaluation import calibrate
+from qa_jax.evaluation import evaluator
+from qa_jax.inference import decode as decode_lib
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import calibration
@@ -21,6 +27,7 @@ from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 from qa_jax.training import train
 from tests.common import commands
+from tests.common import lookup
 from tests.common import tiny
 from tests.common.refusals import refusal
 
@@ -151,6 +158,124 @@ def test_calibration_error_by_hand():
       (0.4 + 0.2) / 2)
 
 
+def cut(examples) -> windows_lib.WindowSet:
+  return windows_lib.make_windows(
+      examples, lookup.TOKENIZER, max_length=20, window_overlap=6,
+      max_question_length=4)
+
+
+TEMPERATURES = (0.5, 1.0, 3.0)
+
+
+def spans_of(windows, config) -> candidates.WindowSpans:
+  return decode_lib.score_windows(
+      lookup.Lookup(), lookup.PARAMS, windows, config, golds=True,
+      temperatures=TEMPERATURES)
+
+
+def loop_questions(windows, longest):
+  """Returns (spans {(first, last word): score}, null) of each question."""
+  score = lambda kind, letter: float(
+      lookup.PARAMS[kind][lookup.TOKENIZER.index[letter]])
+  out = []
+  for e, example in enumerate(windows.examples):
+    context, spans, nulls = example.context.split(), {}, []
+    for n in np.flatnonzero(windows.example_of == e):
+      a, b = windows.begin[n], windows.begin[n] + windows.length[n]
+      row = ['[CLS]', *example.question.split(), '[SEP]', *context[a:b],
+             '[SEP]']
+      nulls.append(sum(lookup.TOKENIZER.index[t] for t in row) % 7)
+      spans |= {(i, j): score('start', context[i]) + score('end', context[j])
+                for i in range(windows.best_begin[n], windows.best_end[n])
+                for j in range(i, min(i + longest, b))}
+    out.append((spans, min(nulls)))
+  return out
+
+
+def test_temperature_data_are_those_of_loops_over_windows():
+  """The third question has no score of its gold span, as beyond a beam."""
+  examples = lookup.make_examples(lengths=(9, 0, 30, 7, 61, 25, 40))
+  windows, config = cut(examples), lookup.make_config()
+  spans = spans_of(windows, config)
+  hidden = (windows.example_of == 2)[:, None] & (
+      spans.gold_scores > candidates.NO_SPAN)
+  assert hidden.any()
+  spans.gold_scores[hidden] = -1e30 + spans.gold_scores[hidden]
+  data = calibrate._temperature_data(windows, spans, config.decode)
+  rows, golds = [], []
+  for e, (found, null) in enumerate(loop_questions(windows, longest=4)):
+    gold = [(a.start // 2, (a.start + len(a.text.strip())) // 2)
+            for a in examples[e].answers]
+    if found and (examples[e].impossible or e != 2):
+      golds += [(len(rows), found[span]) for span in gold]
+      rows.append((found, null))
+  # Question 1 has an empty context: no span to compare null with.
+  assert len(rows) == len(examples) - 2
+  np.testing.assert_allclose(data.log_partition, [
+      [np.logaddexp.reduce(np.array([*found.values()]) / t)
+       for t in TEMPERATURES] for found, _ in rows], rtol=1e-5)
+  assert data.best.tolist() == [max(found.values()) for found, _ in rows]
+  assert data.null.tolist() == [null for _, null in rows]
+  assert list(zip(data.gold_of, data.gold, strict=True)) == golds
+
+
+def test_the_threshold_is_that_of_the_merged_answers(
+    trained, tmp_path, monkeypatch):
+  """Most answers of this model differ if equal texts are merged."""
+  rng = np.random.default_rng(0)
+  examples = [examples_lib.Example(
+      f'q{n}', 'a', ' '.join(rng.choice(list('abc'), 12)), impossible=True)
+              for n in range(24)]
+  params = {k: rng.normal(0, 0.2, len(x)).astype(np.float32)
+            for k, x in lookup.PARAMS.items()}
+  for x in params.values():
+    x[lookup.TOKENIZER.index['a']] += 0.3
+  config = lookup.make_config(n_best=60, merge='surface_form')
+  answer = lambda config, examples: decode_lib.answer_questions(
+      lookup.Lookup(), params, cut(examples), config)
+  texts, unmerged = (calibrate.answers_lib.answer_texts(
+      examples, answer(c, examples)) for c in (
+          config, lookup.make_config(n_best=60)))
+  assert sum(texts[k] != unmerged[k] for k in texts) > 12
+  examples = [e if n % 3 == 0 else examples_lib.Example(
+      e.id, e.question, e.context, (examples_lib.GoldAnswer(
+          texts[e.id], e.context.index(texts[e.id])),))
+              for n, e in enumerate(examples)]
+  qa = predict.QA(lookup.Lookup(), params, lookup.TOKENIZER, config)
+  monkeypatch.setattr(calibrate.predict, 'load', lambda *_, **__: qa)
+  monkeypatch.setattr(calibrate.input_pipeline, 'load_windows',
+                      lambda *_: (cut(examples), ''))
+  monkeypatch.setattr(calibrate, 'check_untrained', lambda *_: None)
+  workdir = shutil.copytree(trained, tmp_path / 'run')
+  metrics = calibrate.calibrate_run(workdir, 'these', checkpoint='last')
+  stored = calibration.read_calibration(workdir)
+  assert stored.decode['merge'] == 'surface_form'
+  assert stored.decode['n_best'] == 60
+  evaluated = evaluator.Evaluator(
+      lookup.Lookup(), cut(examples), lookup.make_config(
+          n_best=60, merge='surface_form', null_threshold=stored.threshold))
+  values = evaluated.evaluate(params)
+  assert metrics['at_held_out_f1'] == pytest.approx(values['f1'])
+  # The official script goes through questions of equal scores one by one.
+  assert values['f1'] >= values['best_f1']
+
+
+@pytest.mark.parametrize(('stored', 'message'), [
+    ({'merge': 'surface_form'}, "decode.merge='surface_form', not 'none'"),
+    ({'n_best': 5}, 'decode.n_best=5, not 20'), ({}, ''),
+    ({'merge': 'none', 'n_best': 20}, '')])
+def test_another_merge_or_n_best_is_another_way_of_decoding(stored, message):
+  made = calibration.Calibration(
+      threshold=1.0, temperature=1.0, data='', sha256='', questions=1,
+      checkpoint=4, decode=stored)
+  assert message in made.misfit(4, {'merge': 'none', 'n_best': 20})
+  assert bool(message) == bool(made.misfit(4, {'merge': 'none', 'n_best': 20}))
+  # A file of older code has no `merge`, and was made without merging.
+  if 'merge' not in stored:
+    assert "merge='none'" in made.misfit(4, {
+        'merge': 'surface_form', **stored})
+
+
 # --- a run
 
 
@@ -206,6 +331,7 @@ def test_the_stored_threshold_is_the_best_of_the_evaluation(
   assert values['f1'] == pytest.approx(values['best_f1'])
   assert (output / 'reliability.png').stat().st_size > 10_000
   assert values['temperature'] == stored['temperature'] != 1
+  assert values['threshold_chosen_on_these_questions'] is True
   na_probs = predictions_lib.read_na_probs(output / 'na_probs.json')
   predictions = predictions_lib.read_predictions(output / 'predictions.json')
   assert {k for k, v in na_probs.items() if v > stored['threshold']} == {
@@ -243,6 +369,53 @@ def test_without_calibration_the_threshold_is_the_configs(
   assert values == uncalibrated and 'held_out_threshold' not in values
   stored = files.read_object(calibrated / 'calibration.json')['held_out']
   assert values['f1'] == pytest.approx(stored['at_zero_f1'])
+  # The figures of before the calibration stay beside those of after it.
+  after = files.read_object(evaluations('--calibrated')[0] / 'metrics.json')
+  kept = {k.removeprefix('uncalibrated_'): v for k, v in after.items()
+          if k.startswith('uncalibrated_')}
+  assert {'exact_match', 'f1', 'has_answer_f1', 'no_answer_exact_match'
+          } < kept.keys()
+  assert kept == {k: values[k] for k in kept}
+
+
+def test_the_uncalibrated_threshold_is_the_configs_also_if_it_is_not_0(
+    calibrated, tmp_path):
+  workdir = shutil.copytree(calibrated, tmp_path / 'run')
+  fields = files.read_object(workdir / 'config.json')
+  fields['decode']['null_threshold'] = 1000.0  # every question is answered
+  files.write_json(workdir / 'config.json', fields)
+  values = [evaluator.evaluate_data(
+      predict.load(workdir, **options), HELD_OUT, output=None)
+      for options in ({}, {'calibrated': False})]
+  assert values[0]['uncalibrated_f1'] == values[1]['f1']
+  assert values[0]['f1'] != values[1]['f1']
+
+
+def test_a_calibration_that_calibrates_nothing_replaces_none(
+    calibrated, capsys, monkeypatch):
+  """All questions have an answer, and no candidate is that long."""
+  before = (calibrated / 'calibration.json').read_bytes()
+  monkeypatch.setattr(calibrate, '_temperature_data', lambda *_: (
+      calibration.TemperatureData(np.zeros((0, 41)), np.zeros(0), None,
+                                  np.zeros(0), np.zeros(0, int))))
+  message = refusal(calibrate.calibrate_run, calibrated,
+                    'synthetic(seed=9, size=12, split="eval")')
+  assert 'none of its 12 questions' in message
+  assert (calibrated / 'calibration.json').read_bytes() == before
+  assert 'warning: ' in capsys.readouterr().err
+
+
+def test_few_questions_give_a_warning_with_its_reason(
+    trained, tmp_path, capsys, monkeypatch):
+  workdir = shutil.copytree(trained, tmp_path / 'run')
+  size = len(sources.load_examples(HELD_OUT))
+  calibrate.calibrate_run(workdir, HELD_OUT)
+  line, = [x for x in capsys.readouterr().err.splitlines() if 'warning' in x]
+  assert f'has {size} questions. Below 200' in line
+  assert f'{100 / math.sqrt(size):.0f} points' in line
+  monkeypatch.setattr(calibrate, 'ENOUGH_QUESTIONS', size)
+  calibrate.calibrate_run(workdir, HELD_OUT)
+  assert 'warning' not in capsys.readouterr().err
 
 
 def test_predict_answers_by_the_stored_threshold(trained, calibrated):

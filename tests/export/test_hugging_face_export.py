@@ -25,6 +25,7 @@ from qa_jax.export import hugging_face
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
+from qa_jax.models import bert
 from qa_jax.models import qa
 from tests.common import commands
 from tests.common import refusals
@@ -195,6 +196,25 @@ def test_a_run_answers_like_its_source(theirs, run):
   assert files.read_object(run / 'run.json')['argv'] == ['convert', '--x']
 
 
+@pytest.mark.parametrize('eps', [1e-12, 1e-5])
+def test_sizes_are_written_as_they_are(eps):
+  sizes = bert.BertConfig(
+      vocab_size=9, hidden_size=8, num_layers=3, num_heads=2, mlp_size=20,
+      max_position=33, type_vocab_size=4, dropout=0.3, attention_dropout=0.2,
+      layer_norm_eps=eps, initializer_range=0.05)
+  written = hugging_face.hugging_face_config(sizes, 'BertModel')
+  assert {k: written[k] for k in (
+      'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+      'intermediate_size', 'max_position_embeddings', 'type_vocab_size',
+      'hidden_dropout_prob', 'attention_probs_dropout_prob', 'layer_norm_eps',
+      'initializer_range')} == dict(
+          vocab_size=9, hidden_size=8, num_hidden_layers=3,
+          num_attention_heads=2, intermediate_size=20,
+          max_position_embeddings=33, type_vocab_size=4,
+          hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.2,
+          layer_norm_eps=eps, initializer_range=0.05)
+
+
 def test_the_model_card_has_scores_training_and_use(exported, run):
   _, header, body = (exported / 'README.md').read_text().split('---\n', 2)
   about = yaml.safe_load(header)
@@ -211,6 +231,22 @@ def test_the_model_card_has_scores_training_and_use(exported, run):
   assert blocks[1] == RunDirectory(run).read_config().to_dict()
   assert 'AutoModelForQuestionAnswering' in body
   assert 'diff' not in body and '--x' not in body  # they may hold private names
+
+
+def test_the_model_card_has_no_figure_of_a_threshold_chosen_on_its_questions(
+    run, tmp_path):
+  other = shutil.copytree(run, tmp_path / 'run')
+  for folder, chosen in (('dev', True), ('test', False)):
+    files.write_json(other / 'eval' / folder / 'metrics.json', {
+        'exact_match': 90.0, 'f1': 91.0, 'total': 12,
+        'at_zero_exact_match': 50.0, 'at_zero_f1': 51.0,
+        'threshold_chosen_on_these_questions': chosen})
+  body = hugging_face.model_card(hugging_face.read_source(str(other)))
+  assert '| dev | 12 | 50.00 | 51.00 |' in body
+  assert '| test | 12 | 90.00 | 91.00 |' in body
+  _, header, _ = body.split('---\n', 2)
+  assert [[m['value'] for m in result['metrics']] for result in yaml.safe_load(
+      header)['model-index'][0]['results']] == [[50.0, 51.0], [90.0, 91.0]]
 
 
 def test_damaged_metrics_are_named_and_nothing_is_written(run, tmp_path):

@@ -18,6 +18,7 @@ from qa_jax import errors
 from qa_jax import heads
 from qa_jax import input_pipeline
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
@@ -170,6 +171,20 @@ def test_windows_of_the_runner_equal_those_of_windows_py(
     np.testing.assert_array_equal(
         (position >= begin) & (position < end), batch[name], err_msg=name)
   np.testing.assert_array_equal(shift, ours.begin - ours.context_offset)
+
+
+@pytest.mark.parametrize('count', [400, 500, 650, 700, 1001])
+def test_long_windows_of_the_runner_own_the_tokens_of_windows_py(
+    loaded, count):
+  """In hundreds of tokens the length of a window decides who owns a token."""
+  lengths = {'max_length': 384, 'window_overlap': 128, 'max_question_length': 9}
+  context = ' '.join('a' for _ in range(count))
+  ids = [TOKENIZER.encode([text]).ids.tolist() for text in ('a', context)]
+  _, _, owned, shift = run_lib.make_windows({**loaded[0], **lengths}, *ids)
+  ours = windows_lib.make_windows(
+      [Example('0', 'a', context)], TOKENIZER, **lengths)
+  np.testing.assert_array_equal(
+      owned + shift[:, None], np.stack([ours.best_begin, ours.best_end], 1))
 
 
 def test_null_rules_of_the_runner_equal_those_of_decoding():

@@ -84,6 +84,18 @@ def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
   assert coverage['curve'][-1] == [100, pytest.approx(50)]
 
 
+@pytest.mark.parametrize('count', [1, 7, 100, 143])
+def test_a_point_of_the_curve_has_the_fewest_questions_of_its_coverage(count):
+  # The score of the n surest questions is 100 / n: only the first is right.
+  coverage = selective.risk_coverage(
+      -np.arange(count, dtype=float), np.arange(count) == 0)
+  for percent in range(1, 101):
+    number = next(n for n in range(1, count + 1) if 100 * n >= percent * count)
+    assert coverage['curve'][percent - 1] == [
+        percent, pytest.approx(100 / number)]
+  assert coverage['score_at_80'] == coverage['curve'][79][1]
+
+
 def test_average_precision_is_the_area_under_its_steps():
   """The scores are 0.9, 0.8, 0.8, 0.3; all but one 0.8 are positive."""
   precision = selective.average_precision(
@@ -120,6 +132,13 @@ def test_thresholds_are_zero_held_out_and_the_official_best():
   assert at('held_out') == (0.5, 50)
   assert at('oracle') == (-2.0, 75)  # the first of the best thresholds
   assert table['zero']['no_answer_exact_match'] == 100
+
+
+def test_an_oracle_that_answers_nothing_has_no_threshold():
+  table = predictions.Predictions(
+      [example(0, 'Ada'), example(1)], {'0': 'Bob', '1': 'Eve'},
+      {'0': 2.0, '1': 1.0}).thresholds(None)
+  assert table['oracle'] == {'exact_match': 50.0, 'f1': 50.0}
 
 
 def test_slices_add_up_to_the_whole():

@@ -12,6 +12,7 @@ import time
 import numpy as np
 import pytest
 
+from experiments import cli
 from qa_jax import errors
 from qa_jax.data import examples as examples_lib
 from qa_jax.data.examples import Example
@@ -189,6 +190,25 @@ def test_values_by_hand():
       'no_answer_total': 2, 'best_exact_match': 75.0,
       'best_exact_match_threshold': 0.1, 'best_f1': 100 * (3 + 2 / 3) / 4,
       'best_f1_threshold': 0.2}, abs=1e-12)
+
+
+@pytest.mark.parametrize(('na_scores', 'nothing'), [
+    ({'a': 9.0, 'b': 1.0, 'c': 8.0, 'd': 0.0}, True),  # d is wrong first
+    ({'a': 0.0, 'b': 1.0, 'c': 8.0, 'd': 9.0}, False),  # a is right at 0.0
+    ({'a': 0.1, 'b': 0.4, 'c': 0.2, 'd': 0.3}, False)])
+def test_a_best_threshold_may_be_to_answer_nothing(
+    na_scores, nothing, capsys):
+  values = squad.squad_metrics(
+      EXAMPLES, {**ANSWERS, 'c': 'w', 'b': 'x'}, na_scores=na_scores)
+  assert values['best_exact_match_threshold'] == (
+      0.0 if nothing else na_scores['a'])
+  for score in ('exact_match', 'f1'):
+    assert squad.answers_nothing(values, score) == nothing
+  cli.print_metrics(values)
+  shown = dict(line.split(maxsplit=1)
+               for line in capsys.readouterr().out.splitlines())
+  assert (shown['best_f1_threshold'] == 'never answer') == nothing
+  assert shown['best_f1'] == f'{values["best_f1"]:.4f}'
 
 
 def test_ties_are_taken_in_the_order_of_the_na_scores():

@@ -61,6 +61,7 @@ def batch_of(rows, length=LENGTH, owned=None):
       'start_positions': np.maximum(golds[:, 0, 0], 0),
       'end_positions': np.maximum(golds[:, 0, 1], 0),
       'gold_spans': golds,
+      'context_start': np.array([-c[0] for c, _, _ in rows], np.int32),
       'group': np.array([g for _, _, g in rows], np.int32),
       'step': np.full(len(rows), 5000, np.int32),
       'draw': np.full(len(rows), 0.5, np.float32),
@@ -546,12 +547,18 @@ def shared(scores, rows, start, end):
     # No answer in any window.
     (([], []), {(0, 0), (1, 0)}, {(0, 0), (1, 0)}),
     # Another answer in the first window.
-    (([(4, 5), (8, 10)], [(4, 6)]), {(0, 4), (1, 4)}, {(0, 5), (1, 6)})])
+    (([(4, 5), (8, 10)], [(4, 6)]), {(0, 4), (1, 4)}, {(0, 5), (1, 6)}),
+    # The first window owns the start of a span that only the second holds, and
+    # has an answer that it owns.
+    (([(4, 5)], [(6, 7)]), {(0, 4), (1, 6)}, {(0, 5), (1, 7)}),
+    # Equal positions in two windows are two spans.
+    (([(6, 7)], [(6, 7)]), {(0, 6), (1, 6)}, {(0, 7), (1, 7)})])
 def test_shared_norm_counts_each_token_once(spans, start, end):
   # The second window begins 4 tokens later. The first window owns its tokens
   # 4 … 7 and 10; the second owns the others.
   rows = [((4, 10), spans[0], 5), ((4, 9), spans[1], 5)]
   batch = batch_of(rows)
+  batch['context_start'] = np.array([-4, 0], np.int32)
   owned = [(0, 4), (0, 5), (0, 6), (0, 7), (0, 10),
            (1, 4), (1, 5), (1, 7), (1, 8), (1, 9)]
   batch['start_mask'] = np.zeros((2, LENGTH), bool)
@@ -644,6 +651,14 @@ def test_f1_weighted_is_its_definition(weight, longest):
         cells[s] + np.log(c) for s, c in credit.items() if c)
   check(f'f1_weighted(weight={weight}, max_answer_length={longest})', scores,
         expected)
+
+
+def test_f1_weighted_also_works_with_64_bit_types():
+  scores, batch = draw(), batch_of(ROWS)
+  expected = build('f1_weighted').loss(scores, batch)
+  with jax.enable_x64(True):
+    losses = build('f1_weighted').loss(scores, batch)
+  np.testing.assert_allclose(losses, expected, rtol=1e-6)
 
 
 def test_answerability_is_judged_per_window():

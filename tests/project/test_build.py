@@ -18,6 +18,7 @@ BATCH = {
     'context_mask': ((2, 8), jnp.bool_), 'start_mask': ((2, 8), jnp.bool_),
     'start_positions': ((2,), jnp.int32), 'end_positions': ((2,), jnp.int32),
     'gold_spans': ((2, 3, 2), jnp.int32), 'group': ((2,), jnp.int32),
+    'context_start': ((2,), jnp.int32),
     'step': ((2,), jnp.int32), 'draw': ((2,), jnp.float32),
     'weight': ((2,), jnp.float32)}
 

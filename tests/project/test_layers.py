@@ -40,8 +40,8 @@ ALLOWED = {
     'serving': (
         'data decoding errors inference input_pipeline io metrics runtime'),
     'export': (
-        'build checkpoints config data decoding errors inference io models '
-        'registry'),
+        'build checkpoints config data decoding errors inference io metrics '
+        'models registry'),
     'training': (
         'build checkpoints config data errors evaluation input_pipeline io '
         'metrics models objectives runtime span_scores'),

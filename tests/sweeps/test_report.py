@@ -103,6 +103,38 @@ def test_a_gain_in_every_passage_and_seed_counts(tmp_path):
   assert 10 < delta.low < 25 < delta.high < 45 and delta.counts
 
 
+@pytest.mark.parametrize(('changes', 'counts'), [
+    ({}, True), ({'mean': -3.0, 'low': -5.0, 'high': -1.0}, True),
+    ({'floor': 3.0}, False), ({'floor': math.nan}, False),
+    ({'mean': -3.0, 'low': -5.0, 'high': -1.0, 'floor': 4.0}, False),
+    ({'p_holm': 0.05}, False), ({'p_holm': math.nan}, False),
+    ({'low': 0.0}, False), ({'low': -1.0}, False),
+    ({'p': 0.9, 'p_articles': 0.9}, True)])
+def test_a_difference_counts_by_its_corrected_p_floor_and_interval(
+    changes, counts):
+  delta = compare.Delta(**{
+      'mean': 3.0, 'sd': 1.0, 'floor': 2.9, 'low': 1.0, 'high': 5.0,
+      'p': 0.001, 'p_articles': 0.001, 'p_holm': 0.049, **changes})
+  assert delta.counts == counts
+
+
+def test_a_difference_that_counts_alone_does_not_below_the_floor(tmp_path):
+  """Every seed and article gains 10 points; the seeds differ by 40."""
+  passage = [e.article for e in sources.load_examples(SPEC)]
+  groups = [[i for i, p in enumerate(passage) if p == name]
+            for name in dict.fromkeys(passage)]
+  for seed, each in ((0, 1), (1, 3)):  # wrong questions of four, by the default
+    fake(tmp_path / f'a{seed}', [i for g in groups for i in g[:each]],
+         seed=seed)
+    fake(tmp_path / f'b{seed}', [i for g in groups for i in g[:each - 1]],
+         seed=seed, head='shared')
+  delta = compare.compare([
+      tmp_path / f'{x}{s}' for x in 'ab' for s in (0, 1)
+      ]).variants[1].deltas['exact_match']
+  assert delta.p_holm < 0.05 and delta.low > 0
+  assert delta.floor > abs(delta.mean) and not delta.counts
+
+
 def test_holm_is_over_the_variants(tmp_path):
   runs = [fake(tmp_path / 'a', range(16))]
   # n questions more: p = 2 / 2^n, with n 8, 10 and 5.
@@ -137,7 +169,7 @@ def test_delta_is_over_common_seeds(tmp_path):
   assert '| head=mlp | 1 |' in report.report_markdown(compare.compare(runs))
 
 
-def test_a_lucky_question_set_does_not_count_below_the_floor(tmp_path):
+def test_a_lucky_question_set_gains_less_than_its_floor(tmp_path):
   """The questions say yes (p = 2 / 2^8), the seeds say it is noise."""
   runs = [fake(tmp_path / 'a', range(8)),
           fake(tmp_path / 'b', range(30), seed=1),

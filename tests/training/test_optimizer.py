@@ -1,12 +1,18 @@
 """The optimizer: schedules, decay mask, clipping, layer-wise rates."""
 
+import dataclasses
+
+from flax import traverse_util
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.training import optimizer
+from qa_jax.training import trainer
+from tests.common import adamw
 
 PARAMS = {
     'encoder': {
@@ -30,6 +36,15 @@ def test_linear_is_the_formula():
   t = np.arange(101)
   expected = np.where(t < 10, 2 * t / 10, 2 * (100 - t) / 90)
   np.testing.assert_allclose(rates('linear'), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('name', sorted(optimizer.SCHEDULES))
+@pytest.mark.parametrize('warmup', [0.0, 0.1, 0.137])  # of 50 steps: 0, 5, 6
+def test_every_schedule_is_its_formula_at_every_step(name, warmup):
+  expected = adamw.learning_rates(
+      name, peak=2.0, num_steps=50, warmup_fraction=warmup)
+  np.testing.assert_allclose(
+      rates(name, steps=50, warmup=warmup)[:50], expected, atol=1e-6)
 
 
 def test_bert_jumps_down_at_the_end_of_warm_up():
@@ -71,14 +86,57 @@ def test_layer_rates_are_powers_counted_from_the_head():
 
 
 def test_first_update_is_adamw_by_hand():
+  """Clipping has no part in it: the first direction is that of any length."""
   grads = {'kernel': jnp.array([3.0, -4.0])}
   params = {'kernel': jnp.array([1.0, 3.0])}
   tx = optimizer.adamw(optax.constant_schedule(0.1), weight_decay=0.5,
-                       clip_norm=1.0)
+                       clip_norm=0.0)
   updates, _ = tx.update(grads, tx.init(params), params)
   # With bias correction, the first Adam update is the sign of the gradient.
   expected = -0.1 * (np.array([1.0, -1.0]) + 0.5 * np.array([1.0, 3.0]))
   np.testing.assert_allclose(updates['kernel'], expected, atol=1e-6)
+
+
+def config(**changes) -> config_lib.Optim:
+  return dataclasses.replace(config_lib.Optim(
+      learning_rate=0.1, warmup_fraction=0.25, weight_decay=0.5), **changes)
+
+
+def trained(optim: config_lib.Optim, gradients) -> dict[str, np.ndarray]:
+  """Returns PARAMS after the updates of the optimizer of a config, by path."""
+  _, tx = trainer.build_optimizer(optim, num_steps=8, num_layers=12)
+  params, state = PARAMS, tx.init(PARAMS)
+  for grads in gradients:
+    updates, state = tx.update(
+        traverse_util.unflatten_dict(grads, sep='/'), state, params)
+    params = optax.apply_updates(params, updates)
+  return traverse_util.flatten_dict(params, sep='/')
+
+
+@pytest.mark.parametrize('changes', [
+    {}, {'weight_decay': 0.0}, {'clip_norm': 0.0}, {'clip_norm': 0.2},
+    {'layer_decay': 0.5}, {'bias_correction': False}, {'eps': 0.1},
+    {'bias_correction': False, 'eps': 0.1}, {'learning_rate': 0.3},
+    {'warmup_fraction': 0.5}, {'schedule': 'cosine'}, {'schedule': 'bert'}])
+def test_updates_of_a_config_are_adamw_in_float64(changes):
+  """The gradients have unequal norms below and above both bounds."""
+  rng = np.random.default_rng(0)
+  start = traverse_util.flatten_dict(PARAMS, sep='/')
+  gradients = [{k: np.float32(length * rng.normal(size=2)) for k in start}
+               for length in (1.0, 0.03, 5.0, 0.5)]
+  optim = config(**changes)
+  expected = adamw.train(
+      start, gradients, adamw.learning_rates(
+          optim.schedule, peak=optim.learning_rate, num_steps=8,
+          warmup_fraction=optim.warmup_fraction),
+      weight_decay=optim.weight_decay, clip_norm=optim.clip_norm,
+      layer_decay=optim.layer_decay, num_layers=12, eps=optim.eps,
+      bias_correction=optim.bias_correction)
+  for name, value in trained(optim, gradients).items():
+    np.testing.assert_allclose(value, expected[name], rtol=1e-4, err_msg=name)
+  if changes:  # the field has an effect that the tolerance does not hide
+    default = trained(config(), gradients)
+    assert max(np.abs(default[k] - expected[k]).max() for k in expected) > 1e-2
 
 
 def test_without_bias_correction_it_is_the_code_of_bert():

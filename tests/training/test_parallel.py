@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from qa_jax import errors
 from qa_jax.checkpoints import manager
 from qa_jax.training import checkpointing
 from qa_jax.training import parallel
@@ -58,6 +59,19 @@ def saved(trainer, tmp_path_factory):
   yield save
   for store in stores.values():
     store.close()
+
+
+@pytest.mark.parametrize('batch_size', range(13))
+def test_a_batch_divides_into_equal_micro_steps_of_all_devices(batch_size):
+  for devices in range(1, 5):
+    for accumulation in range(1, 4):
+      parts = [[*range(batch_size)][i::devices * accumulation]
+               for i in range(devices * accumulation)]
+      if batch_size and len({len(part) for part in parts}) == 1:
+        parallel.check_batch(batch_size, devices, accumulation)
+      else:
+        with pytest.raises(errors.UserError, match=r'at least 1|not divisible'):
+          parallel.check_batch(batch_size, devices, accumulation)
 
 
 @pytest.mark.parametrize(('before', 'after'), DOWN + UP)

@@ -123,6 +123,35 @@ def test_an_ordinary_update_is_bit_for_bit_the_plain_update():
                             before.params['head']['kernel'])
 
 
+def test_the_logged_rate_is_applied_and_reaches_0_after_skipped_updates():
+  config = tiny.config(optim={
+      'learning_rate': 1.0, 'warmup_fraction': 0.2, 'weight_decay': 0.0,
+      'clip_norm': 0.0})
+  make_step = trainer.build_step(
+      config, lambda params, rows, key: {
+          'loss': rows['x'] * params['head']['kernel'][0]},
+      num_steps=10, num_layers=1)
+  params = {'head': {'kernel': jnp.ones(1)}}
+  _, optimizer = trainer.build_optimizer(
+      config.optim, num_steps=10, num_layers=1)
+  state = step_lib.TrainState(
+      step=jnp.zeros((), jnp.int32), params=params,
+      opt_state=optimizer.init(params),
+      key_data=jax.random.key_data(jax.random.key(0)))
+  # The direction of Adam is 1 if all gradients are equal. The tolerance is for
+  # its bias correction in float32.
+  for t in range(10):
+    bad = t in (0, 3, 4, 5)
+    before = float(state.params['head']['kernel'][0])
+    state, values = make_step(state, {
+        'x': jnp.full(1, np.nan if bad else 1.0), 'weight': jnp.ones(1),
+        'row': jnp.arange(1)})
+    rate = t / 2 if t < 2 else (10 - t) / 8
+    assert values['learning_rate'] == pytest.approx(rate)
+    assert before - float(state.params['head']['kernel'][0]) == pytest.approx(
+        0 if bad else rate, abs=1e-4)
+
+
 def feed(meter, *finite: bool) -> None:
   """Adds steps 1 … n to the meter; step k has windows 10·k and 10·k + 1."""
   for number, good in enumerate(finite, 1):

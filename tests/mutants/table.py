@@ -1,0 +1,315 @@
+"""The table of mutations: a changed line, and the tests that must notice it."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+  """A change of one line, as text, and the tests that are run with it."""
+
+  file: str
+  old: str  # part of exactly one line of the file
+  new: str
+  tests: str  # arguments of pytest
+  # The reason why no test can notice the change, if it changes no result.
+  equivalent: str = ''
+
+
+SEARCH = 'qa_jax/decoding/search.py'
+TWO_STAGE = 'tests/decoding -k two_stage'
+FORMULAS = 'tests/heads/test_head_formulas.py'
+BOUNDARIES = 'qa_jax/objectives/boundaries.py'
+OBJECTIVES = 'tests/objectives/test_objectives.py -k '
+OPTIMIZER = 'qa_jax/training/optimizer.py'
+ADAMW = 'tests/training/test_optimizer.py'
+TRAINER = 'qa_jax/training/trainer.py'
+STEP = 'qa_jax/training/step.py'
+WRAPPERS = 'tests/training/test_train.py -k wrapper'
+SKIP = 'tests/training/test_skip.py -k "not kill"'
+WINDOWS = 'tests/data/test_windows.py'
+ALIGNMENT = 'qa_jax/data/alignment.py'
+PLANS = 'qa_jax/data/batch_plans.py'
+BATCHES = 'tests/data/test_batches.py'
+PACKING = 'qa_jax/data/packing.py'
+ROWS = 'tests/data/test_packing.py -k "fit or dealt or shards_hold"'
+ANSWERS = 'qa_jax/decoding/answers.py'
+EVALUATOR = 'tests/evaluation/test_evaluator.py -k '
+SQUAD = 'tests/metrics/test_squad.py'
+SIGNIFICANCE = 'qa_jax/metrics/significance.py'
+SIGNS = 'tests/metrics/test_significance.py'
+COMPARE = 'tests/sweeps/test_report.py -k "counts or floor or hand or holm"'
+CALIBRATE = 'qa_jax/evaluation/calibrate.py'
+CALIBRATION = 'qa_jax/metrics/calibration.py'
+LOOPS = 'tests/evaluation/test_calibration.py -k loops_over_windows'
+THRESHOLDS = ('tests/evaluation/test_calibration.py -k '
+              '"best_of_all or lies_between or bins or enumerated or all_have"')
+
+MUTATIONS: dict[str, Mutation] = {
+    # --- search
+    'search-longest': Mutation(
+        SEARCH, '(j < i + max_answer_length)', '(j <= i + max_answer_length)',
+        'tests/decoding -k dense'),
+    'search-order': Mutation(
+        SEARCH, 'starts = jnp.sort(starts, axis=-1)  #', 'starts = starts  #',
+        TWO_STAGE),
+    'search-zero': Mutation(
+        SEARCH, 'return jnp.where(x == 0, 0.0, jnp.maximum(x, LOWEST))',
+        'return jnp.maximum(x, LOWEST)',
+        'tests/decoding -k "zero or ties or eager"'),
+    'search-end-mask': Mutation(
+        SEARCH, 'padded = jnp.pad(jnp.where(end_mask, end, ILLEGAL),',
+        'padded = jnp.pad(end,', TWO_STAGE),
+    'search-reach': Mutation(
+        SEARCH, 'reach = right.max(axis=-1)', 'reach = right[..., 0]',
+        TWO_STAGE),
+    'search-beam': Mutation(
+        SEARCH, '_among_best(scores.start, width, start_mask), end_mask',
+        '_among_best(scores.start, width), end_mask',
+        'tests/decoding -k "beam or crowd"'),
+    'search-temperature': Mutation(
+        SEARCH, 'jnp.maximum(table / temperature, LOWEST)',
+        'jnp.maximum(table, LOWEST)', LOOPS),
+    'search-doubling': Mutation(
+        SEARCH, 'while 2 * span <= width:', 'while 2 * span < width:',
+        TWO_STAGE, equivalent='the last line of _sliding_max covers what is '
+        'left of the width, and so makes the step that is left out'),
+    # --- heads
+    'heads-initial': Mutation(
+        'qa_jax/heads/layers.py', 'truncated_normal(0.02)',
+        'truncated_normal(0.2)', 'tests/models/test_bert.py -k initial_values'),
+    'heads-norm-eps': Mutation(
+        'qa_jax/heads/layers.py', 'keepdims=True) + 1e-12)',
+        'keepdims=True) + 1e-5)', FORMULAS),
+    'heads-beam-mask': Mutation(
+        'qa_jax/heads/conditional.py',
+        'masked = jnp.where(context_mask, log_start, span_scores.MASKED)',
+        'masked = log_start', FORMULAS),
+    'heads-conditional-null': Mutation(
+        'qa_jax/heads/conditional.py',
+        'null=log_start[:, 0] + log_end[:, 0, 0])', 'null=log_start[:, 0])',
+        FORMULAS),
+    'heads-biaffine-scale': Mutation(
+        'qa_jax/heads/biaffine.py', 'left / math.sqrt(self.rank)',
+        'left / self.rank', FORMULAS),
+    'heads-trilinear-end': Mutation(
+        'qa_jax/heads/trilinear.py', "end=layers.project('end', hidden)",
+        "end=layers.project('end', query)", FORMULAS),
+    'heads-prior': Mutation(
+        'qa_jax/heads/length_prior.py', '[:, :, :self.width] + prior',
+        '[:, :, -self.width:] + prior', FORMULAS),
+    # --- objectives
+    'objectives-answerability': Mutation(
+        'qa_jax/objectives/__init__.py',
+        'return inner.loss(scores, batch) + weight * extra',
+        'return inner.loss(scores, batch) + extra',
+        OBJECTIVES + 'answerability'),
+    'objectives-domain': Mutation(
+        BOUNDARIES, 'domain = (owned & ~not_counted) | gold | null',
+        'domain = owned | gold | null', OBJECTIVES + 'shared'),
+    'objectives-unowned': Mutation(
+        BOUNDARIES, 'counted = present & (owns_start | ~elsewhere)',
+        'counted = owns_start', OBJECTIVES + 'shared'),
+    'objectives-spans-apart': Mutation(
+        BOUNDARIES, "place = golds + batch['context_start'][:, None, None]",
+        'place = golds', OBJECTIVES + 'shared'),
+    'objectives-kernel': Mutation(
+        BOUNDARIES, 'return jnp.where(gold > 0, kernel, column == 0)',
+        'return kernel', OBJECTIVES + 'kernel'),
+    'objectives-smoothing': Mutation(
+        BOUNDARIES, 'even = valid / valid.sum(axis=1, keepdims=True)',
+        'even = valid / valid.shape[1]', OBJECTIVES + 'smoothing'),
+    'objectives-hard-em': Mutation(
+        'qa_jax/objectives/spans.py',
+        "jnp.minimum(batch['step'][0] / tau, cap)",
+        "cap * jnp.minimum(batch['step'][0] / tau, 1.0)", OBJECTIVES + 'hard'),
+    'objectives-f1': Mutation(
+        'qa_jax/objectives/spans.py', '(1 - weight) * (f1 == 1)',
+        '(1 - weight) * f1', OBJECTIVES + 'f1'),
+    'objectives-beyond': Mutation(
+        'qa_jax/span_scores.py', 'golds[..., 1] - golds[..., 0] >= longest',
+        'golds[..., 1] - golds[..., 0] > longest',
+        OBJECTIVES + '"brute or marginal or f1"'),
+    # --- optimizer and step
+    'optimizer-cosine': Mutation(
+        OPTIMIZER, 'optax.cosine_decay_schedule(peak, max(num_steps - warmup_',
+        'optax.cosine_decay_schedule(peak, max(num_steps - 0 * warmup_', ADAMW),
+    'optimizer-warm-up': Mutation(
+        OPTIMIZER, 'int(warmup_fraction * num_steps)',
+        '-int(-warmup_fraction * num_steps // 1)', ADAMW),
+    'optimizer-decay-mask': Mutation(
+        OPTIMIZER, 'optax.add_decayed_weights(weight_decay, decay_mask)',
+        'optax.add_decayed_weights(weight_decay)', ADAMW),
+    'optimizer-clip': Mutation(
+        OPTIMIZER,
+        'optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity',
+        'optax.identity', ADAMW),
+    'optimizer-layers': Mutation(
+        OPTIMIZER, 'jax.tree.map(lambda u, s: u * s, updates, scales)',
+        'jax.tree.map(lambda u, s: u, updates, scales)', ADAMW),
+    'optimizer-eps': Mutation(
+        OPTIMIZER, 'optax.scale_by_adam(eps=eps)', 'optax.scale_by_adam()',
+        ADAMW),
+    'trainer-warm-up': Mutation(
+        TRAINER, 'warmup_fraction=config.warmup_fraction)',
+        'warmup_fraction=0.1)', ADAMW),
+    'trainer-clip': Mutation(
+        TRAINER, 'clip_norm=config.clip_norm,', '', ADAMW),
+    'trainer-bias': Mutation(
+        TRAINER, ' bias_correction=config.bias_correction,', '', ADAMW),
+    'trainer-eps': Mutation(TRAINER, 'eps=config.eps, ', '', ADAMW),
+    'trainer-logged-rate': Mutation(
+        TRAINER, 'rate = schedule(state.step)',
+        'rate = schedule(state.step + 1)', SKIP),
+    'trainer-applied-rate': Mutation(
+        TRAINER, 'applied = schedule if step is None else',
+        'applied = schedule if True else', SKIP),
+    'step-dropout-key': Mutation(
+        STEP, 'jax.random.wrap_key_data(state.key_data), state.step)',
+        'jax.random.wrap_key_data(state.key_data), 0)',
+        'tests/training/test_train.py -k masks'),
+    'step-devices': Mutation(
+        STEP, 'totals = jax.lax.psum(totals, axis_name)', 'pass', WRAPPERS),
+    'step-mean': Mutation(
+        STEP, 'lambda g: g / weight, grads', "lambda g: g / len(batch['row']), "
+        'grads', WRAPPERS),
+    'step-one-row': Mutation(
+        STEP, 'jnp.maximum(weight, 1e-8)', 'jnp.maximum(weight, 2.0)',
+        'tests/training/test_train.py -k one_real_row'),
+    'step-skip-norm': Mutation(
+        STEP, "good &= values['grad_norm'] <= skip_norm",
+        "good &= values['grad_norm'] < skip_norm", SKIP),
+    'step-finite': Mutation(
+        STEP, 'jnp.all(jnp.isfinite(jnp.stack([*values.values()])))',
+        "jnp.isfinite(values['loss'])", SKIP),
+    'parallel-batch': Mutation(
+        'qa_jax/training/parallel.py',
+        'if batch_size % (num_devices * accumulation):',
+        'if batch_size % num_devices:',
+        'tests/training/test_parallel.py -k divides'),
+    'parallel-fsdp': Mutation(
+        'qa_jax/training/parallel.py', 'if size > 1 and axes:', 'if False:',
+        'tests/project/test_config_fields.py -k parallel.mesh'),
+    # --- windows and batches
+    'windows-bonus': Mutation(
+        'qa_jax/data/windows.py', 'bonus = length[a] - length[b]',
+        'bonus = 0 * length[b]', WINDOWS),
+    'windows-tie': Mutation(
+        'qa_jax/data/windows.py', '(score_a >= score_b)', '(score_a > score_b)',
+        WINDOWS),
+    'windows-weight': Mutation(
+        'qa_jax/data/windows.py', "'weight': real_row[:, 0].astype(np.float32)",
+        "'weight': np.ones(len(indices), np.float32)", WINDOWS),
+    'alignment-nearest': Mutation(
+        ALIGNMENT, 'min(hits, key=lambda h: abs(h - near), default=-1)',
+        'max(hits, default=-1)', WINDOWS),
+    'alignment-before': Mutation(
+        ALIGNMENT, 'context.rfind(text, 0, max(near, 0) + len(text))',
+        'context.rfind(text, 0, max(near, 0))', WINDOWS),
+    'alignment-widened': Mutation(
+        ALIGNMENT, "fate = 'exact' if exact else 'widened'", "fate = 'exact'",
+        WINDOWS),
+    'batches-shuffled': Mutation(
+        PLANS, 'plan = _fill(rng.permutation(indices), lengths,',
+        'plan = _fill(np.asarray(indices), lengths,', BATCHES),
+    'batches-epochs': Mutation(
+        'qa_jax/data/batches.py', "if position['epoch'] != self.epoch:",
+        'if False:', BATCHES),
+    'batches-one-order': Mutation(
+        'qa_jax/data/batches.py', 'seed=self.seed, epoch=self.epoch,',
+        'seed=self.seed, epoch=0,', BATCHES),
+    'batches-group-weight': Mutation(
+        'qa_jax/data/batches.py',
+        "batch['weight'] *= batch['group'] == batch['row']",
+        "batch['weight'] *= 1", BATCHES),
+    'batches-devices': Mutation(
+        PLANS, 'most = -(-_enough_rows(len(lengths)) // multiple) * multiple',
+        'most = _enough_rows(len(lengths))', BATCHES),
+    'packing-best-fit': Mutation(
+        PACKING, 'min(fits, key=lambda r: room[r], default=len(room))',
+        'min(fits, default=len(room))', ROWS),
+    'packing-dealing': Mutation(
+        PACKING, 'table[1::2] = table[1::2, ::-1]', 'pass', ROWS),
+    # --- candidates and answers
+    'answers-probability': Mutation(
+        ANSWERS, 'np.minimum(score / temperature - total[question], 0.0)',
+        'score / temperature - total[question]', EVALUATOR + 'above_1'),
+    'answers-n-best': Mutation(
+        ANSWERS, 'np.arange(len(row)) - ptr[question] < n_best',
+        'np.arange(len(row)) - ptr[question] <= n_best', EVALUATOR + 'loops'),
+    'candidates-longest': Mutation(
+        'qa_jax/decoding/candidates.py', '(last - first < longest)',
+        '(last - first <= longest)', EVALUATOR + 'gold_span'),
+    'candidates-regret': Mutation(
+        'qa_jax/inference/decode.py',
+        'scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]',
+        'scores, masks[1], masks[1], max_answer_length=longest, n_best=1'
+        ').score[:, 0]', EVALUATOR + 'regret'),
+    # --- metrics
+    'metrics-tie': Mutation(
+        'qa_jax/metrics/selective.py', 'return na_score > threshold',
+        'return na_score >= threshold', 'tests/metrics/test_predictions.py'),
+    'metrics-coverage': Mutation(
+        'qa_jax/metrics/selective.py', '-(-percent * len(score) // 100) - 1',
+        'percent * len(score) // 100 - 1',
+        'tests/metrics/test_error_analysis.py -k coverage'),
+    'metrics-unanswered': Mutation(
+        'qa_jax/metrics/squad.py',
+        'unanswered = sum(not e.gold_texts and e.id in answers for',
+        'unanswered = sum(not e.gold_texts for', SQUAD),
+    'metrics-sum': Mutation(
+        'qa_jax/metrics/squad.py', 'float(np.cumsum(values)[-1]) / len(values)',
+        'float(np.mean(values))', SQUAD),
+    # --- significance
+    'significance-holm': Mutation(
+        SIGNIFICANCE, 'p[order] * np.arange(len(p), 0, -1)',
+        'p[order] * len(p)', SIGNS),
+    'significance-seeds': Mutation(
+        SIGNIFICANCE, 'rng.integers(len(x), size=(len(x), count))',
+        'np.repeat(np.arange(len(x))[:, None], count, 1)', SIGNS),
+    'significance-one': Mutation(
+        SIGNIFICANCE, 'if len(changed) < 2:', 'if len(changed) < 1:', SIGNS),
+    'significance-level': Mutation(
+        SIGNIFICANCE, '[(1 - level) / 2, (1 + level) / 2]',
+        '[(1 - level), level]', SIGNS),
+    'significance-sd': Mutation(
+        SIGNIFICANCE, 'np.std(values, ddof=1) / n**0.5)',
+        'np.std(values, ddof=0) / n**0.5)', 'tests/sweeps/test_report.py -k '
+        'interval_over_seeds'),
+    'significance-floor': Mutation(
+        'qa_jax/sweeps/compare.py', 'and abs(self.mean) > self.floor',
+        'and abs(self.mean) > 0 * self.floor', COMPARE),
+    'significance-corrected': Mutation(
+        'qa_jax/sweeps/compare.py', 'self.p_holm < 0.05', 'self.p < 0.05',
+        COMPARE),
+    # --- calibration
+    'calibration-unanswerable': Mutation(
+        CALIBRATE, '[with_null and e.impossible for e in examples]',
+        '[False for e in examples]', LOOPS),
+    'calibration-windows': Mutation(
+        CALIBRATE, 'log_partition=np.logaddexp.reduceat(',
+        'log_partition=np.maximum.reduceat(', LOOPS),
+    'calibration-best': Mutation(
+        CALIBRATE, 'best=best[fits],', 'best=best[fits] + 1,', LOOPS),
+    'calibration-beam': Mutation(
+        CALIBRATE, 'spans.gold_scores > candidates.NO_SPAN / 2',
+        'spans.gold_scores > -1e38', LOOPS),
+    'calibration-no-span': Mutation(
+        CALIBRATE, 'fits &= best > candidates.NO_SPAN', 'pass', LOOPS),
+    'calibration-merge': Mutation(
+        CALIBRATE, ', merge=decode.merge))', '))',
+        'tests/evaluation/test_calibration.py -k merged_answers'),
+    'calibration-lowest': Mutation(
+        CALIBRATION, 'int((total > total.max() - 1e-9).argmax())',
+        'len(total) - 1 - int((total > total.max() - 1e-9)[::-1].argmax())',
+        THRESHOLDS),
+    'calibration-edge': Mutation(
+        CALIBRATION, 'bin_of = np.searchsorted(edges[1:-1], confidence)',
+        "bin_of = np.searchsorted(edges[1:-1], confidence, 'right')",
+        THRESHOLDS),
+    'calibration-half-way': Mutation(
+        CALIBRATION, '(scores[1:] + scores[:-1]) / 2,', 'scores[:-1],',
+        THRESHOLDS),
+    'calibration-spline': Mutation(
+        CALIBRATION, 'data.log_partition - data.best[:, None] / TEMPERATURES',
+        'data.log_partition - data.best[:, None]', THRESHOLDS),
+}
