@@ -56,8 +56,9 @@ function showAnswer(context, answer) {
   $('best').textContent = answer.text || '(no answer)';
   $('about').className = 'note';
   $('about').textContent = best ? 'Probability and score of the best span: '
-    + formatted(best.score, best.probability) + '; of "no answer": '
-    + formatted(answer.null_score, answer.null_probability)
+    + formatted(best.score, best.probability)
+    + (document.body.dataset.nullRule === 'never' ? '' : '; of "no answer": '
+      + formatted(answer.null_score, answer.null_probability))
     : 'The passage has no span that could be an answer.';
   highlight(context, answer.start, answer.end);
   const buttons = answer.n_best.map((span) => {
@@ -140,7 +141,13 @@ function showMap(spans) {
   frame.append(element('title', {}, best[0].toFixed(3)));
   plane.append(frame);
   const map = element('div', {class: 'map'});
-  map.append(element('div', {class: 'corner'}), top, left, plane);
+  const line = (kind, ...parts) => {
+    const div = element('div', {class: kind});
+    div.append(...parts);
+    return div;
+  };
+  map.append(line('line names', picture('left', margin, margin), top),
+             line('line', left, plane));
   $('scroll').replaceChildren(map);
   $('scroll').scrollTo(best[2] * CELL - ($('scroll').clientWidth - margin) / 2,
                        best[1] * CELL - ($('scroll').clientHeight - margin) / 2);
