@@ -168,8 +168,9 @@ def _markdown(block: Block) -> str:
     case Items():
       return '\n'.join(f'- `{name}`: {text}' for name, text in block.items)
     case Table():
-      lines = [block.head, [':--', *['--:'] * (len(block.head) - 1)],
-               *block.rows]
+      rows = [[f'*{_plain(cell)}*' for cell in row] if i in block.grey else row
+              for i, row in enumerate(block.rows)]
+      lines = [block.head, [':--', *['--:'] * (len(block.head) - 1)], *rows]
       return '\n'.join('| ' + ' | '.join(
           _plain(cell).replace('|', r'\|') for cell in line) + ' |'
                        for line in lines)

@@ -36,26 +36,31 @@ def plot_learning_curve(rows: Sequence[Mapping[str, Any]],
 
 def plot_reliability(curves: Mapping[str, Sequence[Mapping[str, float]]],
                      path: pathlib.Path) -> None:
-  """Draws a reliability diagram with the number of questions in each bin.
+  """Draws a reliability diagram and the number of questions in each bin.
 
   `curves` maps labels to the results of `calibration.reliability_bins`, two at
   most. The last one is in front.
   """
-  fig = figure.Figure(figsize=(4.5, 5), layout='constrained')
-  top, below = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+  fig = figure.Figure(figsize=(5.5, 5.2), layout='constrained')
+  top, below = fig.subplots(2, 1, sharex=True, height_ratios=[3, 1.2])
   top.plot([0, 100], [0, 100], color='0.6', linewidth=1, label='calibrated')
+  most = max(b['count'] for bins in curves.values() for b in bins)
   for (label, bins), colour, marker, side in zip(
       curves.items(), (END, START), 'so', (-1, 1), strict=False):
-    at = [100 * b['confidence'] for b in bins]
-    top.plot(at, [100 * b['accuracy'] for b in bins], color=colour,
-             marker=marker, markersize=4, label=label)
-    total = sum(b['count'] for b in bins)
-    wide = 40 * (bins[0]['high'] - bins[0]['low'])
-    below.bar([50 * (b['low'] + b['high']) + side * wide / 2 for b in bins],
-              [100 * b['count'] / total for b in bins], wide, color=colour)
-  top.set(ylabel='exactly right (%)', ylim=(0, 101), xlim=(0, 100))
-  top.legend(loc='upper left')
-  below.set(xlabel='probability of the answer (%)', ylabel='questions (%)')
+    # No line joins the bins: each is a mean of different questions.
+    top.plot([100 * b['confidence'] for b in bins],
+             [100 * b['accuracy'] for b in bins], marker, color=colour,
+             markersize=5, label=label)
+    wide = 45 * (bins[0]['high'] - bins[0]['low'])
+    at = [50 * (b['low'] + b['high']) + side * wide / 2 for b in bins]
+    below.bar(at, [b['count'] for b in bins], wide, color=colour)
+    for x, b in zip(at, bins, strict=True):
+      below.text(x, b['count'] + 0.02 * most, f'{b["count"]}', rotation=90,
+                 ha='center', va='bottom', fontsize=6)
+  top.set(ylabel='exactly right (%)', ylim=(-3, 103), xlim=(0, 100))
+  top.legend(loc='upper left', fontsize=8)
+  below.set(xlabel='probability of the answer (%)', ylabel='questions',
+            ylim=(0, 1.35 * most))
   save_figure(fig, path)
 
 
