@@ -195,11 +195,14 @@ def _shorten(text: str, *, first: bool, last: bool) -> str:
 
   A text that is first and last has no mark, and keeps its beginning.
   """
-  head = AROUND * (last or not first) + AROUND * (first and last)
-  tail = AROUND * (not last)
+  head = 2 * AROUND if first and last else 0 if first else AROUND
+  tail = 0 if last else AROUND
   if len(text) <= head + tail + 3:
     return text
-  return f'{text[:head]} … {text[len(text) - tail:]}'
+  # Cut between words.
+  begin = text[:head].rpartition(' ')[0]
+  end = text[len(text) - tail:].partition(' ')[2]
+  return f'{begin} … {end}'
 
 
 def plot_curve(points: Sequence[Sequence[float]], path: pathlib.Path, *,

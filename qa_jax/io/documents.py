@@ -78,13 +78,19 @@ body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); margin: 2em auto; padding: 0 1em; }
 h1, h2, p, li { max-width: 60em; overflow-wrap: anywhere; }
 div { overflow-x: auto; }
-table { border-collapse: collapse; border-top: 2px solid var(--ink);
+table { font-size: .88em; border-collapse: collapse;
+  border-top: 2px solid var(--ink);
   border-bottom: 2px solid var(--ink); font-variant-numeric: tabular-nums; }
 th { border-bottom: 1px solid var(--ink); }
-th, td { padding: 0.2em 0.8em; text-align: right; white-space: nowrap; }
+th, td { padding: 0.2em 0.5em; text-align: right; vertical-align: bottom; }
+td { white-space: nowrap; vertical-align: top; }
 th:first-child, td:first-child { text-align: left; white-space: normal;
   min-width: 8em; }
+tr { background: var(--paper); }
 tbody tr:nth-child(even) { background: var(--stripe); }
+/* The name of a row stays in sight while its numbers scroll. */
+table:not(.texts) tr > :first-child { position: sticky; left: 0;
+  background: inherit; }
 tr.grey { color: var(--grey); font-style: italic; }
 .texts { width: 100%; }
 .texts th, .texts td { text-align: left; white-space: normal;
@@ -96,6 +102,7 @@ mark { color: inherit; border-radius: 3px; padding: 0 .1em; }
 .both { background: var(--both); }
 img { max-width: 100%; background: #fff; }
 @media (max-width: 40em) {
+  td:first-child { max-width: 10em; overflow-wrap: anywhere; }
   .texts tr { display: block; padding: .5em 0; }
   .texts thead { display: none; }
   .texts td { display: block; border: 0; padding: 0; }

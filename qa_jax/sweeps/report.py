@@ -184,7 +184,7 @@ def latex_table(comparison: compare.Comparison) -> str:
 def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
   """Plots seeds as dots, their means as bars and the floor as a band."""
   variants = comparison.variants
-  fig = figure.Figure(figsize=(9, 1.4 + 0.32 * len(variants)),
+  fig = figure.Figure(figsize=(9, 1.7 + 0.32 * len(variants)),
                       layout='constrained')
   panels = fig.subplots(1, len(compare.SCORES), sharey=True)
   for panel, score in zip(panels, compare.SCORES, strict=True):
@@ -210,7 +210,8 @@ def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
   panels[0].set_yticks(range(len(variants)), [v.label for v in variants],
                        fontsize=8)
   panels[0].invert_yaxis()
-  panels[-1].legend(loc='best', fontsize=7)
+  fig.legend(*panels[-1].get_legend_handles_labels(), fontsize=7, ncols=4,
+             loc='outside lower center')
   plots.save_figure(fig, path)
 
 

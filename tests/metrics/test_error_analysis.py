@@ -8,6 +8,7 @@ import sklearn.metrics
 
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.evaluation import error_report
 from qa_jax.io import files
 from qa_jax.metrics import error_analysis
 from qa_jax.metrics import predictions
@@ -203,6 +204,25 @@ def test_errors_are_sorted_by_the_probability_of_the_prediction():
   assert [(e.example.id, e.confidence) for e in found] == [
       ('2', 0.9), ('1', 0.5), ('0', 0.2), ('4', None)]
   assert found[0].place == (28, 31)  # the second Bob, that of the candidate
+
+
+def test_a_long_passage_keeps_only_the_text_around_marks():
+  far = 'far away ' * 30
+  context = f'{far}Ada met Bob in {far}Rome. {far}'
+  question = Example('0', 'Who?', context, (
+      GoldAnswer('Ada', context.index('Ada')),), impossible=False)
+  table = error_report.error_rows(error_analysis.list_errors(
+      [question], {'0': 'Rome'}))[1]
+  parts = table.rows[1][-1].parts
+  assert [p for p in parts if p[1]] == [('Ada', 'gold'),
+                                        ('Rome', 'prediction')]
+  before, between, after = (text for text, kind in parts if not kind)
+  assert before.startswith(' … ') and before.endswith('far away ')
+  assert between.startswith(' met Bob in far') and between.endswith('away ')
+  assert after.startswith('. far away') and after.endswith(' … ')
+  for text in (before, between, after):
+    assert len(text) < 2 * error_report.AROUND + 5
+    assert set(text.split()) <= {*context.split(), '…', '.'}
 
 
 @pytest.fixture(scope='module')
