@@ -45,10 +45,10 @@ function highlight(context, start, end) {
 const formatted = (score, probability) => (100 * probability).toFixed(1) + '%'
   + '\u2002' + score.toFixed(3);  // as in experiments.predict
 
-// Whether two spans share more than half of the characters of the longer one.
+// Whether two spans share more than half of the characters of the shorter one.
 function alike(a, b) {
   const shared = Math.min(a.end, b.end) - Math.max(a.start, b.start);
-  return 2 * shared > Math.max(a.end - a.start, b.end - b.start);
+  return 2 * shared > Math.min(a.end - a.start, b.end - b.start);
 }
 
 function showAnswer(context, answer) {
@@ -75,7 +75,7 @@ function showAnswer(context, answer) {
     });
     return button;
   });
-  // A span that is much like a better one is behind "more".
+  // A span in about the place of a better one is behind "more".
   const shown = [];
   const items = buttons.map((button, n) => {
     const span = answer.n_best[n];
@@ -88,7 +88,7 @@ function showAnswer(context, answer) {
   $('spans').replaceChildren(...items);
   const hidden = items.length - shown.length;
   $('more').hidden = !hidden;
-  $('more').textContent = `${hidden} more, much like these`;
+  $('more').textContent = `${hidden} more, in the same places`;
   $('found').hidden = false;
 }
 

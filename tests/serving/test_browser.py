@@ -121,12 +121,12 @@ def test_spans_like_a_better_one_are_behind_more(tab, url):
       question=QUESTION, context=CONTEXT).n_best, []
   for c in spans:
     place = set(range(c['start'], c['end']))
-    if all(2 * len(place & other) <= max(len(place), len(other))
+    if all(2 * len(place & other) <= min(len(place), len(other))
            for other in shown):
       shown.append(place)
   items = tab.locator('#spans li:visible')
   assert items.count() == len(shown) < len(spans)
-  more = f'{len(spans) - len(shown)} more, much like these'
+  more = f'{len(spans) - len(shown)} more, in the same places'
   assert tab.text_content('#more') == more
   tab.click('#more')
   assert items.count() == len(spans) and tab.locator('#more').is_hidden()
