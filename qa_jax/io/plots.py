@@ -58,7 +58,8 @@ def plot_reliability(curves: Mapping[str, Sequence[Mapping[str, float]]],
       below.text(x, b['count'] + 0.02 * most, f'{b["count"]}', rotation=90,
                  ha='center', va='bottom', fontsize=6)
   top.set(ylabel='exactly right (%)', ylim=(-3, 103), xlim=(0, 100))
-  top.legend(loc='upper left', fontsize=8)
+  fig.legend(*top.get_legend_handles_labels(), fontsize=8, ncols=3,
+             loc='outside upper center')
   below.set(xlabel='probability of the answer (%)', ylabel='questions',
             ylim=(0, 1.35 * most))
   save_figure(fig, path)
