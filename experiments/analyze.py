@@ -54,9 +54,9 @@ def main() -> None:
   read = lambda reader, name: (
       reader(folder / name) if folder and (folder / name).is_file() else None)
   metrics = read(files.read_object, predictions_lib.METRICS) or {}
+  n_best = read(predictions_lib.read_n_best, predictions_lib.N_BEST)
   analysis = error_analysis.analyse_errors(
-      examples, first[0],
-      read(predictions_lib.read_n_best, predictions_lib.N_BEST),
+      examples, first[0], n_best,
       na_scores=read(predictions_lib.read_na_probs, predictions_lib.NA_PROBS),
       held_out=metrics.get('held_out_threshold'), seed=SEED.value)
   if theirs:
@@ -65,7 +65,7 @@ def main() -> None:
         **error_analysis.compare_predictions(
             examples, first, second, seed=SEED.value)}
   error_report.write_error_report(
-      analysis, examples, first[0], output,
+      analysis, error_analysis.list_errors(examples, first[0], n_best), output,
       f'{len(examples)} questions of {DATA.value}')
   print(files.read_text(output / 'analysis.md'), end='')
   print(f'{output}/analysis.html shows errors')

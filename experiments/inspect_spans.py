@@ -4,7 +4,8 @@ r"""Writes an HTML page with the scores of a passage's tokens and spans.
       --question="Who …?" --context="…" --output=page.html
 
 --second_question shows the passage with two questions side by side. --png also
-draws the scores with matplotlib, for a paper.
+draws the scores near the best spans with matplotlib, for a paper. A passage of
+several windows is shown with the scores of the window that holds the best span.
 """
 
 import pathlib
@@ -14,6 +15,7 @@ from absl import flags
 from experiments import cli
 from qa_jax import errors
 from qa_jax.inference import predict
+from qa_jax.inference import span_view
 from qa_jax.io import files
 from qa_jax.io import plots
 from qa_jax.runtime import settings
@@ -50,9 +52,10 @@ def main() -> None:
   if PNG.value:
     answers = qa.answer_batch([
         {'question': q, 'context': CONTEXT.value} for q in questions])
-    plots.plot_spans([(q, qa.spans(q, CONTEXT.value), a.text)
-                      for q, a in zip(questions, answers, strict=True)],
-                     pathlib.Path(PNG.value), by_layer=True)
+    views = [qa.spans(q, CONTEXT.value) for q in questions]
+    plots.plot_spans([(q, view, a.text) for q, view, a in zip(
+        questions, views, answers, strict=True)], pathlib.Path(PNG.value),
+                     tokens=span_view.focus_tokens(views), by_layer=True)
   files.write_text(pathlib.Path(OUTPUT.value), html)
   print(', '.join(map(str, outputs)))
 

@@ -10,6 +10,7 @@ equal those of experiments.predict. Needs `pip install qa_jax[serve]`.
 
 import dataclasses
 import ipaddress
+import pathlib
 import time
 
 from absl import flags
@@ -60,7 +61,8 @@ def main() -> None:
         dataclasses.replace(
             service.Limits(), batch=MAX_BATCH.value,
             waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
-            body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value))
+            body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value),
+        name=pathlib.Path(WORKDIR.value).resolve().name)
     began = time.perf_counter()
     count = qa_service.warm_up()
     address, port = listener.getsockname()[:2]

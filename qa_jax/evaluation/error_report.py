@@ -1,15 +1,14 @@
 """Report of an error analysis: analysis.{json,md,html} and its curves."""
 
 from collections.abc import Mapping, Sequence
+import itertools
 import pathlib
 from typing import Any
 
-from qa_jax.data.examples import Example
 from qa_jax.io import documents
 from qa_jax.io import files
 from qa_jax.metrics import error_analysis
 from qa_jax.metrics import selective
-from qa_jax.metrics import squad
 
 COVERAGE_PLOT = 'analysis_coverage.png'
 PRECISION_RECALL_PLOT = 'analysis_precision_recall.png'
@@ -18,7 +17,8 @@ THRESHOLDS = {
     'oracle': 'oracle, chosen on these very questions'}
 NO_ANSWER = {'accuracy': 'right about whether there is an answer',
              'average_precision': 'average precision of the no-answer score'}
-ERRORS = 100  # errors shown, evenly spaced over the file
+ERRORS = 200  # errors shown, the most confident
+FEW = 10  # a slice of fewer questions is shown in grey
 AROUND = 60  # characters of the context shown on each side of an answer
 SCORES = {'exact_match': 'exact match', 'f1': 'F1'}
 BOUNDARIES = {
@@ -31,10 +31,13 @@ BOUNDARIES = {
     'recombined': 'start and end of a gold answer are those of two candidates'}
 
 
-def write_error_report(analysis: Mapping[str, Any], examples: Sequence[Example],
-                       predictions: Mapping[str, str], output: pathlib.Path,
-                       title: str) -> None:
-  """Writes an analysis of `analyse_errors`: {json,md,html} and the plots."""
+def write_error_report(analysis: Mapping[str, Any],
+                       mistakes: Sequence[error_analysis.Error],
+                       output: pathlib.Path, title: str) -> None:
+  """Writes an analysis of `analyse_errors`: {json,md,html} and the plots.
+
+  `mistakes` are those of `list_errors`.
+  """
   files.write_json(output / 'analysis.json', analysis)
   plot_curve(analysis['coverage']['curve'], output / COVERAGE_PLOT,
              xlabel='questions answered, surest first (%)', ylabel='F1 (%)')
@@ -43,10 +46,10 @@ def write_error_report(analysis: Mapping[str, Any], examples: Sequence[Example],
                output / PRECISION_RECALL_PLOT,
                xlabel='recall: unanswerable questions told so (%)',
                ylabel='precision (%)')
-  blocks = error_report_blocks(analysis, title)
+  blocks = [*error_report_blocks(analysis, title), *_kinds(mistakes)]
   files.write_text(output / 'analysis.md', documents.to_markdown(blocks))
   files.write_text(output / 'analysis.html', documents.to_html(
-      [*blocks, *error_rows(examples, predictions)], output))
+      [*blocks, *error_rows(mistakes)], output))
 
 
 def error_report_blocks(analysis: Mapping[str, Any],
@@ -57,7 +60,8 @@ def error_report_blocks(analysis: Mapping[str, Any],
       documents.Table(['', 'mean', '95 % interval'], [
           [name, *_interval(analysis[key])] for key, name in SCORES.items()]),
       documents.Text(
-          'Intervals here and below are over articles and their questions.')]
+          'Intervals here and below are over articles and their questions. '
+          f'Slices of fewer than {FEW} questions are in grey.')]
   if 'difference' in analysis:
     blocks += _difference(analysis['difference'])
   if 'no_answer' in analysis:
@@ -100,7 +104,9 @@ def error_report_blocks(analysis: Mapping[str, Any],
     blocks += [documents.Title(2, f'By {name}'), documents.Table(
         [name, 'questions', 'EM', '95 % interval', 'F1', '95 % interval'],
         [[value, str(scores['total']), *_interval(scores['exact_match']),
-          *_interval(scores['f1'])] for value, scores in slices.items()])]
+          *_interval(scores['f1'])] for value, scores in slices.items()],
+        grey=[i for i, scores in enumerate(slices.values())
+              if scores['total'] < FEW])]
   return blocks
 
 
@@ -115,44 +121,89 @@ def _difference(difference: Mapping[str, Any]) -> list[documents.Block]:
              'seed would change.')
   else:
     note += (f'Scores of tests are means over {difference["seeds"]} seeds; the '
-             'interval is over seeds too.')
+             'interval is over seeds too, and p (seeds) is that of a paired '
+             't-test over seeds.')
   return [documents.Title(2, f'Difference from {difference["against"]}'),
           difference_table(difference), documents.Text(note)]
 
 
 def difference_table(difference: Mapping[str, Any]) -> documents.Table:
   """Returns the table of the `paired_difference` of each of SCORES."""
+  tests = {p: name for p, name in (
+      ('p', 'p'), ('p_articles', 'p (articles)'), ('p_seeds', 'p (seeds)'))
+           if p in difference['f1']}
   return documents.Table(
-      ['', 'difference', '95 % interval', 'p', 'p (articles)'],
+      ['', 'difference', '95 % interval', *tests.values()],
       [[name, *_interval(difference[key], signed=True),
-        *(f'{difference[key][p]:.4f}' for p in ('p', 'p_articles'))]
+        *(f'{difference[key][p]:.4f}' for p in tests)]
        for key, name in SCORES.items()])
 
 
-def error_rows(examples: Sequence[Example],
-               predictions: Mapping[str, str]) -> list[documents.Block]:
-  """Returns blocks of up to ERRORS questions without an exact match."""
-  em, _ = squad.per_question(examples, predictions)
-  wrong = [e for e, right in zip(examples, em, strict=True) if not right]
-  shown = wrong[::max(1, len(wrong) // ERRORS)][:ERRORS]
-  if not shown:
+def _kinds(mistakes: Sequence[error_analysis.Error]) -> list[documents.Block]:
+  """Returns the table of the numbers of errors of each kind."""
+  if not mistakes:
     return []
+  count = {kind: sum(e.kind == kind for e in mistakes)
+           for kind in error_analysis.KINDS}
+  return [documents.Title(2, f'{len(mistakes)} errors'),
+          documents.Table(['kind', 'errors', '% of errors'], [
+              [f'{kind}: {error_analysis.KINDS[kind]}', str(n),
+               f'{100 * n / len(mistakes):.1f}']
+              for kind, n in count.items()])]
+
+
+def error_rows(mistakes: Sequence[error_analysis.Error],
+               ) -> list[documents.Block]:
+  """Returns the table of the ERRORS most confident errors."""
+  if not mistakes:
+    return []
+  sample = documents.Marked([
+      ('gold answer', 'gold'), (', ', ''), ('prediction', 'prediction'),
+      (', ', ''), ('both', 'both')])
   return [
-      documents.Title(2, f'{len(shown)} of {len(wrong)} errors'),
-      documents.Items([(e.id, (
-          f'{e.question} Predicted: {predictions.get(e.id) or "no answer"}.'
-          f' Gold: {_gold(e)}')) for e in shown])]
+      documents.Title(2, f'The {min(ERRORS, len(mistakes))} most confident of '
+                      f'{len(mistakes)} errors'),
+      documents.Table(
+          ['probability', 'kind', 'question', 'prediction', 'gold', 'passage'],
+          [['', '', '', '', '', sample]] + [[
+              '–' if e.confidence is None else f'{e.confidence:.1%}', e.kind,
+              e.example.question, e.prediction or '(no answer)',
+              ' / '.join(dict.fromkeys(e.example.gold_texts)) or '(no answer)',
+              _passage(e)] for e in mistakes[:ERRORS]], texts=True)]
 
 
-def _gold(example: Example) -> str:
-  """Returns the gold texts, and the context around the first gold span."""
-  if not example.answers:
-    return 'no answer.'
-  texts = dict.fromkeys(example.gold_texts)
-  first = example.answers[0]
-  begin, end = max(first.start - AROUND, 0), first.start + len(first.text)
-  return (f'{" / ".join(texts)}. … {example.context[begin:first.start]}'
-          f'[{first.text}]{example.context[end:end + AROUND]} …')
+def _passage(error: error_analysis.Error) -> documents.Marked:
+  """Returns the context with marks, without text far from any of them."""
+  context = error.example.context
+  golds = [(a.start, a.start + len(a.text)) for a in error.example.answers]
+  ours = [error.place] if error.place else []
+  edges = sorted({0, len(context), *(x for span in golds + ours for x in span)})
+  parts = []
+  for begin, end in itertools.pairwise(edges):
+    gold, prediction = (any(a <= begin < b for a, b in spans)
+                        for spans in (golds, ours))
+    text = context[begin:end]
+    kind = ('both' if gold and prediction else 'gold' if gold
+            else 'prediction' if prediction else '')
+    if not kind:
+      text = _shorten(text, first=begin == 0, last=end == len(context))
+    parts.append((text, kind))
+  return documents.Marked(parts)
+
+
+def _shorten(text: str, *, first: bool, last: bool) -> str:
+  """Returns the ends of a text that lie beside marks, AROUND characters each.
+
+  A text that is first and last has no mark, and keeps its beginning.
+  """
+  head = 2 * AROUND if first and last else 0 if first else AROUND
+  tail = 0 if last else AROUND
+  if len(text) <= head + tail + 3:
+    return text
+  # Cut between words.
+  begin = text[:head].rpartition(' ')[0]
+  end = text[len(text) - tail:].partition(' ')[2]
+  return f'{begin} … {end}'
 
 
 def plot_curve(points: Sequence[Sequence[float]], path: pathlib.Path, *,

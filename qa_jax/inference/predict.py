@@ -85,7 +85,7 @@ class QA:
     self.say_window_note(windows)
     answers = decode_lib.answer_questions(
         self.model, self.params, windows, self.config, progress=progress,
-        temperature=self.calibration.temperature if self.calibration else 1.0)
+        temperature=self._temperature)
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]
 
   def say_window_note(self, windows: windows_lib.WindowSet) -> None:
@@ -110,10 +110,16 @@ class QA:
                   null_probability=null, n_best=tuple(candidates))
 
   def spans(self, question: str, context: str) -> span_view.SpanView:
-    """Returns tokens and span scores; more than one window is a UserError."""
+    """Returns tokens and scores of the window that holds the best span."""
     windows = input_pipeline.make_windows(
         self.config, [_example('0', question, context)], self.tokenizer)
-    return span_view.view_window(self.model, self.params, windows, self.config)
+    return span_view.view_window(
+        self.model, self.params, windows, self.config,
+        temperature=self._temperature)
+
+  @property
+  def _temperature(self) -> float:
+    return self.calibration.temperature if self.calibration else 1.0
 
   def warm_up(self) -> int:
     """Compiles all programs of `answer` and `spans` and returns their number.

@@ -4,7 +4,7 @@ Glossary of shapes: L window length, C context tokens, W longest span,
 N encoder layers. S and E are the start and end vectors of the span head.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -16,8 +16,10 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data import windows as windows_lib
+from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import search
 from qa_jax.heads import conditional
+from qa_jax.inference import decode as decode_lib
 from qa_jax.models import qa
 
 
@@ -25,7 +27,9 @@ from qa_jax.models import qa
 class SpanView:
   """The tokens, scores and probabilities of one window of one question.
 
-  Probabilities are conditional on an answer in this window.
+  Probabilities are the posteriors of `predict.Answer`: a softmax at the
+  calibration temperature over null (unless the null rule is `never`) and all
+  spans of all windows of the question.
   """
 
   tokens: tuple[str, ...]  # L
@@ -36,17 +40,19 @@ class SpanView:
   # [L, W]: score of the span (i, i + d). It is -inf if the span is illegal, or
   # if a conditional head left start i out of its beam.
   band: np.ndarray
-  null_score: float
+  null_score: float  # the minimum over the windows of the question
   joint: bool  # the head has a pair term beside start and end scores
   # [1 + N, L]: start and end scores that S and E give to the embeddings and to
   # the output of each layer. None: the head lacks S or E.
   start_by_layer: np.ndarray | None
   end_by_layer: np.ndarray | None
-
-  @functools.cached_property
-  def log_normaliser(self) -> float:
-    """The log-partition over all legal spans; -inf if there is none."""
-    return float(np.logaddexp.reduce(self.band, axis=None, dtype=np.float64))
+  temperature: float
+  log_partition: float  # over null and the spans of all windows; -inf: neither
+  null_probability: float  # 0 if the null rule is `never`
+  null_rule: str
+  na_score: float  # no-answer score of the question by the null rule
+  window: int  # index of this window among the windows of the question
+  windows: int  # number of windows of the question
 
   @property
   def square(self) -> np.ndarray:
@@ -58,30 +64,31 @@ class SpanView:
       square[row, row:row + width] = self.band[i, :width]
     return square
 
+  @functools.cached_property
+  def p_band(self) -> np.ndarray:  # [L, W]
+    """The probability of each span, 0 for an illegal one."""
+    if not np.isfinite(self.log_partition):
+      return np.zeros_like(self.band)
+    return np.exp(self.band / self.temperature - self.log_partition)
+
   @property
   def p_start(self) -> np.ndarray:  # [L]
-    """The probability of each token as start of the answer.
+    """The probability that the answer starts at each token.
 
-    It is the softmax of the start scores over the context tokens or, for a
-    joint head, the marginal of the softmax over all spans.
+    It is the sum over the spans that start there. [CLS], the first token, has
+    the probability of null. A sum below 1 leaves the rest to other windows.
     """
-    if self.joint:
-      return self._p_band.sum(axis=1)
-    return _softmax(self.start, self.context_mask)
+    return self._with_null(self.p_band.sum(axis=1))
 
   @property
   def p_end(self) -> np.ndarray:  # [L]
-    """The probability of each token as end of the answer, like `p_start`."""
-    if not self.joint:
-      return _softmax(self.end, self.context_mask)
-    i, d = np.nonzero(self._p_band)
-    return np.bincount(i + d, self._p_band[i, d], len(self.tokens))
+    """The probability that the answer ends at each token, like `p_start`."""
+    i, d = np.nonzero(self.p_band)
+    return self._with_null(np.bincount(
+        i + d, self.p_band[i, d], len(self.tokens)))
 
-  @property
-  def _p_band(self) -> np.ndarray:  # [L, W]
-    if not np.isfinite(self.log_normaliser):
-      return np.zeros_like(self.band)
-    return np.exp(self.band - self.log_normaliser)
+  def _with_null(self, p: np.ndarray) -> np.ndarray:
+    return np.concatenate([[self.null_probability], p[1:]])
 
   def locate(self, begin: int, end: int) -> tuple[int, int] | None:
     """Returns the best span (start, end) of exactly context[begin:end]."""
@@ -92,21 +99,60 @@ class SpanView:
     return max(pairs, key=lambda p: self.band[p[0], p[1] - p[0]], default=None)
 
 
+def focus_tokens(views: Sequence[SpanView], most: int = 40,
+                 ) -> list[np.ndarray]:
+  """Returns for each view the context tokens near the best spans, ascending.
+
+  A token is a number in 0 … C - 1. Spans are added by descending probability
+  under any question, with two tokens on each side, as long as there are at most
+  `most` tokens. Views of one window get the same tokens. Views of different
+  windows get the tokens of their own spans.
+  """
+  offsets = [view.offsets[view.context_mask] for view in views]
+  if not all(np.array_equal(x, offsets[0]) for x in offsets):
+    return [focus_tokens([view], most)[0] for view in views]
+  count = len(offsets[0])
+  chosen = np.full(count, count <= most)
+  if count > most:
+    width = min(v.band.shape[1] for v in views)
+    band = np.max([v.p_band[v.context_mask, :width] for v in views], axis=0)
+    for n in np.argsort(-band, axis=None, kind='stable')[:most]:
+      first, d = divmod(int(n), band.shape[1])
+      # A span of more than `most` tokens is cut.
+      near = slice(max(first - 2, 0), min(first + d + 3, first - 2 + most))
+      more = chosen.copy()
+      more[near] = True
+      if more.sum() <= most:
+        chosen = more
+  return [np.flatnonzero(chosen)] * len(views)
+
+
 def view_window(
     model: qa.QAModel, params: Any, windows: windows_lib.WindowSet,
-    config: config_lib.Config) -> SpanView:
-  """Computes the SpanView of a question with a single window.
+    config: config_lib.Config, *, temperature: float = 1.0) -> SpanView:
+  """Computes the SpanView of a question, for the window of its best span.
 
-  A UserError is raised if there are more windows or scores are not finite.
+  A UserError is raised if scores are not finite.
   """
-  if len(windows) > 1:
-    raise errors.UserError(
-        f'the context needs {len(windows)} windows of '
-        f'{config.data.max_length} tokens; shorten it to one')
-  length = int(windows.total_lengths[0])
+  spans = decode_lib.score_windows(model, params, windows, config,
+                                   temperatures=(temperature,))
+  answers = answers_lib.merge_windows(
+      windows, spans, n_best=1, null_rule=config.decode.null_rule,
+      temperature=temperature)
+  has_span = answers.ptr[-1] > 0
+  window = int(answers.window[0]) if has_span else 0
+  # The posterior of any outcome gives the log-partition of all of them.
+  null_log_p = float(answers.null_log_p[0])
+  if np.isfinite(null_log_p):
+    log_partition = float(answers.null_score[0]) / temperature - null_log_p
+  elif has_span:
+    log_partition = float(answers.score[0] / temperature - answers.log_p[0])
+  else:
+    log_partition = -np.inf
+  length = int(windows.total_lengths[window])
   bucket = next(b for b in input_pipeline.batch_buckets(config) if b >= length)
   longest = config.decode.max_answer_length
-  batch = windows.gather(np.zeros(1, np.int64), bucket)
+  batch = windows.gather(np.array([window]), bucket)
   scores, band, *by_layer = jax.device_get(_compiled(model, longest)(
       params, qa.model_inputs(batch)))
   start, end = scores.start[0, :length], scores.end[0, :length]
@@ -119,16 +165,20 @@ def view_window(
   band = np.where(band < conditional.NEVER / 2, -np.inf, band)
   offsets, inside = np.zeros((length, 2), np.int64), np.flatnonzero(mask)
   offsets[inside] = np.stack(windows.char_spans(
-      np.zeros_like(inside), inside, inside), axis=1)
+      np.full_like(inside, window), inside, inside), axis=1)
   # A head without S or E leaves its start or end scores 0.
   has_vectors = bool(start.any() and end.any())
   return SpanView(
       tokens=tuple(windows.tokenizer.vocab[i]
                    for i in batch['token_ids'][0, :length]),
       offsets=offsets, start=start, end=end, context_mask=mask, band=band,
-      null_score=float(scores.null_score[0]), joint=scores.pair is not None,
+      null_score=float(answers.null_score[0]), joint=scores.pair is not None,
       start_by_layer=by_layer[0][:, 0, :length] if has_vectors else None,
-      end_by_layer=by_layer[1][:, 0, :length] if has_vectors else None)
+      end_by_layer=by_layer[1][:, 0, :length] if has_vectors else None,
+      temperature=temperature, log_partition=log_partition,
+      null_probability=float(np.exp(null_log_p)),
+      null_rule=config.decode.null_rule, na_score=float(answers.na_score[0]),
+      window=window, windows=len(windows))
 
 
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
@@ -152,9 +202,3 @@ def _compiled(model: qa.QAModel, longest: int) -> Callable[..., Any]:
         scores, mask, mask, max_answer_length=longest), *by_layer
   return run
 
-
-def _softmax(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:  # [L]
-  if not mask.any():
-    return np.zeros(len(scores))
-  exp = np.exp(np.where(mask, scores - scores[mask].max(), -np.inf))
-  return exp / exp.sum()

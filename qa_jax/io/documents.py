@@ -1,7 +1,7 @@
 """Reports as lists of blocks, written as Markdown or as one HTML page."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 import pathlib
 from typing import NamedTuple
 
@@ -23,11 +23,22 @@ class Text(NamedTuple):
   kind = 'text'
 
 
+class Marked(NamedTuple):
+  """A text with marked parts, a cell of a table."""
+
+  parts: Sequence[tuple[str, str]]  # (text, kind); kind '' is not marked
+
+
 class Table(NamedTuple):
-  """A table with its first column aligned left and all others right."""
+  """A table with its first column aligned left and all others right.
+
+  A table of `texts` has all columns aligned left and breaks lines.
+  """
 
   head: Sequence[str]
-  rows: Sequence[Sequence[str]]
+  rows: Sequence[Sequence[str | Marked]]
+  grey: Collection[int] = ()  # rows that are shown in grey
+  texts: bool = False
   kind = 'table'
 
 
@@ -60,16 +71,46 @@ img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width">
 <title>{{ blocks[0].text }}</title>
 <style>
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; margin: 2em auto;
-  max-width: 68em; padding: 0 1em; }
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --stripe: #f4f4f4;
+  --grey: #757575; --gold: #bfe3cf; --prediction: #fbd9b8; --both: #ffe98f;
+  --rule: #ccc; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
+  background: var(--paper); margin: 2em auto; padding: 0 1em; }
+h1, h2, p, li { max-width: 60em; overflow-wrap: anywhere; }
 div { overflow-x: auto; }
-table { border-collapse: collapse; border-top: 2px solid #222;
-  border-bottom: 2px solid #222; font-variant-numeric: tabular-nums; }
-th { border-bottom: 1px solid #222; }
-th, td { padding: 0.2em 0.8em; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-tbody tr:nth-child(even) { background: #f4f4f4; }
-img { max-width: 100%; }
+table { font-size: .88em; border-collapse: collapse;
+  border-top: 2px solid var(--ink);
+  border-bottom: 2px solid var(--ink); font-variant-numeric: tabular-nums; }
+th { border-bottom: 1px solid var(--ink); }
+th, td { padding: 0.2em 0.5em; text-align: right; vertical-align: bottom; }
+td { white-space: nowrap; vertical-align: top; }
+th:first-child, td:first-child { text-align: left; white-space: normal;
+  min-width: 8em; }
+tr { background: var(--paper); }
+tbody tr:nth-child(even) { background: var(--stripe); }
+/* The name of a row stays in sight while its numbers scroll. */
+table:not(.texts) tr > :first-child { position: sticky; left: 0;
+  background: inherit; }
+tr.grey { color: var(--grey); font-style: italic; }
+.texts { width: 100%; }
+.texts th, .texts td { text-align: left; white-space: normal;
+  vertical-align: top; min-width: 5em; overflow-wrap: anywhere; }
+.texts td { border-top: 1px solid var(--rule); }
+mark { color: inherit; border-radius: 3px; padding: 0 .1em; }
+.gold { background: var(--gold); }
+.prediction { background: var(--prediction); }
+.both { background: var(--both); }
+img { max-width: 100%; background: #fff; }
+@media (max-width: 40em) {
+  td:first-child { max-width: 10em; overflow-wrap: anywhere; }
+  .texts tr { display: block; padding: .5em 0; }
+  .texts thead { display: none; }
+  .texts td { display: block; border: 0; padding: 0; }
+}
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e8e8e8; --paper: #16181b; --stripe: #202429; --grey: #9a9a9a;
+    --gold: #1f5638; --prediction: #6b3f12; --both: #625300; --rule: #444; }
+}
 </style>
 </head>
 <body>
@@ -79,12 +120,16 @@ img { max-width: 100%; }
 {%- elif block.kind == 'text' %}
 <p>{{ block.text }}</p>
 {%- elif block.kind == 'table' %}
-<div><table>
+<div><table{{ ' class="texts"' | safe if block.texts }}>
 <thead><tr>{% for cell in block.head %}<th>{{ cell }}</th>{% endfor %}</tr>\
 </thead>
 <tbody>
 {%- for row in block.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+<tr{{ ' class="grey"' | safe if loop.index0 in block.grey }}>\
+{% for cell in row %}<td>{% if cell is string %}{{ cell }}{% else %}\
+{% for text, kind in cell.parts %}{% if kind %}\
+<mark class="{{ kind }}">{{ text }}</mark>{% else %}{{ text }}{% endif %}\
+{% endfor %}{% endif %}</td>{% endfor %}</tr>
 {%- endfor %}
 </tbody>
 </table></div>
@@ -130,7 +175,14 @@ def _markdown(block: Block) -> str:
     case Items():
       return '\n'.join(f'- `{name}`: {text}' for name, text in block.items)
     case Table():
-      lines = [block.head, [':--', *['--:'] * (len(block.head) - 1)],
-               *block.rows]
+      rows = [[f'*{_plain(cell)}*' for cell in row] if i in block.grey else row
+              for i, row in enumerate(block.rows)]
+      lines = [block.head, [':--', *['--:'] * (len(block.head) - 1)], *rows]
       return '\n'.join('| ' + ' | '.join(
-          cell.replace('|', r'\|') for cell in line) + ' |' for line in lines)
+          _plain(cell).replace('|', r'\|') for cell in line) + ' |'
+                       for line in lines)
+
+
+def _plain(cell: str | Marked) -> str:
+  return cell if isinstance(cell, str) else ''.join(
+      f'[{text}]' if kind else text for text, kind in cell.parts)

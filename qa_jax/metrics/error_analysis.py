@@ -6,6 +6,7 @@ candidates and slices are about the questions that have an answer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import dataclasses
 import pathlib
 import re
 from typing import Any
@@ -23,6 +24,13 @@ from qa_jax.metrics import squad
 CUTS = (1, 2, 5, 10, 20)  # numbers of candidates that a report looks at
 QUESTION_WORDS = (
     'who', 'whom', 'whose', 'what', 'which', 'when', 'where', 'why', 'how')
+
+KINDS = {  # of errors
+    'missed': 'no answer was given, but there is one',
+    'invented': 'an answer was given, but there is none',
+    'boundary': 'the answer overlaps a gold answer',
+    'wrong place': 'the answer stands elsewhere in the context',
+    'other': 'the answer is no text of the context'}
 
 Candidates = Sequence[Mapping[str, Any]]  # `answers` of a row of nbest.jsonl
 
@@ -119,6 +127,60 @@ def analyse_errors(examples: Sequence[Example],
     if candidates:
       analysis['thresholds'] = answers.thresholds(held_out)
   return analysis
+
+
+@dataclasses.dataclass(frozen=True)
+class Error:
+  """A question whose prediction is no exact match."""
+
+  example: Example
+  prediction: str
+  kind: str  # one of KINDS
+  place: tuple[int, int] | None  # of the prediction in the context
+  confidence: float | None  # probability of the prediction; None: unknown
+
+
+def list_errors(examples: Sequence[Example], predictions: Mapping[str, str],
+                n_best: Mapping[str, Mapping[str, Any]] | None = None,
+                ) -> list[Error]:
+  """Returns the errors, the most confident first.
+
+  The place of a prediction is that of its candidate in `n_best` or, without
+  one, its first occurrence in the context. Errors of unknown confidence come
+  last.
+  """
+  exact, _ = squad.per_question(examples, predictions)
+  found = []
+  for example, right in zip(examples, exact, strict=True):
+    if right:
+      continue
+    text = predictions.get(example.id, '')
+    row = (n_best or {}).get(example.id, {'answers': []})
+    candidate = next((c for c in row['answers'] if c['text'] == text), None)
+    place = None
+    if candidate:
+      place = candidate['start'], candidate['end']
+    elif text and text in example.context:
+      place = example.context.index(text), (
+          example.context.index(text) + len(text))
+    confidence = (candidate or {}).get('probability') if text else row.get(
+        'null_probability')
+    found.append(Error(example, text, _kind(example, text, place), place,
+                       confidence))
+  return sorted(found, key=lambda e: (
+      e.confidence is None, -(e.confidence or 0.0)))
+
+
+def _kind(example: Example, text: str, place: tuple[int, int] | None) -> str:
+  if not text:
+    return 'missed'
+  if not example.answers:
+    return 'invented'
+  if place is None:
+    return 'other'
+  overlaps = any(place[0] < a.start + len(a.text) and a.start < place[1]
+                 for a in example.answers)
+  return 'boundary' if overlaps else 'wrong place'
 
 
 def compare_predictions(examples: Sequence[Example],

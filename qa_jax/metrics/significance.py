@@ -5,7 +5,7 @@ Glossary of shapes: S seeds, A articles, N questions, V comparisons.
 A difference is the score of a question by one system minus that by another. Its
 mean over seeds includes what a seed changes for all questions at once. No test
 over questions can see this, nor that the questions of one article are alike.
-Hence `hierarchical_interval`, and tests over `article_sums`.
+Hence `hierarchical_interval`, and tests over `article_sums` and over seeds.
 """
 
 from collections.abc import Sequence
@@ -21,11 +21,24 @@ _QUESTIONS = 2**19  # questions of bootstraps held in memory at a time
 def paired_difference(differences: np.ndarray,  # [S, N]
                       articles: Sequence[str],  # [N], of each question
                       *, seed: int) -> dict[str, float]:
-  """Computes mean, interval, p over questions and p over articles."""
+  """Computes mean, interval, and p over questions, articles and paired seeds.
+
+  `p_seeds` is left out if there is a single seed.
+  """
   average = differences.mean(axis=0)
   return {**mean_interval(differences, articles, seed=seed),
           'p': sign_flip(average, seed=seed),
-          'p_articles': sign_flip(article_sums(average, articles), seed=seed)}
+          'p_articles': sign_flip(article_sums(average, articles), seed=seed),
+          **({'p_seeds': paired_t(differences.mean(axis=1))}
+             if len(differences) > 1 else {})}
+
+
+def paired_t(differences: np.ndarray) -> float:  # [S], S > 1
+  """Returns the two-sided p-value of Student's t-test that the mean is 0."""
+  from scipy import stats  # lazily: slow to import
+  if np.ptp(differences) == 0:  # t is 0 / 0 or infinite
+    return 1.0 if differences[0] == 0 else 0.0
+  return float(stats.ttest_1samp(differences, 0.0).pvalue)
 
 
 def mean_interval(values: np.ndarray,  # [S, N]

@@ -5,6 +5,12 @@
 const $ = (id) => document.getElementById(id);
 const SHADES = document.body.dataset.shades.split(' ');
 const CELL = 12;
+const EXAMPLE = {
+  context: 'The first post office of Vellmark opened in 1843 above a bakery. Its '
+    + 'postmaster, Agnes Rowntree, sorted the letters at night and delivered '
+    + 'them herself on a grey pony. When the railway came in 1871, the office '
+    + 'moved to the station, where it stayed for almost a century.',
+  question: 'Who was the postmaster of Vellmark?'};
 let asked = 0;  // number of questions; only the last one is answered
 
 function element(tag, attributes, text) {
@@ -39,13 +45,20 @@ function highlight(context, start, end) {
 const formatted = (score, probability) => (100 * probability).toFixed(1) + '%'
   + '\u2002' + score.toFixed(3);  // as in experiments.predict
 
+// Whether two spans share more than half of the characters of the shorter one.
+function alike(a, b) {
+  const shared = Math.min(a.end, b.end) - Math.max(a.start, b.start);
+  return 2 * shared > Math.min(a.end - a.start, b.end - b.start);
+}
+
 function showAnswer(context, answer) {
   const best = answer.n_best[0];
   $('best').textContent = answer.text || '(no answer)';
   $('about').className = 'note';
   $('about').textContent = best ? 'Probability and score of the best span: '
-    + formatted(best.score, best.probability) + '; of "no answer": '
-    + formatted(answer.null_score, answer.null_probability)
+    + formatted(best.score, best.probability)
+    + (document.body.dataset.nullRule === 'never' ? '' : '; of "no answer": '
+      + formatted(answer.null_score, answer.null_probability))
     : 'The passage has no span that could be an answer.';
   highlight(context, answer.start, answer.end);
   const buttons = answer.n_best.map((span) => {
@@ -62,15 +75,31 @@ function showAnswer(context, answer) {
     });
     return button;
   });
-  $('spans').replaceChildren(...buttons.map((button) => {
-    const item = element('li');
+  // A span in about the place of a better one is behind "more".
+  const shown = [];
+  const items = buttons.map((button, n) => {
+    const span = answer.n_best[n];
+    const item = element('li', {value: n + 1});
+    item.hidden = shown.some((other) => alike(span, other));
+    if (!item.hidden) shown.push(span);
     item.append(button);
     return item;
-  }));
+  });
+  $('spans').replaceChildren(...items);
+  const hidden = items.length - shown.length;
+  $('more').hidden = !hidden;
+  $('more').textContent = `${hidden} more, in the same places`;
   $('found').hidden = false;
 }
 
+// Columns of a monospaced font; those of East Asia are two wide.
+const columns = (text) => Array.from(text).reduce(
+  (sum, c) => sum + (c.codePointAt(0) >= 0x1100 ? 2 : 1), 0);
+
 function showMap(spans) {
+  $('shown').textContent = spans.windows > 1 ? 'The passage is read in '
+    + `${spans.windows} windows. The map shows window ${spans.window + 1}, `
+    + 'which holds the best span.' : '';
   const cells = [];
   spans.band.forEach((row, i) => row.forEach((score, d) => {
     if (score !== null) cells.push([score, i, i + d]);
@@ -88,27 +117,40 @@ function showMap(spans) {
     paths[shade] += `M${cell[2] * CELL} ${cell[1] * CELL}h${CELL}v${CELL}`
       + `h-${CELL}z`;
   }
-  const size = spans.tokens.length * CELL;
-  const margin = 12 + 6 * Math.max(...spans.tokens.map((t) => t.length));
-  const all = margin + size + 8;
-  const svg = element('svg', {width: all, height: all, role: 'img',
-    viewBox: `0 0 ${all} ${all}`, 'aria-label': 'Scores of spans'});
-  const plane = element('g', {transform: `translate(${margin} ${margin})`});
+  const size = spans.tokens.length * CELL + 6;
+  const margin = 10 + 6 * Math.max(...spans.tokens.map(columns));
+  const picture = (name, width, height) => element('svg', {class: name, width,
+    height, viewBox: `0 0 ${width} ${height}`, 'aria-hidden': 'true'});
+  const top = picture('top', size, margin);
+  const left = picture('left', margin, size);
+  const plane = picture('cells', size, size);
+  plane.removeAttribute('aria-hidden');
+  plane.setAttribute('role', 'img');
+  plane.setAttribute('aria-label', 'Scores of spans');
   paths.forEach((d, n) => {
     if (d) plane.append(element('path', {fill: SHADES[n], d}));
   });
-  spans.tokens.forEach((token, n) => plane.append(
-    element('text', {x: -4, y: n * CELL + 9, 'text-anchor': 'end'}, token),
-    element('text', {transform: `translate(${n * CELL + 9} -4) rotate(-90)`},
-            token)));
+  spans.tokens.forEach((token, n) => {
+    left.append(element('text', {x: margin - 4, y: n * CELL + 9,
+      'text-anchor': 'end'}, token));
+    top.append(element('text', {transform:
+      `translate(${n * CELL + 9} ${margin - 4}) rotate(-90)`}, token));
+  });
   const frame = element('rect', {class: 'best', x: best[2] * CELL,
     y: best[1] * CELL, width: CELL, height: CELL});
   frame.append(element('title', {}, best[0].toFixed(3)));
   plane.append(frame);
-  svg.append(plane);
-  $('scroll').replaceChildren(svg);
-  $('scroll').scrollTo(margin + best[2] * CELL - $('scroll').clientWidth / 2,
-                       margin + best[1] * CELL - $('scroll').clientHeight / 2);
+  const map = element('div', {class: 'map'});
+  const line = (kind, ...parts) => {
+    const div = element('div', {class: kind});
+    div.append(...parts);
+    return div;
+  };
+  map.append(line('line names', picture('left', margin, margin), top),
+             line('line', left, plane));
+  $('scroll').replaceChildren(map);
+  $('scroll').scrollTo(best[2] * CELL - ($('scroll').clientWidth - margin) / 2,
+                       best[1] * CELL - ($('scroll').clientHeight - margin) / 2);
   $('scale').textContent = 'Scores from ' + low.toFixed(2) + ' (dark) to '
     + high.toFixed(2) + ' (bright); frame: the best span.';
 }
@@ -124,7 +166,7 @@ async function ask() {
     showAnswer(context, answer);
     $('result').hidden = false;
     $('scroll').replaceChildren();
-    $('scale').textContent = '';
+    $('shown').textContent = $('scale').textContent = '';
     $('map').hidden = false;
     try {
       const spans = await post('/spans', body);
@@ -147,6 +189,15 @@ async function ask() {
 $('form').addEventListener('submit', (event) => {
   event.preventDefault();
   ask();
+});
+$('more').addEventListener('click', () => {
+  for (const item of $('spans').children) item.hidden = false;
+  $('more').hidden = true;
+});
+$('example').addEventListener('click', () => {
+  $('context').value = EXAMPLE.context;
+  $('question').value = EXAMPLE.question;
+  $('form').requestSubmit();
 });
 $('context').addEventListener('keydown', (event) => {
   if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import hashlib
 import importlib.resources
 from typing import Any
+import unicodedata
 
 import jinja2
 import markupsafe
@@ -18,9 +19,8 @@ from matplotlib import colors
 import numpy as np
 
 from qa_jax import errors
-from qa_jax.decoding import candidates as candidates_lib
-from qa_jax.decoding import null_rules
 from qa_jax.inference import predict
+from qa_jax.inference import span_view
 from qa_jax.inference.span_view import SpanView
 from qa_jax.metrics import selective
 
@@ -29,13 +29,15 @@ SHADES = tuple(colors.to_hex(c) for c in matplotlib.colormaps['viridis'](
     np.linspace(0, 1, 16)))
 CELL = 12  # pixels, width and height of a cell of a heat map
 MARKS = 3  # number of best spans marked on the band
+GAP = '⋯'  # label of a row or column in place of tokens that are left out
 
 
 def render_page(qa: predict.QA, questions: Sequence[str], context: str,
                 *, title: str) -> str:
   """Returns the HTML page of a context with one question, or two side by side.
 
-  A UserError is raised if the context has no token or more than one window.
+  Heat maps show the tokens near the best spans and, below, all tokens of the
+  window. A UserError is raised if the context has no token.
   """
   views = [qa.spans(question, context) for question in questions]
   if not views[0].context_mask.any():
@@ -44,6 +46,13 @@ def render_page(qa: predict.QA, questions: Sequence[str], context: str,
       {'question': question, 'context': context} for question in questions])
   panels = [_panel(qa, *parts, context=context)
             for parts in zip(questions, views, answers, strict=True)]
+  near = span_view.focus_tokens(views)
+  whole = [np.arange(view.context_mask.sum()) for view in views]
+  for name, chosen in (('near', near), ('whole', whole)):
+    if name == 'near' or any(map(len, map(np.setdiff1d, whole, near))):
+      for panel, maps in zip(panels, _maps(views, answers, chosen),
+                             strict=True):
+        panel['maps'][name] = maps
   style, = read_sources('page.css')
   return load_template('page.html').render(
       title=title, panels=panels, head=qa.config.model.head, cell=CELL,
@@ -74,47 +83,99 @@ def content_hash(text: str) -> str:
 
 def _panel(qa: predict.QA, question: str, view: SpanView,
            answer: predict.Answer, *, context: str) -> dict[str, Any]:
-  keep = np.flatnonzero(view.context_mask)
-  tokens = [view.tokens[i] for i in keep]
-  cell_of = {int(i): n for n, i in enumerate(keep)}
-  marks = [(cell_of[place[1]], cell_of[place[0]],
-            f'{rank}: {c["text"]}, {c["score"]:.2f}')
-           for rank, c in enumerate(answer.n_best[:MARKS], 1)
-           if (place := view.locate(c['start'], c['end']))]
-  depth = []
-  if view.start_by_layer is not None:
-    layers = ['embeddings', *(f'layer {n}' for n in range(
-        1, len(view.start_by_layer)))]
-    for name, scores in (('S·h', view.start_by_layer[:, keep]),
-                         ('E·h', view.end_by_layer[:, keep])):
-      depth.append((name, _heat(scores, layers, tokens, [
-          (int(j), n, f'{layers[n]}: {tokens[j]}')
-          for n, j in enumerate(scores.argmax(axis=1))])))
+  threshold = qa.config.decode.null_threshold
   return {
-      'question': question, 'answer': answer, 'candidates': [
-          {**c, 'p': float(np.exp(c['score'] - view.log_normaliser))}
-          for c in answer.n_best],
-      'passage': _passage(view, answer, context, keep),
-      'null': _null_decision(qa, view), 'joint': view.joint, 'depth': depth,
-      'band': _heat(view.square, tokens, tokens, marks)}
+      'question': question, 'answer': answer,
+      'passage': _passage(view, answer, context),
+      'cls': {'token': view.tokens[0], 'answer': not answer.text,
+              **_scores(view, 0)},
+      'window': view.window + 1, 'windows': view.windows,
+      'null': {'score': view.null_score, 'rule': view.null_rule,
+               'value': view.na_score, 'threshold': threshold,
+               'silent': selective.declines(view.na_score, threshold)},
+      'joint': view.joint, 'maps': {'whole': None}}  # filled in later
 
 
-def _passage(view: SpanView, answer: predict.Answer, context: str,
-             keep: np.ndarray) -> list[dict[str, Any]]:
+def _maps(views: Sequence[SpanView], answers: Sequence[predict.Answer],
+          chosen: Sequence[np.ndarray]) -> list[dict[str, Any]]:
+  """Returns the heat maps of each view, with one colour scale for all views.
+
+  `chosen` has the context tokens to draw, for each view. Row and column 0 are
+  [CLS], whose cell has the null score, unless the null rule is `never`.
+  """
+  panels: list[dict[str, Any]] = []
+  for view, answer, numbers in zip(views, answers, chosen, strict=True):
+    inside = np.flatnonzero(view.context_mask)[numbers]
+    places = _with_gaps(inside, null=view.null_rule != 'never')
+    at = {int(place): n for n, place in enumerate(places) if place >= 0}
+    names = [view.tokens[i] if i >= 0 else GAP for i in places]
+    square = np.full((len(places), len(places)), np.nan)
+    for i, row in at.items():
+      for j, column in at.items():
+        if view.context_mask[i] and 0 <= j - i < view.band.shape[1]:
+          square[row, column] = view.band[i, j - i]
+    if 0 in at:
+      square[0, 0] = view.null_score
+    marks = [(at[place[1]], at[place[0]],
+              f'{rank}: {c["text"]}, {c["score"]:.2f}')
+             for rank, c in enumerate(answer.n_best[:MARKS], 1)
+             if (place := view.locate(c['start'], c['end']))
+             and place[0] in at and place[1] in at]
+    maps = {'band': {'values': square, 'rows': names, 'columns': names,
+                     'marks': marks}, 'depth': []}
+    if view.start_by_layer is not None:
+      layers = ['embeddings', *(f'layer {n}' for n in range(
+          1, len(view.start_by_layer)))]
+      for name, scores in (('S·h', view.start_by_layer),
+                           ('E·h', view.end_by_layer)):
+        values = np.where(places >= 0, scores[:, places], np.nan)
+        maps['depth'].append((name, {
+            'values': values, 'rows': layers, 'columns': names, 'marks': [
+                (int(j), n, f'{layers[n]}: {names[j]}')
+                for n, j in enumerate(np.nanargmax(values, axis=1))]}))
+    panels.append(maps)
+  for group in ([p['band'] for p in panels],
+                *([p['depth'][n][1] for p in panels]
+                  for n in range(len(panels[0]['depth'])))):
+    _shade(group)
+  every = [m for p in panels for m in (p['band'], *(d[1] for d in p['depth']))]
+  left = max(_label_pixels(m['rows']) for m in every)
+  for m in every:
+    m['left'] = left  # so that the columns of all maps are aligned
+  return panels
+
+
+def _with_gaps(places: np.ndarray, *, null: bool) -> np.ndarray:
+  """Returns window positions with -1 where tokens between two are left out.
+
+  With `null`, position 0 and a gap come first.
+  """
+  ends = np.flatnonzero(np.diff(places) > 1) + 1
+  gaps = np.insert(places, ends, -1)
+  return np.concatenate([[0, -1], gaps]) if null else gaps
+
+
+def _passage(view: SpanView, answer: predict.Answer,
+             context: str) -> list[dict[str, Any]]:
   """Returns the passage in pieces: a token's text and the text before it."""
   pieces, done = [], 0
-  for i in keep:
+  for i in np.flatnonzero(view.context_mask):
     begin, end = (max(int(x), done) for x in view.offsets[i])
-    p_start, p_end = float(view.p_start[i]), float(view.p_end[i])
     pieces.append({
         'before': context[done:begin], 'text': context[begin:end],
         'token': view.tokens[i],
         'answer': bool(answer.start < end <= answer.end and answer.text),
-        'start': float(view.start[i]), 'end': float(view.end[i]),
-        'p_start': p_start, 'p_end': p_end,
-        's': _level(p_start), 'e': _level(p_end)})
+        **_scores(view, i)})
     done = end
-  return [*pieces, {'before': context[done:], 'text': ''}]
+  return [*pieces, {'before': context[done:], 'text': '', 'token': ''}]
+
+
+def _scores(view: SpanView, i: int) -> dict[str, float]:
+  """Returns the scores, probabilities and tints of a token."""
+  p_start, p_end = float(view.p_start[i]), float(view.p_end[i])
+  return {'start': float(view.start[i]), 'end': float(view.end[i]),
+          'p_start': p_start, 'p_end': p_end,
+          's': _level(p_start), 'e': _level(p_end)}
 
 
 def _level(p: float) -> int:
@@ -122,38 +183,39 @@ def _level(p: float) -> int:
   return 0 if p < 0.005 else min(1 + int(p * LEVELS), LEVELS)
 
 
-def _null_decision(qa: predict.QA, view: SpanView) -> dict[str, Any]:
-  """Returns null score, no-answer score and the null rule's decision."""
-  decode = qa.config.decode
-  best = np.array([max(float(view.band.max()), candidates_lib.NO_SPAN)])
-  score = float(null_rules.NULL_RULES[decode.null_rule].score(
-      null_rules.WindowScores(
-          null=np.array([view.null_score], np.float64), best=best,
-          first=np.array([0]), normaliser=np.array([view.log_normaliser])))[0])
-  return {'score': view.null_score, 'rule': decode.null_rule, 'value': score,
-          'threshold': decode.null_threshold,
-          'silent': selective.declines(score, decode.null_threshold)}
+def _shade(maps: Sequence[dict[str, Any]]) -> None:
+  """Adds the cells of heat maps for SVG, on one colour scale.
 
-
-def _heat(values: np.ndarray, rows: Sequence[str], columns: Sequence[str],
-          marks: Sequence[tuple[int, int, str]]) -> dict[str, Any]:
-  """Returns a heat map for SVG; a mark is (column, row, title)."""
-  finite = values[np.isfinite(values)]
+  A map has `values` (NaN or -inf: no cell), labels of `rows` and `columns`, and
+  `marks`: (column, row, title).
+  """
+  finite = np.concatenate([
+      m['values'][np.isfinite(m['values'])] for m in maps])
   low, high = float(finite.min()), float(finite.max())
-  shade = np.full(values.shape, -1)  # -1: no cell
-  shade[np.isfinite(values)] = ((finite - low) / max(high - low, 1e-9)
-                                * (len(SHADES) - 1e-3)).astype(int)
-  paths = [(colour, ''.join(f'M{CELL * x} {CELL * y}h{CELL}v{CELL}h-{CELL}z'
-                            for y, x in np.argwhere(shade == n)))
-           for n, colour in enumerate(SHADES) if (shade == n).any()]
-  return {'rows': rows, 'columns': columns, 'paths': paths, 'marks': marks,
-          'low': low, 'high': high,
-          'margin': 12 + 6 * max(map(len, rows))}  # pixels for the row labels
+  for m in maps:
+    values = m.pop('values')
+    shade = np.full(values.shape, -1)  # -1: no cell
+    shade[np.isfinite(values)] = (
+        (values[np.isfinite(values)] - low) / max(high - low, 1e-9)
+        * (len(SHADES) - 1e-3)).astype(int)
+    m['paths'] = [
+        (colour, ''.join(f'M{CELL * x} {CELL * y}h{CELL}v{CELL}h-{CELL}z'
+                         for y, x in np.argwhere(shade == n)))
+        for n, colour in enumerate(SHADES) if (shade == n).any()]
+    m |= {'low': low, 'high': high, 'top': _label_pixels(m['columns'])}
+
+
+def _label_pixels(texts: Sequence[str]) -> int:
+  """Returns the length of the longest label in the monospaced 9 px font."""
+  wide = lambda c: 2 if unicodedata.east_asian_width(c) in 'WF' else 1
+  return 10 + 6 * max(sum(map(wide, text)) for text in texts)
 
 
 def _start_scores(views: Sequence[SpanView],
                   answers: Sequence[predict.Answer]) -> list[dict[str, Any]]:
   """Returns the best candidates' first tokens, scored under each question."""
+  if not np.array_equal(*(v.offsets[v.context_mask] for v in views)):
+    return []  # windows with different tokens
   rows = []
   for view, answer in zip(views, answers, strict=True):
     best = answer.n_best[0]

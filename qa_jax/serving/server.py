@@ -59,7 +59,7 @@ class Metrics:
 def make_app(service: service_lib.Service,
              metrics: Metrics) -> applications.Starlette:
   """Returns the application; it runs batches during its lifespan."""
-  html, policy = ask_page()
+  html, policy = ask_page(service)
   openapi, = inspect_page.read_sources('openapi.json')
   metrics.inside.set_function(lambda: service.inside)
   service.batcher.observe = metrics.batch.observe
@@ -78,7 +78,8 @@ def make_app(service: service_lib.Service,
         html, headers={**HEADERS, 'Content-Security-Policy': policy})
 
   async def health(_: requests.Request) -> responses.Response:
-    return _json(200, {'status': 'ok', 'head': service.qa.config.model.head,
+    return _json(200, {'status': 'ok', 'model': service.name,
+                       'head': service.qa.config.model.head,
                        'waiting': service.inside})
 
   async def api(_: requests.Request) -> responses.Response:
@@ -176,12 +177,14 @@ async def _http_error(_: requests.Request, e: Exception) -> responses.Response:
   return _error(e.status_code, e.detail, e.headers)
 
 
-def ask_page() -> tuple[str, str]:
+def ask_page(service: service_lib.Service) -> tuple[str, str]:
   """Returns the HTML page at /, and a policy for its script and style only."""
+  decode = service.qa.config.decode
   style, script = inspect_page.read_sources('ask.css', 'ask.js')
   html = inspect_page.load_template('ask.html').render(
       style=markupsafe.Markup(style), script=markupsafe.Markup(script),
-      shades=' '.join(inspect_page.SHADES))
+      shades=' '.join(inspect_page.SHADES), name=service.name,
+      head=service.qa.config.model.head, null_rule=decode.null_rule)
   return html, '; '.join((
       "default-src 'none'", f"style-src '{inspect_page.content_hash(style)}'",
       f"script-src '{inspect_page.content_hash(script)}'", "connect-src 'self'",

@@ -61,8 +61,9 @@ def prepare_model(qa: predict.QA, limits: Limits) -> predict.QA:
 class Service:
   """A model with limits; its coroutines belong to one event loop."""
 
-  def __init__(self, qa: predict.QA, limits: Limits):
+  def __init__(self, qa: predict.QA, limits: Limits, *, name: str = 'model'):
     self.qa, self.limits = prepare_model(qa, limits), limits
+    self.name = name  # of the model, for the page and /health
     self.inside = 0  # requests being read, waiting or answered
     self.batcher = batching.Batcher(self.qa.answer_batch,
                                     max_batch=limits.batch)
@@ -110,9 +111,10 @@ class Service:
   async def spans(self, question: Question) -> dict[str, Any]:
     """Returns the scores and probabilities of the context tokens, as JSON.
 
+    A long context gives the tokens of the window that holds the best span.
     `band[i][d]` is the score of tokens i … i + d; None if they are no span.
     """
-    await self._check_windows(question, 1)
+    await self._check_windows(question, self.limits.windows)
     view = await self.batcher.call(self.qa.spans, question.question,
                                    question.context)
     keep = np.flatnonzero(view.context_mask)
@@ -122,7 +124,9 @@ class Service:
             'offsets': view.offsets[keep].tolist(),
             'p_start': _rounded(view.p_start[keep]),
             'p_end': _rounded(view.p_end[keep]), 'band': band,
-            'null_score': float(view.null_score)}
+            'null_score': float(view.null_score),
+            'null_probability': view.null_probability,
+            'window': view.window, 'windows': view.windows}
 
   async def _check_windows(self, question: Question, most: int) -> None:
     count = await asyncio.to_thread(self._count_windows, question)

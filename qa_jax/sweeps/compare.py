@@ -25,6 +25,7 @@ from qa_jax.metrics import significance
 from qa_jax.metrics import squad as squad_lib
 
 SCORES = ('exact_match', 'f1')  # [C], the compared scores
+MIN_SEEDS = 3  # common seeds without which no difference counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Run:
 class Delta:
   """The difference variant - default in points, over their common seeds."""
 
+  seeds: int  # common seeds
   mean: float
   sd: float  # of the difference over seeds; NaN: one seed
   # The difference that seeds alone cause: sd of the difference of two means
@@ -56,13 +58,24 @@ class Delta:
   high: float
   p: float  # paired sign-flip test over questions
   p_articles: float  # paired sign-flip test over articles
-  p_holm: float = math.nan  # corrected for the number of variants
+  p_seeds: float  # paired t-test over seeds; NaN: one seed
+  # The larger of p and p_seeds, corrected for the number of variants.
+  p_holm: float = math.nan
 
   @property
   def counts(self) -> bool:
-    """Returns whether the difference is significant and above a known floor."""
-    return (self.p_holm < 0.05 and abs(self.mean) > self.floor
-            and not self.low <= 0 <= self.high)
+    """Returns whether seeds, questions and floor agree on a difference."""
+    return (self.seeds >= MIN_SEEDS and self.p_holm < 0.05
+            and abs(self.mean) > self.floor and not self.low <= 0 <= self.high)
+
+  @property
+  def verdict(self) -> str:
+    """Returns 'too few seeds', 'no', 'better' or 'worse'."""
+    if self.seeds < MIN_SEEDS:
+      return 'too few seeds'
+    if not self.counts:
+      return 'no'
+    return 'better' if self.mean > 0 else 'worse'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +178,9 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
       if pairs:
         out[score] = _delta(np.stack(pairs), articles, spread, seed)
         compared.append(out)
-    adjusted = significance.holm_adjust([out[score].p for out in compared])
+    # Both tests must find a difference, so the larger p-value is that of both.
+    adjusted = significance.holm_adjust([float(np.fmax(
+        out[score].p, out[score].p_seeds)) for out in compared])
     for out, p in zip(compared, adjusted, strict=True):
       out[score] = dataclasses.replace(out[score], p_holm=float(p))
   return deltas
@@ -173,16 +188,11 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
 
 def _delta(differences: np.ndarray,  # [S, N] in points
            articles: Sequence[str], spread: float, seed: int) -> Delta:
-  of_question = differences.mean(axis=0)
-  low, high = significance.hierarchical_interval(
-      differences, articles, seed=seed)
+  values = significance.paired_difference(differences, articles, seed=seed)
   return Delta(
-      mean=float(of_question.mean()), low=low, high=high,
-      sd=_sd(differences.mean(axis=1)),
+      seeds=len(differences), sd=_sd(differences.mean(axis=1)),
       floor=spread * math.sqrt(2 / len(differences)),
-      p=significance.sign_flip(of_question, seed=seed),
-      p_articles=significance.sign_flip(significance.article_sums(
-          of_question, articles), seed=seed))
+      **{'p_seeds': math.nan, **values})
 
 
 def _sd(values: Sequence[float] | np.ndarray) -> float:
@@ -217,7 +227,7 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None, data: str) -> str:
     if not spec:
       return ('config.data.eval is empty; name what it has been evaluated on '
               'since, --data=SPEC')
-    if (run.evaluation(spec) / 'metrics.json').is_file():
+    if (run.evaluation(spec) / predictions_lib.METRICS).is_file():
       return ''
     if data:
       return 'not evaluated: python -m experiments.evaluate ' + shlex.join(
@@ -261,7 +271,7 @@ def _read(paths: Sequence[pathlib.Path], data: str,
     # The first row is left out because its times include the compilation.
     trained = [row for row in rows if row['split'] == 'train'][1:]
     where = (RunDirectory(path).evaluation(data or config.data.eval)
-             / 'predictions.json')
+             / predictions_lib.PREDICTIONS)
     predictions = predictions_lib.read_predictions(where)
     other = questions ^ predictions.keys()
     if other:
@@ -270,7 +280,7 @@ def _read(paths: Sequence[pathlib.Path], data: str,
           f'are in one alone, such as {min(other)!r}; evaluate again')
     runs.append(Run(
         path=path, config=config,
-        metrics=files.read_object(where.with_name('metrics.json')),
+        metrics=files.read_object(where.with_name(predictions_lib.METRICS)),
         scores=100 * squad_lib.per_question(examples, predictions),
         curve=[(row['step'], row['f1']) for row in rows
                if row['split'] == 'eval'],

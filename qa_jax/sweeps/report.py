@@ -37,17 +37,19 @@ LATEX = str.maketrans({
 READING = (
     'Δ is variant − default in percentage points, on the same questions and '
     'averaged over the seeds that both have; ± is the standard deviation over '
-    'those seeds. The floor is what seeds alone do: the standard deviation of '
-    'the difference between two means over as many seeds of the default. The '
-    'interval is a 95 % percentile bootstrap over seeds, articles and the '
-    f'questions of an article ({significance.BOOTSTRAPS} draws; with few seeds '
-    'their part is too narrow). p is that of a two-sided paired '
-    'sign-flip permutation test over questions, on scores averaged over seeds '
-    f'({significance.RESAMPLES} patterns of signs, or all there are); p '
-    '(articles) turns all questions of an article at once; p (Holm) is p '
-    'corrected for the number of variants, each score by itself. A '
-    'difference counts if p (Holm) < 0.05, |Δ| exceeds the floor and the '
-    'interval leaves out 0.')
+    'those seeds. The floor is the difference that seeds alone cause: the '
+    'standard deviation of the difference between two means over as many seeds '
+    'of the default. The interval is a 95 % percentile bootstrap over seeds, '
+    'articles and the questions of an article '
+    f'({significance.BOOTSTRAPS} draws; with few seeds their part is too '
+    'narrow). p is that of a two-sided paired sign-flip permutation test over '
+    'questions, on scores averaged over seeds '
+    f'({significance.RESAMPLES} patterns of signs, or all there are). p '
+    '(articles) turns all questions of an article at once. p (seeds) is that '
+    'of a paired t-test over seeds. p (Holm) is the larger of p and p (seeds), '
+    'corrected for the number of variants, each score by itself. A difference '
+    f'counts if there are at least {compare.MIN_SEEDS} common seeds, p (Holm) '
+    '< 0.05, |Δ| exceeds the floor and the interval leaves out 0.')
 
 
 def write_report(comparison: compare.Comparison, output: pathlib.Path) -> None:
@@ -72,6 +74,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   blocks = [
       documents.Title(
           1, f'{len(variants)} variants on {comparison.questions} questions'),
+      documents.Text(_headline(comparison)),
       documents.Text(f'Data: {comparison.data}.{default}'),
       documents.Text(f'Best F1: {best.label}, '
                      f'{_spread(best.mean("f1"), best.sd("f1"))} over '
@@ -94,7 +97,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
       blocks += [
           documents.Title(2, f'{TITLES[score]} against the default'),
           documents.Table(['variant', 'Δ', 'floor', '95 % interval', 'p',
-                           'p (articles)', 'p (Holm)', 'counts'],
+                           'p (articles)', 'p (seeds)', 'p (Holm)', 'counts'],
                           [_delta(v.label, v.deltas[score]) for v in compared])]
   if len(variants) > 1:
     blocks += [documents.Text(READING)]
@@ -105,6 +108,31 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
     blocks += [documents.Title(2, 'Not complete'),
              documents.Items(list(comparison.incomplete.items()))]
   return blocks
+
+
+def _headline(comparison: compare.Comparison) -> str:
+  """Returns the result of the comparison in F1, in one sentence."""
+  others = [v for v in comparison.variants if 'f1' in v.deltas]
+  if not others:
+    return ('No variant is compared with the default: none has a seed in '
+            'common with it.' if len(comparison.variants) > 1 else
+            'There is one variant, so nothing is compared.')
+  best = max(others, key=lambda v: (v.deltas['f1'].verdict == 'better',
+                                    v.deltas['f1'].mean))
+  delta = best.deltas['f1']
+  points = f'{_number(delta.mean, "{:+.2f}")} points F1'
+  if all(v.deltas['f1'].verdict == 'too few seeds' for v in others):
+    return (f'Too few seeds for a verdict: {compare.MIN_SEEDS} seeds on each '
+            f'side are needed. The largest difference is that of {best.label}, '
+            f'{points}.')
+  better, worse = (sum(v.deltas['f1'].verdict == verdict for v in others)
+                   for verdict in ('better', 'worse'))
+  if better:
+    return (f'{best.label} is better than the default by {points}; '
+            f'{better} of {len(others)} variants are better, {worse} worse.')
+  return ('No variant is better than the default beyond what seeds and '
+          f'questions explain; {worse} of {len(others)} are worse. The largest '
+          f'difference is that of {best.label}, {points}.')
 
 
 def report_markdown(comparison: compare.Comparison) -> str:
@@ -119,10 +147,11 @@ def csv_table(comparison: compare.Comparison) -> str:
     for name in _shown(comparison):
       row |= {name: v.mean(name), f'{name}_sd': v.sd(name)}
     for score in compare.SCORES:
-      delta = v.deltas.get(score, compare.Delta(*[math.nan] * 8))
+      delta = v.deltas.get(score, compare.Delta(0, *[math.nan] * 8))
       row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd, **{
           f'{score}_{name}': getattr(delta, name)
-          for name in ('floor', 'low', 'high', 'p', 'p_articles', 'p_holm')}}
+          for name in ('floor', 'low', 'high', 'p', 'p_articles', 'p_seeds',
+                       'p_holm')}}
     rows.append({**row, **cost})
   out = io.StringIO()
   writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
@@ -155,7 +184,7 @@ def latex_table(comparison: compare.Comparison) -> str:
 def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
   """Plots seeds as dots, their means as bars and the floor as a band."""
   variants = comparison.variants
-  fig = figure.Figure(figsize=(9, 1.4 + 0.32 * len(variants)),
+  fig = figure.Figure(figsize=(9, 1.7 + 0.32 * len(variants)),
                       layout='constrained')
   panels = fig.subplots(1, len(compare.SCORES), sharey=True)
   for panel, score in zip(panels, compare.SCORES, strict=True):
@@ -167,7 +196,8 @@ def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
                     label='seed-noise floor')
     for y, v in enumerate(variants):
       panel.errorbar(
-          [v.mean(score)], [y], xerr=[np.nan_to_num(v.half_width(score))],
+          [v.mean(score)], [y], xerr=np.abs(np.nan_to_num(np.array(
+              _limits(v, score))[:, None] - v.mean(score))),
           color=plots.END, linewidth=1, capsize=3,
           label='95 % interval' if y == 0 and len(v.runs) > 1 else None)
       panel.plot([run.metrics[score] for run in v.runs], [y] * len(v.runs),
@@ -180,7 +210,8 @@ def plot_report(comparison: compare.Comparison, path: pathlib.Path) -> None:
   panels[0].set_yticks(range(len(variants)), [v.label for v in variants],
                        fontsize=8)
   panels[0].invert_yaxis()
-  panels[-1].legend(loc='best', fontsize=7)
+  fig.legend(*panels[-1].get_legend_handles_labels(), fontsize=7, ncols=4,
+             loc='outside lower center')
   plots.save_figure(fig, path)
 
 
@@ -234,9 +265,8 @@ def _delta(label: str, delta: compare.Delta) -> list[str]:
   return [label, _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
           f'{_number(delta.low, "{:+.2f}")} … {_number(delta.high, "{:+.2f}")}',
           _number(delta.p, '{:.4f}'), _number(delta.p_articles, '{:.4f}'),
-          _number(delta.p_holm, '{:.4f}'),
-          '–' if math.isnan(delta.floor) else 'no' if not delta.counts
-          else 'better' if delta.mean > 0 else 'worse']
+          _number(delta.p_seeds, '{:.4f}'), _number(delta.p_holm, '{:.4f}'),
+          delta.verdict]
 
 
 def _spread(mean: float, sd: float, sign: str = '') -> str:
@@ -249,7 +279,13 @@ def _number(value: float, form: str = '{:.2f}') -> str:
   return '–' if math.isnan(value) else form.format(value).replace('-', '−')
 
 
-def _interval(v: compare.Variant, name: str) -> str:
+def _limits(v: compare.Variant, name: str) -> tuple[float, float]:
+  """Returns the 95 % interval over seeds of a percentage, within 0 … 100."""
   mean, half = v.mean(name), v.half_width(name)
-  return ('–' if math.isnan(half) else
-          f'{_number(mean - half)} … {_number(mean + half)}')
+  return (math.nan, math.nan) if math.isnan(half) else (
+      max(mean - half, 0.0), min(mean + half, 100.0))
+
+
+def _interval(v: compare.Variant, name: str) -> str:
+  low, high = _limits(v, name)
+  return '–' if math.isnan(low) else f'{_number(low)} … {_number(high)}'

@@ -1,5 +1,6 @@
 """Tests of span views and their plot by brute force."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,9 @@ import pytest
 
 from qa_jax import errors
 from qa_jax import heads
+from qa_jax.inference import span_view
 from qa_jax.io import plots
+from qa_jax.metrics import calibration
 from qa_jax.models import bert
 from tests.common import random_model
 
@@ -19,7 +22,7 @@ SPECS = {name: name for name in heads.HEADS} | {
 
 
 @functools.cache
-def view_of(head: str):
+def view_of(head: str) -> span_view.SpanView:
   return random_model.random_qa(head).spans(random_model.QUESTION,
                                             random_model.CONTEXT)
 
@@ -35,27 +38,62 @@ def layers_of(qa, view):
   return np.stack(layers)[:, 0]
 
 
+@pytest.mark.parametrize('rule', ['never', 'min_null'])
 @pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
-def test_probabilities_add_up_over_the_spans_of_any_head(spec):
-  view = view_of(spec)
-  score = {(i, i + d): float(view.band[i, d])
-           for i, d in np.argwhere(np.isfinite(view.band))}
-  keep = view.context_mask
-  if view.joint:
-    total = sum(np.exp(s) for s in score.values())
-    p_start, p_end = np.zeros(len(keep)), np.zeros(len(keep))
-    for (i, j), s in score.items():
-      p_start[i] += np.exp(s) / total
-      p_end[j] += np.exp(s) / total
-  else:
-    p_start, p_end = (np.where(keep, np.exp(x), 0) / np.exp(x)[keep].sum()
-                      for x in (view.start, view.end))
-  np.testing.assert_allclose(view.p_start, p_start, atol=1e-6)
-  np.testing.assert_allclose(view.p_end, p_end, atol=1e-6)
-  assert view.p_start.sum() == pytest.approx(1, abs=1e-6)
-  assert view.p_end.sum() == pytest.approx(1, abs=1e-6)
-  assert view.log_normaliser == pytest.approx(
-      np.log(sum(np.exp(s) for s in score.values())), abs=1e-5)
+def test_probabilities_add_up_over_null_and_the_spans_of_any_head(spec, rule):
+  qa = dataclasses.replace(
+      random_model.random_qa(spec, null_rule=rule),
+      calibration=calibration.Calibration(0.0, 0.5, '', '', 9, 0, {}))
+  view = qa.spans(random_model.QUESTION, random_model.CONTEXT)
+  weight = {(i, i + d): np.exp(float(view.band[i, d]) / 0.5)
+            for i, d in np.argwhere(np.isfinite(view.band))}
+  null = np.exp(view.null_score / 0.5) if rule == 'min_null' else 0.0
+  total = sum(weight.values()) + null
+  p_start, p_end = np.zeros((2, len(view.tokens)))
+  for (i, j), w in [*weight.items(), ((0, 0), null)]:
+    p_start[i] += w / total
+    p_end[j] += w / total
+  np.testing.assert_allclose(view.p_start, p_start, atol=1e-5)
+  np.testing.assert_allclose(view.p_end, p_end, atol=1e-5)
+  answer = qa.answer(question=random_model.QUESTION,
+                     context=random_model.CONTEXT)
+  assert view.null_probability == pytest.approx(
+      answer.null_probability, abs=1e-6)
+  for c in answer.n_best:
+    i, j = view.locate(c['start'], c['end'])
+    assert view.p_band[i, j - i] == pytest.approx(c['probability'], rel=1e-4)
+
+
+@pytest.mark.parametrize('rule', ['never', 'min_null'])
+def test_a_long_passage_is_viewed_in_the_window_of_its_best_span(rule):
+  context = 'Oslo built it. ' * 30 + random_model.CONTEXT
+  qa = random_model.random_qa('independent', null_rule=rule,
+                              null_threshold=1e9)
+  view = qa.spans(random_model.QUESTION, context)
+  answer = qa.answer(question=random_model.QUESTION, context=context)
+  assert view.windows > 2 and view.locate(answer.start, answer.end)
+  i, j = view.locate(answer.start, answer.end)
+  assert view.p_band[i, j - i] == pytest.approx(answer.probability, rel=1e-4)
+  assert 0 < view.p_start.sum() < 1  # the rest is in other windows
+  assert view.null_score == pytest.approx(answer.null_score, abs=1e-5)
+
+
+def test_focus_tokens_are_near_the_best_spans_of_all_questions():
+  view = view_of('independent')
+  count = int(view.context_mask.sum())
+  np.testing.assert_array_equal(
+      span_view.focus_tokens([view], count)[0], np.arange(count))
+  first = int(view.context_mask.argmax())
+  band = np.full_like(view.band, -np.inf)
+  band[first:first + count, 0] = -9
+  left, right = band.copy(), band.copy()
+  left[first, 0] = right[first + count - 1, 0] = 9
+  views = [dataclasses.replace(view, band=b, log_partition=10.0)
+           for b in (left, right)]
+  for tokens in span_view.focus_tokens(views, 6):
+    assert list(tokens) == [0, 1, 2, count - 3, count - 2, count - 1]
+  alone = span_view.focus_tokens(views[:1], 3)[0]
+  assert list(alone) == [0, 1, 2]
 
 
 @pytest.mark.parametrize('spec', ['independent', 'conditional'])

@@ -8,6 +8,7 @@ import sklearn.metrics
 
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.evaluation import error_report
 from qa_jax.io import files
 from qa_jax.metrics import error_analysis
 from qa_jax.metrics import predictions
@@ -201,6 +202,48 @@ def test_seeds_are_compared_in_pairs():
   assert 'mcnemar' not in difference
 
 
+@pytest.mark.parametrize(('golds', 'text', 'kind'), [
+    (['Ada'], '', 'missed'), ([], 'Bob', 'invented'),
+    (['Ada met'], 'met Bob', 'boundary'), (['Ada'], 'met', 'wrong place'),
+    (['Ada'], 'Zoe', 'other')])
+def test_kinds_of_errors(golds, text, kind):
+  error, = error_analysis.list_errors([example(0, *golds)], {'0': text})
+  assert (error.kind, error.confidence) == (kind, None)
+
+
+def test_errors_are_sorted_by_the_probability_of_the_prediction():
+  examples = [example(0, 'Ada'), example(1, 'Ada'), example(2, 'Ada'),
+              example(3, 'Ada'), example(4, 'Ada')]
+  candidate = {'text': 'Bob', 'start': 28, 'end': 31}
+  found = error_analysis.list_errors(
+      examples, {'0': 'Bob', '1': '', '2': 'Bob', '3': 'Ada', '4': 'Bonn'},
+      {'0': {'answers': [{**candidate, 'probability': 0.2}]},
+       '1': {'answers': [], 'null_probability': 0.5},
+       '2': {'answers': [{**candidate, 'probability': 0.9}]}})
+  assert [(e.example.id, e.confidence) for e in found] == [
+      ('2', 0.9), ('1', 0.5), ('0', 0.2), ('4', None)]
+  assert found[0].place == (28, 31)  # the second Bob, that of the candidate
+
+
+def test_a_long_passage_keeps_only_the_text_around_marks():
+  far = 'far away ' * 30
+  context = f'{far}Ada met Bob in {far}Rome. {far}'
+  question = Example('0', 'Who?', context, (
+      GoldAnswer('Ada', context.index('Ada')),), impossible=False)
+  table = error_report.error_rows(error_analysis.list_errors(
+      [question], {'0': 'Rome'}))[1]
+  parts = table.rows[1][-1].parts
+  assert [p for p in parts if p[1]] == [('Ada', 'gold'),
+                                        ('Rome', 'prediction')]
+  before, between, after = (text for text, kind in parts if not kind)
+  assert before.startswith(' … ') and before.endswith('far away ')
+  assert between.startswith(' met Bob in far') and between.endswith('away ')
+  assert after.startswith('. far away') and after.endswith(' … ')
+  for text in (before, between, after):
+    assert len(text) < 2 * error_report.AROUND + 5
+    assert set(text.split()) <= {*context.split(), '…', '.'}
+
+
 @pytest.fixture(scope='module')
 def evaluation(tmp_path_factory):
   """Returns a directory with the files of an evaluation, and its data."""
@@ -232,7 +275,11 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert '| exact match | 50.00 | 100.00 | 100.00 |' in result.out  # by k
   assert '| exact match | -50.00 |' in result.out
   html = (evaluation / 'analysis.html').read_text()
-  assert 'Predicted: Bob. Gold: Ada. … [Ada] met Bob' in html
+  assert ('<mark class="gold">Ada</mark> met '
+          '<mark class="prediction">Bob</mark>') in html
+  assert '<tr class="grey"><td>who</td>' in html  # one question
+  assert '| *who* | *1* |' in result.out
+  assert '| wrong place: the answer stands elsewhere' in result.out
   assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
   analysis = files.read_object(evaluation / 'analysis.json')
   assert analysis['slices']['windows']['1']['f1']['mean'] == 0

@@ -38,7 +38,7 @@ ALLOWED = {
         'checkpoints config data decoding errors inference input_pipeline '
         'io metrics models runtime'),
     'serving': (
-        'data decoding errors inference input_pipeline io metrics runtime'),
+        'data errors inference input_pipeline io metrics runtime'),
     'export': (
         'build checkpoints config data decoding errors inference io metrics '
         'models registry'),

@@ -61,7 +61,7 @@ def calibrated():
 def url():
   """The URL of a server with an untrained model."""
   service = service_lib.Service(calibrated(), service_lib.Limits(
-      context_characters=2000, batch=1))
+      context_characters=2000, batch=1), name='a-model')
   listener = server.bind_socket('127.0.0.1', 0)
   uvicorn = server.uvicorn_server(service)
   thread = threading.Thread(
@@ -102,14 +102,57 @@ def test_a_question_is_asked_and_answered_by_keyboard(tab, url):
   texts = tab.locator('#spans button > span:first-child').all_text_contents()
   assert texts == [c['text'] for c in answer.n_best]
   tab.wait_for_selector('#ask:enabled')
-  tab.keyboard.press('Tab')  # the button "Ask"
+  for _ in range(2):
+    tab.keyboard.press('Tab')  # the buttons below the form
+  shown = tab.locator('#spans li:not([hidden])')
   for _ in range(2):
     tab.keyboard.press('Tab')
   tab.keyboard.press('Enter')
-  assert tab.text_content('#passage mark') == answer.n_best[1]['text']
+  second = shown.nth(1).locator('span').first.text_content()
+  assert tab.text_content('#passage mark') == second
   assert tab.locator('[aria-pressed=true]').count() == 1
   assert not tab.complaints
   assert set(tab.requested) == {url, f'{url}answer', f'{url}spans'}
+
+
+def test_spans_like_a_better_one_are_behind_more(tab, url):
+  ask(tab, url, QUESTION, CONTEXT)
+  spans, shown = calibrated().answer(
+      question=QUESTION, context=CONTEXT).n_best, []
+  for c in spans:
+    place = set(range(c['start'], c['end']))
+    if all(2 * len(place & other) <= min(len(place), len(other))
+           for other in shown):
+      shown.append(place)
+  items = tab.locator('#spans li:visible')
+  assert items.count() == len(shown) < len(spans)
+  more = f'{len(spans) - len(shown)} more, in the same places'
+  assert tab.text_content('#more') == more
+  tab.click('#more')
+  assert items.count() == len(spans) and tab.locator('#more').is_hidden()
+
+
+def test_the_page_names_its_model_and_has_an_example(tab, url):
+  tab.goto(url)
+  assert tab.text_content('#model') == 'a-model'
+  tab.click('#example')
+  tab.wait_for_selector('#result:not([hidden])')
+  assert 'postmaster' in tab.text_content('#passage')
+  tab.wait_for_selector('#scroll svg')
+  tab.click('a[href="openapi.json"]')
+  assert tab.url == f'{url}openapi.json'
+
+
+def test_labels_stay_in_sight_while_a_map_scrolls(tab, url):
+  ask(tab, url, QUESTION, ' '.join([CONTEXT] * 9))
+  tab.wait_for_selector('#scroll svg')
+  assert 'windows' in tab.text_content('#shown')
+  tab.locator('#scroll').evaluate('e => e.scrollTo(9999, 9999)')
+  box = tab.locator('#scroll').bounding_box()
+  for name, edge in (('.line .left', 'x'), ('.names', 'y')):
+    place = tab.locator(name).last.bounding_box()
+    assert abs(place[edge] - box[edge]) < 1
+  assert tab.locator('#scroll').evaluate('e => e.scrollLeft') > 0
 
 
 def test_the_map_has_a_cell_for_every_span(tab, url):

@@ -115,10 +115,11 @@ def test_hovering_a_token_shows_its_scores_and_probabilities(one):
 def test_tint_grows_with_probability():
   qa = random_qa('independent')
   view = qa.spans(QUESTION, CONTEXT)
-  keep = view.context_mask.nonzero()[0]
-  view = dataclasses.replace(view, start=np.linspace(0, 20, len(view.start)))
+  band = view.band + np.linspace(0, 20, len(view.start))[:, None]
+  view = dataclasses.replace(
+      view, band=band, log_partition=np.logaddexp.reduce(band, axis=None))
   *pieces, _ = inspect_page._passage(
-      view, qa.answer(question=QUESTION, context=CONTEXT), CONTEXT, keep)
+      view, qa.answer(question=QUESTION, context=CONTEXT), CONTEXT)
   tint = [piece['s'] for piece in pieces]
   assert tint == sorted(tint) and tint[0] == 0 and len(set(tint)) > 2
   assert [inspect_page._level(x) for x in (0, 0.004, 0.006, 0.5, 1)
@@ -141,6 +142,43 @@ def test_best_spans_equal_the_n_best_of_predict(one):
 def test_probabilities_of_all_spans_add_up_to_one():
   rows = cells(rendered(n_best=200), 'candidates')[:-1]
   assert sum(float(row[3]) for row in rows) == pytest.approx(1, abs=5e-3)
+
+
+def test_null_has_its_probability_and_cells():
+  options = dict(null_rule='min_null', n_best=200)
+  tree = rendered(**options)
+  answer = random_qa('independent', **options).answer(
+      question=QUESTION, context=CONTEXT)
+  *rows, null = cells(tree, 'candidates')
+  assert null[3] == f'{answer.null_probability:.4f}'
+  assert sum(float(row[3]) for row in [*rows, null]) == pytest.approx(
+      1, abs=5e-3)
+  tip = tree.find('span', 't')[-1][1]['data-tip']
+  assert tip.startswith('[CLS]\n')
+  assert tip.count(f'{answer.null_probability:.4f}') == 2  # start and end
+  drawn = sum(e[1]['d'].count('M') for e in tree.find('path'))
+  without = sum(e[1]['d'].count('M') for e in rendered().find('path'))
+  assert drawn == without + 1 + 2 * 2  # the null score; [CLS] by layer
+
+
+def test_two_questions_share_one_colour_scale_and_one_set_of_labels():
+  context = ' '.join(f'Mira built {n} in Oslo.' for n in range(8))
+  tree = rendered(QUESTION, 'Where is it?', context=context)
+  notes = [e[2].split('down:')[0].split() for e in tree.find('p', 'note')
+           if 'down:' in e[2]]
+  half = len(notes) // 2
+  assert notes[:half] == notes[half:] and half == 2 * 3  # near and whole
+  labels = [e[2].split() for e in tree.find('svg', 'top')]
+  assert labels[:half] == labels[half:]
+  assert len({e[1]['width'] for e in tree.find('svg', 'left')}) == 1
+
+
+def test_a_long_passage_shows_the_window_of_its_best_span():
+  context = CONTEXT + ' Oslo built it.' * 30
+  tree = rendered(context=context)
+  assert tree.find('div', 'passage')[0][2] == context
+  assert re.search(r'scores are of window \d of \d+', tree.find(
+      'article')[0][2])
 
 
 def test_every_span_has_a_cell_and_the_best_a_frame(one):
@@ -205,9 +243,9 @@ def test_two_questions_stand_side_by_side_on_the_same_tokens(two):
 def test_a_joint_head_is_shown_as_one(head):
   tree = rendered(head=head)
   text = ' '.join(e[2] for e in tree.find('article'))
-  assert 'summed over the spans' in text and 'S·h' not in ' '.join(
+  assert 'start + end + pair' in text and 'S·h' not in ' '.join(
       e[1]['data-tip'] for e in tree.find('span', 't'))
-  assert ('Not shown: the head' in text) == (head != 'biaffine')
+  assert ('are not shown: the head' in text) == (head != 'biaffine')
 
 
 def test_markup_in_any_text_is_text():
@@ -268,7 +306,6 @@ def test_command_writes_the_page_and_the_picture(run, tmp_path):
     ({'question': None}, '--question is needed'),
     ({'context': None}, '--context is needed'),
     ({'context': ' '}, 'no token to show'),
-    ({'context': 'Mira ' * 200}, 'shorten it to one'),
     ({'question': '\udcff'}, 'question holds a lone surrogate'),
     ({'output': '{tmp}'}, 'a directory, expected a file'),
     ({'n_best': 0}, 'n_best=0 must be at least 1'),

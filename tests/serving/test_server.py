@@ -180,9 +180,16 @@ def test_a_bad_body_is_422_and_one_line(client, body, message):
   assert re.search(message, error_of(client.post('/answer', content=body), 422))
 
 
-def test_a_map_of_several_windows_is_refused(client):
-  assert 'at most 1' in error_of(client.post(
-      '/spans', json={'question': 'a', 'context': 'b ' * 100}), 422)
+def test_spans_of_a_long_context_are_those_of_the_window_with_the_best(client):
+  body = {'question': QUESTION, 'context': 'Oslo built it. ' * 20 + CONTEXT}
+  answer = client.post('/answer', json=body).json()
+  spans = client.post('/spans', json=body).json()
+  assert spans['windows'] > 1
+  assert answer['start'] in [begin for begin, _ in spans['offsets']]
+  assert answer['score'] == pytest.approx(max(
+      x for row in spans['band'] for x in row if x is not None), abs=1e-3)
+  assert 'at most 3' in error_of(client.post(
+      '/spans', json={'question': 'a', 'context': 'b ' * 900}), 422)
 
 
 @pytest.mark.parametrize('with_length', [True, False])

@@ -82,25 +82,52 @@ def test_delta_noise_and_p_by_hand(runs):
   assert delta.p == pytest.approx(2 / 2**7)
   # Question 12 alone loses: either sign is as extreme.
   assert mlp.deltas['exact_match'].p == 1
-  assert delta.p_holm == pytest.approx(4 / 2**7)
+  # t of 12.5 and 7.5 is 4. With one degree of freedom, t is Cauchy's.
+  assert delta.p_seeds == pytest.approx(1 - 2 * math.atan(4) / math.pi)
+  assert delta.p_holm == pytest.approx(2 * delta.p_seeds)  # of two variants
   # They are of two passages: of 2^2 patterns, 2 are as extreme, and a draw of
   # passages may have neither.
   assert delta.p_articles == pytest.approx(2 / 4)
   assert 0 == delta.low < 10 < delta.high < 30 and not delta.counts
 
 
-def test_a_gain_in_every_passage_and_seed_counts(tmp_path):
+@pytest.mark.parametrize('seeds', [2, 3])
+def test_a_gain_in_every_passage_counts_from_three_seeds_on(tmp_path, seeds):
   """Every second question wrong, or every fourth: each passage gains one."""
   passage = [e.article for e in sources.load_examples(SPEC)]
   assert len(set(passage)) == 10 and passage == sorted(
       passage, key=passage.index)
-  for seed in (0, 1):
+  for seed in range(seeds):
     fake(tmp_path / f'a{seed}', range(0, 40, 2), seed=seed)
     fake(tmp_path / f'b{seed}', range(0, 40, 4), seed=seed, head='shared')
-  delta = compare.compare([tmp_path / f'{x}{s}' for x in 'ab' for s in (0, 1)
-                           ]).variants[1].deltas['exact_match']
+  found = compare.compare([tmp_path / f'{x}{s}' for x in 'ab'
+                           for s in range(seeds)])
+  delta = found.variants[1].deltas['exact_match']
   assert delta.p == delta.p_articles == pytest.approx(2 / 2**10)
-  assert 10 < delta.low < 25 < delta.high < 45 and delta.counts
+  assert delta.p_seeds == 0  # 25 points with every seed
+  assert 10 < delta.low < 25 < delta.high < 45
+  assert delta.counts == (seeds == 3)
+  assert delta.verdict == ('better' if seeds == 3 else 'too few seeds')
+  headline = report.report_markdown(found).split('\n\n')[1]
+  assert headline.startswith(
+      'head=shared is better than the default by +25.00 points F1'
+      if seeds == 3 else 'Too few seeds for a verdict: 3 seeds on each side')
+
+
+def test_a_difference_on_which_seeds_disagree_does_not_count(tmp_path):
+  """With two of three seeds all 40 questions gain, with one most lose."""
+  for seed, (ours, theirs) in enumerate(((20, 0), (20, 0), (0, 14))):
+    fake(tmp_path / f'a{seed}', range(ours), seed=seed)
+    fake(tmp_path / f'b{seed}', range(theirs), seed=seed, head='shared')
+  found = compare.compare([tmp_path / f'{x}{s}' for x in 'ab'
+                           for s in range(3)])
+  delta = found.variants[1].deltas['exact_match']
+  # Differences of 50, 50 and -35 points: t = 0.765 with 2 degrees of freedom.
+  t = np.mean([50, 50, -35]) / (np.std([50, 50, -35], ddof=1) / math.sqrt(3))
+  assert delta.p_seeds == pytest.approx(1 - t / math.sqrt(2 + t * t))
+  assert delta.p < 0.05 < delta.p_seeds and delta.verdict == 'no'
+  assert report.report_markdown(found).split('\n\n')[1].startswith(
+      'No variant is better than the default beyond what')
 
 
 @pytest.mark.parametrize(('changes', 'counts'), [
@@ -176,7 +203,7 @@ def test_a_lucky_question_set_gains_less_than_its_floor(tmp_path):
           fake(tmp_path / 'c', (), head='shared'),
           fake(tmp_path / 'd', range(30), head='shared', seed=1)]
   delta = compare.compare(runs).variants[1].deltas['exact_match']
-  assert delta.p_holm < 0.05 and delta.mean == pytest.approx(10.0)
+  assert delta.p < 0.05 and delta.mean == pytest.approx(10.0)
   assert delta.floor > 30 and not delta.counts
 
 
@@ -293,17 +320,18 @@ def test_picture_has_a_dot_for_every_seed(runs, tmp_path):
   assert blue.sum() > 6 * 10  # START, translucent on white
 
 
-def test_interval_over_seeds_by_hand(runs):
+def test_interval_over_seeds_by_hand(tmp_path):
   """Of 75 and 70: t(0.975, 1) is 12.706, the standard error is 2.5."""
+  runs = [fake(tmp_path / 'a', range(10)),
+          fake(tmp_path / 'b', range(12), seed=1)]
   default = compare.compare(runs).variants[0]
   assert default.half_width('exact_match') == pytest.approx(
       12.7062 * 2.5, rel=1e-5)
   assert math.isnan(compare.compare(runs[:1]).variants[0].half_width('f1'))
   row = report.report_markdown(compare.compare(runs)).split('| default ')[1]
-  mean = default.mean('f1')
-  half = default.half_width('f1')
-  assert f'| {mean - half:.2f} … {mean + half:.2f} |' in row.split(
-      '\n')[0].replace('−', '-')
+  low = default.mean('f1') - default.half_width('f1')
+  assert default.mean('f1') + default.half_width('f1') > 100  # is clipped
+  assert f'| {low:.2f} … 100.00 |' in row.split('\n')[0]
 
 
 def with_rows(path, *rows):
@@ -376,7 +404,8 @@ def test_page_needs_no_other_file_and_runs_nothing(tmp_path):
   report.write_report(found, tmp_path / 'out')
   page = Reader((tmp_path / 'out' / 'report.html').read_text())
   assert 'script' not in page.tags
-  assert page.text.count(bad) == 4  # a label in three tables, a reason
+  # A label in the headline and three tables, and a reason.
+  assert page.text.count(bad) == 5
   assert len(page.links) == 1 and page.tags.count('img') == 1
   head, _, data = page.links[0].partition(',')
   assert head == 'data:image/png;base64'
