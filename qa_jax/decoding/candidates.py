@@ -14,8 +14,10 @@ from qa_jax import span_scores
 from qa_jax.decoding import search
 from qa_jax.span_scores import SpanScores
 
-# Score reported for a question without any legal span. It is much higher than
-# search.ILLEGAL, so that differences of reported scores stay finite.
+# Stands for the best score of a window without any legal span. It is much
+# higher than search.ILLEGAL, so that no-answer scores stay finite. Spans that
+# score less than half of it are no candidates: a conditional head gives about
+# this score to spans whose start is not in its beam.
 NO_SPAN = -1e9
 STATISTICS = ('valid_mass', 'start_score', 'end_score')
 
@@ -49,8 +51,10 @@ def window_candidates(
   """Returns the n-best spans of each window as fields of WindowSpans."""
   spans = find(scores, start_mask, context_mask, max_answer_length=longest,
                n_best=n_best)
-  fields = {'start': spans.start, 'end': spans.end, 'score': spans.score,
-            'valid': spans.valid, 'null': spans.null_score}
+  valid = spans.valid & (spans.score > NO_SPAN / 2)
+  fields = {'start': spans.start, 'end': spans.end, 'valid': valid,
+            'score': jnp.where(valid, spans.score, search.ILLEGAL),
+            'null': spans.null_score}
   if normaliser:
     fields['normaliser'] = search.log_partition(
         scores, context_mask, context_mask, max_answer_length=longest)

@@ -58,8 +58,9 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
         find, scores, *masks, longest=longest, n_best=n_best,
         normaliser=normaliser)
     if not search.is_exact(spec):
-      fields['exact'] = search.two_stage(
-          scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]
+      fields['exact'] = candidates.window_candidates(
+          search.two_stage, scores, *masks, longest=longest, n_best=1,
+          normaliser=False)['score'][:, 0]
     if len(temperatures):
       fields['log_partition'] = candidates.log_partitions(
           scores, *masks, temperatures, longest=longest)

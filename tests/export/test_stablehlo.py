@@ -100,9 +100,10 @@ def test_the_runner_answers_as_predict(loaded, answers):
     result = run_lib.answer_question(loaded, question, context)
     assert (result['text'], result['start'], result['end']) == (
         expected.text, expected.start, expected.end)
+    assert (result['score'] is None) == (expected.score is None)
     np.testing.assert_allclose(
-        [result['score'], result['null_score']],
-        [expected.score, expected.null_score], atol=1e-5, rtol=1e-6)
+        [result['score'] or 0, result['null_score']],
+        [expected.score or 0, expected.null_score], atol=1e-5, rtol=1e-6)
     np.testing.assert_allclose(
         [result['probability'], result['null_probability']],
         [expected.probability, expected.null_probability], atol=1e-6, rtol=1e-5)
