@@ -75,6 +75,9 @@ class Decode:
   null_threshold: float = 0.0
   # Merging of n-best candidates: none, or surface_form, by equal text.
   merge: str = 'none'
+  # Whether candidates begin and end at word boundaries only, as align_to_words
+  # of transformers. Words are separated by white space and punctuation.
+  whole_words: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -46,38 +46,41 @@ class WindowSpans:
 # The masks are [B, L] bool. `longest` counts tokens, both ends included.
 def window_candidates(
     find: search.Search, scores: SpanScores, start_mask: jax.Array,
-    context_mask: jax.Array, *, longest: int, n_best: int, normaliser: bool,
-) -> dict[str, jax.Array]:
-  """Returns the n-best spans of each window as fields of WindowSpans."""
-  spans = find(scores, start_mask, context_mask, max_answer_length=longest,
+    end_mask: jax.Array, *, longest: int, n_best: int,
+    softmax_mask: jax.Array | None = None) -> dict[str, jax.Array]:
+  """Returns the n-best spans of each window as fields of WindowSpans.
+
+  With `softmax_mask`, the context mask, the fields have the normaliser.
+  """
+  spans = find(scores, start_mask, end_mask, max_answer_length=longest,
                n_best=n_best)
   valid = spans.valid & (spans.score > NO_SPAN / 2)
   fields = {'start': spans.start, 'end': spans.end, 'valid': valid,
             'score': jnp.where(valid, spans.score, search.ILLEGAL),
             'null': spans.null_score}
-  if normaliser:
+  if softmax_mask is not None:
     fields['normaliser'] = search.log_partition(
-        scores, context_mask, context_mask, max_answer_length=longest)
+        scores, softmax_mask, softmax_mask, max_answer_length=longest)
   return fields
 
 
 def log_partitions(scores: SpanScores, start_mask: jax.Array,
-                   context_mask: jax.Array, temperatures: jax.Array, *,
+                   end_mask: jax.Array, temperatures: jax.Array, *,
                    longest: int) -> jax.Array:  # [B, T]
   """Returns the log-partition over all legal spans at each temperature."""
   return jax.lax.map(lambda t: search.log_partition(
-      scores, start_mask, context_mask, max_answer_length=longest,
+      scores, start_mask, end_mask, max_answer_length=longest,
       temperature=t), temperatures).T
 
 
 def legal_gold_scores(scores: SpanScores, start_mask: jax.Array,
-                      context_mask: jax.Array, golds: jax.Array,  # [B, G, 2]
+                      end_mask: jax.Array, golds: jax.Array,  # [B, G, 2]
                       *, longest: int) -> jax.Array:  # [B, G]
   """Returns the scores of the gold spans, search.ILLEGAL for illegal ones."""
   first, last = jnp.maximum(golds[..., 0], 0), jnp.maximum(golds[..., 1], 0)
   legal = ((golds[..., 0] > 0) & (last - first < longest)
            & jnp.take_along_axis(start_mask, first, axis=1)
-           & jnp.take_along_axis(context_mask, last, axis=1))
+           & jnp.take_along_axis(end_mask, last, axis=1))
   return jnp.where(legal, span_scores.gold_scores(scores, golds),
                    search.ILLEGAL)
 

@@ -81,8 +81,9 @@ def make_windows(meta, question, context):
   edges = np.searchsorted(owner, np.arange(len(begin) + 1))  # ascending
   place = lambda begins, ends: np.stack(
       [begins - begin + first, ends - begin + first], 1).astype(np.int32)
+  following = np.append(context, meta['sep_id'])[end].astype(np.int32)
   return (token_ids, place(begin, end), place(edges[:-1], edges[1:]),
-          begin - first)
+          following, begin - first)
 
 
 def answer_question(loaded, question, context):

@@ -16,7 +16,7 @@ from qa_jax.models import qa
 # loaded export has the windows and decoding of its run.
 CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
            'decode': ('max_answer_length', 'n_best', 'search', 'null_rule',
-                      'null_threshold', 'merge')}
+                      'null_threshold', 'merge', 'whole_words')}
 
 
 @dataclasses.dataclass(frozen=True)
