@@ -88,8 +88,7 @@ class QA:
       raise errors.UserError(
           f'n_best={n_best!r}, expected an integer of at least 1')
     most = self.config.decode.n_best
-    qa = self if n_best <= most else dataclasses.replace(
-        self, config=_override(self.config, {'n_best': n_best}))
+    qa = self if n_best <= most else with_options(self, n_best=n_best)
     answer = qa._answer_examples([example])[0]
     return dataclasses.replace(answer, n_best=answer.n_best[:n_best])
 
@@ -228,6 +227,21 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   config, calibration = (_calibrate(config, run, checkpoint, overrides)
                          if calibrated else (config, None))
   return QA(model, params, tokenizer, config, calibration)
+
+
+def with_options(qa: QA, *, batch_size: int | None = None,
+                 **overrides: Any) -> QA:
+  """Returns the model with other options of `load`, and its calibration.
+
+  `batch_size` is config.train.eval_batch_size. A UserError is raised if an
+  option is unknown, wrong or does not fit the model.
+  """
+  config = _override(qa.config, overrides)
+  if batch_size:
+    config = dataclasses.replace(config, train=dataclasses.replace(
+        config.train, eval_batch_size=batch_size))
+  _check_fits(qa.model, config)
+  return dataclasses.replace(qa, config=config)
 
 
 def _load_pretrained(run: RunDirectory, source: str | os.PathLike[str],
