@@ -311,6 +311,13 @@ def _cast(kind: type, value: Any, where: str) -> Any:
   raise errors.UserError(f'config.{where}={value!r}, expected {wanted}')
 
 
+def spec_strings(config: Config) -> dict[str, str]:
+  """Returns the fields that may name importable code, with their values."""
+  return {path: operator.attrgetter(path)(config) for path in (
+      'model.head', 'objective', 'decode.search', 'decode.null_rule',
+      'data.train', 'data.eval')}
+
+
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]
              ) -> dict[str, Any]:
   """Returns a copy of nested `fields` with `changes`, {'model.head': value}.

@@ -5,7 +5,7 @@ columns (see `tables`), a call such as `tfds(name="squad/v1.1",
 split="validation")`, or several joined by "+": a mixture.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import os
 import pathlib
@@ -143,8 +143,9 @@ def load_examples(spec: str) -> list[Example]:
 def _load_part(part: str) -> list[Example]:
   # os.path.exists, unlike pathlib's, is False for a name no file can have.
   if not os.path.exists(part):
-    if part in SOURCES or re.match(r'\w+\s*\(', part):
-      return registry.build(SOURCES, part, what='data source')
+    if registry.is_importable(part) or part in SOURCES or re.match(
+        r'\w+\s*\(', part):
+      return _checked(part, registry.build(SOURCES, part, what='data source'))
     if not re.search('[/.]', part):
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
@@ -155,6 +156,17 @@ def _load_part(part: str) -> list[Example]:
   return read(path=part)
 
 
+def _checked(part: str, examples: Any) -> list[Example]:
+  """Returns what a source returned, if it is Examples."""
+  examples = list(examples) if isinstance(examples, Iterable) else [examples]
+  for example in examples:
+    if not isinstance(example, Example):
+      raise errors.UserError(
+          f'data source {part!r} returns {type(example).__name__}, expected a '
+          'list of qa_jax.data.Example')
+  return examples
+
+
 def split_mixture(spec: str) -> list[str]:
   """Splits a data SPEC at each "+" outside of quotes and parentheses.
 
@@ -162,18 +174,7 @@ def split_mixture(spec: str) -> list[str]:
   """
   if os.path.exists(spec):
     return [spec]
-  parts, depth, quote = [''], 0, ''
-  for c in spec:
-    if quote:
-      quote = '' if c == quote else quote
-    elif depth and c in '"\'':
-      quote = c
-    depth += (c == '(') - (c == ')') if not quote else 0
-    if c == '+' and not depth:
-      parts.append('')
-    else:
-      parts[-1] += c
-  parts = [p.strip() for p in parts]
+  parts = registry.split_sum(spec)
   if not all(parts):
     raise errors.UserError(f'data spec {spec!r} has an empty part')
   return parts

@@ -133,6 +133,10 @@ def export_run(model: predict.QA, target: pathlib.Path,
     raise errors.UserError(
         f'config.decode.merge={decode.merge!r} compares texts, which the '
         'program does not see; --merge=none exports without it')
+  if decode.null_rule not in run_lib.NULL_RULES:
+    raise errors.UserError(
+        f'config.decode.null_rule={decode.null_rule!r} is not in the runner; '
+        f'choose one of {", ".join(run_lib.NULL_RULES)}')
   build.check_positions(model.config, model.model.config)
   windows.check_lengths(data.max_length, data.window_overlap,
                         data.max_question_length)

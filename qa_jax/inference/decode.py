@@ -28,7 +28,7 @@ MASKS = ('start_mask', 'end_mask')
 
 def null_rule_needs(decode: config_lib.Decode) -> frozenset[str]:
   """Returns the `needs` of the null rule: see null_rules.NullRule."""
-  return null_rules.NULL_RULES[decode.null_rule].needs
+  return null_rules.find_rule(decode.null_rule).needs
 
 
 def _program(model: qa.QAModel, decode: config_lib.Decode,

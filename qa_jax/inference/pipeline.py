@@ -91,13 +91,15 @@ class QuestionAnswering:
 
 def pipeline(task: str | None = None,
              model: str | os.PathLike[str] | predict.QA | None = None, *,
-             tokenizer: Any = None, device: Any = None, **options: Any,
+             tokenizer: Any = None, device: Any = None,
+             allow_code: Iterable[str] = (), **options: Any,
              ) -> QuestionAnswering:
   """Builds the question-answering pipeline of a model.
 
   `model` is a QA, or a source of `qa_jax.load`: a run directory, a Hugging Face
   directory or a hub id. `options` are the fields of Options; a call may
   override them. `device` must name the platform that JAX already uses.
+  `allow_code` is that of `load`.
 
   Raises:
     UserError: the task, the model or an argument is unknown or wrong.
@@ -120,7 +122,7 @@ def pipeline(task: str | None = None,
           'out')
   checked = change_options(Options(), options)
   qa = model if isinstance(model, predict.QA) else predict.load(
-      model)
+      model, allow_code=allow_code)
   return QuestionAnswering(qa, checked)
 
 

@@ -183,13 +183,18 @@ def _row_example(i: int, row: Any) -> examples_lib.Example:
 
 
 def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
-         calibrated: bool = True, **overrides: Any) -> QA:
+         calibrated: bool = True, allow_code: Iterable[str] = (),
+         **overrides: Any) -> QA:
   """Reads a model from a run directory, a checkpoint directory or a hub id.
 
   A checkpoint directory is one of Hugging Face or TensorFlow. `checkpoint`
   ('best', 'last' or a step, as 3000) chooses among the checkpoints of a run.
   If `calibrated`, the run's calibration.json is used, provided that it was
   computed for this checkpoint and this config.decode.
+
+  `allow_code` names the packages of your own heads, objectives, data sources,
+  null rules and searches that the config of the run may import. A run that
+  names another package is refused, since a directory is data.
 
   `overrides` replace fields of config.decode and config.data, such as
   `max_answer_length=10` or `null_rule='never'`, and config.model.attention.
@@ -203,6 +208,9 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   if type(checkpoint) not in (str, int):
     raise errors.UserError(
         f'checkpoint={checkpoint!r}, expected best, last or a step')
+  if isinstance(allow_code, str):
+    raise errors.UserError(f'allow_code={allow_code!r}, expected a tuple of '
+                           f'packages: allow_code=({allow_code!r},)')
   if type(calibrated) is not bool:
     raise errors.UserError(f'calibrated={calibrated!r}, expected bool')
   checkpoint = str(checkpoint)
@@ -212,8 +220,8 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
       raise errors.UserError(
           f'checkpoint={checkpoint!r} chooses among the checkpoints of a run, '
           f'but {source} is no run directory; leave it out')
-    return _load_pretrained(run, source, overrides)
-  config = _override(run.read_config(), overrides)
+    return _load_pretrained(run, source, allow_code, overrides)
+  config = _override(run.read_config(allow_code), overrides)
   tokenizer = tokenizer_lib.read_tokenizer(run.tokenizer)
   sizes = run.read_encoder_config()
   if 'attention' not in overrides:
@@ -245,10 +253,11 @@ def with_options(qa: QA, *, batch_size: int | None = None,
 
 
 def _load_pretrained(run: RunDirectory, source: str | os.PathLike[str],
-                     overrides: dict[str, Any]) -> QA:
+                     allow_code: Iterable[str], overrides: dict[str, Any]
+                     ) -> QA:
   if run.config_file.is_file() and run.encoder_file.is_file():
     raise errors.UserError(f'{source} holds no checkpoint; train first')
-  checkpoint = pretrained.read_pretrained(str(source))
+  checkpoint = pretrained.read_pretrained(str(source), allow_code)
   if not checkpoint.has_head:
     raise errors.UserError(
         f'{source} is an encoder without a span head: fine-tune it first '
@@ -298,7 +307,8 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config) -> None:
   build.check_positions(config, model.config)
   build.check_attention(config, model.config, training=False)
   build.check_decode(config.decode, model.head, registry.build(
-      objectives.OBJECTIVES, config.objective, what='objective'))
+      objectives.OBJECTIVES, config.objective, what='objective',
+      kind=objectives.Objective))
 
 
 def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:

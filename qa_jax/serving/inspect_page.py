@@ -126,7 +126,7 @@ def _null_decision(qa: predict.QA, view: SpanView) -> dict[str, Any]:
   """Returns null score, no-answer score and the null rule's decision."""
   decode = qa.config.decode
   best = np.array([max(float(view.band.max()), candidates_lib.NO_SPAN)])
-  score = float(null_rules.NULL_RULES[decode.null_rule].score(
+  score = float(null_rules.find_rule(decode.null_rule).score(
       null_rules.WindowScores(
           null=np.array([view.null_score], np.float64), best=best,
           first=np.array([0]), normaliser=np.array([view.log_normaliser])))[0])
