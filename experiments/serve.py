@@ -31,7 +31,7 @@ PORT = flags.DEFINE_integer(
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 WHOLE_WORDS = flags.DEFINE_bool(
-    'whole_words', True, 'Answer with whole words, never with a part of one.')
+    'whole_words', True, 'Answer with whole words only.')
 MAX_BATCH = flags.DEFINE_integer(
     'max_batch', service.Limits.batch, 'Windows in a batch of the model.',
     lower_bound=1)
