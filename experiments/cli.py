@@ -22,10 +22,12 @@ from ml_collections import config_flags
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import registry
 from qa_jax.metrics import squad
 from qa_jax.runtime import signals
 
 CONFIGS = ('config', 'suite')  # flags that name a config file
+OPENS_RUNS = {'workdir', 'source', 'members'}  # flags that name stored runs
 PROCESSES = ('coordinator', 'num_processes', 'process_index')
 
 
@@ -48,6 +50,11 @@ def run(main: Callable[[], None], *, config: bool = False,
         'config', None, 'Config file; --config.a.b=v overrides a field.',
         lock_config=False, accept_new_attributes=True)
 
+  opens_runs = OPENS_RUNS & {
+      f.name for f in flags.FLAGS.get_key_flags_for_module(module)}
+  if opens_runs:
+    flags.DEFINE_list('allow_code', [],
+                      'Packages whose code a stored run may import.')
   if several:
     flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, or auto.')
     flags.DEFINE_integer('num_processes', None, 'Number of processes.')
@@ -56,7 +63,8 @@ def run(main: Callable[[], None], *, config: bool = False,
   def parse(argv: list[str]) -> list[str]:
     known = sorted(
         [f.name for f in flags.FLAGS.get_key_flags_for_module(module)]
-        + ['config'] * config + [*PROCESSES] * several)
+        + ['config'] * config + ['allow_code'] * bool(opens_runs)
+        + [*PROCESSES] * several)
     if {'--help', '-h', '-help', '--helpshort'} & set(argv[1:]):
       print(_help(module, known))
       sys.exit(0)
@@ -76,6 +84,8 @@ def run(main: Callable[[], None], *, config: bool = False,
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax reports every step at INFO
     try:
+      if opens_runs:
+        registry.allow_code(flags.FLAGS.allow_code)
       main()
     except errors.UserError as e:
       _fail(str(e), 1)
@@ -123,7 +133,18 @@ def config() -> config_lib.Config:
   """Returns the checked config of --config and its overrides."""
   given = flags.FLAGS.config
   required(config=given)
-  return config_lib.check_config(fields_of(given, 'config'))
+  checked = config_lib.check_config(fields_of(given, 'config'))
+  allow_code_of(checked)
+  return checked
+
+
+def allow_code_of(given: config_lib.Config) -> None:
+  """Allows the packages that a config of the user names.
+
+  The config is code already, so a stored run may name them, too.
+  """
+  for spec in config_lib.spec_strings(given).values():
+    registry.allow_code(registry.imported_modules(spec))
 
 
 def fields_of(given: object, flag: str) -> dict[str, object]:

@@ -5,7 +5,8 @@ r"""Answers questions over HTTP and serves a page for asking them.
 
 The paths are POST /answer and /spans, and GET /health, /metrics, /openapi.json
 and / (the page). Concurrent questions are answered in one batch. The answers
-equal those of experiments.predict. Needs `pip install qa_jax[serve]`.
+equal those of experiments.predict, except that they are whole words
+(decode.whole_words). Needs `pip install qa_jax[serve]`.
 """
 
 import dataclasses
@@ -30,6 +31,8 @@ PORT = flags.DEFINE_integer(
     upper_bound=65535)
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
+WHOLE_WORDS = flags.DEFINE_bool(
+    'whole_words', True, 'Answer with whole words only.')
 MAX_BATCH = flags.DEFINE_integer(
     'max_batch', service.Limits.batch, 'Windows in a batch of the model.',
     lower_bound=1)
@@ -57,7 +60,8 @@ def main() -> None:
   with server.bind_socket(HOST.value, PORT.value) as listener:
     settings.configure_process()
     qa_service = service.Service(
-        predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value),
+        predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
+                     whole_words=WHOLE_WORDS.value),
         dataclasses.replace(
             service.Limits(), batch=MAX_BATCH.value,
             waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,

@@ -26,6 +26,7 @@ import jax
 from experiments import cli
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import registry
 from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.runtime import settings
@@ -84,6 +85,7 @@ def main() -> None:
         config_file.call(path, 'search_space', SAMPLER.value))
     variants = plan_lib.drawn_variants(workdir) or [{}]
   trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
+  _admit_code(trials)
   if PRINT.value:
     plan_lib.check_trials(trials)
     _print_commands(trials)
@@ -106,6 +108,15 @@ def main() -> None:
   _conclude(*_run(rounds, trials, setup, devices))
 
 
+def _admit_code(trials: Sequence[plan_lib.Trial]) -> None:
+  """Allows the code that the config file names; drawn variants are stored."""
+  for trial in trials:
+    if SAMPLER.value == 'grid':
+      cli.allow_code_of(trial.config)
+    registry.check_code(WORKDIR.value or '--workdir',
+                        config_lib.spec_strings(trial.config))
+
+
 def _run(rounds: Iterable[Sequence[Mapping[str, Any]]],
          checked: Sequence[plan_lib.Trial], setup: scheduler.Setup,
          devices: int | None) -> tuple[list[plan_lib.Trial], dict[str, str]]:
@@ -119,6 +130,7 @@ def _run(rounds: Iterable[Sequence[Mapping[str, Any]]],
   for variants in rounds:
     known = trials
     trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
+    _admit_code(trials)
     plan_lib.check_trials([t for t in trials if t not in known], devices)
     plan_lib.write_plan(workdir, trials,
                         drawn=None if SAMPLER.value == 'grid' else variants)

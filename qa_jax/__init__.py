@@ -1,12 +1,27 @@
 """qa_jax: research on extractive question answering in JAX and Flax."""
 
+import importlib
+from typing import TYPE_CHECKING, Any
 
-def load(source: str, **options):
-  """Loads a model for inference and returns it as a `predict.QA`.
+if TYPE_CHECKING:
+  from qa_jax.inference.pipeline import pipeline as pipeline
+  from qa_jax.inference.predict import load as load
 
-  `source` is a run directory, a Hugging Face directory or a hub id. `options`
-  are those of `qa_jax.inference.predict.load`.
+__version__ = '0.1.0'
+__all__ = ('__version__', 'load', 'pipeline')
+
+
+def __getattr__(name: str) -> Any:
+  """Imports `load` or `pipeline` at its first use, with its real signature.
+
+  `import qa_jax.data` and `import qa_jax.metrics` thus load no jax.
   """
-  # Deferred: `qa_jax.data` and `qa_jax.metrics` must load without jax.
-  from qa_jax.inference import predict
-  return predict.load(source, **options)
+  modules = {'load': 'predict', 'pipeline': 'pipeline'}
+  if name not in modules:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  module = importlib.import_module(f'qa_jax.inference.{modules[name]}')
+  return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+  return sorted({*globals(), *__all__})

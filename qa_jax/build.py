@@ -126,7 +126,8 @@ def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
 def build_model(config: config_lib.Config, sizes: bert.BertConfig
                 ) -> qa.QAModel:
   """Returns the model without parameters; a wrong model.head is a UserError."""
-  head = registry.build(heads.HEADS, config.model.head, what='head')
+  head = registry.build(heads.HEADS, config.model.head, what='head',
+                        kind=nn.Module)
   return qa.QAModel(
       config=sizes, head=head, attention=config.model.attention,
       compute_dtype=jnp.dtype(config.precision.compute_dtype))
@@ -167,9 +168,11 @@ def check_objective(objective_spec: str, head_spec: str
       it needs spans that are longer than the head scores.
   """
   objective = registry.build(
-      objectives.OBJECTIVES, objective_spec, what='objective')
+      objectives.OBJECTIVES, objective_spec, what='objective',
+      kind=objectives.Objective)
   scores = nesting.score_shapes(
-      registry.build(heads.HEADS, head_spec, what='head'), training=True)
+      registry.build(heads.HEADS, head_spec, what='head', kind=nn.Module),
+      training=True)
   if problem := incompatibility(objective, scores):
     fitting_heads = ', '.join(
         name for name, make in heads.HEADS.items() if not incompatibility(
@@ -202,13 +205,8 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
       decode.max_answer_length exceeds the lengths that the head scores.
   """
   registry.build(search.SEARCHES, decode.search, what='search')
-  for field, value, table in (
-      ('null_rule', decode.null_rule, null_rules.NULL_RULES),
-      ('merge', decode.merge, answers.MERGES)):
-    if value not in table:
-      raise errors.UserError(f'unknown config.decode.{field} {value!r}'
-                             f'{errors.did_you_mean(value, table)}')
-  if ('null' in null_rules.NULL_RULES[decode.null_rule].needs
+  errors.check_known('config.decode.merge', decode.merge, answers.MERGES)
+  if ('null' in null_rules.find_rule(decode.null_rule).needs
       and 'null' not in objective.needs):
     raise errors.UserError(
         f'config.decode.null_rule={decode.null_rule!r} {_null_advice()}')

@@ -75,6 +75,9 @@ class Decode:
   null_threshold: float = 0.0
   # Merging of n-best candidates: none, or surface_form, by equal text.
   merge: str = 'none'
+  # Whether candidates begin and end at word boundaries only, as align_to_words
+  # of transformers. Words are separated by white space and punctuation.
+  whole_words: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -307,6 +310,13 @@ def _cast(kind: type, value: Any, where: str) -> Any:
   wanted = {tuple: 'a list of ints', Mapping: 'names to ints'}.get(
       kind, kind.__name__)
   raise errors.UserError(f'config.{where}={value!r}, expected {wanted}')
+
+
+def spec_strings(config: Config) -> dict[str, str]:
+  """Returns the fields that may name importable code, with their values."""
+  return {path: operator.attrgetter(path)(config) for path in (
+      'model.head', 'objective', 'decode.search', 'decode.null_rule',
+      'data.train', 'data.eval')}
 
 
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]

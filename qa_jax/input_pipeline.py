@@ -112,10 +112,12 @@ def eval_batch_size(config: config_lib.Config, devices: int) -> int:
 
 def evaluation_batch(
     window_set: windows.WindowSet, indices: np.ndarray, length: int,
-    mesh: jax.sharding.Mesh | None, *, packed: bool) -> dict[str, np.ndarray]:
+    mesh: jax.sharding.Mesh | None, *, packed: bool, whole_words: bool,
+) -> dict[str, np.ndarray]:
   """Returns the evaluation batch of the windows `indices`; -1 is a padding row.
 
-  With several processes, each process gets the rows of its devices.
+  `whole_words` is that of WindowSet.gather. With several processes, each
+  process gets the rows of its devices.
   """
   lengths = np.where(indices >= 0, window_set.total_lengths[indices], 0)
   rows = {'window': indices, 'length': lengths}
@@ -124,7 +126,7 @@ def evaluation_batch(
     rows |= packing.plan_rows(lengths, shards, length)
   if mesh:
     rows = devices_lib.local_rows(rows, mesh)
-  batch = window_set.gather(rows['window'], length)
+  batch = window_set.gather(rows['window'], length, whole_words=whole_words)
   if packed:
     count = len(rows['window'])
     shards = np.arange(count).reshape(len(rows['packed_row']), -1)

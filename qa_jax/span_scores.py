@@ -25,11 +25,14 @@ MASKED = -1e30
 
 @flax.struct.dataclass
 class HeadInput:
-  """The input of a span head: the layers of the encoder and a mask."""
+  """The input of a span head: the layers of the encoder and masks."""
 
   layers: tuple[jax.Array, ...]  # embeddings and layer outputs, [B, L, D]
   context_mask: jax.Array  # [B, L] bool
   gold_start: jax.Array | None = None  # [B] int32, in training only
+  # [B, L] bool: the starts that a search may choose, for a head that scores the
+  # spans of a few starts only. None: all context tokens.
+  start_mask: jax.Array | None = None
 
   @property
   def hidden(self) -> jax.Array:  # [B, L, D]

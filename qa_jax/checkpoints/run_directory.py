@@ -1,6 +1,6 @@
 """The layout of a run directory, and the reading of a finished run."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import contextlib
 import dataclasses
 import hashlib
@@ -15,6 +15,7 @@ import jax
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import registry
 from qa_jax.checkpoints import manager
 from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
@@ -105,8 +106,18 @@ class RunDirectory:
     """Returns whether the directory is a run, not a Hugging Face checkpoint."""
     return self.config_file.is_file() and self.checkpoints.is_dir()
 
-  def read_config(self) -> config_lib.Config:
-    """Reads the config; no run or a damaged config.json is a UserError."""
+  def read_config(self, allow_code: Iterable[str] = ()) -> config_lib.Config:
+    """Reads the config, whose specs may import code of allowed packages only.
+
+    The packages are those of `allow_code` and of `registry.allow_code`. No run,
+    a damaged config.json or other code is a UserError.
+    """
+    config = self._read_config()
+    registry.check_code(str(self.config_file), config_lib.spec_strings(config),
+                        allow_code)
+    return config
+
+  def _read_config(self) -> config_lib.Config:
     if not self.config_file.is_file():
       raise errors.UserError(
           f'{self.path} is not a run directory: it has no config.json')
@@ -177,7 +188,7 @@ class RunDirectory:
         raise errors.UserError(
             f'--workdir={self.path} is not empty and not a run; choose another')
       return
-    stored = self.read_config().to_dict()
+    stored = self._read_config().to_dict()  # compared; none of it is run
     changed = [row for row in config_lib.differences(stored, config.to_dict())
                if row[0] not in FREE_FIELDS]
     if changed:

@@ -183,6 +183,8 @@ def _part_identity(part: str) -> list[Any] | None:
     return _file_identity(part)
   name, arguments = registry.parse_spec(part)
   data: Any = None
+  if ':' in name:
+    return None  # code of the user, which may change
   if name == 'tfds':
     data = _tfds_identity(arguments['name'], arguments.get('data_dir', ''))
   elif 'path' in arguments:

@@ -5,7 +5,7 @@ SQuAD's columns (see `tables`), a call such as `tfds(name="squad/v1.1",
 split="validation")`, or several joined by "+": a mixture.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import hashlib
 import os
 import pathlib
@@ -189,7 +189,7 @@ def _load_part(part: str) -> list[Example]:
   # os.path.exists, unlike pathlib's, is False for a name no file can have.
   if not os.path.exists(part):
     if is_call(part):
-      return registry.build(SOURCES, part, what='data source')
+      return _checked(part, registry.build(SOURCES, part, what='data source'))
     if not re.search('[/.]', part):
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
@@ -198,14 +198,25 @@ def _load_part(part: str) -> list[Example]:
   return read(path=part)
 
 
+def _checked(part: str, examples: Any) -> list[Example]:
+  """Returns what a source returned, if it is Examples."""
+  examples = list(examples) if isinstance(examples, Iterable) else [examples]
+  for example in examples:
+    if not isinstance(example, Example):
+      raise errors.UserError(
+          f'data source {part!r} returns {type(example).__name__}, expected a '
+          'list of qa_jax.data.Example')
+  return examples
+
+
 def is_call(part: str) -> bool:
   """Returns whether a part of a SPEC names a source rather than a file.
 
   The name of a file may contain parentheses too, but no "name(argument=".
   """
   name, parenthesis, _ = part.partition('(')
-  return name.strip() in SOURCES or bool(
-      parenthesis and re.match(r'\w+\s*\(\s*(\w+\s*=|\)$)', part))
+  return (registry.is_importable(part) or name.strip() in SOURCES or bool(
+      parenthesis and re.match(r'\w+\s*\(\s*(\w+\s*=|\)$)', part)))
 
 
 def split_mixture(spec: str) -> list[str]:
@@ -220,24 +231,11 @@ def split_mixture(spec: str) -> list[str]:
     end = next((e for e in reversed(ends)
                 if os.path.exists(spec[begin:e].strip())), None)
     if end is None:
-      end = _end_of_call(spec, begin) if is_call(
-          spec[begin:].lstrip()) else ends[0]
+      rest = spec[begin:]
+      end = (begin + len(registry.split_sum(rest)[0])
+             if is_call(rest.lstrip()) else ends[0])
     parts.append(spec[begin:end].strip())
     begin = end + 1
   if not all(parts):
     raise errors.UserError(f'data spec {spec!r} has an empty part')
   return parts
-
-
-def _end_of_call(spec: str, begin: int) -> int:
-  """Returns the index of the first "+" outside of quotes and parentheses."""
-  depth, quote = 0, ''
-  for i, c in enumerate(spec[begin:], begin):
-    if c == '+' and not depth:
-      return i
-    if quote:
-      quote = '' if c == quote else quote
-    elif depth and c in '"\'':
-      quote = c
-    depth += (c == '(') - (c == ')') if not quote else 0
-  return len(spec)

@@ -89,6 +89,11 @@ class Tokenizer:
   cls_id = property(lambda self: self.index[self.special[2]])
   sep_id = property(lambda self: self.index[self.special[3]])
 
+  @functools.cached_property
+  def continues_word(self) -> np.ndarray:  # [vocabulary] bool
+    """Whether a token, by its id, is a later piece "##…" of its word."""
+    return np.array([t.startswith('##') and len(t) > 2 for t in self.vocab])
+
   @property
   def fingerprint(self) -> str:
     text = '\n'.join(self.vocab) + f'\nlowercase={self.lowercase}'

@@ -77,13 +77,16 @@ class WindowSet:
           f'data.windows_without_answer={without_answer!r}; choose cls or drop')
     return np.flatnonzero(keep)
 
-  def gather(self, indices: np.ndarray, length: int) -> dict[str, np.ndarray]:
+  def gather(self, indices: np.ndarray, length: int, *,
+             whole_words: bool = False) -> dict[str, np.ndarray]:
     """Returns the batch of the windows `indices`, of static length.
 
     It has int32 arrays [B, `length`] of tokens and [B] of labels. A negative
     index is a padding row: one [CLS], weight 0. The label is the first gold
     span of the window, or (0, 0). A span may start only at an owned token
-    (BERT's rule of maximal context), so that no span occurs in two windows.
+    (BERT's rule of maximal context), so that no span occurs in two windows. If
+    `whole_words`, it may start only at the first token of a word, and there is
+    an `end_mask` [B, L] bool of the last tokens of words.
     """
     row = np.maximum(indices, 0)[:, None]  # [B, 1]
     column = np.arange(length)[None, :]  # [1, L]
@@ -106,6 +109,16 @@ class WindowSet:
     token = self.begin[row] + local
     owned = (token >= self.best_begin[row]) & (token < self.best_end[row])
     golds = np.where(real_row[:, :, None], self.gold_spans[row[:, 0]], -1)
+    words = {}
+    if whole_words:
+      inside = self.tokenizer.continues_word
+      owned[in_context] &= ~inside[ids[in_context]]
+      # The token that follows a window's last one may continue its word.
+      row_end = self.contexts.ptr[self.context_of[example] + 1] - 1
+      after = np.minimum(context + local + 1, row_end)
+      last = in_context & (context + local == row_end)
+      last[in_context] |= ~inside[self.contexts.ids[after[in_context]]]
+      words = {'end_mask': last}
     return {
         'token_ids': ids.astype(np.int32),
         'token_type_ids': ((column >= first) & (column < total)
@@ -113,6 +126,7 @@ class WindowSet:
         'attention_mask': (column < total).astype(np.int32),
         'context_mask': in_context,
         'start_mask': in_context & owned,
+        **words,
         'start_positions': np.maximum(golds[:, 0, 0], 0),
         'end_positions': np.maximum(golds[:, 0, 1], 0),
         'gold_spans': golds,

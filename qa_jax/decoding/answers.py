@@ -68,7 +68,7 @@ def merge_windows(
       begin=begin, end=end, score=score, window=row,
       ptr=np.searchsorted(question, np.arange(num + 1)),
       null_score=np.minimum.reduceat(spans.null, first).astype(np.float64),
-      na_score=null_rules.NULL_RULES[null_rule].score(
+      na_score=null_rules.find_rule(null_rule).score(
           _window_scores(spans, first)),
       regret=None if spans.exact is None else _regret(spans, first))
   if spans.log_partition is not None:

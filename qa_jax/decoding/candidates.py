@@ -10,12 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qa_jax import errors
 from qa_jax import span_scores
 from qa_jax.decoding import search
 from qa_jax.span_scores import SpanScores
 
-# Score reported for a question without any legal span. It is much higher than
-# search.ILLEGAL, so that differences of reported scores stay finite.
+# Stands for the best score of a window without any legal span. It is much
+# higher than search.ILLEGAL, so that no-answer scores stay finite. Spans that
+# score less than half of it are no candidates: a conditional head gives about
+# this score to spans whose start is not in its beam.
 NO_SPAN = -1e9
 STATISTICS = ('valid_mass', 'start_score', 'end_score')
 
@@ -44,36 +47,44 @@ class WindowSpans:
 # The masks are [B, L] bool. `longest` counts tokens, both ends included.
 def window_candidates(
     find: search.Search, scores: SpanScores, start_mask: jax.Array,
-    context_mask: jax.Array, *, longest: int, n_best: int, normaliser: bool,
-) -> dict[str, jax.Array]:
-  """Returns the n-best spans of each window as fields of WindowSpans."""
-  spans = find(scores, start_mask, context_mask, max_answer_length=longest,
+    end_mask: jax.Array, *, longest: int, n_best: int,
+    softmax_mask: jax.Array | None = None) -> dict[str, jax.Array]:
+  """Returns the n-best spans of each window as fields of WindowSpans.
+
+  With `softmax_mask`, the context mask, the fields have the normaliser.
+  """
+  spans = find(scores, start_mask, end_mask, max_answer_length=longest,
                n_best=n_best)
-  fields = {'start': spans.start, 'end': spans.end, 'score': spans.score,
-            'valid': spans.valid, 'null': spans.null_score}
-  if normaliser:
+  if not isinstance(spans, search.Spans):
+    raise errors.UserError(f'search {find!r} returns {type(spans).__name__}, '
+                           'expected qa_jax.decoding.Spans')
+  valid = spans.valid & (spans.score > NO_SPAN / 2)
+  fields = {'start': spans.start, 'end': spans.end, 'valid': valid,
+            'score': jnp.where(valid, spans.score, search.ILLEGAL),
+            'null': spans.null_score}
+  if softmax_mask is not None:
     fields['normaliser'] = search.log_partition(
-        scores, context_mask, context_mask, max_answer_length=longest)
+        scores, softmax_mask, softmax_mask, max_answer_length=longest)
   return fields
 
 
 def log_partitions(scores: SpanScores, start_mask: jax.Array,
-                   context_mask: jax.Array, temperatures: jax.Array, *,
+                   end_mask: jax.Array, temperatures: jax.Array, *,
                    longest: int) -> jax.Array:  # [B, T]
   """Returns the log-partition over all legal spans at each temperature."""
   return jax.lax.map(lambda t: search.log_partition(
-      scores, start_mask, context_mask, max_answer_length=longest,
+      scores, start_mask, end_mask, max_answer_length=longest,
       temperature=t), temperatures).T
 
 
 def legal_gold_scores(scores: SpanScores, start_mask: jax.Array,
-                      context_mask: jax.Array, golds: jax.Array,  # [B, G, 2]
+                      end_mask: jax.Array, golds: jax.Array,  # [B, G, 2]
                       *, longest: int) -> jax.Array:  # [B, G]
   """Returns the scores of the gold spans, search.ILLEGAL for illegal ones."""
   first, last = jnp.maximum(golds[..., 0], 0), jnp.maximum(golds[..., 1], 0)
   legal = ((golds[..., 0] > 0) & (last - first < longest)
            & jnp.take_along_axis(start_mask, first, axis=1)
-           & jnp.take_along_axis(context_mask, last, axis=1))
+           & jnp.take_along_axis(end_mask, last, axis=1))
   return jnp.where(legal, span_scores.gold_scores(scores, golds),
                    search.ILLEGAL)
 

@@ -12,6 +12,9 @@ import dataclasses
 
 import numpy as np
 
+from qa_jax import errors
+from qa_jax import registry
+
 
 @dataclasses.dataclass(frozen=True)
 class WindowScores:
@@ -90,3 +93,15 @@ NULL_RULES: dict[str, NullRule] = {
     'product': NullRule(product, frozenset({'null'})),
     'posterior': NullRule(posterior, frozenset({'normaliser'})),
 }
+
+
+def find_rule(name: str) -> NullRule:
+  """Returns the null rule of a name in NULL_RULES or of an importable spec.
+
+  Raises a UserError if the name is unknown or the constructor returns no
+  NullRule.
+  """
+  if registry.is_importable(name):
+    return registry.build({}, name, what='null rule', kind=NullRule)
+  errors.check_known('config.decode.null_rule', name, NULL_RULES)
+  return NULL_RULES[name]

@@ -33,7 +33,8 @@ from qa_jax.span_scores import SpanScores
 # * ILLEGAL (about -3.4e38) is the score of an illegal span in a search. A legal
 #   span scores at least LOWEST, even if a logit is -inf or a sum overflows, so
 #   that the masks alone decide which spans are legal.
-# * candidates.NO_SPAN (-1e9) is the score reported for a question without span.
+# * candidates.NO_SPAN (-1e9) stands for the score of a window without a span in
+#   null rules. Reported scores are None instead.
 LOWEST = -3e38
 ILLEGAL = float(jnp.finfo(jnp.float32).min)
 

@@ -18,7 +18,7 @@ import safetensors.numpy
 import tokenizers
 
 FILES = ('program.bin', 'params.safetensors', 'tokenizer.json', 'meta.json')
-NO_SPAN = -1e9  # score reported for a window without any legal span
+NO_SPAN = -1e9  # stands for the score of a window without any legal span
 
 
 def product(null, best, normaliser):
@@ -81,14 +81,16 @@ def make_windows(meta, question, context):
   edges = np.searchsorted(owner, np.arange(len(begin) + 1))  # ascending
   place = lambda begins, ends: np.stack(
       [begins - begin + first, ends - begin + first], 1).astype(np.int32)
+  following = np.append(context, meta['sep_id'])[end].astype(np.int32)
   return (token_ids, place(begin, end), place(edges[:-1], edges[1:]),
-          begin - first)
+          following, begin - first)
 
 
 def answer_question(loaded, question, context):
   """Returns the answer as a dict with text, start, end and scores.
 
   `text` is `context[start:end]`. "No answer" is '' with start and end 0.
+  `score` is None if the context has no legal span.
   Probabilities are posteriors among all spans and null, as in
   qa_jax/inference/predict.py. `loaded` comes from `load_program`.
   """
@@ -106,7 +108,8 @@ def answer_question(loaded, question, context):
   p, null_p = posteriors(meta, best[b], null.min(), log_partition)
   no_answer = NULL_RULES[meta['null_rule']](null, best, normaliser)
   answered, valid = no_answer <= meta['null_threshold'], spans['valid'][b, 0]
-  out = {'text': '', 'start': 0, 'end': 0, 'score': float(best[b]),
+  out = {'text': '', 'start': 0, 'end': 0,
+         'score': float(best[b]) if valid else None,
          'null_score': float(null.min()),
          'probability': p * bool(valid) if answered else null_p,
          'null_probability': null_p}

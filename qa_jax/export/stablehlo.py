@@ -37,8 +37,12 @@ PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
 
 
 def answer_program(model: qa.QAModel, decode: config_lib.Decode,
-                   temperature: float) -> Callable[..., dict[str, jax.Array]]:
-  """Returns the function of parameters and windows that is exported."""
+                   temperature: float, continues_word: np.ndarray,
+                   ) -> Callable[..., dict[str, jax.Array]]:
+  """Returns the function of parameters and windows that is exported.
+
+  `continues_word` is that of the tokenizer, for decode.whole_words.
+  """
   model = model.clone(attention='xla')  # plain StableHLO, for every platform
   find = registry.build(search.SEARCHES, decode.search, what='search')
   normaliser = 'normaliser' in decode_lib.null_rule_needs(decode)
@@ -47,22 +51,31 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
           token_ids: jax.Array,  # [B, L] int32
           context: jax.Array,  # [B, 2] int32: context tokens [begin, end)
           owned: jax.Array,  # [B, 2] int32: legal starts [begin, end)
+          following: jax.Array,  # [B] int32: the token id after the last one
           ) -> dict[str, jax.Array]:  # [B, K] spans, [B] sums and null scores
     position = jnp.arange(token_ids.shape[1])[None]  # [1, L]
     begin, end = context[:, :1], context[:, 1:]  # [B, 1]; at `end` is [SEP]
     context_mask = (position >= begin) & (position < end)
     start_mask = context_mask & (position >= owned[:, :1]) & (
         position < owned[:, 1:])
+    end_mask, head_starts = context_mask, None
+    if decode.whole_words:
+      after = jnp.where(position == end - 1, following[:, None], jnp.roll(
+          token_ids, -1, axis=1))
+      inside = jnp.asarray(continues_word)
+      start_mask &= ~inside[token_ids]
+      end_mask, head_starts = context_mask & ~inside[after], start_mask
     scores = model.apply(
         {'params': flax.traverse_util.unflatten_dict(params, sep='/')},
         token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
         token_type_ids=((position >= begin) & (position <= end)).astype(
-            jnp.int32), context_mask=context_mask)
+            jnp.int32), context_mask=context_mask, start_mask=head_starts)
     fields = candidates.window_candidates(
-        find, scores, start_mask, context_mask, n_best=decode.n_best,
-        longest=decode.max_answer_length, normaliser=normaliser)
+        find, scores, start_mask, end_mask, n_best=decode.n_best,
+        longest=decode.max_answer_length,
+        softmax_mask=context_mask if normaliser else None)
     log_partition = candidates.log_partitions(
-        scores, start_mask, context_mask, jnp.float32([temperature]),
+        scores, start_mask, end_mask, jnp.float32([temperature]),
         longest=decode.max_answer_length)
     return {'normaliser': jnp.zeros_like(fields['null']), **fields,
             'log_partition': log_partition[:, 0]}
@@ -71,7 +84,8 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
 
 def lower_program(model: qa.QAModel, params: Mapping[str, Any],
                   config: config_lib.Config, platforms: Sequence[str],
-                  temperature: float = 1.0) -> tuple[jax.export.Exported, int]:
+                  continues_word: np.ndarray, temperature: float = 1.0,
+                  ) -> tuple[jax.export.Exported, int]:
   """Lowers the program; also returns the length of its shortest windows.
 
   It is at least the longest span, the n-best list and every count of head and
@@ -91,10 +105,11 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype)
             for k, v in params.items()}
   export = jax.export.export(
-      jax.jit(answer_program(model, config.decode, temperature)),
+      jax.jit(answer_program(
+          model, config.decode, temperature, continues_word)),
       platforms=platforms)
-  return (export(shapes, ints(batch, length), ints(batch, 2), ints(batch, 2)),
-          shortest)
+  return (export(shapes, ints(batch, length), ints(batch, 2), ints(batch, 2),
+                 ints(batch)), shortest)
 
 
 def check_platforms(names: Sequence[str]) -> None:
@@ -118,6 +133,10 @@ def export_run(model: predict.QA, target: pathlib.Path,
     raise errors.UserError(
         f'config.decode.merge={decode.merge!r} compares texts, which the '
         'program does not see; --merge=none exports without it')
+  if decode.null_rule not in run_lib.NULL_RULES:
+    raise errors.UserError(
+        f'config.decode.null_rule={decode.null_rule!r} is not in the runner; '
+        f'choose one of {", ".join(run_lib.NULL_RULES)}')
   build.check_positions(model.config, model.model.config)
   windows.check_lengths(data.max_length, data.window_overlap,
                         data.max_question_length)
@@ -125,7 +144,8 @@ def export_run(model: predict.QA, target: pathlib.Path,
             flax.traverse_util.flatten_dict(model.params, sep='/').items()}
   temperature = model.calibration.temperature if model.calibration else 1.0
   exported, shortest = lower_program(
-      model.model, params, model.config, platforms, temperature)
+      model.model, params, model.config, platforms,
+      model.tokenizer.continues_word, temperature)
   tokenizer = model.tokenizer
   meta = {
       'max_length': data.max_length, 'min_length': shortest,

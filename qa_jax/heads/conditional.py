@@ -60,7 +60,8 @@ class Conditional(nn.Module):
     size = size or hidden.shape[-1]
     start = layers.project('start', hidden)  # [B, L]
     log_start = layers.log_softmax(start, mask)
-    starts = (_beam(log_start, mask, self.beam)  # [B, 1 + K], [CLS] first
+    legal = mask if inputs.start_mask is None else inputs.start_mask
+    starts = (_beam(log_start, legal, self.beam)  # [B, 1 + K], [CLS] first
               if inputs.gold_start is None else inputs.gold_start[:, None])
 
     token = layers.dense(size, 'end_token')(hidden)  # [B, L, H]
@@ -78,13 +79,13 @@ class Conditional(nn.Module):
                       null=log_start[:, 0] + log_end[:, 0, 0])
 
 
-def _beam(log_start: jax.Array, context_mask: jax.Array,
+def _beam(log_start: jax.Array, start_mask: jax.Array,
           beam: int) -> jax.Array:  # [B, 1 + K]
-  """Returns the position of [CLS], then the K most probable context tokens.
+  """Returns the position of [CLS], then the K most probable starts.
 
   In a window with fewer, other tokens follow; no search starts a span there.
   """
-  masked = jnp.where(context_mask, log_start, span_scores.MASKED)
+  masked = jnp.where(start_mask, log_start, span_scores.MASKED)
   _, best = jax.lax.top_k(masked, min(beam, log_start.shape[1]))
   return jnp.pad(best, ((0, 0), (1, 0)))
 

@@ -24,8 +24,20 @@ def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
       layers=(hidden, hidden), context_mask=jax.ShapeDtypeStruct((1, 2), bool),
       gold_start=jax.ShapeDtypeStruct((1,), jnp.int32) if training else None)
   # The key is made inside eval_shape, so that no array is put on a device.
-  return jax.eval_shape(lambda inputs: head.init_with_output(
+  scores = jax.eval_shape(lambda inputs: head.init_with_output(
       jax.random.key(0), inputs), inputs)[0]
+  # A head that a spec imports is not in the table that the tests run on.
+  name = f'{type(head).__module__}:{type(head).__name__}'
+  if not isinstance(scores, SpanScores):
+    raise errors.UserError(f'head {name!r} returns {type(scores).__name__}, '
+                           'expected qa_jax.heads.SpanScores')
+  for part in ('start', 'end'):
+    shape = getattr(getattr(scores, part), 'shape', None)
+    errors.require(
+        shape == (1, 2),
+        f'head {name!r} returns {part} scores of shape {shape} for one window '
+        'of 2 tokens, expected [B, L] = (1, 2)')
+  return scores
 
 
 def build_base(heads: Heads, spec: str) -> tuple[nn.Module, SpanScores]:
@@ -33,7 +45,7 @@ def build_base(heads: Heads, spec: str) -> tuple[nn.Module, SpanScores]:
 
   Raises a UserError if `spec` is no spec of the table `heads`.
   """
-  head = registry.build(heads, spec, what='base head')
+  head = registry.build(heads, spec, what='base head', kind=nn.Module)
   return head, score_shapes(head, training=True)
 
 

@@ -2,6 +2,7 @@
 
 from qa_jax.inference.decode import answer_questions as answer_questions
 from qa_jax.inference.decode import score_windows as score_windows
+from qa_jax.inference.pipeline import QuestionAnswering as QuestionAnswering
 from qa_jax.inference.predict import QA as QA
 from qa_jax.inference.predict import Answer as Answer
 from qa_jax.inference.predict import load as load

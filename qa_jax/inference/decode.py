@@ -23,11 +23,13 @@ from qa_jax.runtime import devices
 
 # Windows whose candidates are in memory at a time: 5 MB if n_best is 20.
 BLOCK = 2**14
+# The masks of a search in a batch; end_mask only if decode.whole_words.
+MASKS = ('start_mask', 'end_mask')
 
 
 def null_rule_needs(decode: config_lib.Decode) -> frozenset[str]:
   """Returns the `needs` of the null rule: see null_rules.NullRule."""
-  return null_rules.NULL_RULES[decode.null_rule].needs
+  return null_rules.find_rule(decode.null_rule).needs
 
 
 def _program(model: qa.QAModel, decode: config_lib.Decode,
@@ -53,14 +55,19 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
 
   @functools.partial(jax.jit, out_shardings=result)
   def run(params, batch, temperatures):
-    scores = model.apply({'params': params}, **qa.model_inputs(batch))
-    masks = batch['start_mask'], batch['context_mask']
+    starts = batch['start_mask']
+    ends = batch.get('end_mask', batch['context_mask'])
+    scores = model.apply(
+        {'params': params}, **qa.model_inputs(batch),
+        start_mask=starts if 'end_mask' in batch else None)
+    masks = starts, ends
     fields = candidates.window_candidates(
         find, scores, *masks, longest=longest, n_best=n_best,
-        normaliser=normaliser)
+        softmax_mask=batch['context_mask'] if normaliser else None)
     if not search.is_exact(spec):
-      fields['exact'] = search.two_stage(
-          scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]
+      fields['exact'] = candidates.window_candidates(
+          search.two_stage, scores, *masks, longest=longest,
+          n_best=1)['score'][:, 0]
     if len(temperatures):
       fields['log_partition'] = candidates.log_partitions(
           scores, *masks, temperatures, longest=longest)
@@ -116,7 +123,7 @@ def score_windows(
            else jax.device_put)
   bar = console.Progress(progress, len(plan)) if progress else None
   ahead, scales = devices.RunAhead(2), np.asarray(temperatures, np.float32)
-  inputs = (*qa.INPUTS, *qa.PACKED, 'start_mask', *['gold_spans'] * golds)
+  inputs = (*qa.INPUTS, *qa.PACKED, *MASKS, *['gold_spans'] * golds)
 
   def store(finished):
     for (number, rows), fields in finished:
@@ -129,7 +136,8 @@ def score_windows(
   try:
     for number, (length, rows) in enumerate(plan, 1):
       batch = input_pipeline.evaluation_batch(windows, rows, length, mesh,
-                                              packed=config.data.packing)
+                                              packed=config.data.packing,
+                                              whole_words=decode.whole_words)
       store(ahead.push((number, rows), run(params, place(
           {k: batch[k] for k in inputs if k in batch}), scales)))
     store(ahead.drain())
@@ -159,9 +167,10 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
       input_pipeline.batch_buckets(config)[-1], multiple=1)
   sizes = {min(1 << n, most) for n in range(most.bit_length() + 1)}
   for size in sizes:
-    batch = windows.gather(np.full(size, -1), length)
+    batch = windows.gather(np.full(size, -1), length,
+                           whole_words=config.decode.whole_words)
     jax.block_until_ready(run(params, jax.device_put(
-        {k: batch[k] for k in (*qa.INPUTS, 'start_mask')}),
+        {k: batch[k] for k in (*qa.INPUTS, *MASKS) if k in batch}),
                               np.ones(1, np.float32)))
   return len(sizes)
 

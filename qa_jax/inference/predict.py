@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -19,7 +20,6 @@ from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
-from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.inference import decode as decode_lib
 from qa_jax.inference import pretrained
 from qa_jax.inference import span_view
@@ -29,30 +29,34 @@ from qa_jax.metrics import selective
 from qa_jax.models import qa
 from qa_jax.runtime import console
 
+QUESTION_FIELDS = ('question', 'context', 'id')  # of a row of questions
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
   """An answer to one question, with the n-best candidates.
 
   `text` is `context[start:end]`. "No answer" is '' with start and end 0.
-  Probabilities are posteriors among all spans of all windows and null (except
-  if the null rule is `never`), so that they can be compared between contexts.
-  They are at the calibration temperature, or at 1 without calibration.
+  `score` is None if the context has no legal span. Probabilities are posteriors
+  among all spans of all windows and null (except if the null rule is `never`),
+  so that they can be compared between contexts. They are at the calibration
+  temperature, or at 1 without calibration.
   """
 
   text: str
   start: int  # characters of the context
   end: int  # exclusive
-  score: float
+  score: float | None  # of the best span, also if there is no answer
   null_score: float
   probability: float  # of this answer, or of null if there is no answer
   null_probability: float
-  n_best: tuple[dict[str, Any], ...] = ()
+  n_best: tuple[dict[str, Any], ...] = dataclasses.field(
+      default=(), repr=False)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class QA:
-  """A trained model with its tokenizer and config."""
+  """A trained model with its tokenizer and config, as `load` returns it."""
 
   model: qa.QAModel
   params: Any
@@ -63,19 +67,61 @@ class QA:
   uncalibrated_threshold: float = 0.0
   window_note: str = ''  # see pretrained.Pretrained
 
-  def answer(self, *, question: str, context: str) -> Answer:
-    """Returns the best span of the context, or no answer by the null rule."""
-    return self.answer_batch([{'question': question, 'context': context}])[0]
+  def __repr__(self) -> str:
+    sizes, decode = self.model.config, self.config.decode
+    return (f'QA(head={self.config.model.head!r}, '
+            f'layers={sizes.num_layers}, hidden_size={sizes.hidden_size}, '
+            f'max_length={self.config.data.max_length}, '
+            f'null_rule={decode.null_rule!r}, '
+            f'calibrated={self.calibration is not None})')
+
+  def answer(self, question: str, context: str, *,
+             n_best: int | None = None) -> Answer:
+    """Returns the best span of the context, or no answer by the null rule.
+
+    `n_best` is the number of candidates in `Answer.n_best`; without it, the
+    number is decode.n_best. A call `qa(question, context)` does the same.
+
+    Raises:
+      UserError: `question` or `context` is no text, or `n_best` is below 1.
+    """
+    example = _example('0', question, context)
+    if n_best is None:
+      return self._answer_examples([example])[0]
+    if type(n_best) is not int or n_best < 1:
+      raise errors.UserError(
+          f'n_best={n_best!r}, expected an integer of at least 1')
+    most = self.config.decode.n_best
+    qa = self if n_best <= most else with_options(self, n_best=n_best)
+    answer = qa._answer_examples([example])[0]
+    return dataclasses.replace(answer, n_best=answer.n_best[:n_best])
+
+  __call__ = answer
 
   def answer_batch(self, questions: Iterable[dict[str, str]],
                    progress: str = '', *, cache: bool = False) -> list[Answer]:
     """Returns the answers to dicts with `question` and `context`.
 
-    If `cache`, the windows are stored in the cache of windows, like those of a
-    data set. `progress` names a progress bar.
+    A dict may have an `id`, which is not used. If `cache`, the windows are
+    stored in the cache of windows, like those of a data set. `progress` names a
+    progress bar.
+
+    Raises:
+      UserError: `questions` is no list of dicts, or a dict lacks a text or has
+        an unknown key; the message names the row.
     """
-    rows = [_example(str(i), q.get('question'), q.get('context'),
-                     f' of row {i}') for i, q in enumerate(questions)]
+    if isinstance(questions, (str, Mapping)) or not isinstance(
+        questions, Iterable):
+      raise errors.UserError(
+          f'questions is {type(questions).__name__}, expected a list of dicts '
+          'with question and context')
+    return self._answer_examples(
+        [_row_example(i, row) for i, row in enumerate(questions)],
+        progress, cache=cache)
+
+  def _answer_examples(self, rows: list[examples_lib.Example],
+                       progress: str = '', *, cache: bool = False
+                       ) -> list[Answer]:
     if cache:
       windows, note = input_pipeline.load_windows(
           self.config, rows, self.tokenizer)
@@ -100,8 +146,7 @@ class QA:
               e: int) -> Answer:
     candidates = answers_lib.n_best_rows(row, answers, e)
     best = candidates[0] if candidates else {
-        'text': '', 'start': 0, 'end': 0, 'score': candidates_lib.NO_SPAN,
-        'probability': 0.0}
+        'text': '', 'start': 0, 'end': 0, 'score': None, 'probability': 0.0}
     null = float(np.exp(answers.null_log_p[e]))
     if selective.declines(answers.na_score[e],
                           self.config.decode.null_threshold):
@@ -143,14 +188,32 @@ def _example(number: str, question: Any, context: Any,
       examples_lib.check_text(context, f'context{place}'))
 
 
-def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
-         calibrated: bool = True, **overrides: Any) -> QA:
+def _row_example(i: int, row: Any) -> examples_lib.Example:
+  if not isinstance(row, Mapping):
+    raise errors.UserError(f'row {i} is {type(row).__name__}, expected a dict '
+                           'with question and context')
+  for key in row:
+    if key not in QUESTION_FIELDS:
+      raise errors.UserError(
+          f'row {i} has the unknown key {key!r}'
+          f'{errors.did_you_mean(str(key), QUESTION_FIELDS)}')
+  return _example(str(i), row.get('question'), row.get('context'),
+                  f' of row {i}')
+
+
+def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
+         calibrated: bool = True, allow_code: Iterable[str] = (),
+         **overrides: Any) -> QA:
   """Reads a model from a run directory, a checkpoint directory or a hub id.
 
   A checkpoint directory is one of Hugging Face or TensorFlow. `checkpoint`
-  ('best', 'last' or a step) chooses among the checkpoints of a run directory.
+  ('best', 'last' or a step, as 3000) chooses among the checkpoints of a run.
   If `calibrated`, the run's calibration.json is used, provided that it was
   computed for this checkpoint and this config.decode.
+
+  `allow_code` names the packages of your own heads, objectives, data sources,
+  null rules and searches that the config of the run may import. A run that
+  names another package is refused, since a directory is data.
 
   `overrides` replace fields of config.decode and config.data, such as
   `max_answer_length=10` or `null_rule='never'`, and config.model.attention.
@@ -158,10 +221,26 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   supports it, and `auto` otherwise. A UserError is raised if `source` is
   nothing of these, is damaged, or is an encoder without a span head.
   """
+  if not isinstance(source, (str, os.PathLike)):
+    raise errors.UserError(
+        f'source is {type(source).__name__}, expected a path or a hub id')
+  if type(checkpoint) not in (str, int):
+    raise errors.UserError(
+        f'checkpoint={checkpoint!r}, expected best, last or a step')
+  if isinstance(allow_code, str):
+    raise errors.UserError(f'allow_code={allow_code!r}, expected a tuple of '
+                           f'packages: allow_code=({allow_code!r},)')
+  if type(calibrated) is not bool:
+    raise errors.UserError(f'calibrated={calibrated!r}, expected bool')
+  checkpoint = str(checkpoint)
   run = RunDirectory(pathlib.Path(source))
   if not run.is_run():
-    return _load_pretrained(run, source, overrides)
-  config = _override(run.read_config(), overrides)
+    if checkpoint != 'best':
+      raise errors.UserError(
+          f'checkpoint={checkpoint!r} chooses among the checkpoints of a run, '
+          f'but {source} is no run directory; leave it out')
+    return _load_pretrained(run, source, allow_code, overrides)
+  config = _override(run.read_config(allow_code), overrides)
   tokenizer = tokenizer_lib.read_tokenizer(run.tokenizer)
   sizes = run.read_encoder_config()
   if 'attention' not in overrides:
@@ -178,11 +257,27 @@ def load(source: str | pathlib.Path, *, checkpoint: str = 'best',
   return QA(model, params, tokenizer, config, calibration, uncalibrated)
 
 
-def _load_pretrained(run: RunDirectory, source: str | pathlib.Path,
-                     overrides: dict[str, Any]) -> QA:
+def with_options(qa: QA, *, batch_size: int | None = None,
+                 **overrides: Any) -> QA:
+  """Returns the model with other options of `load`, and its calibration.
+
+  `batch_size` is config.train.eval_batch_size. A UserError is raised if an
+  option is unknown, wrong or does not fit the model.
+  """
+  config = _override(qa.config, overrides)
+  if batch_size:
+    config = dataclasses.replace(config, train=dataclasses.replace(
+        config.train, eval_batch_size=batch_size))
+  _check_fits(qa.model, config)
+  return dataclasses.replace(qa, config=config)
+
+
+def _load_pretrained(run: RunDirectory, source: str | os.PathLike[str],
+                     allow_code: Iterable[str], overrides: dict[str, Any]
+                     ) -> QA:
   if run.config_file.is_file() and run.encoder_file.is_file():
     raise errors.UserError(f'{source} holds no checkpoint; train first')
-  checkpoint = pretrained.read_pretrained(str(source))
+  checkpoint = pretrained.read_pretrained(str(source), allow_code)
   if not checkpoint.has_head:
     kind = checkpoint.architecture
     raise errors.UserError(
@@ -239,14 +334,15 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config,
   windows_lib.check_limit(config.data.max_length, tokenizer)
   build.check_attention(config, model.config, training=False)
   build.check_decode(config.decode, model.head, registry.build(
-      objectives.OBJECTIVES, config.objective, what='objective'))
+      objectives.OBJECTIVES, config.objective, what='objective',
+      kind=objectives.Objective))
 
 
 def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
   """Reads the rows of a JSONL file, or raises a UserError that names the line.
 
   Each row has the texts `question` and `context`, and may have an `id`, a text
-  or an integer.
+  or an integer. Other fields, such as gold answers, are left out.
   """
   rows = []
   for place, row in files.read_rows(path):
@@ -254,5 +350,5 @@ def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
       examples_lib.check_text(row.get(key), f'{place}: {key}')
     if 'id' in row and type(row['id']) is not int:
       examples_lib.check_text(row['id'], f'{place}: id')
-    rows.append(row)
+    rows.append({key: row[key] for key in QUESTION_FIELDS if key in row})
   return rows

@@ -1,5 +1,6 @@
 """Models of this library from checkpoints of Hugging Face or TensorFlow."""
 
+from collections.abc import Iterable
 import dataclasses
 import pathlib
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import registry
 from qa_jax.checkpoints import hugging_face
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
@@ -16,7 +18,7 @@ from qa_jax.models import qa
 # loaded export has the windows and decoding of its run.
 CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
            'decode': ('max_answer_length', 'n_best', 'search', 'null_rule',
-                      'null_threshold', 'merge')}
+                      'null_threshold', 'merge', 'whole_words')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +37,12 @@ class Pretrained:
   window_note: str = ''
 
 
-def read_pretrained(source: str) -> Pretrained:
+def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   """Reads the checkpoint of a Hugging Face or TensorFlow directory or hub id.
 
   The head is `biased` if the checkpoint's has a bias, `independent` otherwise.
   A UserError is raised if `source` is no checkpoint, is damaged, or has another
-  architecture or no vocabulary.
+  architecture or no vocabulary. `allow_code` is that of `predict.load`.
   """
   directory = hugging_face.resolve_source(source)
   tokenizer = tokenizer_lib.read_tokenizer(directory)
@@ -65,6 +67,8 @@ def read_pretrained(source: str) -> Pretrained:
   for group, values in carried.items():
     fields[group] = {**fields.get(group, {}), **values}
   config = config_lib.check_config(fields)
+  registry.check_code(str(directory / 'config.json'),
+                      config_lib.spec_strings(config), allow_code)
   build.check_positions(config, sizes)
   model = build.build_model(config, sizes)
   params, head_notes = hugging_face.fit_tensors(tensors, qa.zero_params(model),

@@ -9,6 +9,7 @@ prediction scores 0 here, and a question that cannot be scored is a UserError.
 
 import collections
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -74,11 +75,18 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
   return scores
 
 
-def squad_metrics(examples: Sequence[Example], predictions: Mapping[str, str],
-                  *, na_scores: Mapping[str, float] | None = None,
-                  na_threshold: float = 1.0, version: str = 'auto'
-                  ) -> dict[str, float]:
+def squad_metrics(
+    examples: Sequence[Example] | None = None,
+    predictions: Mapping[str, str] | Sequence[Mapping[str, Any]] = (), *,
+    references: Sequence[Mapping[str, Any]] | None = None,
+    na_scores: Mapping[str, float] | None = None,
+    na_threshold: float = 1.0, version: str = 'auto') -> dict[str, float]:
   """Computes the official metrics of predictions: percentages and counts.
+
+  `predictions` are texts by question id. They may also be rows of Hugging
+  Face's `evaluate`, {id, prediction_text} and for version 2.0 also
+  no_answer_probability; and `references`, {id, answers: {text, answer_start}},
+  may stand for `examples`.
 
   The keys are those of metrics.json. `missing` counts questions without a
   prediction, which score 0. `unknown` counts predictions of unknown questions.
@@ -91,8 +99,28 @@ def squad_metrics(examples: Sequence[Example], predictions: Mapping[str, str],
   answer that is already '' cannot come back. `Predictions` does both.
 
   Raises:
-    UserError: there is no question, or a question cannot be scored.
+    UserError: there is no question, a question cannot be scored, or a row has
+      wrong fields.
   """
+  if (examples is None) == (references is None):
+    raise errors.UserError('squad_metrics: give one of examples and references')
+  if not isinstance(predictions, Mapping):
+    rows = _by_id(predictions, 'predictions')
+    predictions = {key: examples_lib.text_field(
+        row, 'prediction_text', f'predictions: {key}')
+                   for key, row in rows.items()}
+    probabilities = _no_answer_probabilities(rows)
+    if na_scores is not None and probabilities:
+      raise errors.UserError(
+          'squad_metrics: na_scores and no_answer_probability contradict each '
+          'other; give one of them')
+    na_scores = probabilities or na_scores
+    # `evaluate` has a metric for each version; that of 2.0 needs probabilities.
+    if version == 'auto' and references is not None and probabilities:
+      version = '2.0'
+  if references is not None:
+    examples = [_reference_example(key, row) for key, row in _by_id(
+        references, 'references').items()]
   if not examples:
     raise errors.UserError('there is no question to score')
   version = resolve_version(examples, version)
@@ -105,6 +133,45 @@ def squad_metrics(examples: Sequence[Example], predictions: Mapping[str, str],
   scores = np.where(declined, [not e.gold_texts for e in examples], answered)
   return (summarize_scores(examples, predictions, scores, version)
           | best_thresholds(examples, predictions, answered, na_scores))
+
+
+def _by_id(rows: Any, where: str) -> dict[str, Mapping[str, Any]]:
+  if not isinstance(rows, Sequence) or isinstance(rows, str):
+    raise errors.UserError(
+        f'{where} is {type(rows).__name__}, expected a list of dicts')
+  table: dict[str, Mapping[str, Any]] = {}
+  for i, row in enumerate(rows):
+    key = examples_lib.id_field(row, 'id', f'{where}[{i}]')
+    if key in table:
+      raise errors.UserError(f'{where}[{i}]: the id {key!r} stands there twice')
+    table[key] = row
+  return table
+
+
+def _no_answer_probabilities(rows: Mapping[str, Mapping[str, Any]]
+                             ) -> dict[str, float]:
+  values = {key: row['no_answer_probability'] for key, row in rows.items()
+            if 'no_answer_probability' in row}
+  if values and len(values) < len(rows):
+    missing = next(key for key in rows if key not in values)
+    raise errors.UserError(f'predictions: {missing} has no '
+                           "'no_answer_probability', but others have it")
+  for key, value in values.items():
+    if type(value) not in (int, float) or value != value:
+      raise errors.UserError(f'predictions: {key}.no_answer_probability is '
+                             f'{value!r}, expected a number')
+  return values
+
+
+def _reference_example(key: str, row: Mapping[str, Any]) -> Example:
+  """Returns a question without context, whose gold texts are the answers."""
+  answers = examples_lib.required_field(row, 'answers', dict,
+                                        f'references: {key}')
+  texts = examples_lib.required_field(answers, 'text', list,
+                                      f'references: {key}.answers')
+  return Example(key, '', '', impossible=not texts, accepted=tuple(
+      examples_lib.check_text(text, f'references: {key}.answers.text')
+      for text in texts))
 
 
 def summarize_scores(examples: Sequence[Example],

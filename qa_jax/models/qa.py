@@ -63,9 +63,11 @@ class QAModel(nn.Module):
       *, packed: Packed | None = None, dropout_key: jax.Array | None = None,
       rows: jax.Array | None = None,  # [B] row of the global batch
       dropout_lengths: jax.Array | None = None,  # see DropoutKeys.lengths
-      gold_start: jax.Array | None = None) -> SpanScores:  # [B], in training
+      gold_start: jax.Array | None = None,  # [B], in training
+      start_mask: jax.Array | None = None) -> SpanScores:  # [B, L] bool
     """Computes the span scores of every window.
 
+    `start_mask` is that of HeadInput.
     There is dropout only with a `dropout_key`; its masks then depend on `rows`,
     or on `packed.packed_row` in a packed batch.
     """
@@ -81,7 +83,8 @@ class QAModel(nn.Module):
       layers = tuple(packed.unpack(x, attention_mask) for x in layers)
     else:
       layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
-    return self._score(HeadInput(layers, context_mask, gold_start))
+    return self._score(HeadInput(
+        layers, context_mask, gold_start, start_mask))
 
   def _score(self, inputs: HeadInput) -> SpanScores:
     # A head that a user wrote need not know what TF32 does to its products.

@@ -43,7 +43,7 @@ def answerability(*, base: str = 'cross_entropy',
   """
   errors.require(0 <= weight < math.inf, "objective 'answerability': "
                  f'weight={weight} must be at least 0 and finite')
-  inner = registry.build(OBJECTIVES, base, what='objective')
+  inner = registry.build(OBJECTIVES, base, what='objective', kind=Objective)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     logit = scores.null.astype(jnp.float32)

@@ -84,8 +84,9 @@ def answers(model) -> list[predict.Answer]:
 
 def lowered(model: predict.QA, platforms=('cpu',)):
   params = flax.traverse_util.flatten_dict(model.params, sep='/')
-  return stablehlo.lower_program(model.model, params, model.config,
-                                 platforms), params
+  return stablehlo.lower_program(
+      model.model, params, model.config, platforms,
+      model.tokenizer.continues_word), params
 
 
 def test_attention_of_any_run_is_exported_as_xla(model):
@@ -101,12 +102,28 @@ def test_the_runner_answers_as_predict(loaded, answers):
     result = run_lib.answer_question(loaded, question, context)
     assert (result['text'], result['start'], result['end']) == (
         expected.text, expected.start, expected.end)
+    assert (result['score'] is None) == (expected.score is None)
     np.testing.assert_allclose(
-        [result['score'], result['null_score']],
-        [expected.score, expected.null_score], atol=1e-5, rtol=1e-6)
+        [result['score'] or 0, result['null_score']],
+        [expected.score or 0, expected.null_score], atol=1e-5, rtol=1e-6)
     np.testing.assert_allclose(
         [result['probability'], result['null_probability']],
         [expected.probability, expected.null_probability], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize('head', ['biased', 'conditional(width=6)'])
+def test_whole_words_are_exported(tmp_path, head):
+  model = make(head, whole_words=True, null_rule='never')
+  stablehlo.export_run(model, tmp_path / 'out', ('cpu',))
+  loaded = run_lib.load_program(tmp_path / 'out')
+  context = ' '.join(LETTERS[i:i + 2 + i % 5] for i in range(24))
+  for question in ('x', 'y z', 'a b c'):
+    result = run_lib.answer_question(loaded, question, context)
+    expected = model.answer(question, context)
+    assert result['text'] == expected.text != ''
+    assert result['score'] == pytest.approx(expected.score, abs=1e-5)
+    assert result['probability'] == pytest.approx(
+        expected.probability, abs=1e-6)
 
 
 @pytest.mark.parametrize('fields', [
@@ -158,7 +175,7 @@ def test_windows_of_the_runner_equal_those_of_windows_py(
   rng = np.random.default_rng([count, query])
   texts = [' '.join(rng.choice(list(LETTERS), n)) for n in (query, count)]
   ids = [TOKENIZER.encode([text]).ids.tolist() for text in texts]
-  token_ids, context, owned, shift = run_lib.make_windows(meta, *ids)
+  token_ids, context, owned, after, shift = run_lib.make_windows(meta, *ids)
   ours = input_pipeline.make_windows(model.config, [Example('0', *texts)],
                                      TOKENIZER)
   assert len(token_ids) == len(ours)
@@ -171,6 +188,8 @@ def test_windows_of_the_runner_equal_those_of_windows_py(
     np.testing.assert_array_equal(
         (position >= begin) & (position < end), batch[name], err_msg=name)
   np.testing.assert_array_equal(shift, ours.begin - ours.context_offset)
+  assert after.tolist() == [[*ids[1], TOKENIZER.sep_id][end]
+                            for end in ours.begin + ours.length]
 
 
 @pytest.mark.parametrize('count', [400, 500, 650, 700, 1001])
@@ -205,20 +224,20 @@ def test_null_rules_of_the_runner_equal_those_of_decoding():
 def test_batch_and_length_are_free_within_their_bounds(model, loaded):
   (exported, shortest), params = lowered(model)
   assert (shortest, exported.platforms) == (32, ('cpu',))
-  shape = exported.in_avals[-3].shape
+  shape = exported.in_avals[-4].shape
   assert [str(d) for d in shape] == ['b', 'l']
   texts = ['x y', LONG]
   ids = [TOKENIZER.encode([t]).ids.tolist() for t in texts]
-  token_ids, context, owned, _ = run_lib.make_windows(loaded[0], *ids)
-  together = exported.call(params, token_ids, context, owned)
-  assert together['score'].shape == (len(token_ids), 4)
-  alone = exported.call(params, token_ids[1:2], context[1:2], owned[1:2])
+  *inputs, _ = run_lib.make_windows(loaded[0], *ids)
+  together = exported.call(params, *inputs)
+  assert together['score'].shape == (len(inputs[0]), 4)
+  alone = exported.call(params, *(x[1:2] for x in inputs))
   for name, value in alone.items():
     np.testing.assert_allclose(value[0], together[name][1], atol=1e-5)
   for length in (31, 49):
     cut = np.zeros((1, length), np.int32)
     with pytest.raises(ValueError, match='constraint'):
-      exported.call(params, cut, context[:1], owned[:1])
+      exported.call(params, cut, *(x[:1] for x in inputs[1:]))
 
 
 def test_every_platform_is_in_the_program(loaded, directory):
@@ -239,7 +258,7 @@ def test_every_head_search_and_size_is_lowered(fields):
   longest = fields.get('max_length', 48)
   assert shortest == min(longest, max(
       32, fields.get('n_best', 4), fields.get('max_answer_length', 6)))
-  length = exported.in_avals[-3].shape[1]
+  length = exported.in_avals[-4].shape[1]
   assert str(length) == ('30' if longest == 30 else 'l')
 
 

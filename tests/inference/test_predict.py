@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import qa_jax
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
@@ -16,6 +17,7 @@ from qa_jax.data.examples import Example
 from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.runtime import devices
+from tests.common import random_model
 
 TINY = pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'tiny_bert'
 LETTERS = string.ascii_lowercase
@@ -169,10 +171,54 @@ def test_no_questions_no_answers(qa):
     ({'question': 'a'}, 'context of row 1 is NoneType'),
     ({'context': 'a'}, 'question of row 1 is NoneType'),
     ({'question': 3, 'context': 'a'}, 'question of row 1 is int'),
-    ({'question': 'a', 'context': 'b\ud800'}, 'context of row 1 .*U\\+D800')])
+    ({'question': 'a', 'context': 'b\ud800'}, 'context of row 1 .*U\\+D800'),
+    (('a', 'b'), 'row 1 is tuple, expected a dict'),
+    ({'question': 'a', 'contxt': 'b'}, "key 'contxt'; did you mean 'context'"),
+    ({'question': 'a', 'context': 'b', 1: 2}, 'row 1 has the unknown key 1')])
 def test_bad_question_is_named_by_row(qa, row, message):
   with pytest.raises(errors.UserError, match=message):
     qa.answer_batch([{'question': 'a', 'context': 'b'}, row])
+
+
+@pytest.mark.parametrize('questions', [
+    {'question': 'a', 'context': 'b'}, 'a', 3], ids=repr)
+def test_questions_that_are_no_list_are_refused(qa, questions):
+  with pytest.raises(errors.UserError, match='expected a list of dicts'):
+    qa.answer_batch(questions)
+
+
+def test_answer_takes_its_texts_by_name_or_place_and_a_number_of_candidates(qa):
+  answer = qa.answer(question='x y', context=SHORT)
+  assert qa.answer('x y', SHORT) == qa('x y', SHORT) == answer
+  assert qa('x y', SHORT, n_best=2).n_best == answer.n_best[:2]
+  more = qa('x y', SHORT, n_best=9).n_best  # decode.n_best is 6
+  assert (len(more), more[:6]) == (9, answer.n_best)
+  assert len(repr(answer)) < 200
+
+
+@pytest.mark.parametrize('n_best', [0, -1, 2.0, True, '3'])
+def test_wrong_number_of_candidates_is_refused(qa, n_best):
+  with pytest.raises(errors.UserError, match='expected an integer of at least'):
+    qa.answer('x y', SHORT, n_best=n_best)
+
+
+def test_no_span_has_no_score(qa):
+  answer = qa.answer('x y', '')
+  assert (answer.text, answer.score, answer.probability) == ('', None, 0)
+  assert answer.n_best == ()
+
+
+def test_spans_outside_the_beam_of_a_conditional_head_are_no_candidates():
+  qa = random_model.random_qa('conditional(beam=2, width=4)', n_best=40)
+  answer = qa.answer(random_model.QUESTION, random_model.CONTEXT)
+  assert 1 <= len({c['start'] for c in answer.n_best}) <= 2
+  assert all(c['score'] > -1e3 for c in answer.n_best)
+
+
+def test_a_model_is_shown_in_one_line(qa):
+  assert repr(qa) == (
+      "QA(head='biased', layers=3, hidden_size=32, max_length=40, "
+      "null_rule='never', calibrated=False)")
 
 
 # --- span views
@@ -265,12 +311,43 @@ def test_a_biased_head_is_loaded_as_one_with_a_note(directory, capsys):
   assert "the head 'biased'" in capsys.readouterr().err
 
 
+def test_the_package_has_the_signature_and_docstring_of_load():
+  assert qa_jax.load is predict.load
+  assert {'load', '__version__'} <= {*dir(qa_jax)}
+  with pytest.raises(AttributeError, match="no attribute 'lod'"):
+    _ = qa_jax.lod
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'checkpoint': 3}, "checkpoint='3' chooses among.*is no run directory"),
+    ({'checkpoint': 3.0}, 'expected best, last or a step'),
+    ({'checkpoint': True}, 'expected best, last or a step'),
+    ({'calibrated': 'no'}, "calibrated='no', expected bool")], ids=str)
+def test_wrong_argument_of_load_is_one_line(directory, options, message):
+  with pytest.raises(errors.UserError, match=message):
+    predict.load(directory, **options)
+
+
+def test_a_source_of_another_type_is_refused():
+  with pytest.raises(errors.UserError, match='source is NoneType'):
+    predict.load(None)
+
+
+def test_a_checkpoint_is_chosen_by_its_step(tmp_path):
+  run = random_model.write_run(random_model.random_qa('shared'), tmp_path)
+  scores = {predict.load(run, checkpoint=which)('a', random_model.CONTEXT).score
+            for which in (0, '0', 'last')}
+  assert len(scores) == 1
+  with pytest.raises(errors.UserError, match='3000'):
+    predict.load(run, checkpoint=3000)
+
+
 # --- files of questions
 
 
-def test_questions_are_read_unchanged(tmp_path):
+def test_questions_and_ids_are_read_unchanged(tmp_path):
   path = tmp_path / 'in.jsonl'
-  path.write_text('{"question": "a", "context": "", "id": 7}\n\n'
+  path.write_text('{"question": "a", "context": "", "id": 7, "more": 1}\n\n'
                   '{"question": "\u2028", "context": "b"}', 'utf-8')
   assert predict.read_questions(path) == [
       {'question': 'a', 'context': '', 'id': 7},

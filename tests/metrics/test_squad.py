@@ -278,3 +278,49 @@ def test_ten_thousand_questions_score_in_about_a_second():
   began = time.process_time()
   squad.squad_metrics(examples, answers, na_scores=dict.fromkeys(golds, 0.0))
   assert time.process_time() - began < 3  # 0.4 on one idle core
+
+
+# --- rows of Hugging Face's `evaluate`
+
+
+def rows(probabilities=False):
+  golds = {'a': ['Paris'], 'b': ['the red fox', 'fox'], 'c': []}
+  texts = {'a': 'paris', 'b': 'a fox ran', 'c': 'Rome'}
+  nulls = {'a': 0.1, 'b': 0.2, 'c': 0.9}
+  return ([{'id': k, 'prediction_text': v, **(
+      {'no_answer_probability': nulls[k]} if probabilities else {})}
+           for k, v in texts.items()],
+          [{'id': k, 'answers': {'text': v, 'answer_start': [0] * len(v)}}
+           for k, v in golds.items()])
+
+
+def test_rows_of_evaluate_are_scored_by_hand_computed_values():
+  predictions, references = rows()
+  values = squad.squad_metrics(predictions=predictions[:2],
+                               references=references[:2])
+  # "fox ran" and "fox" share one of two and one tokens: F1 is 2/3.
+  assert values['exact_match'] == 50 and values['total'] == 2
+  assert values['f1'] == pytest.approx(100 * (1 + 2 / 3) / 2)
+
+
+def test_rows_with_probabilities_are_those_of_version_2():
+  predictions, references = rows(probabilities=True)
+  values = squad.squad_metrics(predictions=predictions, references=references,
+                               na_threshold=0.5)
+  assert values['no_answer_exact_match'] == 100  # 0.9 > 0.5: no answer
+  assert values['has_answer_f1'] == pytest.approx(100 * (1 + 2 / 3) / 2)
+  assert values['best_f1'] == pytest.approx(100 * (2 + 2 / 3) / 3)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    (lambda p, r: p.append(p[0]), "id 'a' stands there twice"),
+    (lambda p, r: p[0].pop('prediction_text'), "no 'prediction_text'"),
+    (lambda p, r: p[0].update(no_answer_probability=1), 'others have it'),
+    (lambda p, r: r[0].update(answers=['x']), r'answers is list'),
+    (lambda p, r: r[0]['answers'].update(text='x'), r'answers.text is str'),
+    (lambda p, r: p[0].update(id=3), r'predictions\[0\].id is int')])
+def test_a_wrong_row_is_named(change, message):
+  predictions, references = rows()
+  change(predictions, references)
+  with pytest.raises(errors.UserError, match=message):
+    squad.squad_metrics(predictions=predictions, references=references)

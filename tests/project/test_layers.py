@@ -26,7 +26,7 @@ ALLOWED = {
     'models': 'errors span_scores',
     'metrics': 'data errors io',
     'decoding': 'data errors registry span_scores',
-    'checkpoints': 'config data errors io models runtime',
+    'checkpoints': 'config data errors io models registry runtime',
     'build': (
         'checkpoints config decoding errors heads models objectives '
         'registry span_scores'),

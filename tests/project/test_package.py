@@ -6,15 +6,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
 import zipfile
 
 import pytest
 
+import qa_jax
 from tests.common import imports
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text(encoding='utf-8'))
 
 
 def package_files() -> set[str]:
@@ -81,8 +80,12 @@ def canonical(name: str) -> str:
   return re.sub(r'[-_.]+', '-', name).lower()
 
 
+def test_wheel_has_the_version_of_the_package(wheel):
+  assert wheel.name.startswith(f'qa_jax-{qa_jax.__version__}-')
+
+
 def test_changelog_begins_with_the_version_of_the_package():
   text = (ROOT / 'CHANGELOG.md').read_text(encoding='utf-8')
   versions = re.findall(r'^## \[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d$', text,
                         re.MULTILINE)
-  assert versions[0] == PROJECT['project']['version']
+  assert versions[0] == qa_jax.__version__

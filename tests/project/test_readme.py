@@ -124,7 +124,7 @@ def test_the_json_of_the_readme_is_a_data_set():
 
 
 def test_the_parts_run_alone():
-  text = (ROOT / 'docs' / 'parts.md').read_text(encoding='utf-8')
+  text = (ROOT / 'docs' / 'library.md').read_text(encoding='utf-8')
   blocks = readme_commands.blocks(text, 'python')
   assert all(block.count('\n') <= 4 for block in blocks)  # with imports
   names = {}
@@ -134,3 +134,4 @@ def test_the_parts_run_alone():
   assert names['scores'].pair.shape == (1, 9, 30)
   assert len(names['cut']) >= len(names['examples'])
   assert names['metrics']['exact_match'] == 100
+  assert names['score'] == {'exact_match': 100, 'f1': 100, 'total': 1}

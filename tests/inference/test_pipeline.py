@@ -1,0 +1,163 @@
+"""Tests of `qa_jax.pipeline` by recorded results of transformers 4.57."""
+
+import json
+import pathlib
+import shutil
+import types
+
+import numpy as np
+import pytest
+
+import qa_jax
+from qa_jax import errors
+from qa_jax.inference import predict
+
+GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
+RECORDED = json.loads((GOLDEN / 'pipeline_golden.json').read_text())
+SHORT = RECORDED['cases'][0]['call']
+
+
+@pytest.fixture(scope='module')
+def directory(tmp_path_factory) -> pathlib.Path:
+  path = shutil.copytree(GOLDEN / 'tiny_bert',
+                         tmp_path_factory.mktemp('hf') / 'tiny')
+  (path / 'vocab.txt').write_text('\n'.join(RECORDED['vocab']) + '\n')
+  return path
+
+
+@pytest.fixture(scope='module')
+def pipe(directory):
+  return qa_jax.pipeline('question-answering', model=str(directory),
+                         tokenizer=str(directory), framework=None)
+
+
+def call(pipe, case):
+  options = dict(case)
+  args = options.pop('args', [])
+  if 'squad_examples' in options:
+    args = [[types.SimpleNamespace(question_text=q['question'],
+                                   context_text=q['context'])
+             for q in options.pop('squad_examples')]]
+  if 'generator' in options:
+    args = [iter(options.pop('generator'))]
+  result = pipe(*args, **options)
+  return result if isinstance(result, (dict, list)) else list(result)
+
+
+def assert_same(ours, theirs):
+  """Asserts equal shapes and places, and scores that differ by a factor."""
+  assert type(ours) is type(theirs)
+  if isinstance(ours, dict):
+    ours, theirs = [ours], [theirs]
+  if theirs and isinstance(theirs[0], list):  # several questions
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+      assert_same(one, other)
+    return
+  # transformers fills a list with empty answers at [CLS] whose score is 0.
+  theirs = [row for row in theirs if row['score'] > 0]
+  place = lambda row: {k: v for k, v in row.items() if k != 'score'}
+  assert [place(row) for row in ours] == [place(row) for row in theirs]
+  assert all(list(row) == ['score', 'start', 'end', 'answer'] for row in ours)
+
+
+@pytest.mark.parametrize('case', RECORDED['cases'][:-1],
+                         ids=lambda case: str(case['call']))
+def test_results_are_those_of_transformers(pipe, case):
+  assert_same(call(pipe, case['call']), case['result'])
+
+
+@pytest.mark.parametrize('number', [2, 3, 4, 5])
+def test_scores_of_a_question_differ_from_transformers_by_a_factor(
+    pipe, number):
+  """Both normalise exp(start + end): over spans, and over starts and ends."""
+  case = RECORDED['cases'][number]
+  ours, theirs = ([row['score'] for row in rows if row['score'] > 0]
+                  for rows in (call(pipe, case['call']), case['result']))
+  assert len(ours) >= 3
+  np.testing.assert_allclose(np.divide(ours, ours[0]),
+                             np.divide(theirs, theirs[0]), rtol=1e-4)
+
+
+def test_windows_are_compared_by_score_and_not_by_their_own_softmax(
+    directory, pipe):
+  case = RECORDED['cases'][-1]
+  result = pipe(**case['call'])
+  best = predict.load(
+      directory, max_length=30, window_overlap=9, max_answer_length=4,
+      max_question_length=16, null_rule='never').answer(
+          case['call']['question'], case['call']['context'])
+  assert (result['start'], result['answer']) == (best.start, best.text)
+  assert result['answer'] != case['result']['answer']  # best of one window
+
+
+def test_scores_are_posteriors_and_equal_texts_are_added(pipe):
+  rows = pipe('x', 'a B b', top_k=50, handle_impossible_answer=True)
+  assert sorted(row['answer'].lower() for row in rows) == [
+      '', 'a', 'a b', 'a b b', 'b', 'b b']
+  assert sum(row['score'] for row in rows) == pytest.approx(1)
+
+
+def test_answers_are_whole_words_by_default(pipe):
+  context = 'ships sail to many far off isles'
+  words = pipe('who', context, top_k=9)
+  parts = pipe('who', context, top_k=9, align_to_words=False)
+  whole = lambda row: all(w in context.split() for w in row['answer'].split())
+  assert all(map(whole, words)) and not all(map(whole, parts))
+
+
+def test_options_of_the_pipeline_hold_for_its_calls(directory, pipe):
+  other = qa_jax.pipeline(model=predict.load(directory), top_k=2, batch_size=1,
+                          device='cpu', padding='longest')
+  assert other(**SHORT) == pipe(**SHORT, top_k=2)
+  assert other(**SHORT, topk=1) == pipe(**SHORT)
+  assert other.task == 'question-answering' and 'QA(' in repr(other)
+
+
+def test_a_generator_is_read_as_far_as_its_answers_are(pipe):
+  seen = []
+
+  def questions():
+    for n in range(100):
+      seen.append(n)
+      yield SHORT
+  answers = pipe(questions())
+  assert next(answers) == pipe(**SHORT)
+  assert len(seen) < 100
+
+
+@pytest.mark.parametrize(('args', 'options', 'message'), [
+    ((), {'question': 'a'}, 'give question=… and context=…'),
+    ((), {'question': 'a', 'context': ['b']}, 'context of row 0 is list'),
+    ((), {'question': ['a'], 'context': ['b', 'c']}, '1 questions need one'),
+    ((), {'question': '', 'context': 'b'}, 'question of row 0 is empty'),
+    ((), {'question': 'a', 'context': ''}, 'context of row 0 is empty'),
+    ((), {'question': 'a', 'context': None}, 'context of row 0 is NoneType'),
+    (('a',), {}, 'row 0 is str'), ((3,), {}, 'row 0 is int'),
+    (('a', 'b'), {'question': 'c'}, 'contradict'),
+    ((), {**SHORT, 'top_n': 3}, "no argument 'top_n'; did you mean 'top_k'"),
+    ((), {**SHORT, 'top_k': 0}, 'top_k=0, expected an integer of at least 1'),
+    ((), {**SHORT, 'top_k': 1.5}, 'top_k=1.5, expected an integer'),
+    ((), {**SHORT, 'align_to_words': 1}, 'align_to_words=1, expected bool'),
+    ((), {**SHORT, 'padding': 'left'}, "padding='left' is none of"),
+    ((), {**SHORT, 'max_seq_len': 41}, "exceeds the encoder's 40 positions"),
+    ((), {**SHORT, 'doc_stride': 40}, 'window_overlap 40 leaves no step')],
+    ids=str)
+def test_a_wrong_call_is_one_line(pipe, args, options, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    pipe(*args, **options)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [
+    ({'task': 'summarization'}, "'question-answering' is the only one"),
+    ({}, 'model is missing'),
+    ({'model': 'x', 'tokenizer': 'y'}, "tokenizer='y'.*leave it out"),
+    ({'model': 'x', 'framework': 'pt'}, 'framework has no meaning here'),
+    ({'model': 'x', 'torch_dtype': 'auto'}, 'torch_dtype has no meaning'),
+    ({'model': 'x', 'device': 0}, 'device=0, but JAX runs on cpu'),
+    ({'model': 'x', 'tpo_k': 2}, "no argument 'tpo_k'; did you mean 'top_k'")],
+    ids=str)
+def test_a_wrong_pipeline_is_one_line(arguments, message):
+  with pytest.raises(errors.UserError, match=message):
+    qa_jax.pipeline(**arguments)

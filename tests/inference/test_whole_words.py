@@ -1,0 +1,134 @@
+"""Tests of decode.whole_words against filtered lists of all candidates."""
+
+import dataclasses
+import string
+
+import jax
+import numpy as np
+import pytest
+
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import input_pipeline
+from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data.examples import Example
+from qa_jax.inference import decode
+from qa_jax.inference import predict
+from qa_jax.models import bert
+from qa_jax.models import qa as qa_lib
+
+LETTERS = string.ascii_lowercase
+TOKENIZER = tokenizer_lib.Tokenizer(
+    (*tokenizer_lib.SPECIAL, *LETTERS, *('##' + c for c in LETTERS), *'.,-#',
+     '##'), lowercase=True)
+SIZES = bert.BertConfig(vocab_size=64, hidden_size=16, num_layers=1,
+                        num_heads=2, mlp_size=32, max_position=64,
+                        initializer_range=0.5)
+# Words of one to six letters; windows of 40 tokens cut some of them.
+WORDS = [LETTERS[i * 5 % 20:][:1 + i * 7 % 6] for i in range(60)]
+CONTEXT = ' '.join(w + ',' * (i % 9 == 0) + '-##x.' * (i % 13 == 0)
+                   for i, w in enumerate(WORDS))
+QUESTIONS = [('x y', CONTEXT), ('z', 'Été-like É.'), ('', 'word'),
+             ('a b', CONTEXT[40:])]
+
+
+def make(head='independent', **fields) -> predict.QA:
+  packing = fields.pop('packing', False)
+  config = config_lib.check_config({
+      'model': {'preset': '', 'head': head}, 'train': {'num_steps': 1},
+      'data': {'max_length': 40, 'window_overlap': 9, 'packing': packing,
+               'max_question_length': 8},
+      'decode': {'max_answer_length': 12, 'n_best': 7, 'null_rule': 'never',
+                 **fields}})
+  model = build.build_model(config, SIZES)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32),
+      jax.eval_shape(lambda: qa_lib.init_params(model, jax.random.key(0))))
+  return predict.QA(model, params, TOKENIZER, config)
+
+
+def at_boundaries(context: str, begin: int, end: int) -> bool:
+  """Tells by the characters alone whether context[begin:end] is whole words."""
+  def joined(i):  # a word goes on from character i - 1 to character i
+    return 0 < i < len(context) and (
+        context[i - 1].isalpha() and context[i].isalpha())
+  return not joined(begin) and not joined(end)
+
+
+def spans_of(qa, questions=QUESTIONS):
+  return [[(c['start'], c['end'], c['score']) for c in answer.n_best]
+          for answer in qa.answer_batch([
+              {'question': q, 'context': c} for q, c in questions])]
+
+
+@pytest.mark.parametrize('fields', [
+    {}, {'search': 'dense'}, {'search': 'banded'}, {'packing': True},
+    {'head': 'length_prior(width=12)'}, {'head': 'biaffine(width=12)'}],
+                         ids=str)
+def test_candidates_are_the_best_of_all_that_begin_and_end_words(fields):
+  every = spans_of(make(n_best=4000, **fields))
+  for (_, context), whole, all_spans in zip(
+      QUESTIONS, spans_of(make(whole_words=True, **fields)), every,
+      strict=True):
+    expected = [s for s in all_spans if at_boundaries(context, *s[:2])]
+    assert len(all_spans) > len(expected) > 0
+    assert [s[:2] for s in whole] == [s[:2] for s in expected[:7]]
+    np.testing.assert_allclose([s[2] for s in whole],
+                               [s[2] for s in expected[:7]], atol=1e-5)
+
+
+def test_posteriors_are_among_whole_words():
+  answer = make(whole_words=True, n_best=4000).answer(*QUESTIONS[0])
+  assert sum(c['probability'] for c in answer.n_best) == pytest.approx(1)
+
+
+@pytest.mark.parametrize('fields', [
+    {'search': 'beam(width=3)'}, {'search': 'argmax'}, {'search': 'top_k(k=9)'},
+    {'head': 'conditional(beam=2, width=12)'}], ids=str)
+def test_no_search_or_beam_returns_a_part_of_a_word(fields):
+  found = spans_of(make(whole_words=True, **fields))
+  for (_, context), spans in zip(QUESTIONS, found, strict=True):
+    assert all(at_boundaries(context, *s[:2]) for s in spans)
+  assert any(found)
+
+
+def test_the_beam_of_a_conditional_head_has_legal_starts_only():
+  """All starts of the beam lie inside the long words without whole_words."""
+  qa = make('conditional(beam=1, width=12)', whole_words=True)
+  context = ' '.join(LETTERS[i:i + 9] for i in range(8))
+  questions = [(q, context) for q in LETTERS]
+  assert all(spans_of(qa, questions))
+  plain = dataclasses.replace(qa, config=config_lib.check_config({
+      **qa.config.to_dict(), 'decode': {
+          **qa.config.to_dict()['decode'], 'whole_words': False}}))
+  assert not all(at_boundaries(context, *spans[0][:2])
+                 for spans in spans_of(plain, questions))
+
+
+def test_regret_of_an_inexact_search_is_to_the_best_whole_words():
+  rows = [Example(str(n), q, CONTEXT[n:]) for n, q in enumerate('abcdef')]
+  exact, beam = (make(whole_words=True, search=s)
+                 for s in ('two_stage', 'beam(width=1)'))
+  windows = input_pipeline.make_windows(exact.config, rows, TOKENIZER)
+  best, found = (decode.answer_questions(
+      qa.model, qa.params, windows, qa.config) for qa in (exact, beam))
+  np.testing.assert_allclose(
+      found.regret, best.score[best.ptr[:-1]] - found.score[found.ptr[:-1]],
+      atol=1e-5)
+
+
+def test_warm_up_compiles_all_programs_of_an_answer():
+  qa = make(whole_words=True)
+  qa.warm_up()
+  run = decode._program(qa.model, qa.config.decode)
+  compiled = run._cache_size()
+  qa.answer(*QUESTIONS[2])
+  assert run._cache_size() == compiled > 0
+
+
+@pytest.mark.parametrize('value', [1, 'yes', None])
+def test_other_values_are_refused(value):
+  with pytest.raises(errors.UserError, match=r'whole_words=.*expected bool'):
+    make(whole_words=value)

@@ -1,0 +1,170 @@
+"""Tests of spec strings that import constructors, and of stored ones."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import qa_jax
+from qa_jax import build
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax import registry
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import sources
+from qa_jax.decoding import null_rules
+from tests.common import commands
+from tests.common import random_model
+from tests.common import tiny
+
+SOURCE = '''
+import flax.linen as nn
+from qa_jax import heads, objectives, decoding
+from qa_jax.data import Example
+from qa_jax.span_scores import SpanScores
+open(__file__ + '.ran', 'w').close()
+
+class Doubled(nn.Module):
+  factor: float = 2.0
+  @nn.compact
+  def __call__(self, inputs):
+    scores = heads.HEADS['independent'](name='inner')(inputs)
+    return SpanScores(self.factor * scores.start, self.factor * scores.end)
+
+class Wrong(nn.Module):
+  shape: str = 'tuple'
+  def __call__(self, inputs):
+    x = inputs.hidden
+    return (x, x) if self.shape == 'tuple' else SpanScores(x, x)
+
+def loss(**options): return objectives.OBJECTIVES['cross_entropy'](**options)
+def rule(): return decoding.NullRule(lambda w: -w.best[w.first])
+def search(): return decoding.SEARCHES['banded']()
+def rows(n: int = 2): return [Example(str(i), 'q', 'a b') for i in range(n)]
+def nothing(): return None
+def bad_search(): return lambda *args, **options: {}
+def texts(): return ['a']
+NUMBER = 3
+'''
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+  """A module outside of qa_jax; the file that shows that it was imported."""
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(registry, '_allowed', set())
+  (tmp_path / 'my_project.py').write_text(SOURCE)
+  yield tmp_path / 'my_project.py.ran'
+  sys.modules.pop('my_project', None)
+
+
+def test_every_kind_of_constructor_may_be_imported(package):
+  objective = build.check_objective('my_project:loss(reduction="sum")',
+                                    'my_project:Doubled(factor=3.0)')
+  assert not objective.needs
+  assert len(sources.load_examples('my_project:rows(n=3)')) == 3
+  assert null_rules.find_rule('my_project:rule').needs == frozenset()
+  config = tiny.config(
+      model={'head': 'length_prior(base="my_project:Doubled")'},
+      decode={'search': 'my_project:search', 'null_rule': 'my_project:rule'})
+  build.check_decode(
+      config.decode,
+      build.build_model(config, random_model.random_qa('shared').model.config
+                        ).head, objective)
+
+
+@pytest.mark.parametrize(('spec', 'message'), [
+    ('my_project:Wrong', "head 'my_project:Wrong' returns tuple, expected"),
+    ('my_project:Wrong(shape="3d")', r'start scores of shape \(1, 2, 2\)'),
+    ('my_project:nothing', "'my_project:nothing' returns NoneType, expected"),
+    ('my_project:Doubled(factr=1.0)', "no argument 'factr'; did you mean"),
+    ('my_project:Doubled(factor="x")', "factor='x', expected float"),
+    ('my_project:Missing', "has no attribute 'Missing'"),
+    ('my_project:NUMBER', 'is no function or class'),
+    ('no_such_project.heads:A', 'No module named .*PYTHONPATH'),
+    ('my_project:', 'not of the form'), (':A', 'not of the form'),
+    ('my_project:A.b', 'not of the form')])
+def test_a_wrong_constructor_is_one_line(package, spec, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    build.check_objective('cross_entropy', spec)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize(('spec', 'message'), [
+    ('my_project:texts', 'returns str, expected a list of qa_jax.data.Example'),
+    ('my_project:nothing', 'returns NoneType, expected a list')])
+def test_a_source_returns_examples(package, spec, message):
+  with pytest.raises(errors.UserError, match=message):
+    sources.load_examples(spec)
+
+
+@pytest.fixture
+def run(package, tmp_path):
+  qa = random_model.random_qa.__wrapped__('my_project:Doubled')
+  directory = random_model.write_run(qa, tmp_path / 'run')
+  sys.modules.pop('my_project')
+  package.unlink()
+  return directory
+
+
+def test_a_stored_run_runs_code_of_allowed_packages_only(run, package):
+  for allowed in ((), ('my',), ('my_project.heads',), ('other',)):
+    with pytest.raises(errors.UserError,
+                       match=r'would run code of my_project.*--allow_code=m'):
+      qa_jax.load(run, allow_code=allowed)
+    assert not package.exists()
+  qa = qa_jax.load(run, allow_code=('my_project',))
+  assert package.exists()
+  assert np.isfinite(qa.answer('Who?', random_model.CONTEXT).score)
+  with pytest.raises(errors.UserError, match='expected a tuple of packages'):
+    qa_jax.load(run, allow_code='my_project')
+
+
+@pytest.mark.parametrize(('field', 'spec'), [
+    ('model.head', 'compound(base="length_prior(base=\'my_project:Wrong\')")'),
+    ('objective', 'answerability(base="\\x6dy_project:loss")'),
+    ('decode.search', ' my_project:search()'),
+    ('decode.null_rule', 'my_project:rule'),
+    ('data.train', 'synthetic(size=8) + my_project:rows()'),
+    ('data.train', 'a(b.json + my_project:rows()'),  # "(" of a file name
+    ('data.train', 'synthetic(size=8)(+my_project:rows'),
+    ('data.eval', 'articles(of="a.json + my_project:rows")')])
+def test_code_in_any_stored_field_is_refused(package, tmp_path, field, spec):
+  fields = config_lib.override(tiny.config().to_dict(), {field: spec})
+  (tmp_path / 'config.json').write_text(json.dumps(fields))
+  with pytest.raises(errors.UserError, match=rf'config\.{field}.*allow_code'):
+    RunDirectory(tmp_path).read_config()
+  config = RunDirectory(tmp_path).read_config(('my_project',))
+  assert config.to_dict() == fields
+  RunDirectory(tmp_path).check_config(config)  # resuming compares fields only
+  assert not package.exists()
+
+
+def test_paths_with_colons_are_no_code():
+  for part in ('C:/data/a.json', 'tfds(name="squad/v1.1:3.0.0")',
+               's3://b/train.json'):
+    registry.check_code('x', {'data.train': part})
+
+
+def test_a_command_opens_a_run_with_the_flag(run, package):
+  asked = '--question=Who?', '--context=Mira built it.'
+  message = commands.refusal('predict', f'--workdir={run}', *asked)
+  assert '--allow_code=my_project' in message
+  assert not package.exists()
+  result = commands.command('predict', f'--workdir={run}', *asked,
+                            '--allow_code=other,my_project')
+  assert (result.code, package.exists()) == (0, True)
+  message = commands.refusal('predict', f'--workdir={run}', *asked,
+                             '--allow_code=a-b')
+  assert 'is no name of a package' in message
+
+
+def test_a_search_that_returns_no_spans_is_named(package):
+  qa = random_model.random_qa('shared')
+  wrong = dataclasses.replace(qa, config=dataclasses.replace(
+      qa.config, decode=dataclasses.replace(
+          qa.config.decode, search='my_project:bad_search')))
+  with pytest.raises(errors.UserError, match=r'bad_search.* returns dict, exp'):
+    wrong.answer('Who?', random_model.CONTEXT)
