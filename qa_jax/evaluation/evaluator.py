@@ -52,7 +52,7 @@ class Evaluator:
     `show` gets name and [N] values of each column of `candidates.STATISTICS`.
 
     Raises:
-      UserError: the null score of a question is not finite.
+      UserError: the scores of a question are not finite.
     """
     examples, decode = self.windows.examples, self._config.decode
     calibration, threshold = self._calibration, decode.null_threshold
@@ -63,11 +63,7 @@ class Evaluator:
         (calibration.temperature, 1.0) if calibration else (1.0,),
         mesh=self._mesh, progress=progress,
         statistics=statistics.append if show else None)
-    odd = int((~np.isfinite(answers.null_score)).sum())
-    if odd:
-      raise errors.UserError(
-          f'the null score of {odd} of {len(examples)} questions is not finite:'
-          ' training went astray; lower config.optim.learning_rate')
+    decode_lib.check_finite(answers)
     if show:
       for column in zip(candidates.STATISTICS, np.concatenate(statistics).T,
                         strict=True):
@@ -112,6 +108,8 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
                      output: pathlib.Path | None,
                      progress: str = '') -> dict[str, float]:
   """Computes the metrics of a model on windows, shared by all devices."""
+  console.say(f'evaluating {len(windows)} windows; the first batch of each '
+              'length is compiled, which is cached')
   mesh = devices.data_mesh()
   evaluator = Evaluator(
       qa.model, windows, qa.config, mesh, calibration=qa.calibration)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from qa_jax import config as config_lib
+from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax import registry
 from qa_jax.data import batch_plans
@@ -190,6 +191,19 @@ def answer_at_temperatures(
         merge=decode.merge, temperature=t) for t in temperatures])
   return [answers_lib.join_answers(parts, first_windows)
           for parts in zip(*answers, strict=True)]
+
+
+def check_finite(answers: answers_lib.Answers) -> None:
+  """Raises a UserError if the scores of a question are not finite."""
+  odd = ~np.isfinite(answers.null_score)
+  finite = np.isfinite(answers.score)
+  odd |= np.bincount(np.repeat(np.arange(len(odd)), np.diff(answers.ptr)),
+                     ~finite, len(odd)) > 0
+  if odd.any():
+    raise errors.UserError(
+        f'the scores of {int(odd.sum())} of {len(odd)} questions are not '
+        'finite: training diverged or the weights are damaged; train again '
+        'with a lower config.optim.learning_rate')
 
 
 def numbered_blocks(

@@ -81,6 +81,7 @@ class QA:
     answers = decode_lib.answer_questions(
         self.model, self.params, windows, self.config, progress=progress,
         temperature=self.calibration.temperature if self.calibration else 1.0)
+    decode_lib.check_finite(answers)
     return [self._answer(row, answers, e) for e, row in enumerate(rows)]
 
   def _answer(self, row: examples_lib.Example, answers: answers_lib.Answers,
@@ -202,8 +203,14 @@ def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
   if problem:
     console.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
     return config, None
+  said = f'{run.path / calibration_lib.NAME}: '
   if calibration.threshold is None or 'null_threshold' in overrides:
+    console.say(f'{said}temperature {calibration.temperature:.4g} in use')
     return config, calibration
+  console.say(
+      f'{said}null threshold {calibration.threshold:.4g} replaces '
+      f'{config.decode.null_threshold:.4g} of the config, temperature '
+      f'{calibration.temperature:.4g}')
   return dataclasses.replace(config, decode=dataclasses.replace(
       config.decode, null_threshold=calibration.threshold)), calibration
 

@@ -107,6 +107,34 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   return blocks
 
 
+def headline(comparison: compare.Comparison) -> list[str]:
+  """Returns lines on the default, the best variant, and the missing runs."""
+  default, *others = comparison.variants
+  lines = [f'{len(comparison.variants)} variants on {comparison.questions} '
+           f'questions of {comparison.data}', _scores(default)]
+  if others:
+    best = max(others, key=lambda v: v.mean('f1'))
+    delta = best.deltas.get('f1')
+    lines.append('best other: ' + _scores(best) + (
+        f'; Δ F1 {_spread(delta.mean, delta.sd, "+")}, p (Holm) '
+        f'{_number(delta.p_holm, "{:.4f}")}, counts: {_verdict(delta)}'
+        if delta else ''))
+  if comparison.incomplete:
+    lines.append(f'not complete and left out: {len(comparison.incomplete)}')
+  return lines
+
+
+def _scores(v: compare.Variant) -> str:
+  em, f1 = (_spread(v.mean(name), v.sd(name)) for name in compare.SCORES)
+  return f'{v.label}: EM {em}  F1 {f1}, {len(v.runs)} seeds'
+
+
+def _verdict(delta: compare.Delta) -> str:
+  """Returns whether a difference counts; a dash if seeds do not tell."""
+  return ('–' if math.isnan(delta.floor) else 'no' if not delta.counts
+          else 'better' if delta.mean > 0 else 'worse')
+
+
 def report_markdown(comparison: compare.Comparison) -> str:
   return documents.to_markdown(report_blocks(comparison))
 
@@ -234,9 +262,7 @@ def _delta(label: str, delta: compare.Delta) -> list[str]:
   return [label, _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
           f'{_number(delta.low, "{:+.2f}")} … {_number(delta.high, "{:+.2f}")}',
           _number(delta.p, '{:.4f}'), _number(delta.p_articles, '{:.4f}'),
-          _number(delta.p_holm, '{:.4f}'),
-          '–' if math.isnan(delta.floor) else 'no' if not delta.counts
-          else 'better' if delta.mean > 0 else 'worse']
+          _number(delta.p_holm, '{:.4f}'), _verdict(delta)]
 
 
 def _spread(mean: float, sd: float, sign: str = '') -> str:
