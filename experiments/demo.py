@@ -21,12 +21,10 @@ def main() -> None:
   from qa_jax.data import sources
   from qa_jax.io import files
   from qa_jax.io import plots as plots_lib
-  from qa_jax.runtime import console
   from qa_jax.runtime import settings
 
   workdir = pathlib.Path(WORKDIR.value)
   settings.configure_process()
-  console.say('answering two questions; compiled programs are cached')
   qa = cli.load_model(WORKDIR.value)
   examples = sources.load_examples(qa.config.data.eval)
   context = examples[0].context

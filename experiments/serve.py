@@ -59,8 +59,8 @@ def main() -> None:
             waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
             body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value))
     began = time.perf_counter()
-    console.say('compiling the programs of all window lengths; they are cached '
-                'for the next start')
+    console.say('compiling the programs of all window lengths'
+                f'{settings.cache_note()}')
     count = qa_service.warm_up()
     address, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(address).is_loopback:

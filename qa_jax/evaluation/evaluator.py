@@ -26,6 +26,7 @@ from qa_jax.models import qa as qa_lib
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 from qa_jax.runtime import processes
+from qa_jax.runtime import settings
 
 RELIABILITY_PLOT = 'reliability.png'
 
@@ -109,7 +110,7 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
                      progress: str = '') -> dict[str, float]:
   """Computes the metrics of a model on windows, shared by all devices."""
   console.say(f'evaluating {len(windows)} windows; the first batch of each '
-              'length is compiled, which is cached')
+              f'length is compiled{settings.cache_note()}')
   mesh = devices.data_mesh()
   evaluator = Evaluator(
       qa.model, windows, qa.config, mesh, calibration=qa.calibration)

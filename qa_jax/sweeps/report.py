@@ -115,7 +115,7 @@ def headline(comparison: compare.Comparison) -> list[str]:
   if others:
     best = max(others, key=lambda v: v.mean('f1'))
     delta = best.deltas.get('f1')
-    lines.append('best other: ' + _scores(best) + (
+    lines.append('best of the others, ' + _scores(best) + (
         f'; Δ F1 {_spread(delta.mean, delta.sd, "+")}, p (Holm) '
         f'{_number(delta.p_holm, "{:.4f}")}, counts: {_verdict(delta)}'
         if delta else ''))
@@ -126,7 +126,8 @@ def headline(comparison: compare.Comparison) -> list[str]:
 
 def _scores(v: compare.Variant) -> str:
   em, f1 = (_spread(v.mean(name), v.sd(name)) for name in compare.SCORES)
-  return f'{v.label}: EM {em}  F1 {f1}, {len(v.runs)} seeds'
+  seeds = f'{len(v.runs)} seed{"s" * (len(v.runs) > 1)}'
+  return f'{v.label}: EM {em}  F1 {f1}, {seeds}'
 
 
 def _verdict(delta: compare.Delta) -> str:
