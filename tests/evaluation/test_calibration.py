@@ -245,9 +245,20 @@ def test_without_calibration_the_threshold_is_the_configs(
   assert values['f1'] == pytest.approx(stored['at_zero_f1'])
 
 
-def test_predict_answers_by_the_stored_threshold(trained, calibrated):
+def test_predict_answers_by_the_stored_threshold(
+    trained, calibrated, capsys):
   threshold = calibration.read_calibration(calibrated).threshold
+  capsys.readouterr()
   qa = predict.load(calibrated)
+  said = capsys.readouterr().err
+  assert said.startswith(f'{calibrated}/calibration.json: null threshold '
+                         f'{threshold:.4g} replaces 0 of the config, temp')
+  assert said.count('\n') == 1
+  assert predict.load(calibrated, null_threshold=3.0
+                      ).config.decode.null_threshold == 3
+  assert 'calibration.json: temperature' in capsys.readouterr().err
+  assert not predict.load(calibrated, calibrated=False).calibration
+  assert not capsys.readouterr().err
   assert qa.config.decode.null_threshold == threshold
   assert predict.load(trained).config.decode.null_threshold == 0
   assert qa.calibration.temperature != 1

@@ -16,6 +16,7 @@ from experiments import cli
 from qa_jax import config as config_lib
 from qa_jax import config_comments
 from qa_jax.data import sources
+from qa_jax.serving import service
 from tests.common import commands
 from tests.common import examples
 from tests.common import tiny
@@ -282,6 +283,82 @@ def test_evaluate_goes_to_a_folder_of_the_run_named_after_the_data(run, data):
   assert commands.command('evaluate', f'--workdir={run}',
                           f'--data={data}').code == 0
   assert (run / 'eval' / 'dev' / 'metrics.json').is_file()
+
+
+DECODED = {  # flag of decoding → what every span of the answer fulfils
+    '--decode.max_answer_length=1': lambda rows: all(
+        len(row['text'].split()) <= 1 for a in rows for row in a['n_best']),
+    '--decode.n_best=2': lambda rows: all(len(a['n_best']) == 2 for a in rows),
+    '--n_best=3': lambda rows: all(len(a['n_best']) == 3 for a in rows),
+    '--decode.null_threshold=-1e9': lambda rows: all(
+        a['text'] == '' for a in rows),
+    '--decode.null_rule=never': lambda rows: all(a['text'] for a in rows)}
+
+
+@pytest.mark.parametrize('flag', DECODED)
+def test_predict_decodes_as_the_flags_say(run, tmp_path, flag):
+  inputs, output = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+  inputs.write_text(''.join(json.dumps(
+      {'question': question, 'context': examples.CONTEXT}) + '\n'
+      for question in ('Who built it?', 'What did Mira build?')))
+  result = commands.command('predict', f'--workdir={run}', f'--input={inputs}',
+                            f'--output={output}', flag)
+  assert result.code == 0, result.err
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  assert len(rows) == 2 and DECODED[flag](rows)
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--decode.n_best=2', '--n_best=3'], '--n_best=3 and --decode.n_best=2'),
+    (['--decode.max_answer_length=0'], 'max_answer_length=0 must be at least'),
+    (['--decode.search=two_stag'], "did you mean 'two_stage'"),
+    (['--decode.null_rule=nevr'], "did you mean 'never'"),
+    (['--max_length=1000'], 'max_length=1000 must be in'),
+    (['--window_overlap=96'], 'window_overlap 96 leaves no step')])
+def test_decoding_that_does_not_fit_is_one_line(run, flags, message):
+  assert message in commands.refusal(
+      'predict', f'--workdir={run}', '--question=Who?', '--context=Mira',
+      *flags)
+
+
+def test_a_run_that_is_decoded_otherwise_keeps_its_evaluation(run, data):
+  argv = ('evaluate', f'--workdir={run}', f'--data={data}')
+  assert commands.command(*argv).code == 0
+  before = commands.files_of(run / 'eval' / 'dev')
+  result = commands.command(*argv, '--decode.null_rule=never',
+                            '--decode.search=top_k(k=2)')
+  assert result.code == 0, result.err
+  folder = run / 'eval' / 'dev.search-top_k_k_2_.null_rule-never'
+  assert result.out.splitlines()[-1] == f'results: {folder}'
+  answers = json.loads((folder / 'predictions.json').read_text())
+  assert all(answers.values())
+  assert commands.files_of(run / 'eval' / 'dev') == before
+
+
+@pytest.mark.parametrize('argv', [
+    ['--predictions=x', '--decode.n_best=2'], ['--audit', '--decode.n_best=2']])
+def test_decoding_without_a_model_is_refused(data, argv):
+  assert 'n_best' in commands.refusal('evaluate', f'--data={data}', *argv)
+
+
+def test_an_audit_takes_the_length_of_windows(data):
+  assert 'max_length=3 must be in' in commands.refusal(
+      'evaluate', f'--data={data}', '--audit', '--max_length=3')
+
+
+def test_an_old_name_of_a_flag_sets_the_new_one(tmp_path):
+  assert f'{tmp_path}/none is not a directory with' in commands.refusal(
+      'convert_weights', f'--source={tmp_path}/none', f'--target={tmp_path}/t')
+
+
+def test_defaults_of_serve_are_the_limits_of_the_service():
+  entries = help_entries(commands.command('serve', '--help').out)
+  limits = service.Limits()
+  for flag, value in (
+      ('max_batch', limits.batch), ('max_waiting', limits.waiting),
+      ('max_seconds', limits.seconds), ('max_bytes', limits.body_bytes),
+      ('max_windows', limits.windows)):
+    assert entries[flag].endswith(f'[{value}]')
 
 
 def test_an_audit_counts_gold_spans_by_fate_and_shows_some(tmp_path):
