@@ -13,17 +13,15 @@ directory of the evaluation, or into --output.
 
 from collections.abc import Sequence
 import pathlib
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.data import sources
-from qa_jax.data.examples import Example
-from qa_jax.evaluation import error_report
-from qa_jax.io import files
-from qa_jax.metrics import error_analysis
-from qa_jax.metrics import predictions as predictions_lib
+
+if TYPE_CHECKING:
+  from qa_jax.data.examples import Example
 
 DATA = flags.DEFINE_string('data', None, 'Data SPEC of the evaluation.')
 EVALUATION = flags.DEFINE_list(
@@ -34,7 +32,12 @@ SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
 
 
 def main() -> None:
-  cli.required(data=DATA.value, evaluation=','.join(EVALUATION.value))
+  from qa_jax.data import sources
+  from qa_jax.evaluation import error_report
+  from qa_jax.io import files
+  from qa_jax.metrics import error_analysis
+  from qa_jax.metrics import predictions as predictions_lib
+
   ours = [pathlib.Path(p) for p in EVALUATION.value]
   theirs = [pathlib.Path(p) for p in AGAINST.value]
   if theirs and len(ours) != len(theirs):
@@ -67,13 +70,17 @@ def main() -> None:
   error_report.write_error_report(
       analysis, error_analysis.list_errors(examples, first[0], n_best), output,
       f'{len(examples)} questions of {DATA.value}')
-  print(files.read_text(output / 'analysis.md'), end='')
-  print(f'{output}/analysis.html shows errors')
+  print('\n'.join(error_report.headline(analysis)))
+  print(f'analysis: {output}/analysis.md; with the errors: '
+        f'{output}/analysis.html')
 
 
 def _read_predictions(path: pathlib.Path,
-                      examples: Sequence[Example]) -> dict[str, str]:
+                      examples: Sequence['Example']) -> dict[str, str]:
   """Reads a file of predictions, or that of an evaluation's directory."""
+  from qa_jax.metrics import error_analysis
+  from qa_jax.metrics import predictions as predictions_lib
+
   predictions = predictions_lib.read_predictions(
       path / predictions_lib.PREDICTIONS if path.is_dir() else path)
   error_analysis.check_ids(examples, predictions, path)
@@ -81,4 +88,4 @@ def _read_predictions(path: pathlib.Path,
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, required=('data', 'evaluation'))

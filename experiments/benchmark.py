@@ -1,7 +1,7 @@
 r"""Measures speed beside torch + transformers, after comparing the outputs.
 
   python -m experiments.benchmark --suite=all --output=bench.json \
-      --model=MINILM_DIR --data=train-v2.0.json [--peer_python=PYTHON]
+      --workdir=MINILM_DIR --data=train-v2.0.json [--peer_python=PYTHON]
 
 --suite=all runs train, forward, search, features, evaluate, input and startup.
 Three more run by name: scaling draws docs/scaling_{step,search}.svg; variants
@@ -12,30 +12,27 @@ qa_jax is measured alone. --set=precision.compute_dtype=bfloat16 sets a config
 field of qa_jax and can be repeated.
 """
 
+from collections.abc import Sequence
 import pathlib
 import sys
 import tempfile
+from typing import TYPE_CHECKING
 
 from absl import flags
 
-from benchmarks import harness
-from benchmarks import session as session_lib
-from benchmarks import suites
-from benchmarks import table
-from benchmarks.suites import scaling
 from experiments import cli
 from qa_jax import errors
-from qa_jax.checkpoints import hugging_face
-from qa_jax.io import files
-from qa_jax.runtime import console
 
-SUITE = flags.DEFINE_string('suite', None, 'Suites, separated by commas.')
+if TYPE_CHECKING:
+  from benchmarks import session as session_lib
+
+SUITE = flags.DEFINE_list('suite', [], 'Suites, or all.')
 OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
 DATA = flags.DEFINE_string(
     'data', '', "Data SPEC; '': generated, lengths as SQuAD's.")
-MODEL = flags.DEFINE_string(
-    'model', '', "MiniLM-L6 checkpoint; '': random weights.")
-ENCODERS = flags.DEFINE_string(
+WORKDIR = flags.DEFINE_string(
+    'workdir', '', "MiniLM-L6 checkpoint; '': random weights.")
+ENCODERS = flags.DEFINE_list(
     'encoders', 'minilm_l6,base', 'Sizes that train is measured with.')
 PEER_PYTHON = flags.DEFINE_string(
     'peer_python', '', "Interpreter that has the peer; '': this one.")
@@ -46,17 +43,23 @@ SET = flags.DEFINE_multi_string('set', [], 'Config field of ours, FIELD=VALUE.')
 QUICK = flags.DEFINE_bool(
     'quick', False, 'Tiny sizes: runs everything, measures nothing.')
 FIGURES = flags.DEFINE_string('figures', 'docs', 'Directory for the figures.')
-WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Directory to keep intermediate files in.')
+SCRATCH = flags.DEFINE_string(
+    'scratch', None, 'Directory to keep intermediate files in.')
 
 
 def main() -> None:
-  cli.required(suite=SUITE.value)
+  from benchmarks import harness
+  from benchmarks import suites
+  from benchmarks import table
+  from benchmarks.suites import scaling
+  from qa_jax.io import files
+  from qa_jax.runtime import console
+
   names = chosen(SUITE.value)
   if OUTPUT.value:
     files.check_writable(pathlib.Path(OUTPUT.value))
   with tempfile.TemporaryDirectory(prefix='qa_jax_bench_') as scratch:
-    session = make_session(pathlib.Path(WORKDIR.value or scratch).absolute())
+    session = make_session(pathlib.Path(SCRATCH.value or scratch).absolute())
     outcomes = {}
     for name in names:
       console.say(f'suite {name}')
@@ -72,11 +75,15 @@ def main() -> None:
       if OUTPUT.value:  # after each suite, because the next one may take long
         files.write_json(pathlib.Path(OUTPUT.value), record)
     print(table.plain(record, list(outcomes.values())), end='')
+    if OUTPUT.value:
+      print(f'numbers: {OUTPUT.value}')
 
 
-def chosen(names: str) -> tuple[str, ...]:
-  """Returns the suites that 'all' or 'a,b' names."""
-  picked = suites.ALL if names == 'all' else tuple(names.split(','))
+def chosen(names: Sequence[str]) -> tuple[str, ...]:
+  """Returns the suites of the given names; ['all'] stands for those of ALL."""
+  from benchmarks import suites
+
+  picked = suites.ALL if names == ['all'] else tuple(names)
   for name in picked:
     if name not in suites.SUITES:
       raise errors.UserError(f'--suite={name}: there is none such'
@@ -84,13 +91,16 @@ def chosen(names: str) -> tuple[str, ...]:
   return picked
 
 
-def make_session(scratch: pathlib.Path) -> session_lib.Session:
+def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
   """Builds the session that the flags describe, after checking them."""
+  from benchmarks import session as session_lib
+  from qa_jax.checkpoints import hugging_face
+
   scratch.mkdir(parents=True, exist_ok=True)
   for name, flag in (('threads', THREADS), ('rounds', ROUNDS)):
     if flag.value < 1:
       raise errors.UserError(f'--{name}={flag.value} must be at least 1')
-  encoders = tuple(ENCODERS.value.split(','))
+  encoders = tuple(ENCODERS.value)
   for encoder in encoders:
     if encoder not in session_lib.NAMES:
       raise errors.UserError(
@@ -101,8 +111,8 @@ def make_session(scratch: pathlib.Path) -> session_lib.Session:
       scratch=scratch,
       data=DATA.value,
       encoders=encoders,
-      encoder=str(hugging_face.resolve_source(MODEL.value))
-      if MODEL.value else '',
+      encoder=str(hugging_face.resolve_source(WORKDIR.value))
+      if WORKDIR.value else '',
       overrides=session_lib.parse_overrides(SET.value),
       rounds=ROUNDS.value,
       threads=THREADS.value,
@@ -111,4 +121,4 @@ def make_session(scratch: pathlib.Path) -> session_lib.Session:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, required=('suite',), aliases={'model': 'workdir'})

@@ -5,10 +5,9 @@ r"""Chooses a run's null threshold and temperature on held-out articles.
   python -m experiments.calibrate --workdir=runs/squad \
       --data='articles(of="train-v2.0.json", low=0.9)'
 
-Writes WORKDIR/calibration.json. The commands evaluate and predict then use it
-for the same checkpoint and null rule, unless --calibrated=False is given.
-Questions that the run was trained on are refused, and fewer than 200 questions
-give a warning.
+Writes WORKDIR/calibration.json. Other commands then use it for the same
+checkpoint and decoding, unless --calibrated=False is given. Questions that the
+run was trained on are refused, and fewer than 200 questions give a warning.
 """
 
 import pathlib
@@ -16,22 +15,22 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax.evaluation import calibrate
-from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run to calibrate.')
 DATA = flags.DEFINE_string('data', None, 'SPEC of the held-out questions.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value, data=DATA.value)
+  from qa_jax.evaluation import calibrate
+  from qa_jax.runtime import settings
+
   workdir = pathlib.Path(WORKDIR.value)
   settings.configure_process()
   cli.print_metrics(calibrate.calibrate_run(
-      workdir, DATA.value, checkpoint=CHECKPOINT.value, progress='calibrate'))
+      workdir, DATA.value, checkpoint=flags.FLAGS['checkpoint'].value,
+      progress='calibrate', **cli.decoding()))
   print(f'{workdir}/calibration.json is used from now on')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, calibrated=False, required=('workdir', 'data'))

@@ -3,17 +3,23 @@
 Exit code 0 means success, 1 a mistake in data or config, 2 a mistake in the
 flags, and 124 that a train step hung. 128 + n means that signal n ended the
 command after training saved: 130 Ctrl-C, 143 SIGTERM, 140 SIGUSR2, which SLURM
-sends before it pre-empts a job.
+sends before it pre-empts a job. 141 means that the reader of the output has
+closed its pipe.
+
+This file loads no jax. The commands import what they use in `main`, so that
+--help and mistakes in the flags are answered at once.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import io
+import os
 import re
 import sys
 import textwrap
 import traceback
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from absl import app
 from absl import flags
@@ -21,52 +27,72 @@ from absl import logging
 from ml_collections import config_flags
 
 from qa_jax import config as config_lib
+from qa_jax import config_comments
 from qa_jax import errors
 from qa_jax import registry
-from qa_jax.metrics import squad
 from qa_jax.runtime import signals
 
 CONFIGS = ('config', 'suite')  # flags that name a config file
-OPENS_RUNS = {'workdir', 'source', 'members'}  # flags that name stored runs
 PROCESSES = ('coordinator', 'num_processes', 'process_index')
+WINDOWS = ('max_length', 'window_overlap')  # fields of config.data
+DECODE = 'decode.'  # prefix of the flags of config.decode
+HELP = {'--help', '-h', '-help', '--helpshort', '--helpfull'}
+COLUMNS = 80  # of a line of help
+TEXT_COLUMN = 28  # where the texts of flags and fields begin
+FLAG_OF = {int: flags.DEFINE_integer, float: flags.DEFINE_float,
+           bool: flags.DEFINE_bool, str: flags.DEFINE_string}
 
 
 def run(main: Callable[[], None], *, config: bool = False,
-        several: bool = False) -> None:
+        several: bool = False, model: bool = False, calibrated: bool = True,
+        required: Sequence[str] = (),
+        aliases: Mapping[str, str] | None = None) -> None:
   """Runs a command and prints a UserError as one line on stderr.
 
-  `config` adds the flag --config. `several` adds the flags that place this
-  process among several processes; `join` reads them.
+  Args:
+    main: the command, without arguments.
+    config: adds the flag --config.
+    several: adds the flags that place this process among several processes;
+      `join` reads them.
+    model: adds the flags that `load_model` reads: the checkpoint, the decoding
+      and the windows of a trained model.
+    calibrated: whether `model` adds --calibrated.
+    required: flags that must have a value.
+    aliases: older name → name of a flag.
   """
   module = sys.modules['__main__']
-  for stream in (sys.stdout, sys.stderr):
-    # A terminal may lack the characters of an answer; they are shown escaped.
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors='backslashreplace')
+  prepare_streams()
   logging.set_verbosity(logging.ERROR)  # quiet until main runs
+  common: list[str] = []
   if config:
     # Fields that the file leaves out are accepted; config.check names typos.
     config_flags.DEFINE_config_file(
         'config', None, 'Config file; --config.a.b=v overrides a field.',
         lock_config=False, accept_new_attributes=True)
-
-  opens_runs = OPENS_RUNS & {
-      f.name for f in flags.FLAGS.get_key_flags_for_module(module)}
+    common.append('config')
+  opens_runs = 'workdir' in flags.FLAGS
   if opens_runs:
     flags.DEFINE_list('allow_code', [],
                       'Packages whose code a stored run may import.')
+    common.append('allow_code')
   if several:
     flags.DEFINE_string('coordinator', None, 'HOST:PORT of process 0, or auto.')
     flags.DEFINE_integer('num_processes', None, 'Number of processes.')
     flags.DEFINE_integer('process_index', None, 'Index of this process from 0.')
+    common += PROCESSES
+  if model:
+    common += _define_model_flags(calibrated)
+  aliases = aliases or {}
+  for name, original in aliases.items():
+    flags.DEFINE_alias(name, original)
 
   def parse(argv: list[str]) -> list[str]:
-    known = sorted(
-        [f.name for f in flags.FLAGS.get_key_flags_for_module(module)]
-        + ['config'] * config + ['allow_code'] * bool(opens_runs)
-        + [*PROCESSES] * several)
-    if {'--help', '-h', '-help', '--helpshort'} & set(argv[1:]):
-      print(_help(module, known))
+    known = sorted({
+        *(f.name for f in flags.FLAGS.get_key_flags_for_module(module)),
+        *common} - {*aliases})
+    if HELP & {*argv[1:]}:
+      defaults = _given_config(argv) if config else None
+      print(_help(module, known, required, aliases, defaults))
       sys.exit(0)
     try:
       rest = flags.FLAGS(argv)
@@ -84,6 +110,7 @@ def run(main: Callable[[], None], *, config: bool = False,
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax reports every step at INFO
     try:
+      check_required(**{name: flags.FLAGS[name].value for name in required})
       if opens_runs:
         registry.allow_code(flags.FLAGS.allow_code)
       main()
@@ -92,7 +119,95 @@ def run(main: Callable[[], None], *, config: bool = False,
     except KeyboardInterrupt:
       _fail('interrupted', 130)
 
-  app.run(_one_of_several(guarded) if several else guarded, flags_parser=parse)
+  with quiet_pipes():
+    app.run(_one_of_several(guarded) if several else guarded,
+            flags_parser=parse)
+
+
+def prepare_streams() -> None:
+  """Makes stdout and stderr escape the characters that a terminal lacks."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
+@contextlib.contextmanager
+def quiet_pipes() -> Iterator[None]:
+  """Ends the process with code 141 if the reader of its output has gone.
+
+  Without it, `COMMAND | head -1` ends with a traceback.
+  """
+  try:
+    try:
+      yield
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    # Python flushes both streams again at exit.
+    with open(os.devnull, 'w', encoding='utf-8') as nowhere:
+      for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(io.UnsupportedOperation):  # not a file
+          os.dup2(nowhere.fileno(), stream.fileno())
+    sys.exit(141)  # 128 + SIGPIPE
+
+
+def _define_model_flags(calibrated: bool) -> list[str]:
+  """Defines the flags of a trained model and returns their names.
+
+  The flags --decode.FIELD are those of config.decode. Their default is the
+  value of the run, so the flags have none.
+  """
+  flags.DEFINE_string(
+      'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
+  names = ['checkpoint']
+  if calibrated:
+    flags.DEFINE_bool(
+        'calibrated', True, 'Use the calibration.json of the run.')
+    names.append('calibrated')
+  for group, prefix, wanted in ((config_lib.Decode, DECODE, None),
+                                (config_lib.Data, '', WINDOWS)):
+    for name, kind in get_type_hints(group).items():
+      if wanted is None or name in wanted:
+        path = f'{group.__name__.lower()}.{name}'
+        FLAG_OF[kind](prefix + name, None, config_comments.phrase(path))
+        names.append(prefix + name)
+  return names
+
+
+def decoding(**given: flags.FlagHolder) -> dict[str, Any]:
+  """Returns the fields of decoding and windows that the command line sets.
+
+  `given` are flags of the command that also set a field of config.decode:
+  {'n_best': the flag --n_best}. Their defaults count as well.
+
+  Raises:
+    UserError: such a flag and its --decode.FIELD have different values.
+  """
+  names = [f'{DECODE}{name}' for name in get_type_hints(config_lib.Decode)]
+  values = {name.removeprefix(DECODE): flags.FLAGS[name].value
+            for name in (*names, *WINDOWS)
+            if flags.FLAGS[name].value is not None}
+  for name, flag in given.items():
+    if flag.present and values.get(name, flag.value) != flag.value:
+      raise errors.UserError(
+          f'--{flag.name}={flag.value} and --{DECODE}{name}={values[name]} set '
+          'one field; give one of them')
+    values.setdefault(name, flag.value)
+  return values
+
+
+def load_model(workdir: str, defaults: Mapping[str, Any] | None = None,
+               **given: flags.FlagHolder) -> Any:
+  """Loads the model of --workdir, decoded as the flags say; a predict.QA.
+
+  `defaults` are fields of config.decode that the command sets, unless a flag
+  does. `given` are the flags of `decoding`.
+  """
+  from qa_jax.inference import predict
+  return predict.load(
+      workdir, checkpoint=flags.FLAGS['checkpoint'].value,
+      calibrated=flags.FLAGS['calibrated'].value,
+      **{**(defaults or {}), **decoding(**given)})
 
 
 def _one_of_several(main: Callable[[list[str]], None]
@@ -131,9 +246,10 @@ def join() -> None:
 
 def config() -> config_lib.Config:
   """Returns the checked config of --config and its overrides."""
-  given = flags.FLAGS.config
-  required(config=given)
-  checked = config_lib.check_config(fields_of(given, 'config'))
+  given = flags.FLAGS['config']
+  check_required(config=given.value)
+  checked = config_lib.check_config(
+      _one_length(fields_of(given.value, 'config'), given))
   allow_code_of(checked)
   return checked
 
@@ -145,6 +261,27 @@ def allow_code_of(given: config_lib.Config) -> None:
   """
   for spec in config_lib.spec_strings(given).values():
     registry.allow_code(registry.imported_modules(spec))
+
+
+# The two fields that set the length of training.
+LENGTHS = ('train.num_epochs', 'train.num_steps')
+
+
+def _one_length(fields: dict[str, Any], given: Any) -> dict[str, Any]:
+  """Returns `fields` with the length of training of the command line alone.
+
+  `given` is the flag --config. If it sets one of LENGTHS, this field replaces
+  the other one of the config file.
+  """
+  overrides = given.override_values
+  for new, old in (LENGTHS, LENGTHS[::-1]):
+    group, name = old.split('.')
+    before = (fields.get(group) or {}).get(name)
+    if overrides.get(new) and old not in overrides and before:
+      print(f'--config.{new}={overrides[new]} replaces config.{old}={before} '
+            f'of {given.config_filename}', file=sys.stderr)
+      return config_lib.override(fields, {old: 0})
+  return fields
 
 
 def fields_of(given: object, flag: str) -> dict[str, object]:
@@ -160,42 +297,88 @@ def fields_of(given: object, flag: str) -> dict[str, object]:
         'ml_collections.ConfigDict') from None
 
 
-def required(**values: object) -> None:
+def check_required(**values: object) -> None:
   """Raises a UserError naming the first flag that has no value."""
   for name, value in values.items():
-    if value is None or value == '':
+    if value in (None, '', []):
       raise errors.UserError(f'--{name} is needed; see --help')
 
 
-def _help(module, names: list[str]) -> str:
-  lines = [(module.__doc__ or '').strip(), '', 'Flags [default]:']
-  for f in (flags.FLAGS[name] for name in names):
-    again = isinstance(f, flags.MultiFlag)  # absl's help repeats this
-    several = isinstance(f.default, list) and not again
-    kind = ('' if f.boolean else '=FILE[:arg]' if f.name in CONFIGS
-            else '=A,B' if several else '=STRING' if again
-            else f'={f.flag_type().upper()}')
-    shown = (','.join(f.default) if several else None if again else f.default)
-    default = '' if shown is None else f' [{shown}]'
-    text = f.help.partition(';\n')[0]
-    lines.append(f'  --{f.name + kind:19} {text}{default}')
+def _given_config(argv: Sequence[str]) -> config_lib.Config | None:
+  """Returns the config of a command line that asks for help, if it has one."""
+  arguments = [a for a in argv if a not in HELP]
+  if not any(a.lstrip('-').startswith('config') for a in arguments[1:]):
+    return None
+  try:
+    flags.FLAGS(arguments, known_only=True)
+    return config()
+  except errors.UserError as e:
+    _fail(str(e), 1)
+  except Exception as e:  # a config file is code: it may raise anything
+    _fail(_reason(e), 2)
+
+
+def _help(module, names: Sequence[str], required: Sequence[str],
+          aliases: Mapping[str, str], given: config_lib.Config | None) -> str:
+  """Returns the text of --help.
+
+  `names` are the flags of the command, and `given` is the config of the command
+  line, whose values are then shown as defaults.
+  """
+  own = [n for n in names if not n.startswith(DECODE) and n not in WINDOWS]
+  lines = [(module.__doc__ or '').strip(), '', 'Flags [default]:',
+           *(_flag_help(name, name in required) for name in own)]
+  if len(own) < len(names):
+    lines += ['', 'Decoding [default: that of the run]:',
+              *(_flag_help(name) for name in names if name not in own)]
+  if aliases:
+    lines += ['', _entry('Older names', ', '.join(
+        f'--{old} is --{new}' for old, new in aliases.items()))]
   if 'config' in names:
-    lines += ['', 'Config fields, --config.FIELD=VALUE, with their defaults:',
-              *_fields(config_lib.Config(), '')]
+    of = f'of {flags.FLAGS["config"].config_filename}' if given else 'defaults'
+    lines += ['', f'Config fields, --config.FIELD=VALUE [{of}]:']
+    lines += _fields(given or config_lib.Config(), '')
   return '\n'.join(lines)
 
 
+def _flag_help(name: str, required: bool = False) -> str:
+  """Returns the lines of help on a flag."""
+  f = flags.FLAGS[name]
+  again = isinstance(f, flags.MultiFlag)  # absl's help repeats this
+  several = isinstance(f.parser, flags.ListParser)
+  kind = ('' if f.boolean else '=FILE[:arg]' if name in CONFIGS
+          else '=A,B' if several else '=STRING' if again
+          else f'={f.flag_type().upper()}')
+  shown = (','.join(f.default) if several and f.default else
+           None if again or several else f.default)
+  default = '' if shown in (None, '') else f' [{shown}]'
+  text = f.help.partition(';\n')[0]
+  return _entry(f'--{name}{kind}', text + default + ' (required)' * required)
+
+
+def _entry(name: str, text: str) -> str:
+  """Returns a name and its text as wrapped columns."""
+  first = f'  {name}'.ljust(TEXT_COLUMN)
+  indent = ' ' * TEXT_COLUMN
+  lines = textwrap.wrap(text, COLUMNS, initial_indent=indent,
+                        subsequent_indent=indent, break_long_words=False,
+                        break_on_hyphens=False)
+  if len(name) + 4 > TEXT_COLUMN:  # the text begins on a line of its own
+    return '\n'.join([first.rstrip(), *lines])
+  return '\n'.join([first + lines[0].lstrip(), *lines[1:]])
+
+
 def _fields(group: object, path: str) -> list[str]:
-  """Returns one paragraph of help for each group of config fields."""
+  """Returns the lines of help on the config fields of a group."""
   plain, nested = [], []
   for name in get_type_hints(type(group)):
     value = getattr(group, name)
     if dataclasses.is_dataclass(value):
       nested += _fields(value, f'{path}{name}.')
     else:
-      plain.append(f'{path}{name}={value!r}'.replace(' ', ''))
-  return [textwrap.fill(' '.join(plain), 78, initial_indent='  ',
-                        subsequent_indent='  '), *nested]
+      plain.append(_entry(f'{path}{name}', (
+          f'{config_comments.phrase(path + name)} [{value!r}]')))
+  return [*plain, *nested]
 
 
 def _reason(e: BaseException) -> str:
@@ -223,11 +406,23 @@ def _fail(message: str, code: int) -> None:
   sys.exit(code)
 
 
+def scores_line(metrics: Mapping[str, float]) -> str:
+  """Returns EM and F1 of an evaluation as one line."""
+  parts = [f'EM {metrics["exact_match"]:.2f}', f'F1 {metrics["f1"]:.2f}']
+  if 'has_answer_f1' in metrics:
+    parts.append(f'HasAns {metrics["has_answer_exact_match"]:.2f} / '
+                 f'{metrics["has_answer_f1"]:.2f}')
+  if 'no_answer_exact_match' in metrics:
+    parts.append(f'NoAns {metrics["no_answer_exact_match"]:.2f}')
+  return '  '.join(parts) + f'  on {metrics["total"]} questions'
+
+
 def print_metrics(metrics: dict[str, float]) -> None:
   """Prints one line `name value` for each metric on stdout.
 
   A best threshold that answers no question is printed as `never answer`.
   """
+  from qa_jax.metrics import squad
   for name, value in metrics.items():
     score = name.removeprefix('best_').removesuffix('_threshold')
     if name == f'best_{score}_threshold' and squad.answers_nothing(

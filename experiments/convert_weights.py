@@ -1,12 +1,12 @@
 r"""Converts a checkpoint to a Hugging Face directory or to a run directory.
 
-  python -m experiments.convert_weights --source=runs/squad --target=hf/squad
-  python -m experiments.convert_weights --source=uncased_L-12_H-768_A-12 \
-      --target=hf/bert
-  python -m experiments.convert_weights --source=DIR_OR_HUB_ID \
-      --target=runs/theirs --format=qa_jax
+  python -m experiments.convert_weights --workdir=runs/squad --output=hf/squad
+  python -m experiments.convert_weights --workdir=uncased_L-12_H-768_A-12 \
+      --output=hf/bert
+  python -m experiments.convert_weights --workdir=DIR_OR_HUB_ID \
+      --output=runs/theirs --format=qa_jax
 
---source is a run directory, a Hugging Face directory or hub id (BERT,
+--workdir is a run directory, a Hugging Face directory or hub id (BERT,
 DistilBERT or ELECTRA as safetensors), or a directory with TensorFlow's
 bert_model.ckpt, bert_config.json and vocab.txt. The conversion needs neither
 TensorFlow nor torch.
@@ -19,26 +19,29 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.export import hugging_face
-from qa_jax.runtime import console
 
-SOURCE = flags.DEFINE_string(
-    'source', None, 'Run directory, checkpoint directory or hub id.')
-TARGET = flags.DEFINE_string('target', None, 'Directory to create.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Run directory, checkpoint directory or hub id.')
+OUTPUT = flags.DEFINE_string('output', None, 'Directory to create.')
 FORMAT = flags.DEFINE_string('format', 'hf', 'hf, or qa_jax (a run directory).')
+CALIBRATED = flags.DEFINE_bool(
+    'calibrated', True, 'Take the null threshold of calibration.json.')
 CHECKPOINT = flags.DEFINE_string(
     'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 
 
 def main() -> None:
-  cli.required(source=SOURCE.value, target=TARGET.value)
+  from qa_jax.export import hugging_face
+  from qa_jax.runtime import console
+
   if FORMAT.value not in hugging_face.FORMATS:
     raise errors.UserError(
         f'--format={FORMAT.value!r}'
         f'{errors.did_you_mean(FORMAT.value, hugging_face.FORMATS)}')
-  target = pathlib.Path(TARGET.value)
+  target = pathlib.Path(OUTPUT.value)
   hugging_face.check_target(target)
-  source = hugging_face.read_source(SOURCE.value, CHECKPOINT.value)
+  source = hugging_face.read_source(WORKDIR.value, CHECKPOINT.value,
+                                    calibrated=CALIBRATED.value)
   for note in source.model.notes:
     console.say(note)
   if not source.model.has_head:
@@ -47,8 +50,9 @@ def main() -> None:
     hugging_face.write_hugging_face(source, target)
   else:
     hugging_face.write_run_directory(source, target, sys.argv)
-  print(f'{SOURCE.value} as {FORMAT.value} in {target}')
+  print(f'{WORKDIR.value} as {FORMAT.value} in {target}')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, required=('workdir', 'output'),
+          aliases={'source': 'workdir', 'target': 'output'})

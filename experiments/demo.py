@@ -7,26 +7,26 @@ WORKDIR/plots/learning_curve.png and WORKDIR/plots/two_questions.png.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
 from experiments import cli
-from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.data import sources
-from qa_jax.inference import predict
-from qa_jax.io import files
-from qa_jax.io import plots as plots_lib
-from qa_jax.metrics import predictions as predictions_lib
-from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value)
+  from qa_jax.checkpoints.run_directory import RunDirectory
+  from qa_jax.data import sources
+  from qa_jax.io import files
+  from qa_jax.io import plots as plots_lib
+  from qa_jax.metrics import predictions as predictions_lib
+  from qa_jax.runtime import settings
+
   workdir = pathlib.Path(WORKDIR.value)
   settings.configure_process()
-  qa = predict.load(workdir)
+  qa = cli.load_model(WORKDIR.value)
   examples = sources.load_examples(qa.config.data.eval)
   context = examples[0].context
   questions = [e for e in examples if e.context == context and e.answers][:2]
@@ -48,7 +48,9 @@ def main() -> None:
         f'on {metrics["total"]} questions')
   for e, a in zip(questions, answers, strict=True):
     print(f'{e.question}  →  {a.text}')
+  print('next: python -m experiments.predict '
+        f'{shlex.quote(f"--workdir={workdir}")} --question="…" --context="…"')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, required=('workdir',))

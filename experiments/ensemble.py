@@ -1,6 +1,6 @@
 r"""Averages the span probabilities of runs and n-best files into an ensemble.
 
-  python -m experiments.ensemble --members=runs/a,runs/b,runs/c \
+  python -m experiments.ensemble --workdir=runs/a,runs/b,runs/c \
       --data=dev-v2.0.json --output=runs/ensemble \
       --held_out='articles(of="train-v2.0.json", low=0.9)'
 
@@ -18,12 +18,9 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.evaluation import ensemble
-from qa_jax.io import documents
-from qa_jax.io import files
-from qa_jax.runtime import settings
 
-MEMBERS = flags.DEFINE_list('members', [], 'Runs, evaluations, n-best files.')
+MEMBERS = flags.DEFINE_list(
+    'workdir', [], 'Members: runs, evaluations, n-best files.')
 DATA = flags.DEFINE_string('data', None, 'SPEC of the questions.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
 HELD_OUT = flags.DEFINE_string('held_out', '', 'SPEC to select members on.')
@@ -33,8 +30,11 @@ SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
 
 
 def main() -> None:
-  cli.required(members=','.join(MEMBERS.value), data=DATA.value,
-               output=OUTPUT.value)
+  from qa_jax.evaluation import ensemble
+  from qa_jax.io import documents
+  from qa_jax.io import files
+  from qa_jax.runtime import settings
+
   if HELD_OUT_MEMBERS.value and (not HELD_OUT.value or len(
       HELD_OUT_MEMBERS.value) != len(MEMBERS.value)):
     raise errors.UserError('--held_out_members goes with --held_out, one for '
@@ -47,7 +47,9 @@ def main() -> None:
       held_out_members=HELD_OUT_MEMBERS.value)
   print(documents.to_markdown(ensemble.write_ensemble(
       result, output, seed=SEED.value)), end='')
+  print(f'\nfiles: {output}')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, required=('workdir', 'data', 'output'),
+          aliases={'members': 'workdir'})

@@ -7,8 +7,9 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
-joined by +. Results go to WORKDIR/eval/<data>/ or --output. Without answers in
-the data, these are predictions that are not scored. A calibrated run
+joined by +. Results go to WORKDIR/eval/<data>/ or --output; the flags of
+decoding add their values to the name of this folder. Without answers in the
+data, the results are predictions that are not scored. A calibrated run
 predicts at its held-out null threshold; metrics.json has EM and F1 at
 threshold 0, at the held-out one, and at the best one of this data (an oracle).
 With --coordinator, several processes share the questions. --audit runs no
@@ -17,32 +18,32 @@ window lengths of --workdir or with a learned vocabulary.
 """
 
 import pathlib
+import re
 
 from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.data import sources
-from qa_jax.io import files
-from qa_jax.metrics import predictions as predictions_lib
-from qa_jax.metrics import squad
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'Score this {id: text} JSON; no model is run.')
 NA_PROBS = flags.DEFINE_string(
     'na_probs', None, '{id: score} JSON; higher means no answer.')
-CALIBRATED = flags.DEFINE_bool(
-    'calibrated', True, 'Use the calibration.json of the run.')
 AUDIT = flags.DEFINE_bool(
     'audit', False, 'Report how gold spans become token spans.')
+# Metrics that are printed; metrics.json has all of them.
+PRINTED = ('exact_match', 'f1', 'total', 'has_answer_exact_match',
+           'has_answer_f1', 'no_answer_exact_match', 'no_answer_total',
+           'missing', 'unknown')
 
 
 def main() -> None:
-  cli.required(data=DATA.value)
+  from qa_jax.io import files
+  from qa_jax.metrics import predictions as predictions_lib
+
   if flags.FLAGS.coordinator and (AUDIT.value or PREDICTIONS.value):
     raise errors.UserError('--coordinator goes with a model to run; leave it '
                            'out with --audit and --predictions')
@@ -53,15 +54,28 @@ def main() -> None:
     raise errors.UserError('give one of --workdir and --predictions')
   if NA_PROBS.value and not PREDICTIONS.value:
     raise errors.UserError('--na_probs goes with --predictions')
+  if PREDICTIONS.value and cli.decoding():
+    raise errors.UserError(
+        f'--predictions runs no model; leave out {", ".join(cli.decoding())}')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / predictions_lib.METRICS)
   cli.join()
-  cli.print_metrics(
-      _score(output) if PREDICTIONS.value else score_model(output))
+  values, output = (_score(output), output) if PREDICTIONS.value else (
+      score_model(output))
+  # All of them if no file has them.
+  cli.print_metrics({name: value for name, value in values.items()
+                     if not output or name in PRINTED})
+  if output and values:
+    print(f'results: {output}')
 
 
 def _score(output: pathlib.Path | None) -> dict[str, float]:
+  from qa_jax.data import sources
+  from qa_jax.io import files
+  from qa_jax.metrics import predictions as predictions_lib
+  from qa_jax.metrics import squad
+
   examples = sources.load_answered(DATA.value)
   predictions = predictions_lib.read_predictions(
       pathlib.Path(PREDICTIONS.value))
@@ -73,23 +87,39 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
   return values
 
 
-def score_model(output: pathlib.Path | None) -> dict[str, float]:
-  """Computes the metrics of --workdir on --data; {} in all but one process."""
-  # Deferred imports: scoring a file needs no jax, which takes most of the time.
+def score_model(output: pathlib.Path | None
+                ) -> tuple[dict[str, float], pathlib.Path | None]:
+  """Computes the metrics of --workdir on --data.
+
+  Returns the metrics, {} in all but the first process, and the directory that
+  the files went to, if any.
+  """
   from qa_jax.checkpoints.run_directory import RunDirectory
   from qa_jax.evaluation import evaluator
-  from qa_jax.inference import predict
   from qa_jax.runtime import processes
   from qa_jax.runtime import settings
 
   settings.configure_process()
-  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
-                    calibrated=CALIBRATED.value)
+  qa = cli.load_model(WORKDIR.value)
   run = RunDirectory(pathlib.Path(WORKDIR.value))
+  label = _decoding_label()
+  if not output and run.is_run():
+    output = run.evaluation(DATA.value, label)
   values = evaluator.evaluate_data(
-      qa, DATA.value, progress='evaluate', output=output,
-      run=run if run.is_run() else None)
-  return values if processes.is_first_process() else {}
+      qa, DATA.value, progress='evaluate', output=(
+          pathlib.Path(OUTPUT.value) if OUTPUT.value else None),
+      run=run if run.is_run() else None, label=label)
+  return (values if processes.is_first_process() else {}), output
+
+
+def _decoding_label() -> str:
+  """Returns the ending of the folder of a run that is decoded otherwise.
+
+  The folder without an ending holds the answers by the config of the run, which
+  reports compare.
+  """
+  return ''.join(f'.{name}-{re.sub("[^A-Za-z0-9.-]+", "_", str(value))}'
+                 for name, value in cli.decoding().items())
 
 
 def _audit() -> None:
@@ -97,19 +127,24 @@ def _audit() -> None:
   from qa_jax import config as config_lib
   from qa_jax import input_pipeline
   from qa_jax.data import alignment
-  from qa_jax.inference import predict
+  from qa_jax.io import files
 
   if PREDICTIONS.value or NA_PROBS.value:
     raise errors.UserError('--audit looks at gold spans, not at predictions; '
                            'leave out --predictions and --na_probs')
+  windows = cli.decoding()
+  if other := [name for name in windows if name not in cli.WINDOWS]:
+    raise errors.UserError(
+        f'--audit decodes nothing; leave out --decode.{other[0]}')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / 'alignment.json')
   if WORKDIR.value:
-    qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
+    qa = cli.load_model(WORKDIR.value)
     config, vocabulary = qa.config, qa.tokenizer
   else:
-    config = config_lib.Config()
+    config = config_lib.check_config(
+        {'data': windows, 'train': {'num_steps': 1}})
     vocabulary = input_pipeline.vocabulary_source(config, None)
   windows, _ = input_pipeline.load_windows(config, DATA.value, vocabulary)
   lines, shown = alignment.describe_audit(
@@ -121,4 +156,4 @@ def _audit() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, several=True)
+  cli.run(main, several=True, model=True, required=('data',))

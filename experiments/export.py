@@ -14,36 +14,30 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax.export import hugging_face
-from qa_jax.export import stablehlo
-from qa_jax.inference import predict
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, checkpoint directory or hub id.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory to create.')
 PLATFORMS = flags.DEFINE_list(
     'platforms', 'cpu,cuda,tpu', 'Platforms of the program.')
-LENGTH = flags.DEFINE_integer(
-    'length', 0, 'Tokens of a window; 0: max_length of the run.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
-MERGE = flags.DEFINE_string(
-    'merge', None, "'none': export without the decode.merge of the run.")
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value, output=OUTPUT.value)
+  from qa_jax.export import hugging_face
+  from qa_jax.export import stablehlo
+  from qa_jax.runtime import console
+
   stablehlo.check_platforms(PLATFORMS.value)
   target = pathlib.Path(OUTPUT.value)
   hugging_face.check_target(target)
-  options = {'max_length': LENGTH.value} if LENGTH.value else {}
-  if MERGE.value is not None:
-    options['merge'] = MERGE.value
-  model = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value, **options)
+  model = cli.load_model(WORKDIR.value)
+  console.say(f'exporting a program for {", ".join(PLATFORMS.value)}')
   for name, size in stablehlo.export_run(model, target,
                                          PLATFORMS.value).items():
     print(f'{target / name}  {size / 2**20:.2f} MiB')
+  print(f'ask it: python {target / "run.py"} --question="…" --context="…"')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, required=('workdir', 'output'),
+          aliases={'length': 'max_length', 'merge': 'decode.merge'})

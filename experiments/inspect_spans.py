@@ -14,37 +14,32 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.inference import predict
-from qa_jax.inference import span_view
-from qa_jax.io import files
-from qa_jax.io import plots
-from qa_jax.runtime import settings
-from qa_jax.serving import inspect_page
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, checkpoint directory or hub id.')
-QUESTION = flags.DEFINE_string('question', None, 'The question.')
+QUESTION = flags.DEFINE_string('question', None, 'The question. (required)')
 SECOND_QUESTION = flags.DEFINE_string(
     'second_question', None, 'A second question about the passage.')
 CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
 OUTPUT = flags.DEFINE_string('output', None, 'HTML file to write.')
 PNG = flags.DEFINE_string('png', None, 'PNG file to write.')
 N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value, output=OUTPUT.value,
-               context=CONTEXT.value)
+  from qa_jax.inference import span_view
+  from qa_jax.io import files
+  from qa_jax.io import plots
+  from qa_jax.runtime import settings
+  from qa_jax.serving import inspect_page
+
   if QUESTION.value is None:  # '' is a valid question
     raise errors.UserError('--question is needed; see --help')
   outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
   for path in outputs:
     files.check_writable(path)
   settings.configure_process()
-  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
-                    n_best=N_BEST.value)
+  qa = cli.load_model(WORKDIR.value, n_best=N_BEST)
   questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
                if q is not None]
   html = inspect_page.render_page(qa, questions, CONTEXT.value, title=(
@@ -61,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, required=('workdir', 'output', 'context'))

@@ -19,9 +19,6 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.inference import predict
-from qa_jax.io import files
-from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, checkpoint directory or hub id.')
@@ -30,12 +27,13 @@ CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
 INPUT = flags.DEFINE_string('input', None, 'JSONL file of questions.')
 OUTPUT = flags.DEFINE_string('output', None, 'JSONL file of answers.')
 N_BEST = flags.DEFINE_integer('n_best', 5, 'Candidates listed per question.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value)
+  from qa_jax.inference import predict
+  from qa_jax.io import files
+  from qa_jax.runtime import settings
+
   given = {f.name for f in (QUESTION, CONTEXT, INPUT, OUTPUT)
            if f.value is not None}  # '' is a valid question or context
   if given not in ({'question', 'context'}, {'input', 'output'}):
@@ -48,8 +46,7 @@ def main() -> None:
   else:
     questions = [{'question': QUESTION.value, 'context': CONTEXT.value}]
   settings.configure_process()
-  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
-                    n_best=N_BEST.value)
+  qa = cli.load_model(WORKDIR.value, n_best=N_BEST)
   answers = qa.answer_batch(
       questions, progress='predict' if many else '', cache=many)
   if many:
@@ -68,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, required=('workdir',))

@@ -6,7 +6,7 @@ r"""Compares the variants of sweeps or runs with the first variant.
 Runs that differ only in the seed are one variant. The report compares their
 answers to data.eval, or to --data=SPEC if experiments.evaluate has evaluated
 every run on it. Writes report.md, .html (one file, with all plots), .csv, .tex
-and .png to --output, or to report/ in the first WORKDIR; prints report.md.
+and .png to --output, or to report/ in the first WORKDIR.
 """
 
 import pathlib
@@ -14,26 +14,26 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax.io import files
-from qa_jax.sweeps import compare
-from qa_jax.sweeps import report
 
-WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Sweeps and runs, separated by commas.')
+WORKDIR = flags.DEFINE_list('workdir', [], 'Sweeps and runs.')
 DATA = flags.DEFINE_string(
     'data', '', 'SPEC all runs were evaluated on [data.eval].')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the report.')
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value)
-  workdirs = [pathlib.Path(w) for w in WORKDIR.value.split(',')]
+  from qa_jax.io import files
+  from qa_jax.sweeps import compare
+  from qa_jax.sweeps import report
+
+  workdirs = [pathlib.Path(w) for w in WORKDIR.value]
   output = pathlib.Path(OUTPUT.value or workdirs[0] / 'report')
   files.check_writable(output / 'report.md')
   comparison = compare.compare(workdirs, data=DATA.value)
   report.write_report(comparison, output)
-  print(report.report_markdown(comparison), end='')
+  print('\n'.join(report.headline(comparison)))
+  print(f'report: {output}/report.md, .html, .csv, .tex and .png')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, required=('workdir',))

@@ -18,10 +18,6 @@ from absl import flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.inference import predict
-from qa_jax.runtime import console
-from qa_jax.runtime import settings
-from qa_jax.serving import service
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, checkpoint directory or hub id.')
@@ -29,29 +25,29 @@ HOST = flags.DEFINE_string('host', '127.0.0.1', 'Address to listen on.')
 PORT = flags.DEFINE_integer(
     'port', 8000, 'Port to listen on; 0: any free port.', lower_bound=0,
     upper_bound=65535)
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
-WHOLE_WORDS = flags.DEFINE_bool(
-    'whole_words', True, 'Answer with whole words only.')
+# The defaults are those of service.Limits, which loads jax.
 MAX_BATCH = flags.DEFINE_integer(
-    'max_batch', service.Limits.batch, 'Windows in a batch of the model.',
+    'max_batch', 8, 'Windows in a batch of the model.',
     lower_bound=1)
 MAX_WAITING = flags.DEFINE_integer(
-    'max_waiting', service.Limits.waiting, 'Concurrent requests; 503 beyond.',
+    'max_waiting', 64, 'Concurrent requests; 503 beyond.',
     lower_bound=1)
 MAX_SECONDS = flags.DEFINE_float(
-    'max_seconds', service.Limits.seconds, 'Seconds for a request; 503 beyond.',
+    'max_seconds', 30.0, 'Seconds for a request; 503 beyond.',
     lower_bound=0.001)
 MAX_BYTES = flags.DEFINE_integer(
-    'max_bytes', service.Limits.body_bytes,
+    'max_bytes', 262_144,
     'Bytes of a request body; 413 beyond.', lower_bound=1)
 MAX_WINDOWS = flags.DEFINE_integer(
-    'max_windows', service.Limits.windows, 'Windows of a context; 422 beyond.',
+    'max_windows', 64, 'Windows of a context; 422 beyond.',
     lower_bound=1)
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value)
+  from qa_jax.runtime import console
+  from qa_jax.runtime import settings
+  from qa_jax.serving import service
+
   try:
     from qa_jax.serving import server
   except ModuleNotFoundError as e:
@@ -60,14 +56,15 @@ def main() -> None:
   with server.bind_socket(HOST.value, PORT.value) as listener:
     settings.configure_process()
     qa_service = service.Service(
-        predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value,
-                     whole_words=WHOLE_WORDS.value),
+        cli.load_model(WORKDIR.value, {'whole_words': True}),
         dataclasses.replace(
             service.Limits(), batch=MAX_BATCH.value,
             waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
             body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value),
         name=pathlib.Path(WORKDIR.value).resolve().name)
     began = time.perf_counter()
+    console.say('compiling the programs of all window lengths'
+                f'{settings.cache_note()}')
     count = qa_service.warm_up()
     address, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(address).is_loopback:
@@ -82,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, required=('workdir',))

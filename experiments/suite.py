@@ -17,24 +17,22 @@ from ml_collections import config_flags
 
 from experiments import cli
 from qa_jax import errors
-from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.evaluation import suite
-from qa_jax.inference import predict
-from qa_jax.io import documents
-from qa_jax.io import files
-from qa_jax.runtime import settings
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 SUITE = config_flags.DEFINE_config_file(
     'suite', None, 'File of data sets; FILE:variant.', lock_config=False,
     accept_new_attributes=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
 
 
 def main() -> None:
-  cli.required(workdir=WORKDIR.value, suite=SUITE.value)
+  from qa_jax.checkpoints.run_directory import RunDirectory
+  from qa_jax.evaluation import suite
+  from qa_jax.io import documents
+  from qa_jax.io import files
+  from qa_jax.runtime import settings
+
   name = pathlib.Path(str(
       flags.FLAGS['suite'].config_filename).partition(':')[0]).stem
   workdir = pathlib.Path(WORKDIR.value)
@@ -44,11 +42,12 @@ def main() -> None:
   files.check_writable(output / 'suite.json')
   groups = suite.check_suite(cli.fields_of(SUITE.value, 'suite'))
   settings.configure_process()
-  qa = predict.load(WORKDIR.value, checkpoint=CHECKPOINT.value)
+  qa = cli.load_model(WORKDIR.value)
   rows = suite.run_suite(qa, groups, output, seed=SEED.value)
   print(documents.to_markdown(suite.write_suite(
       rows, output, f'{WORKDIR.value} on the suite {name}')), end='')
+  print(f'\nsuite: {output}/suite.md, .html and .json')
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, model=True, required=('workdir', 'suite'))

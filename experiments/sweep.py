@@ -9,6 +9,7 @@ sweep() of the config file yields the variants, the default first, unless
 --sampler=random or tpe draws them from search_space(). A trial is a run in
 WORKDIR/trials; the same command again completes the sweep. --engine=population
 trains trials that differ only in seed, learning rate or decay as one program.
+--only=REGEX runs the variants whose name, such as model.head-biaffine, matches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,27 +19,18 @@ import pathlib
 import shlex
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
-import jax
 
 from experiments import cli
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import registry
-from qa_jax.io import files
-from qa_jax.runtime import console
-from qa_jax.runtime import settings
-from qa_jax.sweeps import config_file
-from qa_jax.sweeps import engines
-from qa_jax.sweeps import plan as plan_lib
-from qa_jax.sweeps import pruners
-from qa_jax.sweeps import samplers
-from qa_jax.sweeps import study as study_lib
-from qa_jax.sweeps.engines import local as local_lib
-from qa_jax.sweeps.engines import scheduler
-from qa_jax.training import tracker
+
+if TYPE_CHECKING:
+  from qa_jax.sweeps import plan as plan_lib
+  from qa_jax.sweeps.engines import scheduler
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
 SEEDS = flags.DEFINE_integer(
@@ -61,11 +53,21 @@ STORAGE = flags.DEFINE_string(
     'storage', '', "The study's database, a URL [WORKDIR/study.db].")
 WANDB_PROJECT = flags.DEFINE_string(
     'wandb_project', None, 'Log the trials there, as one group.')
+ONLY = flags.DEFINE_string(
+    'only', None, 'Regular expression: run only the variants that it matches.')
 PRINT = flags.DEFINE_bool(
     'print', False, 'Print a command for each trial; run nothing.')
 
 
 def main() -> None:
+  import jax
+
+  from qa_jax.runtime import settings
+  from qa_jax.sweeps import config_file
+  from qa_jax.sweeps import plan as plan_lib
+  from qa_jax.sweeps import samplers
+  from qa_jax.sweeps import study as study_lib
+
   config = cli.config()
   _check_flags(config)
   workdir = pathlib.Path(WORKDIR.value)
@@ -79,6 +81,8 @@ def main() -> None:
     space = {}
     variants = config_file.grid_variants(path, given.override_values,
                                          flags.FLAGS['seeds'].present)
+    if ONLY.value is not None:
+      variants = plan_lib.select_variants(variants, ONLY.value)
     rounds = [variants]
   else:
     space = samplers.parse_space(
@@ -105,10 +109,10 @@ def main() -> None:
         # Random variants are drawn all at once; tpe draws a variant a worker.
         size=(TRIALS.value if SAMPLER.value == 'random'
               else math.ceil(workers / SEEDS.value)))
-  _conclude(*_run(rounds, trials, setup, devices))
+  _conclude(*_run(config, rounds, trials, setup, devices))
 
 
-def _admit_code(trials: Sequence[plan_lib.Trial]) -> None:
+def _admit_code(trials: Sequence['plan_lib.Trial']) -> None:
   """Allows the code that the config file names; drawn variants are stored."""
   for trial in trials:
     if SAMPLER.value == 'grid':
@@ -117,23 +121,30 @@ def _admit_code(trials: Sequence[plan_lib.Trial]) -> None:
                         config_lib.spec_strings(trial.config))
 
 
-def _run(rounds: Iterable[Sequence[Mapping[str, Any]]],
-         checked: Sequence[plan_lib.Trial], setup: scheduler.Setup,
-         devices: int | None) -> tuple[list[plan_lib.Trial], dict[str, str]]:
+def _run(config: config_lib.Config,
+         rounds: Iterable[Sequence[Mapping[str, Any]]],
+         checked: Sequence['plan_lib.Trial'], setup: 'scheduler.Setup',
+         devices: int | None
+         ) -> tuple[list['plan_lib.Trial'], dict[str, str]]:
   """Runs lists of variants, each of which extends the list before it.
 
   `checked` are the trials that need no check. Returns all trials, and the names
   of the failed ones with the reasons.
   """
-  config, workdir = cli.config(), pathlib.Path(WORKDIR.value)
+  from qa_jax.sweeps import engines
+  from qa_jax.sweeps import plan as plan_lib
+
+  workdir = pathlib.Path(WORKDIR.value)
   trials, failed = [*checked], {}
+  _say_start(trials, setup)
   for variants in rounds:
     known = trials
     trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
     _admit_code(trials)
     plan_lib.check_trials([t for t in trials if t not in known], devices)
     plan_lib.write_plan(workdir, trials,
-                        drawn=None if SAMPLER.value == 'grid' else variants)
+                        drawn=None if SAMPLER.value == 'grid' else variants,
+                        more=ONLY.value is not None)
     failed |= engines.ENGINES[ENGINE.value](
         [t for t in trials if not {t.name, t.source} & failed.keys()],
         _command, setup)
@@ -141,8 +152,29 @@ def _run(rounds: Iterable[Sequence[Mapping[str, Any]]],
   return trials, failed
 
 
-def _setup() -> tuple[scheduler.Setup, int | None]:
+def _say_start(trials: Sequence['plan_lib.Trial'],
+               setup: 'scheduler.Setup') -> None:
+  """Says how many trials will run, how many at a time, and where they log."""
+  from qa_jax.runtime import console
+
+  done = sum(t.metrics.is_file() for t in trials)
+  if done == len(trials):
+    return
+  where = (f'their logs are {WORKDIR.value}/logs/TRIAL.log'
+           if ENGINE.value != 'population' else 'this process runs them')
+  side = (f', {len(setup.environments)} at a time'
+          if ENGINE.value == 'local' else '')
+  first = '' if SAMPLER.value == 'grid' else 'the first '
+  console.say(f'--engine={ENGINE.value} runs {first}{len(trials) - done} of '
+              f'{len(trials)} trials{side}, {done} are complete; {where}')
+
+
+def _setup() -> tuple['scheduler.Setup', int | None]:
   """Returns the options of the engine and the devices of a trial, if known."""
+  from qa_jax.sweeps import engines
+  from qa_jax.sweeps.engines import local as local_lib
+  from qa_jax.sweeps.engines import scheduler
+
   options = dict(item.partition('=')[::2] for item in SLURM.value)
   setup = scheduler.Setup(
       workers=WORKERS.value, address=ADDRESS.value, slurm={
@@ -158,7 +190,12 @@ def _setup() -> tuple[scheduler.Setup, int | None]:
 
 
 def _check_flags(config: config_lib.Config) -> None:
-  cli.required(workdir=WORKDIR.value)
+  from qa_jax.io import files
+  from qa_jax.sweeps import engines
+  from qa_jax.sweeps import pruners
+  from qa_jax.sweeps import samplers
+  from qa_jax.training import tracker
+
   for name, value, table in (
       ('engine', ENGINE.value, engines.ENGINES),
       ('sampler', SAMPLER.value, ('grid', *samplers.SAMPLERS))):
@@ -173,6 +210,10 @@ def _check_flags(config: config_lib.Config) -> None:
     raise errors.UserError(
         f'--print: the variants of --sampler={SAMPLER.value} are not known '
         'before the trials run; use --sampler=grid')
+  if ONLY.value is not None and SAMPLER.value != 'grid':
+    raise errors.UserError(
+        f'--only={ONLY.value}: it selects variants of sweep(); leave it out '
+        f'with --sampler={SAMPLER.value}')
   if WANDB_PROJECT.value:
     tracker.load_wandb(WANDB_PROJECT.value)
   if ENGINE.value == 'population':
@@ -191,7 +232,7 @@ def _check_flags(config: config_lib.Config) -> None:
   files.check_writable(pathlib.Path(WORKDIR.value) / 'sweep.json')
 
 
-def _command(trial: plan_lib.Trial) -> list[str]:
+def _command(trial: 'plan_lib.Trial') -> list[str]:
   """Returns the command that trains a trial."""
   given = flags.FLAGS['config']
   tracked = [] if not WANDB_PROJECT.value else [
@@ -203,7 +244,7 @@ def _command(trial: plan_lib.Trial) -> list[str]:
               **given.override_values, **trial.overrides}.items())]
 
 
-def _print_commands(trials: Sequence[plan_lib.Trial]) -> None:
+def _print_commands(trials: Sequence['plan_lib.Trial']) -> None:
   """Prints a command for each incomplete trial that trains."""
   missing = [t for t in trials if not t.metrics.is_file()]
   for trial in missing:
@@ -215,9 +256,11 @@ def _print_commands(trials: Sequence[plan_lib.Trial]) -> None:
           f'{shared} trials that share the training of these.')
 
 
-def _conclude(trials: Sequence[plan_lib.Trial],
+def _conclude(trials: Sequence['plan_lib.Trial'],
               failed: Mapping[str, str]) -> None:
   """Raises a UserError if trials have failed."""
+  from qa_jax.runtime import console
+
   if failed:
     for name, reason in failed.items():
       console.say(f'failed: {name}: {reason}')
@@ -230,4 +273,4 @@ def _conclude(trials: Sequence[plan_lib.Trial],
 
 
 if __name__ == '__main__':
-  cli.run(main, config=True)
+  cli.run(main, config=True, required=('config', 'workdir'))

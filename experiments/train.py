@@ -8,23 +8,21 @@ The same command, run again, resumes from the last checkpoint. With
 global batch.
 """
 
+from collections.abc import Mapping
 import contextlib
 import pathlib
 import pprint
+import shlex
 import sys
 
 from absl import flags
 
 from experiments import cli
+from qa_jax import config as config_lib
 from qa_jax import errors
-from qa_jax.runtime import processes
-from qa_jax.runtime import settings
-from qa_jax.training import dry_run
-from qa_jax.training import tracker
-from qa_jax.training import train
-from qa_jax.training import trainer
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Directory of the run. (required to train)')
 DRY_RUN = flags.DEFINE_bool(
     'dry_run', False, 'Print memory, steps and ETA, and do not train.')
 PRINT_CONFIG = flags.DEFINE_bool(
@@ -50,18 +48,28 @@ def profile_steps() -> range:
 
 
 def main() -> None:
+  from qa_jax.runtime import console
+  from qa_jax.runtime import processes
+  from qa_jax.runtime import settings
+  from qa_jax.training import dry_run
+  from qa_jax.training import tracker
+  from qa_jax.training import train
+  from qa_jax.training import trainer
+
   config = cli.config()
   cli.join()
   if PRINT_CONFIG.value:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
   if DRY_RUN.value:
+    console.say('dry run: reads the data, compiles the step of the largest '
+                'batch and times a few steps; nothing is written')
     summary = dry_run.summarize(trainer.build_trainer(config))
     if processes.is_first_process():
       for key, value in summary.items():
         print(f'{key:22}{value}')
     return
-  cli.required(workdir=WORKDIR.value)
+  cli.check_required(workdir=WORKDIR.value)
   settings.configure_process()
   workdir = pathlib.Path(WORKDIR.value)
   with contextlib.ExitStack() as open_things:
@@ -73,8 +81,24 @@ def main() -> None:
     metrics = train.train(
         config, workdir, sys.argv, profile_steps(), run_tracker)
   if processes.is_first_process():
-    cli.print_metrics(metrics)
+    _conclude(workdir, config, metrics)
+
+
+def _conclude(workdir: pathlib.Path, config: config_lib.Config,
+              metrics: Mapping[str, float]) -> None:
+  """Prints the scores of a complete run, its files and the next commands."""
+  from qa_jax.checkpoints.run_directory import RunDirectory
+
+  if metrics:
+    print(cli.scores_line(metrics))
+    print(f'results: {RunDirectory(workdir).evaluation(config.data.eval)}')
+  else:
+    print(f'results: {workdir}; not evaluated, config.data.eval is empty')
+  shown = shlex.quote(f'--workdir={workdir}')
+  print(f'next: python -m experiments.predict {shown} '
+        '--question="…" --context="…"\n'
+        f'      python -m experiments.evaluate {shown} --data=SPEC')
 
 
 if __name__ == '__main__':
-  cli.run(main, config=True, several=True)
+  cli.run(main, config=True, several=True, required=('config',))

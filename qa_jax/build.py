@@ -100,6 +100,13 @@ def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
       'config.model.attention')
 
 
+def attention_in_use(config: config_lib.Config, sizes: bert.BertConfig) -> str:
+  """Returns the implementation of attention that training uses here."""
+  name = config.model.attention
+  return (attention.choose_attention(_use(config, sizes, True, None))
+          if name == 'auto' else name)
+
+
 def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
                      ) -> tuple[config_lib.Config, str]:
   """Returns a config whose attention works here, and a note if it is auto."""

@@ -45,11 +45,16 @@ class RunDirectory:
     self.tokenizer = path / 'tokenizer'
     self.checkpoints = path / 'checkpoints'
 
-  def evaluation(self, data: str) -> pathlib.Path:
+  def evaluation(self, data: str, label: str = '') -> pathlib.Path:
     """Returns the directory of the evaluation on the data SPEC `data`.
 
     It is eval/NAME, or eval/NAME-HASH if eval/NAME belongs to another SPEC.
+    `label` ends the name if the decoding is not that of the run's config.
     """
+    folder = self._folder(data)
+    return folder.with_name(folder.name + label)
+
+  def _folder(self, data: str) -> pathlib.Path:
     base = self.path / 'eval' / evaluation_name(data)
     if not data:
       return base
@@ -63,10 +68,10 @@ class RunDirectory:
     digest = hashlib.sha256(places[0].encode('utf-8', 'surrogatepass'))
     return base.with_name(f'{base.name}-{digest.hexdigest()[:6]}')
 
-  def record_evaluation(self, data: str) -> pathlib.Path:
+  def record_evaluation(self, data: str, label: str = '') -> pathlib.Path:
     """Creates the directory of an evaluation with its SPEC, and returns it."""
-    folder = self.evaluation(data)
-    base = folder.with_name(evaluation_name(data))
+    folder = self.evaluation(data, label)
+    base = folder.with_name(evaluation_name(data) + label)
     if folder != base:
       console.say(f'{base} has the results of other data of this name; the '
                   f'results of {data} go to {folder}')

@@ -76,8 +76,9 @@ def merge_windows(
     null = (np.full(num, -np.inf) if null_rule == 'never'
             else answers.null_score / temperature)
     column = spans.log_partition[:, spans.temperatures.index(temperature)]
-    total = np.logaddexp(null, np.logaddexp.reduceat(
-        column.astype(np.float64), first))
+    with np.errstate(invalid='ignore'):  # callers refuse NaN in one line
+      total = np.logaddexp(null, np.logaddexp.reduceat(
+          column.astype(np.float64), first))
     answers = dataclasses.replace(
         answers, null_log_p=null - total,
         # A log-partition in float32 may be below its largest term.

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -30,11 +31,12 @@ ENOUGH_QUESTIONS = 200
 
 
 def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
-                  progress: str = '') -> dict[str, float]:
+                  progress: str = '', **overrides: Any) -> dict[str, float]:
   """Chooses threshold and temperature on `data` and stores them with the run.
 
   Returns the metrics of the held-out questions to print. `data` is a SPEC;
-  `checkpoint` is 'best', 'last' or a step.
+  `checkpoint` is 'best', 'last' or a step. `overrides` are those of
+  `predict.load`.
 
   Raises:
     UserError: there is no run, it was trained on some of the questions, or
@@ -44,7 +46,8 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
   if not run.is_run():
     raise errors.UserError(
         f'{workdir} is not a run: a calibration is stored with a run')
-  qa = predict.load(workdir, checkpoint=checkpoint, calibrated=False)
+  qa = predict.load(workdir, checkpoint=checkpoint, calibrated=False,
+                    **overrides)
   windows, note = input_pipeline.load_windows(qa.config, data, qa.tokenizer)
   console.say(note)
   examples, decode = windows.examples, qa.config.decode

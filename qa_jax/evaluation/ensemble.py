@@ -192,9 +192,9 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
       questions, or is a run that was trained on held-out questions.
   """
   if len(members) < 2:
-    raise errors.UserError('an ensemble needs two members; give --members=A,B')
+    raise errors.UserError('an ensemble needs two members; give --workdir=A,B')
   if len(set(members)) < len(members):
-    raise errors.UserError('a member is named twice in --members')
+    raise errors.UserError('a member is named twice in --workdir')
   examples = sources.load_answered(data)
   held_out_examples = sources.load_answered(held_out) if held_out else []
   pool = _read_pool(members, data, examples)

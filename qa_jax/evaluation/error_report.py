@@ -52,6 +52,22 @@ def write_error_report(analysis: Mapping[str, Any],
       [*blocks, *error_rows(mistakes)], output))
 
 
+def headline(analysis: Mapping[str, Any]) -> list[str]:
+  """Returns the scores with their intervals, and any difference, as lines."""
+  def lines(values: Mapping[str, Any], signed: bool) -> list[str]:
+    return [f'{name}: {mean}, 95 % interval {interval}' for name, (
+        mean, interval) in ((text, _interval(values[key], signed))
+                            for key, text in SCORES.items())]
+
+  out = lines(analysis, False)
+  if 'difference' in analysis:
+    out.append(f'difference from {analysis["difference"]["against"]}:')
+    out += [f'  {line}, p {analysis["difference"][key]["p"]:.4f}'
+            for key, line in zip(SCORES, lines(analysis['difference'], True),
+                                 strict=True)]
+  return out
+
+
 def error_report_blocks(analysis: Mapping[str, Any],
                         title: str) -> list[documents.Block]:
   """Returns the blocks of the report, without the list of errors."""

@@ -28,6 +28,7 @@ from qa_jax.models import qa as qa_lib
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 from qa_jax.runtime import processes
+from qa_jax.runtime import settings
 
 RELIABILITY_PLOT = 'reliability.png'
 
@@ -109,12 +110,13 @@ class Evaluator:
 
 def evaluate_data(qa: predict.QA, data: str, *,
                   output: pathlib.Path | None = None,
-                  run: RunDirectory | None = None,
+                  run: RunDirectory | None = None, label: str = '',
                   progress: str = '') -> dict[str, float]:
   """Computes the metrics of a model on a data SPEC, and writes its files.
 
-  They go to `output`, or to the directory of this SPEC in `run`. If no question
-  has an answer, they are predictions alone, and the metrics are empty.
+  They go to `output`, or to the directory of this SPEC and `label` in `run`. If
+  no question has an answer, they are predictions alone, and the metrics are
+  empty.
 
   Raises:
     UserError: the data cannot be read, a part of its questions has no answers,
@@ -130,8 +132,9 @@ def evaluate_data(qa: predict.QA, data: str, *,
         f'{data}: no question has an answer to score with; give --output=DIR '
         'for the predictions')
   if run and not output:
-    output = (run.record_evaluation(data) if processes.is_first_process()
-              else run.evaluation(data))
+    output = (
+        run.record_evaluation(data, label) if processes.is_first_process()
+        else run.evaluation(data, label))
   values = evaluate_windows(qa, windows, output=output, progress=progress)
   if blind:
     console.say(f'{data}: no question has an answer, so nothing was scored; '
@@ -144,6 +147,8 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
                      progress: str = '') -> dict[str, float]:
   """Computes the metrics of a model on windows, shared by all devices."""
   qa.say_window_note(windows)
+  console.say(f'evaluating {len(windows)} windows; the first batch of each '
+              f'length is compiled{settings.cache_note()}')
   mesh = devices.data_mesh()
   evaluator = Evaluator(
       qa.model, windows, qa.config, mesh, calibration=qa.calibration,

@@ -45,15 +45,18 @@ class ConversionSource:
   run: pathlib.Path | None
 
 
-def read_source(source: str, checkpoint_name: str = 'best') -> ConversionSource:
+def read_source(source: str, checkpoint_name: str = 'best', *,
+                calibrated: bool = True) -> ConversionSource:
   """Reads a run, a Hugging Face or TensorFlow directory, or a hub id.
 
+  If `calibrated`, the null threshold of a run is that of its calibration.json.
   A UserError is raised if `source` is none of these or is damaged.
   """
   directory = pathlib.Path(source)
   if not RunDirectory(directory).is_run():
     return ConversionSource(source, pretrained.read_pretrained(source), None)
-  qa = predict.load(directory, checkpoint=checkpoint_name)
+  qa = predict.load(directory, checkpoint=checkpoint_name,
+                    calibrated=calibrated)
   return ConversionSource(source, pretrained.Pretrained(
       qa.model, qa.params, qa.tokenizer, qa.config, has_head=True, notes=()),
                           directory)

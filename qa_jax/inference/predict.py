@@ -322,8 +322,14 @@ def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
   if problem:
     console.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
     return config, None
+  said = f'{run.path / calibration_lib.NAME}: '
   if calibration.threshold is None or 'null_threshold' in overrides:
+    console.say(f'{said}temperature {calibration.temperature:.4g} in use')
     return config, calibration
+  console.say(
+      f'{said}null threshold {calibration.threshold:.4g} replaces '
+      f'{config.decode.null_threshold:.4g} of the config, temperature '
+      f'{calibration.temperature:.4g}')
   return dataclasses.replace(config, decode=dataclasses.replace(
       config.decode, null_threshold=calibration.threshold)), calibration
 

@@ -28,15 +28,21 @@ def say_once(message: str) -> None:
   say(message)
 
 
+QUIET_SECONDS = 30.0  # without a terminal: the longest time without a line
+
+
 class Progress:
   """A progress bar with the remaining time, or plain lines without a terminal.
+
+  Without a terminal, `note` prints a line, and `update` prints one if the last
+  line is QUIET_SECONDS old.
 
   `total` is the number of units of work, of which `done` are already done.
   """
 
   def __init__(self, what: str, total: int, done: int = 0):
     self._what, self._total, self._begin, self._done = what, total, done, done
-    self._started = time.monotonic()
+    self._started = self._last_line = time.monotonic()
     console = rich.console.Console(stderr=True)
     self._bar = None
     if console.is_terminal and processes.is_first_process():
@@ -54,16 +60,19 @@ class Progress:
     self._done = done
     if self._bar:
       self._bar.update(self._task, completed=done)
+    elif time.monotonic() - self._last_line > QUIET_SECONDS:
+      self.note('')
 
   def note(self, note: str) -> None:
     """Shows values at the bar, or prints them with the progress as one line."""
     if self._bar:
       self._bar.update(self._task, note=note)
       return
-    seconds = time.monotonic() - self._started
+    self._last_line = time.monotonic()
+    seconds = self._last_line - self._started
     eta = (self._total - self._done) * (
         seconds / max(self._done - self._begin, 1))
-    say(f'{self._what} {self._done}/{self._total}  {note}  '
+    say(f'{self._what} {self._done}/{self._total}  {note}{"  " * bool(note)}'
         f'ETA {int(eta // 60)}:{int(eta % 60):02d}')
 
   def close(self) -> None:

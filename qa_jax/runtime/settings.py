@@ -62,6 +62,12 @@ def use_compilation_cache(directory: pathlib.Path) -> None:
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
+def cache_note() -> str:
+  """Returns ', cached afterwards' if JAX stores compiled programs, else ''."""
+  return (', cached afterwards' if jax.config.jax_compilation_cache_dir
+          and jax.config.jax_enable_compilation_cache else '')
+
+
 def tune_malloc() -> bool:
   """Sets malloc's parameters and returns whether it succeeded (glibc only)."""
   try:

@@ -118,12 +118,40 @@ def plan_trials(
   return [*trials.values()]
 
 
+def select_variants(variants: Sequence[Mapping[str, Any]], pattern: str
+                    ) -> list[Mapping[str, Any]]:
+  """Returns the variants whose label the regular expression finds.
+
+  Raises:
+    UserError: the pattern is no regular expression or finds no variant.
+  """
+  labels = [_label({k: v for k, v in variant.items() if k != 'seed'})
+            for variant in variants]
+  try:
+    chosen = [v for v, label in zip(variants, labels, strict=True)
+              if re.search(pattern, label)]
+  except re.error as e:
+    raise errors.UserError(
+        f'--only={pattern} is no regular expression: {e}') from None
+  if not chosen:
+    raise errors.UserError(
+        f'--only={pattern} matches none of the variants '
+        f'{", ".join(dict.fromkeys(labels))}')
+  return chosen
+
+
 def write_plan(workdir: pathlib.Path, trials: Sequence[Trial],
-               drawn: Sequence[Mapping[str, Any]] | None) -> None:
-  """Writes the names of the trials, and any sampled variants, to sweep.json."""
-  names = {'trials': [t.name for t in trials]}
-  files.write_json(workdir / 'sweep.json', names if drawn is None
-                   else {**names, 'drawn': drawn})
+               drawn: Sequence[Mapping[str, Any]] | None, *,
+               more: bool = False) -> None:
+  """Writes the names of the trials, and any sampled variants, to sweep.json.
+
+  If `more`, the trials are added to those of an existing file.
+  """
+  path, names = workdir / 'sweep.json', [t.name for t in trials]
+  if more and path.is_file():
+    names = list(dict.fromkeys([*files.read_object(path)['trials'], *names]))
+  files.write_json(path, {'trials': names} if drawn is None
+                   else {'trials': names, 'drawn': drawn})
 
 
 def drawn_variants(workdir: pathlib.Path) -> list[dict[str, Any]]:

@@ -110,6 +110,19 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   return blocks
 
 
+def headline(comparison: compare.Comparison) -> list[str]:
+  """Returns lines on the default, the result, and the missing runs."""
+  default = comparison.variants[0]
+  em, f1 = (_spread(default.mean(name), default.sd(name))
+            for name in compare.SCORES)
+  lines = [f'{len(comparison.variants)} variants on {comparison.questions} '
+           f'questions of {comparison.data}; {default.label}: EM {em}  F1 {f1}',
+           _headline(comparison)]
+  if comparison.incomplete:
+    lines.append(f'not complete and left out: {len(comparison.incomplete)}')
+  return lines
+
+
 def _headline(comparison: compare.Comparison) -> str:
   """Returns the result of the comparison in F1, in one sentence."""
   others = [v for v in comparison.variants if 'f1' in v.deltas]

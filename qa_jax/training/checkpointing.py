@@ -145,7 +145,8 @@ class Checkpointer:
         optimizer={'opt_state': state.opt_state, 'step': state.step},
         meta={'position': self._batches.position,
               'devices': self._num_devices,
-              'skipped': list(self._meter.skipped)})
+              'skipped': list(self._meter.skipped),
+              'losses': list(self._meter.losses)})
     if last:  # The run counts as complete only once its checkpoint is sealed.
       self._store.finish()
       processes.wait_for_all('complete')
@@ -171,15 +172,15 @@ def build_checkpointer(
 
 def restore_state(
     trainer: Trainer, store: manager.Checkpoints, step: int
-    ) -> tuple[step_lib.TrainState, tuple[int, int], dict[str, int]]:
+    ) -> tuple[step_lib.TrainState, dict[str, Any], dict[str, int]]:
   """Reads checkpoint `step`; step 0 is the initial state of the trainer.
 
-  Returns the train state on the devices, the numbers of skipped updates (all,
-  and the last in a row) and the position of the batch stream.
+  Returns the train state on the devices, the counts that `step_metrics` takes,
+  and the position of the batch stream.
   """
   shardings = trainer.parallel.state_sharding(trainer.state)
   if not step:
-    return (devices_lib.put_tree(trainer.state, shardings), (0, 0),
+    return (devices_lib.put_tree(trainer.state, shardings), {},
             trainer.batches.position)
   shapes = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -196,19 +197,24 @@ def restore_state(
                  'skip windows' if trainer.batches.group_questions else '')
     console.say(f'{meta["devices"]} devices before, {len(trainer.devices)} '
                 f'now: equal but for rounding{regrouped}')
-  return state, tuple(meta.get('skipped', (0, 0))), meta['position']
+  counts = {name: tuple(meta[name]) for name in ('skipped', 'losses')
+            if name in meta}
+  return state, counts, meta['position']
 
 
 def step_metrics(
     trainer: Trainer, log: metrics_log_lib.MetricsLog,
-    costs: metrics_log_lib.Costs, skipped: tuple[int, int],
+    costs: metrics_log_lib.Costs, counts: dict[str, Any],
     progress: console.Progress | None = None) -> metrics_log_lib.StepMetrics:
-  """Builds the step metrics of a run with `skipped` updates so far."""
+  """Builds the step metrics of a run.
+
+  `counts` are the skipped updates so far and the losses since the last row.
+  """
   config = trainer.config.train
   return metrics_log_lib.StepMetrics(
       log, costs, progress, every_steps=config.log_every_steps,
       steps_per_epoch=trainer.batches.steps_per_epoch, devices=trainer.devices,
-      max_skipped=config.max_skipped, skipped=skipped)
+      max_skipped=config.max_skipped, num_steps=trainer.num_steps, **counts)
 
 
 def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],

@@ -26,11 +26,11 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   return {
       'parameters': count,
       'state_megabytes': round(3 * 4 * count / MEBIBYTE, 1),
-      'devices': f'{len(trainer.devices)} x {trainer.devices[0].device_kind}',
+      'devices': device_text(trainer),
       'examples': len(trainer.windows.examples),
       'windows': len(trainer.windows),
       'windows_trained_on': len(trainer.batches.indices),
-      'alignment': trainer.windows.audit,
+      'alignment': trainer_lib.describe_alignment(trainer.windows.audit),
       'batch_shapes': (f'packed in rows of {trainer.buckets[-1]}'
                        if config.data.packing else
                        [[config.train.batch_size, b] for b in trainer.buckets]),
@@ -43,6 +43,11 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
 def count_parameters(trainer: trainer_lib.Trainer) -> int:
   """Returns the number of parameters of encoder and head."""
   return sum(x.size for x in jax.tree.leaves(trainer.state.params))
+
+
+def device_text(trainer: trainer_lib.Trainer) -> str:
+  """Returns the number and kind of the devices: '2 x cpu'."""
+  return f'{len(trainer.devices)} x {trainer.devices[0].device_kind}'
 
 
 def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:

@@ -149,28 +149,37 @@ class Costs:
 
 
 class StepMetrics:
-  """Counts the skipped updates, and logs every `every_steps`-th train step."""
+  """Counts the skipped updates, and logs every `every_steps`-th train step.
+
+  The last step of a run, `num_steps`, is logged too. The loss of a row is the
+  mean over the steps since the row before, without losses that are not finite.
+  The speeds count the windows of steps that are complete.
+  """
 
   def __init__(self, log: MetricsLog, costs: Costs,
                progress: console_lib.Progress | None = None, *,
                every_steps: int, steps_per_epoch: int,
                devices: Sequence[jax.Device], max_skipped: int,
-               skipped: tuple[int, int] = (0, 0)):
+               num_steps: int = 0, skipped: tuple[int, int] = (0, 0),
+               losses: tuple[float, int] = (0.0, 0)):
     self.log, self.costs, self._progress = log, costs, progress
     self._every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
     self._devices, self._max_skipped = devices, max_skipped
+    self._num_steps = num_steps
     self._began, self._rows, self._tokens = time.perf_counter(), 0, 0
     self._norms: list[float] = []  # finite gradient norms since the last row
     self.skipped = skipped  # skipped updates: all, and the last in a row
-    # Window numbers of the steps in flight. A failed member of a population
-    # takes none out; the bound keeps its queue short.
-    self._windows: collections.deque[np.ndarray] = collections.deque(maxlen=64)
+    self.losses = losses  # sum and number of the losses since the last row
+    self.mean_loss = math.nan  # of the last row
+    # Window numbers, rows and tokens of the steps in flight. A failed member of
+    # a population takes none out; the bound keeps its queue short.
+    self._in_flight: collections.deque[tuple[np.ndarray, int, int]] = (
+        collections.deque(maxlen=64))
 
   def add_batch(self, windows: np.ndarray, lengths: np.ndarray) -> None:
     """Counts windows (-1 is padding) and their tokens, before a step."""
-    self._windows.append(windows[windows >= 0])
-    self._rows += len(lengths)
-    self._tokens += int(lengths.sum())
+    self._in_flight.append(
+        (windows[windows >= 0], len(lengths), int(lengths.sum())))
 
   def leave_out(self, seconds: float) -> None:
     """Leaves out seconds that were not spent on training from the speeds."""
@@ -183,13 +192,21 @@ class StepMetrics:
       UserError: more than `max_skipped` updates in a row were skipped.
     """
     for step, values in done:
-      self._count_skipped(step, values, self._windows.popleft())
+      windows, rows, tokens = self._in_flight.popleft()
+      self._rows, self._tokens = self._rows + rows, self._tokens + tokens
+      self._count_skipped(step, values, windows)
+      if math.isfinite(values['loss']):
+        total, count = self.losses
+        self.losses = total + float(values['loss']), count + 1
       if math.isfinite(values['grad_norm']):
         self._norms.append(float(values['grad_norm']))
       if self._progress:
         self._progress.update(step)
-      if step % self._every_steps == 0:
+      if self.is_due(step):
+        total, count = self.losses
+        self.mean_loss = total / count if count else math.nan
         seconds = time.perf_counter() - self._began
+        values = {**values, 'loss': self.mean_loss}
         line = {**{k: float(v) for k, v in values.items() if math.isfinite(v)},
                 'skipped': self.skipped[0],
                 'epoch': step / self._steps_per_epoch,
@@ -201,10 +218,14 @@ class StepMetrics:
         self.log.write(step, 'train', line)
         self.log.histogram(step, 'train/grad_norm_of_steps', self._norms)
         if self._progress:
-          self._progress.note(f'loss {values["loss"]:.4f}  '
+          self._progress.note(f'loss {self.mean_loss:.4f}  '
                               f'{line["examples_per_second"]:.1f} examples/s')
         self._began, self._rows, self._tokens = time.perf_counter(), 0, 0
-        self._norms = []
+        self._norms, self.losses = [], (0.0, 0)
+
+  def is_due(self, step: int) -> bool:
+    """Returns whether there is a row of this step."""
+    return step % self._every_steps == 0 or step == self._num_steps
 
   def _count_skipped(self, step: int, values: dict[str, Any],
                      windows: np.ndarray) -> None:

@@ -30,6 +30,7 @@ from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
+from qa_jax.runtime import settings
 from qa_jax.runtime import signals
 from qa_jax.runtime import watchdog
 from qa_jax.training import checkpointing
@@ -138,7 +139,7 @@ class _Member:
     if self.failed:
       self.trainer.batches.skip(step)
       return jax.device_get(self.trainer.state)
-    state, skipped, position = checkpointing.restore_state(
+    state, counts, position = checkpointing.restore_state(
         self.trainer, self.store, step)
     self.trainer.batches.seek(position)
     if checkpointing.make_schedule(self.trainer).is_complete(self.store, step):
@@ -146,7 +147,7 @@ class _Member:
           self.trainer, self.workdir, state.params)
     log = metrics_log_lib.MetricsLog(self.workdir, step)
     open_things.callback(log.close)
-    self.meter = checkpointing.step_metrics(self.trainer, log, costs, skipped)
+    self.meter = checkpointing.step_metrics(self.trainer, log, costs, counts)
     self.checkpointer = checkpointing.build_checkpointer(
         self.trainer, self.store, self.workdir, requests, self.meter,
         start=step)
@@ -242,15 +243,13 @@ class _PopulationProgram:
         [m.next_batch() for m in self.members]))
 
   def read(self, done: list[tuple[int, Any]]) -> None:
-    every = self.members[0].trainer.config.train.log_every_steps
     for step, values in done:
       rows = self.vectorized.take(values)
       for member, row in zip(self.members, rows, strict=True):
         member.read(step, row)
       self.progress.update(step)
-      losses = [float(row['loss']) for member, row in zip(
-          self.members, rows, strict=True) if not member.failed]
-      if step % every == 0 and losses:
+      losses = [m.meter.mean_loss for m in self.members if not m.failed]
+      if self.members[0].meter.is_due(step) and losses:
         self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
 
 
@@ -377,7 +376,9 @@ def _train(members: Sequence[_Member], start: int,
               for member in members]
     if all(member.outcome is not None for member in members):
       return
-    console.say(f'{len(members)} runs as one program, from step {start}')
+    console.say(f'{len(members)} runs as one program, from step {start}; each '
+                f'batch shape is compiled at its first step'
+                f'{settings.cache_note()}')
     vectorized = vectorize_step(
         lambda state, rates, batch: first.step(state, batch, rates=rates),
         members=len(members), devices=first.devices)

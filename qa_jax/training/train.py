@@ -9,15 +9,18 @@ from typing import Any, Protocol
 
 import jax
 
+from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 from qa_jax.runtime import processes
+from qa_jax.runtime import settings
 from qa_jax.runtime import signals
 from qa_jax.runtime import watchdog
 from qa_jax.training import checkpointing
+from qa_jax.training import dry_run
 from qa_jax.training import metrics_log as metrics_log_lib
 from qa_jax.training import profiler
 from qa_jax.training import tracker as tracker_lib
@@ -74,6 +77,19 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
   return state
 
 
+def describe_run(trainer: trainer_lib.Trainer) -> str:
+  """Returns the size of the model and of the run, and its devices, as a line.
+
+  The trainer has its initial state.
+  """
+  config = trainer.config
+  return (f'{dry_run.count_parameters(trainer):,} parameters on '
+          f'{dry_run.device_text(trainer)} ({config.parallel.mode}), '
+          f'{config.precision.compute_dtype}, attention '
+          f'{build.attention_in_use(config, trainer.sizes)}; '
+          f'{trainer.num_steps} updates of {config.train.batch_size} windows')
+
+
 def train(config: config_lib.Config, workdir: pathlib.Path,
           argv: list[str] | None = None, profile_steps: range = range(0),
           tracker: tracker_lib.Tracker | None = None) -> dict[str, float]:
@@ -101,7 +117,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
     store = checkpointing.open_run(trainer, workdir, argv or [], open_things)
     start, = processes.broadcast_from_first([store.latest or 0])
-    state, skipped, position = checkpointing.restore_state(
+    about = describe_run(trainer)  # counts the initial parameters
+    state, counts, position = checkpointing.restore_state(
         trainer, store, start)
     trainer.batches.seek(position)
     # Device memory cannot hold the initial state beside the state of the loop.
@@ -111,9 +128,12 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
       return checkpointing.final_metrics(trainer, workdir, state.params)
     profiler.check_profile_steps(profile_steps, start, trainer.num_steps)
     began = time.perf_counter()
-    shapes = trainer.compile(state)
-    console.say(f'shapes of batches compiled: {shapes}, in '
-                f'{time.perf_counter() - began:.1f} s')
+    console.say(about)
+    shapes = len(trainer.batches.shapes(trainer.num_steps - start))
+    console.say(f'compiling {shapes} batch shape{"s" * (shapes > 1)}'
+                f'{settings.cache_note()}')
+    trainer.compile(state)
+    console.say(f'compiled in {time.perf_counter() - began:.1f} s')
     log = metrics_log_lib.MetricsLog(workdir, start, tracker)
     open_things.callback(log.close)
     progress = console.Progress('train', trainer.num_steps, start)
@@ -124,7 +144,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
         config.train.step_timeout_seconds, str(workdir)))
     trace = profiler.Profiler(workdir / 'profile', (
         profile_steps if processes.is_first_process() else range(0)))
-    meter = checkpointing.step_metrics(trainer, log, costs, skipped, progress)
+    meter = checkpointing.step_metrics(trainer, log, costs, counts, progress)
     checkpointer = checkpointing.build_checkpointer(
         trainer, store, workdir, requests, meter, start=start)
     run = SingleRun(trainer, checkpointer, meter, progress, requests, trace)

@@ -1,5 +1,6 @@
 """The parts of a training run, built from its config."""
 
+from collections.abc import Mapping
 import dataclasses
 import functools
 import math
@@ -151,6 +152,15 @@ def select_train_devices(config: config_lib.Config) -> list[jax.Device]:
   return jax.devices()[:1]
 
 
+def describe_alignment(audit: Mapping[str, int]) -> str:
+  """Returns the numbers of an audit of gold spans as a sentence."""
+  faults = ', '.join(f'{count:,} {fate.replace("_", " ")}'
+                     for fate, count in audit.items()
+                     if count and fate != 'exact')
+  return (f'{audit["exact"]:,} of {sum(audit.values()):,} gold spans are whole '
+          'tokens' + f', {faults}' * bool(faults))
+
+
 def input_hashes(trainer: 'Trainer') -> dict[str, str]:
   """Computes hashes of the vocabulary, the data and the initial weights."""
   hashes = {'vocabulary': trainer.tokenizer.fingerprint,
@@ -235,7 +245,7 @@ def build_trainer(config: config_lib.Config) -> Trainer:
       config, config.data.train, vocabulary)
   examples_lib.require_answers(
       windows.audit['unanswered'], len(windows.examples), config.data.train)
-  notes = [f'{note}; alignment of gold spans {windows.audit}']
+  notes = [f'{note}; {describe_alignment(windows.audit)}']
   if not sizes.vocab_size:
     sizes = dataclasses.replace(sizes, vocab_size=len(windows.tokenizer.vocab))
     model = model.clone(config=sizes)

@@ -76,7 +76,7 @@ def main() -> None:
     read.clear()
   flags.FLAGS.workdir = str(workdir / 'whole')
   flags.FLAGS.data = RUNS['whole'].data.eval
-  found['scored'] = evaluate.score_model(workdir / 'scored')
+  found['scored'], _ = evaluate.score_model(workdir / 'scored')
   push = devices.RunAhead.push
   interrupt(signal.SIGTERM, 1)
   try:
@@ -104,4 +104,4 @@ if __name__ == '__main__':
   from experiments import evaluate  # defines flags, and not for tests
   processes.HEARTBEAT_SECONDS = 20
   sys.argv[0] = 'together'
-  cli.run(main, several=True)
+  cli.run(main, several=True, model=True)

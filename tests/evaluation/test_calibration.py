@@ -418,9 +418,20 @@ def test_few_questions_give_a_warning_with_its_reason(
   assert 'warning' not in capsys.readouterr().err
 
 
-def test_predict_answers_by_the_stored_threshold(trained, calibrated):
+def test_predict_answers_by_the_stored_threshold(
+    trained, calibrated, capsys):
   threshold = calibration.read_calibration(calibrated).threshold
+  capsys.readouterr()
   qa = predict.load(calibrated)
+  said = capsys.readouterr().err
+  assert said.startswith(f'{calibrated}/calibration.json: null threshold '
+                         f'{threshold:.4g} replaces 0 of the config, temp')
+  assert said.count('\n') == 1
+  assert predict.load(calibrated, null_threshold=3.0
+                      ).config.decode.null_threshold == 3
+  assert 'calibration.json: temperature' in capsys.readouterr().err
+  assert not predict.load(calibrated, calibrated=False).calibration
+  assert not capsys.readouterr().err
   assert qa.config.decode.null_threshold == threshold
   assert predict.load(trained).config.decode.null_threshold == 0
   assert qa.calibration.temperature != 1

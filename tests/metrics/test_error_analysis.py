@@ -271,9 +271,15 @@ def analyze(folder, *arguments, evaluation=None):
 def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   result = analyze(evaluation, f'--against={evaluation}/other.json')
   assert result.code == 0, result.err
-  assert '| exact match | 50.00 |' in result.out
-  assert '| exact match | 50.00 | 100.00 | 100.00 |' in result.out  # by k
-  assert '| exact match | -50.00 |' in result.out
+  em, _, other, difference, _, where = result.out.splitlines()
+  assert em == 'exact match: 50.00, 95 % interval 0.00 … 100.00'
+  assert other == f'difference from {evaluation}/other.json:'
+  assert difference.startswith('  exact match: -50.00, 95 % interval ')
+  assert f'{evaluation}/analysis.md' in where
+  text = (evaluation / 'analysis.md').read_text()
+  assert '| exact match | 50.00 |' in text
+  assert '| exact match | 50.00 | 100.00 | 100.00 |' in text  # by k
+  assert '| exact match | -50.00 |' in text
   html = (evaluation / 'analysis.html').read_text()
   assert ('<mark class="gold">Ada</mark> met '
           '<mark class="prediction">Bob</mark>') in html
@@ -298,7 +304,7 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
   result = analyze(evaluation, f'--against={there},{there}',
                    f'--output={tmp_path}', evaluation=f'{there},{evaluation}')
   assert result.code == 0, result.err
-  assert 'means over 2 seeds' in result.out
+  assert 'means over 2 seeds' in (tmp_path / 'analysis.md').read_text()
   result = analyze(evaluation, f'--against={there}', f'--output={tmp_path}',
                    evaluation=f'{there},{evaluation}')
   assert result.code == 1

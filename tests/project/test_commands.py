@@ -13,7 +13,10 @@ from absl import app
 import pytest
 
 from experiments import cli
+from qa_jax import config as config_lib
+from qa_jax import config_comments
 from qa_jax.data import sources
+from qa_jax.serving import service
 from tests.common import commands
 from tests.common import examples
 from tests.common import tiny
@@ -64,27 +67,148 @@ def data(tmp_path) -> str:
 # Commands that succeed.
 
 
+REQUIRED = {  # command → its required flags
+    'analyze': 'data evaluation', 'benchmark': 'suite',
+    'calibrate': 'data workdir', 'convert_weights': 'output workdir',
+    'demo': 'workdir', 'ensemble': 'data output workdir', 'evaluate': 'data',
+    'export': 'output workdir', 'inspect_spans': 'context output workdir',
+    'predict': 'workdir', 'report': 'workdir', 'serve': 'workdir',
+    'suite': 'suite workdir', 'sweep': 'config workdir', 'train': 'config'}
+
+
+def help_entries(text: str) -> dict[str, str]:
+  """Returns flag or field → its text, of a text of --help."""
+  entries: dict[str, str] = {}
+  for line in text.splitlines():
+    start = re.match(r'  (--)?([a-z][\w.]*)(=\S+)?(  .*|$)', line)
+    if start:
+      name = start[2]
+      entries[name] = start[4].strip()
+    elif line.startswith(' ' * cli.TEXT_COLUMN):
+      entries[name] = f'{entries[name]} {line.strip()}'.strip()
+  return entries
+
+
 @pytest.mark.parametrize('name', COMMANDS)
-def test_help_is_short_and_names_every_flag_with_its_default(name):
+def test_help_is_short_and_marks_required_flags(name):
   result = commands.command(name, '--help')
   assert result.code == 0 and not result.err
   lines = result.out.splitlines()
-  assert len(lines) <= 52 and max(map(len, lines)) <= 80
+  assert len(lines) < (140 if 'Config fields' in result.out else 70)
+  assert max(map(len, lines)) <= 80
   assert f'python -m experiments.{name}' in result.out
-  flag = {
-      'convert_weights': 'source',
-      'analyze': 'output',
-      'ensemble': 'output'
-  }.get(name, 'workdir')
-  assert f'--{flag}=STRING' in result.out
-  if name == 'predict':
-    assert '--n_best=INT          Candidates listed per question. [5]' in (
-        result.out)
-  if name == 'train':
-    assert '  --config=FILE[:arg]' in result.out
-    for group in ('model.', 'decode.', 'data.', 'train.', 'optim.'):
-      assert f'\n  {group}' in result.out
-    assert 'optim.warmup_fraction=0.1' in result.out
+  marked = [flag for flag, text in help_entries(result.out).items()
+            if text.endswith('(required)')]
+  assert marked == sorted(REQUIRED[name].split() + (
+      ['question'] if name == 'inspect_spans' else []))
+
+
+@pytest.mark.parametrize('name', sorted(REQUIRED))
+def test_a_required_flag_that_is_missing_is_one_line(name):
+  flag = REQUIRED[name].split()
+  assert re.search(f'--({"|".join(flag)}) is needed; see --help',
+                   commands.refusal(name))
+
+
+def test_help_of_predict_has_every_decode_field_with_its_meaning():
+  entries = help_entries(commands.command('predict', '--help').out)
+  assert entries['n_best'].endswith('[5]')
+  for field in dataclasses.fields(config_lib.Decode):
+    text = entries[f'decode.{field.name}']
+    assert text == config_comments.phrase(f'decode.{field.name}')
+  assert 'two_stage' in entries['decode.search']
+
+
+def test_help_of_train_has_every_field_with_the_values_of_the_config(config):
+  plain = help_entries(commands.command('train', '--help').out)
+  given = help_entries(commands.command(
+      'train', f'--config={config}', '--config.model.head=mlp', '--help').out)
+  fields = [
+      f'{group.name}.{field.name}' if dataclasses.is_dataclass(group.type)
+      else group.name
+      for group in dataclasses.fields(config_lib.Config) for field in (
+          dataclasses.fields(group.type)
+          if dataclasses.is_dataclass(group.type) else [group])]
+  assert {*fields} <= {*plain}
+  assert plain['train.num_steps'].endswith(' [0]')
+  assert given['train.num_steps'].endswith(' [4]')
+  assert plain['model.head'].endswith(" ['independent']")
+  assert given['model.head'].endswith(" ['mlp']")
+  assert given['optim.clip_norm'] == (
+      'Norm to which a longer gradient is scaled down [1.0]')
+
+
+@pytest.mark.parametrize(('argv', 'code', 'message'), [
+    (['--config=nowhere.py', '--help'], 1, 'No such file'),
+    (['--config={config}', '--config.optim.learning_rat=1', '--help'], 1,
+     'did you mean')])
+def test_help_of_a_bad_config_is_one_line(config, argv, code, message):
+  assert message in commands.refusal(
+      'train', *(a.format(config=config) for a in argv), code=code)
+
+
+def test_help_and_the_list_of_commands_load_nothing_slow():
+  """An import of jax, optuna or matplotlib takes longer than the answer."""
+  code = """
+import contextlib, io, runpy, sys
+from absl import app, flags
+for name in sys.argv[1:]:
+  sys.argv = [name, '--help', '--config=configs/sweep_rates.py:tiny']
+  known = set(flags.FLAGS)
+  with contextlib.redirect_stdout(io.StringIO()):
+    try:
+      runpy.run_module(f'experiments.{name}', run_name='__main__',
+                       alter_sys=True)
+    except SystemExit as e:
+      assert not e.code, (name, e.code)
+  flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
+runpy.run_module('experiments', run_name='__main__')
+print('loaded', *{m.partition('.')[0] for m in sys.modules})
+"""
+  done = subprocess.run([sys.executable, '-c', code, *COMMANDS],
+                        cwd=commands.ROOT, capture_output=True, text=True,
+                        check=False)
+  assert done.returncode == 0, done.stderr
+  *listed, loaded = done.stdout.splitlines()
+  assert not {'jax', 'flax', 'optuna', 'matplotlib', 'rich', 'scipy',
+              'tokenizers', 'starlette'} & {*loaded.split()}
+  assert [line.split()[0] for line in listed[1:]] == COMMANDS
+  assert all(line.endswith('.') for line in listed[1:])
+
+
+@pytest.mark.parametrize('argv', [
+    ['experiments'], ['experiments.train', '--help'],
+    ['experiments.train', '--config=configs/quickstart.py', '--print_config']])
+def test_a_closed_pipe_ends_a_command_quietly(argv):
+  reader, writer = os.pipe()
+  os.close(reader)
+  done = subprocess.run([sys.executable, '-m', *argv], cwd=commands.ROOT,
+                        stdout=writer, stderr=subprocess.PIPE, text=True,
+                        check=False)
+  os.close(writer)
+  assert (done.returncode, done.stderr) == (141, '')
+
+
+@pytest.mark.parametrize(('flags', 'kept', 'dropped'), [
+    (['--config.train.num_epochs=2'], 'num_epochs', 'num_steps'),
+    (['--config.train.num_epochs=2.0', '--config.train.num_steps=0'],
+     'num_epochs', None)])
+def test_the_length_on_the_command_line_replaces_that_of_the_config(
+    config, flags, kept, dropped):
+  result = commands.command('train', f'--config={config}', '--print_config',
+                            *flags)
+  assert result.code == 0, result.err
+  assert "'num_epochs': 2.0" in result.out and "'num_steps': 0" in result.out
+  said = re.findall(
+      r'--config\.train\.(\w+)=\S+ replaces config\.train\.(\w+)=4 of',
+      result.err)
+  assert said == ([(kept, dropped)] if dropped else [])
+
+
+def test_both_lengths_on_the_command_line_are_refused(config):
+  assert 'set one of' in commands.refusal(
+      'train', f'--config={config}', '--config.train.num_epochs=2',
+      '--config.train.num_steps=3', '--print_config')
 
 
 def test_print_config_is_the_resolved_config(config, tmp_path):
@@ -100,7 +224,7 @@ def test_print_config_is_the_resolved_config(config, tmp_path):
 def test_dry_run_prints_sizes_and_trains_nothing(config, tmp_path):
   result = commands.command('train', f'--config={config}', '--dry_run',
                             f'--workdir={tmp_path}/run')
-  assert result.code == 0 and not result.err
+  assert result.code == 0 and result.err.startswith('dry run: ')
   lines = dict(line.split(maxsplit=1) for line in result.out.splitlines())
   assert lines['batch_shapes'] == '[[8, 48], [8, 96]]'
   assert lines['steps'] == '4' and lines['examples'] == '36'
@@ -116,10 +240,14 @@ def test_dry_run_prints_sizes_and_trains_nothing(config, tmp_path):
 def test_training_ends_with_metrics_on_stdout(trained):
   workdir, result = trained
   assert result.code == 0
-  printed = dict(line.split() for line in result.out.splitlines())
-  stored = json.loads(next(workdir.glob('eval/*/metrics.json')).read_text())
-  assert float(printed['f1']) == pytest.approx(stored['f1'], abs=1e-4)
-  assert printed['total'] == '12'
+  folder = next(workdir.glob('eval/*'))
+  stored = json.loads((folder / 'metrics.json').read_text())
+  scores, results, *following = result.out.splitlines()
+  assert scores == (f'EM {stored["exact_match"]:.2f}  F1 {stored["f1"]:.2f}'
+                    '  on 12 questions')
+  assert results == f'results: {folder}'
+  assert following[0].startswith('next: python -m experiments.predict ')
+  assert all(f'--workdir={workdir}' in line for line in following)
 
 
 def test_finished_run_says_so_and_is_left_alone(config, trained):
@@ -143,13 +271,94 @@ def test_evaluate_writes_predictions_that_score_the_same(run, data, tmp_path):
   by_file = commands.command('evaluate', f'--data={data}',
                              f'--predictions={tmp_path}/out/predictions.json')
   assert (by_file.code, by_file.err) == (0, '')
-  assert set(by_file.out.splitlines()) <= set(by_model.out.splitlines())
+  of_model, of_file = (dict(line.split() for line in out.splitlines())
+                       for out in (by_model.out.replace(': ', ' '),
+                                   by_file.out))
+  assert of_model.pop('results') == f'{tmp_path}/out'
+  assert of_model.items() <= of_file.items()
+  assert {'exact_match', 'f1', 'total'} <= of_model.keys()
 
 
 def test_evaluate_goes_to_a_folder_of_the_run_named_after_the_data(run, data):
   assert commands.command('evaluate', f'--workdir={run}',
                           f'--data={data}').code == 0
   assert (run / 'eval' / 'dev' / 'metrics.json').is_file()
+
+
+DECODED = {  # flag of decoding → what every span of the answer fulfils
+    '--decode.max_answer_length=1': lambda rows: all(
+        len(row['text'].split()) <= 1 for a in rows for row in a['n_best']),
+    '--decode.n_best=2': lambda rows: all(len(a['n_best']) == 2 for a in rows),
+    '--n_best=3': lambda rows: all(len(a['n_best']) == 3 for a in rows),
+    '--decode.null_threshold=-1e9': lambda rows: all(
+        a['text'] == '' for a in rows),
+    '--decode.null_rule=never': lambda rows: all(a['text'] for a in rows)}
+
+
+@pytest.mark.parametrize('flag', DECODED)
+def test_predict_decodes_as_the_flags_say(run, tmp_path, flag):
+  inputs, output = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+  inputs.write_text(''.join(json.dumps(
+      {'question': question, 'context': examples.CONTEXT}) + '\n'
+      for question in ('Who built it?', 'What did Mira build?')))
+  result = commands.command('predict', f'--workdir={run}', f'--input={inputs}',
+                            f'--output={output}', flag)
+  assert result.code == 0, result.err
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  assert len(rows) == 2 and DECODED[flag](rows)
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--decode.n_best=2', '--n_best=3'], '--n_best=3 and --decode.n_best=2'),
+    (['--decode.max_answer_length=0'], 'max_answer_length=0 must be at least'),
+    (['--decode.search=two_stag'], "did you mean 'two_stage'"),
+    (['--decode.null_rule=nevr'], "did you mean 'never'"),
+    (['--max_length=1000'], 'max_length=1000 must be in'),
+    (['--window_overlap=96'], 'window_overlap 96 leaves no step')])
+def test_decoding_that_does_not_fit_is_one_line(run, flags, message):
+  assert message in commands.refusal(
+      'predict', f'--workdir={run}', '--question=Who?', '--context=Mira',
+      *flags)
+
+
+def test_a_run_that_is_decoded_otherwise_keeps_its_evaluation(run, data):
+  argv = ('evaluate', f'--workdir={run}', f'--data={data}')
+  assert commands.command(*argv).code == 0
+  before = commands.files_of(run / 'eval' / 'dev')
+  result = commands.command(*argv, '--decode.null_rule=never',
+                            '--decode.search=top_k(k=2)')
+  assert result.code == 0, result.err
+  folder = run / 'eval' / 'dev.search-top_k_k_2_.null_rule-never'
+  assert result.out.splitlines()[-1] == f'results: {folder}'
+  answers = json.loads((folder / 'predictions.json').read_text())
+  assert all(answers.values())
+  assert commands.files_of(run / 'eval' / 'dev') == before
+
+
+@pytest.mark.parametrize('argv', [
+    ['--predictions=x', '--decode.n_best=2'], ['--audit', '--decode.n_best=2']])
+def test_decoding_without_a_model_is_refused(data, argv):
+  assert 'n_best' in commands.refusal('evaluate', f'--data={data}', *argv)
+
+
+def test_an_audit_takes_the_length_of_windows(data):
+  assert 'max_length=3 must be in' in commands.refusal(
+      'evaluate', f'--data={data}', '--audit', '--max_length=3')
+
+
+def test_an_old_name_of_a_flag_sets_the_new_one(tmp_path):
+  assert f'{tmp_path}/none is not a directory with' in commands.refusal(
+      'convert_weights', f'--source={tmp_path}/none', f'--target={tmp_path}/t')
+
+
+def test_defaults_of_serve_are_the_limits_of_the_service():
+  entries = help_entries(commands.command('serve', '--help').out)
+  limits = service.Limits()
+  for flag, value in (
+      ('max_batch', limits.batch), ('max_waiting', limits.waiting),
+      ('max_seconds', limits.seconds), ('max_bytes', limits.body_bytes),
+      ('max_windows', limits.windows)):
+    assert entries[flag].endswith(f'[{value}]')
 
 
 def test_an_audit_counts_gold_spans_by_fate_and_shows_some(tmp_path):
@@ -609,7 +818,7 @@ def test_truncated_checkpoint_is_one_line(encoder, config, tmp_path, name, keep,
 
 def test_whole_checkpoint_is_taken(encoder, config, tmp_path):
   result = commands.command(*train_from(encoder, config, tmp_path), '--dry_run')
-  assert (result.code, result.err) == (0, '')
+  assert result.code == 0
 
 
 def test_run_of_another_config_is_refused_with_the_differences(config, run):

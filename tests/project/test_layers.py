@@ -16,6 +16,7 @@ from tests.common.imports import ROOT
 ALLOWED = {
     'errors': '',
     'config': 'errors',
+    'config_comments': 'config',
     'registry': 'errors',
     'io': 'errors',
     'span_scores': 'errors',
@@ -53,7 +54,7 @@ ALLOWED = {
 NO_JAX = ('config', 'data', 'errors', 'io', 'metrics', 'registry')
 SEES_CONFIG = {
     'build', 'checkpoints', 'evaluation', 'export', 'inference',
-    'input_pipeline', 'sweeps', 'training'}
+    'config_comments', 'input_pipeline', 'sweeps', 'training'}
 FORBIDDEN = ('torch', 'transformers', 'tensorflow', 'pickle', 'experiments',
              'configs', 'tests', 'benchmarks')
 

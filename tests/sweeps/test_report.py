@@ -427,12 +427,19 @@ def test_pruned_trials_are_listed_with_their_reason(tmp_path):
       compare.compare([tmp_path]))
 
 
-def test_command_writes_its_files_and_prints_the_report(runs, tmp_path):
+def test_command_writes_its_files_and_prints_the_headline(runs, tmp_path):
   result = commands.command(
       'report', '--workdir=' + ','.join(map(str, runs)),
       f'--output={tmp_path}/out')
   assert (result.code, result.err) == (0, '')
-  assert result.out == (tmp_path / 'out' / 'report.md').read_text()
+  compared = compare.compare(runs)
+  best = max(compared.variants[1:], key=lambda v: v.mean('f1'))
+  subject, default, other, where = result.out.splitlines()
+  assert subject.startswith(f'3 variants on {compared.questions} questions')
+  assert default.startswith('default: EM 72.50 ± 3.54  F1 72.50')
+  assert other.startswith(f'best of the others, {best.label}: EM ')
+  assert f'{best.deltas["f1"].p_holm:.4f}' in other
+  assert where.startswith(f'report: {tmp_path}/out/report.md')
   assert {p.name for p in (tmp_path / 'out').iterdir()} == {
       f'report.{kind}' for kind in ('md', 'html', 'csv', 'tex', 'png')}
   again = commands.command('report', f'--workdir={runs[0]}')
@@ -517,8 +524,9 @@ def test_runs_are_compared_on_data_they_were_evaluated_on_since(tmp_path):
       'report', f'--workdir={tmp_path}/a,{tmp_path}/b,{tmp_path}/c',
       f'--data={OTHER}')
   assert result.code == 0, result.err
-  assert f'Data: {OTHER}.' in result.out
-  rows = [line.split(' | ') for line in result.out.splitlines()
+  assert f'questions of {OTHER}\n' in result.out
+  text = (tmp_path / 'a' / 'report' / 'report.md').read_text()
+  rows = [line.split(' | ') for line in text.splitlines()
           if line.startswith('| ') and 'Δ' not in line]
   assert [row[2] for row in rows[2:5]] == ['50.00', '100.00', '75.00']
 

@@ -423,7 +423,8 @@ def test_sweep_trains_evaluates_and_repeats_nothing(sweep_config, tmp_path):
   assert commands_lib.command(*argv).out == result.out
   assert commands_lib.files_of(tmp_path / 'x') == before
   report = commands_lib.command('report', f'--workdir={tmp_path}/x')
-  assert report.code == 0 and '\n| search=top_k(k=2) | ' in report.out
+  assert report.code == 0
+  assert '\nbest of the others, search=top_k(k=2): EM ' in report.out
 
 
 def test_print_gives_commands_and_runs_nothing(sweep_config, tmp_path):
@@ -476,6 +477,32 @@ def test_bad_sweep_function_is_one_line(sweep_config, tmp_path, code, message):
   path.write_text(sweep_config.read_text() + code)
   assert message in commands_lib.refusal('sweep', f'--config={path}',
                                          f'--workdir={tmp_path}/x')
+
+
+def test_only_takes_the_variants_that_match(sweep_config, tmp_path):
+  argv = ('sweep', f'--config={sweep_config}', '--seeds=1', '--print',
+          f'--workdir={tmp_path}/x')
+  result = commands_lib.command(*argv, '--only=top_k')
+  command, = result.out.splitlines()
+  assert '--config.decode.search=top_k' in shlex.split(command)[-2]
+  for pattern, message in (
+      ('biaffine', 'matches none of the variants decode.search-two_stage, '),
+      ('(', 'is no regular expression: ')):
+    assert message in commands_lib.refusal(*argv, f'--only={pattern}')
+  assert '--only=x: it selects variants of sweep()' in commands_lib.refusal(
+      *(a for a in argv if a != '--print'), '--only=x', '--sampler=random')
+
+
+def test_only_adds_to_the_trials_of_an_earlier_plan(tmp_path):
+  trials = plan_lib.plan_trials(tiny.config(), [{}, {'model.head': 'mlp'}], 1,
+                                tmp_path)
+  plan_lib.write_plan(tmp_path, trials[:1], None)
+  plan_lib.write_plan(tmp_path, trials[1:], None, more=True)
+  assert files.read_object(tmp_path / 'sweep.json')['trials'] == [
+      t.name for t in trials]
+  plan_lib.write_plan(tmp_path, trials[1:], None)
+  assert files.read_object(tmp_path / 'sweep.json')['trials'] == [
+      trials[1].name]
 
 
 def test_config_without_a_sweep_is_one_variant(sweep_config, tmp_path):

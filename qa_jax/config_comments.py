@@ -1,0 +1,67 @@
+"""The comments of the config fields, read from the source of config.py.
+
+--help and docs/configuration.md show them.
+"""
+
+import ast
+import functools
+import io
+import pathlib
+import re
+import tokenize
+
+from qa_jax import config
+
+SHORTEST = 25  # characters of a phrase; a shorter sentence says too little
+
+
+@functools.cache
+def comments() -> dict[str, str]:
+  """Returns the comment of each config field by its path, 'model.head'."""
+  texts, tree = {}, ast.parse(source())
+  classes = {node.name: node for node in tree.body
+             if isinstance(node, ast.ClassDef)}
+  lines, by_line = source().splitlines(), line_comments(source())
+  for node in fields(classes['Config']):
+    name, kind = node.target.id, ast.unparse(node.annotation)
+    for inner in fields(classes[kind]) if kind in classes else [node]:
+      path = name if inner is node else f'{name}.{inner.target.id}'
+      texts[path] = field_comment(inner, by_line, lines)
+  return texts
+
+
+def phrase(path: str) -> str:
+  """Returns the first sentence about a config field, without its full stop."""
+  shown = ''
+  for sentence in re.split(r'(?<=[.?!])\s+', comments()[path]):
+    shown += ' ' * bool(shown) + sentence
+    if len(shown) >= SHORTEST:
+      break
+  return shown.removesuffix('.')
+
+
+def source() -> str:
+  """Returns the text of config.py."""
+  return pathlib.Path(config.__file__).read_text(encoding='utf-8')
+
+
+def fields(node: ast.ClassDef) -> list[ast.AnnAssign]:
+  """Returns the nodes of the fields of a dataclass."""
+  return [inner for inner in node.body if isinstance(inner, ast.AnnAssign)]
+
+
+def line_comments(text: str) -> dict[int, str]:
+  """Returns the comment of every line that has one, without '#'."""
+  tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+  return {token.start[0]: token.string.lstrip('# ').strip()
+          for token in tokens if token.type == tokenize.COMMENT}
+
+
+def field_comment(node: ast.AnnAssign, by_line: dict[int, str],
+                  lines: list[str]) -> str:
+  """Returns the comment above a field, then the comment on its own lines."""
+  first = node.lineno
+  while lines[first - 2].strip().startswith('#'):
+    first -= 1
+  return ' '.join(by_line[n] for n in range(first, node.end_lineno + 1)
+                  if n in by_line)
