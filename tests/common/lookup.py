@@ -30,8 +30,8 @@ class Lookup:
   name: str = ''
 
   def apply(self, variables, token_ids, token_type_ids, attention_mask,
-            context_mask):
-    del token_type_ids, context_mask
+            context_mask, start_mask=None):
+    del token_type_ids, context_mask, start_mask
     TRACED[self.name, token_ids.shape] += 1
     start, end = (variables['params'][k][token_ids] for k in ('start', 'end'))
     null = ((token_ids * attention_mask).sum(axis=1) % 7).astype(jnp.float32)

@@ -323,16 +323,18 @@ def test_decoding_that_does_not_fit_is_one_line(run, flags, message):
 
 def test_a_run_that_is_decoded_otherwise_keeps_its_evaluation(run, data):
   argv = ('evaluate', f'--workdir={run}', f'--data={data}')
-  assert commands.command(*argv).code == 0
-  before = commands.files_of(run / 'eval' / 'dev')
+  plain = commands.command(*argv)
+  assert plain.code == 0, plain.err
+  base = pathlib.Path(plain.out.splitlines()[-1].removeprefix('results: '))
+  before = commands.files_of(base)
   result = commands.command(*argv, '--decode.null_rule=never',
                             '--decode.search=top_k(k=2)')
   assert result.code == 0, result.err
-  folder = run / 'eval' / 'dev.search-top_k_k_2_.null_rule-never'
+  folder = base.with_name(f'{base.name}.search-top_k_k_2_.null_rule-never')
   assert result.out.splitlines()[-1] == f'results: {folder}'
   answers = json.loads((folder / 'predictions.json').read_text())
   assert all(answers.values())
-  assert commands.files_of(run / 'eval' / 'dev') == before
+  assert commands.files_of(base) == before
 
 
 @pytest.mark.parametrize('argv', [

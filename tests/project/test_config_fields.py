@@ -306,6 +306,17 @@ def check_n_best(tmp_path):
       assert len(rows[e.id]['answers']) == min(count, spans)
 
 
+def check_whole_words(tmp_path):
+  question, context = random_model.QUESTION, random_model.CONTEXT
+  every, whole = (
+      [(c['start'], c['end']) for c in random_model.random_qa(
+          'independent', n_best=500, whole_words=chosen).answer(
+              question, context).n_best] for chosen in (False, True))
+  cuts_a_word = lambda i: context[max(i - 1, 0):i + 1].isalpha() and 0 < i
+  expected = [s for s in every if not any(map(cuts_a_word, s))]
+  assert whole == expected and 0 < len(whole) < len(every)
+
+
 def check_search(tmp_path):
   exact, inexact = (evaluated(tmp_path, search=s) for s in (
       'two_stage', 'top_k(k=1)'))
@@ -566,7 +577,7 @@ def check_checkpoint_every_steps(tmp_path):
 
 
 def check_log_every_steps(tmp_path):
-  assert regular_work()['train'] == [3, 6, 9]
+  assert regular_work()['train'] == [3, 6, 9, 11]  # the last step as well
 
 
 def check_step_timeout_seconds(tmp_path):
@@ -577,7 +588,7 @@ def check_max_skipped(tmp_path):
   for most in (0, 4):
     log = metrics_log.MetricsLog(tmp_path, 0)
     meter = checkpointing.step_metrics(
-        built(train__max_skipped=most), log, metrics_log.Costs(), (0, 0), None)
+        built(train__max_skipped=most), log, metrics_log.Costs(), {}, None)
     with pytest.raises(errors.UserError, match='skipped in a row'):
       for step in range(1, 9):
         meter.add_batch(np.arange(2), np.ones(2))
@@ -717,6 +728,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'objective': check_objective,
     'decode.max_answer_length': check_max_answer_length,
     'decode.n_best': check_n_best,
+    'decode.whole_words': check_whole_words,
     'decode.search': check_search,
     'decode.null_rule': check_null_rule,
     'decode.null_threshold': check_null_threshold,
