@@ -307,7 +307,7 @@ def check_n_best(tmp_path):
 
 
 def check_whole_words(tmp_path):
-  question, context = random_model.QUESTION, random_model.CONTEXT
+  question, context = random_model.QUESTION, 'Mirabuilt the Ospreyin Oslo.'
   every, whole = (
       [(c['start'], c['end']) for c in random_model.random_qa(
           'independent', n_best=500, whole_words=chosen).answer(
