@@ -312,7 +312,7 @@ def check_whole_words(tmp_path):
       [(c['start'], c['end']) for c in random_model.random_qa(
           'independent', n_best=500, whole_words=chosen).answer(
               question, context).n_best] for chosen in (False, True))
-  cuts_a_word = lambda i: context[max(i - 1, 0):i + 1].isalpha() and 0 < i
+  cuts_a_word = lambda i: context[max(i - 1, 0):i + 1].isalpha() and i > 0
   expected = [s for s in every if not any(map(cuts_a_word, s))]
   assert whole == expected and 0 < len(whole) < len(every)
 
