@@ -174,40 +174,36 @@ def _define_model_flags(calibrated: bool) -> list[str]:
   return names
 
 
-def decoding(**given: flags.FlagHolder) -> dict[str, Any]:
-  """Returns the fields of decoding and windows that the command line sets.
+def decoding() -> dict[str, Any]:
+  """Returns the fields of decoding and windows that the command line sets."""
+  names = [f'{DECODE}{name}' for name in get_type_hints(config_lib.Decode)]
+  return {name.removeprefix(DECODE): flags.FLAGS[name].value
+          for name in (*names, *WINDOWS)
+          if flags.FLAGS[name].value is not None}
 
-  `given` are flags of the command that also set a field of config.decode:
-  {'n_best': the flag --n_best}. Their defaults count as well.
+
+def listed(n_best: flags.FlagHolder) -> int:
+  """Returns the number of candidates to list: --n_best, or --decode.n_best.
 
   Raises:
-    UserError: such a flag and its --decode.FIELD have different values.
+    UserError: both are given and differ, or the number is below 1.
   """
-  names = [f'{DECODE}{name}' for name in get_type_hints(config_lib.Decode)]
-  values = {name.removeprefix(DECODE): flags.FLAGS[name].value
-            for name in (*names, *WINDOWS)
-            if flags.FLAGS[name].value is not None}
-  for name, flag in given.items():
-    if flag.present and values.get(name, flag.value) != flag.value:
-      raise errors.UserError(
-          f'--{flag.name}={flag.value} and --{DECODE}{name}={values[name]} set '
-          'one field; give one of them')
-    values.setdefault(name, flag.value)
-  return values
+  decoded = flags.FLAGS[f'{DECODE}n_best'].value
+  if n_best.present and decoded not in (None, n_best.value):
+    raise errors.UserError(
+        f'--{n_best.name}={n_best.value} and --{DECODE}n_best={decoded} '
+        'contradict each other; give one of them')
+  count = n_best.value if decoded is None else decoded
+  errors.require(count >= 1, f'n_best={count} must be at least 1')
+  return count
 
 
-def load_model(workdir: str, defaults: Mapping[str, Any] | None = None,
-               **given: flags.FlagHolder) -> Any:
-  """Loads the model of --workdir, decoded as the flags say; a predict.QA.
-
-  `defaults` are fields of config.decode that the command sets, unless a flag
-  does. `given` are the flags of `decoding`.
-  """
+def load_model(workdir: str) -> Any:
+  """Loads the model of --workdir, decoded as the flags say; a predict.QA."""
   from qa_jax.inference import predict
   return predict.load(
       workdir, checkpoint=flags.FLAGS['checkpoint'].value,
-      calibrated=flags.FLAGS['calibrated'].value,
-      **{**(defaults or {}), **decoding(**given)})
+      calibrated=flags.FLAGS['calibrated'].value, **decoding())
 
 
 def _one_of_several(main: Callable[[list[str]], None]

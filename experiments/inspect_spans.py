@@ -27,6 +27,7 @@ N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
 
 
 def main() -> None:
+  from qa_jax.inference import predict
   from qa_jax.inference import span_view
   from qa_jax.io import files
   from qa_jax.io import plots
@@ -39,7 +40,8 @@ def main() -> None:
   for path in outputs:
     files.check_writable(path)
   settings.configure_process()
-  qa = cli.load_model(WORKDIR.value, n_best=N_BEST)
+  n_best = cli.listed(N_BEST)
+  qa = predict.with_options(cli.load_model(WORKDIR.value), n_best=n_best)
   questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
                if q is not None]
   html = inspect_page.render_page(qa, questions, CONTEXT.value, title=(

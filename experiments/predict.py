@@ -46,9 +46,10 @@ def main() -> None:
   else:
     questions = [{'question': QUESTION.value, 'context': CONTEXT.value}]
   settings.configure_process()
-  qa = cli.load_model(WORKDIR.value, n_best=N_BEST)
-  answers = qa.answer_batch(
-      questions, progress='predict' if many else '', cache=many)
+  n_best = cli.listed(N_BEST)
+  qa = cli.load_model(WORKDIR.value)
+  answers = qa.answer_batch(questions, progress='predict' if many else '',
+                            cache=many, n_best=n_best)
   if many:
     files.write_jsonl(pathlib.Path(OUTPUT.value), (
         {**({'id': q['id']} if 'id' in q else {}), **dataclasses.asdict(a)}

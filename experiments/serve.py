@@ -44,6 +44,7 @@ MAX_WINDOWS = flags.DEFINE_integer(
 
 
 def main() -> None:
+  from qa_jax.inference import predict
   from qa_jax.runtime import console
   from qa_jax.runtime import settings
   from qa_jax.serving import service
@@ -55,9 +56,12 @@ def main() -> None:
         f'{e.name} is not installed; pip install "qa_jax[serve]"') from None
   with server.bind_socket(HOST.value, PORT.value) as listener:
     settings.configure_process()
+    qa = cli.load_model(WORKDIR.value)
+    if 'whole_words' not in cli.decoding():
+      # People read the answers. A calibration remains in use.
+      qa = predict.with_options(qa, whole_words=True)
     qa_service = service.Service(
-        cli.load_model(WORKDIR.value, {'whole_words': True}),
-        dataclasses.replace(
+        qa, dataclasses.replace(
             service.Limits(), batch=MAX_BATCH.value,
             waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
             body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value),

@@ -85,26 +85,19 @@ class QA:
     Raises:
       UserError: `question` or `context` is no text, or `n_best` is below 1.
     """
-    example = _example('0', question, context)
-    if n_best is None:
-      return self._answer_examples([example])[0]
-    if type(n_best) is not int or n_best < 1:
-      raise errors.UserError(
-          f'n_best={n_best!r}, expected an integer of at least 1')
-    most = self.config.decode.n_best
-    qa = self if n_best <= most else with_options(self, n_best=n_best)
-    answer = qa._answer_examples([example])[0]
-    return dataclasses.replace(answer, n_best=answer.n_best[:n_best])
+    return self._answer_examples([_example('0', question, context)],
+                                 n_best=n_best)[0]
 
   __call__ = answer
 
   def answer_batch(self, questions: Iterable[dict[str, str]],
-                   progress: str = '', *, cache: bool = False) -> list[Answer]:
+                   progress: str = '', *, cache: bool = False,
+                   n_best: int | None = None) -> list[Answer]:
     """Returns the answers to dicts with `question` and `context`.
 
     A dict may have an `id`, which is not used. If `cache`, the windows are
     stored in the cache of windows, like those of a data set. `progress` names a
-    progress bar.
+    progress bar. `n_best` is that of `answer`.
 
     Raises:
       UserError: `questions` is no list of dicts, or a dict lacks a text or has
@@ -117,11 +110,18 @@ class QA:
           'with question and context')
     return self._answer_examples(
         [_row_example(i, row) for i, row in enumerate(questions)],
-        progress, cache=cache)
+        progress, cache=cache, n_best=n_best)
 
   def _answer_examples(self, rows: list[examples_lib.Example],
-                       progress: str = '', *, cache: bool = False
-                       ) -> list[Answer]:
+                       progress: str = '', *, cache: bool = False,
+                       n_best: int | None = None) -> list[Answer]:
+    if n_best is not None:
+      errors.require(
+          type(n_best) is int and n_best >= 1,
+          f'n_best={n_best!r}, expected an integer of at least 1')
+      if n_best > self.config.decode.n_best:
+        return with_options(self, n_best=n_best)._answer_examples(
+            rows, progress, cache=cache)
     if cache:
       windows, note = input_pipeline.load_windows(
           self.config, rows, self.tokenizer)
@@ -132,7 +132,8 @@ class QA:
     answers = decode_lib.answer_questions(
         self.model, self.params, windows, self.config, progress=progress,
         temperature=self._temperature)
-    return [self._answer(row, answers, e) for e, row in enumerate(rows)]
+    answered = [self._answer(row, answers, e) for e, row in enumerate(rows)]
+    return [dataclasses.replace(a, n_best=a.n_best[:n_best]) for a in answered]
 
   def say_window_note(self, windows: windows_lib.WindowSet) -> None:
     """Prints `window_note` once, if windows are several or questions long."""

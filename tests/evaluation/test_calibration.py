@@ -25,6 +25,8 @@ from qa_jax.io import files
 from qa_jax.metrics import calibration
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
+from qa_jax.serving import server
+from qa_jax.serving import service
 from qa_jax.training import train
 from tests.common import commands
 from tests.common import lookup
@@ -416,6 +418,36 @@ def test_few_questions_give_a_warning_with_its_reason(
   monkeypatch.setattr(calibrate, 'ENOUGH_QUESTIONS', size)
   calibrate.calibrate_run(workdir, HELD_OUT)
   assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('flag', ['--n_best=2', '--n_best=30', None])
+def test_listing_more_or_fewer_candidates_keeps_the_calibration(
+    calibrated, flag):
+  """The calibration is of the run's decode.n_best, 20."""
+  result = commands.command(
+      'predict', f'--workdir={calibrated}', '--question=Who?',
+      '--context=Mira built it in Oslo.', *([flag] if flag else []))
+  assert result.code == 0, result.err
+  assert 'calibration.json: null threshold' in result.err
+  assert 'not used' not in result.err
+  candidates_listed = len(result.out.splitlines()) - 2
+  assert candidates_listed == {'--n_best=2': 2, None: 5}.get(flag, max(
+      candidates_listed, 6))
+
+
+def test_serve_answers_whole_words_by_the_calibration(calibrated, monkeypatch):
+  served = []
+  monkeypatch.setattr(service.Service, 'warm_up', lambda self: 0)
+  monkeypatch.setattr(server, 'serve', lambda s, _: served.append(s.qa))
+  for flags in ([], ['--decode.whole_words=false']):
+    result = commands.command('serve', f'--workdir={calibrated}', '--port=0',
+                              *flags)
+    assert result.code == 0, result.err
+  threshold = calibration.read_calibration(calibrated).threshold
+  for qa, whole_words in zip(served, (True, False), strict=True):
+    assert qa.calibration
+    assert qa.config.decode.whole_words == whole_words
+    assert qa.config.decode.null_threshold == threshold
 
 
 def test_predict_answers_by_the_stored_threshold(
