@@ -268,7 +268,7 @@ def with_options(qa: QA, *, batch_size: int | None = None,
   if batch_size:
     config = dataclasses.replace(config, train=dataclasses.replace(
         config.train, eval_batch_size=batch_size))
-  _check_fits(qa.model, config)
+  _check_fits(qa.model, config, qa.tokenizer)
   return dataclasses.replace(qa, config=config)
 
 
