@@ -102,6 +102,25 @@ def test_a_gold_span_that_cuts_a_word_has_no_legal_score():
 
 
 @pytest.mark.parametrize('fields', [
+    {}, {'head': 'conditional(beam=2, width=12)'}], ids=str)
+def test_a_span_view_has_the_spans_and_probabilities_of_the_answers(fields):
+  qa = make(whole_words=True, n_best=4000, **fields)
+  for question, context in QUESTIONS[1], QUESTIONS[0]:  # one window, several
+    answer, view = qa.answer(question, context), qa.spans(question, context)
+    inside = np.isfinite(view.band)
+    expected = {}
+    for c in answer.n_best:
+      place = view.locate(c['start'], c['end'])
+      if place and np.isfinite(view.band[place[0], place[1] - place[0]]):
+        expected[place] = c['probability']
+    assert inside.sum() == len(expected) > 0
+    for (i, j), probability in expected.items():
+      assert view.p_band[i, j - i] == pytest.approx(probability, rel=1e-3)
+    assert (view.p_start.sum() <= 1.00001) and (
+        view.windows > 1 or view.p_start.sum() == pytest.approx(1))
+
+
+@pytest.mark.parametrize('fields', [
     {'search': 'beam(width=3)'}, {'search': 'argmax'}, {'search': 'top_k(k=9)'},
     {'head': 'conditional(beam=2, width=12)'}], ids=str)
 def test_no_search_or_beam_returns_a_part_of_a_word(fields):
