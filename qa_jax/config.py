@@ -225,7 +225,7 @@ BOUNDS = {
     'model.num_layers': (0, None), 'model.num_heads': (0, None),
     'model.mlp_size': (0, None), 'model.initializer_range': (1e-6, 1),
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
-    'decode.max_answer_length': (1, None), 'decode.n_best': (1, None),
+    'decode.max_answer_length': (1, 10**6), 'decode.n_best': (1, 10**6),
     'data.max_length': (8, 512), 'data.vocab_size': (100, None),
     'train.batch_size': (1, None), 'train.eval_batch_size': (0, None),
     'train.num_epochs': (0, None), 'train.num_steps': (0, None),

@@ -97,7 +97,7 @@ class Checkpoints:
     if not self._directory.is_dir():
       return []
     return sorted(int(path.name) for path in self._directory.iterdir()
-                  if path.name.isdigit())
+                  if path.name.isdecimal())
 
   @property
   def steps(self) -> list[int]:
@@ -317,7 +317,7 @@ class Checkpoints:
             f'{self._missing_item(step) or manifest.NAME + ": missing"}')
       best = self.best if which == 'best' else None
       return steps[-1] if best is None else best
-    if which.isdigit() and int(which) in self._finished_by_orbax():
+    if which.isdecimal() and int(which) in self._finished_by_orbax():
       return int(which)
     raise errors.UserError(
         f'checkpoint {which!r} is not best, last or one of '

@@ -165,11 +165,12 @@ def load_examples(spec: str) -> list[Example]:
       raise errors.UserError(
           f'{part}: No such file or directory, in the mixture {spec!r}')
   examples = [e for part in parts for e in _load_part(part)]
-  seen: dict[str, Example] = {}
+  seen: set[str] = set()
   for example in examples:
-    if seen.setdefault(example.id, example) is not example:
+    if example.id in seen:
       raise errors.UserError(
           f'{spec}: the question id {example.id!r} stands there twice')
+    seen.add(example.id)
   if not examples:
     raise errors.UserError(f'{spec}: holds no question')
   return examples

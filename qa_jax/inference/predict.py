@@ -324,15 +324,19 @@ def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
     console.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
     return config, None
   said = f'{run.path / calibration_lib.NAME}: '
-  if calibration.threshold is None or 'null_threshold' in overrides:
-    console.say(f'{said}temperature {calibration.temperature:.4g} in use')
+  in_use = f'temperature {calibration.temperature:.4g} in use'
+  threshold, configured = calibration.threshold, config.decode.null_threshold
+  if threshold is None:
+    console.say(f'{said}{in_use}')
     return config, calibration
-  console.say(
-      f'{said}null threshold {calibration.threshold:.4g} replaces '
-      f'{config.decode.null_threshold:.4g} of the config, temperature '
-      f'{calibration.temperature:.4g}')
+  if 'null_threshold' in overrides:
+    console.say(f'{said}null threshold {threshold:.4g} is replaced by the '
+                f'given null_threshold={configured:.4g}, {in_use}')
+    return config, calibration
+  console.say(f'{said}null threshold {threshold:.4g} replaces {configured:.4g} '
+              f'of the config, {in_use}')
   return dataclasses.replace(config, decode=dataclasses.replace(
-      config.decode, null_threshold=calibration.threshold)), calibration
+      config.decode, null_threshold=threshold)), calibration
 
 
 def _check_fits(model: qa.QAModel, config: config_lib.Config,

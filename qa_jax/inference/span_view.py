@@ -37,8 +37,8 @@ class SpanView:
   start: np.ndarray  # [L], start scores
   end: np.ndarray  # [L], end scores
   context_mask: np.ndarray  # [L] bool
-  # [L, W]: score of the span (i, i + d). It is -inf if the span is illegal, or
-  # if a conditional head left start i out of its beam.
+  # [L, W]: score of the span (i, i + d). It is -inf if the span is illegal in
+  # this window, or if a conditional head left start i out of its beam.
   band: np.ndarray
   null_score: float  # the minimum over the windows of the question
   joint: bool  # the head has a pair term beside start and end scores
@@ -152,9 +152,10 @@ def view_window(
   length = int(windows.total_lengths[window])
   bucket = next(b for b in input_pipeline.batch_buckets(config) if b >= length)
   longest = config.decode.max_answer_length
-  batch = windows.gather(np.array([window]), bucket)
+  batch = windows.gather(np.array([window]), bucket,
+                         whole_words=config.decode.whole_words)
   scores, band, *by_layer = jax.device_get(_compiled(model, longest)(
-      params, qa.model_inputs(batch)))
+      params, *_inputs(batch)))
   start, end = scores.start[0, :length], scores.end[0, :length]
   if not (np.isfinite(start).all() and np.isfinite(end).all()):
     raise errors.UserError(
@@ -184,9 +185,16 @@ def view_window(
 def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
             windows: windows_lib.WindowSet, length: int) -> None:
   """Compiles the program for a bucket; the contents of `windows` are unused."""
-  batch = windows.gather(np.zeros(1, np.int64), length)
+  batch = windows.gather(np.zeros(1, np.int64), length,
+                         whole_words=config.decode.whole_words)
   jax.block_until_ready(_compiled(model, config.decode.max_answer_length)(
-      params, qa.model_inputs(batch)))
+      params, *_inputs(batch)))
+
+
+def _inputs(batch: dict[str, np.ndarray]) -> tuple[dict[str, Any], ...]:
+  """Returns the inputs of the model and the masks of legal starts and ends."""
+  return qa.model_inputs(batch), {
+      k: batch[k] for k in decode_lib.MASKS if k in batch}
 
 
 # It caches programs, not parameters. Pages compare a few models at a time.
@@ -194,11 +202,13 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
 def _compiled(model: qa.QAModel, longest: int) -> Callable[..., Any]:
   """Builds the program that computes scores, span band and layer scores."""
   @jax.jit
-  def run(params, inputs):
-    scores, *by_layer = model.apply({'params': params}, **inputs,
-                                    method='by_layer')
-    mask = inputs['context_mask']
+  def run(params, inputs, masks):
+    starts = masks['start_mask']
+    ends = masks.get('end_mask', inputs['context_mask'])
+    scores, *by_layer = model.apply(
+        {'params': params}, **inputs, method='by_layer',
+        start_mask=starts if 'end_mask' in masks else None)
     return scores, search.span_band(
-        scores, mask, mask, max_answer_length=longest), *by_layer
+        scores, starts, ends, max_answer_length=longest), *by_layer
   return run
 

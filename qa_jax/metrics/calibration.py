@@ -23,7 +23,8 @@ NAME = 'calibration.json'
 TEMPERATURES = tuple(np.geomspace(0.05, 20, 41).tolist())
 BINS = 15  # Guo et al. (2017), section 2
 # Fields of config.decode that set the answers and their scores.
-DECODE = ('null_rule', 'search', 'max_answer_length', 'n_best', 'merge')
+DECODE = ('null_rule', 'search', 'max_answer_length', 'n_best', 'merge',
+          'whole_words')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Calibration:
     """Returns why this does not fit a step and a config.decode, or ''."""
     if checkpoint != self.checkpoint:
       return f'is of step {self.checkpoint}, not {checkpoint}'
-    # A file of older code has no `merge`: it was computed without merging.
-    for name, value in {'merge': 'none', **self.decode}.items():
+    # A file of older code lacks fields: it was computed at their defaults.
+    for name, value in {
+        'merge': 'none', 'whole_words': False, **self.decode}.items():
       if decode.get(name, value) != value:
         return f'is of decode.{name}={value!r}, not {decode[name]!r}'
     return ''

@@ -95,6 +95,7 @@ class QAModel(nn.Module):
   def by_layer(
       self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
       attention_mask: jax.Array, context_mask: jax.Array,  # [B, L], [B, L] bool
+      *, start_mask: jax.Array | None = None,  # [B, L] bool, see HeadInput
   ) -> tuple[SpanScores, jax.Array, jax.Array]:
     """Computes the span scores, and start and end scores from each layer.
 
@@ -106,7 +107,8 @@ class QAModel(nn.Module):
     count, batch = len(layers), token_ids.shape[0]
     by_layer = self._score(HeadInput(
         (jnp.concatenate(layers),) * count, jnp.tile(context_mask, (count, 1))))
-    return (self._score(HeadInput(layers, context_mask)),
+    return (self._score(HeadInput(
+        layers, context_mask, start_mask=start_mask)),
             by_layer.start.reshape(count, batch, -1),
             by_layer.end.reshape(count, batch, -1))
 

@@ -337,6 +337,12 @@ def test_bad_field_is_named_with_its_place(tmp_path, path, value, message):
   assert message in text and f'{tmp_path}/a.json: data[0]' in text
 
 
+def test_one_example_object_twice_is_named(monkeypatch):
+  monkeypatch.setitem(sources.SOURCES, 'mine', lambda: [Example(
+      'what', 'Who?', 'Ada.', (GoldAnswer('Ada', 0),))] * 2)
+  assert "'what' stands there twice" in refusal('mine()')
+
+
 def test_an_id_twice_is_named(tmp_path):
   data = examples_lib.changed(examples_lib.SQUAD, (*examples_lib.QA, 'id'),
                               'what')

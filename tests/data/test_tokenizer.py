@@ -195,6 +195,18 @@ def test_a_mark_belongs_to_the_token_beside_it(text, spans):
   assert [tuple(s) for s in wordpiece.encode([text]).offsets] == spans
 
 
+def test_a_mark_at_the_beginning_of_a_token_is_not_in_the_token_before(
+    tmp_path):
+  """An added token is matched before the normaliser removes its mark."""
+  (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n')
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(
+      {'additional_special_tokens': ['\u0301x']}))
+  wordpiece = tokenizer.read_tokenizer(tmp_path)
+  (ids, offsets), = rows(wordpiece.encode(['a\u0301\u0301x b']))
+  assert [wordpiece.vocab[i] for i in ids] == ['a', '\u0301x', 'b']
+  assert offsets.tolist() == [[0, 2], [2, 4], [5, 6]]
+
+
 # --- special and added tokens
 
 

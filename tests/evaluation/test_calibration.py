@@ -272,10 +272,12 @@ def test_another_merge_or_n_best_is_another_way_of_decoding(stored, message):
       checkpoint=4, decode=stored)
   assert message in made.misfit(4, {'merge': 'none', 'n_best': 20})
   assert bool(message) == bool(made.misfit(4, {'merge': 'none', 'n_best': 20}))
-  # A file of older code has no `merge`, and was made without merging.
+  # A file of older code lacks these fields, and has their defaults.
   if 'merge' not in stored:
     assert "merge='none'" in made.misfit(4, {
         'merge': 'surface_form', **stored})
+    assert 'whole_words=False' in made.misfit(4, {
+        'whole_words': True, **stored})
 
 
 # --- a run
@@ -461,7 +463,9 @@ def test_predict_answers_by_the_stored_threshold(
   assert said.count('\n') == 1
   assert predict.load(calibrated, null_threshold=3.0
                       ).config.decode.null_threshold == 3
-  assert 'calibration.json: temperature' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert (f'null threshold {threshold:.4g} is replaced by the given '
+          'null_threshold=3, temperature') in said and said.count('\n') == 1
   assert not predict.load(calibrated, calibrated=False).calibration
   assert not capsys.readouterr().err
   assert qa.config.decode.null_threshold == threshold
@@ -484,6 +488,7 @@ def test_predict_answers_by_the_stored_threshold(
 @pytest.mark.parametrize(('options', 'message'), [
     ({'checkpoint': '2'}, 'is of step 3, not 2'),
     ({'null_rule': 'margin'}, "decode.null_rule='min_null', not 'margin'"),
+    ({'whole_words': True}, 'decode.whole_words=False, not True'),
     ({'max_answer_length': 3}, 'decode.max_answer_length=8, not 3')])
 def test_a_calibration_of_something_else_is_not_used(
     calibrated, capsys, options, message):

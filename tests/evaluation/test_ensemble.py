@@ -176,6 +176,17 @@ def test_without_unanswerable_questions_all_are_answered():
   assert combination.scores(0.0)[0].tolist() == [1, 0]
 
 
+def test_a_question_at_the_threshold_is_answered():
+  posteriors = random_posteriors(np.random.default_rng(2), len(EXAMPLES))
+  combination = ensemble.pool_members(
+      EXAMPLES, [as_member(posteriors, EXAMPLES)]).combine([0])
+  every = combination.scores(np.inf)
+  assert (every != combination.pool.empty_score).any()
+  for e, threshold in enumerate(combination.na_score):
+    np.testing.assert_array_equal(
+        combination.scores(threshold)[:, e], every[:, e])
+
+
 # --- the command
 
 

@@ -13,6 +13,8 @@ from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
+from qa_jax.decoding import candidates
 from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.models import bert
@@ -82,6 +84,40 @@ def test_candidates_are_the_best_of_all_that_begin_and_end_words(fields):
 def test_posteriors_are_among_whole_words():
   answer = make(whole_words=True, n_best=4000).answer(*QUESTIONS[0])
   assert sum(c['probability'] for c in answer.n_best) == pytest.approx(1)
+
+
+def test_a_gold_span_that_cuts_a_word_has_no_legal_score():
+  """The words of the golds are 'fghijk', of a token for each letter."""
+  at = CONTEXT.index('fghijk')
+  golds = tuple(GoldAnswer(CONTEXT[at + i:at + j], at + i)
+                for i, j in ((0, 6), (0, 3), (2, 6)))
+  windows = input_pipeline.make_windows(
+      make().config, [Example('0', 'a', CONTEXT, golds)], TOKENIZER)
+  assert (windows.gold_spans[..., 0] > 0).any(axis=0).sum() == 3
+  for whole_words, legal in ((False, 3), (True, 1)):
+    qa = make(whole_words=whole_words)
+    scores = decode.score_windows(
+        qa.model, qa.params, windows, qa.config, golds=True).gold_scores
+    assert (scores > candidates.NO_SPAN).sum() == legal
+
+
+@pytest.mark.parametrize('fields', [
+    {}, {'head': 'conditional(beam=2, width=12)'}], ids=str)
+def test_a_span_view_has_the_spans_and_probabilities_of_the_answers(fields):
+  qa = make(whole_words=True, n_best=4000, **fields)
+  for question, context in QUESTIONS[1], QUESTIONS[0]:  # one window, several
+    answer, view = qa.answer(question, context), qa.spans(question, context)
+    inside = np.isfinite(view.band)
+    expected = {}
+    for c in answer.n_best:
+      place = view.locate(c['start'], c['end'])
+      if place and np.isfinite(view.band[place[0], place[1] - place[0]]):
+        expected[place] = c['probability']
+    assert inside.sum() == len(expected) > 0
+    for (i, j), probability in expected.items():
+      assert view.p_band[i, j - i] == pytest.approx(probability, rel=1e-3)
+    assert (view.p_start.sum() <= 1.00001) and (
+        view.windows > 1 or view.p_start.sum() == pytest.approx(1))
 
 
 @pytest.mark.parametrize('fields', [

@@ -38,6 +38,9 @@ SQUAD = 'tests/metrics/test_squad.py'
 SIGNIFICANCE = 'qa_jax/metrics/significance.py'
 SIGNS = 'tests/metrics/test_significance.py'
 COMPARE = 'tests/sweeps/test_report.py -k "counts or floor or hand or holm"'
+WHOLE_WORDS = 'tests/inference/test_whole_words.py'
+MANAGER = 'qa_jax/checkpoints/manager.py'
+STORE = 'tests/checkpoints/test_manager.py'
 CALIBRATE = 'qa_jax/evaluation/calibrate.py'
 CALIBRATION = 'qa_jax/metrics/calibration.py'
 LOOPS = 'tests/evaluation/test_calibration.py -k loops_over_windows'
@@ -82,8 +85,12 @@ MUTATIONS: dict[str, Mutation] = {
         'keepdims=True) + 1e-5)', FORMULAS),
     'heads-beam-mask': Mutation(
         'qa_jax/heads/conditional.py',
-        'masked = jnp.where(context_mask, log_start, span_scores.MASKED)',
+        'masked = jnp.where(start_mask, log_start, span_scores.MASKED)',
         'masked = log_start', FORMULAS),
+    'heads-beam-legal': Mutation(
+        'qa_jax/heads/conditional.py',
+        'legal = mask if inputs.start_mask is None else inputs.start_mask',
+        'legal = mask', WHOLE_WORDS),
     'heads-conditional-null': Mutation(
         'qa_jax/heads/conditional.py',
         'null=log_start[:, 0] + log_end[:, 0, 0])', 'null=log_start[:, 0])',
@@ -206,8 +213,24 @@ MUTATIONS: dict[str, Mutation] = {
         ALIGNMENT, 'context.rfind(text, 0, max(near, 0) + len(text))',
         'context.rfind(text, 0, max(near, 0))', WINDOWS),
     'alignment-widened': Mutation(
-        ALIGNMENT, "fate = 'exact' if exact else 'widened'", "fate = 'exact'",
-        WINDOWS),
+        ALIGNMENT, "fate = 'widened'", 'pass', WINDOWS),
+    'windows-word-starts': Mutation(
+        'qa_jax/data/windows.py',
+        'owned[in_context] &= ~inside[ids[in_context]]', 'pass', WHOLE_WORDS),
+    'windows-word-ends': Mutation(
+        'qa_jax/data/windows.py',
+        'last[in_context] |= ~inside[self.contexts.ids[after[in_context]]]',
+        'last[in_context] = True', WHOLE_WORDS),
+    'windows-cut-words': Mutation(
+        'qa_jax/data/windows.py',
+        'after = np.minimum(context + local + 1, row_end)',
+        'after = np.minimum(context + np.minimum(local + 1, '
+        'self.length[row] - 1), row_end)', WHOLE_WORDS),
+    'tokenizer-marks': Mutation(
+        'qa_jax/data/tokenizer.py',
+        'end = np.maximum(end, np.minimum(after[end], limit))',
+        'end = np.maximum(end, after[end])',
+        'tests/data/test_tokenizer.py -k mark'),
     'batches-shuffled': Mutation(
         PLANS, 'plan = _fill(rng.permutation(indices), lengths,',
         'plan = _fill(np.asarray(indices), lengths,', BATCHES),
@@ -241,9 +264,43 @@ MUTATIONS: dict[str, Mutation] = {
         '(last - first <= longest)', EVALUATOR + 'gold_span'),
     'candidates-regret': Mutation(
         'qa_jax/inference/decode.py',
-        'scores, *masks, max_answer_length=longest, n_best=1).score[:, 0]',
-        'scores, masks[1], masks[1], max_answer_length=longest, n_best=1'
-        ').score[:, 0]', EVALUATOR + 'regret'),
+        'search.two_stage, scores, *masks, longest=longest,',
+        'search.two_stage, scores, masks[1], masks[1], longest=longest,',
+        EVALUATOR + 'regret'),
+    'candidates-gold-end': Mutation(
+        'qa_jax/decoding/candidates.py',
+        '& jnp.take_along_axis(end_mask, last, axis=1))', ')', WHOLE_WORDS),
+    # --- checkpoints, export and populations
+    'checkpoints-best': Mutation(
+        MANAGER, 'key=lambda step: (scores[step], step), default=None)',
+        'key=lambda step: (scores[step], -step), default=None)', STORE),
+    'checkpoints-aside': Mutation(
+        MANAGER, 'shutil.rmtree(aside, ignore_errors=True)', 'pass', STORE),
+    'checkpoints-finite': Mutation(
+        MANAGER, 'for k, v in metrics.items() if math.isfinite(v)}',
+        'for k, v in metrics.items()}', STORE),
+    'export-epsilon': Mutation(
+        'qa_jax/export/hugging_face.py',
+        "'layer_norm_eps': sizes.layer_norm_eps,", "'layer_norm_eps': 1e-12,",
+        'tests/export/test_hugging_face_export.py -k sizes'),
+    'export-bonus': Mutation(
+        'qa_jax/export/run.py',
+        'np.minimum(token - begin, end - 1 - token) + end - begin',
+        'np.minimum(token - begin, end - 1 - token)',
+        'tests/export/test_stablehlo.py -k long_windows'),
+    'population-start': Mutation(
+        'qa_jax/training/population.py',
+        'key=lambda step: (counts[step], step))', 'key=lambda step: step)',
+        'tests/training/test_population.py -k common_step'),
+    'population-failure': Mutation(
+        'qa_jax/training/population.py',
+        'if self.meter.skipped[1] > self.trainer.config.train.max_skipped:',
+        'if False:', 'tests/training/test_population.py -k hold_back'),
+    'ensemble-threshold': Mutation(
+        'qa_jax/evaluation/ensemble.py',
+        'selective.declines(self.na_score, threshold), empty, answered)',
+        'self.na_score >= threshold, empty, answered)',
+        'tests/evaluation/test_ensemble.py -k at_the_threshold'),
     # --- metrics
     'metrics-tie': Mutation(
         'qa_jax/metrics/selective.py', 'return na_score > threshold',

@@ -310,7 +310,7 @@ def test_predict_decodes_as_the_flags_say(run, tmp_path, flag):
 
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--decode.n_best=2', '--n_best=3'], '--n_best=3 and --decode.n_best=2'),
-    (['--decode.max_answer_length=0'], 'max_answer_length=0 must be at least'),
+    (['--decode.max_answer_length=0'], 'max_answer_length=0 must be in 1'),
     (['--decode.search=two_stag'], "did you mean 'two_stage'"),
     (['--decode.null_rule=nevr'], "did you mean 'never'"),
     (['--max_length=1000'], 'max_length=1000 must be in'),
@@ -576,7 +576,7 @@ def test_bad_flag_is_one_line(name, argv, message):
                 ], 'give --question and'),
     ('predict', [
         '--workdir={run}', '--question=q', '--context=c', '--n_best=0'
-    ], 'n_best=0 must be at least 1'),
+    ], 'n_best=0 must be in 1 … 1000000'),
     ('predict', [
         '--workdir={run}', '--question=q', '--context=c', '--checkpoint=3'
     ], "checkpoint '3' is not best, last or one"),

@@ -308,7 +308,7 @@ def test_command_writes_the_page_and_the_picture(run, tmp_path):
     ({'context': ' '}, 'no token to show'),
     ({'question': '\udcff'}, 'question holds a lone surrogate'),
     ({'output': '{tmp}'}, 'a directory, expected a file'),
-    ({'n_best': 0}, 'n_best=0 must be at least 1'),
+    ({'n_best': 0}, 'n_best=0 must be in 1 … 1000000'),
     ({'png': '/dev/null/a.png'}, 'cannot be written')])
 def test_a_mistake_is_one_line_and_leaves_no_file(
     run, tmp_path, changes, message):
