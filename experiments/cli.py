@@ -16,6 +16,7 @@ import dataclasses
 import io
 import os
 import re
+import shlex
 import sys
 import textwrap
 import traceback
@@ -257,6 +258,16 @@ def allow_code_of(given: config_lib.Config) -> None:
   """
   for spec in config_lib.spec_strings(given).values():
     registry.allow_code(registry.imported_modules(spec))
+
+
+def workdir_flags(workdir: object, *configs: config_lib.Config) -> str:
+  """Returns the flags that open a run with these configs, for a shell."""
+  packages = {
+      module.partition('.')[0] for given in configs
+      for spec in config_lib.spec_strings(given).values()
+      for module in registry.imported_modules(spec)}
+  allowed = [f'--allow_code={",".join(sorted(packages))}'] if packages else []
+  return shlex.join([f'--workdir={workdir}', *allowed])
 
 
 # The two fields that set the length of training.

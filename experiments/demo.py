@@ -7,7 +7,6 @@ WORKDIR/plots/learning_curve.png and WORKDIR/plots/two_questions.png.
 """
 
 import pathlib
-import shlex
 
 from absl import flags
 
@@ -19,6 +18,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 def main() -> None:
   from qa_jax.checkpoints.run_directory import RunDirectory
   from qa_jax.data import sources
+  from qa_jax.inference import span_view
   from qa_jax.io import files
   from qa_jax.io import plots as plots_lib
   from qa_jax.metrics import predictions as predictions_lib
@@ -33,10 +33,11 @@ def main() -> None:
   plots = workdir / 'plots'
   answers = qa.answer_batch([
       {'question': e.question, 'context': context} for e in questions])
+  views = [qa.spans(e.question, context) for e in questions]
   plots_lib.plot_spans([
-      (e.question, qa.spans(e.question, context), a.text)
-      for e, a in zip(questions, answers, strict=True)],
-      plots / 'two_questions.png')
+      (e.question, view, a.text)
+      for e, view, a in zip(questions, views, answers, strict=True)],
+      plots / 'two_questions.png', tokens=span_view.focus_tokens(views))
   plots_lib.plot_learning_curve(
       RunDirectory(workdir).read_metrics(), plots / 'learning_curve.png')
   metrics = files.read_object(
@@ -49,7 +50,8 @@ def main() -> None:
   for e, a in zip(questions, answers, strict=True):
     print(f'{e.question}  →  {a.text}')
   print('next: python -m experiments.predict '
-        f'{shlex.quote(f"--workdir={workdir}")} --question="…" --context="…"')
+        f'{cli.workdir_flags(workdir, qa.config)} --question="…" '
+        '--context="…"')
 
 
 if __name__ == '__main__':

@@ -85,8 +85,9 @@ def main() -> None:
       variants = plan_lib.select_variants(variants, ONLY.value)
     rounds = [variants]
   else:
-    space = samplers.parse_space(
-        config_file.call(path, 'search_space', SAMPLER.value))
+    choices = config_file.call(path, 'search_space', SAMPLER.value)
+    space = samplers.parse_space(choices)
+    _admit_choices(choices)
     variants = plan_lib.drawn_variants(workdir) or [{}]
   trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
   _admit_code(trials)
@@ -119,6 +120,14 @@ def _admit_code(trials: Sequence['plan_lib.Trial']) -> None:
       cli.allow_code_of(trial.config)
     registry.check_code(WORKDIR.value or '--workdir',
                         config_lib.spec_strings(trial.config))
+
+
+def _admit_choices(choices: Mapping[str, Any]) -> None:
+  """Allows the code that search_space() names, because its file is code."""
+  for values in choices.values():
+    for value in values if isinstance(values, list) else ():
+      if isinstance(value, str):
+        registry.allow_code(registry.imported_modules(value))
 
 
 def _run(config: config_lib.Config,
@@ -269,7 +278,8 @@ def _conclude(trials: Sequence['plan_lib.Trial'],
   pruned = sum(t.pruned.is_file() and not t.metrics.is_file() for t in trials)
   print(f'{len(trials) - pruned} trials are complete'
         + f' and {pruned} pruned' * bool(pruned) + '; compare them by\n'
-        f'  python -m experiments.report --workdir={WORKDIR.value}')
+        '  python -m experiments.report '
+        + cli.workdir_flags(WORKDIR.value, *(t.config for t in trials)))
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import contextlib
 import pathlib
 import pprint
-import shlex
 import sys
 
 from absl import flags
@@ -94,7 +93,7 @@ def _conclude(workdir: pathlib.Path, config: config_lib.Config,
     print(f'results: {RunDirectory(workdir).evaluation(config.data.eval)}')
   else:
     print(f'results: {workdir}; not evaluated, config.data.eval is empty')
-  shown = shlex.quote(f'--workdir={workdir}')
+  shown = cli.workdir_flags(workdir, config)
   print(f'next: python -m experiments.predict {shown} '
         '--question="…" --context="…"\n'
         f'      python -m experiments.evaluate {shown} --data=SPEC')

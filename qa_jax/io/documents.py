@@ -95,17 +95,20 @@ tr.grey { color: var(--grey); font-style: italic; }
 .texts { width: 100%; }
 .texts th, .texts td { text-align: left; white-space: normal;
   vertical-align: top; min-width: 5em; overflow-wrap: anywhere; }
+.texts th { white-space: nowrap; }
 .texts td { border-top: 1px solid var(--rule); }
 mark { color: inherit; border-radius: 3px; padding: 0 .1em; }
 .gold { background: var(--gold); }
 .prediction { background: var(--prediction); }
 .both { background: var(--both); }
-img { max-width: 100%; background: #fff; }
+img { max-width: 100%; min-width: 30em; background: #fff; }
 @media (max-width: 40em) {
   td:first-child { max-width: 10em; overflow-wrap: anywhere; }
   .texts tr { display: block; padding: .5em 0; }
   .texts thead { display: none; }
   .texts td { display: block; border: 0; padding: 0; }
+  .texts td:empty { display: none; }
+  .texts td::before { content: attr(data-name) ': '; color: var(--grey); }
 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #16181b; --stripe: #202429; --grey: #9a9a9a;
@@ -126,7 +129,9 @@ img { max-width: 100%; background: #fff; }
 <tbody>
 {%- for row in block.rows %}
 <tr{{ ' class="grey"' | safe if loop.index0 in block.grey }}>\
-{% for cell in row %}<td>{% if cell is string %}{{ cell }}{% else %}\
+{% for cell in row %}<td\
+{% if block.texts %} data-name="{{ block.head[loop.index0] }}"{% endif %}>\
+{% if cell is string %}{{ cell }}{% else %}\
 {% for text, kind in cell.parts %}{% if kind %}\
 <mark class="{{ kind }}">{{ text }}</mark>{% else %}{{ text }}{% endif %}\
 {% endfor %}{% endif %}</td>{% endfor %}</tr>
@@ -140,8 +145,8 @@ img { max-width: 100%; background: #fff; }
 {%- endfor %}
 </ul>
 {%- else %}
-<p><img alt="{{ block.title }}" src="data:image/png;base64,\
-{{ images[block.file] }}"></p>
+<div><img alt="{{ block.title }}" src="data:image/png;base64,\
+{{ images[block.file] }}"></div>
 {%- endif %}
 {%- endfor %}
 </body>

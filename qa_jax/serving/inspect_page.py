@@ -27,7 +27,7 @@ from qa_jax.metrics import selective
 LEVELS = 9  # levels of tint in the passage
 SHADES = tuple(colors.to_hex(c) for c in matplotlib.colormaps['viridis'](
     np.linspace(0, 1, 16)))
-CELL = 12  # pixels, width and height of a cell of a heat map
+CELL = 11  # pixels, width and height of a cell of a heat map
 MARKS = 3  # number of best spans marked on the band
 GAP = '⋯'  # label of a row or column in place of tokens that are left out
 

@@ -284,8 +284,8 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert ('<mark class="gold">Ada</mark> met '
           '<mark class="prediction">Bob</mark>') in html
   assert '<tr class="grey"><td>who</td>' in html  # one question
-  assert '| *who* | *1* |' in result.out
-  assert '| wrong place: the answer stands elsewhere' in result.out
+  assert '| *who* | *1* |' in text
+  assert '| wrong place: the answer stands elsewhere' in text
   assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
   analysis = files.read_object(evaluation / 'analysis.json')
   assert analysis['slices']['windows']['1']['f1']['mean'] == 0

@@ -25,9 +25,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
 SKIPPED = {  # part of a command → the reason to skip it
     'make ': 'runs on its own', 'source ': 'is for the shell of the reader',
-    'pip install': 'network', 'ray start': 'cluster',
-    '--engine=ray': 'cluster', '--engine=slurm': 'cluster',
-    '--coordinator': 'cluster',
+    'pip install': 'network', 'printf ': 'is for the shell of the reader',
+    'ray start': 'cluster', '--engine=ray': 'cluster',
+    '--engine=slurm': 'cluster', '--coordinator': 'cluster',
     'experiments.ensemble': 'needs several runs of the reader',
     'experiments.suite': 'needs data sets of the reader'}
 SMALLER = {  # pattern in a command → smaller or generated replacement
@@ -124,11 +124,12 @@ def prepare(folder: pathlib.Path) -> None:
     if path.name not in ('runs', '.git'):
       (folder / path.name).symlink_to(path)
   for split, name, size in (('train', 'train', 160), ('eval', 'dev', 12)):
-    for stem, impossible in ((f'my_{name}', 0.0), (f'{name}-v2.0', 0.3),
-                             (f'{name}-v2.0-subset', 0.3)):
-      examples = synthetic.synthetic(size=size, split=split,
-                                     impossible=impossible)
+    examples = synthetic.synthetic(size=size, split=split, impossible=0.3)
+    for stem in (f'{name}-v2.0', f'{name}-v2.0-subset'):
       (folder / f'{stem}.json').write_text(squad_file(examples))
+  for command in commands((ROOT / 'README.md').read_text(encoding='utf-8')):
+    if command.startswith('printf '):
+      subprocess.run(['sh', '-c', command], cwd=folder, check=True)
   (folder / 'in.jsonl').write_text(json.dumps(
       {'question': examples[0].question, 'context': examples[0].context}))
 

@@ -12,13 +12,19 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import registry
+from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.decoding import null_rules
+from qa_jax.sweeps import engines
+from qa_jax.training import train
 from tests.common import commands
 from tests.common import random_model
+from tests.common import runs
+from tests.common import sweeps
 from tests.common import tiny
 
+reads_a_config = pytest.mark.filterwarnings('ignore:the load_module')
 SOURCE = '''
 import flax.linen as nn
 from qa_jax import heads, objectives, decoding
@@ -168,3 +174,74 @@ def test_a_search_that_returns_no_spans_is_named(package):
           qa.config.decode, search='my_project:bad_search')))
   with pytest.raises(errors.UserError, match=r'bad_search.* returns dict, exp'):
     wrong.answer('Who?', random_model.CONTEXT)
+
+
+@pytest.fixture
+def sweep(package, tmp_path, monkeypatch):
+  """Runs a sweep in tmp_path/sweep that ends before its trials train."""
+  monkeypatch.setitem(engines.ENGINES, 'local', lambda *_: {})
+  monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+
+  def run_sweep(functions: str, *argv: str) -> commands.Result:
+    sys.modules.pop('my_project', None)
+    package.unlink(missing_ok=True)
+    path = sweeps.write_config(tmp_path / 'space.py', functions)
+    return commands.command('sweep', f'--config={path}', '--seeds=1',
+                            f'--workdir={tmp_path}/sweep', *argv)
+  return run_sweep
+
+
+@reads_a_config
+@pytest.mark.parametrize(('functions', 'argv'), [
+    ('def sweep(): return [{}, {"model.head": "my_project:Doubled"}]', []),
+    ('def search_space(): return {"model.head": ["my_project:Doubled"]}',
+     ['--sampler=random', '--trials=1'])])
+def test_a_sweep_admits_the_code_that_its_file_names(
+    sweep, package, functions, argv):
+  result = sweep(functions, *argv)
+  assert (result.code, package.exists()) == (0, True), result.err
+  assert result.out.endswith(' --allow_code=my_project\n')  # of the report
+
+
+@reads_a_config
+def test_a_sweep_asks_before_it_runs_code_of_stored_variants(
+    sweep, package, tmp_path):
+  """sweep.json is data: its variants may name code that no config names."""
+  (tmp_path / 'sweep').mkdir()
+  (tmp_path / 'sweep' / 'sweep.json').write_text(json.dumps({
+      'trials': [], 'drawn': [{}, {'model.head': 'my_project:Doubled'}]}))
+  given = ('def search_space(): return {"optim.learning_rate": (1e-4, 1e-3)}',
+           '--sampler=random', '--trials=1')
+  result = sweep(*given)
+  assert result.code == 1 and '--allow_code=my_project' in result.err
+  assert not package.exists()
+  result = sweep(*given, '--allow_code=my_project')
+  assert (result.code, package.exists()) == (0, True), result.err
+
+
+@reads_a_config
+def test_a_run_with_an_imported_head_trains_resumes_and_is_asked(
+    package, tmp_path, monkeypatch):
+  config = tiny.config(model={'head': 'my_project:Doubled'},
+                       train={'num_steps': 4}, parallel={'num_devices': 1})
+  whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+  train.train(config, whole)
+  runs.train_until_killed(config, cut, 3, monkeypatch)
+  assert manager.Checkpoints(RunDirectory(cut).checkpoints,
+                             read_only=True).latest == 2
+  registry._allowed.clear()
+  path = tmp_path / 'imported.py'
+  path.write_text(commands.CONFIG.format(fields=config.to_dict()))
+  result = commands.command('train', f'--config={path}', f'--workdir={cut}')
+  assert result.code == 0, result.err  # the config is its permission
+  assert 'resum' in result.err
+  assert f'--workdir={cut} --allow_code=my_project ' in result.out
+  registry._allowed.clear()
+  asked = f'--workdir={cut}', '--question=Who?', '--context=Mira built it.'
+  assert '--allow_code=my_project' in commands.refusal('predict', *asked)
+  assert commands.command('predict', *asked,
+                          '--allow_code=my_project').code == 0
+  ours, undisturbed = runs.state_of(cut, 4), runs.state_of(whole, 4)
+  assert ours.keys() == undisturbed.keys()
+  for name, value in undisturbed.items():
+    np.testing.assert_array_equal(ours[name], value, err_msg=name)

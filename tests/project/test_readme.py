@@ -1,6 +1,7 @@
 """README.md and docs/ say what the code does."""
 
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -12,7 +13,6 @@ import pytest
 from docs import generate
 from qa_jax import heads
 from qa_jax import objectives
-from qa_jax.data import sources
 from qa_jax.decoding import answers
 from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
@@ -117,10 +117,37 @@ def test_a_command_is_skipped_with_a_reason_or_runs_in_small():
         assert not re.match(r'--config=.*:(?!tiny$)', argument), command
 
 
-def test_the_json_of_the_readme_is_a_data_set():
-  block = json.loads(readme_commands.blocks(README, 'json')[0])
-  [example] = sources.parse_squad(block, 'README.md')
-  assert example.answers[0].text in example.context
+@pytest.mark.slow
+def test_the_commands_for_own_data_run_as_they_are_written(tmp_path):
+  """A reader has only README.md and an activated environment."""
+  section = README.partition('## Fine-tune on your own data\n')[2]
+  script = readme_commands.blocks(section, 'sh')[0]
+  assert len(readme_commands.commands(f'```sh\n{script}```')) == 4
+  for name in ('experiments', 'configs', 'qa_jax'):
+    (tmp_path / name).symlink_to(ROOT / name)
+  activated = {**os.environ, 'PATH': os.pathsep.join(
+      (str(pathlib.Path(sys.executable).parent), os.environ['PATH']))}
+  del activated['XLA_FLAGS']  # of the tests: they slow the training down
+  done = subprocess.run(
+      ['sh', '-e', '-x'], input=script, text=True, cwd=tmp_path, env=activated,
+      capture_output=True, check=False)
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert '\nAda\n' in done.stdout  # as the comment after the command says
+  results = tmp_path / 'runs' / 'mine' / 'eval' / 'mine'
+  predictions = json.loads((results / 'predictions.json').read_text())
+  assert [*predictions.values()] == ['Ada', 'a boat']
+  assert json.loads((results / 'metrics.json').read_text())['f1'] == 100
+  assert len((results / 'nbest.jsonl').read_text().splitlines()) == 2
+
+
+def test_the_environment_is_active_before_the_first_command():
+  """A command that starts with `python` fails before that."""
+  first, *others = readme_commands.commands(README)
+  create, activate, install = first.split(' && ')
+  assert create == 'python3 -m venv .venv'
+  assert activate == 'source .venv/bin/activate'
+  assert install == 'pip install -e .'
+  assert any(command.startswith('python ') for command in others)
 
 
 def test_the_parts_run_alone():

@@ -136,12 +136,14 @@ def test_a_difference_on_which_seeds_disagree_does_not_count(tmp_path):
     ({'mean': -3.0, 'low': -5.0, 'high': -1.0, 'floor': 4.0}, False),
     ({'p_holm': 0.05}, False), ({'p_holm': math.nan}, False),
     ({'low': 0.0}, False), ({'low': -1.0}, False),
-    ({'p': 0.9, 'p_articles': 0.9}, True)])
+    ({'seeds': compare.MIN_SEEDS - 1}, False),
+    ({'p': 0.9, 'p_articles': 0.9, 'p_seeds': 0.9}, True)])
 def test_a_difference_counts_by_its_corrected_p_floor_and_interval(
     changes, counts):
   delta = compare.Delta(**{
-      'mean': 3.0, 'sd': 1.0, 'floor': 2.9, 'low': 1.0, 'high': 5.0,
-      'p': 0.001, 'p_articles': 0.001, 'p_holm': 0.049, **changes})
+      'seeds': 3, 'mean': 3.0, 'sd': 1.0, 'floor': 2.9, 'low': 1.0,
+      'high': 5.0, 'p': 0.001, 'p_articles': 0.001, 'p_seeds': 0.001,
+      'p_holm': 0.049, **changes})
   assert delta.counts == counts
 
 
@@ -434,11 +436,12 @@ def test_command_writes_its_files_and_prints_the_headline(runs, tmp_path):
   assert (result.code, result.err) == (0, '')
   compared = compare.compare(runs)
   best = max(compared.variants[1:], key=lambda v: v.mean('f1'))
-  subject, default, other, where = result.out.splitlines()
+  subject, verdict, where = result.out.splitlines()
   assert subject.startswith(f'3 variants on {compared.questions} questions')
-  assert default.startswith('default: EM 72.50 ± 3.54  F1 72.50')
-  assert other.startswith(f'best of the others, {best.label}: EM ')
-  assert f'{best.deltas["f1"].p_holm:.4f}' in other
+  assert '; default: EM 72.50 ± 3.54  F1 72.50' in subject
+  assert verdict.startswith('Too few seeds for a verdict')
+  assert verdict.endswith(
+      f'{best.label}, {best.deltas["f1"].mean:+.2f} points F1.')
   assert where.startswith(f'report: {tmp_path}/out/report.md')
   assert {p.name for p in (tmp_path / 'out').iterdir()} == {
       f'report.{kind}' for kind in ('md', 'html', 'csv', 'tex', 'png')}
@@ -524,7 +527,7 @@ def test_runs_are_compared_on_data_they_were_evaluated_on_since(tmp_path):
       'report', f'--workdir={tmp_path}/a,{tmp_path}/b,{tmp_path}/c',
       f'--data={OTHER}')
   assert result.code == 0, result.err
-  assert f'questions of {OTHER}\n' in result.out
+  assert f'questions of {OTHER}; ' in result.out
   text = (tmp_path / 'a' / 'report' / 'report.md').read_text()
   rows = [line.split(' | ') for line in text.splitlines()
           if line.startswith('| ') and 'Δ' not in line]
