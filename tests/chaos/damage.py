@@ -190,7 +190,7 @@ def weights_of_others(directory: pathlib.Path, count: int, seed: int) -> str:
   key = next(iter(tensors))
   for arrays in ({k: v for k, v in tensors.items() if k != key},
                  tensors | {'encoder.layer.99.extra': np.zeros(2, np.float32)},
-                 tensors | {'../../outside': np.zeros(2, np.float32)},
+                 tensors | {'encoder.../../outside': np.zeros(2, np.float32)},
                  tensors | {key: tensors[key][:-1]},
                  tensors | {key: tensors[key].astype(np.int32)[..., None]}):
     put(path, safetensors.numpy.save(arrays))

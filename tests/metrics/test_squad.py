@@ -318,7 +318,7 @@ def test_rows_with_probabilities_are_those_of_version_2():
     (lambda p, r: p[0].update(no_answer_probability=1), 'others have it'),
     (lambda p, r: r[0].update(answers=['x']), r'answers is list'),
     (lambda p, r: r[0]['answers'].update(text='x'), r'answers.text is str'),
-    (lambda p, r: p[0].update(id=3), r'predictions\[0\].id is int')])
+    (lambda p, r: p[0].update(id=3.5), r'predictions\[0\].id is float')])
 def test_a_wrong_row_is_named(change, message):
   predictions, references = rows()
   change(predictions, references)
