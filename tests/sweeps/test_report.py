@@ -136,12 +136,14 @@ def test_a_difference_on_which_seeds_disagree_does_not_count(tmp_path):
     ({'mean': -3.0, 'low': -5.0, 'high': -1.0, 'floor': 4.0}, False),
     ({'p_holm': 0.05}, False), ({'p_holm': math.nan}, False),
     ({'low': 0.0}, False), ({'low': -1.0}, False),
-    ({'p': 0.9, 'p_articles': 0.9}, True)])
+    ({'seeds': 2}, False),
+    ({'p': 0.9, 'p_articles': 0.9, 'p_seeds': 0.9}, True)])
 def test_a_difference_counts_by_its_corrected_p_floor_and_interval(
     changes, counts):
   delta = compare.Delta(**{
-      'mean': 3.0, 'sd': 1.0, 'floor': 2.9, 'low': 1.0, 'high': 5.0,
-      'p': 0.001, 'p_articles': 0.001, 'p_holm': 0.049, **changes})
+      'seeds': 3, 'mean': 3.0, 'sd': 1.0, 'floor': 2.9, 'low': 1.0,
+      'high': 5.0, 'p': 0.001, 'p_articles': 0.001, 'p_seeds': 0.001,
+      'p_holm': 0.049, **changes})
   assert delta.counts == counts
 
 
