@@ -199,7 +199,7 @@ def test_long_windows_of_the_runner_own_the_tokens_of_windows_py(
   lengths = {'max_length': 384, 'window_overlap': 128, 'max_question_length': 9}
   context = ' '.join('a' for _ in range(count))
   ids = [TOKENIZER.encode([text]).ids.tolist() for text in ('a', context)]
-  _, _, owned, shift = run_lib.make_windows({**loaded[0], **lengths}, *ids)
+  _, _, owned, _, shift = run_lib.make_windows({**loaded[0], **lengths}, *ids)
   ours = windows_lib.make_windows(
       [Example('0', 'a', context)], TOKENIZER, **lengths)
   np.testing.assert_array_equal(
