@@ -248,9 +248,10 @@ class _PopulationProgram:
       for member, row in zip(self.members, rows, strict=True):
         member.read(step, row)
       self.progress.update(step)
+      # A member that had failed before the start has no meter.
       meters = [m.meter for m in self.members if not m.failed]
-      losses = [meter.mean_loss for meter in meters]
       if meters and meters[0].is_due(step):
+        losses = [meter.mean_loss for meter in meters]
         self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
 
 

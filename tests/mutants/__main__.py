@@ -69,7 +69,11 @@ def outcome(tree: pathlib.Path, mutation: table.Mutation) -> str:
   """Returns 'killed', 'survived', or why the tests did not run."""
   path = tree / mutation.file
   text = path.read_text(encoding='utf-8')
-  path.write_text(mutate(text, mutation), encoding='utf-8')
+  try:
+    changed = mutate(text, mutation)
+  except ValueError as e:  # the other mutations still run
+    return f'NOT RUN, {e}'
+  path.write_text(changed, encoding='utf-8')
   try:
     code = run_tests(tree, mutation.tests)
   finally:

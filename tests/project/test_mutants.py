@@ -53,4 +53,5 @@ def test_a_mutation_is_killed_or_survives_and_is_taken_back(tmp_path):
   assert outcome('VALUE = 1', 'VALUE = 2') == 'killed'
   assert outcome('# one', '# two') == 'survived'
   assert outcome('# one', '# two', 'test_none.py').startswith('NOT RUN')
+  assert outcome('VALUE = 3', 'VALUE = 2').startswith('NOT RUN')
   assert (tmp_path / 'code.py').read_text() == 'VALUE = 1  # one\n'
