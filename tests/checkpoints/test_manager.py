@@ -29,6 +29,19 @@ def save(store: manager.Checkpoints, step: int, **metrics: float) -> None:
              meta={'position': step}, metrics=metrics)
 
 
+def save_until_manifest(directory: pathlib.Path, step: int, patch,
+                        **metrics: float) -> None:
+  """Saves a step as a process does that is killed before the manifest."""
+  def dying(_):
+    raise runs.Killed
+  store = manager.Checkpoints(directory)
+  with patch.context() as inside:
+    inside.setattr(manifest, 'write_manifest', dying)
+    with pytest.raises(runs.Killed):
+      save(store, step, **metrics)
+  store.close()
+
+
 def value_of(store: manager.Checkpoints, step: int) -> float:
   values = np.unique(store.restore_params(step, SHAPES)['w'])
   assert values.shape == (1,)
@@ -180,14 +193,7 @@ def test_the_files_of_a_killed_save_are_removed(directory):
 
 def test_a_save_killed_before_its_manifest_is_set_aside(
     directory, monkeypatch, capsys):
-  store = manager.Checkpoints(directory)
-  with monkeypatch.context() as patch:
-    def dying(_):
-      raise runs.Killed
-    patch.setattr(manifest, 'write_manifest', dying)
-    with pytest.raises(runs.Killed):
-      save(store, 8, f1=99.0)
-  store.close()
+  save_until_manifest(directory, 8, monkeypatch, f1=99.0)
   store = manager.Checkpoints(directory)
   assert 'missing, as if never finished' in capsys.readouterr().err
   assert store.latest == 6
@@ -276,14 +282,7 @@ def test_a_directory_with_only_a_manifest_is_no_checkpoint(directory, capsys):
 
 def test_a_first_save_killed_before_its_manifest_leaves_best_usable(
     tmp_path, monkeypatch):
-  store = manager.Checkpoints(tmp_path / 'c')
-  with monkeypatch.context() as patch:
-    def dying(_):
-      raise runs.Killed
-    patch.setattr(manifest, 'write_manifest', dying)
-    with pytest.raises(runs.Killed):
-      save(store, 2, f1=1.0)
-  store.close()
+  save_until_manifest(tmp_path / 'c', 2, monkeypatch, f1=1.0)
   store = manager.Checkpoints(tmp_path / 'c')
   assert store.steps == [2] and not store.damage(2)
   assert (tmp_path / 'c' / '2' / manifest.NAME).is_file()

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from qa_jax import build
+from qa_jax import config as config_lib
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
@@ -26,12 +27,22 @@ def random_qa(head: str, **decode) -> predict.QA:
       'max_answer_length': 4, 'n_best': 6, 'null_rule': 'never', **decode})
   tokenizer = tokenizer_lib.train_tokenizer([QUESTION + CONTEXT],
                                             vocab_size=120)
-  model = build.build_model(config, bert.BertConfig(
+  return draw_qa(config, bert.BertConfig(
       vocab_size=len(tokenizer.vocab), hidden_size=16, num_layers=1,
-      num_heads=2, mlp_size=32))
-  rng = np.random.default_rng(6)  # zero parameters would hide mistakes
+      num_heads=2, mlp_size=32), tokenizer, seed=6, scale=0.3)
+
+
+def draw_qa(config: config_lib.Config, sizes: bert.BertConfig,
+            tokenizer: tokenizer_lib.Tokenizer, *, seed: int = 0,
+            scale: float = 0.5) -> predict.QA:
+  """Returns an untrained model whose parameters are all normal draws.
+
+  Parameters that start at zero, such as biases, would hide mistakes.
+  """
+  model = build.build_model(config, sizes)
+  rng = np.random.default_rng(seed)
   params = jax.tree.map(
-      lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
+      lambda x: rng.normal(0, scale, x.shape).astype(np.float32),
       jax.eval_shape(lambda: qa_lib.init_params(model, jax.random.key(0))))
   return predict.QA(model, params, tokenizer, config)
 

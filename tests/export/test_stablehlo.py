@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 
-from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import heads
@@ -28,7 +27,7 @@ from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.metrics import calibration
 from qa_jax.models import bert
-from qa_jax.models import qa
+from tests.common import random_model
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'
 TOKENIZER = tokenizer_lib.Tokenizer(
@@ -51,12 +50,7 @@ def make(head: str = 'independent', **fields) -> predict.QA:
                'window_overlap': 8, 'max_question_length': 12},
       'decode': {'max_answer_length': 6, 'n_best': 4, 'null_rule': 'min_null',
                  **fields}})
-  model = build.build_model(config, SIZES)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32),
-      jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0))))
-  return predict.QA(model, params, TOKENIZER, config)
+  return random_model.draw_qa(config, SIZES, TOKENIZER)
 
 
 @pytest.fixture(scope='module')

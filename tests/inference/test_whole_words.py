@@ -3,11 +3,9 @@
 import dataclasses
 import string
 
-import jax
 import numpy as np
 import pytest
 
-from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
@@ -18,7 +16,7 @@ from qa_jax.decoding import candidates
 from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.models import bert
-from qa_jax.models import qa as qa_lib
+from tests.common import random_model
 
 LETTERS = string.ascii_lowercase
 TOKENIZER = tokenizer_lib.Tokenizer(
@@ -43,12 +41,7 @@ def make(head='independent', **fields) -> predict.QA:
                'max_question_length': 8},
       'decode': {'max_answer_length': 12, 'n_best': 7, 'null_rule': 'never',
                  **fields}})
-  model = build.build_model(config, SIZES)
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-      lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32),
-      jax.eval_shape(lambda: qa_lib.init_params(model, jax.random.key(0))))
-  return predict.QA(model, params, TOKENIZER, config)
+  return random_model.draw_qa(config, SIZES, TOKENIZER)
 
 
 def at_boundaries(context: str, begin: int, end: int) -> bool:

@@ -284,6 +284,7 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert ('<mark class="gold">Ada</mark> met '
           '<mark class="prediction">Bob</mark>') in html
   assert '<tr class="grey"><td>who</td>' in html  # one question
+  assert '<td data-name="prediction">Bob</td>' in html  # on a narrow screen
   assert '| *who* | *1* |' in text
   assert '| wrong place: the answer stands elsewhere' in text
   assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
