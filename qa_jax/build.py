@@ -120,24 +120,49 @@ def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
           f'config.model.attention={name!r} of the run {problem}: auto is used')
 
 
+def compute_dtype(config: config_lib.Config, platform: str | None = None
+                  ) -> str:
+  """Returns precision.compute_dtype, with 'auto' resolved for a platform.
+
+  A `platform` of None is that of this process. The resolved value is 'float32',
+  'tf32' or 'bfloat16'; activations of 'tf32' are float32.
+  """
+  name = config.precision.compute_dtype
+  if name != 'auto':
+    return name
+  if platform is None:
+    platform = jax.default_backend()
+  return 'float32' if platform == 'cpu' else 'bfloat16'
+
+
+def _activation_dtype(name: str) -> jnp.dtype:
+  return jnp.dtype('float32' if name == 'tf32' else name)
+
+
 def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
          platform: str | None) -> attention.Use:
+  if platform is None:
+    platform = jax.default_backend()
   return attention.Use(
-      platform=jax.default_backend() if platform is None else platform,
+      platform=platform,
       length=config.data.max_length, packed=config.data.packing,
       head_size=sizes.hidden_size // sizes.num_heads, training=training,
-      dtype=jnp.dtype(config.precision.compute_dtype),
+      dtype=_activation_dtype(compute_dtype(config, platform)),
       dropout=sizes.attention_dropout)
 
 
-def build_model(config: config_lib.Config, sizes: bert.BertConfig
-                ) -> qa.QAModel:
-  """Returns the model without parameters; a wrong model.head is a UserError."""
+def build_model(config: config_lib.Config, sizes: bert.BertConfig,
+                platform: str | None = None) -> qa.QAModel:
+  """Returns the model without parameters; a wrong model.head is a UserError.
+
+  `platform` is that of `compute_dtype`.
+  """
   head = registry.build(heads.HEADS, config.model.head, what='head',
                         kind=nn.Module)
+  dtype = compute_dtype(config, platform)
   return qa.QAModel(
       config=sizes, head=head, attention=config.model.attention,
-      compute_dtype=jnp.dtype(config.precision.compute_dtype))
+      compute_dtype=_activation_dtype(dtype), tf32=dtype == 'tf32')
 
 
 def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:

@@ -183,9 +183,13 @@ class ParallelConfig:
 class Precision:
   """The floating-point types of a run."""
 
-  # Type of activations and matrix products: float32 or bfloat16. Parameters
-  # stay float32.
+  # Type of activations and matrix products: float32, tf32, bfloat16 or auto.
+  # Parameters stay float32. tf32 is float32 with products of the encoder that a
+  # GPU rounds to TF32. auto is bfloat16 on a GPU or TPU and float32 on a CPU.
   compute_dtype: str = 'float32'
+  # Whether a GPU computes only with operations whose results repeat bit for
+  # bit. Slower. A CPU repeats its results anyway.
+  deterministic: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,6 +222,8 @@ class Config:
 
 # Python reads bytes that are not UTF-8 as these code points.
 SURROGATE = re.compile('[\ud800-\udfff]')
+
+COMPUTE_DTYPES = ('float32', 'tf32', 'bfloat16', 'auto')
 
 # Field → the lowest and the highest value allowed; None is no limit.
 BOUNDS = {
@@ -265,10 +271,10 @@ def check_config(
     raise errors.UserError(
         f'set one of config.train.num_epochs ({train.num_epochs}) and '
         f'config.train.num_steps ({train.num_steps}), the other to 0')
-  if checked.precision.compute_dtype not in ('float32', 'bfloat16'):
+  if checked.precision.compute_dtype not in COMPUTE_DTYPES:
     raise errors.UserError(
         f'config.precision.compute_dtype={checked.precision.compute_dtype!r}; '
-        'choose float32 or bfloat16')
+        f'choose {", ".join(COMPUTE_DTYPES[:-1])} or {COMPUTE_DTYPES[-1]}')
   return checked
 
 

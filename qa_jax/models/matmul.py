@@ -12,21 +12,29 @@ import functools
 import jax
 import jax.numpy as jnp
 
+# A precision as JAX takes it; None is its default.
+Precision = str | jax.lax.Precision | None
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3))
+
 def einsum(spec: str, a: jax.Array, b: jax.Array,
            dtype: jnp.dtype) -> jax.Array:  # float32
   """Computes an einsum of two operands that are rounded to `dtype`.
 
   Every index of an operand in `spec` must also be in the other operand or in
-  the result. The gradients have the dtypes of `a` and `b`.
+  the result. The gradients have the dtypes of `a` and `b`. They are computed
+  with the precision that holds here, although JAX traces them later.
   """
-  return _product(spec, a, b, dtype)
+  return _product(spec, a, b, dtype, float32_precision(dtype))
 
 
-def _product(spec, a, b, dtype):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
+def _product(spec, a, b, dtype, precision):
+  return _rounded(spec, a, b, dtype, precision)
+
+
+def _rounded(spec, a, b, dtype, precision):
   a, b = a.astype(dtype), b.astype(dtype)
-  plain = functools.partial(_einsum, spec)
+  plain = functools.partial(_einsum, spec, precision=precision)
   if dtype != jnp.bfloat16:
     return plain(a, b)
   # Decided when the program is lowered: an exported one has another platform.
@@ -35,22 +43,23 @@ def _product(spec, a, b, dtype):
       default=plain)
 
 
-def _einsum(spec, a, b):
+def _einsum(spec, a, b, precision=None):
   return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32,
-                    precision=float32_precision(a.dtype))
+                    precision=precision)
 
 
-def float32_precision(dtype: jnp.dtype) -> jax.lax.Precision | None:
+def float32_precision(dtype: jnp.dtype) -> Precision:
   """Returns the precision with which a product of `dtype` is exact float32.
 
   JAX's default rounds float32 operands to TF32 on an Ampere or later GPU and to
-  bfloat16 on a TPU. Who prefers that speed sets JAX's own option
-  `jax_default_matmul_precision` (JAX_DEFAULT_MATMUL_PRECISION), which then
-  holds here, too.
+  bfloat16 on a TPU. JAX's option `jax_default_matmul_precision`
+  (JAX_DEFAULT_MATMUL_PRECISION) has precedence where it is set. For the
+  precision `tf32` of a config, `models/qa.py` sets it around the encoder.
   """
-  if dtype != jnp.float32 or jax.config.jax_default_matmul_precision:
+  if dtype != jnp.float32:
     return None
-  return jax.lax.Precision.HIGHEST
+  return (jax.config.jax_default_matmul_precision
+          or jax.lax.Precision.HIGHEST)
 
 
 def _native(spec, a, b):
@@ -83,16 +92,17 @@ def _as_laid_out(x):
   return jax.lax.optimization_barrier(x[..., None])[..., 0]
 
 
-def _forward(spec, a, b, dtype):
-  return _product(spec, a, b, dtype), (a, b)
+def _forward(spec, a, b, dtype, precision):
+  return _rounded(spec, a, b, dtype, precision), (a, b)
 
 
-def _backward(spec, dtype, operands, g):
+def _backward(spec, dtype, precision, operands, g):
   a, b = operands
   inputs, out = spec.split('->')
   left, right = inputs.split(',')
-  return (_product(f'{out},{right}->{left}', g, b, dtype).astype(a.dtype),
-          _product(f'{left},{out}->{right}', a, g, dtype).astype(b.dtype))
+  product = functools.partial(_rounded, dtype=dtype, precision=precision)
+  return (product(f'{out},{right}->{left}', g, b).astype(a.dtype),
+          product(f'{left},{out}->{right}', a, g).astype(b.dtype))
 
 
-einsum.defvjp(_forward, _backward)
+_product.defvjp(_forward, _backward)

@@ -51,6 +51,9 @@ class QAModel(nn.Module):
   head: nn.Module
   compute_dtype: jnp.dtype = jnp.float32
   attention: str = 'auto'  # an entry of attention.ATTENTION
+  # Whether a GPU may round the float32 operands of the encoder's products to
+  # TF32, which has the 10 bits of float16 for the fraction.
+  tf32: bool = False
 
   def setup(self):
     self.encoder = bert.BertEncoder(
@@ -79,12 +82,18 @@ class QAModel(nn.Module):
     if packed:
       ids, types, segments, positions = (x.reshape(-1, x.shape[-1]) for x in (
           token_ids, token_type_ids, packed.segment_ids, packed.position_ids))
-      layers = self.encoder(ids, types, segments, keys, segments, positions)
+      layers = self._encode(ids, types, segments, keys, segments, positions)
       layers = tuple(packed.unpack(x, attention_mask) for x in layers)
     else:
-      layers = self.encoder(token_ids, token_type_ids, attention_mask, keys)
+      layers = self._encode(token_ids, token_type_ids, attention_mask, keys)
     return self._score(HeadInput(
         layers, context_mask, gold_start, start_mask))
+
+  def _encode(self, *inputs: Any) -> tuple[jax.Array, ...]:
+    if not self.tf32 or jax.config.jax_default_matmul_precision:
+      return self.encoder(*inputs)
+    with jax.default_matmul_precision('tensorfloat32'):
+      return self.encoder(*inputs)
 
   def _score(self, inputs: HeadInput) -> SpanScores:
     # A head that a user wrote need not know what TF32 does to its products.
@@ -103,7 +112,7 @@ class QAModel(nn.Module):
     if every layer of its input is layer n; layer 0 is the embeddings. They show
     at which depth of the encoder the answer appears.
     """
-    layers = self.encoder(token_ids, token_type_ids, attention_mask)
+    layers = self._encode(token_ids, token_type_ids, attention_mask)
     count, batch = len(layers), token_ids.shape[0]
     by_layer = self._score(HeadInput(
         (jnp.concatenate(layers),) * count, jnp.tile(context_mask, (count, 1))))

@@ -6,6 +6,8 @@ imports qa_jax keeps its settings.
 
 import ctypes
 import hashlib
+import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -32,18 +34,33 @@ def configure_process() -> None:
   """Sets the compilation cache and, on Linux, malloc for this whole process.
 
   JAX_COMPILATION_CACHE_DIR names another directory for compiled programs, and
-  JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. If the environment has
-  a setting of malloc (MALLOC_…, GLIBC_TUNABLES), malloc is not changed.
+  JAX_ENABLE_COMPILATION_CACHE=false turns the cache off. malloc is not changed
+  if the environment has a setting of it (MALLOC_…, GLIBC_TUNABLES), or JAX may
+  compute on an accelerator.
   """
   home = files.cache_home()
   if jax.config.jax_compilation_cache_dir is None and home:
     use_compilation_cache(home / 'compiled' / _processor())
   # XLA's CPU client calls malloc for every temporary array. By default, malloc
   # maps and unmaps each block above 32 MiB, and every page of it faults again.
-  if platform.system() == 'Linux' and not any(
+  # Other clients keep arrays on their device, and XLA compiles for a GPU in
+  # many threads, which would wait for each other at a single heap.
+  if platform.system() == 'Linux' and not may_use_accelerator() and not any(
       name.startswith('MALLOC_') or name == 'GLIBC_TUNABLES'
       for name in os.environ):
     tune_malloc()
+
+
+def may_use_accelerator() -> bool:
+  """Returns whether JAX may choose another backend than the CPU.
+
+  It looks at JAX_PLATFORMS and the installed plugins and starts no backend,
+  since several processes of a run must join before that.
+  """
+  if jax.config.jax_platforms:
+    return jax.config.jax_platforms.split(',')[0] != 'cpu'
+  return bool(importlib.metadata.entry_points(group='jax_plugins')
+              or importlib.util.find_spec('libtpu'))
 
 
 def use_compilation_cache(directory: pathlib.Path) -> None:

@@ -209,7 +209,7 @@ def _check_parts(config: config_lib.Config, devices: int | None) -> None:
   sizes = build.encoder_config(config, 1, build.init_source(config))
   build.check_attention(config, sizes, training=True, platform='')
   build.check_decode(config.decode,
-                     build.build_model(config, sizes).head, objective)
+                     build.build_model(config, sizes, '').head, objective)
 
 
 def share_training(source: Trial, trial: Trial) -> None:

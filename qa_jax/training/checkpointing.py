@@ -238,7 +238,9 @@ def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
     directory.write(
         trainer.config, trainer.sizes, trainer.tokenizer, run_record.run_record(
             seed=trainer.config.seed, argv=argv or sys.argv,
-            devices=trainer.devices, hashes=trainer.hashes) | (record or {}))
+            devices=trainer.devices, hashes=trainer.hashes) | {
+                'compute_dtype': build.compute_dtype(trainer.config),
+                **(record or {})})
 
   directory = RunDirectory(workdir)
   if processes.is_first_process() and not directory.config_file.is_file():

@@ -22,6 +22,10 @@ from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 
 Step = Callable[..., tuple[Any, Any]]
+Options = dict[str, bool] | None  # flags of XLA for one program
+# On a GPU, XLA adds the gradients of an embedding by atomic operations, in any
+# order. With this flag it sorts them first. Programs for a CPU ignore the flag.
+DETERMINISTIC: Options = {'xla_gpu_deterministic_ops': True}
 P = jax.sharding.PartitionSpec
 
 
@@ -29,25 +33,31 @@ P = jax.sharding.PartitionSpec
 class Parallel:
   """A train step that is wrapped for devices, and the placement of arrays."""
   step: Step  # (state, device batch) → (state, metrics); donates the state
-  compile: Callable[[Any, Any], Any]  # → the program of this call of `step`
+  lower: Callable[[Any, Any], jax.stages.Lowered]  # of this call of `step`
   place_batch: Callable[[Any], Any]  # host batch → device batch
   state_sharding: Callable[[Any], Any]  # a state (or shapes) → shardings
   mesh: jax.sharding.Mesh
 
+  def compile(self, state: Any, batch: Any) -> jax.stages.Compiled:
+    """Compiles the program of this call of `step`."""
+    return self.lower(state, batch).compile()
 
-def _jit(step: Step, devices, axes) -> Parallel:
+
+def _jit(step: Step, devices, axes, options: Options) -> Parallel:
   del axes
   return _sharded(step, devices_lib.make_mesh(devices[:1], {'data': 1}),
-                  parameters=None)
+                  parameters=None, options=options)
 
 
-def _data_mesh(step: Step, devices, axes) -> Parallel:
+def _data_mesh(step: Step, devices, axes, options: Options) -> Parallel:
   """Splits the batch over 'data' and 'fsdp', and the state over 'fsdp'."""
   return _sharded(step, devices_lib.make_mesh(
-      devices, devices_lib.mesh_axes(axes, len(devices))), parameters='fsdp')
+      devices, devices_lib.mesh_axes(axes, len(devices))), parameters='fsdp',
+                  options=options)
 
 
-def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
+def _sharded(step, mesh, *, parameters: str | None, options: Options
+             ) -> Parallel:
   def leaf_sharding(leaf) -> jax.sharding.NamedSharding:
     size = mesh.shape.get(parameters, 1)
     axes = [i for i, n in enumerate(leaf.shape) if n % size == 0]
@@ -68,7 +78,7 @@ def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
   def jitted(treedef, shapes):
     state = jax.tree.unflatten(treedef, [
         leaf_sharding(jax.ShapeDtypeStruct(s, np.float32)) for s in shapes])
-    return jax.jit(gathered, donate_argnums=0,
+    return jax.jit(gathered, donate_argnums=0, compiler_options=options,
                    out_shardings=(state, replicated))
 
   def step_for(state):
@@ -77,25 +87,25 @@ def _sharded(step, mesh, *, parameters: str | None) -> Parallel:
 
   return Parallel(
       lambda state, batch: step_for(state)(state, batch),
-      lambda state, batch: step_for(state).lower(state, batch).compile(),
+      lambda state, batch: step_for(state).lower(state, batch),
       lambda batch: devices_lib.put_rows(batch, mesh),
       functools.partial(jax.tree.map, leaf_sharding), mesh)
 
 
-def _pmap(step: Step, devices, axes) -> Parallel:
+def _pmap(step: Step, devices, axes, options: Options) -> Parallel:
   """Wraps with pmap; the state is replicated, without a device axis."""
   del axes
   mesh = devices_lib.make_mesh(devices, {'data': len(devices)})
   replicated = jax.sharding.NamedSharding(mesh, P())
   split = jax.sharding.NamedSharding(mesh, P('data'))
   step = functools.partial(step, axis_name='data')
-  if processes.is_multi_process():
+  if options or processes.is_multi_process():
     # pmap takes only arrays of its own process and would copy the state at each
     # call. jit of shard_map, as pmap of jax 0.10 does itself, takes arrays that
-    # span all processes.
+    # span all processes, and flags of the compiler.
     mapped = jax.jit(jax.shard_map(
         step, mesh=mesh, in_specs=(P(), P('data')), out_specs=P(),
-        check_vma=False), donate_argnums=0)
+        check_vma=False), donate_argnums=0, compiler_options=options)
     place = lambda batch: devices_lib.put_rows(batch, mesh)
   else:
     mapped = jax.pmap(step, axis_name='data', in_axes=(None, 0), out_axes=None,
@@ -103,7 +113,7 @@ def _pmap(step: Step, devices, axes) -> Parallel:
     place = lambda batch: jax.device_put(jax.tree.map(
         lambda v: v.reshape(len(devices), -1, *v.shape[1:]), batch), split)
   return Parallel(
-      mapped, lambda state, batch: mapped.lower(state, batch).compile(), place,
+      mapped, mapped.lower, place,
       functools.partial(jax.tree.map, lambda _: replicated), mesh)
 
 
@@ -112,10 +122,12 @@ MODES: dict[str, Callable[..., Parallel]] = {
 
 
 def wrap_step(step: Step, *, mode: str, devices: list[jax.Device],
-              axes: dict[str, int] | None = None) -> Parallel:
+              axes: dict[str, int] | None = None,
+              deterministic: bool = False) -> Parallel:
   """Wraps a step for `devices` in mode 'pmap', 'mesh' or 'jit'.
 
-  `axes` are the sizes of the mesh axes 'data' and 'fsdp' for mode 'mesh'.
+  `axes` are the sizes of the mesh axes 'data' and 'fsdp' for mode 'mesh'. A
+  `deterministic` step repeats its results bit for bit on a GPU too.
 
   Raises:
     UserError: there is no such mode, or the axes do not fit the devices.
@@ -123,7 +135,8 @@ def wrap_step(step: Step, *, mode: str, devices: list[jax.Device],
   if mode not in MODES:
     raise errors.UserError(
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
-  return MODES[mode](step, list(devices), axes)
+  return MODES[mode](step, list(devices), axes,
+                     DETERMINISTIC if deterministic else None)
 
 
 def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:

@@ -278,6 +278,10 @@ def train_members(
     raise errors.UserError(
         f'a population trains in one process, not in {jax.process_count()}; '
         'give each its own configs')
+  if configs[0].precision.deterministic:
+    raise errors.UserError(
+        'config.precision.deterministic=True holds for runs alone, not in a '
+        'population; choose --engine=local or precision.deterministic=False')
   if len({member_key(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '

@@ -85,7 +85,7 @@ def describe_run(trainer: trainer_lib.Trainer) -> str:
   config = trainer.config
   return (f'{dry_run.count_parameters(trainer):,} parameters on '
           f'{dry_run.device_text(trainer)} ({config.parallel.mode}), '
-          f'{config.precision.compute_dtype}, attention '
+          f'{build.compute_dtype(config)}, attention '
           f'{build.attention_in_use(config, trainer.sizes)}; '
           f'{trainer.num_steps} updates of {config.train.batch_size} windows')
 

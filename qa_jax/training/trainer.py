@@ -1,6 +1,7 @@
 """The parts of a training run, built from its config."""
 
 from collections.abc import Mapping
+from concurrent import futures
 import dataclasses
 import functools
 import math
@@ -33,6 +34,9 @@ from qa_jax.runtime import processes
 from qa_jax.training import optimizer as optimizer_lib
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
+
+# XLA compiles one program with several threads, but not all of its passes.
+COMPILE_THREADS = 4
 
 
 def initial_parameters(net: qa.QAModel, key: jax.Array,
@@ -210,10 +214,15 @@ class Trainer:
 
     Returns the number of shapes. jax 0.10 runs the program that
     `lower().compile()` made, so that the first step compiles nothing again.
+    Tracing needs Python, so the steps are lowered in turn. XLA compiles several
+    at once.
     """
     shapes = self.batches.shapes(self.num_steps - int(state.step))
-    for shape in shapes:
-      self.parallel.compile(state, self.place(*shape))
+    with futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
+      programs = [pool.submit(self.parallel.lower(
+          state, self.place(*shape)).compile) for shape in shapes]
+      for program in programs:
+        program.result()
     return len(shapes)
 
 
@@ -254,7 +263,8 @@ def build_trainer(config: config_lib.Config) -> Trainer:
       config, devices, objective, source, windows, buckets, model, loss_fn)
   wrapped = parallel.wrap_step(
       parts['step'], mode=config.parallel.mode, devices=devices,
-      axes=dict(config.parallel.mesh))
+      axes=dict(config.parallel.mesh),
+      deterministic=config.precision.deterministic)
   notes += state_notes
   evaluator = None
   if config.data.eval:

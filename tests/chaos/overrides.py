@@ -17,7 +17,7 @@ FIELDS = {f'{group}.{name}': value
           for name, value in values.items()} | {'seed': 3}
 CHOICES = {
     'model.preset': bert.PRESETS, 'model.attention': attention.ATTENTION,
-    'precision.compute_dtype': ('float32', 'bfloat16'),
+    'precision.compute_dtype': config.COMPUTE_DTYPES,
     'optim.schedule': optimizer.SCHEDULES, 'parallel.mode': parallel.MODES}
 
 

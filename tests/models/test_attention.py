@@ -7,6 +7,7 @@ S length of the key axis.
 import contextlib
 import dataclasses
 import functools
+import re
 
 import jax
 import jax._src.cudnn.fused_attention_stablehlo as cudnn_of_jax
@@ -279,6 +280,27 @@ def test_pallas_lowers_for_a_gpu(length, size, dtype, rate):
                       size=size, dtype=dtype)
   assert program.count('@__gpu$xla.gpu.triton') == 2  # forward and backward
   assert f'{H}x{length}x{length}' not in program
+
+
+@pytest.mark.parametrize('name', ['xla', 'pallas'])
+@pytest.mark.parametrize('precision', ['tensorfloat32', 'highest'])
+def test_a_gradient_has_the_precision_of_its_call(name, precision):
+  """JAX traces the gradient later, when the chosen precision is over."""
+  shape = jax.ShapeDtypeStruct
+  x, mask = shape((B, H, 32, 16), jnp.float32), shape((B, 32), bool)
+
+  def values_and_gradients(q, k, v, mask):
+    with jax.default_matmul_precision(precision):
+      y, pull = jax.vjp(lambda *qkv: attention.ATTENTION[name](
+          *qkv, attention.Visible(mask), attention.Drop()), q, k, v)
+    return y, pull(y)
+
+  with jax.default_matmul_precision('bfloat16'):
+    text = str(jax.make_jaxpr(values_and_gradients)(x, x, x, mask))
+  chosen = re.findall(r'precision=\((?:Precision\.)?(\w+), ', text)
+  assert len(chosen) >= 6
+  assert {*chosen} == {{'tensorfloat32': 'HIGH', 'highest': 'HIGHEST'}[
+      precision]}
 
 
 def test_cudnn_lowers_for_a_gpu(monkeypatch):

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -92,5 +93,37 @@ def test_float32_products_are_not_rounded_on_a_gpu(trainer, batch, head):
   assert products(None)
   for product in products(None):
     assert 'precision = [HIGHEST, HIGHEST]' in product, product
-  # JAX's own option is the way to choose TF32.
+  # JAX's own option chooses TF32 for all products.
   assert not any('HIGHEST' in p for p in products('tensorfloat32'))
+
+
+def test_tf32_rounds_the_encoder_and_its_gradient_but_not_the_head(
+    trainer, batch):
+  """Of XLA's names, HIGH is TF32 on a GPU, and HIGHEST is float32."""
+  inputs = qa.model_inputs(batch)
+
+  def products(of):
+    model = trainer.model.clone(tf32=True)
+    total = lambda params: sum(
+        jnp.sum(x) for x in jax.tree.leaves(model.apply(
+            {'params': params}, **inputs)) if x.dtype == jnp.float32)
+    program = jax.jit(of(total)).trace(qa.zero_params(model)).lower(
+        lowering_platforms=('cuda',)).as_text()
+    lines = re.findall('stablehlo.dot_general.*', program)
+    return ([line for line in lines if '[HIGH, HIGH]' in line],
+            [line for line in lines if '[HIGHEST, HIGHEST]' in line], lines)
+
+  # Query-key-value, scores, values and three outputs, in a function that all
+  # layers share; the head has one product for start and end.
+  rounded, exact, lines = products(lambda f: f)
+  assert (len(rounded), len(exact)) == (6, len(lines) - 6)
+  assert exact
+  rounded, exact, lines = products(jax.grad)
+  assert len(rounded) == 3 * 6 and len(rounded) + len(exact) == len(lines)
+
+
+def test_tf32_changes_no_bit_on_a_cpu(trainer, batch):
+  params = trainer.state.params
+  scores = [trainer.model.clone(tf32=chosen).apply(
+      {'params': params}, **qa.model_inputs(batch)) for chosen in (False, True)]
+  np.testing.assert_array_equal(scores[0].start, scores[1].start)

@@ -86,7 +86,8 @@ def test_comment_above_every_field_is_whole_sentences(group):
     ({'parallel': {'mesh': {'\ud83e': 1}}}, 'names to ints'),
     ({'data': {'buckets': [1, 'a']}}, 'list of ints'),
     ({'data': {'max_length': 513}}, 'in 8 … 512'),
-    ({'precision': {'compute_dtype': 'float16'}}, 'float32 or bfloat16'),
+    ({'precision': {'compute_dtype': 'float16'}},
+     'choose float32, tf32, bfloat16 or auto'),
 ])
 def test_bad_field_is_one_line(change, message):
   with pytest.raises(errors.UserError, match=message) as e:

@@ -709,6 +709,33 @@ def check_compute_dtype(tmp_path):
   assert 'bf16' in types(rounded) and 'bf16' not in types(exact)
   assert {x.dtype for x in jax.tree.leaves(rounded.state.params)} == {
       jnp.dtype('float32')}
+  for name, platform, dtype, tf32 in (
+      ('tf32', 'gpu', 'float32', True), ('float32', 'gpu', 'float32', False),
+      ('auto', 'cpu', 'float32', False), ('auto', 'gpu', 'bfloat16', False),
+      ('auto', 'tpu', 'bfloat16', False), ('auto', None, 'float32', False)):
+    model = build.build_model(
+        config(precision__compute_dtype=name), exact.sizes, platform)
+    assert (model.compute_dtype, model.tf32) == (dtype, tf32), name
+
+
+def check_deterministic(tmp_path):
+  """The step has XLA's flag in every mode, and no other value on a CPU."""
+  for mode in ('jit', 'pmap', 'mesh'):
+    options, moments = [], []
+    for chosen in (False, True):
+      with mock.patch.object(jax, 'jit', wraps=jax.jit) as jit:
+        trainer = built(parallel__mode=mode, parallel__num_devices=1,
+                        precision__deterministic=chosen)
+        state = jax.device_put(
+            trainer.state, trainer.parallel.state_sharding(trainer.state))
+        state, _ = trainer.parallel.step(
+            state, trainer.place(*trainer.batches.shapes(1)[0]))
+      moments.append(jax.tree.leaves(state.params))
+      options.append([call.kwargs['compiler_options']
+                      for call in jit.call_args_list
+                      if call.kwargs.get('compiler_options')])
+    assert options == [[], [{'xla_gpu_deterministic_ops': True}]], mode
+    assert all(map(np.array_equal, *moments))
 
 
 CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
@@ -761,6 +788,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'parallel.num_devices': check_num_devices,
     'parallel.mesh': check_mesh,
     'precision.compute_dtype': check_compute_dtype,
+    'precision.deterministic': check_deterministic,
 }
 
 

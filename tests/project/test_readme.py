@@ -76,7 +76,7 @@ def test_the_files_and_sections_that_a_page_names_exist(page):
   text = page.read_text(encoding='utf-8')
   for name in re.findall(r'--config=(\S+?\.py)', text):
     assert (ROOT / name).is_file(), name
-  for module in re.findall(r'python -m ((?:experiments|benchmarks)\.\w+)',
+  for module in re.findall(r'python -m ((?:experiments|benchmarks)[.\w]+)',
                            text):
     assert (ROOT / f'{module.replace(".", "/")}.py').is_file(), module
   for name in re.findall(r'`((?:qa_jax|tests|configs|benchmarks)/[\w/.]+)`',

@@ -107,3 +107,27 @@ thread.start()
 thread.join()
 ''', XDG_CACHE_HOME=str(tmp_path), **environment)
   assert printed == str(tuned)
+
+
+@pytest.mark.parametrize(('platforms', 'plugins', 'expected'), [
+    ('cpu', True, False), ('cuda,cpu', False, True), ('', False, False),
+    ('', True, True)])
+def test_malloc_is_left_to_a_process_that_may_use_an_accelerator(
+    tmp_path, platforms, plugins, expected):
+  """A plugin is found by its entry point, and no backend is started."""
+  if plugins:
+    info = tmp_path / 'plugin-1.dist-info'
+    info.mkdir()
+    (info / 'METADATA').write_text('Name: plugin\nVersion: 1\n')
+    (info / 'entry_points.txt').write_text('[jax_plugins]\nx = nowhere\n')
+  printed = run('''
+from unittest import mock
+from qa_jax.runtime import settings
+with mock.patch.object(settings, 'tune_malloc') as tune:
+  settings.configure_process()
+from jax._src import xla_bridge
+print(settings.may_use_accelerator(), tune.called,
+      xla_bridge.backends_are_initialized())
+''', XDG_CACHE_HOME=str(tmp_path), JAX_PLATFORMS=platforms,
+                PYTHONPATH=str(tmp_path))
+  assert printed == f'{expected} {not expected} False'

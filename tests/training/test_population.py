@@ -281,6 +281,14 @@ def test_a_member_whose_loss_is_not_finite_ends_alone(tmp_path):
   predict.load(tmp_path / 'good')
 
 
+def test_a_deterministic_population_is_refused(tmp_path):
+  configs = members(precision={'deterministic': True})
+  runs = [tmp_path / str(i) for i in range(len(configs))]
+  with pytest.raises(errors.UserError, match='choose --engine=local'):
+    population.train_members(configs, runs)
+  assert not any(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize('change', [
     {'model': {'head': 'biaffine'}}, {'train': {'batch_size': 16}},
     {'parallel': {'mode': 'mesh'}}])

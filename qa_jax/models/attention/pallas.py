@@ -51,30 +51,32 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   query_ids, key_ids = (
       jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
       for x, none in zip(visible.ids(), (-1, -2), strict=True))
-  y = _fused(length, rate, q, k, v, query_ids, key_ids, seeds)
+  y = _fused(length, rate, matmul.float32_precision(q.dtype), q, k, v,
+             query_ids, key_ids, seeds)
   return y[:, :, :length]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _fused(length: int, rate: float,
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _fused(length: int, rate: float, precision: matmul.Precision,
            q: jax.Array, k: jax.Array, v: jax.Array,  # [B, H, P, K]
            query_ids: jax.Array, key_ids: jax.Array,  # [B, P] int32
            seeds: jax.Array) -> jax.Array:  # [B, SEEDS] uint32 → [B, H, P, K]
-  return _forward(length, rate, q, k, v, query_ids, key_ids, seeds)[0]
+  return _forward(length, rate, precision, q, k, v, query_ids, key_ids,
+                  seeds)[0]
 
 
-def _forward(length, rate, q, k, v, query_ids, key_ids, seeds):
+def _forward(length, rate, precision, q, k, v, query_ids, key_ids, seeds):
   rows = (q, k, v, query_ids, key_ids, seeds)
   y, top, total = base.by_rows(
-      functools.partial(_forward_call, length, rate), rows)
+      functools.partial(_forward_call, length, rate, precision), rows)
   return y, (*rows, y, top, total)
 
 
-def _backward(length, rate, residuals, g):
+def _backward(length, rate, precision, residuals, g):
   *rows, y, top, total = residuals
   centre = (g * y).sum(axis=-1)  # [B, H, P]
   gradients = base.by_rows(
-      functools.partial(_backward_call, length, rate),
+      functools.partial(_backward_call, length, rate, precision),
       (*rows, g.astype(rows[0].dtype), top, total, centre))
   return *gradients, None, None, None
 
@@ -82,7 +84,7 @@ def _backward(length, rate, residuals, g):
 _fused.defvjp(_forward, _backward)
 
 
-def _forward_call(length, rate, q, k, v, query_ids, key_ids, seeds):
+def _forward_call(length, rate, precision, q, k, v, query_ids, key_ids, seeds):
   """Calls the forward kernel: returns y [B, H, P, K] and two statistics.
 
   These are the maximum of the scores of each query and the sum of
@@ -93,24 +95,24 @@ def _forward_call(length, rate, q, k, v, query_ids, key_ids, seeds):
   of_head, of_tile, ids, tile_ids, both = _blocks(padded, size, tile)
   statistic = pl.BlockSpec((None, None, tile), lambda b, h, n: (b, h, n))
   return _call(
-      functools.partial(_forward_kernel, length, rate), q, k, v, query_ids,
-      key_ids, seeds, grid=(batch, heads, padded // tile),
+      functools.partial(_forward_kernel, length, rate, precision), q, k, v,
+      query_ids, key_ids, seeds, grid=(batch, heads, padded // tile),
       in_specs=[of_tile, of_head, of_head, tile_ids, ids, both],
       out_specs=[of_tile, statistic, statistic],
       out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32)
                  for shape in (q.shape, q.shape[:3], q.shape[:3])])
 
 
-def _backward_call(length, rate, q, k, v, query_ids, key_ids, seeds, g, top,
-                   total, centre):
+def _backward_call(length, rate, precision, q, k, v, query_ids, key_ids, seeds,
+                   g, top, total, centre):
   """Calls the backward kernel: returns the gradients of q, k and v."""
   batch, heads, padded, size = q.shape
   tile = _tile(padded)
   of_head, of_tile, ids, _, both = _blocks(padded, size, tile)
   statistic = pl.BlockSpec((None, None, padded), lambda b, h, n: (b, h, 0))
   return _call(
-      functools.partial(_backward_kernel, length, rate, tile), q, k, v,
-      query_ids, key_ids, seeds, g, top, total, centre,
+      functools.partial(_backward_kernel, length, rate, precision, tile),
+      q, k, v, query_ids, key_ids, seeds, g, top, total, centre,
       grid=(batch, heads, padded // tile),
       in_specs=3 * [of_head] + [ids, ids, both, of_head] + 3 * [statistic],
       out_specs=3 * [of_tile],
@@ -144,23 +146,25 @@ def _call(kernel: Callable[..., None], *arrays: jax.Array, **options: Any):
           num_warps=4, num_stages=2), **options))
 
 
-def _forward_kernel(length, rate, q_ref, k_ref, v_ref, query_ids_ref,
+def _forward_kernel(length, rate, precision, q_ref, k_ref, v_ref, query_ids_ref,
                     key_ids_ref, seeds_ref, y_ref, top_ref, total_ref):
   q, query_ids = q_ref[...], query_ids_ref[...]  # [T, K], [T]
   tile = len(query_ids)
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
+  product = functools.partial(_product, precision)
 
   def add(n, sums):
     top, total, y = sums
     at = pl.ds(n * tile, tile)
-    scores, _ = _scores(length, q, k_ref[at, :], query_ids, key_ids_ref[at], n)
+    scores, _ = _scores(product, length, q, k_ref[at, :], query_ids,
+                        key_ids_ref[at], n)
     higher = jnp.maximum(top, scores.max(axis=1))
     weights = jnp.exp(scores - higher[:, None])
     shrink = jnp.exp(top - higher)
     v = v_ref[at, :]
     dropped = (weights * weigh(this, n, tile)).astype(v.dtype)
-    y = y * shrink[:, None] + _product(dropped, v, 1, 0)
+    y = y * shrink[:, None] + product(dropped, v, 1, 0)
     return higher, total * shrink + weights.sum(axis=1), y
 
   top, total, y = jax.lax.fori_loop(
@@ -170,9 +174,9 @@ def _forward_kernel(length, rate, q_ref, k_ref, v_ref, query_ids_ref,
   y_ref[...], top_ref[...], total_ref[...] = y / total[:, None], top, total
 
 
-def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
-                     key_ids_ref, seeds_ref, g_ref, top_ref, total_ref,
-                     centre_ref, dq_ref, dk_ref, dv_ref):
+def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
+                     query_ids_ref, key_ids_ref, seeds_ref, g_ref, top_ref,
+                     total_ref, centre_ref, dq_ref, dk_ref, dv_ref):
   """Computes dk and dv of key tile n, then dq of query tile n.
 
   n is the third index of the program. The first loop is over all tiles of
@@ -180,17 +184,18 @@ def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
   """
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
+  product = functools.partial(_product, precision)
 
   def pair(i, j):
     """Returns the weights after dropout and the gradient of scores, [T, T]."""
     rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
     scores, seen = _scores(
-        length, q_ref[rows, :], k_ref[columns, :], query_ids_ref[rows],
+        product, length, q_ref[rows, :], k_ref[columns, :], query_ids_ref[rows],
         key_ids_ref[columns], j)
     weights = jnp.exp(scores - top_ref[rows][:, None])
     weights = weights / total_ref[rows][:, None]
     factor = weigh(i, j, tile)
-    slope = _product(g_ref[rows, :], v_ref[columns, :], 1, 1) * factor
+    slope = product(g_ref[rows, :], v_ref[columns, :], 1, 1) * factor
     slope = jnp.where(seen, weights * (slope - centre_ref[rows][:, None]), 0.0)
     return (weights * factor).astype(g_ref.dtype), slope.astype(g_ref.dtype)
 
@@ -198,11 +203,11 @@ def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
     dk, dv = sums
     weights, slope = pair(i, this)
     rows = pl.ds(i * tile, tile)
-    return (dk + _product(slope, q_ref[rows, :], 0, 0),
-            dv + _product(weights, g_ref[rows, :], 0, 0))
+    return (dk + product(slope, q_ref[rows, :], 0, 0),
+            dv + product(weights, g_ref[rows, :], 0, 0))
 
   def by_queries(j, dq):
-    return dq + _product(
+    return dq + product(
         pair(this, j)[1], k_ref[pl.ds(j * tile, tile), :], 1, 0)
 
   count = k_ref.shape[0] // tile
@@ -214,14 +219,14 @@ def _backward_kernel(length, rate, tile, q_ref, k_ref, v_ref, query_ids_ref,
   dq_ref[...] = dq.astype(dq_ref.dtype)
 
 
-def _scores(length, q, k, query_ids, key_ids, n):
+def _scores(product, length, q, k, query_ids, key_ids, n):
   """Computes the scores of key tile n, and the mask of visible keys.
 
   The scores are [T, T] float32, MASKED where the mask is false and BEYOND for
   keys beyond `length`.
   """
   seen = query_ids[:, None] == key_ids[None, :]
-  scores = jnp.where(seen, _product(q, k, 1, 1), span_scores.MASKED)
+  scores = jnp.where(seen, product(q, k, 1, 1), span_scores.MASKED)
   column = n * seen.shape[1] + jax.lax.broadcasted_iota(
       jnp.int32, seen.shape, 1)
   return jnp.where(column < length, scores, BEYOND), seen
@@ -240,8 +245,9 @@ def _factor(rate, seeds_ref, head, i, j, tile):
   return jnp.where(keep, 1 / (1 - rate), 0.0)
 
 
-def _product(a: jax.Array, b: jax.Array, i: int, j: int) -> jax.Array:
+def _product(precision: matmul.Precision, a: jax.Array, b: jax.Array, i: int,
+             j: int) -> jax.Array:
   """Computes the sum over axis i of a and axis j of b, in float32."""
   return jax.lax.dot_general(
       a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32,
-      precision=matmul.float32_precision(a.dtype))
+      precision=precision)

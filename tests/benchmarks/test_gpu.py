@@ -1,0 +1,152 @@
+"""The GPU benchmark: kernels of compiled programs, budgets, and the check."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from benchmarks.gpu import cases
+from benchmarks.gpu import h100
+from benchmarks.gpu import hlo
+from benchmarks.gpu import results
+from qa_jax import errors
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TEXT = '''HloModule step
+
+%fused (p.1: bf16[8,16], p.2: bf16[16,4]) -> f32[8,4] {
+  %p.1 = bf16[8,16]{1,0} parameter(0)
+  %p.2 = bf16[16,4]{1,0} parameter(1)
+  ROOT %dot.1 = f32[8,4]{1,0} dot(%p.1, %p.2), lhs_contracting_dims={1}
+}
+
+%add (p.3: f32[64,4], p.4: f32[8,4]) -> f32[64,4] {
+  %p.3 = f32[64,4]{1,0} parameter(0)
+  ROOT %s.1 = f32[64,4]{1,0} scatter(%p.3, %p.4)
+}
+
+%graph (p.5: f32[8,4]) -> f32[8,4] {
+  %p.5 = f32[8,4]{1,0} parameter(0)
+  ROOT %copy.1 = f32[8,4]{1,0} copy(%p.5)
+}
+
+ENTRY %main (a: bf16[8,16], b: bf16[16,4], t: f32[64,4]) -> f32[8,4] {
+  %a = bf16[8,16]{1,0} parameter(0)
+  %b = bf16[16,4]{1,0} parameter(1)
+  %t = f32[64,4]{1,0} parameter(2)
+  %y = f32[8,4]{1,0} fusion(%a, %b), kind=kCustom, calls=%fused, \
+metadata={op_name="jit(step)/jvp(mlp/output)"}
+  %g = f32[64,4]{1,0} fusion(%t, %y), kind=kInput, calls=%add, \
+metadata={op_name="jit(step)/transpose(jvp(embeddings))"}
+  %c = (f32[8,4]{1,0}, s8[32]{0}) custom-call(%a, %b), \
+custom_call_target="__cublas$gemm", \
+backend_config={"lhs_contracting_dimensions":["1"]}
+  ROOT %z = f32[8,4]{1,0} call(%y), to_apply=%graph
+}
+'''
+
+
+def test_bytes_and_flops_of_kernels_are_those_of_their_shapes():
+  product, scatter, library, copy = hlo.read_kernels(TEXT)
+  flops = 2 * 8 * 16 * 4
+  operands = 2 * (8 * 16 + 16 * 4)
+  assert (product.kind, product.bytes, product.flops, product.part) == (
+      'product', operands + 4 * 8 * 4, flops, 'mlp forward')
+  assert (scatter.kind, scatter.bytes, scatter.flops, scatter.part) == (
+      'scatter', 4 * (64 * 4 * 2 + 8 * 4), 0, 'embeddings backward')
+  assert (library.kind, library.bytes, library.flops) == (
+      'product', operands + 4 * 8 * 4 + 32, flops)
+  assert (copy.kind, copy.bytes) == ('copy', 2 * 4 * 8 * 4)
+  assert hlo.table([product, copy])[-1].split()[:2] == ['all', '2']
+
+
+def test_a_kernel_takes_as_long_as_memory_or_arithmetic():
+  slow = lambda moved, flops: hlo.Kernel('', '', moved, flops, '').seconds
+  assert slow(3_000_000_000_000, 1) == 1
+  assert slow(1, 650e12) == 1
+
+
+def test_flops_of_an_update_are_those_of_its_products():
+  # mini: 4 layers, hidden size 256, MLP 1,024; windows of 10 and 30 tokens.
+  dense = 2 * 40 * 256 * (256 * 4 + 2 * 1024)
+  scores = 2 * 2 * 256 * (10**2 + 30**2)
+  assert cases.flops('mini', [10, 30]) == 3 * 4 * (dense + scores)
+
+
+def test_failed_checks_lead_the_table_and_are_counted():
+  rows = [{'stage': 's', 'name': 'a', 'ms': 0.123456},
+          {'stage': 's', 'name': 'b', 'ok': True},
+          {'stage': 's', 'name': 'c', 'ok': False, 'error': 'x|y'}]
+  text, failed = results.table(map(json.dumps, rows))
+  assert failed == 1
+  assert text.splitlines()[2:] == [
+      '| s | c | FAILED | error x/y |', '| s | b | passed |  |',
+      '| s | a | measured | ms 0.1235 |']
+
+
+def test_a_stage_that_raises_or_has_no_time_is_a_failed_check(tmp_path):
+  stage = results.Results(tmp_path, 's', 60)
+  stage.attempt('bad', lambda: 1 / 0)
+  stage.attempt('good', lambda: dict(ok=True))
+  results.Results(tmp_path, 's', -1).attempt('late', lambda: dict(ok=True))
+  rows = [json.loads(line) for line in
+          (tmp_path / 'results.jsonl').read_text().splitlines()]
+  assert [row['ok'] for row in rows] == [False, True, False]
+  assert 'ZeroDivisionError' in rows[0]['error']
+
+
+def test_the_check_is_rehearsed_on_a_cpu(tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-m', 'benchmarks.gpu.check', f'--output={tmp_path}',
+       '--seconds=600', '--stages=device,searches'], cwd=ROOT, text=True,
+      env={**os.environ, 'TINY': '1', 'JAX_PLATFORMS': 'cpu'},
+      capture_output=True, check=False)
+  table = (tmp_path / 'table.md').read_text()
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert table.count('= an enumeration | passed') == 3
+  assert 'FAILED' not in table
+
+
+@pytest.fixture(scope='module')
+def config(tmp_path_factory):
+  return cases.config(
+      tmp_path_factory.mktemp('gpu'), preset='tiny', batch=4, length=64,
+      questions=40, vocab_size=2500)
+
+
+def plugin_is_missing() -> bool:
+  try:
+    h100.device()
+  except errors.UserError:
+    return True
+  return False
+
+
+def test_a_missing_plugin_is_one_line_with_the_extra(monkeypatch):
+  def fail(*args, **kwargs):
+    raise RuntimeError('no cuda\nmore')
+  monkeypatch.setattr(h100.topologies, 'get_topology_desc', fail)
+  with pytest.raises(errors.UserError, match='gpu-compile') as e:
+    h100.device()
+  assert '\n' not in str(e.value)
+
+
+# The numbers of jax 0.11.2 and a margin of a tenth: BUDGET is to notice a step
+# that launches more kernels, moves more bytes or holds more arrays.
+BUDGET = {'kernels': 240, 'megabytes': 240, 'temporary megabytes': 10.2}
+
+
+@pytest.mark.skipif("plugin_is_missing()", reason='needs [gpu-compile]')
+def test_the_default_step_stays_within_its_budgets(config):
+  program, _ = h100.compile_step(
+      config, {'xla_gpu_enable_triton_gemm': False})
+  kernels = hlo.read_kernels(program.as_text())
+  memory = program.memory_analysis().temp_size_in_bytes
+  measured = {'kernels': len(kernels),
+              'megabytes': sum(k.bytes for k in kernels) / 1e6,
+              'temporary megabytes': memory / 1e6}
+  over = {k: v for k, v in measured.items() if v > BUDGET[k]}
+  assert not over
