@@ -141,7 +141,7 @@ def test_config_is_what_transformers_writes(exported):
   assert {k: reference[k] for k in written} == written
   assert carried['data'] == FIELDS['data']
   assert carried['decode'] == FIELDS['decode'] | {
-      'search': 'two_stage', 'merge': 'none'}
+      'search': 'two_stage', 'merge': 'none', 'whole_words': False}
   assert (exported / 'model.safetensors').stat().st_mode & 0o044
 
 
