@@ -411,6 +411,21 @@ def test_a_checkpoint_becomes_a_run_and_leaves_equal(kind, tmp_path):
       kind == 'roberta')
 
 
+def test_camembert_is_read_and_written_by_its_name(tmp_path):
+  """It computes what XLM-R does; its weights have equal names."""
+  directory = shutil.copytree(directory_of('xlm_roberta'), tmp_path / 'x')
+  config = files.read_object(directory / 'config.json')
+  names = {'model_type': 'camembert',
+           'architectures': ['CamembertForQuestionAnswering']}
+  files.write_json(directory / 'config.json', config | names)
+  source = export_lib.read_source(str(directory))
+  jax.tree.map(np.testing.assert_array_equal, source.model.params,
+               load('xlm_roberta').params)
+  export_lib.write_hugging_face(source, tmp_path / 'out')
+  written = files.read_object(tmp_path / 'out' / 'config.json')
+  assert {name: written[name] for name in names} == names
+
+
 def test_the_written_tokenizer_json_lays_out_pairs_as_before(tmp_path):
   for kind in KINDS:
     reader = tokenizer_lib.read_tokenizer(directory_of(kind))
