@@ -568,12 +568,14 @@ def _read_bert(directory: pathlib.Path, about: dict[str, Any],
   if not path.is_file():
     slow = sorted(f.name for f in directory.glob('*.model'))
     raise errors.UserError(
-        f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json' + (
+        f'{directory}: no vocabulary; expected tokenizer.json, vocab.txt, or '
+        'vocab.json with merges.txt' + (
             f'; {slow[0]} is not read: save the fast tokenizer there where '
             'transformers is installed: python -c "import sys, transformers; d '
             '= sys.argv[1]; transformers.AutoTokenizer.from_pretrained(d)'
             f'.save_pretrained(d)" {shlex.quote(str(directory))}'
-            if slow else ''))
+            if slow else '; of a hub id with a SentencePiece model alone, save '
+            'the fast tokenizer of transformers to a directory'))
   errors.require(
       kind in CLASSES,
       f'{directory / "tokenizer_config.json"}: tokenizer_class {kind!r} is not '
