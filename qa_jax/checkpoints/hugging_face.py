@@ -44,6 +44,7 @@ TABLE = {
 }
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json',
+           'vocab.json', 'merges.txt',
            'special_tokens_map.json', 'added_tokens.json')
 # The program that the refusal of pickled weights advises: it is never run here.
 CONVERT = (
@@ -134,7 +135,25 @@ def read_config(directory: pathlib.Path) -> bert.BertConfig:
   if type(eps) not in (int, float) or not 0 < eps < 1:
     raise errors.UserError(
         f'{path}: layer_norm_eps is {eps!r}, expected a number in (0, 1)')
-  return bert.BertConfig(**sizes, layer_norm_eps=float(eps))
+  sizes['max_position'] -= _unused_positions(path, config, kind)
+  errors.require(
+      sizes['max_position'] > 0,
+      f'{path}: {names["max_position"]} {config[names["max_position"]]} leaves '
+      'no position behind those of padding')
+  return bert.BertConfig(
+      **sizes, layer_norm_eps=float(eps),
+      architecture=kind if architecture.positions_after_pad else 'bert')
+
+
+def _unused_positions(path: pathlib.Path, config: Mapping[str, Any],
+                      kind: str) -> int:
+  """Returns the number of first rows of the position table without use."""
+  if not weight_names.ARCHITECTURES[kind].positions_after_pad:
+    return 0
+  pad = config.get('pad_token_id', 1)  # 1 is the default of transformers
+  errors.require(type(pad) is int and pad >= 0,
+                 f'{path}: pad_token_id is {pad!r}, expected an int ≥ 0')
+  return pad + 1
 
 
 def _read_model_type(
@@ -166,7 +185,8 @@ def _infer_model_type(config: Mapping[str, Any]) -> str | None:
   if not name and config.keys() >= {*weight_names.FIELDS.values()}:
     return 'bert'
   return next((kind for kind, v in weight_names.ARCHITECTURES.items()
-               if re.fullmatch(rf'{v.class_prefix}(For\w+|\w*Model)', name)),
+               if re.fullmatch(rf'{v.class_prefix}(For\w+|(LMHead)?Model)',
+                               name)),
               None)
 
 
@@ -191,7 +211,7 @@ def read_tensors(directory: pathlib.Path
       two checkpoints or pickled weights, or the extra for TensorFlow
       checkpoints is missing.
   """
-  path, _, kind = _read_model_type(directory)
+  path, config, kind = _read_model_type(directory)
   if path.name == 'config.json':
     raw = _read_safetensors(directory)
     names = {k: weight_names.from_hugging_face(k, kind) for k in raw}
@@ -215,6 +235,9 @@ def read_tensors(directory: pathlib.Path
   if kind == 'distilbert':  # It has no token types: their vectors are zeros.
     like = tensors.get('embeddings.LayerNorm.bias', np.zeros(0))
     tensors[weight_names.TOKEN_TYPES] = np.zeros((2, *like.shape), np.float32)
+  if weight_names.POSITIONS in tensors:
+    tensors[weight_names.POSITIONS] = tensors[weight_names.POSITIONS][
+        _unused_positions(path, config, kind):]
   note = f'not read, a span model has no use for them: {_first_names(ignored)}'
   return tensors, [note] if ignored else []
 

@@ -19,6 +19,7 @@ FIELDS = {
     'vocab_size': 'vocab_size', 'max_position': 'max_position_embeddings',
     'type_vocab_size': 'type_vocab_size'}
 TOKEN_TYPES = 'embeddings.token_type_embeddings.weight'
+POSITIONS = 'embeddings.position_embeddings.weight'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,22 +29,34 @@ class Architecture:
   fields: Mapping[str, str]  # our field → theirs
   class_prefix: str  # of the names in `architectures`: BertForMaskedLM
   supported: Mapping[str, Any]  # other fields, and what they must be
+  prefix: str  # of the names of the encoder's weights
   renames: tuple[tuple[str, str], ...] = ()  # a part of a name → BERT's
+  # Positions are counted from pad_token_id + 1, as in fairseq. The earlier rows
+  # of the table are never used, and are left out here.
+  positions_after_pad: bool = False
 
 
 # A decoder's attention is causal: it computes something else.
 _BERT_ONLY = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute',
               'is_decoder': False}
 ARCHITECTURES = {
-    'bert': Architecture(FIELDS, 'Bert', _BERT_ONLY),
+    'bert': Architecture(FIELDS, 'Bert', _BERT_ONLY, 'bert.'),
+    # Liu et al. (2019), also DistilRoBERTa: one token type.
+    'roberta': Architecture(FIELDS, 'Roberta', _BERT_ONLY, 'roberta.',
+                            positions_after_pad=True),
+    # Conneau et al. (2020) and Martin et al. (2020), with Unigram vocabularies.
+    'xlm-roberta': Architecture(FIELDS, 'XLMRoberta', _BERT_ONLY, 'roberta.',
+                                positions_after_pad=True),
+    'camembert': Architecture(FIELDS, 'Camembert', _BERT_ONLY, 'roberta.',
+                              positions_after_pad=True),
     # Clark et al. (2020), where embeddings are as wide as layers: not small.
-    'electra': Architecture(FIELDS, 'Electra', _BERT_ONLY),
+    'electra': Architecture(FIELDS, 'Electra', _BERT_ONLY, 'electra.'),
     # Sanh et al. (2019): without token types; here all have a vector of zeros.
     'distilbert': Architecture(
         {'hidden_size': 'dim', 'num_layers': 'n_layers',
          'num_heads': 'n_heads', 'mlp_size': 'hidden_dim',
          'vocab_size': 'vocab_size', 'max_position': 'max_position_embeddings'},
-        'DistilBert', {'activation': 'gelu'},
+        'DistilBert', {'activation': 'gelu'}, 'distilbert.',
         (('transformer.layer.', 'encoder.layer.'),
          ('.attention.q_lin.', '.attention.self.query.'),
          ('.attention.k_lin.', '.attention.self.key.'),
@@ -88,7 +101,7 @@ def from_hugging_face(name: str, model_type: str) -> str | None:
 
   The heads of other tasks, the pooler and the buffers have the name None.
   """
-  name = name.removeprefix(model_type + '.')
+  name = name.removeprefix(ARCHITECTURES[model_type].prefix)
   if _BUFFER.fullmatch(name) or not _ENCODER_OR_HEAD.search(name):
     return None
   for theirs, berts in ARCHITECTURES[model_type].renames:

@@ -1,7 +1,8 @@
-"""WordPiece tokenizers with character offsets into the original text.
+"""Tokenizers with character offsets into the original text.
 
-The library `tokenizers` normalises, splits and matches. A tokenizer is read
-from the files that transformers writes, and written to them again.
+WordPiece (BERT), byte-level BPE (RoBERTa) and Unigram (XLM-R, CamemBERT) are
+supported. The library `tokenizers` normalises, splits and matches. A tokenizer
+is read from the files that transformers writes, and written to them again.
 
 Padding, unknown, first, separator and mask token are never matched in a text,
 so "[SEP]" in a user's text is tokenised as text and never becomes the separator
@@ -19,7 +20,9 @@ import json
 import pathlib
 import re
 import reprlib
+import shlex
 from typing import Any
+import unicodedata
 
 import numpy as np
 import tokenizers
@@ -29,6 +32,8 @@ from qa_jax.data.examples import check_text
 from qa_jax.io import files
 
 SPECIAL = ('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]')
+# Names in RoBERTa's vocabulary, and in those of XLM-R and CamemBERT.
+ROBERTA_SPECIAL = ('<pad>', '<unk>', '<s>', '</s>', '<mask>')
 ROLES = ('pad_token', 'unk_token', 'cls_token', 'sep_token', 'mask_token')
 # Settings of tokenizer_config.json that transformers gives to BertNormalizer.
 NORMALIZER = {'do_lower_case': 'lowercase', 'strip_accents': 'strip_accents',
@@ -41,6 +46,9 @@ SUPPORTED = {'do_basic_tokenize': (None, True), 'clean_text': (None, True),
 # Classes whose vocab.txt is read like that of BertTokenizer.
 CLASSES = (None, *(f'{name}Tokenizer{fast}' for fast in ('', 'Fast')
                    for name in ('Bert', 'DistilBert', 'Electra')))
+# Classes whose vocab.json and merges.txt are read like those of
+# RobertaTokenizer.
+BPE_CLASSES = (None, 'RobertaTokenizer', 'RobertaTokenizerFast')
 UNLIMITED = 10**9  # transformers writes 10**30 if the length has no limit
 
 
@@ -59,9 +67,11 @@ class Ragged:
 
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
-  """A WordPiece tokenizer and its vocabulary in id order.
+  """A tokenizer, its vocabulary in id order and the layout of its windows.
 
-  Without a definition it is BERT's (Devlin et al., 2019).
+  Without a definition it is BERT's (Devlin et al., 2019). A window is one first
+  token, the question, `separators` separator tokens, a part of the context and
+  one separator token.
   """
 
   vocab: tuple[str, ...]  # added tokens included
@@ -71,15 +81,17 @@ class Tokenizer:
   definition: str = ''
   special: tuple[str, ...] = SPECIAL  # tokens in the order of ROLES
   max_length: int | None = None  # tokens of a window, model_max_length
+  separators: int = 1  # between question and context; RoBERTa has 2
+  context_type: int = 1  # token type of the context; that of the question is 0
 
   def __post_init__(self):
     missing = [t for t in self.special[:4] if t not in self.index]
     if missing:
       raise errors.UserError(
           f'vocabulary of {len(self.vocab)} entries lacks '
-          f'{", ".join(map(_shown, missing))}: it is not a BERT WordPiece '
-          'vocabulary, or tokenizer_config.json lacks the names of its special '
-          'tokens')
+          f'{", ".join(map(_shown, missing))}: it is not the vocabulary of a '
+          'supported tokenizer, or tokenizer_config.json lacks the names of '
+          'its special tokens')
 
   @functools.cached_property
   def index(self) -> dict[str, int]:
@@ -89,16 +101,47 @@ class Tokenizer:
   cls_id = property(lambda self: self.index[self.special[2]])
   sep_id = property(lambda self: self.index[self.special[3]])
 
+  @property
+  def outer_length(self) -> int:
+    """The number of tokens of a window beside question and context."""
+    return self.separators + 2
+
   @functools.cached_property
-  def continues_word(self) -> np.ndarray:  # [vocabulary] bool
+  def is_wordpiece(self) -> bool:
+    return not self.definition or _is_wordpiece(json.loads(self.definition))
+
+  @functools.cached_property
+  def _continues_by_id(self) -> np.ndarray:  # [vocabulary] bool
     """Whether a token, by its id, is a later piece "##…" of its word."""
     return np.array([t.startswith('##') and len(t) > 2 for t in self.vocab])
+
+  def continues_word(self, text: str, ids: np.ndarray,
+                     offsets: np.ndarray) -> np.ndarray:
+    """Returns whether each token of a text is a later piece of its word [T].
+
+    `ids` [T] and `offsets` [T, 2] are those of `encode`. WordPiece marks such
+    tokens with "##". Other vocabularies do not: there the characters decide,
+    with the words of BERT (see `inside_words`).
+    """
+    if self.is_wordpiece:
+      return self._continues_by_id[ids]
+    return tokens_inside_words(text, offsets)
+
+  def readable(self, token_id: int) -> str:
+    """Returns a token for a page or a picture."""
+    token = self.vocab[token_id]
+    if self.is_wordpiece or token in self.special:
+      return token
+    return self._library.decode(
+        [token_id], skip_special_tokens=False).strip() or '␣'
 
   @property
   def fingerprint(self) -> str:
     text = '\n'.join(self.vocab) + f'\nlowercase={self.lowercase}'
     if (self.definition, self.special) != ('', SPECIAL):
       text += repr((self.definition, self.special))
+    if (self.separators, self.context_type) != (1, 1):
+      text += repr((self.separators, self.context_type))
     return hashlib.sha256(text.encode()).hexdigest()
 
   @functools.cached_property
@@ -137,19 +180,31 @@ class Tokenizer:
   def _whole(self, text: str, offsets: np.ndarray) -> np.ndarray:
     """Returns offsets [T, 2] with the marks, and without spaces at the ends.
 
-    The library leaves marks that the normaliser removes out of the offsets, and
-    includes spaces beside an added token with `lstrip` or `rstrip`.
+    The library leaves marks that the normaliser removes, or composes with the
+    letter before them, out of the offsets. It includes spaces beside an added
+    token with `lstrip` or `rstrip`, and the spaces that are part of a token in
+    BPE and Unigram. A token of spaces alone begins at the next character that
+    is no space and ends behind the last one before it, so that spans from or to
+    it have no spaces at their ends.
     """
     letters = set(text)
-    marks = {c for c in letters if self._removes(c)}
-    if marks:
-      offsets = attach_marks(offsets, _mask(text, marks))
+    if self.is_wordpiece:
+      marks = {c for c in letters if self._removes(c)}
+      if marks:
+        offsets = attach_marks(offsets, _mask(text, marks))
     if self.definition and len(offsets):
       spaces = _mask(text, {c for c in letters if c.isspace()})
+      if not self.is_wordpiece:
+        # Normalisers that compose letters and marks leave the marks out, too.
+        depth = np.zeros(len(text) + 1, np.int32)
+        np.add.at(depth, offsets[:, 0], 1)
+        np.add.at(depth, offsets[:, 1], -1)
+        outside = (np.cumsum(depth)[:-1] == 0) & ~spaces
+        if outside.any():
+          offsets = attach_marks(offsets, outside)
       after, before = _edges(spaces)
       begin, end = offsets.T
-      begin = np.minimum(after[begin], end)
-      offsets = np.stack([begin, np.maximum(before[end], begin)], 1)
+      offsets = np.stack([after[begin], before[end]], 1).astype(np.int32)
     return offsets
 
   def closed_json(self) -> str:
@@ -163,6 +218,12 @@ class Tokenizer:
     about = json.loads(self.definition)
     for token in about['added_tokens']:
       token['special'] = token['content'] in self.special
+    if about['model']['type'] == 'Unigram':
+      # A Unigram model matches any piece of its vocabulary. No text that the
+      # pre-tokenizer has split has a piece with a space.
+      for row in about['model']['vocab']:
+        if row[0] in self.special:
+          row[0] = f'special {row[0]}'
     return json.dumps(about, ensure_ascii=False)
 
   def to_json(self) -> str:
@@ -170,9 +231,23 @@ class Tokenizer:
     library = tokenizers.Tokenizer.from_str(
         self.definition or self.closed_json())
     library.add_special_tokens([t for t in self.special if t in self.index])
-    library.post_processor = tokenizers.processors.BertProcessing(
-        (self.special[3], self.sep_id), (self.special[2], self.cls_id))
+    library.post_processor = self._post_processor()
     return library.to_str(pretty=True)
+
+  def _post_processor(self) -> Any:
+    """Returns the part of the library that lays out rows as windows are."""
+    first, last = (self.special[2], self.cls_id), (self.special[3], self.sep_id)
+    if (self.separators, self.context_type) == (1, 1):
+      return tokenizers.processors.BertProcessing(last, first)
+    level = byte_level(json.loads(self.definition)) if self.definition else None
+    if level and (self.separators, self.context_type) == (2, 0):
+      return tokenizers.processors.RobertaProcessing(
+          last, first, add_prefix_space=level['add_prefix_space'])
+    kind = self.context_type
+    return tokenizers.processors.TemplateProcessing(
+        single=[first[0], '$A', last[0]], special_tokens=[first, last],
+        pair=[first[0], '$A', *[last[0]] * self.separators, f'$B:{kind}',
+              f'{last[0]}:{kind}'])
 
   def save(self, directory: pathlib.Path) -> None:
     """Writes the vocabulary and tokenizer_config.json, as transformers does.
@@ -185,7 +260,7 @@ class Tokenizer:
     pieces = list(self.vocab)
     if self.definition:
       whole = json.loads(self.definition)
-      pieces = list(whole['model']['vocab'])
+      pieces = [*whole['model']['vocab']]
       normalizer = whole['normalizer'] or {}
       if _is_berts(whole):
         about |= {theirs: normalizer[ours]
@@ -193,7 +268,8 @@ class Tokenizer:
       else:
         about['tokenizer_class'] = 'PreTrainedTokenizerFast'
         about['model_input_names'] = [  # transformers 5 has no types by default
-            'input_ids', 'token_type_ids', 'attention_mask']
+            'input_ids', *['token_type_ids'] * bool(self.context_type),
+            'attention_mask']
         pieces = []
       extra = [t['content'] for t in whole['added_tokens']
                if t['special'] and t['content'] not in self.special]
@@ -252,6 +328,49 @@ def _edges(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return np.minimum.accumulate(after[::-1])[::-1], np.maximum.accumulate(before)
 
 
+@functools.cache
+def _is_letter(c: str) -> bool:
+  """Returns whether a character may stand inside a word of BERT."""
+  return not (c.isspace() or (c.isascii() and not c.isalnum())
+              or unicodedata.category(c)[0] == 'P'
+              or unicodedata.name(c, '').startswith('CJK '))
+
+
+def inside_words(text: str) -> np.ndarray:
+  """Returns whether a word goes on from character i - 1 to i of a text [N + 1].
+
+  Words are those of BERT's pre-tokenizer (Devlin et al., 2019): they end at
+  spaces and punctuation, and a Chinese character is a word. In ASCII, every
+  character that is neither a letter nor a digit counts as punctuation.
+  """
+  letters = np.zeros(len(text) + 2, bool)
+  letters[1:-1] = _mask(text, {c for c in set(text) if _is_letter(c)})
+  return letters[:-1] & letters[1:]
+
+
+def tokens_inside_words(text: str, offsets: np.ndarray) -> np.ndarray:
+  """Returns whether each token [T] goes on with the word of the token before.
+
+  `offsets` [T, 2] are the characters of the tokens. Tokens of BPE may share a
+  character, whose bytes they divide.
+  """
+  begin, end = offsets.T
+  inside = inside_words(text)[np.minimum(begin, len(text))]
+  inside[1:] |= begin[1:] < end[:-1]
+  return inside
+
+
+def byte_level(whole: dict[str, Any]) -> dict[str, Any] | None:
+  """Returns the ByteLevel pre-tokenizer of a tokenizer.json, if it has one."""
+  part = whole.get('pre_tokenizer') or {}
+  return next((p for p in part.get('pretokenizers', [part])
+               if p.get('type') == 'ByteLevel'), None)
+
+
+def _is_wordpiece(whole: dict[str, Any]) -> bool:
+  return whole['model'].get('type', 'WordPiece') == 'WordPiece'
+
+
 def _pipeline(vocab: dict[str, int], lowercase: bool,
               unknown: str = SPECIAL[1]) -> tokenizers.Tokenizer:
   """Returns the tokenizer of BERT, without special tokens."""
@@ -272,7 +391,10 @@ def _is_berts(whole: dict[str, Any]) -> bool:
 
 def read_tokenizer(directory: str | pathlib.Path,
                    lowercase: bool | None = None) -> Tokenizer:
-  """Reads the tokenizer in tokenizer.json or vocab.txt of a directory.
+  """Reads the tokenizer of a directory from the files of transformers.
+
+  It is in tokenizer.json, or else in the vocab.txt of BERT or in the vocab.json
+  and merges.txt of RoBERTa.
 
   tokenizer_config.json, special_tokens_map.json and added_tokens.json are read
   if they are present, with the precedence of BertTokenizerFast of transformers
@@ -297,6 +419,8 @@ def read_tokenizer(directory: str | pathlib.Path,
     library = _read_library(directory / 'tokenizer.json')
     _check_vocabulary(library, directory)
   special = _special_tokens(about, names, library, directory)
+  if library is None and (directory / 'vocab.json').is_file():
+    library = _read_roberta(directory, about, special)
   if library:
     stored = folds = _set_normalizer(library, about, where)
   else:
@@ -307,13 +431,15 @@ def read_tokenizer(directory: str | pathlib.Path,
         f'data.lowercase={lowercase}, but the vocabulary in {directory} is '
         f'{"lower-cased" if stored else "cased"}; set data.lowercase={stored}')
   _check_model(library, about | {'unk_token': special[1]}, where)
+  _set_prefix_space(library, about, where)
   _add_tokens(library, about, names, numbered, special, directory)
   limit = about.get('model_max_length', about.get('max_len'))
   tokenizer = Tokenizer(
       _vocabulary(library, directory), folds,
       _definition(library, folds, special), special,
-      None if limit is None or limit > UNLIMITED else int(limit))
-  _check_layout(library, special, directory)
+      None if limit is None or limit > UNLIMITED else int(limit),
+      *_read_layout(library, special, directory))
+  _check_closed(tokenizer, directory)
   return tokenizer
 
 
@@ -343,7 +469,7 @@ def _check_settings(about: dict[str, Any], where: pathlib.Path) -> None:
 def _read_library(path: pathlib.Path) -> tokenizers.Tokenizer:
   """Reads tokenizer.json, without its truncation."""
   whole = files.read_object(path)
-  _check_json_vocabulary(whole.get('model'), path)
+  _check_json_vocabulary(whole, path)
   try:
     library = tokenizers.Tokenizer.from_str(json.dumps(whole))
   except Exception as e:  # the library raises no narrower class
@@ -356,19 +482,78 @@ def _read_library(path: pathlib.Path) -> tokenizers.Tokenizer:
   return library
 
 
-def _check_json_vocabulary(model: Any, path: pathlib.Path) -> None:
-  """Raises a UserError unless tokenizer.json has a WordPiece vocabulary."""
+def _check_json_vocabulary(whole: dict[str, Any], path: pathlib.Path) -> None:
+  """Raises a UserError unless tokenizer.json has a supported vocabulary."""
+  model = whole.get('model')
   kind = model.get('type', 'WordPiece') if isinstance(model, dict) else model
-  if kind != 'WordPiece' or not isinstance(model.get('vocab'), dict):
+  supported = 'WordPiece, byte-level BPE and Unigram vocabularies are'
+  vocab = model.get('vocab') if isinstance(model, dict) else None
+  errors.require(
+      kind in ('WordPiece', 'BPE', 'Unigram') and isinstance(
+          vocab, list if kind == 'Unigram' else dict),
+      f'{path}: model {reprlib.repr(kind)} is not supported; {supported}')
+  if kind == 'Unigram':
+    errors.require(
+        all(isinstance(row, list) and len(row) == 2 and type(row[0]) is str
+            for row in vocab) and len({row[0] for row in vocab}) == len(vocab),
+        f'{path}: its vocabulary is not a list of distinct pieces with scores')
+    check_text('\n'.join(row[0] for row in vocab), f'{path}: vocabulary')
+    return
+  if kind == 'BPE':
+    errors.require(
+        byte_level(whole) is not None,
+        f'{path}: model BPE without the pre-tokenizer ByteLevel is not '
+        f'supported; {supported}')
+    errors.require(
+        not model.get('dropout'),
+        f'{path}: BPE dropout {model.get("dropout")!r} makes tokens random; '
+        'set it to null')
+  if not all(type(i) is int for i in vocab.values()) or (
+      sorted(vocab.values()) != list(range(len(vocab)))):
     raise errors.UserError(
-        f'{path}: model {reprlib.repr(kind)} is not supported; a WordPiece '
-        'vocabulary is needed')
-  ids = model['vocab']
-  if not all(type(i) is int for i in ids.values()) or (
-      sorted(ids.values()) != list(range(len(ids)))):
-    raise errors.UserError(
-        f'{path}: its {len(ids)} tokens are not numbered 0 … {len(ids) - 1}')
-  check_text('\n'.join(ids), f'{path}: vocabulary')
+        f'{path}: its {len(vocab)} tokens are not numbered '
+        f'0 … {len(vocab) - 1}')
+  check_text('\n'.join(vocab), f'{path}: vocabulary')
+
+
+def _read_roberta(directory: pathlib.Path, about: dict[str, Any],
+                  special: tuple[str, ...]) -> tokenizers.Tokenizer:
+  """Reads the tokenizer of vocab.json and merges.txt, as RobertaTokenizerFast.
+
+  Radford et al. (2019) describe its bytes and its pre-tokenizer.
+  """
+  path, kind = directory / 'vocab.json', about.get('tokenizer_class')
+  errors.require(
+      kind in BPE_CLASSES,
+      f'{directory / "tokenizer_config.json"}: tokenizer_class {kind!r} is not '
+      'supported without a tokenizer.json; save the fast tokenizer there')
+  vocab, merges = files.read_object(path), directory / 'merges.txt'
+  errors.require(merges.is_file(), f'{merges} is missing; fetch it again')
+  _check_json_vocabulary(
+      {'model': {'type': 'BPE', 'vocab': vocab},
+       'pre_tokenizer': {'type': 'ByteLevel'}}, path)
+  pairs = []
+  for number, line in enumerate(files.read_text(merges).split('\n'), 1):
+    if line and not (number == 1 and line.startswith('#version')):
+      pair = tuple(line.split(' '))
+      errors.require(
+          len(pair) == 2 and {*pair, ''.join(pair)} <= vocab.keys(),
+          f'{merges}: line {number} {reprlib.repr(line)} is not a pair of '
+          'tokens of vocab.json whose union is one, too')
+      pairs.append(pair)
+  library = tokenizers.Tokenizer(tokenizers.models.BPE(
+      vocab, pairs, continuing_subword_prefix='', end_of_word_suffix=''))
+  library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False)
+  library.decoder = tokenizers.decoders.ByteLevel()
+  missing = [t for t in special[2:4] if t not in vocab]
+  errors.require(not missing, f'{path}: it lacks '
+                 f'{", ".join(map(_shown, missing))}, the first or separator '
+                 'token of RoBERTa; tokenizer_config.json may name another')
+  library.post_processor = tokenizers.processors.RobertaProcessing(
+      (special[3], vocab[special[3]]), (special[2], vocab[special[2]]),
+      add_prefix_space=False)
+  return library
 
 
 def _read_bert(directory: pathlib.Path, about: dict[str, Any],
@@ -381,8 +566,16 @@ def _read_bert(directory: pathlib.Path, about: dict[str, Any],
   """
   path, kind = directory / 'vocab.txt', about.get('tokenizer_class')
   if not path.is_file():
+    slow = sorted(f.name for f in directory.glob('*.model'))
     raise errors.UserError(
-        f'{directory}: no vocabulary; expected vocab.txt or tokenizer.json')
+        f'{directory}: no vocabulary; expected tokenizer.json, vocab.txt, or '
+        'vocab.json with merges.txt' + (
+            f'; {slow[0]} is not read: save the fast tokenizer there where '
+            'transformers is installed: python -c "import sys, transformers; d '
+            '= sys.argv[1]; transformers.AutoTokenizer.from_pretrained(d)'
+            f'.save_pretrained(d)" {shlex.quote(str(directory))}'
+            if slow else '; of a hub id with a SentencePiece model alone, save '
+            'the fast tokenizer of transformers to a directory'))
   errors.require(
       kind in CLASSES,
       f'{directory / "tokenizer_config.json"}: tokenizer_class {kind!r} is not '
@@ -410,14 +603,16 @@ def _read_vocabulary(path: pathlib.Path) -> dict[str, int]:
 
 def _check_vocabulary(library: tokenizers.Tokenizer,
                       directory: pathlib.Path) -> None:
-  """Raises a UserError if vocab.txt contradicts tokenizer.json."""
-  path = directory / 'vocab.txt'
-  if path.is_file():
-    lines, ids = _read_vocabulary(path), library.get_vocab()
+  """Raises a UserError if vocab.txt or .json contradicts tokenizer.json."""
+  for name, read in (('vocab.txt', _read_vocabulary),
+                     ('vocab.json', files.read_object)):
+    if not (directory / name).is_file():
+      continue
+    lines, ids = read(directory / name), library.get_vocab()
     pieces = library.get_vocab(with_added_tokens=False)
     wrong = [t for t in {**lines, **pieces} if lines.get(t) != ids.get(t)]
     errors.require(
-        not wrong, f'{directory}: vocab.txt and tokenizer.json give '
+        not wrong, f'{directory}: {name} and tokenizer.json give '
         f'{len(wrong)} tokens another id, first {reprlib.repr(wrong[:1])}; '
         'remove the file that is not of this checkpoint')
 
@@ -428,17 +623,21 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
   """Returns the special tokens in the order of ROLES.
 
   A token that the files do not name is the one that tokenizer.json uses, or
-  else BERT's.
+  else that of BERT or, in other vocabularies than WordPiece, of RoBERTa.
   """
-  used = {}
+  used, names_of = {}, SPECIAL
+  if library is None and (directory / 'vocab.json').is_file():
+    names_of = ROBERTA_SPECIAL
   if library:
-    used['unk_token'] = library.model.unk_token
+    if not isinstance(library.model, tokenizers.models.WordPiece):
+      names_of = ROBERTA_SPECIAL
+    used['unk_token'] = _unknown_token(library)
     used['pad_token'] = (library.padding or {}).get('pad_token')
     if library.post_processor:
       pair = library.encode('', '').tokens
       used |= {'cls_token': pair[0], 'sep_token': pair[-1]} if pair else {}
   special = []
-  for role, standard in zip(ROLES, SPECIAL, strict=True):
+  for role, standard in zip(ROLES, names_of, strict=True):
     stored = []
     for source, name in ((about, 'tokenizer_config.json'),
                          (names, 'special_tokens_map.json')):
@@ -453,6 +652,18 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
         'tokenizer_config.json and special_tokens_map.json; correct one')
     special.append(stored[0] if stored else used.get(role) or standard)
   return tuple(special)
+
+
+def _unknown_token(library: tokenizers.Tokenizer) -> str | None:
+  """Returns the token that the model gives for unknown text, if it names one.
+
+  Byte-level BPE knows every text.
+  """
+  model = json.loads(library.to_str())['model']
+  if model['type'] == 'Unigram':
+    number = model.get('unk_id')
+    return None if number is None else model['vocab'][number][0]
+  return model.get('unk_token')
 
 
 def _set_normalizer(library: tokenizers.Tokenizer, about: dict[str, Any],
@@ -486,6 +697,13 @@ def _check_model(library: tokenizers.Tokenizer, about: dict[str, Any],
                  where: pathlib.Path) -> None:
   """Raises a UserError if a setting of WordPiece contradicts the vocabulary."""
   model = library.model
+  if not isinstance(model, tokenizers.models.WordPiece):
+    unknown = _unknown_token(library)
+    errors.require(
+        unknown in (None, about['unk_token']),
+        f'{where}: unk_token={reprlib.repr(about["unk_token"])}, but the '
+        f'tokenizer has {unknown!r}; correct one of the files')
+    return
   for name, value in (
       ('unk_token', model.unk_token),
       ('wordpieces_prefix', model.continuing_subword_prefix),
@@ -494,6 +712,29 @@ def _check_model(library: tokenizers.Tokenizer, about: dict[str, Any],
         about.get(name) in (None, value),
         f'{where}: {name}={reprlib.repr(about.get(name))}, but the tokenizer '
         f'has {value!r}; write the value into tokenizer.json')
+
+
+def _set_prefix_space(library: tokenizers.Tokenizer, about: dict[str, Any],
+                      where: pathlib.Path) -> None:
+  """Gives add_prefix_space to the pre-tokenizer, as transformers does.
+
+  Raises:
+    UserError: the pre-tokenizer has no such setting.
+  """
+  value = about.get('add_prefix_space')
+  if value is None or isinstance(library.model, tokenizers.models.WordPiece):
+    return
+  state = json.loads(library.pre_tokenizer.__getstate__())
+  if state['type'] == 'ByteLevel' and type(value) is bool:
+    state.pop('type')
+    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        **state | {'add_prefix_space': value})
+    return
+  level = byte_level({'pre_tokenizer': state})
+  stored = level['add_prefix_space'] if level else True  # that of Metaspace
+  errors.require(
+      value is stored, f'{where}: add_prefix_space={reprlib.repr(value)} is '
+      f'not supported; the pre-tokenizer of tokenizer.json has {stored}')
 
 
 def _add_tokens(library: tokenizers.Tokenizer, about: dict[str, Any],
@@ -575,23 +816,54 @@ def _check_id(library: tokenizers.Tokenizer, token: str, i: int,
       'without a gap behind the vocabulary')
 
 
-def _check_layout(library: tokenizers.Tokenizer, special: tuple[str, ...],
-                  directory: pathlib.Path) -> None:
-  """Raises a UserError if the rows of tokenizer.json are not those of BERT."""
+def _read_layout(library: tokenizers.Tokenizer, special: tuple[str, ...],
+                 directory: pathlib.Path) -> tuple[int, int]:
+  """Returns (separators, context_type) of a Tokenizer.
+
+  Raises:
+    UserError: the rows of tokenizer.json are laid out otherwise.
+  """
+  path = directory / 'tokenizer.json'
   if library.post_processor is None:
-    return
+    errors.require(
+        isinstance(library.model, tokenizers.models.WordPiece),
+        f'{path}: it has no post_processor, which says where its special '
+        'tokens stand; save the fast tokenizer again')
+    return 1, 1
   library.no_padding()
   pair = library.encode('a', 'b')
   a, b = (library.encode(x, add_special_tokens=False).tokens for x in 'ab')
   _, _, first, separator, _ = special
-  errors.require(
-      pair.tokens == [first, *a, separator, *b, separator]
-      and pair.type_ids == [0] * (len(a) + 2) + [1] * (len(b) + 1),
-      f'{directory / "tokenizer.json"}: its post_processor makes '
-      f'{" ".join(map(_shown, pair.tokens))} with token types '
-      f'{pair.type_ids} of the pair (a, b); only {_shown(first)} A '
-      f'{_shown(separator)} B {_shown(separator)} with token types 0 and 1 is '
+  for count, kind in ((1, 1), (2, 0), (1, 0), (2, 1)):
+    if (pair.tokens == [first, *a, *[separator] * count, *b, separator]
+        and pair.type_ids == [0] * (len(a) + count + 1)
+        + [kind] * (len(b) + 1)):
+      return count, kind
+  raise errors.UserError(
+      f'{path}: its post_processor makes '
+      f'{" ".join(map(_shown, pair.tokens))} with token types {pair.type_ids} '
+      f'of the pair (a, b); only {_shown(first)} A {_shown(separator)} B '
+      f'{_shown(separator)} with token types 0 and 1, or with two '
+      f'{_shown(separator)} between A and B, or with type 0 alone, is '
       'supported')
+
+
+def _check_closed(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
+  """Raises a UserError if a special token that is typed in a text is matched.
+
+  WordPiece tokenizers have this by their pre-tokenizers.
+  """
+  if tokenizer.is_wordpiece:
+    return
+  roles = {tokenizer.index[t] for t in tokenizer.special[2:]
+           if t in tokenizer.index} | {tokenizer.pad_id}
+  text = ' '.join(f'{t} a{t}a' for t in tokenizer.special)
+  matched = roles.intersection(tokenizer.encode([text]).ids.tolist())
+  errors.require(
+      not matched, f'{directory / "tokenizer.json"}: it matches '
+      f'{", ".join(_shown(tokenizer.vocab[i]) for i in sorted(matched))} in '
+      'the text of a question or context, where it would become a special '
+      'token; such a vocabulary is not supported')
 
 
 def _vocabulary(library: tokenizers.Tokenizer,
@@ -612,13 +884,16 @@ def _definition(library: tokenizers.Tokenizer, lowercase: bool,
   """
   whole = json.loads(library.to_str())
   pieces = whole['model']['vocab']
+  if whole['model']['type'] == 'Unigram':
+    pieces = {piece for piece, _ in pieces}
   whole |= dict.fromkeys(('truncation', 'padding', 'post_processor'))
   whole['added_tokens'] = [
       token for token in whole['added_tokens']
       if token['content'] not in special or token['content'] not in pieces]
-  standard = json.loads(_pipeline(pieces, lowercase, special[1]).to_str())
-  if whole | {'decoder': standard['decoder']} == standard:
-    return ''
+  if _is_wordpiece(whole):
+    standard = json.loads(_pipeline(pieces, lowercase, special[1]).to_str())
+    if whole | {'decoder': standard['decoder']} == standard:
+      return ''
   return json.dumps(whole, ensure_ascii=False)
 
 

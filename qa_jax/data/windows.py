@@ -1,6 +1,11 @@
 """Windows of examples: [CLS] question [SEP] part of the context [SEP].
 
-Glossary of shapes: E examples, N windows, G gold spans of a window.
+Glossary of shapes: E examples, N windows, G gold spans of a window, T tokens of
+the contexts.
+
+The tokenizer names the special tokens, the number of separators between
+question and context, and the token type of the context: RoBERTa's windows are
+<s> question </s></s> part of the context </s>.
 
 Each distinct context is tokenised once, and windows are ranges of its tokens,
 so a data set of SQuAD's size is prepared in seconds. Positions inside a window
@@ -9,6 +14,7 @@ count from its [CLS]. Spans are inclusive at both ends.
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import itertools
 
 import numpy as np
@@ -53,12 +59,34 @@ class WindowSet:
   @property
   def context_offset(self) -> np.ndarray:
     """Returns the positions [N] of the first context token of each window."""
-    return self.questions.lengths[self.example_of] + 2
+    return (self.questions.lengths[self.example_of]
+            + 1 + self.tokenizer.separators)
 
   @property
   def total_lengths(self) -> np.ndarray:
     """Returns the token counts [N] of windows, special tokens included."""
     return self.context_offset + self.length + 1
+
+  @functools.cached_property
+  def continues_word(self) -> np.ndarray:  # [T] bool
+    """Whether a token of the contexts is a later piece of its word.
+
+    Contexts without an example in this set keep False.
+    """
+    out = np.zeros(len(self.contexts.ids), bool)
+    for c, e in zip(*np.unique(self.context_of, return_index=True),
+                    strict=True):
+      row = slice(self.contexts.ptr[c], self.contexts.ptr[c + 1])
+      out[row] = self.tokenizer.continues_word(
+          self.examples[e].context, self.contexts.ids[row],
+          self.contexts.offsets[row])
+    return out
+
+  @functools.cached_property
+  def is_blank(self) -> np.ndarray | None:  # [T] bool, None: no blank token
+    """Whether a token of the contexts has no character but spaces."""
+    begin, end = self.contexts.offsets.T
+    return None if self.tokenizer.is_wordpiece else begin >= end
 
   def train_indices(self, without_answer: str) -> np.ndarray:
     """Returns the indices of the windows to train on.
@@ -84,9 +112,10 @@ class WindowSet:
     It has int32 arrays [B, `length`] of tokens and [B] of labels. A negative
     index is a padding row: one [CLS], weight 0. The label is the first gold
     span of the window, or (0, 0). A span may start only at an owned token
-    (BERT's rule of maximal context), so that no span occurs in two windows. If
-    `whole_words`, it may start only at the first token of a word, and there is
-    an `end_mask` [B, L] bool of the last tokens of words.
+    (BERT's rule of maximal context), so that no span occurs in two windows, and
+    not at a token of spaces alone. If `whole_words`, it may start only at the
+    first token of a word, and there is an `end_mask` [B, L] bool of the last
+    tokens of words.
     """
     row = np.maximum(indices, 0)[:, None]  # [B, 1]
     column = np.arange(length)[None, :]  # [1, L]
@@ -95,7 +124,8 @@ class WindowSet:
     first = self.context_offset[row] if len(self) else row
     local = column - first  # context token, counted within the window
     in_context = (local >= 0) & (local < self.length[row]) & real_row
-    in_question = (column >= 1) & (column < first - 1) & real_row
+    in_question = ((column >= 1) & real_row
+                   & (column < first - self.tokenizer.separators))
     total = np.where(real_row, first + self.length[row] + 1, 1)
     assert (total <= length).all(), (total.max(), length)
 
@@ -110,19 +140,22 @@ class WindowSet:
     owned = (token >= self.best_begin[row]) & (token < self.best_end[row])
     golds = np.where(real_row[:, :, None], self.gold_spans[row[:, 0]], -1)
     words = {}
+    if self.is_blank is not None:
+      owned[in_context] &= ~self.is_blank[(context + local)[in_context]]
     if whole_words:
-      inside = self.tokenizer.continues_word
-      owned[in_context] &= ~inside[ids[in_context]]
+      inside = self.continues_word
+      owned[in_context] &= ~inside[(context + local)[in_context]]
       # The token that follows a window's last one may continue its word.
       row_end = self.contexts.ptr[self.context_of[example] + 1] - 1
       after = np.minimum(context + local + 1, row_end)
       last = in_context & (context + local == row_end)
-      last[in_context] |= ~inside[self.contexts.ids[after[in_context]]]
+      last[in_context] |= ~inside[after[in_context]]
       words = {'end_mask': last}
     return {
         'token_ids': ids.astype(np.int32),
-        'token_type_ids': ((column >= first) & (column < total)
-                           & real_row).astype(np.int32),
+        'token_type_ids': (
+            self.tokenizer.context_type * ((column >= first) & (column < total)
+                                           & real_row)).astype(np.int32),
         'attention_mask': (column < total).astype(np.int32),
         'context_mask': in_context,
         'start_mask': in_context & owned,
@@ -184,7 +217,8 @@ def make_windows(examples: Sequence[Example],
   Raises:
     UserError: the longest question leaves no room for the context.
   """
-  check_lengths(max_length, window_overlap, max_question_length)
+  check_lengths(max_length, window_overlap, max_question_length,
+                tokenizer.outer_length)
   distinct: dict[str, int] = {}
   context_of = np.array([distinct.setdefault(e.context, len(distinct))
                          for e in examples], np.int64)
@@ -195,7 +229,7 @@ def make_windows(examples: Sequence[Example],
                                     done(len(distinct))), max_question_length)
 
   tokens = contexts.lengths[context_of]  # [E]
-  room = max_length - questions.lengths - 3
+  room = max_length - questions.lengths - tokenizer.outer_length
   step = room - window_overlap
   count = 1 + np.maximum(0, -(-(tokens - room) // step))
   example_of = np.repeat(np.arange(len(examples)), count)
@@ -209,7 +243,7 @@ def make_windows(examples: Sequence[Example],
   owners, spans, fates = alignment.find_spans(examples, contexts, context_of)
   gold_spans, fates = alignment.place_spans(
       owners, spans, fates, count=count, begin=begin, length=length,
-      offset=questions.lengths + 2)
+      offset=questions.lengths + 1 + tokenizer.separators)
   lost = np.array([not e.impossible for e in examples], bool)
   lost[example_of[gold_spans[:, 0, 0] > 0]] = False
   audit, faults = alignment.count_fates(examples, owners, fates)
@@ -222,18 +256,22 @@ def make_windows(examples: Sequence[Example],
 
 
 def check_lengths(max_length: int, window_overlap: int,
-                  max_question_length: int) -> None:
-  """Raises a UserError if a window leaves no room for a step."""
+                  max_question_length: int, outer_length: int = 3) -> None:
+  """Raises a UserError if a window leaves no room for a step.
+
+  `outer_length` is that of the tokenizer: the number of special tokens.
+  """
   if min(max_length, max_question_length) < 1 or window_overlap < 0:
     raise errors.UserError(
         f'max_length {max_length}, max_question_length {max_question_length} '
         f'and window_overlap {window_overlap} must be positive')
-  room = max_length - max_question_length - 3
+  room = max_length - max_question_length - outer_length
   if window_overlap >= room:
     raise errors.UserError(
         f'window_overlap {window_overlap} leaves no step: max_length '
-        f'{max_length} - max_question_length {max_question_length} - 3 = '
-        f'{room} context tokens; lower the overlap below {room}')
+        f'{max_length} - max_question_length {max_question_length} - '
+        f'{outer_length} special tokens = {room} context tokens; lower the '
+        f'overlap below {room}')
 
 
 def check_limit(max_length: int, tokenizer: tokenizer_lib.Tokenizer) -> None:

@@ -15,6 +15,7 @@ from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints import run_record
+from qa_jax.checkpoints import weight_names
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
@@ -65,37 +66,59 @@ def read_source(source: str, checkpoint_name: str = 'best', *,
 def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   """Writes a BertForQuestionAnswering of transformers with equal logits.
 
-  An encoder without a span head becomes a BertModel. A UserError is raised if
-  the head is neither `independent` nor `biased`, or if `target` is not empty.
+  An encoder of RoBERTa's family keeps its class. An encoder without a span head
+  becomes a BertModel. A UserError is raised if the head is neither
+  `independent` nor `biased`, or if `target` is not empty.
   """
   model = source.model
+  sizes, kind = model.model.config, _architecture(model.model.config)
   tensors = hugging_face.to_hugging_face(model.params)
   if 'qa_outputs.weight' not in tensors:
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
-        "'independent' and 'biased' can be a BertForQuestionAnswering")
+        "'independent' and 'biased' can be a "
+        f'{kind.class_prefix}ForQuestionAnswering')
   if not model.has_head:
     tensors = {k: v for k, v in tensors.items()
                if not k.startswith('qa_outputs.')}
   check_target(target)
+  fields = hugging_face_config(
+      sizes, kind.class_prefix + (
+          'ForQuestionAnswering' if model.has_head else 'Model'))
+  fields['pad_token_id'] = model.tokenizer.pad_id
+  if kind.positions_after_pad:  # the rows that are never used are zeros
+    unused = model.tokenizer.pad_id + 1
+    table = tensors[weight_names.POSITIONS]
+    tensors = tensors | {weight_names.POSITIONS: np.concatenate(
+        [np.zeros((unused, table.shape[1]), table.dtype), table])}
+    fields |= {'max_position_embeddings': sizes.max_position + unused,
+               'bos_token_id': model.tokenizer.cls_id,
+               'eos_token_id': model.tokenizer.sep_id}
 
   def write(directory: pathlib.Path) -> None:
-    write_weights(tensors, directory)
-    architecture = 'BertForQuestionAnswering' if model.has_head else 'BertModel'
+    write_weights(tensors, directory, kind.prefix)
     files.write_json(directory / 'config.json', {
-        **hugging_face_config(model.model.config, architecture),
-        'pad_token_id': model.tokenizer.pad_id,
-        'qa_jax': pretrained.carried_fields(model.config)})
-    write_tokenizer(model.tokenizer, model.model.config.max_position, directory)
+        **fields, 'qa_jax': pretrained.carried_fields(model.config)})
+    write_tokenizer(model.tokenizer, sizes.max_position, directory)
+    if sizes.type_vocab_size == 1:  # no second type for transformers to look up
+      path = directory / 'tokenizer_config.json'
+      files.write_json(path, files.read_object(path) | {
+          'model_input_names': ['input_ids', 'attention_mask']})
     files.write_text(directory / 'README.md', model_card(source))
 
   files.write_directory(target, write)
 
 
-def write_weights(tensors: hugging_face.Arrays,
-                  directory: pathlib.Path) -> None:
-  """Writes model.safetensors; encoder names get "bert." if there is a head."""
-  prefix = 'bert.' if 'qa_outputs.weight' in tensors else ''
+def _architecture(sizes: bert.BertConfig) -> weight_names.Architecture:
+  errors.check_known('architecture of the encoder', sizes.architecture,
+                     weight_names.ARCHITECTURES)
+  return weight_names.ARCHITECTURES[sizes.architecture]
+
+
+def write_weights(tensors: hugging_face.Arrays, directory: pathlib.Path,
+                  prefix: str = 'bert.') -> None:
+  """Writes model.safetensors; encoder names get `prefix` if there is a head."""
+  prefix = prefix if 'qa_outputs.weight' in tensors else ''
   (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
       {name if name.startswith('qa_outputs.') else prefix + name:
        np.ascontiguousarray(value) for name, value in tensors.items()},
@@ -106,7 +129,7 @@ def hugging_face_config(sizes: bert.BertConfig,
                         architecture: str) -> dict[str, Any]:
   """Returns the fields of config.json as transformers writes them."""
   return {
-      'architectures': [architecture], 'model_type': 'bert',
+      'architectures': [architecture], 'model_type': sizes.architecture,
       'hidden_size': sizes.hidden_size, 'num_hidden_layers': sizes.num_layers,
       'num_attention_heads': sizes.num_heads, 'vocab_size': sizes.vocab_size,
       'intermediate_size': sizes.mlp_size, 'hidden_act': 'gelu',
@@ -137,18 +160,20 @@ def model_card(source: ConversionSource) -> str:
   about = huggingface_hub.ModelCardData(
       model_name=name, library_name='transformers',
       pipeline_tag='question-answering' if model.has_head else None,
-      tags=['qa_jax', 'bert', 'extractive-question-answering'],
+      tags=['qa_jax', sizes.architecture, 'extractive-question-answering'],
       eval_results=[huggingface_hub.EvalResult(
           task_type='question-answering', dataset_type=data, dataset_name=data,
           metric_type=metric, metric_value=round(values[metric], 2))
           for data, values in results.items()
           for metric in ('exact_match', 'f1')] or None)
+  kind = _architecture(sizes).class_prefix
   case = 'lower-cased' if model.tokenizer.lowercase else 'cased'
   lines = ['---', about.to_yaml().strip(), '---', f'# {name}', '',
-           f'A BERT of {sizes.num_layers} layers, hidden size '
-           f'{sizes.hidden_size}, {sizes.num_heads} heads, '
-           f'{len(model.tokenizer.vocab)} {case} WordPieces, written by '
-           'qa_jax.', '']
+           f'A {"BERT" if sizes.architecture == "bert" else kind} of '
+           f'{sizes.num_layers} layers, hidden size {sizes.hidden_size}, '
+           f'{sizes.num_heads} heads, {len(model.tokenizer.vocab)} {case} '
+           f'{"WordPieces" if model.tokenizer.is_wordpiece else "tokens"}, '
+           'written by qa_jax.', '']
   if results:
     lines += ['| data | questions | EM | F1 |', '|---|---|---|---|']
     lines += [f'| {data} | {v["total"]} | {v["exact_match"]:.2f} '
@@ -160,8 +185,9 @@ def model_card(source: ConversionSource) -> str:
   if model.has_head:
     lines += [
         'An answer is the best `start_logits[i] + end_logits[j]` over the '
-        "passage's tokens; there is no answer if the score at `[CLS]` exceeds "
-        'it. `config.json` holds the options for windows and decoding under '
+        "passage's tokens; there is no answer if the score at "
+        f'`{model.tokenizer.special[2]}` exceeds it. '
+        '`config.json` holds the options for windows and decoding under '
         '`qa_jax`, and `qa_jax.load(".")` uses them.', '']
   return '\n'.join(lines)
 

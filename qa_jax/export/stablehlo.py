@@ -37,11 +37,11 @@ PLATFORMS = ('cpu', 'cuda', 'tpu', 'rocm')
 
 
 def answer_program(model: qa.QAModel, decode: config_lib.Decode,
-                   temperature: float, continues_word: np.ndarray,
+                   temperature: float, context_type: int,
                    ) -> Callable[..., dict[str, jax.Array]]:
   """Returns the function of parameters and windows that is exported.
 
-  `continues_word` is that of the tokenizer, for decode.whole_words.
+  `context_type` is that of the tokenizer.
   """
   model = model.clone(attention='xla')  # plain StableHLO, for every platform
   find = registry.build(search.SEARCHES, decode.search, what='search')
@@ -50,26 +50,20 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
   def run(params: Mapping[str, jax.Array],  # by their names in safetensors
           token_ids: jax.Array,  # [B, L] int32
           context: jax.Array,  # [B, 2] int32: context tokens [begin, end)
-          owned: jax.Array,  # [B, 2] int32: legal starts [begin, end)
-          following: jax.Array,  # [B] int32: the token id after the last one
+          start_mask: jax.Array,  # [B, L] bool: legal starts
+          end_mask: jax.Array,  # [B, L] bool: legal ends
           ) -> dict[str, jax.Array]:  # [B, K] spans, [B] sums and null scores
     position = jnp.arange(token_ids.shape[1])[None]  # [1, L]
     begin, end = context[:, :1], context[:, 1:]  # [B, 1]; at `end` is [SEP]
     context_mask = (position >= begin) & (position < end)
-    start_mask = context_mask & (position >= owned[:, :1]) & (
-        position < owned[:, 1:])
-    end_mask, head_starts = context_mask, None
-    if decode.whole_words:
-      after = jnp.where(position == end - 1, following[:, None], jnp.roll(
-          token_ids, -1, axis=1))
-      inside = jnp.asarray(continues_word)
-      start_mask &= ~inside[token_ids]
-      end_mask, head_starts = context_mask & ~inside[after], start_mask
+    start_mask, end_mask = start_mask & context_mask, end_mask & context_mask
+    head_starts = start_mask if decode.whole_words else None
     scores = model.apply(
         {'params': flax.traverse_util.unflatten_dict(params, sep='/')},
         token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
-        token_type_ids=((position >= begin) & (position <= end)).astype(
-            jnp.int32), context_mask=context_mask, start_mask=head_starts)
+        token_type_ids=context_type * (
+            (position >= begin) & (position <= end)).astype(jnp.int32),
+        context_mask=context_mask, start_mask=head_starts)
     fields = candidates.window_candidates(
         find, scores, start_mask, end_mask, n_best=decode.n_best,
         longest=decode.max_answer_length,
@@ -84,7 +78,7 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
 
 def lower_program(model: qa.QAModel, params: Mapping[str, Any],
                   config: config_lib.Config, platforms: Sequence[str],
-                  continues_word: np.ndarray, temperature: float = 1.0,
+                  context_type: int = 1, temperature: float = 1.0,
                   ) -> tuple[jax.export.Exported, int]:
   """Lowers the program; also returns the length of its shortest windows.
 
@@ -102,14 +96,15 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
     batch, length = jax.export.symbolic_shape(
         'b, l', constraints=[f'l >= {shortest}', f'l <= {longest}'])
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  mask = jax.ShapeDtypeStruct((batch, length), jnp.bool_)
   shapes = {k: jax.ShapeDtypeStruct(v.shape, v.dtype)
             for k, v in params.items()}
   export = jax.export.export(
       jax.jit(answer_program(
-          model, config.decode, temperature, continues_word)),
+          model, config.decode, temperature, context_type)),
       platforms=platforms)
-  return (export(shapes, ints(batch, length), ints(batch, 2), ints(batch, 2),
-                 ints(batch)), shortest)
+  return (export(shapes, ints(batch, length), ints(batch, 2), mask, mask),
+          shortest)
 
 
 def check_platforms(names: Sequence[str]) -> None:
@@ -139,20 +134,22 @@ def export_run(model: predict.QA, target: pathlib.Path,
         f'choose one of {", ".join(run_lib.NULL_RULES)}')
   build.check_positions(model.config, model.model.config)
   windows.check_lengths(data.max_length, data.window_overlap,
-                        data.max_question_length)
+                        data.max_question_length, model.tokenizer.outer_length)
   params = {k: np.ascontiguousarray(v) for k, v in
             flax.traverse_util.flatten_dict(model.params, sep='/').items()}
   temperature = model.calibration.temperature if model.calibration else 1.0
   exported, shortest = lower_program(
       model.model, params, model.config, platforms,
-      model.tokenizer.continues_word, temperature)
+      model.tokenizer.context_type, temperature)
   tokenizer = model.tokenizer
   meta = {
       'max_length': data.max_length, 'min_length': shortest,
       'window_overlap': data.window_overlap,
       'max_question_length': data.max_question_length,
       'pad_id': tokenizer.pad_id, 'cls_id': tokenizer.cls_id,
-      'sep_id': tokenizer.sep_id, 'null_rule': decode.null_rule,
+      'sep_id': tokenizer.sep_id, 'separators': tokenizer.separators,
+      'wordpiece': tokenizer.is_wordpiece, 'whole_words': decode.whole_words,
+      'null_rule': decode.null_rule,
       'null_threshold': decode.null_threshold, 'temperature': temperature,
       'max_answer_length': decode.max_answer_length, 'n_best': decode.n_best,
       'platforms': list(exported.platforms),

@@ -58,9 +58,10 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
         "the checkpoint's head has a bias: it is read as the head 'biased'")
   fields: dict[str, dict[str, Any]] = {
       'data': {'lowercase': tokenizer.lowercase,
-               **fitting_windows(min(
-                   sizes.max_position,
-                   tokenizer.max_length or sizes.max_position))},
+               **fitting_windows(
+                   min(sizes.max_position,
+                       tokenizer.max_length or sizes.max_position),
+                   tokenizer.outer_length)},
       'model': {'preset': '', 'init_from': source,
                 'head': head or 'independent'}, 'train': {'num_steps': 1}}
   carried = _read_carried(directory)
@@ -79,8 +80,10 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
                     '' if 'data' in carried else _window_note(config.data))
 
 
-def fitting_windows(positions: int) -> dict[str, int]:
+def fitting_windows(positions: int, outer_length: int = 3) -> dict[str, int]:
   """Returns the window lengths of config.data for the longest input.
+
+  `outer_length` is the tokenizer's number of special tokens of a window.
 
   They are the defaults if these fit. The overlap is at most half a window, as
   in the pipeline of transformers. A question of the full length leaves a
@@ -89,7 +92,7 @@ def fitting_windows(positions: int) -> dict[str, int]:
   default = config_lib.Data()
   longest = min(default.max_length, positions)
   question = min(default.max_question_length, longest // 2)
-  room = longest - question - 3
+  room = longest - question - outer_length
   overlap = min(default.window_overlap, longest // 2, 3 * room // 4)
   return {'max_length': longest, 'max_question_length': question,
           'window_overlap': max(overlap, 0)}

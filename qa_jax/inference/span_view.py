@@ -170,8 +170,8 @@ def view_window(
   # A head without S or E leaves its start or end scores 0.
   has_vectors = bool(start.any() and end.any())
   return SpanView(
-      tokens=tuple(windows.tokenizer.vocab[i]
-                   for i in batch['token_ids'][0, :length]),
+      tokens=tuple(windows.tokenizer.readable(i)
+                   for i in batch['token_ids'][0, :length].tolist()),
       offsets=offsets, start=start, end=end, context_mask=mask, band=band,
       null_score=float(answers.null_score[0]), joint=scores.pair is not None,
       start_by_layer=by_layer[0][:, 0, :length] if has_vectors else None,

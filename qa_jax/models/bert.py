@@ -51,6 +51,9 @@ class BertConfig:
   # 768. A small encoder learns faster with 1 / sqrt(hidden_size), because its
   # attention is then less uniform at first.
   initializer_range: float = 0.02
+  # The entry of checkpoints.weight_names.ARCHITECTURES that transformers gets.
+  # It changes nothing that the encoder computes.
+  architecture: str = 'bert'
 
 
 # (x, rate, place) → x after dropout.
@@ -71,6 +74,8 @@ class Embeddings(nn.Module):
     if position_ids is None:
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
+    if c.type_vocab_size == 1:  # RoBERTa: all tokens have the one type
+      token_type_ids = jnp.zeros_like(token_type_ids)
     embed = lambda name, size: nn.Embed(
         size, c.hidden_size, embedding_init=_init(c), name=name)
     x = (embed('word', c.vocab_size)(token_ids)

@@ -100,7 +100,8 @@ def test_sizes_are_read_from_the_config_of_the_hub(tmp_path, name):
   assert sizes.num_layers == layers_of(CHECKPOINTS[name])
   assert sizes.hidden_size == config.get('hidden_size', config.get('dim'))
   assert sizes.vocab_size == config['vocab_size']
-  assert sizes.max_position == 512 and sizes.layer_norm_eps == 1e-12
+  assert sizes.max_position == 512
+  assert sizes.layer_norm_eps == config.get('layer_norm_eps', 1e-12)
 
 
 @pytest.mark.parametrize('name', LOADED)

@@ -162,7 +162,7 @@ def test_a_config_of_sizes_alone_is_berts(tensors, tmp_path):
 
 
 @pytest.mark.parametrize('architectures', [
-    ['RobertaForQuestionAnswering'], ['XLMRobertaModel'], ['AlbertModel'],
+    ['RobertaPreLayerNormModel'], ['XLMRobertaXLModel'], ['AlbertModel'],
     ['BertGenerationDecoder'], ['MobileBertForMaskedLM']])
 def test_architectures_of_other_encoders_are_refused_by_name(
     tensors, tmp_path, architectures):
@@ -423,7 +423,7 @@ def test_a_directory_without_weights_is_refused(template, tmp_path):
 
 
 @pytest.mark.parametrize('field, value', [
-    ('model_type', 'roberta'), ('model_type', 5), ('hidden_act', 'gelu_new'),
+    ('model_type', 'albert'), ('model_type', 5), ('hidden_act', 'gelu_new'),
     ('position_embedding_type', 'relative_key'), ('num_hidden_layers', '3'),
     ('is_decoder', True),
     ('hidden_size', None), ('vocab_size', 0),

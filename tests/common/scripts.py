@@ -50,6 +50,8 @@ SCRIPTS = {
 ODD = '\0\x01\x7f\x85\xad\u200b\u2028\ufeff\ufffd\ue000ﬁ²½ßİẞ…—“”«»„¿。、·'
 GAPS = (' ', ' ', ' ', '  ', '\t', '\n', '\r\n', '\xa0', '\u3000', '\u2003',
         '', '-', ', ', '. ', " '", '(', ')', '/')
+# Kinds of tests/golden/record_roberta.py.
+BEYOND_WORDPIECE = ('roberta', 'xlm_roberta')
 ADDED = ('covid-19', 'ÉTÉ', '[E1]', 'strip', 'whole')
 
 
@@ -195,6 +197,10 @@ def is_mark(kind: str, c: str) -> bool:
   Whitespace does not count.
   """
   category = unicodedata.category(c)
+  if kind in BEYOND_WORDPIECE:  # NFKC composes the marks and the jamo
+    return kind == 'xlm_roberta' and (
+        c in '\u200b\xad\ufeff' or category[0] == 'M'
+        or '\u1160' <= c <= '\u11ff')
   if kind == 'sequence':
     return category in ('Mn', 'Mc', 'Me') or c in '\u200b\xad'
   stripped = kind not in ('cased', 'accents', 'chinese')
@@ -203,12 +209,17 @@ def is_mark(kind: str, c: str) -> bool:
 
 
 def core(kind: str, text: str, begin: int, end: int) -> tuple[int, int]:
-  """Returns [begin, end) without marks and spaces at its ends."""
+  """Returns [begin, end) without marks and spaces at its ends.
+
+  A token of BPE or Unigram without other characters has the range [0, 0).
+  """
   outer = lambda c: c.isspace() or is_mark(kind, c)
   while begin < end and outer(text[begin]):
     begin += 1
   while begin < end and outer(text[end - 1]):
     end -= 1
+  if kind in BEYOND_WORDPIECE and begin >= end:
+    return 0, 0
   return begin, end
 
 

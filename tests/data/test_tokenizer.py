@@ -440,8 +440,9 @@ def test_two_vocabularies_that_differ_are_refused(trained, tmp_path):
 
 
 @pytest.mark.parametrize('change', [
-    {'type': 'RobertaProcessing', 'sep': ['[SEP]', 3], 'cls': ['[CLS]', 2],
-     'trim_offsets': True, 'add_prefix_space': False},
+    json.loads(tokenizers.processors.TemplateProcessing(
+        single='[CLS] $A [SEP]', pair='[CLS] $A [SEP] $B:1',
+        special_tokens=[('[CLS]', 2), ('[SEP]', 3)]).__getstate__()),
     {'type': 'BertProcessing', 'sep': ['[SEP]', 3], 'cls': ['[SEP]', 3]}])
 def test_another_layout_of_rows_is_refused(trained, tmp_path, change):
   whole = json.loads(trained.to_json())

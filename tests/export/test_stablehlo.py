@@ -79,8 +79,13 @@ def answers(model) -> list[predict.Answer]:
 def lowered(model: predict.QA, platforms=('cpu',)):
   params = flax.traverse_util.flatten_dict(model.params, sep='/')
   return stablehlo.lower_program(
-      model.model, params, model.config, platforms,
-      model.tokenizer.continues_word), params
+      model.model, params, model.config, platforms), params
+
+
+def windows_of(meta, question, context):
+  """Returns the runner's windows of token ids; an answer may start anywhere."""
+  everywhere = np.ones(len(context), bool)
+  return run_lib.make_windows(meta, question, context, everywhere, everywhere)
 
 
 def test_attention_of_any_run_is_exported_as_xla(model):
@@ -169,7 +174,7 @@ def test_windows_of_the_runner_equal_those_of_windows_py(
   rng = np.random.default_rng([count, query])
   texts = [' '.join(rng.choice(list(LETTERS), n)) for n in (query, count)]
   ids = [TOKENIZER.encode([text]).ids.tolist() for text in texts]
-  token_ids, context, owned, after, shift = run_lib.make_windows(meta, *ids)
+  token_ids, context, starts, ends, shift = windows_of(meta, *ids)
   ours = input_pipeline.make_windows(model.config, [Example('0', *texts)],
                                      TOKENIZER)
   assert len(token_ids) == len(ours)
@@ -177,13 +182,11 @@ def test_windows_of_the_runner_equal_those_of_windows_py(
   batch = ours.gather(np.arange(len(ours)), token_ids.shape[1])
   np.testing.assert_array_equal(token_ids, batch['token_ids'])
   position = np.arange(token_ids.shape[1])[None]
-  for name, (begin, end) in (('context_mask', context.T[..., None]),
-                             ('start_mask', owned.T[..., None])):
-    np.testing.assert_array_equal(
-        (position >= begin) & (position < end), batch[name], err_msg=name)
+  begin, end = context.T[..., None]
+  for name, mask in (('context_mask', (position >= begin) & (position < end)),
+                     ('context_mask', ends), ('start_mask', starts)):
+    np.testing.assert_array_equal(mask, batch[name], err_msg=name)
   np.testing.assert_array_equal(shift, ours.begin - ours.context_offset)
-  assert after.tolist() == [[*ids[1], TOKENIZER.sep_id][end]
-                            for end in ours.begin + ours.length]
 
 
 @pytest.mark.parametrize('count', [400, 500, 650, 700, 1001])
@@ -193,11 +196,12 @@ def test_long_windows_of_the_runner_own_the_tokens_of_windows_py(
   lengths = {'max_length': 384, 'window_overlap': 128, 'max_question_length': 9}
   context = ' '.join('a' for _ in range(count))
   ids = [TOKENIZER.encode([text]).ids.tolist() for text in ('a', context)]
-  _, _, owned, _, shift = run_lib.make_windows({**loaded[0], **lengths}, *ids)
+  _, _, starts, _, shift = windows_of({**loaded[0], **lengths}, *ids)
   ours = windows_lib.make_windows(
       [Example('0', 'a', context)], TOKENIZER, **lengths)
-  np.testing.assert_array_equal(
-      owned + shift[:, None], np.stack([ours.best_begin, ours.best_end], 1))
+  for row, offset, first, end in zip(
+      starts, shift, ours.best_begin, ours.best_end, strict=True):
+    assert (np.flatnonzero(row) + offset).tolist() == [*range(first, end)]
 
 
 def test_null_rules_of_the_runner_equal_those_of_decoding():
@@ -222,16 +226,16 @@ def test_batch_and_length_are_free_within_their_bounds(model, loaded):
   assert [str(d) for d in shape] == ['b', 'l']
   texts = ['x y', LONG]
   ids = [TOKENIZER.encode([t]).ids.tolist() for t in texts]
-  *inputs, _ = run_lib.make_windows(loaded[0], *ids)
+  *inputs, _ = windows_of(loaded[0], *ids)
   together = exported.call(params, *inputs)
   assert together['score'].shape == (len(inputs[0]), 4)
   alone = exported.call(params, *(x[1:2] for x in inputs))
   for name, value in alone.items():
     np.testing.assert_allclose(value[0], together[name][1], atol=1e-5)
   for length in (31, 49):
-    cut = np.zeros((1, length), np.int32)
+    cut, mask = np.zeros((1, length), np.int32), np.zeros((1, length), bool)
     with pytest.raises(ValueError, match='constraint'):
-      exported.call(params, cut, *(x[:1] for x in inputs[1:]))
+      exported.call(params, cut, inputs[1][:1], mask, mask)
 
 
 def test_every_platform_is_in_the_program(loaded, directory):
@@ -260,7 +264,7 @@ def test_spans_and_normaliser_equal_those_of_decode(loaded):
   model = make(null_rule='posterior')
   (exported, _), params = lowered(model)
   ids = [TOKENIZER.encode([t]).ids.tolist() for t in ('x y', LONG)]
-  *inputs, _ = run_lib.make_windows(loaded[0], *ids)
+  *inputs, _ = windows_of(loaded[0], *ids)
   result = exported.call(params, *inputs)
   expected = decode.score_windows(
       model.model, model.params, input_pipeline.make_windows(
