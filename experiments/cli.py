@@ -187,7 +187,7 @@ def listed(n_best: flags.FlagHolder) -> int:
   """Returns the number of candidates to list: --n_best, or --decode.n_best.
 
   Raises:
-    UserError: both are given and differ, or the number is below 1.
+    UserError: both are given and differ, or the number is out of bounds.
   """
   decoded = flags.FLAGS[f'{DECODE}n_best'].value
   if n_best.present and decoded not in (None, n_best.value):
@@ -195,7 +195,9 @@ def listed(n_best: flags.FlagHolder) -> int:
         f'--{n_best.name}={n_best.value} and --{DECODE}n_best={decoded} '
         'contradict each other; give one of them')
   count = n_best.value if decoded is None else decoded
-  errors.require(count >= 1, f'n_best={count} must be at least 1')
+  least, most = config_lib.BOUNDS['decode.n_best']
+  errors.require(least <= count <= most,
+                 f'n_best={count} must be in {least} … {most}')
   return count
 
 

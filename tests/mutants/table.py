@@ -216,10 +216,11 @@ MUTATIONS: dict[str, Mutation] = {
         ALIGNMENT, "fate = 'widened'", 'pass', WINDOWS),
     'windows-word-starts': Mutation(
         'qa_jax/data/windows.py',
-        'owned[in_context] &= ~inside[ids[in_context]]', 'pass', WHOLE_WORDS),
+        'owned[in_context] &= ~inside[(context + local)[in_context]]', 'pass',
+        WHOLE_WORDS),
     'windows-word-ends': Mutation(
         'qa_jax/data/windows.py',
-        'last[in_context] |= ~inside[self.contexts.ids[after[in_context]]]',
+        'last[in_context] |= ~inside[after[in_context]]',
         'last[in_context] = True', WHOLE_WORDS),
     'windows-cut-words': Mutation(
         'qa_jax/data/windows.py',
