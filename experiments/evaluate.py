@@ -103,13 +103,12 @@ def score_model(output: pathlib.Path | None
   qa = cli.load_model(WORKDIR.value)
   run = RunDirectory(pathlib.Path(WORKDIR.value))
   label = _decoding_label()
-  if not output and run.is_run():
-    output = run.evaluation(DATA.value, label)
+  folder = output or (
+      run.evaluation(DATA.value, label) if run.is_run() else None)
   values = evaluator.evaluate_data(
-      qa, DATA.value, progress='evaluate', output=(
-          pathlib.Path(OUTPUT.value) if OUTPUT.value else None),
+      qa, DATA.value, progress='evaluate', output=output,
       run=run if run.is_run() else None, label=label)
-  return (values if processes.is_first_process() else {}), output
+  return (values if processes.is_first_process() else {}), folder
 
 
 def _decoding_label() -> str:

@@ -65,9 +65,9 @@ def main() -> None:
   found, read = {}, []
   gather = windows.WindowSet.gather
 
-  def gathering(self, rows, length):
+  def gathering(self, rows, length, **options):
     read.append(len(rows))
-    return gather(self, rows, length)
+    return gather(self, rows, length, **options)
 
   windows.WindowSet.gather = gathering
   for name, config in RUNS.items():
