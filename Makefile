@@ -1,6 +1,6 @@
 # make demo       trains, evaluates and asks a tiny model; downloads packages only
 # make test       ruff and the suite
-# make test-slow  the tests that start several processes, and populations
+# make test-slow  the tests that take long: several processes, populations
 # make readme     every command of README.md, small
 # make chaos      every fault at its full count, hours; ROWS="R2 fuzz-squad"
 PYTHON ?= python3

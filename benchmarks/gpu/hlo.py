@@ -70,12 +70,7 @@ def read_kernels(text: str) -> list[Kernel]:
 
 def _walk(bodies: dict[str, list[str]], name: str) -> Iterable[Kernel]:
   shapes: dict[str, list[tuple[str, list[int]]]] = {}
-  for line in bodies[name]:
-    match = INSTRUCTION.match(line)
-    if not match:
-      continue
-    result, shape, operation, rest = match.groups()
-    shapes[result] = _shapes(shape)
+  for line, result, operation, rest in _instructions(bodies[name], shapes):
     if operation in FREE:
       continue
     called = re.search(r'(?:calls|to_apply|body)=%([\w.\-]+)', line)
@@ -102,15 +97,20 @@ def _walk(bodies: dict[str, list[str]], name: str) -> Iterable[Kernel]:
     yield Kernel(result, kind, moved, flops, source[1] if source else '')
 
 
+def _instructions(lines: Iterable[str], shapes: dict[
+    str, list[tuple[str, list[int]]]]) -> Iterable[tuple[str, str, str, str]]:
+  """Yields line, result, operation and operands, and adds to `shapes`."""
+  for line in lines:
+    if match := INSTRUCTION.match(line):
+      result, shape, operation, rest = match.groups()
+      shapes[result] = _shapes(shape)
+      yield line, result, operation, rest
+
+
 def _inside(bodies, name) -> tuple[float, set[str]]:
   """Returns the FLOPs of the products of a fusion, and its operations."""
   shapes, flops, operations = {}, 0.0, set()
-  for line in bodies[name]:
-    match = INSTRUCTION.match(line)
-    if not match:
-      continue
-    result, shape, operation, rest = match.groups()
-    shapes[result] = _shapes(shape)
+  for line, result, operation, rest in _instructions(bodies[name], shapes):
     operations.add(operation)
     if operation == 'dot':
       left = shapes[re.match(r'%([\w.\-]+)', rest)[1]][0][1]

@@ -98,6 +98,7 @@ def test_a_stage_that_raises_or_has_no_time_is_a_failed_check(tmp_path):
   assert 'ZeroDivisionError' in rows[0]['error']
 
 
+@pytest.mark.slow
 def test_the_check_is_rehearsed_on_a_cpu(tmp_path):
   done = subprocess.run(
       [sys.executable, '-m', 'benchmarks.gpu.check', f'--output={tmp_path}',

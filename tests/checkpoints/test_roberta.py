@@ -166,11 +166,7 @@ def test_typed_special_tokens_are_text(readers, kind):
 def test_only_spaces_and_marks_between_spaces_are_in_no_token(readers, kind):
   for text in [CONTEXT, *scripts.texts()[:100]]:
     offsets = readers[kind].encode([text]).offsets
-    covered = {i for a, b in offsets for i in range(a, b)}
-    for i, c in enumerate(text):
-      if i not in covered and not c.isspace():
-        assert scripts.is_mark(kind, c)
-        assert not {i - 1, i + 1} & covered
+    scripts.assert_covered(kind, text, offsets)
     for begin, end in offsets[offsets[:, 0] < offsets[:, 1]]:
       assert text[begin:end] == text[begin:end].strip()
 

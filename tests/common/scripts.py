@@ -229,3 +229,12 @@ def checksum(kind: str, text: str, ids: Iterable[int],
   rows = [(int(i), *core(kind, text, int(a), int(b)))
           for i, (a, b) in zip(ids, offsets, strict=True)]
   return zlib.crc32(repr(rows).encode())
+
+
+def assert_covered(kind: str, text: str, offsets) -> None:
+  """Checks that tokens cover a text but for spaces and marks between spaces."""
+  covered = {i for a, b in offsets for i in range(a, b)}
+  for i, c in enumerate(text):
+    if i not in covered and not c.isspace():
+      assert is_mark(kind, c)
+      assert not {i - 1, i + 1} & covered

@@ -143,6 +143,7 @@ def reference(tmp_path_factory) -> list[float]:
   return losses(tmp_path_factory.mktemp('runs') / 'padded', config(False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'devices', 'accumulation'), [
     ('pmap', 1, 1), ('pmap', 4, 2), ('mesh', 4, 2)])
 def test_training_has_the_same_losses_packed_or_padded(
@@ -155,6 +156,7 @@ def test_training_has_the_same_losses_packed_or_padded(
       losses(tmp_path / 'packed', settings), reference, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_questions_stay_together_when_packed(tmp_path):
   """Packs for shared_norm, whose questions must stay in one shard."""
   fields = {'objective': 'shared_norm'}

@@ -170,11 +170,7 @@ def test_the_span_of_a_whole_word_returns_the_word(kinds, words, kind):
 def test_only_spaces_and_marks_between_spaces_are_in_no_token(
     kinds, text, kind):
   offsets = kinds[kind].encode([text]).offsets
-  covered = {i for a, b in offsets for i in range(a, b)}
-  for i, c in enumerate(text):
-    if i not in covered and not c.isspace():
-      assert scripts.is_mark(kind, c)
-      assert not {i - 1, i + 1} & covered
+  scripts.assert_covered(kind, text, offsets)
 
 
 @pytest.mark.parametrize(('text', 'spans'), [

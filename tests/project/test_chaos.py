@@ -5,7 +5,9 @@ import pytest
 from tests.chaos import table
 
 
-@pytest.mark.parametrize('name', table.FAULTS)
+@pytest.mark.parametrize('name', [
+    pytest.param(name, marks=pytest.mark.slow) if name == 'R15' else name
+    for name in table.FAULTS])
 def test_what_a_fault_must_not_break_it_does_not(name, tmp_path):
   fault = table.FAULTS[name]
   if not fault.few:

@@ -8,6 +8,8 @@ import json
 import pathlib
 import tempfile
 
+import pytest
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NOTEBOOK = json.loads(
     (ROOT / 'docs' / 'tutorial.ipynb').read_text(encoding='utf-8'))
@@ -28,6 +30,7 @@ def test_it_has_outputs_in_order_and_figures():
   assert str(ROOT) not in text and '/tmp' not in text
 
 
+@pytest.mark.slow
 def test_its_cells_run_in_order_and_print_the_report(
     tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))

@@ -76,6 +76,7 @@ def test_a_stopped_run_resumes_bit_for_bit(
   assert_same(workdir, whole)
 
 
+@pytest.mark.slow
 def test_a_stopped_population_resumes_bit_for_bit(tmp_path, monkeypatch):
   config = tiny.config(seed=4, train={
       'num_steps': 5, 'checkpoint_every_steps': 4, 'eval_every_steps': 3})

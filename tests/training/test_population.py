@@ -88,6 +88,7 @@ def assert_equal_state(run: pathlib.Path, expected: pathlib.Path,
     np.testing.assert_array_equal(value, states[1][name], err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [
     {},
     {'data': {'packing': True}, 'train': {
@@ -130,6 +131,7 @@ def test_devices_and_members_need_not_divide(count):
   assert len(states.sharding.device_set) == min(count, 3)
 
 
+@pytest.mark.slow
 def test_a_killed_population_resumes_bit_for_bit(tmp_path, monkeypatch):
   configs = members(train={'num_steps': 4, 'checkpoint_every_steps': 2},
                     data={})
@@ -153,6 +155,7 @@ def diverging_and_good(num_steps: int) -> list[config_lib.Config]:
           for seed, rate in ((1, 3e37), (2, 1e-2))]
 
 
+@pytest.mark.slow
 def test_a_failed_member_does_not_hold_back_a_population_that_is_killed(
     tmp_path, monkeypatch, capsys):
   configs = diverging_and_good(10)
@@ -195,6 +198,7 @@ def test_a_first_checkpoint_is_used_though_another_member_failed_before_its(
   assert '2 runs as one program, from step 2' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_failed_member_that_is_trained_alone_tries_again(tmp_path):
   configs = diverging_and_good(4)
   runs = [tmp_path / 'bad', tmp_path / 'good']
@@ -220,6 +224,7 @@ def test_a_full_disk_is_not_recorded_as_a_failure(tmp_path, monkeypatch):
   assert population.train_members(configs, [tmp_path / 'run']) == [{}]
 
 
+@pytest.mark.slow
 def test_a_member_with_damaged_checkpoints_does_not_hold_back_the_others(
     tmp_path, monkeypatch, capsys):
   configs = members(train={'num_steps': 8, 'checkpoint_every_steps': 2},
