@@ -65,6 +65,7 @@ def test_outputs_that_differ_refuse_the_row(difference):
   assert refused.verdict.startswith('refused (norm: ')
 
 
+@pytest.mark.slow
 def test_without_the_peer_ours_is_measured_alone(tmp_path):
   output = tmp_path / 'bench.json'
   result = commands.command(

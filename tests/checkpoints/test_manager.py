@@ -434,6 +434,7 @@ def test_a_full_disk_while_metrics_are_added_keeps_the_step(
   store.close()
 
 
+@pytest.mark.slow
 def test_a_run_whose_newest_checkpoint_rots_repeats_it(tmp_path, capsys):
   config = tiny.config(data={'eval': ''}, train={'num_steps': 3})
   train.train(config, tmp_path / 'run')

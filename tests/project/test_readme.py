@@ -39,6 +39,7 @@ def sections(page: pathlib.Path) -> set[str]:
           for x in headings}
 
 
+@pytest.mark.slow
 def test_the_added_head_passes_every_test_of_heads(tmp_path):
   diff = readme_commands.blocks(README, 'diff')[0]
   assert len([x for x in diff.splitlines() if x.startswith('+')]) <= 25

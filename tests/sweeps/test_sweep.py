@@ -408,6 +408,7 @@ def test_a_shared_training_gives_what_its_own_would(tmp_path):
 # The command.
 
 
+@pytest.mark.slow
 def test_sweep_trains_evaluates_and_repeats_nothing(sweep_config, tmp_path):
   argv = ('sweep', f'--config={sweep_config}', f'--workdir={tmp_path}/x',
           '--seeds=1', '--config.seed=8', '--workers=1')

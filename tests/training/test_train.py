@@ -141,6 +141,7 @@ def test_every_step_has_its_dropout_masks(trainer, batch):
   assert len(set(losses)) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('parallel_fields', 'train_fields', 'kills'), [
     ({'mode': 'pmap', 'num_devices': 1}, {}, (2, 6)),
     ({'mode': 'pmap', 'num_devices': 4}, {'grad_accumulation': 2}, (6,)),
@@ -209,6 +210,7 @@ def test_a_run_that_dies_in_its_last_save_does_not_look_complete(
             ).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8)])
 def test_a_run_goes_on_with_another_number_of_devices(
     tmp_path, monkeypatch, capsys, before, after):
