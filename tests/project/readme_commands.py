@@ -34,6 +34,7 @@ SMALLER = {  # pattern in a command → smaller or generated replacement
     r'(\.py):(base|large|minilm_l6)': r'\1:tiny',
     'CHECKPOINT_DIR|MINILM': 'runs/squad2',
     '--seeds=3': '--seeds=1', '--trials=20': '--trials=1',
+    ' --window_overlap=64': ' --window_overlap=16',  # of shorter windows
     # The vocabulary of :tiny splits English words into many tokens.
     '--config.data.max_length=192': '--config.data.max_length=512'}
 REHEARSAL = ['--config.train.num_epochs=0', '--config.train.num_steps=4',
