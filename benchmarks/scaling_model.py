@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from qa_jax import heads
-from qa_jax.models import bert
 from qa_jax.models import qa
+from qa_jax.models.encoders import bert
 
 VOCABULARY = 30522  # of bert-*-uncased
 LENGTH = 384
@@ -115,7 +115,8 @@ def table(sizes: bert.BertConfig, machine: Machine, counts: list[int]) -> str:
 
 def main() -> None:
   preset = sys.argv[1] if len(sys.argv) > 1 else 'base'
-  sizes = bert.BertConfig(vocab_size=VOCABULARY, **bert.PRESETS[preset])
+  sizes = bert.BertConfig(
+      vocab_size=VOCABULARY, **bert.BertConfig.PRESETS[preset])
   megabytes = gradient_bytes(parameter_shapes(sizes)) / 2**20
   print(f'BERT-{preset}: {megabytes:.0f} MiB of gradients, '
         f'{window_flops(sizes, LENGTH) / 1e9:.0f} GFLOP a window of {LENGTH}, '

@@ -4,8 +4,10 @@ Each check runs without data and without computing anything, so that a mistake
 is refused before slow work.
 """
 
+from collections.abc import Mapping
 import dataclasses
 import pathlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +25,7 @@ from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
 from qa_jax.heads import nesting
 from qa_jax.models import attention
-from qa_jax.models import bert
+from qa_jax.models import encoders
 from qa_jax.models import qa
 from qa_jax.span_scores import SpanScores
 
@@ -31,7 +33,7 @@ SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
 
 
 def encoder_config(config: config_lib.Config, vocab_size: int,
-                   source: pathlib.Path | None) -> bert.BertConfig:
+                   source: pathlib.Path | None) -> encoders.EncoderConfig:
   """Returns the sizes of the encoder, for a vocabulary of `vocab_size` entries.
 
   They are the sizes of the checkpoint `source`, or without one those of
@@ -43,22 +45,29 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
       divisible by num_heads, or windows exceed the encoder's positions.
   """
   given: dict[str, int] = {}
+  name, arguments = registry.parse_spec(config.model.encoder or 'bert')
+  presets = encoders.ENCODERS.get(name, encoders.EncoderConfig).PRESETS
   if config.model.preset:
-    if config.model.preset not in bert.PRESETS:
+    if config.model.preset not in presets:
       raise errors.UserError(
           f'unknown config.model.preset {config.model.preset!r}'
-          f'{errors.did_you_mean(config.model.preset, bert.PRESETS)}')
-    given |= bert.PRESETS[config.model.preset]
+          f'{errors.did_you_mean(config.model.preset, presets)}')
+    given |= presets[config.model.preset]
   given |= {k: size for k in SIZES if (size := getattr(config.model, k))}
   if source is None:
     if missing := [k for k in SIZES if k not in given]:
       raise errors.UserError(
           f'config.model.{missing[0]} is 0 and no preset or init_from gives it')
-    sizes = bert.BertConfig(vocab_size=vocab_size, **given)
+    sizes = registry.build(
+        encoders.ENCODERS, config.model.encoder or 'bert', what='encoder',
+        kind=encoders.EncoderConfig, given={'vocab_size': vocab_size, **given,
+                                            **_rates(config)})
   elif RunDirectory(source).is_run():
     sizes = RunDirectory(source).read_encoder_config()
   else:
     sizes = hugging_face.read_config(source)
+  if config.model.encoder and source is not None:
+    _check_encoder(config, sizes, name, arguments, source)
   for key, value in given.items():
     if getattr(sizes, key) != value:
       raise errors.UserError(
@@ -74,13 +83,31 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
         f'config.model.hidden_size {sizes.hidden_size} is not divisible by '
         f'num_heads {sizes.num_heads}')
   check_positions(config, sizes)
-  return dataclasses.replace(
-      sizes, dropout=config.model.dropout,
-      attention_dropout=config.model.attention_dropout,
-      initializer_range=config.model.initializer_range)
+  return dataclasses.replace(sizes, **_rates(config))
 
 
-def check_positions(config: config_lib.Config, sizes: bert.BertConfig) -> None:
+def _rates(config: config_lib.Config) -> dict[str, float]:
+  """Returns the constants of an encoder that are fields of a config."""
+  return {name: getattr(config.model, name) for name in (
+      'dropout', 'attention_dropout', 'initializer_range')}
+
+
+def _check_encoder(config: config_lib.Config, sizes: encoders.EncoderConfig,
+                   name: str, arguments: Mapping[str, Any],
+                   source: pathlib.Path) -> None:
+  """Raises a UserError if model.encoder contradicts the checkpoint `source`."""
+  stored = encoders.name_of(sizes)
+  wrong = [f'{key} {getattr(sizes, key, None)!r}' for key, value in
+           arguments.items() if getattr(sizes, key, None) != value]
+  if name != stored or wrong:
+    raise errors.UserError(
+        f'config.model.encoder={config.model.encoder!r}, but {source} has '
+        f'{", ".join(wrong) if name == stored else f"the encoder {stored!r}"}; '
+        "set it to '' to take the checkpoint's")
+
+
+def check_positions(config: config_lib.Config,
+                    sizes: encoders.EncoderConfig) -> None:
   """Raises a UserError if windows are longer than the encoder has positions."""
   if config.data.max_length > sizes.max_position:
     raise errors.UserError(
@@ -88,8 +115,9 @@ def check_positions(config: config_lib.Config, sizes: bert.BertConfig) -> None:
         f"encoder's {sizes.max_position} positions")
 
 
-def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
-                    training: bool, platform: str | None = None) -> None:
+def check_attention(config: config_lib.Config,
+                    sizes: encoders.EncoderConfig, *, training: bool,
+                    platform: str | None = None) -> None:
   """Raises a UserError if model.attention is unknown or does not fit its use.
 
   A `platform` of None is that of this process; '' checks only the limits that
@@ -100,15 +128,17 @@ def check_attention(config: config_lib.Config, sizes: bert.BertConfig, *,
       'config.model.attention')
 
 
-def attention_in_use(config: config_lib.Config, sizes: bert.BertConfig) -> str:
+def attention_in_use(config: config_lib.Config,
+                     sizes: encoders.EncoderConfig) -> str:
   """Returns the implementation of attention that training uses here."""
   name = config.model.attention
   return (attention.choose_attention(_use(config, sizes, True, None))
           if name == 'auto' else name)
 
 
-def usable_attention(config: config_lib.Config, sizes: bert.BertConfig,
-                     ) -> tuple[config_lib.Config, str]:
+def usable_attention(
+    config: config_lib.Config, sizes: encoders.EncoderConfig
+) -> tuple[config_lib.Config, str]:
   """Returns a config whose attention works here, and a note if it is auto."""
   name = config.model.attention
   problem = (attention.limitation(name, _use(config, sizes, False, None))
@@ -139,8 +169,8 @@ def _activation_dtype(name: str) -> jnp.dtype:
   return jnp.dtype('float32' if name == 'tf32' else name)
 
 
-def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
-         platform: str | None) -> attention.Use:
+def _use(config: config_lib.Config, sizes: encoders.EncoderConfig,
+         training: bool, platform: str | None) -> attention.Use:
   if platform is None:
     platform = jax.default_backend()
   return attention.Use(
@@ -151,7 +181,7 @@ def _use(config: config_lib.Config, sizes: bert.BertConfig, training: bool,
       dropout=sizes.attention_dropout)
 
 
-def build_model(config: config_lib.Config, sizes: bert.BertConfig,
+def build_model(config: config_lib.Config, sizes: encoders.EncoderConfig,
                 platform: str | None = None) -> qa.QAModel:
   """Returns the model without parameters; a wrong model.head is a UserError.
 

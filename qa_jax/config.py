@@ -28,6 +28,9 @@ from qa_jax import errors
 class Model:
   """The encoder, its initial parameters and the span head."""
 
+  # Spec string of the encoder, an entry of ENCODERS. '' takes the encoder of
+  # init_from, and bert from scratch.
+  encoder: str = ''
   # Name of a set of encoder sizes: tiny, mini, small, medium, base, large or
   # minilm_l6. '' takes the four sizes below, or those of init_from.
   preset: str = 'tiny'
@@ -321,8 +324,8 @@ def _cast(kind: type, value: Any, where: str) -> Any:
 def spec_strings(config: Config) -> dict[str, str]:
   """Returns the fields that may name importable code, with their values."""
   return {path: operator.attrgetter(path)(config) for path in (
-      'model.head', 'objective', 'decode.search', 'decode.null_rule',
-      'data.train', 'data.eval')}
+      'model.encoder', 'model.head', 'objective', 'decode.search',
+      'decode.null_rule', 'data.train', 'data.eval')}
 
 
 def override(fields: Mapping[str, Any], changes: Mapping[str, Any]

@@ -115,10 +115,12 @@ def check_code(where: str, specs: Mapping[str, str],
 
 
 def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
-          what: str, kind: type = object) -> Any:
+          what: str, kind: type = object,
+          given: Mapping[str, Any] | None = None) -> Any:
   """Calls the constructor that `spec` names and returns the result.
 
-  The constructor is an entry of `table` or is imported. The result must be an
+  The constructor is an entry of `table` or is imported. It gets the arguments
+  `given` beside those of `spec`, which cannot name them. The result must be an
   instance of `kind`.
 
   Raises:
@@ -133,7 +135,8 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
   parameters = dict(inspect.signature(table[name]).parameters)
   open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   parameters = {key: p for key, p in parameters.items()
-                if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+                if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+                and key not in (given or {})}
   if 'parent' in parameters:  # a Flax module: users set neither field
     del parameters['parent'], parameters['name']
   for key, value in arguments.items():
@@ -150,7 +153,7 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
   for key, parameter in parameters.items():
     if parameter.default is parameter.empty and key not in arguments:
       raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')
-  built = table[name](**arguments)
+  built = table[name](**(given or {}), **arguments)
   if not isinstance(built, kind):
     raise errors.UserError(f'{what} {name!r} returns {type(built).__name__}, '
                            f'expected {kind.__name__}')

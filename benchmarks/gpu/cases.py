@@ -9,7 +9,7 @@ from benchmarks import session
 from qa_jax import config as config_lib
 from qa_jax.data import cache
 from qa_jax.data import sources
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 
 VOCABULARY = 30_522  # entries of bert-base-uncased
 
@@ -62,7 +62,7 @@ def flops(preset: str, lengths: Sequence[int]) -> float:
   `lengths` are the tokens of each window. A product counts three times: once
   forwards, and once for the gradient of each operand.
   """
-  sizes = bert.PRESETS[preset]
+  sizes = bert.BertConfig.PRESETS[preset]
   hidden = sizes['hidden_size']
   tokens = float(sum(lengths))
   squares = float(sum(float(n) * n for n in lengths))

@@ -23,7 +23,7 @@ from benchmarks.gpu import h100
 from benchmarks.gpu import hlo
 from qa_jax import errors
 from qa_jax.models import attention
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 from qa_jax.runtime import console
 
 
@@ -31,7 +31,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   add = parser.add_argument
-  add('--preset', default='base', choices=bert.PRESETS)
+  add('--preset', default='base', choices=bert.BertConfig.PRESETS)
   add('--batch', type=int, default=32, help='windows of an update')
   add('--length', type=int, default=384, help='tokens of a row')
   add('--dtype', default='bfloat16', help='precision.compute_dtype')

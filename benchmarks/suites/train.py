@@ -24,6 +24,7 @@ from benchmarks.session import Outcome
 from benchmarks.session import Session
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import hugging_face as hugging_face_lib
+from qa_jax.checkpoints.architectures import ARCHITECTURES
 from qa_jax.export import hugging_face
 from qa_jax.io import files
 from qa_jax.runtime import devices
@@ -119,7 +120,8 @@ class _Way:
 def write_start(trainer: trainer_lib.Trainer, folder: pathlib.Path) -> None:
   """Writes weights, vocabulary and training windows for both sides."""
   hugging_face.write_weights(
-      hugging_face_lib.to_hugging_face(trainer.state.params), folder)
+      hugging_face_lib.to_hugging_face(
+          trainer.state.params, ARCHITECTURES['bert']), folder)
   files.write_json(folder / 'config.json', hugging_face.hugging_face_config(
       trainer.sizes, 'BertForQuestionAnswering'))
   trainer.tokenizer.save(folder)

@@ -25,23 +25,14 @@ import safetensors.numpy
 from qa_jax import errors
 from qa_jax.checkpoints import manifest
 from qa_jax.checkpoints import weight_names
+from qa_jax.checkpoints.architectures import ARCHITECTURES
+from qa_jax.checkpoints.architectures import Architecture
+from qa_jax.checkpoints.architectures import bert
 from qa_jax.io import files
-from qa_jax.models import bert
+from qa_jax.models import encoders
 
 Arrays = Mapping[str, np.ndarray]
 
-# Common name → our path, for every tensor that is one tensor on both sides. {i}
-# is the layer. The kernel of a Dense layer is the transpose of torch's weight.
-LAYER, OURS = 'encoder.layer.{i}.', 'encoder/layer_{i}/'
-TABLE = {
-    'embeddings.{part}_embeddings': 'encoder/embeddings/{part}/embedding',
-    'embeddings.LayerNorm': 'encoder/embeddings/layer_norm',
-    LAYER + 'attention.output.dense': OURS + 'attention/output',
-    LAYER + 'attention.output.LayerNorm': OURS + 'attention/layer_norm',
-    LAYER + 'intermediate.dense': OURS + 'mlp/intermediate',
-    LAYER + 'output.dense': OURS + 'mlp/output',
-    LAYER + 'output.LayerNorm': OURS + 'mlp/layer_norm',
-}
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json',
            'vocab.json', 'merges.txt',
@@ -53,7 +44,6 @@ CONVERT = (
     '{k: v.contiguous().clone() for f in d.glob(\'pytorch_model*.bin\') '
     'for k, v in torch.load(f, map_location=\'cpu\', weights_only=True)'
     '.items()}, d / \'model.safetensors\', {\'format\': \'pt\'})')
-QKV = ('query', 'key', 'value')  # their order in query_key_value
 # The parameters of a head that Hugging Face can store as `qa_outputs`.
 PAIRS = ({'start/kernel', 'end/kernel'},
          {'start/kernel', 'end/kernel', 'start/bias', 'end/bias'})
@@ -98,17 +88,17 @@ def file_hashes(directory: pathlib.Path) -> dict[str, str]:
           for pattern in patterns for path in sorted(directory.glob(pattern))}
 
 
-def read_config(directory: pathlib.Path) -> bert.BertConfig:
+def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
   """Reads encoder sizes from config.json, or TensorFlow's bert_config.json.
 
   GELU is the erf form for both, as in transformers.
 
   Raises:
-    UserError: the architecture is not supported, or a field that BERT needs is
+    UserError: the architecture is not supported, or a field that it needs is
       missing or out of range.
   """
   path, config, kind = _read_model_type(directory)
-  architecture = weight_names.ARCHITECTURES[kind]
+  architecture = ARCHITECTURES[kind]
   for key, supported in architecture.supported.items():
     value = config.get(key, supported)
     if value != supported:
@@ -131,24 +121,28 @@ def read_config(directory: pathlib.Path) -> bert.BertConfig:
         f'{path}: embedding_size {width!r} differs from hidden_size '
         f'{hidden_size}: an encoder that projects its embeddings is not '
         'supported')
-  eps = config.get('layer_norm_eps', 1e-12)
+  eps = config.get(architecture.eps, architecture.default_eps)
   if type(eps) not in (int, float) or not 0 < eps < 1:
     raise errors.UserError(
-        f'{path}: layer_norm_eps is {eps!r}, expected a number in (0, 1)')
+        f'{path}: {architecture.eps} is {eps!r}, expected a number in (0, 1)')
   sizes['max_position'] -= _unused_positions(path, config, kind)
   errors.require(
       sizes['max_position'] > 0,
       f'{path}: {names["max_position"]} {config[names["max_position"]]} leaves '
       'no position behind those of padding')
-  return bert.BertConfig(
-      **sizes, layer_norm_eps=float(eps),
-      architecture=kind if architecture.positions_after_pad else 'bert')
+  try:
+    further = architecture.read(config)
+  except errors.UserError as e:
+    raise errors.UserError(f'{path}: {e}') from None
+  return architecture.encoder(**{
+      **sizes, 'layer_norm_eps': float(eps),
+      'architecture': architecture.exported_as or kind, **further})
 
 
 def _unused_positions(path: pathlib.Path, config: Mapping[str, Any],
                       kind: str) -> int:
   """Returns the number of first rows of the position table without use."""
-  if not weight_names.ARCHITECTURES[kind].positions_after_pad:
+  if not ARCHITECTURES[kind].positions_after_pad:
     return 0
   pad = config.get('pad_token_id', 1)  # 1 is the default of transformers
   errors.require(type(pad) is int and pad >= 0,
@@ -166,12 +160,12 @@ def _read_model_type(
   config = files.read_object(path)
   kind = config.get('model_type')
   kind = _infer_model_type(config) if kind is None else kind
-  if not isinstance(kind, str) or kind not in weight_names.ARCHITECTURES:
+  if not isinstance(kind, str) or kind not in ARCHITECTURES:
     classes = _class_name(config)
     raise errors.UserError(
         f'{path}: model_type {config.get("model_type")!r}'
         f'{f" of {classes}" * bool(classes)} is not supported; only '
-        f'{", ".join(map(repr, weight_names.ARCHITECTURES))} are')
+        f'{", ".join(map(repr, ARCHITECTURES))} are')
   return path, config, kind
 
 
@@ -182,9 +176,9 @@ def _infer_model_type(config: Mapping[str, Any]) -> str | None:
   Google's bert_config.json under the name config.json.
   """
   name = _class_name(config)
-  if not name and config.keys() >= {*weight_names.FIELDS.values()}:
+  if not name and config.keys() >= {*bert.FIELDS.values()}:
     return 'bert'
-  return next((kind for kind, v in weight_names.ARCHITECTURES.items()
+  return next((kind for kind, v in ARCHITECTURES.items()
                if re.fullmatch(rf'{v.class_prefix}(For\w+|(LMHead)?Model)',
                                name)),
               None)
@@ -234,9 +228,9 @@ def read_tensors(directory: pathlib.Path
   _check_finite(tensors, directory)
   if kind == 'distilbert':  # It has no token types: their vectors are zeros.
     like = tensors.get('embeddings.LayerNorm.bias', np.zeros(0))
-    tensors[weight_names.TOKEN_TYPES] = np.zeros((2, *like.shape), np.float32)
-  if weight_names.POSITIONS in tensors:
-    tensors[weight_names.POSITIONS] = tensors[weight_names.POSITIONS][
+    tensors[bert.TOKEN_TYPES] = np.zeros((2, *like.shape), np.float32)
+  if bert.POSITIONS in tensors:
+    tensors[bert.POSITIONS] = tensors[bert.POSITIONS][
         _unused_positions(path, config, kind):]
   note = f'not read, a span model has no use for them: {_first_names(ignored)}'
   return tensors, [note] if ignored else []
@@ -346,9 +340,12 @@ def fit_tensors(tensors: Arrays, template: Any,
   Raises:
     UserError: names or shapes do not fit `template`.
   """
-  tensors, notes, expected = dict(tensors), [], to_hugging_face(template)
+  architecture = ARCHITECTURES[_read_model_type(directory)[2]]
+  tensors, notes = dict(tensors), []
+  expected = to_hugging_face(template, architecture)
   weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
-  if weight not in tensors or weight not in expected:
+  loads_head = weight in tensors and weight in expected
+  if not loads_head:
     notes.append(FRESH_HEAD if weight not in tensors else
                  'the span head of the checkpoint, a pair of S and E, is '
                  'dropped: the head asked for is freshly initialised')
@@ -366,10 +363,18 @@ def fit_tensors(tensors: Arrays, template: Any,
           "it changes no prediction; the head 'biased' keeps it")
   _check_shapes({k: v.shape for k, v in tensors.items()},
                 {k: v.shape for k, v in expected.items()}, directory)
-  loaded = from_hugging_face(tensors)
-  ours = flax.traverse_util.flatten_dict(template, sep='/')
-  fresh = {k: np.asarray(v) for k, v in ours.items() if k not in loaded}
-  return flax.traverse_util.unflatten_dict({**loaded, **fresh}, sep='/'), notes
+  tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
+  ours = {k: np.asarray(v) for k, v in
+          flax.traverse_util.flatten_dict(template, sep='/').items()}
+  ours |= weight_names.to_paths(
+      tensors, [path for path in ours if not path.startswith('head/')],
+      architecture)
+  if loads_head:
+    for row, end in enumerate(('start', 'end')):
+      ours[f'head/{end}/kernel'] = tensors[weight][row:row + 1].T
+      if bias in tensors:
+        ours[f'head/{end}/bias'] = tensors[bias][row:row + 1]
+  return flax.traverse_util.unflatten_dict(ours, sep='/'), notes
 
 
 def load_parameters(directory: pathlib.Path, template: Any
@@ -380,19 +385,14 @@ def load_parameters(directory: pathlib.Path, template: Any
   return params, ignored + notes
 
 
-def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
+def to_hugging_face(params: Any, architecture: Architecture
+                    ) -> dict[str, np.ndarray]:
   """Returns parameters by common names, without a head that is not a pair."""
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(params, sep='/').items()}
-  out = {}
-  for path, value in ours.items():
-    if match := re.fullmatch(
-        r'encoder/layer_(\d+)/attention/query_key_value/(kernel|bias)', path):
-      kind = 'weight' if match[2] == 'kernel' else 'bias'
-      for name, part in zip(QKV, np.split(value, 3, axis=-1), strict=True):
-        out[f'encoder.layer.{match[1]}.attention.self.{name}.{kind}'] = part.T
-    elif not path.startswith('head/'):
-      out[_translate(path)] = value.T if path.endswith('kernel') else value
+  out = weight_names.from_paths(
+      {k: v for k, v in ours.items() if not k.startswith('head/')},
+      architecture)
   head = {k.removeprefix('head/') for k in ours if k.startswith('head/')}
   if head in PAIRS:
     out['qa_outputs.weight'] = np.concatenate(
@@ -401,56 +401,6 @@ def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
     out['qa_outputs.bias'] = np.concatenate(
         [ours.get(f'head/{end}/bias', zero) for end in ('start', 'end')])
   return out
-
-
-def from_hugging_face(tensors: Arrays) -> dict[str, np.ndarray]:
-  """Returns {path in our tree: float32 array} for tensors by common names."""
-  tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
-  out, fused = {}, {}
-  for name, value in tensors.items():
-    if match := re.fullmatch(
-        r'encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)'
-        r'\.(weight|bias)', name):
-      kind = 'kernel' if match[3] == 'weight' else 'bias'
-      path = f'encoder/layer_{match[1]}/attention/query_key_value/{kind}'
-      fused.setdefault(path, {})[match[2]] = value.T
-    elif name == 'qa_outputs.weight':
-      out['head/start/kernel'] = value[:1].T
-      out['head/end/kernel'] = value[1:].T
-    elif name == 'qa_outputs.bias':
-      out['head/start/bias'], out['head/end/bias'] = value[:1], value[1:]
-    else:
-      path = _translate_back(name)
-      out[path] = value.T if path.endswith('kernel') else value
-  for path, parts in fused.items():
-    out[path] = np.concatenate([parts[k] for k in QKV], axis=-1)
-  return out
-
-
-def _pattern(template: str) -> str:
-  return re.escape(template).replace(
-      r'\{i\}', r'(?P<i>\d+)').replace(r'\{part\}', r'(?P<part>\w+?)')
-
-
-def _translate(path: str) -> str:
-  for theirs, ours in TABLE.items():
-    if match := re.fullmatch(_pattern(ours) + r'(?P<leaf>/\w+)?', path):
-      leaf = {'kernel': 'weight', 'scale': 'weight', 'bias': 'bias',
-              '': 'weight'}[(match['leaf'] or '')[1:]]
-      return theirs.format(**match.groupdict()) + '.' + leaf
-  raise AssertionError(f'the name table does not cover {path}')
-
-
-def _translate_back(name: str) -> str:
-  for theirs, ours in TABLE.items():
-    if match := re.fullmatch(
-        _pattern(theirs) + r'\.(?P<leaf>weight|bias)', name):
-      path = ours.format(**match.groupdict())
-      if path.endswith('embedding'):
-        return path
-      weight = 'scale' if path.endswith('layer_norm') else 'kernel'
-      return f'{path}/{weight if match["leaf"] == "weight" else "bias"}'
-  raise AssertionError(f'the name table does not cover {name}')
 
 
 def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],

@@ -20,7 +20,7 @@ from qa_jax.checkpoints import manager
 from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
-from qa_jax.models import bert
+from qa_jax.models import encoders
 from qa_jax.runtime import console
 
 # Fields that may differ in a resumed run: no computed value depends on them.
@@ -137,10 +137,15 @@ class RunDirectory:
     """Reads run.json: seed, command, git commit, packages, hashes of inputs."""
     return files.read_object(self.record_file)
 
-  def read_encoder_config(self) -> bert.BertConfig:
-    """Reads the sizes of the encoder; a damaged file raises a UserError."""
+  def read_encoder_config(self) -> encoders.EncoderConfig:
+    """Reads the constants of the encoder; a damaged file raises a UserError."""
+    fields = files.read_object(self.encoder_file)
+    name = str(fields.pop('encoder', 'bert'))  # runs of older code have BERT's
+    registry.check_code(str(self.encoder_file), {'model.encoder': name})
     try:
-      return bert.BertConfig(**files.read_object(self.encoder_file))
+      return registry.build(
+          encoders.ENCODERS, name, what='encoder', kind=encoders.EncoderConfig,
+          given=fields)
     except TypeError as e:  # a field too many or too few
       raise errors.UserError(f'{self.encoder_file}: {e}') from None
 
@@ -168,12 +173,13 @@ class RunDirectory:
     return contextlib.closing(
         manager.Checkpoints(self.checkpoints, read_only=True))
 
-  def write(self, config: config_lib.Config, encoder: bert.BertConfig,
+  def write(self, config: config_lib.Config, encoder: encoders.EncoderConfig,
             tokenizer: tokenizer_lib.Tokenizer, record: Mapping[str, Any]
             ) -> None:
     """Writes the files of a run before its first step, config.json last."""
     tokenizer.save(self.tokenizer)
-    files.write_json(self.encoder_file, dataclasses.asdict(encoder))
+    files.write_json(self.encoder_file, {
+        'encoder': encoders.name_of(encoder), **dataclasses.asdict(encoder)})
     files.write_json(self.record_file, record)
     files.write_json(self.config_file, config.to_dict())
 

@@ -1,72 +1,17 @@
-"""Names of weights: other programs' → those of Hugging Face's BERT.
+"""Common names of weights: from other programs' names, to paths of our tree.
 
-Common names have no "bert." in front: `encoder.layer.0.output.dense.weight`.
-The name None marks a tensor that a span model never reads. An unknown part of
-the encoder or of the span head keeps its name, so that it is refused later.
+Common names have no prefix in front: `encoder.layer.0.output.dense.weight`. The
+name None marks a tensor that a span model never reads. An unknown part of the
+encoder or of the span head keeps its name, so that it is refused later.
 """
 
-from collections.abc import Mapping
-import dataclasses
+from collections.abc import Iterable, Mapping
 import re
-from typing import Any
 
 import numpy as np
 
-# Our field of a BertConfig → BERT's of config.json.
-FIELDS = {
-    'hidden_size': 'hidden_size', 'num_layers': 'num_hidden_layers',
-    'num_heads': 'num_attention_heads', 'mlp_size': 'intermediate_size',
-    'vocab_size': 'vocab_size', 'max_position': 'max_position_embeddings',
-    'type_vocab_size': 'type_vocab_size'}
-TOKEN_TYPES = 'embeddings.token_type_embeddings.weight'
-POSITIONS = 'embeddings.position_embeddings.weight'
-
-
-@dataclasses.dataclass(frozen=True)
-class Architecture:
-  """A `model_type` of Hugging Face whose encoder computes what BERT's does."""
-
-  fields: Mapping[str, str]  # our field → theirs
-  class_prefix: str  # of the names in `architectures`: BertForMaskedLM
-  supported: Mapping[str, Any]  # other fields, and what they must be
-  prefix: str  # of the names of the encoder's weights
-  renames: tuple[tuple[str, str], ...] = ()  # a part of a name → BERT's
-  # Positions are counted from pad_token_id + 1, as in fairseq. The earlier rows
-  # of the table are never used, and are left out here.
-  positions_after_pad: bool = False
-
-
-# A decoder's attention is causal: it computes something else.
-_BERT_ONLY = {'hidden_act': 'gelu', 'position_embedding_type': 'absolute',
-              'is_decoder': False}
-ARCHITECTURES = {
-    'bert': Architecture(FIELDS, 'Bert', _BERT_ONLY, 'bert.'),
-    # Liu et al. (2019), also DistilRoBERTa: one token type.
-    'roberta': Architecture(FIELDS, 'Roberta', _BERT_ONLY, 'roberta.',
-                            positions_after_pad=True),
-    # Conneau et al. (2020) and Martin et al. (2020), with Unigram vocabularies.
-    'xlm-roberta': Architecture(FIELDS, 'XLMRoberta', _BERT_ONLY, 'roberta.',
-                                positions_after_pad=True),
-    'camembert': Architecture(FIELDS, 'Camembert', _BERT_ONLY, 'roberta.',
-                              positions_after_pad=True),
-    # Clark et al. (2020), where embeddings are as wide as layers: not small.
-    'electra': Architecture(FIELDS, 'Electra', _BERT_ONLY, 'electra.'),
-    # Sanh et al. (2019): without token types; here all have a vector of zeros.
-    'distilbert': Architecture(
-        {'hidden_size': 'dim', 'num_layers': 'n_layers',
-         'num_heads': 'n_heads', 'mlp_size': 'hidden_dim',
-         'vocab_size': 'vocab_size', 'max_position': 'max_position_embeddings'},
-        'DistilBert', {'activation': 'gelu'}, 'distilbert.',
-        (('transformer.layer.', 'encoder.layer.'),
-         ('.attention.q_lin.', '.attention.self.query.'),
-         ('.attention.k_lin.', '.attention.self.key.'),
-         ('.attention.v_lin.', '.attention.self.value.'),
-         ('.attention.out_lin.', '.attention.output.dense.'),
-         ('.sa_layer_norm.', '.attention.output.LayerNorm.'),
-         ('.ffn.lin1.', '.intermediate.dense.'),
-         ('.ffn.lin2.', '.output.dense.'),
-         ('.output_layer_norm.', '.output.LayerNorm.'))),
-}
+from qa_jax.checkpoints.architectures import ARCHITECTURES
+from qa_jax.checkpoints.architectures import Architecture
 
 # Parts of a layer in the object-based checkpoints of TensorFlow's model garden,
 # of two generations: attention's output was first a layer of its own.
@@ -156,3 +101,48 @@ def tensorflow_value(name: str, common: str, value: np.ndarray) -> np.ndarray:
   heads_first = common.endswith('attention.output.dense.weight')
   rows = -1 if heads_first else value.shape[0]
   return value.reshape(rows, value.shape[-1] if heads_first else -1).T
+
+
+def from_paths(tree: Mapping[str, np.ndarray],
+               architecture: Architecture) -> dict[str, np.ndarray]:
+  """Returns {common name: tensor} for {path: array} of an encoder.
+
+  The kernel of a Dense layer is the transpose of torch's weight.
+  """
+  out = {}
+  for path, value in tree.items():
+    names, leaf = _translate(path, architecture)
+    parts = np.split(value, len(names), axis=-1)
+    for name, part in zip(names, parts, strict=True):
+      out[f'{name}.{"bias" if leaf == "bias" else "weight"}'] = (
+          part.T if leaf == 'kernel' else part)
+  return out
+
+
+def to_paths(tensors: Mapping[str, np.ndarray], paths: Iterable[str],
+             architecture: Architecture) -> dict[str, np.ndarray]:
+  """Returns {path: array} for {common name: tensor}: inverts `from_paths`."""
+  out = {}
+  for path in paths:
+    names, leaf = _translate(path, architecture)
+    parts = [tensors[f'{name}.{"bias" if leaf == "bias" else "weight"}']
+             for name in names]
+    out[path] = np.concatenate(
+        [part.T if leaf == 'kernel' else part for part in parts], axis=-1)
+  return out
+
+
+def _translate(path: str, architecture: Architecture) -> tuple[list[str], str]:
+  """Returns the common names of a path, without their last part, and its leaf.
+
+  The leaf is kernel, bias, scale or embedding.
+  """
+  for ours, theirs in architecture.names.items():
+    pattern = re.escape(ours).replace(r'\{i\}', r'(?P<i>\d+)').replace(
+        r'\{part\}', r'(?P<part>\w+?)')
+    if match := re.fullmatch(f'{pattern}(?:/(?P<leaf>kernel|bias|scale))?',
+                             path):
+      names = (theirs,) if isinstance(theirs, str) else theirs
+      return ([name.format(**match.groupdict()) for name in names],
+              match['leaf'] or 'embedding')
+  raise AssertionError(f'the name table does not cover {path}')

@@ -15,14 +15,16 @@ from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints import run_record
-from qa_jax.checkpoints import weight_names
+from qa_jax.checkpoints.architectures import ARCHITECTURES
+from qa_jax.checkpoints.architectures import Architecture
+from qa_jax.checkpoints.architectures import bert
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.metrics import predictions
-from qa_jax.models import bert
+from qa_jax.models.encoders import EncoderConfig
 
 FORMATS = ('hf', 'qa_jax')
 USAGE = '''\
@@ -72,7 +74,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   """
   model = source.model
   sizes, kind = model.model.config, _architecture(model.model.config)
-  tensors = hugging_face.to_hugging_face(model.params)
+  tensors = hugging_face.to_hugging_face(model.params, kind)
   if 'qa_outputs.weight' not in tensors:
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
@@ -88,8 +90,8 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   fields['pad_token_id'] = model.tokenizer.pad_id
   if kind.positions_after_pad:  # the rows that are never used are zeros
     unused = model.tokenizer.pad_id + 1
-    table = tensors[weight_names.POSITIONS]
-    tensors = tensors | {weight_names.POSITIONS: np.concatenate(
+    table = tensors[bert.POSITIONS]
+    tensors = tensors | {bert.POSITIONS: np.concatenate(
         [np.zeros((unused, table.shape[1]), table.dtype), table])}
     fields |= {'max_position_embeddings': sizes.max_position + unused,
                'bos_token_id': model.tokenizer.cls_id,
@@ -109,10 +111,10 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   files.write_directory(target, write)
 
 
-def _architecture(sizes: bert.BertConfig) -> weight_names.Architecture:
+def _architecture(sizes: EncoderConfig) -> Architecture:
   errors.check_known('architecture of the encoder', sizes.architecture,
-                     weight_names.ARCHITECTURES)
-  return weight_names.ARCHITECTURES[sizes.architecture]
+                     ARCHITECTURES)
+  return ARCHITECTURES[sizes.architecture]
 
 
 def write_weights(tensors: hugging_face.Arrays, directory: pathlib.Path,
@@ -125,20 +127,16 @@ def write_weights(tensors: hugging_face.Arrays, directory: pathlib.Path,
       metadata={'format': 'pt'}))
 
 
-def hugging_face_config(sizes: bert.BertConfig,
+def hugging_face_config(sizes: EncoderConfig,
                         architecture: str) -> dict[str, Any]:
   """Returns the fields of config.json as transformers writes them."""
+  kind = _architecture(sizes)
   return {
       'architectures': [architecture], 'model_type': sizes.architecture,
-      'hidden_size': sizes.hidden_size, 'num_hidden_layers': sizes.num_layers,
-      'num_attention_heads': sizes.num_heads, 'vocab_size': sizes.vocab_size,
-      'intermediate_size': sizes.mlp_size, 'hidden_act': 'gelu',
-      'max_position_embeddings': sizes.max_position, 'dtype': 'float32',
-      'type_vocab_size': sizes.type_vocab_size,
-      'layer_norm_eps': sizes.layer_norm_eps,
-      'hidden_dropout_prob': sizes.dropout,
-      'attention_probs_dropout_prob': sizes.attention_dropout,
-      'initializer_range': sizes.initializer_range}
+      'dtype': 'float32', **kind.supported,
+      kind.eps: sizes.layer_norm_eps,
+      **{theirs: getattr(sizes, ours)
+         for ours, theirs in {**kind.fields, **kind.options}.items()}}
 
 
 def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax.models import bert
 from qa_jax.models.dropout import DropoutKeys
+from qa_jax.models.encoders import EncoderConfig
 from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
@@ -45,9 +45,9 @@ class Packed:
 
 
 class QAModel(nn.Module):
-  """A BERT encoder with a span head; its parameters are {'encoder', 'head'}."""
+  """An encoder with a span head; its parameters are {'encoder', 'head'}."""
 
-  config: bert.BertConfig
+  config: EncoderConfig
   head: nn.Module
   compute_dtype: jnp.dtype = jnp.float32
   attention: str = 'auto'  # an entry of attention.ATTENTION
@@ -56,8 +56,7 @@ class QAModel(nn.Module):
   tf32: bool = False
 
   def setup(self):
-    self.encoder = bert.BertEncoder(
-        self.config, self.compute_dtype, self.attention)
+    self.encoder = self.config.build(self.compute_dtype, self.attention)
 
   def __call__(
       self, token_ids: jax.Array,  # [B, L] int32; packed [S, R, P]

@@ -88,9 +88,10 @@ def decay_mask(params: Any) -> Any:
 def layer_scales(params: Any, layer_decay: float, num_layers: int) -> Any:
   """Returns a tree of factors that lower the rates of the early layers.
 
-  With n = `num_layers`, the factor is 1 for the head, layer_decay ** (n - l)
-  for layer l = 0 … n - 1, and layer_decay ** (n + 1) for the embeddings (Clark
-  et al., 2020, without the off-by-one of its code, electra#51).
+  With n = `num_layers`, the factor is 1 for the head and for what the encoder
+  has behind its last layer, layer_decay ** (n - l) for layer l = 0 … n - 1, and
+  layer_decay ** (n + 1) for the embeddings (Clark et al., 2020, without the
+  off-by-one of its code, electra#51).
   """
   def scale(name: str, _) -> float:
     layer = re.search(r'(^|/)layer_(\d+)/', name)
@@ -98,7 +99,7 @@ def layer_scales(params: Any, layer_decay: float, num_layers: int) -> Any:
       return layer_decay ** (num_layers - int(layer[2]))
     if re.search(r'(^|/)embeddings/', name):
       return layer_decay ** (num_layers + 1)
-    if re.match(r'head/', name):
+    if re.match(r'head/|encoder/final', name):
       return 1.0
     raise AssertionError(f'no layer-wise rate covers parameter {name}')
   return _map_named(scale, params)

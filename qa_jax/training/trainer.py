@@ -27,7 +27,7 @@ from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.evaluation import evaluator as evaluator_lib
-from qa_jax.models import bert
+from qa_jax.models import encoders
 from qa_jax.models import qa
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
@@ -188,7 +188,7 @@ class Trainer:
   windows: windows_lib.WindowSet
   tokenizer: tokenizer_lib.Tokenizer
   buckets: tuple[int, ...]  # lengths of batches, in tokens
-  sizes: bert.BertConfig
+  sizes: encoders.EncoderConfig
   model: qa.QAModel
   loss_fn: step_lib.Loss
   batches: batches_lib.TrainBatches

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import scaling_model
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 from qa_jax.training import trainer as trainer_lib
 from tests.common import tiny
 

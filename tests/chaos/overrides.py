@@ -4,7 +4,7 @@ from typing import Any
 
 from qa_jax import config
 from qa_jax.models import attention
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 from qa_jax.training import optimizer
 from qa_jax.training import parallel
 from tests.chaos import inputs
@@ -16,7 +16,8 @@ FIELDS = {f'{group}.{name}': value
           if isinstance(values, dict)
           for name, value in values.items()} | {'seed': 3}
 CHOICES = {
-    'model.preset': bert.PRESETS, 'model.attention': attention.ATTENTION,
+    'model.preset': bert.BertConfig.PRESETS,
+    'model.attention': attention.ATTENTION,
     'precision.compute_dtype': config.COMPUTE_DTYPES,
     'optim.schedule': optimizer.SCHEDULES, 'parallel.mode': parallel.MODES}
 

@@ -17,8 +17,8 @@ import safetensors.numpy
 
 from qa_jax import heads
 from qa_jax.checkpoints import hugging_face
-from qa_jax.models import bert
 from qa_jax.models import qa
+from qa_jax.models.encoders import bert
 from tests.common import weights
 from tests.common.refusals import refusal
 

@@ -13,8 +13,8 @@ from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
-from qa_jax.models import bert
 from qa_jax.models import qa as qa_lib
+from qa_jax.models.encoders import bert
 from tests.common import tiny
 
 QUESTION, CONTEXT = 'Who built it?', 'Mira built the Osprey in Oslo.'

@@ -25,8 +25,8 @@ from qa_jax.export import hugging_face
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
-from qa_jax.models import bert
 from qa_jax.models import qa
+from qa_jax.models.encoders import bert
 from tests.common import commands
 from tests.common import refusals
 

@@ -26,7 +26,7 @@ from qa_jax.export import stablehlo
 from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.metrics import calibration
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 from tests.common import random_model
 
 LETTERS = 'abcdefghijklmnopqrstuvwxyz'

@@ -19,8 +19,8 @@ from qa_jax.export import stablehlo
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
-from qa_jax.models import bert
 from qa_jax.models import qa
+from qa_jax.models.encoders import bert
 from tests.common import scripts
 
 KINDS = ('cased', 'uncased', 'accents', 'stripped', 'chinese', 'joined',

@@ -13,7 +13,7 @@ from qa_jax import heads
 from qa_jax.inference import span_view
 from qa_jax.io import plots
 from qa_jax.metrics import calibration
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 from tests.common import random_model
 
 NO_S_OR_E = ('conditional', 'mlp_span')  # heads without S or E

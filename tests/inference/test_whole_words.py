@@ -15,7 +15,7 @@ from qa_jax.data.examples import GoldAnswer
 from qa_jax.decoding import candidates
 from qa_jax.inference import decode
 from qa_jax.inference import predict
-from qa_jax.models import bert
+from qa_jax.models.encoders import bert
 from tests.common import random_model
 
 LETTERS = string.ascii_lowercase

@@ -21,9 +21,9 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer
 from qa_jax.inference import predict
 from qa_jax.models import attention
-from qa_jax.models import bert
 from qa_jax.models import dropout
 from qa_jax.models import qa
+from qa_jax.models.encoders import bert
 from qa_jax.training import trainer
 from tests.common import refusals
 from tests.common import tiny

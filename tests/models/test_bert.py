@@ -15,10 +15,11 @@ import pytest
 
 from qa_jax import heads
 from qa_jax import objectives
+from qa_jax.checkpoints import architectures
 from qa_jax.checkpoints import hugging_face
-from qa_jax.models import bert
 from qa_jax.models import dropout
 from qa_jax.models import qa
+from qa_jax.models.encoders import bert
 from qa_jax.training import optimizer
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
@@ -92,7 +93,8 @@ def test_loss_and_gradients_equal_transformers(golden, params):
 
   loss, gradients = jax.value_and_grad(loss_fn)(params)
   np.testing.assert_allclose(loss, golden['loss'], atol=1e-5)
-  theirs = hugging_face.to_hugging_face(gradients)
+  theirs = hugging_face.to_hugging_face(
+      gradients, architectures.ARCHITECTURES['bert'])
   name = 'embeddings.word_embeddings.weight'
   theirs[name] = theirs[name].copy()
   theirs[name][0] = 0  # as torch does for its padding_idx
@@ -104,13 +106,13 @@ def test_loss_and_gradients_equal_transformers(golden, params):
 
 
 def test_the_table_of_counts_covers_every_preset():
-  assert set(PRESETS) == set(bert.PRESETS)
+  assert set(PRESETS) == set(bert.BertConfig.PRESETS)
 
 
 @pytest.mark.parametrize('preset', sorted(PRESETS))
 def test_parameter_count_of_preset(preset):
   n, d, num_heads, expected = PRESETS[preset]
-  config = bert.BertConfig(vocab_size=30522, **bert.PRESETS[preset])
+  config = bert.BertConfig(vocab_size=30522, **bert.BertConfig.PRESETS[preset])
   model = qa.QAModel(config, heads.HEADS['independent']())
   shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
   count = sum(x.size for x in jax.tree.leaves(shapes))
@@ -122,7 +124,7 @@ def test_parameter_count_of_preset(preset):
 
 
 def test_default_fields_are_berts():
-  config = bert.BertConfig(vocab_size=9, **bert.PRESETS['tiny'])
+  config = bert.BertConfig(vocab_size=9, **bert.BertConfig.PRESETS['tiny'])
   assert (config.max_position, config.type_vocab_size, config.dropout,
           config.attention_dropout, config.layer_norm_eps,
           config.initializer_range) == (512, 2, 0.1, 0.1, 1e-12, 0.02)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qa_jax.models import bert
 from qa_jax.models import matmul
+from qa_jax.models.encoders import bert
 
 SPECS = {'nd,df->nf': ((6, 4), (4, 5)),
          'bhqk,bhsk->bhqs': ((2, 3, 6, 4), (2, 3, 5, 4)),

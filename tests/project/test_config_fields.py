@@ -148,6 +148,14 @@ NO_SIZES = {'model__hidden_size': 0, 'model__num_layers': 0,
             'model__num_heads': 0, 'model__mlp_size': 0}
 
 
+def check_encoder(tmp_path):
+  """RoBERTa has one token type, BERT two."""
+  for name, count in (('', 2), ('bert', 2), ('roberta', 1)):
+    table = shapes(model__encoder=name)[
+        'encoder/embeddings/token_type/embedding']
+    assert table[0] == count
+
+
 def check_preset(tmp_path):
   for name, expected in (('mini', (4, 256, 1024)), ('small', (4, 512, 2048)),
                          ('minilm_l6', (6, 384, 1536))):
@@ -740,6 +748,7 @@ def check_deterministic(tmp_path):
 
 CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'seed': check_seed,
+    'model.encoder': check_encoder,
     'model.preset': check_preset,
     'model.hidden_size': check_hidden_size,
     'model.num_layers': check_num_layers,

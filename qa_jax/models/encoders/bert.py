@@ -1,7 +1,7 @@
 """The BERT encoder (Devlin et al., 2019), exactly as published.
 
 Glossary of shapes: B batch, L window length, D hidden size, H attention heads,
-K head size, M hidden size of the MLP, F output features of a layer.
+K head size, M hidden size of the MLP.
 
 It has post-LayerNorm blocks, erf GELU, learned positions and token types. Its
 parameters are float32. With bfloat16 as compute dtype, matrix products still
@@ -9,10 +9,8 @@ accumulate in float32, and softmax, LayerNorm and the outputs of the encoder are
 float32.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,43 +19,30 @@ import jax.numpy as jnp
 from qa_jax.models import attention as attention_lib
 from qa_jax.models import dropout as dropout_lib
 from qa_jax.models import gelu
-from qa_jax.models import matmul
 from qa_jax.models.dropout import DropoutKeys
-
-# Sizes from Devlin et al. (2019), Turc et al. (2019) and Wang et al. (2020).
-PRESETS: dict[str, dict[str, int]] = {
-    name: dict(num_layers=n, hidden_size=d, num_heads=h, mlp_size=4 * d)
-    for name, n, d, h in (
-        ('tiny', 2, 128, 2), ('mini', 4, 256, 4), ('small', 4, 512, 8),
-        ('medium', 8, 512, 8), ('base', 12, 768, 12), ('large', 24, 1024, 16),
-        ('minilm_l6', 6, 384, 12))}
+from qa_jax.models.encoders import base
+from qa_jax.models.encoders.base import Dense
+from qa_jax.models.encoders.base import Drop
 
 
-@dataclasses.dataclass(frozen=True)
-class BertConfig:
-  """The sizes, dropout rates and constants of an encoder."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BertConfig(base.EncoderConfig):
+  """The sizes and constants of BERT, and of ELECTRA and DistilBERT."""
 
-  vocab_size: int
-  hidden_size: int
-  num_layers: int
-  num_heads: int
-  mlp_size: int
-  max_position: int = 512
-  type_vocab_size: int = 2
-  dropout: float = 0.1
-  attention_dropout: float = 0.1
-  layer_norm_eps: float = 1e-12
-  # Standard deviation of fresh parameters. BERT's 0.02 suits a hidden size of
-  # 768. A small encoder learns faster with 1 / sqrt(hidden_size), because its
-  # attention is then less uniform at first.
-  initializer_range: float = 0.02
-  # The entry of checkpoints.weight_names.ARCHITECTURES that transformers gets.
-  # It changes nothing that the encoder computes.
   architecture: str = 'bert'
 
+  def build(self, compute_dtype: jnp.dtype = jnp.float32,
+            attention: str = 'auto') -> nn.Module:
+    return BertEncoder(self, compute_dtype, attention)
 
-# (x, rate, place) → x after dropout.
-Drop = Callable[..., jax.Array]
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RobertaConfig(BertConfig):
+  """The constants of RoBERTa (Liu et al., 2019): BERT with one token type."""
+
+  type_vocab_size: int = 1
+  layer_norm_eps: float = 1e-5
+  architecture: str = 'roberta'
 
 
 class Embeddings(nn.Module):
@@ -77,28 +62,11 @@ class Embeddings(nn.Module):
     if c.type_vocab_size == 1:  # RoBERTa: all tokens have the one type
       token_type_ids = jnp.zeros_like(token_type_ids)
     embed = lambda name, size: nn.Embed(
-        size, c.hidden_size, embedding_init=_init(c), name=name)
+        size, c.hidden_size, embedding_init=base.init(c), name=name)
     x = (embed('word', c.vocab_size)(token_ids)
          + embed('position', c.max_position)(position_ids)
          + embed('token_type', c.type_vocab_size)(token_type_ids))
-    return _layer_norm(c)(x, self.compute_dtype)
-
-
-class Dense(nn.Module):
-  """The layer x W + b, rounded to the compute dtype once, after the sum."""
-
-  config: BertConfig
-  features: int
-  dtype: jnp.dtype
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:  # […, D] → […, F]
-    size = x.shape[-1]
-    kernel = self.param('kernel', _init(self.config), (size, self.features))
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = matmul.einsum('nd,df->nf', x.reshape(-1, size), kernel, self.dtype)
-    return (y + bias[None]).astype(self.dtype).reshape(
-        *x.shape[:-1], self.features)
+    return base.layer_norm(c)(x, self.compute_dtype)
 
 
 class Attention(nn.Module):
@@ -125,7 +93,7 @@ class Attention(nn.Module):
         batch, length, c.hidden_size).astype(self.compute_dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
              place=dropout_lib.ATTENTION_OUTPUT)
-    return _layer_norm(c)(x + y, self.compute_dtype)
+    return base.layer_norm(c)(x + y, self.compute_dtype)
 
 
 class MLP(nn.Module):
@@ -141,7 +109,7 @@ class MLP(nn.Module):
     y = gelu.gelu(dense(c.mlp_size, name='intermediate')(x))  # [B, L, M]
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
              place=dropout_lib.MLP_OUTPUT)
-    return _layer_norm(c)(x + y, self.compute_dtype)
+    return base.layer_norm(c)(x + y, self.compute_dtype)
 
 
 class Block(nn.Module):
@@ -189,36 +157,7 @@ class BertEncoder(nn.Module):
     layers = [x]
     block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
-      name, layer_keys = f'layer_{i}', None if keys is None else keys.fold(i)
-      if self.is_initializing():
-        x = block(name=name)(x, visible, layer_keys)
-      else:
-        with jax.named_scope(name):
-          x = _apply_block(block(parent=None), self.variables['params'][name],
-                           x, visible, layer_keys)
+      x = base.apply_layer(self, block, f'layer_{i}', x, visible,
+                           None if keys is None else keys.fold(i))
       layers.append(x)
     return tuple(x.astype(jnp.float32) for x in layers)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _apply_block(block: Block, params: Any, x: jax.Array,
-                 visible: attention_lib.Visible,
-                 keys: DropoutKeys | None) -> jax.Array:
-  """Applies an unbound block to the parameters of one layer.
-
-  All layers share this jitted function, so JAX traces, differentiates and
-  lowers a single block. That saves a third of the time to lower MiniLM-L6, and
-  half for BERT-large (measured in commit bfaa8a3). `nn.jit(Block)` lowers as
-  little, but adds up to 0.1 s a program to trace the layers of MiniLM-L6.
-  """
-  return block.apply({'params': params}, x, visible, keys)
-
-
-def _init(config: BertConfig) -> nn.initializers.Initializer:
-  return nn.initializers.truncated_normal(config.initializer_range)
-
-
-def _layer_norm(config: BertConfig):
-  layer = nn.LayerNorm(
-      epsilon=config.layer_norm_eps, dtype=jnp.float32, name='layer_norm')
-  return lambda x, dtype: layer(x.astype(jnp.float32)).astype(dtype)

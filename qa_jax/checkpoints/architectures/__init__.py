@@ -1,0 +1,10 @@
+"""The architectures of Hugging Face that load, by `model_type`.
+
+A new architecture is a file here and an entry of ARCHITECTURES. Its encoder is
+an entry of ENCODERS in qa_jax/models/encoders.
+"""
+
+from qa_jax.checkpoints.architectures import bert
+from qa_jax.checkpoints.architectures.base import Architecture as Architecture
+
+ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES}

@@ -1,0 +1,21 @@
+"""The encoders and their table ENCODERS.
+
+A new encoder is a file here and a line of the table; `base` has the interface.
+Its names in checkpoints are an entry of qa_jax/checkpoints/architectures.
+"""
+
+from qa_jax.models.encoders.base import EncoderConfig
+from qa_jax.models.encoders.bert import BertConfig
+from qa_jax.models.encoders.bert import RobertaConfig
+
+# Name in `model.encoder` → constants, which build the module.
+ENCODERS: dict[str, type[EncoderConfig]] = {
+    'bert': BertConfig,
+    'roberta': RobertaConfig,
+}
+
+
+def name_of(config: EncoderConfig) -> str:
+  """Returns the name of an encoder in ENCODERS, or 'module:class'."""
+  return next((name for name, kind in ENCODERS.items() if kind is type(config)),
+              f'{type(config).__module__}:{type(config).__name__}')
