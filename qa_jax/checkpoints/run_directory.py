@@ -22,6 +22,7 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.io import files
 from qa_jax.models import encoders
 from qa_jax.runtime import console
+from qa_jax.runtime import processes
 
 # Fields that may differ in a resumed run: no computed value depends on them.
 FREE_FIELDS = ('train.step_timeout_seconds',)
@@ -69,8 +70,13 @@ class RunDirectory:
     return base.with_name(f'{base.name}-{digest.hexdigest()[:6]}')
 
   def record_evaluation(self, data: str, label: str = '') -> pathlib.Path:
-    """Creates the directory of an evaluation with its SPEC, and returns it."""
+    """Creates the directory of an evaluation with its SPEC, and returns it.
+
+    Only the first process of a job writes it. Nothing is written without data.
+    """
     folder = self.evaluation(data, label)
+    if not (data and processes.is_first_process()):
+      return folder
     base = folder.with_name(evaluation_name(data) + label)
     if folder != base:
       console.say(f'{base} has the results of other data of this name; the '

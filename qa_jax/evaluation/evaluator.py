@@ -132,9 +132,7 @@ def evaluate_data(qa: predict.QA, data: str, *,
         f'{data}: no question has an answer to score with; give --output=DIR '
         'for the predictions')
   if run and not output:
-    output = (
-        run.record_evaluation(data, label) if processes.is_first_process()
-        else run.evaluation(data, label))
+    output = run.record_evaluation(data, label)
   values = evaluate_windows(qa, windows, output=output, progress=progress)
   if blind:
     console.say(f'{data}: no question has an answer, so nothing was scored; '

@@ -127,12 +127,13 @@ class Checkpointer:
     metrics, log = {}, self._meter.log
     last = step == self._schedule.num_steps
     if self._schedule.evaluates(step):
-      output = _evaluation(self._workdir, self._data, record=last)
+      run = RunDirectory(self._workdir)
+      output = run.record_evaluation(self._data) if last else None
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
         metrics = self._evaluator.evaluate(
             state.params, progress='evaluate', seal=False,
-            output=output if last else None,
+            output=output,
             show=(lambda name, values: log.histogram(
                 step, f'eval/{name}_of_windows', values))
             if self._histograms else None)
@@ -266,17 +267,8 @@ def final_metrics(trainer: Trainer, workdir: pathlib.Path,
   """Returns the metrics of a complete run; evaluates if they are not stored."""
   if not trainer.evaluator:
     return {}
-  data = trainer.config.data.eval
-  path = _evaluation(workdir, data) / predictions_lib.METRICS
+  run, data = RunDirectory(workdir), trainer.config.data.eval
+  path = run.evaluation(data) / predictions_lib.METRICS
   return (files.read_object(path) if path.is_file() else
           trainer.evaluator.evaluate(
-              params, output=_evaluation(workdir, data, record=True)))
-
-
-def _evaluation(workdir: pathlib.Path, data: str,
-                record: bool = False) -> pathlib.Path:
-  """Returns the directory of a run's evaluation; may `record` its data SPEC."""
-  run = RunDirectory(workdir)
-  return (run.record_evaluation(data)
-          if record and data and processes.is_first_process()
-          else run.evaluation(data))
+              params, output=run.record_evaluation(data)))
