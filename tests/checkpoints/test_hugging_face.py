@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import textwrap
 
-import flax.traverse_util
 import jax
 import ml_dtypes
 import numpy as np
@@ -15,9 +14,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from qa_jax.checkpoints import architectures
 from qa_jax.checkpoints import hugging_face
-from qa_jax.checkpoints import weight_names
 from tests.common import weights
 from tests.common.refusals import refusal
 
@@ -457,18 +454,6 @@ def test_config_is_read_field_by_field(tensors, tmp_path):
 def test_the_default_of_layer_norm_eps_is_that_of_bert(tensors, tmp_path):
   write(tmp_path, tensors, layer_norm_eps=None)
   assert hugging_face.read_config(tmp_path).layer_norm_eps == 1e-12
-
-
-def test_the_name_table_covers_every_parameter_both_ways(template):
-  bert = architectures.ARCHITECTURES['bert']
-  flat = flax.traverse_util.flatten_dict(
-      {'encoder': template['encoder']}, sep='/')
-  theirs = weight_names.from_paths(flat, bert)
-  assert len({*theirs}) > len(flat)  # query, key and value are three tensors
-  back = weight_names.to_paths(theirs, flat, bert)
-  assert back.keys() == flat.keys()
-  for name, value in flat.items():
-    np.testing.assert_array_equal(back[name], value, err_msg=name)
 
 
 def test_a_directory_resolves_to_itself():
