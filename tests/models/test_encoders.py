@@ -33,6 +33,7 @@ from qa_jax.models.encoders import ENCODERS
 from qa_jax.training import optimizer
 from tests.common import random_model
 from tests.common import tiny
+from tests.common.refusals import refusal
 
 ROWS, LENGTH, VOCAB = 4, 24, 60
 LENGTHS = np.array([24, 17, 9, 5])  # of the windows
@@ -46,9 +47,12 @@ def qa(request) -> predict.QA:
   config = tiny.config(
       model={'encoder': request.param, 'num_layers': 2, 'head': 'biased'},
       decode={'max_answer_length': 4, 'n_best': 6, 'null_rule': 'never'})
-  tokenizer = tokenizer_lib.train_tokenizer([QUESTION + CONTEXT],
-                                            vocab_size=VOCAB)
-  sizes = build.encoder_config(config, VOCAB, None)
+  learned = tokenizer_lib.train_tokenizer([QUESTION + CONTEXT],
+                                          vocab_size=VOCAB)
+  pad, unknown, *others = learned.vocab  # padding is 1, as fairseq has it
+  tokenizer = dataclasses.replace(learned, vocab=(unknown, pad, *others))
+  sizes = dataclasses.replace(build.encoder_config(config, VOCAB, None),
+                              layer_norm_eps=1e-3)  # no default is 1e-3
   assert type(sizes) is ENCODERS[request.param]
   return random_model.draw_qa(config, sizes, tokenizer, seed=6, scale=0.3)
 
@@ -59,7 +63,7 @@ def arrays() -> dict[str, np.ndarray]:  # [B, L] each
   column = np.arange(LENGTH)[None]
   inside = column < LENGTHS[:, None]
   return {'token_ids': np.where(
-              inside, rng.integers(5, VOCAB, inside.shape), 0).astype(np.int32),
+              inside, rng.integers(5, VOCAB, inside.shape), 1).astype(np.int32),
           'token_type_ids': (inside & (column >= CONTEXTS[:, None])).astype(
               np.int32),
           'attention_mask': inside.astype(np.int32)}
@@ -142,8 +146,8 @@ def test_the_mask_the_types_and_the_positions_are_not_ignored(qa, arrays):
     else:
       np.testing.assert_array_equal(flipped, plain)
   swapped = {**arrays, 'token_ids': arrays['token_ids'].copy()}
-  swapped['token_ids'][1, [2, 9]] = swapped['token_ids'][1, [9, 2]]
-  assert swapped['token_ids'][1, 2] != swapped['token_ids'][1, 9]
+  swapped['token_ids'][1, [9, 14]] = swapped['token_ids'][1, [14, 9]]
+  assert swapped['token_ids'][1, 9] != swapped['token_ids'][1, 14]
   assert abs(encode(qa, swapped)[-1, 1, 5] - plain[5]).max() > 1e-4
 
 
@@ -307,6 +311,11 @@ def test_decay_spares_vectors_and_layer_wise_rates_cover_everything(qa):
   sizes = qa.model.config
   for name, decays in named(optimizer.decay_mask(qa.params)).items():
     assert decays == (named(qa.params)[name].ndim > 1), name
+  if sizes.SHARES_LAYERS:
+    config = dataclasses.replace(qa.config, optim=dataclasses.replace(
+        qa.config.optim, layer_decay=0.5))
+    assert 'layer_decay=0.5' in refusal(build.check_layer_decay, config, sizes)
+    return
   scales = named(optimizer.layer_scales(qa.params, 0.5, sizes.num_layers))
   assert scales.keys() == named(qa.params).keys()
   rates = {'embeddings': 0.5 ** (sizes.num_layers + 1)} | {
