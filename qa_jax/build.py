@@ -115,6 +115,16 @@ def check_positions(config: config_lib.Config,
         f"encoder's {sizes.max_position} positions")
 
 
+def check_layer_decay(config: config_lib.Config,
+                      sizes: encoders.EncoderConfig) -> None:
+  """Raises a UserError if layers that share parameters have other rates."""
+  errors.require(
+      not sizes.SHARES_LAYERS or config.optim.layer_decay == 1,
+      f'config.optim.layer_decay={config.optim.layer_decay}, but the layers of '
+      f'the encoder {encoders.name_of(sizes)!r} share their parameters, and so '
+      'one learning rate; set it to 1')
+
+
 def check_attention(config: config_lib.Config,
                     sizes: encoders.EncoderConfig, *, training: bool,
                     platform: str | None = None) -> None:
@@ -178,7 +188,7 @@ def _use(config: config_lib.Config, sizes: encoders.EncoderConfig,
       length=config.data.max_length, packed=config.data.packing,
       head_size=sizes.hidden_size // sizes.num_heads, training=training,
       dtype=_activation_dtype(compute_dtype(config, platform)),
-      dropout=sizes.attention_dropout)
+      dropout=sizes.attention_dropout, biased=sizes.ATTENTION_BIAS)
 
 
 def build_model(config: config_lib.Config, sizes: encoders.EncoderConfig,

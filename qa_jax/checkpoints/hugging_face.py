@@ -115,12 +115,6 @@ def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
     raise errors.UserError(
         f'{path}: {names["hidden_size"]} {hidden_size} is not divisible by '
         f'{names["num_heads"]} {num_heads}')
-  width = config.get('embedding_size', hidden_size)
-  if width != hidden_size:
-    raise errors.UserError(
-        f'{path}: embedding_size {width!r} differs from hidden_size '
-        f'{hidden_size}: an encoder that projects its embeddings is not '
-        'supported')
   eps = config.get(architecture.eps, architecture.default_eps)
   if type(eps) not in (int, float) or not 0 < eps < 1:
     raise errors.UserError(

@@ -253,7 +253,7 @@ class Tokenizer:
     """Writes the vocabulary and tokenizer_config.json, as transformers does.
 
     There is a tokenizer.json only if vocab.txt and the settings cannot describe
-    the tokenizer, and a vocab.txt unless another pipeline replaces BERT's.
+    the tokenizer and its windows, and a vocab.txt unless another pipeline replaces BERT's.
     """
     about: dict[str, Any] = {
         'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'}
@@ -266,15 +266,17 @@ class Tokenizer:
         about |= {theirs: normalizer[ours]
                   for theirs, ours in NORMALIZER.items()}
       else:
-        about['tokenizer_class'] = 'PreTrainedTokenizerFast'
-        about['model_input_names'] = [  # transformers 5 has no types by default
-            'input_ids', *['token_type_ids'] * bool(self.context_type),
-            'attention_mask']
         pieces = []
       extra = [t['content'] for t in whole['added_tokens']
                if t['special'] and t['content'] not in self.special]
       if extra:
         about['additional_special_tokens'] = extra
+    is_berts_layout = (self.separators, self.context_type) == (1, 1)
+    if not pieces or not is_berts_layout:
+      about['tokenizer_class'] = 'PreTrainedTokenizerFast'
+      about['model_input_names'] = [  # transformers 5 has no types by default
+          'input_ids', *['token_type_ids'] * bool(self.context_type),
+          'attention_mask']
     if self.special != SPECIAL:
       about |= dict(zip(ROLES, self.special, strict=True))
     if self.max_length:
@@ -284,7 +286,7 @@ class Tokenizer:
         not t or '\n' in t or '\r' in t for t in pieces)
     if has_lines:
       files.write_text(directory / 'vocab.txt', '\n'.join(pieces) + '\n')
-    if self.definition or not has_lines:
+    if self.definition or not has_lines or not is_berts_layout:
       files.write_text(directory / 'tokenizer.json', self.to_json())
     files.write_json(directory / 'tokenizer_config.json', about)
 
@@ -633,6 +635,11 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
       names_of = ROBERTA_SPECIAL
     used['unk_token'] = _unknown_token(library)
     used['pad_token'] = (library.padding or {}).get('pad_token')
+    for role in (0, 4):  # MPNet and ALBERT have names of both families
+      present = [names[role] for names in (SPECIAL, ROBERTA_SPECIAL)
+                 if library.token_to_id(names[role]) is not None]
+      if len(present) == 1:
+        used[ROLES[role]] = used.get(ROLES[role]) or present[0]
     if library.post_processor:
       pair = library.encode('', '').tokens
       used |= {'cls_token': pair[0], 'sep_token': pair[-1]} if pair else {}

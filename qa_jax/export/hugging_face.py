@@ -87,9 +87,16 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   fields = hugging_face_config(
       sizes, kind.class_prefix + (
           'ForQuestionAnswering' if model.has_head else 'Model'))
-  fields['pad_token_id'] = model.tokenizer.pad_id
+  pad_id = model.tokenizer.pad_id
+  errors.require(
+      kind.supported.get('pad_token_id', pad_id) == pad_id,
+      f'{source.name}: its token of padding has the id {pad_id}, but '
+      f'{kind.class_prefix} of transformers takes the token '
+      f'{kind.supported.get("pad_token_id")} for padding; train with the '
+      'vocabulary of a checkpoint')
+  fields['pad_token_id'] = pad_id
   if kind.positions_after_pad:  # the rows that are never used are zeros
-    unused = model.tokenizer.pad_id + 1
+    unused = pad_id + 1
     table = tensors[bert.POSITIONS]
     tensors = tensors | {bert.POSITIONS: np.concatenate(
         [np.zeros((unused, table.shape[1]), table.dtype), table])}
@@ -102,7 +109,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
     files.write_json(directory / 'config.json', {
         **fields, 'qa_jax': pretrained.carried_fields(model.config)})
     write_tokenizer(model.tokenizer, sizes.max_position, directory)
-    if sizes.type_vocab_size == 1:  # no second type for transformers to look up
+    if sizes.type_vocab_size < 2:  # no second type for transformers to look up
       path = directory / 'tokenizer_config.json'
       files.write_json(path, files.read_object(path) | {
           'model_input_names': ['input_ids', 'attention_mask']})

@@ -1,8 +1,9 @@
-"""GELU in its exact form with erf (Hendrycks and Gimpel, 2016).
+"""GELU (Hendrycks and Gimpel, 2016): exact with erf, and approximate with tanh.
 
-The tanh approximation differs by up to 5e-4, too much for parity with released
-encoders. The gradient is written by hand: the automatic one stores four arrays
-where one is enough, and rounds between all operations.
+The forms differ by up to 5e-4, too much for parity with released encoders, so
+each encoder has its own. The gradient of the exact one is written by hand: the
+automatic one stores four arrays where one is enough, and rounds between all
+operations.
 """
 
 import math
@@ -34,3 +35,11 @@ gelu.defvjp(_forward, _backward)
 
 def _cdf(x):
   return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def gelu_new(x: jax.Array) -> jax.Array:
+  """Computes GELU with tanh in float32 and returns it in the dtype of `x`.
+
+  It is equation 2 of section 2 there, and hidden_act gelu_new of transformers.
+  """
+  return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)

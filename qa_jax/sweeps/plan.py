@@ -207,6 +207,7 @@ def _check_parts(config: config_lib.Config, devices: int | None) -> None:
                           warmup_fraction=0.0)
   objective = build.check_objective(config.objective, config.model.head)
   sizes = build.encoder_config(config, 1, build.init_source(config))
+  build.check_layer_decay(config, sizes)
   build.check_attention(config, sizes, training=True, platform='')
   build.check_decode(config.decode,
                      build.build_model(config, sizes, '').head, objective)

@@ -247,6 +247,7 @@ def build_trainer(config: config_lib.Config) -> Trainer:
   sizes = build.encoder_config(
       config, len(vocabulary.vocab)
       if isinstance(vocabulary, tokenizer_lib.Tokenizer) else 0, source)
+  build.check_layer_decay(config, sizes)
   build.check_attention(config, sizes, training=True)
   model = build.build_model(config, sizes)
   build.check_decode(config.decode, model.head, objective)

@@ -13,6 +13,7 @@ from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
+from qa_jax.models import encoders
 from qa_jax.models import qa as qa_lib
 from qa_jax.models.encoders import bert
 from tests.common import tiny
@@ -32,7 +33,7 @@ def random_qa(head: str, **decode) -> predict.QA:
       num_heads=2, mlp_size=32), tokenizer, seed=6, scale=0.3)
 
 
-def draw_qa(config: config_lib.Config, sizes: bert.BertConfig,
+def draw_qa(config: config_lib.Config, sizes: encoders.EncoderConfig,
             tokenizer: tokenizer_lib.Tokenizer, *, seed: int = 0,
             scale: float = 0.5) -> predict.QA:
   """Returns an untrained model whose parameters are all normal draws.

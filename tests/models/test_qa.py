@@ -1,4 +1,4 @@
-"""Tests of encoder and head: the scores of a window depend on it alone."""
+"""Tests of the precision of the products of encoder and head."""
 
 import re
 
@@ -21,57 +21,8 @@ def trainer() -> trainer_lib.Trainer:
 
 
 @pytest.fixture(scope='module')
-def score(trainer):
-  apply = jax.jit(trainer.model.apply)
-  return lambda batch: jax.device_get(apply(
-      {'params': trainer.state.params}, **qa.model_inputs(batch)))
-
-
-def assert_close(a, b):
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), a, b)
-
-
-@pytest.fixture(scope='module')
 def batch(trainer):
   return trainer.windows.gather(np.arange(8), 64)
-
-
-def test_the_order_of_a_batch_changes_no_score(score, batch):
-  order = np.random.default_rng(0).permutation(8)
-  scores, moved = score(batch), score({k: v[order] for k, v in batch.items()})
-  assert_close((scores.start[order], scores.end[order]),
-               (moved.start, moved.end))
-
-
-def test_other_text_in_one_window_changes_no_other(score, batch):
-  other = {**batch, 'token_ids': batch['token_ids'].copy()}
-  other['token_ids'][3] = np.where(
-      batch['attention_mask'][3], 7, other['token_ids'][3])
-  scores, changed = score(batch), score(other)
-  assert np.abs(scores.start[3] - changed.start[3]).max() > 1e-4
-  rest = np.arange(8) != 3
-  assert_close((scores.start[rest], scores.end[rest]),
-               (changed.start[rest], changed.end[rest]))
-
-
-def test_the_question_reaches_every_context_token(score, batch):
-  """Checks why one start vector can serve every question."""
-  other = {**batch, 'token_ids': batch['token_ids'].copy()}
-  in_question = ((batch['token_type_ids'] == 0)
-                 & (batch['attention_mask'] == 1))[:, 1:]
-  other['token_ids'][:, 1:][in_question] = 7
-  context = batch['context_mask']
-  moved = np.abs(score(batch).start - score(other).start)
-  assert (moved[context] > 1e-7).mean() > 0.99
-
-
-def test_padding_rows_and_columns_change_no_score(trainer, score, batch):
-  wide = trainer.windows.gather(np.concatenate([np.arange(8), [-1, -1]]), 80)
-  scores, padded = score(batch), score(wide)
-  assert_close((scores.start * batch['attention_mask'],
-                scores.end * batch['attention_mask']),
-               (padded.start[:8, :64] * batch['attention_mask'],
-                padded.end[:8, :64] * batch['attention_mask']))
 
 
 @pytest.mark.parametrize('head', sorted(heads.HEADS))

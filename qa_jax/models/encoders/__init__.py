@@ -4,14 +4,20 @@ A new encoder is a file here and a line of the table; `base` has the interface.
 Its names in checkpoints are an entry of qa_jax/checkpoints/architectures.
 """
 
+from qa_jax.models.encoders.albert import AlbertConfig
 from qa_jax.models.encoders.base import EncoderConfig
 from qa_jax.models.encoders.bert import BertConfig
+from qa_jax.models.encoders.bert import ElectraConfig
 from qa_jax.models.encoders.bert import RobertaConfig
+from qa_jax.models.encoders.mpnet import MPNetConfig
 
 # Name in `model.encoder` → constants, which build the module.
 ENCODERS: dict[str, type[EncoderConfig]] = {
     'bert': BertConfig,
     'roberta': RobertaConfig,
+    'electra': ElectraConfig,
+    'albert': AlbertConfig,
+    'mpnet': MPNetConfig,
 }
 
 

@@ -47,6 +47,8 @@ class EncoderConfig:
   """
 
   PRESETS: ClassVar[dict[str, dict[str, int]]] = PRESETS  # model.preset → sizes
+  ATTENTION_BIAS: ClassVar[bool] = False  # whether its attention gets a bias
+  SHARES_LAYERS: ClassVar[bool] = False  # whether all layers are layer_0
 
   vocab_size: int
   hidden_size: int
@@ -110,7 +112,7 @@ def apply_layer(encoder: nn.Module, make: Callable[..., nn.Module], name: str,
   half for BERT-large (measured in commit bfaa8a3). `nn.jit(Block)` lowers as
   little, but adds up to 0.1 s a program to trace the layers of MiniLM-L6.
   """
-  if encoder.is_initializing():
+  if encoder.is_initializing() and not encoder.has_variable('params', name):
     return make(name=name)(*inputs)
   with jax.named_scope(name):
     return _apply(make(parent=None), encoder.variables['params'][name], *inputs)

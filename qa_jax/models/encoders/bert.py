@@ -9,8 +9,10 @@ accumulate in float32, and softmax, LayerNorm and the outputs of the encoder are
 float32.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -24,11 +26,23 @@ from qa_jax.models.encoders import base
 from qa_jax.models.encoders.base import Dense
 from qa_jax.models.encoders.base import Drop
 
+# hidden_act of config.json → activation of the MLP.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'gelu': gelu.gelu, 'gelu_new': gelu.gelu_new}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BertConfig(base.EncoderConfig):
-  """The sizes and constants of BERT, and of ELECTRA and DistilBERT."""
+  """The sizes and constants of BERT, and of DistilBERT.
 
+  The constants in capitals are those in which a subclass differs.
+  """
+
+  ALWAYS_PROJECTS: ClassVar[bool] = False  # embeddings that have the size D too
+  # Module of the config and, called with L, the bias of the attention scores.
+  RELATIVE_POSITIONS: ClassVar[type[nn.Module] | None] = None
+  embedding_size: ClassVar[int] = 0  # 0: D
+  hidden_act: ClassVar[str] = 'gelu'
   architecture: str = 'bert'
 
   def build(self, compute_dtype: jnp.dtype = jnp.float32,
@@ -45,8 +59,24 @@ class RobertaConfig(BertConfig):
   architecture: str = 'roberta'
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ElectraConfig(BertConfig):
+  """The constants of ELECTRA (Clark et al., 2020): BERT with small embeddings.
+
+  Section 3.1 there and its table 6 have an embedding size of 128 for the small
+  model. Embeddings as wide as the layers are not projected.
+  """
+
+  embedding_size: int = 128
+  architecture: str = 'electra'
+
+
 class Embeddings(nn.Module):
-  """The sum of word, position and token-type vectors, then LayerNorm."""
+  """The sum of word, position and token-type vectors, then LayerNorm.
+
+  Vectors of another size than D are projected to D after dropout, the factors
+  of Lan et al. (2020), section 3.1.
+  """
 
   config: BertConfig
   compute_dtype: jnp.dtype
@@ -54,19 +84,30 @@ class Embeddings(nn.Module):
   @nn.compact
   def __call__(
       self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
-      position_ids: jax.Array | None) -> jax.Array:  # None: 0 … L - 1
+      position_ids: jax.Array | None,  # None: 0 … L - 1
+      keys: DropoutKeys | None = None
+      ) -> tuple[jax.Array, jax.Array | None]:  # [B, L, D], [1, H, L, L]
+    """Returns the vectors, and the bias of attention scores or None."""
     c = self.config
     if position_ids is None:
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
     if c.type_vocab_size == 1:  # RoBERTa: all tokens have the one type
       token_type_ids = jnp.zeros_like(token_type_ids)
-    embed = lambda name, size: nn.Embed(
-        size, c.hidden_size, embedding_init=base.init(c), name=name)
+    size = c.embedding_size or c.hidden_size
+    embed = lambda name, count: nn.Embed(
+        count, size, embedding_init=base.init(c), name=name)
     x = (embed('word', c.vocab_size)(token_ids)
-         + embed('position', c.max_position)(position_ids)
-         + embed('token_type', c.type_vocab_size)(token_type_ids))
-    return base.layer_norm(c)(x, self.compute_dtype)
+         + embed('position', c.max_position)(position_ids))
+    if c.type_vocab_size:
+      x += embed('token_type', c.type_vocab_size)(token_type_ids)
+    x = base.layer_norm(c)(x, self.compute_dtype)
+    x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
+    if size != c.hidden_size or c.ALWAYS_PROJECTS:
+      x = Dense(c, c.hidden_size, self.compute_dtype, name='project')(x)
+    if c.RELATIVE_POSITIONS is None:
+      return x, None
+    return x, c.RELATIVE_POSITIONS(c, name='relative')(token_ids.shape[1])
 
 
 class Attention(nn.Module):
@@ -79,7 +120,8 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
                visible: attention_lib.Visible, drop: Drop,
-               drop_weights: attention_lib.Drop) -> jax.Array:
+               drop_weights: attention_lib.Drop,
+               bias: jax.Array | None) -> jax.Array:  # [1, H, L, L]
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     batch, length, _ = x.shape
@@ -88,7 +130,7 @@ class Attention(nn.Module):
         x.reshape(batch, length, c.num_heads, -1).transpose(0, 2, 1, 3)
         for x in jnp.split(qkv, 3, axis=-1))
     y = attention_lib.attend(
-        self.implementation, q, k, v, visible, drop_weights)
+        self.implementation, q, k, v, visible, drop_weights, bias)
     y = y.transpose(0, 2, 1, 3).reshape(
         batch, length, c.hidden_size).astype(self.compute_dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
@@ -106,7 +148,8 @@ class MLP(nn.Module):
   def __call__(self, x: jax.Array, drop: Drop) -> jax.Array:  # [B, L, D]
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
-    y = gelu.gelu(dense(c.mlp_size, name='intermediate')(x))  # [B, L, M]
+    y = ACTIVATIONS[c.hidden_act](
+        dense(c.mlp_size, name='intermediate')(x))  # [B, L, M]
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
              place=dropout_lib.MLP_OUTPUT)
     return base.layer_norm(c)(x + y, self.compute_dtype)
@@ -121,12 +164,12 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               visible: attention_lib.Visible,
-               keys: DropoutKeys | None) -> jax.Array:
+               visible: attention_lib.Visible, keys: DropoutKeys | None,
+               bias: jax.Array | None = None) -> jax.Array:  # [1, H, L, L]
     c, dtype = self.config, self.compute_dtype
     drop = functools.partial(dropout_lib.dropout, keys=keys)
     x = Attention(c, dtype, self.implementation, name='attention')(
-        x, visible, drop, attention_lib.Drop(keys, c.attention_dropout))
+        x, visible, drop, attention_lib.Drop(keys, c.attention_dropout), bias)
     return MLP(c, dtype, name='mlp')(x, drop)
 
 
@@ -150,14 +193,14 @@ class BertEncoder(nn.Module):
     `position_ids`, [B, L], start at 0 in each segment.
     """
     c = self.config
-    x = Embeddings(c, self.compute_dtype, name='embeddings')(
-        token_ids, token_type_ids, position_ids)
-    x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
+    x, bias = Embeddings(c, self.compute_dtype, name='embeddings')(
+        token_ids, token_type_ids, position_ids, keys)
     visible = attention_lib.Visible(attention_mask > 0, segment_ids)
     layers = [x]
     block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
-      x = base.apply_layer(self, block, f'layer_{i}', x, visible,
-                           None if keys is None else keys.fold(i))
+      name = 'layer_0' if c.SHARES_LAYERS else f'layer_{i}'
+      x = base.apply_layer(self, block, name, x, visible,
+                           None if keys is None else keys.fold(i), bias)
       layers.append(x)
     return tuple(x.astype(jnp.float32) for x in layers)
