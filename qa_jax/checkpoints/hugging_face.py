@@ -344,6 +344,12 @@ def fit_tensors(tensors: Arrays, template: Any,
   tensors, notes = dict(tensors), []
   expected = to_hugging_face(template, architecture)
   weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
+  if unused := sorted(name for name in tensors.keys() - expected.keys()
+                      if re.fullmatch(architecture.unused, name)):
+    notes.append('not read, this encoder has no use for them: '
+                 f'{_first_names(unused)}')
+    for name in unused:
+      del tensors[name]
   loads_head = weight in tensors and weight in expected
   if not loads_head:
     notes.append(FRESH_HEAD if weight not in tensors else

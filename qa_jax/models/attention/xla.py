@@ -15,9 +15,12 @@ from qa_jax.models.attention.base import Visible
 
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
-           drop: Drop) -> jax.Array:  # [B, H, L, K] float32
+           drop: Drop, bias: jax.Array | None = None,  # [B or 1, H, L, L]
+           ) -> jax.Array:  # [B, H, L, K] float32
   """Computes attention by its definition, with a float32 softmax."""
   scores = matmul.einsum('bhqk,bhsk->bhqs', base.scaled(q), k, q.dtype)
+  if bias is not None:
+    scores += bias
   if visible.segment_ids is None:
     seen = visible.attention_mask[:, None, None, :]
   else:

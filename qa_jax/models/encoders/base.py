@@ -47,6 +47,7 @@ class EncoderConfig:
   """
 
   PRESETS: ClassVar[dict[str, dict[str, int]]] = PRESETS  # model.preset → sizes
+  ATTENTION_BIAS: ClassVar[bool] = False  # whether its attention gets a bias
 
   vocab_size: int
   hidden_size: int
