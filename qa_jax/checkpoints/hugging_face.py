@@ -131,12 +131,12 @@ def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
       f'{path}: {names["max_position"]} {config[names["max_position"]]} leaves '
       'no position behind those of padding')
   try:
-    further = architecture.read(config)
+    return architecture.encoder(**{
+        **sizes, 'layer_norm_eps': float(eps),
+        'architecture': architecture.exported_as or kind,
+        **architecture.read(config)})
   except errors.UserError as e:
     raise errors.UserError(f'{path}: {e}') from None
-  return architecture.encoder(**{
-      **sizes, 'layer_norm_eps': float(eps),
-      'architecture': architecture.exported_as or kind, **further})
 
 
 def _unused_positions(path: pathlib.Path, config: Mapping[str, Any],
