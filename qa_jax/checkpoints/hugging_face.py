@@ -125,12 +125,12 @@ def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
       f'{path}: {names["max_position"]} {config[names["max_position"]]} leaves '
       'no position behind those of padding')
   try:
-    further = architecture.read(config)
+    return architecture.encoder(**{
+        **sizes, 'layer_norm_eps': float(eps),
+        'architecture': architecture.exported_as or kind,
+        **architecture.read(config)})
   except errors.UserError as e:
     raise errors.UserError(f'{path}: {e}') from None
-  return architecture.encoder(**{
-      **sizes, 'layer_norm_eps': float(eps),
-      'architecture': architecture.exported_as or kind, **further})
 
 
 def _unused_positions(path: pathlib.Path, config: Mapping[str, Any],
@@ -338,6 +338,12 @@ def fit_tensors(tensors: Arrays, template: Any,
   tensors, notes = dict(tensors), []
   expected = to_hugging_face(template, architecture)
   weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
+  if unused := sorted(name for name in tensors.keys() - expected.keys()
+                      if re.fullmatch(architecture.unused, name)):
+    notes.append('not read, this encoder has no use for them: '
+                 f'{_first_names(unused)}')
+    for name in unused:
+      del tensors[name]
   loads_head = weight in tensors and weight in expected
   if not loads_head:
     notes.append(FRESH_HEAD if weight not in tensors else

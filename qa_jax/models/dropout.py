@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 # The places of the network that drop units. Each place folds its number into
 # the keys of its layer.
-ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_OUTPUT = 0, 1, 2
+ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_OUTPUT, POSITIONS = 0, 1, 2, 3
 EMBEDDINGS = 2**31 - 1  # in no layer; no layer has this number
 
 
@@ -28,17 +28,28 @@ class DropoutKeys:
   # those of a row of this length. Population training pads the rows of a member
   # to the length of another member, and must not change their masks.
   lengths: jax.Array | None = None
+  step: jax.Array | None = None  # [B] the key of the step, equal in all rows
 
   @classmethod
   def from_rows(cls, key: jax.Array, rows: jax.Array,  # [B] int32
                 lengths: jax.Array | None = None) -> 'DropoutKeys':
     """Builds keys from the key of a train step and rows of the global batch."""
-    return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), lengths)
+    return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), lengths,
+               jnp.broadcast_to(key, rows.shape))
 
   def fold(self, number: int) -> 'DropoutKeys':
     """Returns independent keys for the place or layer with this number."""
+    fold = jax.vmap(jax.random.fold_in, (0, None))
     return self.replace(
-        keys=jax.vmap(jax.random.fold_in, (0, None))(self.keys, number))
+        keys=fold(self.keys, number),
+        step=self.step if self.step is None else fold(self.step, number))
+
+  def shared(self) -> 'DropoutKeys':
+    """Returns keys of one row, for an array that all rows of a batch share.
+
+    Its mask then depends neither on the rows nor on their distribution.
+    """
+    return DropoutKeys(self.step[:1])
 
 
 def counter_hash(keys: jax.Array, count: int, rate: float,

@@ -117,7 +117,7 @@ def test_the_head_of_a_language_model_is_skipped(tmp_path):
     ({'hidden_act': 'relu'}, 'hidden_act'),
     ({'model_type': 'roberta-prelayernorm'}, "'roberta', 'xlm-roberta'"),
     ({'model_type': 'modernbert'}, "'roberta', 'xlm-roberta', 'camembert'"),
-    ({'model_type': 'deberta-v2'}, "'bert', 'roberta'")])
+    ({'model_type': 'deberta'}, "'bert', 'roberta'")])
 def test_another_encoder_is_refused_with_those_that_load(
     tmp_path, fields, message):
   config = files.read_object(directory_of('roberta') / 'config.json')

@@ -52,6 +52,8 @@ GAPS = (' ', ' ', ' ', '  ', '\t', '\n', '\r\n', '\xa0', '\u3000', '\u2003',
         '', '-', ', ', '. ', " '", '(', ')', '/')
 # Kinds of tests/golden/record_roberta.py.
 BEYOND_WORDPIECE = ('roberta', 'xlm_roberta')
+# The tokenizer.json of DeBERTa as transformers 4 and 5 write it.
+DEBERTA = ('deberta_4', 'deberta_5')
 ADDED = ('covid-19', 'ÉTÉ', '[E1]', 'strip', 'whole')
 
 
@@ -191,16 +193,45 @@ def write_checkpoints(root: pathlib.Path) -> dict[str, pathlib.Path]:
       'sequence': _sequence(root / 'sequence', vocab)}
 
 
+def deberta_tokenizer(kind: str) -> tokenizers.Tokenizer:
+  """Returns a tokenizer like DeBERTa's, with the pieces of a few scripts.
+
+  NFKC stands for the character map of SentencePiece in files of transformers 4.
+  """
+  rng, normalizers = random.Random(5), tokenizers.normalizers
+  letters = sorted({c for text in texts() for c in text if c.isprintable()})
+  whole = ['\u2581' + w[:4] for group in words().values() for w in group[::3]]
+  library = tokenizers.Tokenizer(tokenizers.models.Unigram(
+      [*((token, 0.0) for token in ('[PAD]', '[CLS]', '[SEP]', '[UNK]')),
+       ('\u2581', -4.0),
+       *((piece, round(-5 - 5 * rng.random(), 3)) for piece in dict.fromkeys(
+           [*letters[1:300], *letters[300::5], *whole]))], 3))
+  library.normalizer = normalizers.Sequence([
+      normalizers.Strip(), normalizers.NFKC(),
+      normalizers.Replace(tokenizers.Regex(' {2,}'), ' ')]
+      if kind == 'deberta_4' else [
+          normalizers.Replace(tokenizers.Regex(r'\s{2,}|[\n\r\t]'), ' '),
+          normalizers.NFC(), normalizers.Strip(left=False, right=True)])
+  library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+      tokenizers.pre_tokenizers.Metaspace()])
+  library.decoder = tokenizers.decoders.Metaspace()
+  library.add_special_tokens(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'])
+  library.post_processor = tokenizers.processors.TemplateProcessing(
+      single='[CLS]:0 $A:0 [SEP]:0', pair='[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1',
+      special_tokens=[('[CLS]', 1), ('[SEP]', 2)])
+  return library
+
+
 def is_mark(kind: str, c: str) -> bool:
   """Returns whether the tokenizer of a kind removes c, from Unicode's tables.
 
   Whitespace does not count.
   """
   category = unicodedata.category(c)
-  if kind in BEYOND_WORDPIECE:  # NFKC composes the marks and the jamo
-    return kind == 'xlm_roberta' and (
-        c in '\u200b\xad\ufeff' or category[0] == 'M'
-        or '\u1160' <= c <= '\u11ff')
+  if kind in (*BEYOND_WORDPIECE, *DEBERTA):  # NF(K)C composes marks and jamo
+    return kind != 'roberta' and (
+        (kind == 'xlm_roberta' and c in '\u200b\xad\ufeff')
+        or category[0] == 'M' or '\u1160' <= c <= '\u11ff')
   if kind == 'sequence':
     return category in ('Mn', 'Mc', 'Me') or c in '\u200b\xad'
   stripped = kind not in ('cased', 'accents', 'chinese')
@@ -218,7 +249,7 @@ def core(kind: str, text: str, begin: int, end: int) -> tuple[int, int]:
     begin += 1
   while begin < end and outer(text[end - 1]):
     end -= 1
-  if kind in BEYOND_WORDPIECE and begin >= end:
+  if kind in (*BEYOND_WORDPIECE, *DEBERTA) and begin >= end:
     return 0, 0
   return begin, end
 

@@ -34,4 +34,5 @@ class Architecture:
   # Positions are counted from pad_token_id + 1, as in fairseq. The earlier rows
   # of the table are never used, and are left out here.
   positions_after_pad: bool = False
+  unused: str = ''  # regex of common names that may have no parameter
   exported_as: str = ''  # the entry of ARCHITECTURES that an export is; '': it

@@ -10,6 +10,7 @@ from qa_jax.models.encoders.bert import BertConfig
 from qa_jax.models.encoders.bert import ElectraConfig
 from qa_jax.models.encoders.bert import RobertaConfig
 from qa_jax.models.encoders.mpnet import MPNetConfig
+from qa_jax.models.encoders.deberta_v2 import DebertaV2Config
 
 # Name in `model.encoder` → constants, which build the module.
 ENCODERS: dict[str, type[EncoderConfig]] = {
@@ -18,6 +19,7 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
     'electra': ElectraConfig,
     'albert': AlbertConfig,
     'mpnet': MPNetConfig,
+    'deberta_v2': DebertaV2Config,
 }
 
 
