@@ -230,7 +230,10 @@ class Tokenizer:
     """Returns the tokenizer.json of transformers, with all special tokens."""
     library = tokenizers.Tokenizer.from_str(
         self.definition or self.closed_json())
-    library.add_special_tokens([t for t in self.special if t in self.index])
+    present = {token.content for token in (  # these keep flags such as lstrip
+        library.get_added_tokens_decoder().values()) if token.special}
+    library.add_special_tokens([t for t in self.special if t in self.index
+                                and t not in present])
     library.post_processor = self._post_processor()
     return library.to_str(pretty=True)
 
@@ -275,7 +278,7 @@ class Tokenizer:
                if t['special'] and t['content'] not in self.special]
       if extra:
         about['additional_special_tokens'] = extra
-    if self.special != SPECIAL:
+    if self.special != SPECIAL or not self.is_wordpiece:
       about |= dict(zip(ROLES, self.special, strict=True))
     if self.max_length:
       about['model_max_length'] = self.max_length

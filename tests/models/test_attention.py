@@ -431,8 +431,8 @@ def test_refusal_is_one_line(name, fields, sizes, where, message):
 def test_a_local_window_is_refused_by_kernels_without_one(name):
   use = dataclasses.replace(USE, platform='gpu', window=4)
   assert refusals.refusal(attention.check_attention, name, use) == (
-      f'attention={name!r} has no local window, and the encoder has layers '
-      'with one; those that fit: auto, xla, chunked')
+      f'attention={name!r} has no local window, and this encoder has one; '
+      'those that fit: auto, xla, chunked')
 
 
 def test_pallas_limits_the_length():

@@ -5,6 +5,8 @@ an entry of ENCODERS in qa_jax/models/encoders.
 """
 
 from qa_jax.checkpoints.architectures import bert
+from qa_jax.checkpoints.architectures import modernbert
 from qa_jax.checkpoints.architectures.base import Architecture as Architecture
 
-ARCHITECTURES: dict[str, Architecture] = {**bert.ARCHITECTURES}
+ARCHITECTURES: dict[str, Architecture] = {
+    **bert.ARCHITECTURES, **modernbert.ARCHITECTURES}

@@ -4,7 +4,8 @@ Glossary of shapes: B rows, L row length, H attention heads, K head size.
 
   y = dropout(softmax(q kᵀ / √K)) v          (Vaswani et al., 2017, section 3.2)
 
-The softmax is over the tokens that are not padding or, in a packed row, over
+Some encoders add a bias to the scores, such as that of relative positions. The
+softmax is over the tokens that are not padding or, in a packed row, over
 the segment of the query; in a local layer, over those in a window around it.
 All implementations have the same result up to
 rounding. A new implementation is a file here, a line of ATTENTION and a line of
@@ -13,6 +14,7 @@ LIMITS.
 
 from collections.abc import Callable
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,15 +40,16 @@ class Use:
   packed: bool
   training: bool
   dropout: float = 0.0  # rate of attention weights, in training
+  biased: bool = False  # whether a bias is added to the scores
   # Tokens to either side that a local layer sees; None: no layer is local.
   window: int | None = None
 
 
 def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
-         drop: Drop) -> jax.Array:
+         drop: Drop, bias: jax.Array | None = None) -> jax.Array:
   """Computes attention with the choice of `choose_attention`, when traced."""
-  name = choose_attention(_use(q, visible, drop))
-  return ATTENTION[name](q, k, v, visible, drop)
+  name = choose_attention(_use(q, visible, drop, bias))
+  return _attend(name, q, k, v, visible, drop, bias)
 
 
 ATTENTION: dict[str, Attend] = {
@@ -69,7 +72,7 @@ def choose_attention(use: Use) -> str:
     long = use.length > 3 * chunked.chunk_of_window(use.window)
   else:
     long = use.length >= LONG
-  return 'chunked' if long else 'xla'
+  return 'chunked' if long and not limitation('chunked', use) else 'xla'
 
 
 def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
@@ -77,13 +80,15 @@ def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
           f'runs on a {platform.upper()}, and this is a {{use.platform}}')
 
 
+_NO_BIAS = (lambda use: use.biased,
+            'adds no bias to the scores, and this encoder has one')
 _NO_WINDOW = (lambda use: use.window is not None,
-              'has no local window, and the encoder has layers with one')
+              'has no local window, and this encoder has one')
 # Name → pairs of a condition that excludes the use, and the message for it.
 LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
-    'auto': (), 'xla': (), 'chunked': (),
+    'auto': (), 'xla': (), 'chunked': (_NO_BIAS,),
     'cudnn': (
-        _runs_on('gpu'), _NO_WINDOW,
+        _runs_on('gpu'), _NO_BIAS, _NO_WINDOW,
         (lambda use: use.packed, 'takes no packed rows'),
         (lambda use: jnp.dtype(use.dtype).itemsize != 2,
          'takes bfloat16, not {use.dtype}'),
@@ -92,7 +97,7 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
         (lambda use: use.training and use.dropout > 0,
          'drops no weights; attention_dropout is {use.dropout}, not 0')),
     'pallas': (
-        _runs_on('gpu'), _NO_WINDOW,
+        _runs_on('gpu'), _NO_BIAS, _NO_WINDOW,
         (lambda use: use.head_size not in pallas.HEAD_SIZES,
          f'takes heads of {", ".join(map(str, pallas.HEAD_SIZES))}, not '
          '{use.head_size}'),
@@ -108,14 +113,21 @@ def limitation(name: str, use: Use) -> str:
 
 
 def attend(name: str, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
-           k: jax.Array, v: jax.Array, visible: Visible,
-           drop: Drop) -> jax.Array:  # [B, H, L, K] float32
+           k: jax.Array, v: jax.Array, visible: Visible, drop: Drop,
+           bias: jax.Array | None = None,  # [B or 1, H, L, L] float32
+           ) -> jax.Array:  # [B, H, L, K] float32
   """Computes attention with the entry `name` of ATTENTION.
 
-  Raises a UserError if there is no such entry, or it cannot serve this use.
+  `bias` is added to q kᵀ / √K. Raises a UserError if there is no such entry, or
+  it cannot serve this use.
   """
-  check_attention(name, _use(q, visible, drop))
-  return ATTENTION[name](q, k, v, visible, drop)
+  check_attention(name, _use(q, visible, drop, bias))
+  return _attend(name, q, k, v, visible, drop, bias)
+
+
+def _attend(name: str, *inputs: Any) -> jax.Array:
+  # An implementation that adds no bias has no argument for it: see _NO_BIAS.
+  return ATTENTION[name](*(inputs[:-1] if inputs[-1] is None else inputs))
 
 
 def check_attention(name: str, use: Use, what: str = 'attention') -> None:
@@ -131,9 +143,10 @@ def check_attention(name: str, use: Use, what: str = 'attention') -> None:
         f'{what}={name!r} {problem}; those that fit: {fitting}')
 
 
-def _use(q: jax.Array, visible: Visible, drop: Drop) -> Use:
+def _use(q: jax.Array, visible: Visible, drop: Drop,
+         bias: jax.Array | None) -> Use:
   return Use(platform=jax.default_backend(), length=q.shape[2],
              head_size=q.shape[3], dtype=q.dtype,
              packed=visible.segment_ids is not None,
              training=drop.keys is not None, dropout=drop.rate,
-             window=visible.window)
+             biased=bias is not None, window=visible.window)

@@ -7,11 +7,13 @@ Its names in checkpoints are an entry of qa_jax/checkpoints/architectures.
 from qa_jax.models.encoders.base import EncoderConfig
 from qa_jax.models.encoders.bert import BertConfig
 from qa_jax.models.encoders.bert import RobertaConfig
+from qa_jax.models.encoders.modernbert import ModernBertConfig
 
 # Name in `model.encoder` → constants, which build the module.
 ENCODERS: dict[str, type[EncoderConfig]] = {
     'bert': BertConfig,
     'roberta': RobertaConfig,
+    'modernbert': ModernBertConfig,
 }
 
 
