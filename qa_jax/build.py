@@ -188,7 +188,8 @@ def _use(config: config_lib.Config, sizes: encoders.EncoderConfig,
       length=config.data.max_length, packed=config.data.packing,
       head_size=sizes.hidden_size // sizes.num_heads, training=training,
       dtype=_activation_dtype(compute_dtype(config, platform)),
-      dropout=sizes.attention_dropout, biased=sizes.ATTENTION_BIAS)
+      dropout=sizes.attention_dropout, biased=sizes.ATTENTION_BIAS,
+      window=sizes.attention_window)
 
 
 def build_model(config: config_lib.Config, sizes: encoders.EncoderConfig,

@@ -46,8 +46,8 @@ class Model:
   dropout: float = 0.1
   # Dropout rate of attention weights while training.
   attention_dropout: float = 0.1
-  # Implementation of attention: auto, xla, cudnn or pallas. All compute one
-  # result; auto chooses the fastest that fits the device and the config.
+  # Implementation of attention: auto, xla, cudnn, pallas or chunked. All
+  # compute one result; auto chooses what suits device, config and row length.
   attention: str = 'auto'
   # Standard deviation of the initial weights of an encoder from scratch.
   initializer_range: float = 0.02
@@ -235,7 +235,7 @@ BOUNDS = {
     'model.mlp_size': (0, None), 'model.initializer_range': (1e-6, 1),
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
     'decode.max_answer_length': (1, 10**6), 'decode.n_best': (1, 10**6),
-    'data.max_length': (8, 512), 'data.vocab_size': (100, None),
+    'data.max_length': (8, 8192), 'data.vocab_size': (100, None),
     'train.batch_size': (1, None), 'train.eval_batch_size': (0, None),
     'train.num_epochs': (0, None), 'train.num_steps': (0, None),
     'train.grad_accumulation': (1, None), 'train.eval_every_steps': (0, None),

@@ -44,9 +44,6 @@ CONVERT = (
     '{k: v.contiguous().clone() for f in d.glob(\'pytorch_model*.bin\') '
     'for k, v in torch.load(f, map_location=\'cpu\', weights_only=True)'
     '.items()}, d / \'model.safetensors\', {\'format\': \'pt\'})')
-# The parameters of a head that Hugging Face can store as `qa_outputs`.
-PAIRS = ({'start/kernel', 'end/kernel'},
-         {'start/kernel', 'end/kernel', 'start/bias', 'end/bias'})
 FRESH_HEAD = 'the checkpoint has no span head: S and E are freshly initialised'
 
 
@@ -203,6 +200,11 @@ def read_tensors(directory: pathlib.Path
   if path.name == 'config.json':
     raw = _read_safetensors(directory)
     names = {k: weight_names.from_hugging_face(k, kind) for k in raw}
+    head = ARCHITECTURES[kind]
+    if head.head_is_shared and not _class_name(config).endswith(
+        'ForQuestionAnswering'):
+      names = {k: None if v and v.startswith(f'{head.head}.') else v
+               for k, v in names.items()}
   else:
     tensorflow = _import_tensorflow(directory)
     index = tensorflow.read_index(_tensorflow_prefix(directory))
@@ -313,12 +315,12 @@ def _remedy(directory: pathlib.Path) -> str:
           f'{fetch}python -c "{CONVERT}" {shlex.quote(target)}{use}')
 
 
-def stored_head(tensors: Arrays) -> str:
+def stored_head(tensors: Arrays, sizes: encoders.EncoderConfig) -> str:
   """Returns the spec string of the head in these tensors, '' for none."""
-  if 'qa_outputs.weight' not in tensors:
+  architecture = ARCHITECTURES[sizes.architecture]
+  if f'{architecture.head}.weight' not in tensors:
     return ''
-  bias = tensors.get('qa_outputs.bias')
-  return 'independent' if bias is None or not bias.any() else 'biased'
+  return architecture.head_spec(tensors, sizes)
 
 
 def fit_tensors(tensors: Arrays, template: Any,
@@ -326,10 +328,12 @@ def fit_tensors(tensors: Arrays, template: Any,
   """Returns `template` with a checkpoint's tensors as values, and notes.
 
   The head of `template` is returned unchanged if the checkpoint has no head, or
-  if the head of `template` is not a pair of a start vector S and an end vector
-  E. The bias of a checkpoint's head is used by the head `biased` alone. Other
-  heads drop it: it is constant over positions, so it changes neither the best
-  span nor the difference of null score and best span score.
+  if the head of `template` is not one that the architecture can store: a start
+  vector S and an end vector E, behind the layers of `head_names`. The latter
+  are also taken from the head of another task. The bias of a checkpoint's S and
+  E is used by a head with a bias alone. Other heads drop it: it is constant
+  over positions, so it changes neither the best span nor the difference of null
+  score and best span score.
 
   Raises:
     UserError: names or shapes do not fit `template`.
@@ -337,7 +341,7 @@ def fit_tensors(tensors: Arrays, template: Any,
   architecture = ARCHITECTURES[_read_model_type(directory)[2]]
   tensors, notes = dict(tensors), []
   expected = to_hugging_face(template, architecture)
-  weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
+  weight, bias = (f'{architecture.head}.{x}' for x in ('weight', 'bias'))
   if unused := sorted(name for name in tensors.keys() - expected.keys()
                       if re.fullmatch(architecture.unused, name)):
     notes.append('not read, this encoder has no use for them: '
@@ -345,11 +349,22 @@ def fit_tensors(tensors: Arrays, template: Any,
     for name in unused:
       del tensors[name]
   loads_head = weight in tensors and weight in expected
+  layers = {k for k in {**tensors, **expected} if k.startswith(tuple(
+      f'{name}.' for name in architecture.head_names.values()))}
+  stored_layers = sorted(layers & tensors.keys())
+  loads_layers = bool(stored_layers) and not layers.isdisjoint(expected)
   if not loads_head:
+    kind = repr(*architecture.heads) if layers else 'a pair of S and E'
     notes.append(FRESH_HEAD if weight not in tensors else
-                 'the span head of the checkpoint, a pair of S and E, is '
-                 'dropped: the head asked for is freshly initialised')
-    for part in (weight, bias):
+                 f'the span head of the checkpoint, {kind}, is dropped: the '
+                 'head asked for is freshly initialised')
+    if loads_layers:
+      notes.append('the layers of the head before S and E are those of the '
+                   f'checkpoint: {_first_names(stored_layers)}')
+    elif stored_layers and weight not in tensors:
+      notes.append(f'not read: {_first_names(stored_layers)}; the head '
+                   f'{architecture.heads[0]!r} starts from them')
+    for part in {weight, bias} | (set() if loads_layers else layers):
       tensors.pop(part, None)
       expected.pop(part, None)
   elif 'bias' in template['head']['start']:
@@ -367,7 +382,8 @@ def fit_tensors(tensors: Arrays, template: Any,
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(template, sep='/').items()}
   ours |= weight_names.to_paths(
-      tensors, [path for path in ours if not path.startswith('head/')],
+      tensors, [path for path in ours if not path.startswith('head/')
+                or (loads_layers and _module(path) in architecture.head_names)],
       architecture)
   if loads_head:
     for row, end in enumerate(('start', 'end')):
@@ -387,20 +403,32 @@ def load_parameters(directory: pathlib.Path, template: Any
 
 def to_hugging_face(params: Any, architecture: Architecture
                     ) -> dict[str, np.ndarray]:
-  """Returns parameters by common names, without a head that is not a pair."""
+  """Returns parameters by common names, without a head that has none.
+
+  Hugging Face can store the parameters of S and E, which may have biases,
+  behind the layers of the architecture's `head_names`.
+  """
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(params, sep='/').items()}
+  head = {k for k in ours if k.startswith('head/')}
+  pair = {k for k in head if re.fullmatch(
+      r'head/(start|end)/(kernel|bias)', k)}
+  has_names = {'head/start/kernel', 'head/end/kernel'} <= pair and {
+      _module(k) for k in head - pair} == {*architecture.head_names}
   out = weight_names.from_paths(
-      {k: v for k, v in ours.items() if not k.startswith('head/')},
-      architecture)
-  head = {k.removeprefix('head/') for k in ours if k.startswith('head/')}
-  if head in PAIRS:
-    out['qa_outputs.weight'] = np.concatenate(
+      {k: v for k, v in ours.items()
+       if k not in head or (has_names and k not in pair)}, architecture)
+  if has_names:
+    out[f'{architecture.head}.weight'] = np.concatenate(
         [ours['head/start/kernel'], ours['head/end/kernel']], axis=1).T
     zero = np.zeros(1, np.float32)
-    out['qa_outputs.bias'] = np.concatenate(
+    out[f'{architecture.head}.bias'] = np.concatenate(
         [ours.get(f'head/{end}/bias', zero) for end in ('start', 'end')])
   return out
+
+
+def _module(path: str) -> str:
+  return path.rpartition('/')[0]
 
 
 def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],

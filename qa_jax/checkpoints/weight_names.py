@@ -28,9 +28,6 @@ _TF2_PARTS = {
 _TF2_EMBEDDINGS = ('word', 'position', 'token_type')
 _TF_HEAD = {'cls/squad/output_weights': 'qa_outputs.weight',
             'cls/squad/output_bias': 'qa_outputs.bias'}
-# A part of any other name belongs to another task's head or to the pooler.
-_ENCODER_OR_HEAD = re.compile(
-    r'\b(embeddings\w*|encoder|transformer|qa_outputs)\b')
 _BUFFER = re.compile(r'embeddings\.(position_ids|token_type_ids)')
 _TF_LEAVES = {'kernel': '.weight', 'gamma': '.weight', 'bias': '.bias',
               'beta': '.bias'}
@@ -46,10 +43,11 @@ def from_hugging_face(name: str, model_type: str) -> str | None:
 
   The heads of other tasks, the pooler and the buffers have the name None.
   """
-  name = name.removeprefix(ARCHITECTURES[model_type].prefix)
-  if _BUFFER.fullmatch(name) or not _ENCODER_OR_HEAD.search(name):
+  architecture = ARCHITECTURES[model_type]
+  name = name.removeprefix(architecture.prefix)
+  if _BUFFER.fullmatch(name) or not re.search(architecture.reads, name):
     return None
-  for theirs, berts in ARCHITECTURES[model_type].renames:
+  for theirs, berts in architecture.renames:
     name = name.replace(theirs, berts)
   # The names of TensorFlow, which the first conversions to torch kept.
   return re.sub(r'(?<=LayerNorm\.)(gamma|beta)$',
@@ -137,7 +135,8 @@ def _translate(path: str, architecture: Architecture) -> tuple[list[str], str]:
 
   The leaf is kernel, bias, scale or embedding.
   """
-  for ours, theirs in architecture.names.items():
+  for ours, theirs in {**architecture.names,
+                       **architecture.head_names}.items():
     pattern = re.escape(ours).replace(r'\{i\}', r'(?P<i>\d+)').replace(
         r'\{part\}', r'(?P<part>\w+?)')
     if match := re.fullmatch(f'{pattern}(?:/(?P<leaf>kernel|bias|scale))?',

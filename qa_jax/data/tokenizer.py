@@ -230,7 +230,10 @@ class Tokenizer:
     """Returns the tokenizer.json of transformers, with all special tokens."""
     library = tokenizers.Tokenizer.from_str(
         self.definition or self.closed_json())
-    library.add_special_tokens([t for t in self.special if t in self.index])
+    present = {token.content for token in (  # these keep flags such as lstrip
+        library.get_added_tokens_decoder().values()) if token.special}
+    library.add_special_tokens([t for t in self.special if t in self.index
+                                and t not in present])
     library.post_processor = self._post_processor()
     return library.to_str(pretty=True)
 
@@ -253,7 +256,8 @@ class Tokenizer:
     """Writes the vocabulary and tokenizer_config.json, as transformers does.
 
     There is a tokenizer.json only if vocab.txt and the settings cannot describe
-    the tokenizer and its windows, and a vocab.txt unless another pipeline replaces BERT's.
+    the tokenizer and its windows, and a vocab.txt unless another pipeline
+    replaces BERT's.
     """
     about: dict[str, Any] = {
         'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'}
@@ -277,7 +281,7 @@ class Tokenizer:
       about['model_input_names'] = [  # transformers 5 has no types by default
           'input_ids', *['token_type_ids'] * bool(self.context_type),
           'attention_mask']
-    if self.special != SPECIAL:
+    if self.special != SPECIAL or not self.is_wordpiece:
       about |= dict(zip(ROLES, self.special, strict=True))
     if self.max_length:
       about['model_max_length'] = self.max_length

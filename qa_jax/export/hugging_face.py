@@ -68,21 +68,20 @@ def read_source(source: str, checkpoint_name: str = 'best', *,
 def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   """Writes a BertForQuestionAnswering of transformers with equal logits.
 
-  An encoder of RoBERTa's family keeps its class. An encoder without a span head
-  becomes a BertModel. A UserError is raised if the head is neither
-  `independent` nor `biased`, or if `target` is not empty.
+  An encoder of another family keeps its class. An encoder without a span head
+  becomes a BertModel. A UserError is raised if the class has no such head, as
+  BERT's has only `independent` and `biased`, or if `target` is not empty.
   """
   model = source.model
   sizes, kind = model.model.config, _architecture(model.model.config)
   tensors = hugging_face.to_hugging_face(model.params, kind)
-  if 'qa_outputs.weight' not in tensors:
+  if not model.has_head:
+    tensors = {k: v for k, v in tensors.items() if not in_head(k, kind)}
+  elif f'{kind.head}.weight' not in tensors:
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
-        "'independent' and 'biased' can be a "
+        f'{" and ".join(map(repr, kind.heads))} can be a '
         f'{kind.class_prefix}ForQuestionAnswering')
-  if not model.has_head:
-    tensors = {k: v for k, v in tensors.items()
-               if not k.startswith('qa_outputs.')}
   check_target(target)
   fields = hugging_face_config(
       sizes, kind.class_prefix + (
@@ -94,6 +93,9 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
       f'{kind.class_prefix} of transformers takes the token '
       f'{kind.supported.get("pad_token_id")} for padding; train with the '
       'vocabulary of a checkpoint')
+  fields |= kind.write(sizes, model.model.head if model.has_head else None)
+  fields |= {theirs: getattr(model.tokenizer, ours)
+             for theirs, ours in kind.tokens.items()}
   fields['pad_token_id'] = pad_id
   if kind.positions_after_pad:  # the rows that are never used are zeros
     unused = pad_id + 1
@@ -105,7 +107,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
                'eos_token_id': model.tokenizer.sep_id}
 
   def write(directory: pathlib.Path) -> None:
-    write_weights(tensors, directory, kind.prefix)
+    write_weights(tensors, directory, kind)
     files.write_json(directory / 'config.json', {
         **fields, 'qa_jax': pretrained.carried_fields(model.config)})
     write_tokenizer(model.tokenizer, sizes.max_position, directory)
@@ -124,12 +126,18 @@ def _architecture(sizes: EncoderConfig) -> Architecture:
   return ARCHITECTURES[sizes.architecture]
 
 
+def in_head(name: str, kind: Architecture) -> bool:
+  """Returns whether a common name is that of a tensor of the span head."""
+  return name.startswith(tuple(
+      f'{layer}.' for layer in (kind.head, *kind.head_names.values())))
+
+
 def write_weights(tensors: hugging_face.Arrays, directory: pathlib.Path,
-                  prefix: str = 'bert.') -> None:
-  """Writes model.safetensors; encoder names get `prefix` if there is a head."""
-  prefix = prefix if 'qa_outputs.weight' in tensors else ''
+                  kind: Architecture = ARCHITECTURES['bert']) -> None:
+  """Writes model.safetensors; encoder names get a prefix if there is a head."""
+  prefix = kind.prefix if f'{kind.head}.weight' in tensors else ''
   (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
-      {name if name.startswith('qa_outputs.') else prefix + name:
+      {name if in_head(name, kind) else prefix + name:
        np.ascontiguousarray(value) for name, value in tensors.items()},
       metadata={'format': 'pt'}))
 

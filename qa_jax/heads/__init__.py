@@ -20,6 +20,7 @@ from qa_jax.heads.layer_mix import LayerMix
 from qa_jax.heads.mlp import Mlp
 from qa_jax.heads.mlp_span import MlpSpan
 from qa_jax.heads.shared import Shared
+from qa_jax.heads.transformed import Transformed
 from qa_jax.heads.trilinear import Trilinear
 from qa_jax.span_scores import HeadInput as HeadInput
 from qa_jax.span_scores import SpanScores as SpanScores
@@ -29,6 +30,7 @@ HEADS: dict[str, Callable[..., nn.Module]] = {
     'biased': Biased,
     'shared': Shared,
     'mlp': Mlp,
+    'transformed': Transformed,
     'layer_mix': LayerMix,
     'conditional': Conditional,
     'biaffine': Biaffine,

@@ -40,7 +40,7 @@ class Pretrained:
 def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   """Reads the checkpoint of a Hugging Face or TensorFlow directory or hub id.
 
-  The head is `biased` if the checkpoint's has a bias, `independent` otherwise.
+  The head of BERT's is `biased` if it has a bias, `independent` otherwise.
   A UserError is raised if `source` is no checkpoint, is damaged, or has another
   architecture or no vocabulary. `allow_code` is that of `predict.load`.
   """
@@ -52,7 +52,7 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
         f'{source}: the vocabulary has {len(tokenizer.vocab)} entries, but '
         f'the embeddings only {sizes.vocab_size}')
   tensors, notes = hugging_face.read_tensors(directory)
-  head = hugging_face.stored_head(tensors)
+  head = hugging_face.stored_head(tensors, sizes)
   if head == 'biased':
     notes.append(
         "the checkpoint's head has a bias: it is read as the head 'biased'")

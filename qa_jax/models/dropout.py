@@ -89,24 +89,16 @@ def _lowbias32(x: jax.Array) -> jax.Array:
 
 
 def dropout(x: jax.Array,  # [B, …]
-            rate: float, keys: DropoutKeys | None, place: int) -> jax.Array:
+            rate: float, keys: DropoutKeys | None, place: int,
+            index: jax.Array | None = None) -> jax.Array:
   """Drops units of `x` at a `place`, and scales the others by 1 / (1 - rate).
 
-  Without keys, or at rate 0, it returns `x` itself.
+  Without keys, or at rate 0, it returns `x` itself. `index` has the uint32
+  number of each unit in its row, [B or 1, units]; without it they are 0, 1, …
   """
   if keys is None or rate == 0:
     return x
-  index = (_index(x.shape, keys.lengths)
-           if keys.lengths is not None and x.ndim == 4 else None)
   keep = counter_hash(
       keys.fold(place).keys, math.prod(x.shape[1:]), rate, index)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
   return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
-
-
-def _index(shape: tuple[int, ...], lengths: jax.Array) -> jax.Array:
-  """Computes the uint32 number of each element in a row [H, length, length]."""
-  head, query, key = (jax.lax.broadcasted_iota(
-      jnp.uint32, (1, *shape[1:]), axis) for axis in (1, 2, 3))
-  length = lengths.astype(jnp.uint32)[:, None, None, None]
-  return ((head * length + query) * length + key).reshape(shape[0], -1)

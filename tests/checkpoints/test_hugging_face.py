@@ -229,10 +229,10 @@ def test_a_bias_is_kept_by_the_biased_head(tensors, tmp_path):
   write(tmp_path, {k: v for k, v in tensors.items() if k != HEAD[1]})
   params, _ = hugging_face.load_parameters(tmp_path, template)
   assert not params['head']['start']['bias'].any()
-  assert hugging_face.stored_head(hugging_face.read_tensors(
-      weights.TINY)[0]) == 'biased'
-  assert hugging_face.stored_head(
-      hugging_face.read_tensors(tmp_path)[0]) == 'independent'
+  for directory, spec in ((weights.TINY, 'biased'), (tmp_path, 'independent')):
+    assert hugging_face.stored_head(
+        hugging_face.read_tensors(directory)[0],
+        hugging_face.read_config(weights.TINY)) == spec
 
 
 @pytest.mark.parametrize('head', ['biaffine', 'layer_mix', 'shared'])

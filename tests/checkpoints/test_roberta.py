@@ -116,7 +116,7 @@ def test_the_head_of_a_language_model_is_skipped(tmp_path):
     ({'max_position_embeddings': 2}, 'no position'),
     ({'hidden_act': 'relu'}, 'hidden_act'),
     ({'model_type': 'roberta-prelayernorm'}, "'roberta', 'xlm-roberta'"),
-    ({'model_type': 'modernbert'}, "'roberta', 'xlm-roberta', 'camembert'"),
+    ({'model_type': 'big_bird'}, "'roberta', 'xlm-roberta', 'camembert'"),
     ({'model_type': 'deberta'}, "'bert', 'roberta'")])
 def test_another_encoder_is_refused_with_those_that_load(
     tmp_path, fields, message):

@@ -145,6 +145,19 @@ def test_trilinear_is_its_formula():
   assert_table(scores, np.concatenate([i, j, i * j], axis=-1) @ w)
 
 
+@pytest.mark.parametrize('spec', [
+    'transformed', 'transformed(bias=True, dense_bias=True, norm_bias=True)'])
+def test_transformed_is_its_formula(spec):
+  scores, p, h = formula_inputs(spec)
+  x = gelu(h @ p['dense/kernel'] + p.get('dense/bias', 0))
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+      x.var(-1, keepdims=True) + 1e-5)
+  x = x * p['layer_norm/scale'] + p.get('layer_norm/bias', 0)
+  for end in ('start', 'end'):
+    assert_close(getattr(scores, end),
+                 x @ p[f'{end}/kernel'][:, 0] + p.get(f'{end}/bias', 0))
+
+
 def test_mlp_span_is_its_formula():
   scores, p, h = formula_inputs('mlp_span')
   x = ((h @ p['start/kernel'] + p['start/bias'])[:, :, None]

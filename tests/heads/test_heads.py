@@ -29,6 +29,7 @@ SPECS = [
     *heads.HEADS,
     'answerability(base="conditional", form="xlnet")',
     'compound(base="length_prior(base=\'mlp_span\')")',
+    'transformed(bias=True, dense_bias=True, norm_bias=True)',
 ]
 every_head = pytest.mark.parametrize('spec', SPECS)
 every_mode = pytest.mark.parametrize('mode', common.GOLD_STARTS)
@@ -167,7 +168,8 @@ def test_export_and_optimizer_know_the_names_of_parameters(spec):
   assert set(jax.tree.leaves(scales)) == {1.0}
   decayed = flax.traverse_util.flatten_dict(
       optimizer_lib.decay_mask(params), sep='/')
-  assert decayed == {name: not name.endswith('bias') for name in flat}
+  assert decayed == {
+      name: not name.endswith(('bias', 'layer_norm/scale')) for name in flat}
 
 
 def span_softmax(scores, batch):
@@ -235,6 +237,7 @@ def test_head_overfits_eight_windows_and_search_returns_their_spans(spec):
 
 
 @pytest.mark.parametrize(('spec', 'message'), [
+    ('transformed(eps=0.0)', 'eps=0.0 must be in'),
     ('biaffine(rank=0)', "'biaffine': rank=0 must be at least 1"),
     ('biaffine(width=0)', 'width=0'),
     ('trilinear(width=0)', 'width=0'),

@@ -7,6 +7,7 @@ S length of the key axis.
 import contextlib
 import dataclasses
 import functools
+import math
 import re
 
 import jax
@@ -23,14 +24,17 @@ from qa_jax.inference import predict
 from qa_jax.models import attention
 from qa_jax.models import dropout
 from qa_jax.models import qa
+from qa_jax.models.attention import chunked
 from qa_jax.models.encoders import bert
 from qa_jax.training import trainer
+from tests.common import jaxprs
 from tests.common import refusals
 from tests.common import tiny
 
 B, H, L, K = 4, 2, 40, 16  # three tiles of 16 in pallas, the last half empty
 RATE = 0.3
-TRAINED = ('xla', 'pallas')
+TRAINED = ('xla', 'pallas', 'chunked')
+WINDOW = 5  # of the cases of a local layer
 
 LENGTHS = np.array([L, 25, 1, 0])
 MASK = np.arange(L) < LENGTHS[:, None]  # [B, L]
@@ -39,11 +43,31 @@ for _row, _parts in enumerate(([13, 20, 7], [1, 38], [40], [])):
   SEGMENTS[_row, :sum(_parts)] = np.repeat(
       np.arange(len(_parts)) + 1, _parts)
 CASES = {'padded': (MASK, None), 'packed': (SEGMENTS > 0, SEGMENTS)}
+CASES |= {f'local {name}': case for name, case in CASES.items()}
+
+
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch):
+  monkeypatch.setattr(chunked, 'CHUNK', 16)  # three chunks, the last half empty
+
+
+def window_of(case: str) -> int | None:
+  return WINDOW if case.startswith('local') else None
 
 
 def visible_of(case: str) -> attention.Visible:
   return attention.Visible(*(
-      x if x is None else jnp.asarray(x) for x in CASES[case]))
+      x if x is None else jnp.asarray(x) for x in CASES[case]),
+                           window_of(case))
+
+
+def compared(case: str) -> np.ndarray:
+  """Returns the mask of queries whose results are defined, [B, 1, L, 1].
+
+  Padding may see nothing in its window, and is then given any mean of values.
+  """
+  return (MASK if case == 'local padded' else np.ones_like(MASK))[
+      :, None, :, None].astype(np.float32)
 
 
 def drop_of(rate: float, rows: int = B,
@@ -83,6 +107,7 @@ def outputs(name: str, case: str, rate: float = 0.0,
             dtype: str = 'float32') -> list[np.ndarray]:
   """Computes y, and dq, dk, dv if the implementation is one of TRAINED."""
   q, k, v, g = arrays(dtype)
+  g *= compared(case)
   inputs = q, k, v, visible_of(case), drop_of(rate).keys
   if name not in TRAINED:
     return [np.asarray(jax.jit(value_function(name, rate))(*inputs))]
@@ -96,10 +121,14 @@ def expected(case: str, rate: float = 0.0,
              dtype: str = 'float32') -> list[np.ndarray]:
   """Computes y, dq, dk, dv by the formulas, in float64."""
   q, k, v, g = (np.asarray(x, np.float64) for x in arrays(dtype))
+  g *= compared(case)
   mask, segments = CASES[case]
   seen = np.broadcast_to(mask[:, None], (B, L, L))
   if segments is not None:
     seen = segments[:, :, None] == segments[:, None, :]
+  if window_of(case) is not None:
+    place = np.arange(L)
+    seen = seen & (abs(place[:, None] - place) <= window_of(case))
   seen = seen[:, None]
   scores = np.where(seen, np.einsum('bhqk,bhsk->bhqs', q, k) / K**0.5, -1e9)
   weights = np.exp(scores - scores.max(-1, keepdims=True))
@@ -121,17 +150,22 @@ def expected(case: str, rate: float = 0.0,
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('name', ['auto', 'xla'])
 def test_values_are_those_of_the_formula(name, case):
-  np.testing.assert_allclose(outputs(name, case)[0], expected(case)[0],
-                             atol=2e-6)
+  np.testing.assert_allclose(outputs(name, case)[0] * compared(case),
+                             expected(case)[0] * compared(case), atol=2e-6)
 
 
-@pytest.mark.parametrize(('case', 'rate'), [('padded', 0.0), ('packed', RATE)])
+@pytest.mark.parametrize(('case', 'rate'), [
+    ('padded', 0.0), ('packed', RATE), ('local packed', RATE),
+    ('local padded', RATE)])
 @pytest.mark.parametrize('name', TRAINED)
 def test_values_and_gradients_are_those_of_the_formulas(name, case, rate):
+  if name == 'pallas' and window_of(case):
+    pytest.skip('LIMITS excludes it')
   for ours, formula in zip(outputs(name, case, rate), expected(case, rate),
                            strict=True):
     # 1e-5: the order of sums of 40 terms differs.
-    np.testing.assert_allclose(ours, formula, atol=1e-5)
+    np.testing.assert_allclose(ours * compared(case), formula * compared(case),
+                               atol=1e-5)
 
 
 @pytest.mark.parametrize('name', TRAINED)
@@ -185,9 +219,10 @@ def test_bfloat16_products_accumulate_in_float32(name):
 
 
 @pytest.mark.parametrize('lengths', [None, (31, 48)])
-def test_dropout_masks_of_pallas_and_xla_are_equal(lengths):
+def test_dropout_masks_of_all_implementations_are_equal(lengths):
   mask, _, _ = read_out('xla', lengths)
   np.testing.assert_array_equal(read_out('pallas', lengths)[0], mask)
+  np.testing.assert_array_equal(read_out('chunked', lengths)[0], mask)
   assert abs(mask.mean() - 0.5) < 0.02
   if lengths:  # only the second row has the length of the array
     equal = (mask == read_out('xla')[0]).all(axis=(1, 2, 3))
@@ -310,6 +345,25 @@ def test_cudnn_lowers_for_a_gpu(monkeypatch):
   assert '@__cudnn$fmhaSoftmaxBackward(' in program
 
 
+@pytest.mark.parametrize('window', [None, 64])
+def test_chunked_has_no_array_of_all_weights(window):
+  """Neither has its gradient; the reference has both."""
+  shape, length = jax.ShapeDtypeStruct, 8192
+  x = shape((1, 1, length, 16), jnp.float32)
+
+  def largest(name):
+    total = lambda q, k, v, mask, keys: attention.ATTENTION[name](
+        q, k, v, attention.Visible(mask, None, window),
+        attention.Drop(keys, 0.1)).sum()
+    program = jax.make_jaxpr(jax.grad(total, (0, 1, 2)))(
+        x, x, x, shape((1, length), bool), drop_of(0.1, 1).keys)
+    return max(math.prod(a.shape)
+               for a in jaxprs.computed_arrays(program.jaxpr))
+
+  assert largest('xla') == length**2
+  assert largest('chunked') == length * (3 * 64 if window else chunked.CHUNK)
+
+
 # --- Choice and refusal -----------------------------------------------------
 
 USE = attention.Use(platform='cpu', length=384, head_size=64,
@@ -325,7 +379,14 @@ USE = attention.Use(platform='cpu', length=384, head_size=64,
     ({'platform': 'gpu', 'training': True, 'dropout': 0.1}, 'xla'),
     ({'platform': 'gpu', 'packed': True}, 'xla'),
     ({'platform': 'tpu', 'packed': True, 'training': True}, 'xla'),
-    ({'platform': 'abacus'}, 'xla')])
+    ({'platform': 'abacus'}, 'xla'),
+    ({'length': 1024}, 'xla'),
+    ({'length': 1025}, 'chunked'),
+    ({'length': 8192, 'platform': 'gpu'}, 'cudnn'),
+    ({'length': 8192, 'platform': 'gpu', 'packed': True}, 'chunked'),
+    ({'window': 64, 'length': 192}, 'xla'),
+    ({'window': 64, 'length': 193}, 'chunked'),
+    ({'window': 64, 'platform': 'gpu'}, 'chunked')])
 def test_auto_takes_the_fast_implementation_that_fits(changes, name):
   assert attention.choose_attention(dataclasses.replace(USE, **changes)) == name
 
@@ -342,7 +403,8 @@ GPU = {'platform': 'gpu'}
 
 @pytest.mark.parametrize(('name', 'fields', 'sizes', 'where', 'message'), [
     ('cudn', {}, {}, GPU,
-     "unknown config.model.attention 'cudn'; did you mean 'cudnn'?"),
+     "unknown config.model.attention 'cudn'; did you mean 'cudnn' or "
+     "'chunked'?"),
     ('cudnn', {}, {}, {}, 'runs on a GPU, and this is a cpu; those that fit: '
      'auto, xla'),
     ('cudnn', {'data': {'packing': True}}, {}, GPU,
@@ -363,6 +425,14 @@ def test_refusal_is_one_line(name, fields, sizes, where, message):
   assert message in refusal
   assert refusal.startswith(
       ('config.model.attention=', 'unknown config.model.'))
+
+
+@pytest.mark.parametrize('name', ['cudnn', 'pallas'])
+def test_a_local_window_is_refused_by_kernels_without_one(name):
+  use = dataclasses.replace(USE, platform='gpu', window=4)
+  assert refusals.refusal(attention.check_attention, name, use) == (
+      f'attention={name!r} has no local window, and this encoder has one; '
+      'those that fit: auto, xla, chunked')
 
 
 def test_pallas_limits_the_length():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qa_jax.models import attention
 from qa_jax.models import dropout
 
 SIZE = 2**16
@@ -100,11 +101,10 @@ def test_a_row_keeps_its_mask_in_another_batch():
 
 def test_a_longer_batch_has_the_masks_of_the_given_lengths():
   keys = keys_of(rows=2)
-  longer = dropout.dropout(
-      jnp.ones((2, 3, 12, 12)), 0.5, keys.replace(lengths=jnp.array([8, 5])),
-      0)
+  longer = attention.Drop(keys.replace(lengths=jnp.array([8, 5])), 0.5)(
+      jnp.ones((2, 3, 12, 12)))
   for row, length in enumerate((8, 5)):
-    short = dropout.dropout(jnp.ones((2, 3, length, length)), 0.5, keys, 0)
+    short = attention.Drop(keys, 0.5)(jnp.ones((2, 3, length, length)))
     np.testing.assert_array_equal(
         longer[row, :, :length, :length], short[row])
 

@@ -85,7 +85,7 @@ def test_comment_above_every_field_is_whole_sentences(group):
     ({'data': {'train': 'a\udcff.json'}}, 'is not UTF-8'),
     ({'parallel': {'mesh': {'\ud83e': 1}}}, 'names to ints'),
     ({'data': {'buckets': [1, 'a']}}, 'list of ints'),
-    ({'data': {'max_length': 513}}, 'in 8 … 512'),
+    ({'data': {'max_length': 8193}}, 'in 8 … 8192'),
     ({'precision': {'compute_dtype': 'float16'}},
      'choose float32, tf32, bfloat16 or auto'),
 ])

@@ -6,7 +6,9 @@ an entry of ENCODERS in qa_jax/models/encoders.
 
 from qa_jax.checkpoints.architectures import bert
 from qa_jax.checkpoints.architectures import deberta_v2
+from qa_jax.checkpoints.architectures import modernbert
 from qa_jax.checkpoints.architectures.base import Architecture as Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
-    **bert.ARCHITECTURES, **deberta_v2.ARCHITECTURES}
+    **bert.ARCHITECTURES, **deberta_v2.ARCHITECTURES,
+    **modernbert.ARCHITECTURES}

@@ -8,7 +8,16 @@ from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from qa_jax.models.encoders import EncoderConfig
+
+
+def pair_spec(tensors: Mapping[str, np.ndarray], sizes: EncoderConfig) -> str:
+  """Returns the spec string of a head that is a pair of S and E alone."""
+  del sizes
+  bias = tensors.get('qa_outputs.bias')
+  return 'independent' if bias is None or not bias.any() else 'biased'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +39,25 @@ class Architecture:
   default_eps: float = 1e-12
   # Reads further fields of the encoder from config.json. Raises a UserError.
   read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
+  # Returns further fields of config.json for an encoder and the module of its
+  # head, None for no head. Raises a UserError.
+  write: Callable[[EncoderConfig, Any], dict[str, Any]] = lambda *_: {}
+  # A regex that is found in the names of encoder and head, without prefix. Any
+  # other name belongs to another task's head or to the pooler.
+  reads: str = r'\b(embeddings\w*|encoder|transformer|qa_outputs)\b'
+  # The layer whose rows are S and E, and the heads of ours that an export can
+  # have. If its name is shared by the models of other tasks, it is the layer of
+  # a span head in a class *ForQuestionAnswering alone.
+  head: str = 'qa_outputs'
+  head_is_shared: bool = False
+  heads: tuple[str, ...] = ('independent', 'biased')
+  # Layers of the head before S and E, as in `names`. They may be those of the
+  # head of another task, such as masked words.
+  head_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  # Returns the spec string of the head in a checkpoint's tensors.
+  head_spec: Callable[[Mapping[str, np.ndarray], Any], str] = pair_spec
+  # Fields of config.json → the id in a tokenizer that an export writes.
+  tokens: Mapping[str, str] = dataclasses.field(default_factory=dict)
   renames: tuple[tuple[str, str], ...] = ()  # a part of a name → the common one
   # Positions are counted from pad_token_id + 1, as in fairseq. The earlier rows
   # of the table are never used, and are left out here.

@@ -1,9 +1,11 @@
 """The inputs of every implementation of attention, and its partition by rows.
 
-Glossary of shapes: B rows, L row length, H attention heads, K head size.
+Glossary of shapes: B rows, L row length, H attention heads, K head size; of
+the weights that are computed at a time, Q queries and S keys.
 """
 
 from collections.abc import Callable, Sequence
+import dataclasses
 import math
 from typing import Any, Protocol
 
@@ -24,6 +26,9 @@ class Visible:
   # [B, L] int32: the number of the segment in a packed row, 0 at padding. If it
   # is None, a row is one segment, and padding attends to it too.
   segment_ids: jax.Array | None = None
+  # The number of tokens to either side that a token attends to, in a local
+  # layer. None: all tokens.
+  window: int | None = flax.struct.field(pytree_node=False, default=None)
 
   def ids(self) -> tuple[jax.Array, jax.Array]:
     """Returns ids [B, L] of queries and keys; a query sees keys of its id."""
@@ -31,6 +36,40 @@ class Visible:
       return self.segment_ids, self.segment_ids
     keys = self.attention_mask.astype(jnp.int32)
     return jnp.ones_like(keys), keys
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """The places in a row of the queries and keys of some attention weights."""
+
+  query: jax.Array  # int32 [1, 1, …, Q, 1]
+  key: jax.Array  # int32 [1, 1, …, 1, S]
+  length: int  # L
+
+  @classmethod
+  def all(cls, length: int) -> 'Places':
+    """Returns the places of all weights of a row."""
+    place = jnp.arange(length)
+    return cls(place[None, None, :, None], place[None, None, None], length)
+
+  def within(self, window: int) -> jax.Array:  # bool
+    """Returns whether key and query have at most `window` steps between."""
+    return abs(self.query - self.key) <= window
+
+  def numbers(self, shape: tuple[int, ...], lengths: jax.Array | None
+              ) -> jax.Array:  # [B or 1, weights of a row] uint32
+    """Computes the numbers of weights [B, H, …, Q, S] for their dropout.
+
+    A weight has one number, its index in [H, L, L], whether all weights of a
+    row are computed at once or some at a time. `lengths` is that of
+    DropoutKeys: the L of each row instead of `length`.
+    """
+    lengths = (jnp.uint32(self.length) if lengths is None else lengths.astype(
+        jnp.uint32).reshape(-1, *[1] * (len(shape) - 1)))
+    head = jax.lax.broadcasted_iota(jnp.uint32, (1, *shape[1:]), 1)
+    numbers = (head * lengths + self.query.astype(jnp.uint32)) * lengths + (
+        self.key.astype(jnp.uint32))
+    return numbers.reshape(len(numbers), -1)
 
 
 @flax.struct.dataclass
@@ -45,10 +84,15 @@ class Drop:
     """Returns whether any weight can be dropped."""
     return self.keys is not None and self.rate > 0
 
-  def __call__(self, weights: jax.Array) -> jax.Array:  # [B, H, L, L]
-    """Drops attention weights."""
+  def __call__(self, weights: jax.Array,  # [B, H, …, Q, S]
+               places: Places | None = None) -> jax.Array:
+    """Drops attention weights; without `places` they are all of a row."""
+    index = None
+    if self.active and (places or self.keys.lengths is not None):
+      index = (places or Places.all(weights.shape[-1])).numbers(
+          weights.shape, self.keys.lengths)
     return dropout.dropout(
-        weights, self.rate, self.keys, dropout.ATTENTION_WEIGHTS)
+        weights, self.rate, self.keys, dropout.ATTENTION_WEIGHTS, index)
 
 
 class Attend(Protocol):

@@ -9,8 +9,9 @@ from qa_jax.models.encoders.base import EncoderConfig
 from qa_jax.models.encoders.bert import BertConfig
 from qa_jax.models.encoders.bert import ElectraConfig
 from qa_jax.models.encoders.bert import RobertaConfig
-from qa_jax.models.encoders.mpnet import MPNetConfig
 from qa_jax.models.encoders.deberta_v2 import DebertaV2Config
+from qa_jax.models.encoders.modernbert import ModernBertConfig
+from qa_jax.models.encoders.mpnet import MPNetConfig
 
 # Name in `model.encoder` → constants, which build the module.
 ENCODERS: dict[str, type[EncoderConfig]] = {
@@ -20,6 +21,7 @@ ENCODERS: dict[str, type[EncoderConfig]] = {
     'albert': AlbertConfig,
     'mpnet': MPNetConfig,
     'deberta_v2': DebertaV2Config,
+    'modernbert': ModernBertConfig,
 }
 
 

@@ -68,6 +68,11 @@ class EncoderConfig:
   # checkpoints. It changes nothing that the encoder computes.
   architecture: str = ''
 
+  @property
+  def attention_window(self) -> int | None:
+    """The tokens to either side that local layers see; None: none is local."""
+    return None
+
   def build(self, compute_dtype: jnp.dtype = jnp.float32,
             attention: str = 'auto') -> nn.Module:
     """Returns the encoder; `attention` is an entry of ATTENTION."""
@@ -80,14 +85,16 @@ class Dense(nn.Module):
   config: EncoderConfig
   features: int
   dtype: jnp.dtype
+  use_bias: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # […, D] → […, F]
     size = x.shape[-1]
     kernel = self.param('kernel', init(self.config), (size, self.features))
-    bias = self.param('bias', nn.initializers.zeros, (self.features,))
     y = matmul.einsum('nd,df->nf', x.reshape(-1, size), kernel, self.dtype)
-    return (y + bias[None]).astype(self.dtype).reshape(
+    if self.use_bias:
+      y += self.param('bias', nn.initializers.zeros, (self.features,))[None]
+    return y.astype(self.dtype).reshape(
         *x.shape[:-1], self.features)
 
 
@@ -96,10 +103,11 @@ def init(config: EncoderConfig) -> nn.initializers.Initializer:
   return nn.initializers.truncated_normal(config.initializer_range)
 
 
-def layer_norm(config: EncoderConfig, name: str = 'layer_norm'):
+def layer_norm(config: EncoderConfig, name: str = 'layer_norm', *,
+               use_bias: bool = True):
   """Returns a function (x, dtype) → LayerNorm of x, computed in float32."""
-  layer = nn.LayerNorm(
-      epsilon=config.layer_norm_eps, dtype=jnp.float32, name=name)
+  layer = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32,
+                       use_bias=use_bias, name=name)
   return lambda x, dtype: layer(x.astype(jnp.float32)).astype(dtype)
 
 
