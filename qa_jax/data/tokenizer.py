@@ -253,7 +253,8 @@ class Tokenizer:
     """Writes the vocabulary and tokenizer_config.json, as transformers does.
 
     There is a tokenizer.json only if vocab.txt and the settings cannot describe
-    the tokenizer and its windows, and a vocab.txt unless another pipeline replaces BERT's.
+    the tokenizer and its windows, and a vocab.txt unless another pipeline
+    replaces BERT's.
     """
     about: dict[str, Any] = {
         'do_lower_case': self.lowercase, 'tokenizer_class': 'BertTokenizer'}
