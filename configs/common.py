@@ -74,10 +74,14 @@ def small_from_scratch(c: ml_collections.ConfigDict) -> None:
   c.data.max_question_length = 20
 
 
-def sweep_config(variant: str, file: str) -> ml_collections.ConfigDict:
-  """Returns what every sweep starts from: SQuAD 2.0, or its rehearsal."""
+def sweep_config(variant: str, file: str, sizes: str = 'minilm_l6'
+                 ) -> ml_collections.ConfigDict:
+  """Returns what every sweep starts from: SQuAD 2.0, or its rehearsal.
+
+  `sizes` is the variant that is not the rehearsal.
+  """
   c = config.defaults()
   c.data.train = 'tfds(name="squad/v2.0", split="train")'
   c.data.eval = 'tfds(name="squad/v2.0", split="validation")'
-  return choose_variant(c, variant, file, known=('minilm_l6', 'tiny'),
+  return choose_variant(c, variant, file, known=(sizes, 'tiny'),
                         eval_size=1000, impossible=0.3)

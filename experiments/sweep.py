@@ -76,16 +76,16 @@ def main() -> None:
   else:
     jax.config.update('jax_platforms', 'cpu')  # leaves the devices to trials
   given = flags.FLAGS['config']
-  path = given.config_filename.split(':')[0]
+  path, _, variant = given.config_filename.partition(':')
   if SAMPLER.value == 'grid':
     space = {}
     variants = config_file.grid_variants(path, given.override_values,
-                                         flags.FLAGS['seeds'].present)
+                                         flags.FLAGS['seeds'].present, variant)
     if ONLY.value is not None:
       variants = plan_lib.select_variants(variants, ONLY.value)
     rounds = [variants]
   else:
-    choices = config_file.call(path, 'search_space', SAMPLER.value)
+    choices = config_file.call(path, 'search_space', SAMPLER.value, variant)
     space = samplers.parse_space(choices)
     _admit_choices(choices)
     variants = plan_lib.drawn_variants(workdir) or [{}]

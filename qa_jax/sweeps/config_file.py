@@ -1,6 +1,11 @@
-"""The functions sweep() and search_space() of the config file at `path`."""
+"""The functions sweep() and search_space() of the config file at `path`.
+
+A function with an argument `variant` gets the variant of `path:variant`, if the
+user names one.
+"""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+import inspect
 import runpy
 from typing import Any
 
@@ -8,7 +13,8 @@ from qa_jax import errors
 
 
 def grid_variants(path: str, overrides: Collection[str],
-                  has_seeds: bool) -> list[Mapping[str, Any]]:
+                  has_seeds: bool, variant: str = ''
+                  ) -> list[Mapping[str, Any]]:
   """Returns the variants of sweep(), or the default if the file has none.
 
   `overrides` are the fields that the user sets for all variants, and
@@ -16,31 +22,32 @@ def grid_variants(path: str, overrides: Collection[str],
   """
   if not {'sweep', 'search_space'} & runpy.run_path(path).keys():
     return [{}]
-  variants = call(path, 'sweep', 'grid')
+  variants = call(path, 'sweep', 'grid', variant)
   if not isinstance(variants, Iterable):
     raise errors.UserError(f'{path}: sweep() gives {variants!r}, expected '
                            'a list of overrides')
-  for variant in variants:
-    if not isinstance(variant, Mapping) or not all(
-        isinstance(key, str) for key in variant):
-      raise errors.UserError(f'{path}: sweep() yields {variant!r}, expected '
+  for given in variants:
+    if not isinstance(given, Mapping) or not all(
+        isinstance(key, str) for key in given):
+      raise errors.UserError(f'{path}: sweep() yields {given!r}, expected '
                              "overrides such as {'model.head': 'biaffine'}")
-    for key in {*overrides} & variant.keys():
+    for key in {*overrides} & given.keys():
       raise errors.UserError(
           f'--config.{key}: {path} varies it; leave it to sweep()')
-    if 'seed' in variant and has_seeds:
+    if 'seed' in given and has_seeds:
       raise errors.UserError(f'--seeds: {path} sets seeds; leave them to it')
   return list(variants)
 
 
-def call(path: str, name: str, sampler: str) -> Any:
+def call(path: str, name: str, sampler: str, variant: str = '') -> Any:
   """Returns the result of the function `name`, which `sampler` needs."""
   function = runpy.run_path(path).get(name)
   if function is None:
     raise errors.UserError(
         f'{path} has no {name}(), which --sampler={sampler} needs')
   try:
-    result = function()
+    takes = variant and 'variant' in inspect.signature(function).parameters
+    result = function(variant) if takes else function()
     return list(result) if isinstance(result, Iterator) else result
   except Exception as e:  # a config file is code: it may raise anything
     raise errors.UserError(

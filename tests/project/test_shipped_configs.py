@@ -13,6 +13,9 @@ import pathlib
 import pytest
 
 from qa_jax import config
+from qa_jax import heads
+from qa_jax import registry
+from qa_jax.models import ENCODERS
 from tests.common.imports import ROOT
 
 RECORDED = json.loads((ROOT / 'tests' / 'golden' / 'shipped_configs.json'
@@ -46,6 +49,20 @@ def test_a_sweep_yields_the_recorded_variants(name):
     assert json.loads(json.dumps(module.search_space())) == recorded.pop(
         'search_space')
   assert not recorded
+
+
+def test_the_sweep_of_encoders_has_every_encoder():
+  module = importlib.import_module('configs.sweep_encoders')
+  assert ENCODERS.keys() <= module.CHECKPOINTS.keys()
+  for variant in ('base', 'tiny'):
+    rows = list(module.sweep(variant))
+    c = module.get_config(variant).to_dict()
+    for row in rows:
+      config.check_config(config.override(c, row))
+      assert registry.parse_spec(row['model.head'])[0] in heads.HEADS
+    assert len(rows) == len(ENCODERS) * len(module.HEADS)
+  named = [registry.parse_spec(row['model.encoder'])[0] for row in rows]
+  assert [*dict.fromkeys(named)] == [*ENCODERS]
 
 
 def test_a_file_repeats_no_default():

@@ -17,6 +17,7 @@ import pytest
 from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.io import files
+from qa_jax.sweeps import config_file
 from qa_jax.sweeps import grid
 from qa_jax.sweeps import plan as plan_lib
 from qa_jax.sweeps.engines import local as local_lib
@@ -480,6 +481,20 @@ def test_bad_sweep_function_is_one_line(sweep_config, tmp_path, code, message):
   path.write_text(sweep_config.read_text() + code)
   assert message in commands_lib.refusal('sweep', f'--config={path}',
                                          f'--workdir={tmp_path}/x')
+
+
+@pytest.mark.parametrize(('variant', 'heads'), [
+    ('', ['mlp', 'fixed']), ('shared', ['shared', 'fixed'])])
+def test_a_function_with_a_variant_gets_that_of_the_file(
+    tmp_path, variant, heads):
+  found = []
+  for i, code in enumerate(
+      ('def sweep(variant="mlp"): yield {"model.head": variant}',
+       'def sweep(): yield {"model.head": "fixed"}')):
+    path = tmp_path / f'{i}.py'
+    path.write_text(code)
+    found += config_file.grid_variants(str(path), (), False, variant)
+  assert [row['model.head'] for row in found] == heads
 
 
 def test_only_takes_the_variants_that_match(sweep_config, tmp_path):
