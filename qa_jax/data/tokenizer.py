@@ -1,6 +1,6 @@
 """Tokenizers with character offsets into the original text.
 
-WordPiece (BERT), byte-level BPE (RoBERTa) and Unigram (XLM-R, CamemBERT) are
+WordPiece (BERT), byte-level BPE (RoBERTa) and Unigram (XLM-R, DeBERTa) are
 supported. The library `tokenizers` normalises, splits and matches. A tokenizer
 is read from the files that transformers writes, and written to them again.
 
