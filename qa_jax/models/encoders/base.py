@@ -49,6 +49,7 @@ class EncoderConfig:
   PRESETS: ClassVar[dict[str, dict[str, int]]] = PRESETS  # model.preset → sizes
   ATTENTION_BIAS: ClassVar[bool] = False  # whether its attention gets a bias
   SHARES_LAYERS: ClassVar[bool] = False  # whether all layers are layer_0
+  hidden_act: ClassVar[str] = 'gelu'  # activation of the MLP
 
   vocab_size: int
   hidden_size: int

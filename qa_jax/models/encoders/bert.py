@@ -42,7 +42,6 @@ class BertConfig(base.EncoderConfig):
   # Module of the config and, called with L, the bias of the attention scores.
   RELATIVE_POSITIONS: ClassVar[type[nn.Module] | None] = None
   embedding_size: ClassVar[int] = 0  # 0: D
-  hidden_act: ClassVar[str] = 'gelu'
   architecture: str = 'bert'
 
   def build(self, compute_dtype: jnp.dtype = jnp.float32,
