@@ -73,7 +73,7 @@ class EncoderConfig:
 
 
 class Dense(nn.Module):
-  """The layer x W + b, rounded to the compute dtype once, after the sum."""
+  """The layer x W + b in the compute dtype."""
 
   config: EncoderConfig
   features: int
@@ -84,8 +84,7 @@ class Dense(nn.Module):
     size = x.shape[-1]
     kernel = self.param('kernel', init(self.config), (size, self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    y = matmul.einsum('nd,df->nf', x.reshape(-1, size), kernel, self.dtype)
-    return (y + bias[None]).astype(self.dtype).reshape(
+    return matmul.dense(x.reshape(-1, size), kernel, bias, self.dtype).reshape(
         *x.shape[:-1], self.features)
 
 

@@ -59,14 +59,27 @@ class Embeddings(nn.Module):
     if position_ids is None:
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
-    if c.type_vocab_size == 1:  # RoBERTa: all tokens have the one type
-      token_type_ids = jnp.zeros_like(token_type_ids)
     embed = lambda name, size: nn.Embed(
         size, c.hidden_size, embedding_init=base.init(c), name=name)
     x = (embed('word', c.vocab_size)(token_ids)
          + embed('position', c.max_position)(position_ids)
-         + embed('token_type', c.type_vocab_size)(token_type_ids))
+         + _choose(embed('token_type', c.type_vocab_size).embedding,
+                   token_type_ids))
     return base.layer_norm(c)(x, self.compute_dtype)
+
+
+def _choose(vectors: jax.Array,  # [T, D]
+            numbers: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
+  """Returns the vector of each token's type, without a gather.
+
+  The gradient is then a sum over tokens instead of a scatter into a few rows,
+  which a GPU would do by atomic additions. RoBERTa has one type, that of all
+  tokens.
+  """
+  chosen = vectors[0]
+  for number in range(1, len(vectors)):
+    chosen = jnp.where(numbers[:, :, None] == number, vectors[number], chosen)
+  return chosen
 
 
 class Attention(nn.Module):
