@@ -9,6 +9,8 @@ b_s + b_e. So a difference between this head and `independent` is noise. Only a
 loss without a softmax, such as the objective `sigmoid`, can train b.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 
 from qa_jax.heads import layers
@@ -18,6 +20,8 @@ from qa_jax.span_scores import SpanScores
 
 class Biased(nn.Module):
   """The biased head: 2D + 2 parameters; S and E start as in `independent`."""
+
+  token_wise: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -8,6 +8,8 @@ question*: self-attention has already compared the two. S only reads out the
 result.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 
 from qa_jax.heads import layers
@@ -17,6 +19,8 @@ from qa_jax.span_scores import SpanScores
 
 class Independent(nn.Module):
   """The independent head: 2D parameters; D is the hidden size."""
+
+  token_wise: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -8,6 +8,8 @@ Peters et al. (2018, ELMo), section 3.2, equation 1. The mixture starts as the
 mean of the layers. After training, α shows which layers contain the answer.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
@@ -18,6 +20,8 @@ from qa_jax.span_scores import SpanScores
 
 class LayerMix(nn.Module):
   """The head on a mixture of layers: 2D + N + 1 parameters."""
+
+  token_wise: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -10,6 +10,8 @@ masked-word head (Devlin et al., 2019, code). If this head is no better than
 `independent`, the encoder already separates start and end linearly.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax
 
@@ -21,6 +23,8 @@ from qa_jax.span_scores import SpanScores
 
 class Mlp(nn.Module):
   """The MLP head: 2H(D + 2) parameters."""
+
+  token_wise: ClassVar[bool] = True
 
   hidden_size: int = 0  # H; 0 for D
 

@@ -8,6 +8,8 @@ to be one token long. A head that is no better than this one has not learned to
 find the end.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 
 from qa_jax.heads import layers
@@ -17,6 +19,8 @@ from qa_jax.span_scores import SpanScores
 
 class Shared(nn.Module):
   """The shared head: D parameters."""
+
+  token_wise: ClassVar[bool] = True
 
   @nn.compact
   def __call__(self, inputs: HeadInput) -> SpanScores:

@@ -23,26 +23,32 @@ EMBEDDINGS = 2**31 - 1  # in no layer; no layer has this number
 class DropoutKeys:
   """The dropout keys of the rows of a batch."""
 
-  keys: jax.Array  # [B] typed PRNG keys
+  seeds: jax.Array  # [B, 2] uint32
   # [B] int32, at most L, or None for L. The masks of attention weights are
   # those of a row of this length. Population training pads the rows of a member
   # to the length of another member, and must not change their masks.
   lengths: jax.Array | None = None
-  step: jax.Array | None = None  # [B] the key of the step, equal in all rows
+  # [B, 2] uint32, drawn from the key of the step alone and equal in all rows.
+  step: jax.Array | None = None
 
   @classmethod
   def from_rows(cls, key: jax.Array, rows: jax.Array,  # [B] int32
                 lengths: jax.Array | None = None) -> 'DropoutKeys':
-    """Builds keys from the key of a train step and rows of the global batch."""
-    return cls(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), lengths,
-               jnp.broadcast_to(key, rows.shape))
+    """Draws keys from the key of a train step and rows of the global batch."""
+    draw = lambda key: jax.random.bits(key, (2,), jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+    return cls(jax.vmap(draw)(keys), lengths,
+               jnp.broadcast_to(draw(key), (*rows.shape, 2)))
 
   def fold(self, number: int) -> 'DropoutKeys':
-    """Returns independent keys for the place or layer with this number."""
-    fold = jax.vmap(jax.random.fold_in, (0, None))
+    """Returns independent keys for the place or layer with this number.
+
+    They are a hash of seeds and number: a few operations that XLA fuses into
+    their consumer. Threefry would be a kernel of its own at each place.
+    """
     return self.replace(
-        keys=fold(self.keys, number),
-        step=self.step if self.step is None else fold(self.step, number))
+        seeds=_fold(self.seeds, number),
+        step=self.step if self.step is None else _fold(self.step, number))
 
   def shared(self) -> 'DropoutKeys':
     """Returns keys of one row, for an array that all rows of a batch share.
@@ -52,24 +58,24 @@ class DropoutKeys:
     return DropoutKeys(self.step[:1])
 
 
-def counter_hash(keys: jax.Array, count: int, rate: float,
+def _fold(seeds: jax.Array, number: int) -> jax.Array:  # [B, 2] uint32
+  steps = jnp.asarray([[0x9E3779B9, 0x85EBCA6B]], jnp.uint32)
+  return _lowbias32(_lowbias32(seeds + steps * jnp.uint32(number)) ^ steps)
+
+
+def counter_hash(seeds: jax.Array,  # [B, 2] uint32, of DropoutKeys
+                 count: int, rate: float,
                  index: jax.Array | None = None) -> jax.Array:  # [B, N] bool
   """Computes masks of `count` elements a row; true elements are not dropped.
 
   The random bits of an element are two rounds of an integer hash of its index
   ([B, N] uint32): about twelve integer operations, which XLA fuses into their
   consumer. Threefry needs a hundred and a pass over memory. The round is
-  "lowbias32" (Wellons, 2018), seeded for each row by 64 bits of its key.
+  "lowbias32" (Wellons, 2018), seeded for each row by 64 bits.
   """
-  seeds = row_seeds(keys)
   if index is None:
-    index = jax.lax.broadcasted_iota(jnp.uint32, (len(keys), count), 1)
+    index = jax.lax.broadcasted_iota(jnp.uint32, (len(seeds), count), 1)
   return keep_mask(index, seeds[:, :1], seeds[:, 1:], rate)
-
-
-def row_seeds(keys: jax.Array) -> jax.Array:  # [B] → [B, 2] uint32
-  """Draws the two seeds of each row for `keep_mask`."""
-  return jax.vmap(lambda key: jax.random.bits(key, (2,), jnp.uint32))(keys)
 
 
 def keep_mask(index: jax.Array,  # uint32
@@ -99,6 +105,6 @@ def dropout(x: jax.Array,  # [B, …]
   if keys is None or rate == 0:
     return x
   keep = counter_hash(
-      keys.fold(place).keys, math.prod(x.shape[1:]), rate, index)
+      keys.fold(place).seeds, math.prod(x.shape[1:]), rate, index)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
   return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))

@@ -27,25 +27,64 @@ def einsum(spec: str, a: jax.Array, b: jax.Array,
   return _product(spec, a, b, dtype, float32_precision(dtype))
 
 
+def dense(x: jax.Array,  # [N, D]
+          kernel: jax.Array,  # [D, F] float32
+          bias: jax.Array | None,  # [F] float32
+          dtype: jnp.dtype) -> jax.Array:  # [N, F] in dtype
+  """Computes x W + b with operands that are rounded to `dtype`.
+
+  On a CPU the float32 sum is rounded to bfloat16 once, after the bias. On other
+  platforms a bfloat16 product leaves its kernel as bfloat16, still summed in
+  float32, so that memory sees half the bytes.
+  """
+  return _dense(x, kernel, bias, dtype, float32_precision(dtype))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def _product(spec, a, b, dtype, precision):
   return _rounded(spec, a, b, dtype, precision)
 
 
-def _rounded(spec, a, b, dtype, precision):
+def _rounded(spec, a, b, dtype, precision, out=jnp.float32):
+  """Computes the einsum, summed in float32 and returned in the dtype `out`."""
   a, b = a.astype(dtype), b.astype(dtype)
-  plain = functools.partial(_einsum, spec, precision=precision)
   if dtype != jnp.bfloat16:
-    return plain(a, b)
+    return _einsum(spec, a, b, precision).astype(out)
   # Decided when the program is lowered: an exported one has another platform.
   return jax.lax.platform_dependent(
-      a, b, cpu=lambda a, b: _native(spec, _as_laid_out(a), _as_laid_out(b)),
-      default=plain)
+      a, b,
+      cpu=lambda a, b: _native(
+          spec, _as_laid_out(a), _as_laid_out(b)).astype(out),
+      default=functools.partial(_einsum, spec, out=out))
 
 
-def _einsum(spec, a, b, precision=None):
-  return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32,
-                    precision=precision)
+def _einsum(spec, a, b, precision=None, out=jnp.float32):
+  return jnp.einsum(spec, a, b, preferred_element_type=out, precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _dense(x, kernel, bias, dtype, precision):
+  product = functools.partial(_rounded, 'nd,df->nf', x, kernel, dtype,
+                              precision)
+  add = lambda y: y if bias is None else y + bias[None].astype(y.dtype)
+  rounded_once = lambda: add(product()).astype(dtype)
+  if dtype != jnp.bfloat16:
+    return rounded_once()
+  return jax.lax.platform_dependent(
+      cpu=rounded_once, default=lambda: add(product(out=dtype)))
+
+
+def _dense_forward(x, kernel, bias, dtype, precision):
+  return _dense(x, kernel, bias, dtype, precision), (x, kernel, bias)
+
+
+def _dense_backward(dtype, precision, residuals, g):
+  x, kernel, bias = residuals
+  return *_backward('nd,df->nf', dtype, precision, (x, kernel), g), (
+      None if bias is None else g.astype(jnp.float32).sum(axis=0))
+
+
+_dense.defvjp(_dense_forward, _dense_backward)
 
 
 def float32_precision(dtype: jnp.dtype) -> Precision:
@@ -101,8 +140,8 @@ def _backward(spec, dtype, precision, operands, g):
   inputs, out = spec.split('->')
   left, right = inputs.split(',')
   product = functools.partial(_rounded, dtype=dtype, precision=precision)
-  return (product(f'{out},{right}->{left}', g, b).astype(a.dtype),
-          product(f'{left},{out}->{right}', a, g).astype(b.dtype))
+  return (product(f'{out},{right}->{left}', g, b, out=a.dtype),
+          product(f'{left},{out}->{right}', a, g, out=b.dtype))
 
 
 _product.defvjp(_forward, _backward)

@@ -30,18 +30,19 @@ class Packed:
   packed_row: jax.Array  # [S, R] int32, the numbers of the packed rows
   first: jax.Array  # [B] int32, first token among the R·P tokens of the shard
 
-  def unpack(self, x: jax.Array,  # [S·R, P, D]
-             attention_mask: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
-    """Returns the vectors of each window in its own row, padded with zeros."""
+  def unpack(self, x: jax.Array,  # [S·R, P, …]
+             attention_mask: jax.Array) -> jax.Array:  # [B, L] → [B, L, …]
+    """Returns the values of each window in its own row, padded with zeros."""
     shards, rows, row_length = self.segment_ids.shape
-    tokens = x.reshape(shards, rows * row_length, -1)
+    tokens = x.reshape(shards, rows * row_length, *x.shape[2:])
     column = jnp.arange(attention_mask.shape[1])[None]
     index = jnp.minimum(self.first[:, None] + column, tokens.shape[1] - 1)
     # With a vmap over shards, no token leaves the device that computed it.
     x = jax.vmap(lambda tokens, index: tokens[index])(
-        tokens, index.reshape(shards, -1))  # [S, B / S · L, D]
-    return jnp.where(attention_mask[:, :, None] > 0,
-                     x.reshape(*index.shape, -1), 0)
+        tokens, index.reshape(shards, -1))  # [S, B / S · L, …]
+    x = x.reshape(*index.shape, *x.shape[2:])
+    mask = attention_mask.reshape(*index.shape, *(1,) * (x.ndim - 2))
+    return jnp.where(mask > 0, x, 0)
 
 
 class QAModel(nn.Module):
@@ -82,7 +83,13 @@ class QAModel(nn.Module):
       ids, types, segments, positions = (x.reshape(-1, x.shape[-1]) for x in (
           token_ids, token_type_ids, packed.segment_ids, packed.position_ids))
       layers = self._encode(ids, types, segments, keys, segments, positions)
-      layers = tuple(packed.unpack(x, attention_mask) for x in layers)
+      unpack = functools.partial(
+          packed.unpack, attention_mask=attention_mask)
+      if getattr(self.head, 'token_wise', False):
+        # Only scores move from packed rows to windows: D times fewer bytes.
+        return jax.tree.map(unpack, self._score(HeadInput(
+            layers, jnp.zeros_like(segments, bool))))
+      layers = tuple(map(unpack, layers))
     else:
       layers = self._encode(token_ids, token_type_ids, attention_mask, keys)
     return self._score(HeadInput(

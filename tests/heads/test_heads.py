@@ -19,6 +19,7 @@ from qa_jax import errors
 from qa_jax import heads
 from qa_jax import objectives
 from qa_jax import registry
+from qa_jax.heads import layers
 from qa_jax.span_scores import HeadInput
 from qa_jax.training import optimizer as optimizer_lib
 from tests.common import heads as common
@@ -128,6 +129,22 @@ def test_rows_do_not_affect_each_other(spec, mode):
 
 
 @every_head
+def test_a_token_wise_head_scores_tokens_in_any_order_and_row(spec):
+  head = common.build_head(spec)
+  if not getattr(head, 'token_wise', False):
+    return
+  x = common.head_inputs()
+  order = np.random.default_rng(0).permutation(common.BATCH * common.LENGTH)
+  moved = HeadInput(
+      tuple(h.reshape(1, -1, common.SIZE)[:, order] for h in x.layers),
+      np.zeros((1, len(order)), bool))
+  scores = common.scores_by_mode(spec)['decoding']
+  for a, b in zip(jax.tree.leaves(scores), jax.tree.leaves(
+      head.apply({'params': common.random_params(spec)}, moved)), strict=True):
+    common.assert_close(a.reshape(-1)[order], b[0])
+
+
+@every_head
 @pytest.mark.parametrize('name', search.NAMES)
 def test_search_is_brute_force(spec, name):
   scores = common.scores_by_mode(spec)['decoding']
@@ -146,7 +163,7 @@ def test_memory_grows_with_the_band_not_with_all_pairs(spec, mode):
   widths = [n for p in jax.tree.leaves(params) for n in p.shape]
   if scores.pair is not None:
     widths.append(scores.pair.shape[-1])
-  bound = 3 * common.BATCH * length * max(widths)
+  bound = layers.OFFSETS_AT_ONCE * common.BATCH * length * max(widths)
   if max(widths) <= 64:  # neither all pairs nor a vector for every span
     assert bound < common.BATCH * length * min(length, 30 * common.SIZE)
   function = {'decoding': common.head_scores,

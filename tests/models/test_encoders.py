@@ -247,7 +247,7 @@ def test_bfloat16_is_near_float32_and_returns_float32(qa, arrays):
 
 @pytest.mark.parametrize('platform', ['cpu', 'cuda', 'tpu'])
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
-def test_every_product_takes_the_compute_dtype_and_gives_float32(
+def test_every_product_takes_the_compute_dtype_and_sums_in_float32(
     qa, arrays, dtype, platform):
   encoder = qa.model.config.build(dtype, 'xla')
   program = jax.jit(lambda p, a: encoder.apply({'params': p}, **a)).trace(
@@ -261,7 +261,10 @@ def test_every_product_takes_the_compute_dtype_and_gives_float32(
   for product in products:
     types = re.search(r': \((.*)\) -> (.*)', product)
     assert types[1].count(f'x{name}>') == 2, product
-    assert types[2].endswith('xf32>'), product
+    # Only a Dense layer, and not on a CPU, rounds in its kernel.
+    rounds = platform != 'cpu' and 'batching_dims' not in product
+    assert types[2].endswith('xf32>') or (
+        rounds and types[2].endswith(f'x{name}>')), product
     # TF32 and bfloat16 passes would be float32 by name only.
     assert ('precision = [HIGHEST, HIGHEST]' in product) == (
         dtype == jnp.float32), product

@@ -28,7 +28,7 @@ from qa_jax.models.attention.base import Visible
 
 HEAD_SIZES = (16, 32, 64, 128)  # sizes of operands of a Triton product
 LONGEST = 512  # tokens
-TILES = (64, 32, 16)
+LARGEST_TILE, SMALLEST_TILE = 64, 16
 SEEDS = 4  # columns: two seeds of the row, its length for dropout, one unused
 # The score of a key beyond L. It is below MASKED, so that a row in which all
 # keys are masked gives such keys no weight: exp(BEYOND - MASKED) is 0.
@@ -38,102 +38,125 @@ BEYOND = 2 * span_scores.MASKED
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
            k: jax.Array, v: jax.Array, visible: Visible,
            drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-  """Computes attention without arrays of L·L elements, and its gradient too."""
+  """Computes attention without arrays of L·L elements, and its gradient too.
+
+  The kernel rounds y to the dtype of `q`.
+  """
   length = q.shape[2]
-  missing = -length % TILES[-1]
+  tile = min(LARGEST_TILE, max(
+      SMALLEST_TILE, 1 << (length - 1).bit_length()))
+  missing = -length % tile
   rate, seeds = 0.0, jnp.zeros((len(q), SEEDS), jnp.uint32)
   if drop.active:
     rate, keys = drop.rate, drop.keys.fold(0)
-    seeds = seeds.at[:, :2].set(dropout.row_seeds(keys.keys)).at[:, 2].set(
+    seeds = seeds.at[:, :2].set(keys.seeds).at[:, 2].set(
         length if keys.lengths is None else keys.lengths.astype(jnp.uint32))
-  q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, missing), (0, 0)))
-             for x in (base.scaled(q), k, v))
-  query_ids, key_ids = (
-      jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
-      for x, none in zip(visible.ids(), (-1, -2), strict=True))
-  y = _fused(length, rate, matmul.float32_precision(q.dtype), q, k, v,
-             query_ids, key_ids, seeds)
-  return y[:, :, :length]
+  # The kernels read and write the layout of Dense layers, [B, P, H, K], so the
+  # transposes here cancel those of the caller.
+  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, missing), (0, 0), (0, 0)))
+             for x in (q, k, v))
+  ids = [jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
+         for x, none in zip(visible.ids(), (-1, -2), strict=True)]
+  y = _fused(length, tile, rate, matmul.float32_precision(q.dtype), q, k, v,
+             *ids, _bounds(*ids, tile), seeds)
+  return y[:, :length].swapaxes(1, 2).astype(jnp.float32)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _fused(length: int, rate: float, precision: matmul.Precision,
-           q: jax.Array, k: jax.Array, v: jax.Array,  # [B, H, P, K]
+def _bounds(query_ids: jax.Array, key_ids: jax.Array,  # [B, P]
+            tile: int) -> jax.Array:  # [B, N, 4] int32
+  """Returns the tiles that each tile has common segments with.
+
+  For tile n, they are the first tile of keys that its queries see, the end of
+  these tiles, and the same for the queries that see its keys. A tile is skipped
+  if the numbers of its segments are all above or all below. In a row without
+  any visible key every tile is taken, since there all keys weigh the same.
+  """
+  low, high = ([f(x.reshape(len(x), -1, tile), axis=2) for x in (
+      query_ids, key_ids)] for f in (jnp.min, jnp.max))  # [B, N] each
+  meet = ((low[0][:, :, None] <= high[1][:, None])
+          & (low[1][:, None] <= high[0][:, :, None]))  # [B, N, N]
+  meet |= ~meet.any(axis=(1, 2), keepdims=True)
+  count = meet.shape[1]
+
+  def ends(meet: jax.Array) -> list[jax.Array]:  # over the last axis
+    last = count - jnp.argmax(meet[:, :, ::-1], axis=2)
+    return [jnp.argmax(meet, axis=2), jnp.where(meet.any(axis=2), last, 0)]
+
+  return jnp.stack([*ends(meet), *ends(meet.swapaxes(1, 2))], axis=2).astype(
+      jnp.int32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _fused(length: int, tile: int, rate: float, precision: matmul.Precision,
+           q: jax.Array, k: jax.Array, v: jax.Array,  # [B, P, H, K]
            query_ids: jax.Array, key_ids: jax.Array,  # [B, P] int32
-           seeds: jax.Array) -> jax.Array:  # [B, SEEDS] uint32 → [B, H, P, K]
-  return _forward(length, rate, precision, q, k, v, query_ids, key_ids,
-                  seeds)[0]
+           bounds: jax.Array,  # [B, N, 4] int32
+           seeds: jax.Array) -> jax.Array:  # [B, SEEDS] uint32 → [B, P, H, K]
+  return _forward(length, tile, rate, precision, q, k, v, query_ids, key_ids,
+                  bounds, seeds)[0]
 
 
-def _forward(length, rate, precision, q, k, v, query_ids, key_ids, seeds):
-  rows = (q, k, v, query_ids, key_ids, seeds)
+def _forward(length, tile, rate, precision, *rows):
   y, top, total = base.by_rows(
-      functools.partial(_forward_call, length, rate, precision), rows)
+      functools.partial(_forward_call, length, tile, rate, precision), rows)
   return y, (*rows, y, top, total)
 
 
-def _backward(length, rate, precision, residuals, g):
-  *rows, y, top, total = residuals
-  centre = (g * y).sum(axis=-1)  # [B, H, P]
+def _backward(length, tile, rate, precision, residuals, g):
   gradients = base.by_rows(
-      functools.partial(_backward_call, length, rate, precision),
-      (*rows, g.astype(rows[0].dtype), top, total, centre))
-  return *gradients, None, None, None
+      functools.partial(_backward_call, length, tile, rate, precision),
+      (*residuals, g))
+  return *gradients, None, None, None, None
 
 
 _fused.defvjp(_forward, _backward)
 
 
-def _forward_call(length, rate, precision, q, k, v, query_ids, key_ids, seeds):
-  """Calls the forward kernel: returns y [B, H, P, K] and two statistics.
+def _forward_call(length, tile, rate, precision, q, *others):
+  """Calls the forward kernel: returns y [B, P, H, K] and two statistics.
 
   These are the maximum of the scores of each query and the sum of
-  exp(score - maximum), [B, H, P]. All results are float32.
+  exp(score - maximum), [B, H, P] float32.
   """
-  batch, heads, padded, size = q.shape
-  tile = _tile(padded)
-  of_head, of_tile, ids, tile_ids, both = _blocks(padded, size, tile)
+  batch, padded, heads, size = q.shape
+  of_head, of_tile, ids, tile_ids, bounds, seeds = _blocks(padded, size, tile)
   statistic = pl.BlockSpec((None, None, tile), lambda b, h, n: (b, h, n))
+  statistics = jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32)
   return _call(
-      functools.partial(_forward_kernel, length, rate, precision), q, k, v,
-      query_ids, key_ids, seeds, grid=(batch, heads, padded // tile),
-      in_specs=[of_tile, of_head, of_head, tile_ids, ids, both],
+      functools.partial(_forward_kernel, length, rate, precision), q, *others,
+      grid=(batch, heads, padded // tile),
+      in_specs=[of_tile, of_head, of_head, tile_ids, ids, bounds, seeds],
       out_specs=[of_tile, statistic, statistic],
-      out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32)
-                 for shape in (q.shape, q.shape[:3], q.shape[:3])])
+      out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), statistics,
+                 statistics])
 
 
-def _backward_call(length, rate, precision, q, k, v, query_ids, key_ids, seeds,
-                   g, top, total, centre):
+def _backward_call(length, tile, rate, precision, q, k, v, *others):
   """Calls the backward kernel: returns the gradients of q, k and v."""
-  batch, heads, padded, size = q.shape
-  tile = _tile(padded)
-  of_head, of_tile, ids, _, both = _blocks(padded, size, tile)
+  batch, padded, heads, size = q.shape
+  of_head, of_tile, ids, _, bounds, seeds = _blocks(padded, size, tile)
   statistic = pl.BlockSpec((None, None, padded), lambda b, h, n: (b, h, 0))
   return _call(
       functools.partial(_backward_kernel, length, rate, precision, tile),
-      q, k, v, query_ids, key_ids, seeds, g, top, total, centre,
-      grid=(batch, heads, padded // tile),
-      in_specs=3 * [of_head] + [ids, ids, both, of_head] + 3 * [statistic],
+      q, k, v, *others, grid=(batch, heads, padded // tile),
+      in_specs=[of_head, of_head, of_head, ids, ids, bounds, seeds, of_head,
+                statistic, statistic, of_head],
       out_specs=3 * [of_tile],
       out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)])
-
-
-def _tile(padded: int) -> int:
-  return next(t for t in TILES if padded % t == 0)
 
 
 def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
   """Returns the blocks of arrays for the program (row, head, tile).
 
-  They are a head and a tile of [B, H, P, K], a row and a tile of [B, P], and a
-  row of [B, SEEDS].
+  They are a head and a tile of [B, P, H, K], a row and a tile of [B, P], a tile
+  of [B, N, 4], and a row of [B, SEEDS].
   """
   return [
-      pl.BlockSpec((None, None, padded, size), lambda b, h, n: (b, h, 0, 0)),
-      pl.BlockSpec((None, None, tile, size), lambda b, h, n: (b, h, n, 0)),
+      pl.BlockSpec((None, padded, None, size), lambda b, h, n: (b, 0, h, 0)),
+      pl.BlockSpec((None, tile, None, size), lambda b, h, n: (b, n, h, 0)),
       pl.BlockSpec((None, padded), lambda b, h, n: (b, 0)),
       pl.BlockSpec((None, tile), lambda b, h, n: (b, n)),
+      pl.BlockSpec((None, None, 4), lambda b, h, n: (b, n, 0)),
       pl.BlockSpec((None, SEEDS), lambda b, h, n: (b, 0))]
 
 
@@ -147,8 +170,9 @@ def _call(kernel: Callable[..., None], *arrays: jax.Array, **options: Any):
 
 
 def _forward_kernel(length, rate, precision, q_ref, k_ref, v_ref, query_ids_ref,
-                    key_ids_ref, seeds_ref, y_ref, top_ref, total_ref):
-  q, query_ids = q_ref[...], query_ids_ref[...]  # [T, K], [T]
+                    key_ids_ref, bounds_ref, seeds_ref, y_ref, top_ref,
+                    total_ref):
+  q, query_ids = _scaled(q_ref[...]), query_ids_ref[...]  # [T, K], [T]
   tile = len(query_ids)
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
@@ -168,19 +192,20 @@ def _forward_kernel(length, rate, precision, q_ref, k_ref, v_ref, query_ids_ref,
     return higher, total * shrink + weights.sum(axis=1), y
 
   top, total, y = jax.lax.fori_loop(
-      0, k_ref.shape[0] // tile, add,
+      bounds_ref[0], bounds_ref[1], add,
       (jnp.full((tile,), BEYOND, jnp.float32),
        jnp.zeros((tile,), jnp.float32), jnp.zeros(q.shape, jnp.float32)))
-  y_ref[...], top_ref[...], total_ref[...] = y / total[:, None], top, total
+  y_ref[...] = (y / total[:, None]).astype(y_ref.dtype)
+  top_ref[...], total_ref[...] = top, total
 
 
 def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
-                     query_ids_ref, key_ids_ref, seeds_ref, g_ref, top_ref,
-                     total_ref, centre_ref, dq_ref, dk_ref, dv_ref):
+                     query_ids_ref, key_ids_ref, bounds_ref, seeds_ref, y_ref,
+                     top_ref, total_ref, g_ref, dq_ref, dk_ref, dv_ref):
   """Computes dk and dv of key tile n, then dq of query tile n.
 
-  n is the third index of the program. The first loop is over all tiles of
-  queries, the second over all tiles of keys.
+  n is the third index of the program. The first loop is over tiles of queries,
+  the second over tiles of keys.
   """
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
@@ -190,33 +215,40 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
     """Returns the weights after dropout and the gradient of scores, [T, T]."""
     rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
     scores, seen = _scores(
-        product, length, q_ref[rows, :], k_ref[columns, :], query_ids_ref[rows],
-        key_ids_ref[columns], j)
+        product, length, _scaled(q_ref[rows, :]), k_ref[columns, :],
+        query_ids_ref[rows], key_ids_ref[columns], j)
     weights = jnp.exp(scores - top_ref[rows][:, None])
     weights = weights / total_ref[rows][:, None]
     factor = weigh(i, j, tile)
-    slope = product(g_ref[rows, :], v_ref[columns, :], 1, 1) * factor
-    slope = jnp.where(seen, weights * (slope - centre_ref[rows][:, None]), 0.0)
-    return (weights * factor).astype(g_ref.dtype), slope.astype(g_ref.dtype)
+    g = g_ref[rows, :]
+    slope = product(g, v_ref[columns, :], 1, 1) * factor
+    centre = (g.astype(jnp.float32) * y_ref[rows, :]).sum(axis=1)
+    slope = jnp.where(seen, weights * (slope - centre[:, None]), 0.0)
+    return (weights * factor).astype(g.dtype), slope.astype(g.dtype)
 
   def by_keys(i, sums):
     dk, dv = sums
     weights, slope = pair(i, this)
     rows = pl.ds(i * tile, tile)
-    return (dk + product(slope, q_ref[rows, :], 0, 0),
+    return (dk + product(slope, _scaled(q_ref[rows, :]), 0, 0),
             dv + product(weights, g_ref[rows, :], 0, 0))
 
   def by_queries(j, dq):
     return dq + product(
         pair(this, j)[1], k_ref[pl.ds(j * tile, tile), :], 1, 0)
 
-  count = k_ref.shape[0] // tile
   zeros = jnp.zeros((tile, k_ref.shape[1]), jnp.float32)
-  dk, dv = jax.lax.fori_loop(0, count, by_keys, (zeros, zeros))
+  dk, dv = jax.lax.fori_loop(
+      bounds_ref[2], bounds_ref[3], by_keys, (zeros, zeros))
   dk_ref[...] = dk.astype(dk_ref.dtype)
   dv_ref[...] = dv.astype(dv_ref.dtype)
-  dq = jax.lax.fori_loop(0, count, by_queries, zeros)
-  dq_ref[...] = dq.astype(dq_ref.dtype)
+  dq = jax.lax.fori_loop(bounds_ref[0], bounds_ref[1], by_queries, zeros)
+  dq_ref[...] = base.scaled(dq).astype(dq_ref.dtype)
+
+
+def _scaled(q: jax.Array) -> jax.Array:
+  """Computes q / √K rounded to the dtype of `q`; Triton divides no bfloat16."""
+  return base.scaled(q.astype(jnp.float32)).astype(q.dtype)
 
 
 def _scores(product, length, q, k, query_ids, key_ids, n):

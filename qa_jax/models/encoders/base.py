@@ -81,7 +81,7 @@ class EncoderConfig:
 
 
 class Dense(nn.Module):
-  """The layer x W + b, rounded to the compute dtype once, after the sum."""
+  """The layer x W + b in the compute dtype."""
 
   config: EncoderConfig
   features: int
@@ -92,10 +92,9 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:  # […, D] → […, F]
     size = x.shape[-1]
     kernel = self.param('kernel', init(self.config), (size, self.features))
-    y = matmul.einsum('nd,df->nf', x.reshape(-1, size), kernel, self.dtype)
-    if self.use_bias:
-      y += self.param('bias', nn.initializers.zeros, (self.features,))[None]
-    return y.astype(self.dtype).reshape(
+    bias = self.param('bias', nn.initializers.zeros, (self.features,)
+                      ) if self.use_bias else None
+    return matmul.dense(x.reshape(-1, size), kernel, bias, self.dtype).reshape(
         *x.shape[:-1], self.features)
 
 

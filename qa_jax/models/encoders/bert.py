@@ -91,15 +91,14 @@ class Embeddings(nn.Module):
     if position_ids is None:
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
-    if c.type_vocab_size == 1:  # RoBERTa: all tokens have the one type
-      token_type_ids = jnp.zeros_like(token_type_ids)
     size = c.embedding_size or c.hidden_size
     embed = lambda name, count: nn.Embed(
         count, size, embedding_init=base.init(c), name=name)
     x = (embed('word', c.vocab_size)(token_ids)
          + embed('position', c.max_position)(position_ids))
     if c.type_vocab_size:
-      x += embed('token_type', c.type_vocab_size)(token_type_ids)
+      types = embed('token_type', c.type_vocab_size).embedding
+      x += _choose(types, token_type_ids)
     x = base.layer_norm(c)(x, self.compute_dtype)
     x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
     if size != c.hidden_size or c.ALWAYS_PROJECTS:
@@ -107,6 +106,20 @@ class Embeddings(nn.Module):
     if c.RELATIVE_POSITIONS is None:
       return x, None
     return x, c.RELATIVE_POSITIONS(c, name='relative')(token_ids.shape[1])
+
+
+def _choose(vectors: jax.Array,  # [T, D]
+            numbers: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
+  """Returns the vector of each token's type, without a gather.
+
+  The gradient is then a sum over tokens instead of a scatter into a few rows,
+  which a GPU would do by atomic additions. RoBERTa has one type, that of all
+  tokens.
+  """
+  chosen = vectors[0]
+  for number in range(1, len(vectors)):
+    chosen = jnp.where(numbers[:, :, None] == number, vectors[number], chosen)
+  return chosen
 
 
 class Attention(nn.Module):
