@@ -35,7 +35,8 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
   """Returns the sizes of the encoder, for a vocabulary of `vocab_size` entries.
 
   They are the sizes of the checkpoint `source`, or without one those of
-  model.preset. A size that is set in the config overrides the preset.
+  model.preset. A size that is set in the config overrides the preset. A
+  config.model.num_layers below that of the checkpoint takes its first layers.
 
   Raises:
     UserError: the preset is unknown, a size is missing or contradicts the
@@ -59,8 +60,15 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
     sizes = RunDirectory(source).read_encoder_config()
   else:
     sizes = hugging_face.read_config(source)
+  if source is not None and config.model.num_layers:  # not that of the preset
+    sizes = dataclasses.replace(sizes, num_layers=min(
+        sizes.num_layers, config.model.num_layers))
   for key, value in given.items():
     if getattr(sizes, key) != value:
+      if getattr(config.model, key):
+        raise errors.UserError(
+            f'config.model.{key}={value}, but {source} has '
+            f"{getattr(sizes, key)}; 0 takes the checkpoint's size")
       raise errors.UserError(
           f'config.model: preset {config.model.preset!r} has {key} {value}, '
           f'but {source} has {getattr(sizes, key)}; set '

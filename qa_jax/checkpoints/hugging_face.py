@@ -374,10 +374,33 @@ def fit_tensors(tensors: Arrays, template: Any,
 
 def load_parameters(directory: pathlib.Path, template: Any
                     ) -> tuple[Any, list[str]]:
-  """Reads parameters of a directory, and notes, as `fit_tensors` does."""
+  """Reads parameters of a directory, and notes, as `fit_tensors` does.
+
+  A `template` with fewer layers gets the first layers of the checkpoint. Its
+  head is then returned unchanged.
+  """
   tensors, ignored = read_tensors(directory)
-  params, notes = fit_tensors(tensors, template, directory)
-  return params, ignored + notes
+  stored, used = read_config(directory).num_layers, count_layers(template)
+  notes = []
+  if used < stored:
+    cut = {f'encoder.layer.{i}' for i in range(used, stored)}
+    tensors = {k: v for k, v in tensors.items()
+               if '.'.join(k.split('.')[:3]) not in cut
+               and not k.startswith('qa_outputs.')}
+    notes = [first_layers_note(directory, used, stored)]
+  params, fitted = fit_tensors(tensors, template, directory)
+  return params, ignored + (notes or fitted)
+
+
+def count_layers(params: Any) -> int:
+  """Returns the number of transformer layers in a tree of parameters."""
+  return sum(name.startswith('layer_') for name in params['encoder'])
+
+
+def first_layers_note(source: pathlib.Path, used: int, stored: int) -> str:
+  """Returns the note for an encoder of `used` of the layers of `source`."""
+  return (f'config.model.num_layers={used}: the first {used} of the {stored} '
+          f'layers of {source}, with a fresh head')
 
 
 def to_hugging_face(params: Any) -> dict[str, np.ndarray]:
