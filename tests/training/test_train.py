@@ -400,7 +400,7 @@ def test_first_layers_of_a_run_are_taken_with_a_fresh_head(deep, head):
 @pytest.mark.parametrize('fields', [
     {'num_layers': 4}, {'num_layers': 0, 'preset': 'mini'}])
 def test_layers_that_a_checkpoint_lacks_are_refused(deep, fields):
-  with pytest.raises(errors.UserError, match='num_layers.4, but .* has 3'):
+  with pytest.raises(errors.UserError, match=r'num_layers.4, but .* has 3'):
     trainer_lib.build_trainer(shallow(deep, **fields))
 
 
