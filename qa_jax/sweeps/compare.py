@@ -112,6 +112,27 @@ class Comparison:
   incomplete: Mapping[str, str]  # run → why it is not compared
 
 
+def detectable_difference(comparison: Comparison, score: str,
+                          seeds: int) -> float:
+  """Computes the true difference that both tests find with 80 % power, points.
+
+  The estimate is for `seeds` seeds of each variant, from the seeds of the
+  default: a variant is taken to differ from it in the mean alone, with
+  independent seeds. The larger of two differences is returned, that of the test
+  over seeds and that of the test over questions. NaN: the default has one seed.
+  """
+  default, *others = comparison.variants
+  scores = np.stack([run.scores[SCORES.index(score)] for run in default.runs])
+  if len(scores) < 2:
+    return math.nan
+  # A difference of two independent seeds has twice the variance of one.
+  sds = ((2**0.5 * _sd(scores.mean(axis=1)), seeds),
+         ((2 * scores.var(axis=0, ddof=1).mean() / seeds)**0.5,
+          scores.shape[1]))
+  return max(significance.detectable_difference(
+      float(sd), count, comparisons=max(len(others), 1)) for sd, count in sds)
+
+
 def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
             seed: int = 0) -> Comparison:
   """Reads runs and sweeps and compares their variants with the default.
