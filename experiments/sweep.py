@@ -9,9 +9,7 @@ sweep() of the config file yields the variants, the default first, unless
 --sampler=random or tpe draws them from search_space(). A trial is a run in
 WORKDIR/trials; the same command again completes the sweep. --engine=population
 trains trials that differ only in seed, learning rate or decay as one program.
---only=REGEX runs the variants whose name, such as model.head-biaffine, matches.
---tuned=FIELD --tuned_in=DIR keeps, of the variants that differ in FIELD alone,
-the best in the sweep at DIR, whose data must be other data.
+--tuned=FIELD keeps the best in --tuned_in of variants that differ in FIELD.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,11 +54,11 @@ STORAGE = flags.DEFINE_string(
 WANDB_PROJECT = flags.DEFINE_string(
     'wandb_project', None, 'Log the trials there, as one group.')
 ONLY = flags.DEFINE_string(
-    'only', None, 'Regular expression: run only the variants that it matches.')
+    'only', None, 'Run only variants whose name matches this REGEX.')
 TUNED = flags.DEFINE_list(
-    'tuned', [], 'Fields to keep at their best value in --tuned_in.')
+    'tuned', [], 'Fields that take their best value in --tuned_in.')
 TUNED_IN = flags.DEFINE_string(
-    'tuned_in', None, 'Sweep of these variants on held-out data.')
+    'tuned_in', None, 'Sweep of all variants on held-out data.')
 PRINT = flags.DEFINE_bool(
     'print', False, 'Print a command for each trial; run nothing.')
 
