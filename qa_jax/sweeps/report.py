@@ -114,7 +114,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
 
 def _power_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   """Returns the table of detectable differences; [] for one default seed."""
-  default, *others = comparison.variants
+  default = comparison.variants[0]
   if len(default.runs) < 2:
     return []
   return [
@@ -128,7 +128,7 @@ def _power_blocks(comparison: compare.Comparison) -> list[documents.Block]:
       documents.Text(
           'The smallest true difference that the tests over seeds and over '
           f'{comparison.questions:,} questions both find with a probability of '
-          f'80 %, at the level 0.05 / {max(len(others), 1)}. It is estimated '
+          f'80 %, at the level 0.05 / {comparison.planned}. It is estimated '
           f'from {len(default.runs)} seeds of the default: the smaller their '
           'number, the rougher the estimate.')]
 

@@ -145,6 +145,18 @@ def test_power_of_equal_means_is_that_of_the_questions(tmp_path):
       math.sqrt(2 * 5000 * 20 / 40 / 5), 40), abs=0.01)
 
 
+def test_power_of_a_pilot_is_that_of_the_planned_comparisons(runs, tmp_path):
+  result = commands.command('report', f'--workdir={runs[0]},{runs[1]}',
+                            f'--output={tmp_path}', '--planned=8')
+  assert result.code == 0, result.err
+  text = (tmp_path / 'report.md').read_text(encoding='utf-8')
+  assert power_table(text)[5][0] == pytest.approx(
+      significance.detectable_difference(5.0, 5, comparisons=8), abs=0.01)
+  assert '0.05 / 8' in text
+  assert '--planned=-1 must be at least 0' in commands.refusal(
+      'report', f'--workdir={runs[0]}', '--planned=-1')
+
+
 def test_one_seed_of_the_default_has_no_power_table(runs):
   text = report.report_markdown(compare.compare([runs[0], runs[2]]))
   assert 'Power' not in text and not power_table(text)
