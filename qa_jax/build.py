@@ -60,11 +60,11 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
     sizes = RunDirectory(source).read_encoder_config()
   else:
     sizes = hugging_face.read_config(source)
-  if source is not None and config.model.num_layers:  # not that of the preset
-    sizes = dataclasses.replace(sizes, num_layers=min(
-        sizes.num_layers, config.model.num_layers))
   for key, value in given.items():
     if getattr(sizes, key) != value:
+      if key == 'num_layers' and 0 < config.model.num_layers < sizes.num_layers:
+        sizes = dataclasses.replace(sizes, num_layers=value)
+        continue
       if getattr(config.model, key):
         raise errors.UserError(
             f'config.model.{key}={value}, but {source} has '

@@ -383,9 +383,9 @@ def load_parameters(directory: pathlib.Path, template: Any
   stored, used = read_config(directory).num_layers, count_layers(template)
   notes = []
   if used < stored:
-    cut = {f'encoder.layer.{i}' for i in range(used, stored)}
+    layer = {k: re.search(r'\blayers?\.(\d+)\.', k) for k in tensors}
     tensors = {k: v for k, v in tensors.items()
-               if '.'.join(k.split('.')[:3]) not in cut
+               if not (layer[k] and used <= int(layer[k][1]) < stored)
                and not k.startswith('qa_outputs.')}
     notes = [first_layers_note(directory, used, stored)]
   params, fitted = fit_tensors(tensors, template, directory)
