@@ -1,8 +1,8 @@
 """The choice of tuned fields, such as the learning rate, by an earlier sweep.
 
-A study chooses them on held-out training articles and compares variants on
-other questions. A choice on the compared questions would favour variants with
-more values to choose from.
+A study chooses their values on held-out training articles and then compares
+variants on other questions. A choice on the compared questions would make the
+scores of all variants too high.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,15 +36,20 @@ class Choice:
     shared = {k: v for k, v in self.variant.items() if k not in self.tuned[0]}
     tried = ', '.join(f'{_text(values)}: {score:.2f}' for values, score in zip(
         self.tuned, self.scores, strict=True))
-    edges = ''.join(
-        f'; {field} is the {end.__name__}imum tried, so a better one may lie '
-        'beyond it' for field, value in self.tuned[self.best].items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-        for end in (min, max)
-        if len({t[field] for t in self.tuned}) > 1
-        and value == end(t[field] for t in self.tuned))
     return (f'{_text(shared) or "default"}: {_text(self.tuned[self.best])} '
-            f'({SCORE.upper()} of {tried}){edges}')
+            f'({SCORE.upper()} of {tried}){self._warning()}')
+
+  def _warning(self) -> str:
+    """Returns a warning if a number is the smallest or largest tried, or ''."""
+    warning = ''
+    for field, value in self.tuned[self.best].items():
+      tried = {values[field] for values in self.tuned}
+      if len(tried) > 1 and type(value) in (int, float):
+        for name, end in (('smallest', min(tried)), ('largest', max(tried))):
+          if value == end:
+            warning += (f'; {field}={value} is the {name} tried, so a better '
+                        'value may lie beyond it')
+    return warning
 
 
 def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],

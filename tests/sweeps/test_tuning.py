@@ -76,9 +76,10 @@ def test_line_names_all_scores_and_warns_at_the_ends(tmp_path):
       f'model.head=independent: {RATE}=0.0003 (F1 of {RATE}=0.0001: 1.00, '
       f'{RATE}=0.0003: 5.00, {RATE}=0.001: 2.00)')
   assert end.line().endswith(
-      f'; {RATE} is the maximum tried, so a better one may lie beyond it')
+      f'; {RATE}=0.001 is the largest tried, so a better value may lie beyond '
+      'it')
   least, _ = choose(tuned_sweep(tmp_path / 'b', [9.0, 5.0, 2.0, 1, 2, 3]))
-  assert 'is the minimum tried' in least.line()
+  assert f'; {RATE}=0.0001 is the smallest tried' in least.line()
 
 
 def test_what_cannot_be_tuned_is_refused(tmp_path):
