@@ -14,10 +14,13 @@ import pathlib
 from absl import flags
 
 from experiments import cli
+from qa_jax import errors
 
 WORKDIR = flags.DEFINE_list('workdir', [], 'Sweeps and runs.')
 DATA = flags.DEFINE_string(
     'data', '', 'SPEC all runs were evaluated on [data.eval].')
+PLANNED = flags.DEFINE_integer(
+    'planned', 0, 'Comparisons of the whole study, for its power; 0: so far.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the report.')
 
 
@@ -29,7 +32,10 @@ def main() -> None:
   workdirs = [pathlib.Path(w) for w in WORKDIR.value]
   output = pathlib.Path(OUTPUT.value or workdirs[0] / 'report')
   files.check_writable(output / 'report.md')
-  comparison = compare.compare(workdirs, data=DATA.value)
+  if PLANNED.value < 0:
+    raise errors.UserError(f'--planned={PLANNED.value} must be at least 0')
+  comparison = compare.compare(workdirs, data=DATA.value,
+                               planned=PLANNED.value)
   report.write_report(comparison, output)
   print('\n'.join(report.headline(comparison)))
   print(f'report: {output}/report.md, .html, .csv, .tex and .png')

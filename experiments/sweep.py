@@ -9,7 +9,6 @@ sweep() of the config file yields the variants, the default first, unless
 --sampler=random or tpe draws them from search_space(). A trial is a run in
 WORKDIR/trials; the same command again completes the sweep. --engine=population
 trains trials that differ only in seed, learning rate or decay as one program.
---only=REGEX runs the variants whose name, such as model.head-biaffine, matches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -54,7 +53,11 @@ STORAGE = flags.DEFINE_string(
 WANDB_PROJECT = flags.DEFINE_string(
     'wandb_project', None, 'Log the trials there, as one group.')
 ONLY = flags.DEFINE_string(
-    'only', None, 'Regular expression: run only the variants that it matches.')
+    'only', None, 'Run only variants whose name matches this REGEX.')
+TUNED = flags.DEFINE_list(
+    'tuned', [], 'Fields that take their best value in --tuned_in.')
+TUNED_IN = flags.DEFINE_string(
+    'tuned_in', None, 'Sweep of all variants on held-out data.')
 PRINT = flags.DEFINE_bool(
     'print', False, 'Print a command for each trial; run nothing.')
 
@@ -83,6 +86,8 @@ def main() -> None:
                                          flags.FLAGS['seeds'].present, variant)
     if ONLY.value is not None:
       variants = plan_lib.select_variants(variants, ONLY.value)
+    if TUNED.value:
+      variants = _tuned(config, variants)
     rounds = [variants]
   else:
     choices = config_file.call(path, 'search_space', SAMPLER.value, variant)
@@ -111,6 +116,21 @@ def main() -> None:
         size=(TRIALS.value if SAMPLER.value == 'random'
               else math.ceil(workers / SEEDS.value)))
   _conclude(*_run(config, rounds, trials, setup, devices))
+
+
+def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
+           ) -> list[Mapping[str, Any]]:
+  """Returns the best variants in --tuned_in, and prints their scores there."""
+  from qa_jax.runtime import console
+  from qa_jax.sweeps import plan as plan_lib
+  from qa_jax.sweeps import tuning
+
+  workdir = pathlib.Path(TUNED_IN.value)
+  _admit_code(plan_lib.plan_trials(config, variants, 1, workdir))
+  choices = tuning.choose(variants, TUNED.value, workdir, data=config.data.eval)
+  for choice in choices:
+    console.say(f'tuned in {workdir}: {choice.line()}')
+  return [choice.variant for choice in choices]
 
 
 def _admit_code(trials: Sequence['plan_lib.Trial']) -> None:
@@ -223,6 +243,14 @@ def _check_flags(config: config_lib.Config) -> None:
     raise errors.UserError(
         f'--only={ONLY.value}: it selects variants of sweep(); leave it out '
         f'with --sampler={SAMPLER.value}')
+  if bool(TUNED.value) != bool(TUNED_IN.value):
+    raise errors.UserError(
+        f'--tuned={",".join(TUNED.value)} and --tuned_in='
+        f'{TUNED_IN.value or ""} need each other; give both or none')
+  if TUNED.value and SAMPLER.value != 'grid':
+    raise errors.UserError(
+        f'--tuned={",".join(TUNED.value)}: it selects variants of sweep(); '
+        f'leave it out with --sampler={SAMPLER.value}')
   if WANDB_PROJECT.value:
     tracker.load_wandb(WANDB_PROJECT.value)
   if ENGINE.value == 'population':

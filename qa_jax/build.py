@@ -37,7 +37,8 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
   """Returns the sizes of the encoder, for a vocabulary of `vocab_size` entries.
 
   They are the sizes of the checkpoint `source`, or without one those of
-  model.preset. A size that is set in the config overrides the preset.
+  model.preset. A size that is set in the config overrides the preset. A
+  config.model.num_layers below that of the checkpoint takes its first layers.
 
   Raises:
     UserError: the preset is unknown, a size is missing or contradicts the
@@ -70,6 +71,13 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
     _check_encoder(config, sizes, name, arguments, source)
   for key, value in given.items():
     if getattr(sizes, key) != value:
+      if key == 'num_layers' and 0 < config.model.num_layers < sizes.num_layers:
+        sizes = dataclasses.replace(sizes, num_layers=value)
+        continue
+      if getattr(config.model, key):
+        raise errors.UserError(
+            f'config.model.{key}={value}, but {source} has '
+            f"{getattr(sizes, key)}; 0 takes the checkpoint's size")
       raise errors.UserError(
           f'config.model: preset {config.model.preset!r} has {key} {value}, '
           f'but {source} has {getattr(sizes, key)}; set '

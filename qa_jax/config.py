@@ -36,7 +36,8 @@ class Model:
   preset: str = 'tiny'
   # Width of the hidden states. 0 takes it from preset or init_from.
   hidden_size: int = 0
-  # Number of transformer layers. 0 takes it from preset or init_from.
+  # Number of transformer layers. 0 takes it from preset or init_from. Fewer
+  # than init_from has take its first layers, with a fresh head.
   num_layers: int = 0
   # Number of attention heads a layer. 0 takes it from preset or init_from.
   num_heads: int = 0

@@ -395,10 +395,33 @@ def fit_tensors(tensors: Arrays, template: Any,
 
 def load_parameters(directory: pathlib.Path, template: Any
                     ) -> tuple[Any, list[str]]:
-  """Reads parameters of a directory, and notes, as `fit_tensors` does."""
+  """Reads parameters of a directory, and notes, as `fit_tensors` does.
+
+  A `template` with fewer layers gets the first layers of the checkpoint. Its
+  head is then returned unchanged.
+  """
   tensors, ignored = read_tensors(directory)
-  params, notes = fit_tensors(tensors, template, directory)
-  return params, ignored + notes
+  stored, used = read_config(directory).num_layers, count_layers(template)
+  notes = []
+  if used < stored:
+    layer = {k: re.search(r'\blayers?\.(\d+)\.', k) for k in tensors}
+    tensors = {k: v for k, v in tensors.items()
+               if not (layer[k] and used <= int(layer[k][1]) < stored)
+               and not k.startswith('qa_outputs.')}
+    notes = [first_layers_note(directory, used, stored)]
+  params, fitted = fit_tensors(tensors, template, directory)
+  return params, ignored + (notes or fitted)
+
+
+def count_layers(params: Any) -> int:
+  """Returns the number of transformer layers in a tree of parameters."""
+  return sum(name.startswith('layer_') for name in params['encoder'])
+
+
+def first_layers_note(source: pathlib.Path, used: int, stored: int) -> str:
+  """Returns the note for an encoder of `used` of the layers of `source`."""
+  return (f'config.model.num_layers={used}: the first {used} of the {stored} '
+          f'layers of {source}, with a fresh head')
 
 
 def to_hugging_face(params: Any, architecture: Architecture

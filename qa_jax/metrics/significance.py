@@ -15,6 +15,7 @@ import numpy as np
 RESAMPLES = 9999  # sign flips; p is at least 2 / (RESAMPLES + 1)
 BOOTSTRAPS = 1999
 _BATCH = 256  # resamples of signs held in memory at a time
+_VARIANCES = 2000  # quantiles of the estimated variance of a t-test
 _QUESTIONS = 2**19  # questions of bootstraps held in memory at a time
 
 
@@ -117,6 +118,29 @@ def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
   adjusted = np.empty_like(p)
   adjusted[order] = np.minimum(np.maximum.accumulate(stepped), 1.0)
   return adjusted
+
+
+def detectable_difference(sd: float, count: int, *, comparisons: int = 1,
+                          power: float = 0.8, level: float = 0.05) -> float:
+  """Computes the true mean difference that a paired t-test finds with `power`.
+
+  `sd` is the standard deviation of a pair's difference, and `count` the number
+  of pairs. The test is two-sided at `level` / `comparisons`, the first step of
+  Holm's correction. NaN for fewer than two pairs or an unknown `sd`.
+  """
+  from scipy import optimize  # lazily: slow to import
+  from scipy import stats  # lazily: slow to import
+  if count < 2 or not sd >= 0:
+    return float('nan')
+  freedom = count - 1
+  # Given its estimate of the variance, the test is one of a normal mean. (The
+  # noncentral t of scipy is NaN for shifts of 30 standard errors.)
+  quantiles = (np.arange(_VARIANCES) + 0.5) / _VARIANCES
+  critical = stats.t.isf(level / comparisons / 2, freedom) * np.sqrt(
+      stats.chi2.ppf(quantiles, freedom) / freedom)
+  lacking = lambda shift: power - np.mean(
+      stats.norm.sf(critical - shift) + stats.norm.sf(critical + shift))
+  return sd * optimize.brentq(lacking, 0.0, critical[-1] + 5) / count**0.5
 
 
 def half_width(values: Sequence[float]) -> float:

@@ -110,14 +110,37 @@ class Comparison:
   data: str  # SPEC of the questions
   questions: int
   incomplete: Mapping[str, str]  # run → why it is not compared
+  planned: int  # comparisons with the default once the study is complete
+
+
+def detectable_difference(comparison: Comparison, score: str,
+                          seeds: int) -> float:
+  """Computes the true difference that both tests find with 80 % power, points.
+
+  The estimate is for `seeds` seeds of each variant, from the seeds of the
+  default: a variant is taken to differ from it in the mean alone, with
+  independent seeds. The larger of two differences is returned, that of the test
+  over seeds and that of the test over questions. NaN: the default has one seed.
+  """
+  scores = np.stack([run.scores[SCORES.index(score)]
+                     for run in comparison.variants[0].runs])
+  if len(scores) < 2:
+    return math.nan
+  # A difference of two independent seeds has twice the variance of one.
+  sds = ((2**0.5 * _sd(scores.mean(axis=1)), seeds),
+         ((2 * scores.var(axis=0, ddof=1).mean() / seeds)**0.5,
+          scores.shape[1]))
+  return max(significance.detectable_difference(
+      float(sd), count, comparisons=comparison.planned) for sd, count in sds)
 
 
 def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
-            seed: int = 0) -> Comparison:
+            planned: int = 0, seed: int = 0) -> Comparison:
   """Reads runs and sweeps and compares their variants with the default.
 
   `data` is the SPEC of an evaluation by experiments.evaluate, '' that of
-  config.data.eval. `seed` is the seed of the resampling.
+  config.data.eval. `planned` is the number of comparisons of the whole study,
+  for its power; 0 takes those so far. `seed` is the seed of the resampling.
 
   Raises:
     UserError: a directory is not a run, the default has no complete run, runs
@@ -153,7 +176,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
           others, _deltas(default, others, articles, seed))],
       default=_label(original), data=data, questions=runs[0].scores.shape[1],
       incomplete={str(path): reason for path, reason in reasons.items()
-                  if reason})
+                  if reason}, planned=planned or max(len(others), 1))
 
 
 def _key(config: config_lib.Config) -> str:

@@ -95,7 +95,7 @@ def plan_trials(
   label_of: dict[str, str] = {}  # config → variant
   trained_by: dict[str, str] = {}  # config without decode → trial
   for overrides in runs:
-    label = _label({k: v for k, v in overrides.items() if k != 'seed'})
+    label = label_variant({k: v for k, v in overrides.items() if k != 'seed'})
     try:
       varied = config_lib.check_config(
           config_lib.override(config.to_dict(), overrides))
@@ -125,7 +125,7 @@ def select_variants(variants: Sequence[Mapping[str, Any]], pattern: str
   Raises:
     UserError: the pattern is no regular expression or finds no variant.
   """
-  labels = [_label({k: v for k, v in variant.items() if k != 'seed'})
+  labels = [label_variant({k: v for k, v in variant.items() if k != 'seed'})
             for variant in variants]
   try:
     chosen = [v for v, label in zip(variants, labels, strict=True)
@@ -239,7 +239,7 @@ def _link(source: str, target: str) -> None:
     shutil.copy2(source, target)
 
 
-def _label(variant: Mapping[str, Any]) -> str:
+def label_variant(variant: Mapping[str, Any]) -> str:
   """Returns a readable part of a file name, different for every variant."""
   text = '.'.join(f'{k}-{v}' for k, v in variant.items()) or 'default'
   safe = re.sub(r'[^A-Za-z0-9._-]+', '_', text).strip('._-')

@@ -30,6 +30,7 @@ NOTES = {
                  'something if the trials ran alike.',
     'device_seconds': ' Device-seconds and compiling are means over runs, of '
                       'the steps and evaluations that led to the result.'}
+POWER_SEEDS = (3, 5, 10, 20, 40)  # seeds of the table of power
 LATEX = str.maketrans({
     **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},
     '\\': r'\textbackslash{}', '~': r'\textasciitilde{}',
@@ -101,6 +102,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
                           [_delta(v.label, v.deltas[score]) for v in compared])]
   if len(variants) > 1:
     blocks += [documents.Text(READING)]
+  blocks += _power_blocks(comparison)
   blocks += [documents.Picture('Per-seed scores', 'report.png')]
   if has_curves(comparison):
     blocks += [documents.Picture('Learning curves', 'report_curves.png')]
@@ -108,6 +110,27 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
     blocks += [documents.Title(2, 'Not complete'),
              documents.Items(list(comparison.incomplete.items()))]
   return blocks
+
+
+def _power_blocks(comparison: compare.Comparison) -> list[documents.Block]:
+  """Returns the table of detectable differences; [] for one default seed."""
+  default = comparison.variants[0]
+  if len(default.runs) < 2:
+    return []
+  return [
+      documents.Title(2, 'Power'),
+      documents.Table(
+          ['seeds', *(f'{TITLES[score]}, points' for score in compare.SCORES)],
+          [[str(seeds), *(_number(compare.detectable_difference(
+              comparison, score, seeds)) for score in compare.SCORES)]
+           for seeds in sorted({*POWER_SEEDS, max(
+               len(default.runs), compare.MIN_SEEDS)})]),
+      documents.Text(
+          'The smallest true difference that the tests over seeds and over '
+          f'{comparison.questions:,} questions both find with a probability of '
+          f'80 %, at the level 0.05 / {comparison.planned}. It is estimated '
+          f'from {len(default.runs)} seeds of the default: the smaller their '
+          'number, the rougher the estimate.')]
 
 
 def headline(comparison: compare.Comparison) -> list[str]:
@@ -118,6 +141,11 @@ def headline(comparison: compare.Comparison) -> list[str]:
   lines = [f'{len(comparison.variants)} variants on {comparison.questions} '
            f'questions of {comparison.data}; {default.label}: EM {em}  F1 {f1}',
            _headline(comparison)]
+  seeds = len(default.runs)
+  if seeds >= compare.MIN_SEEDS:
+    power = compare.detectable_difference(comparison, 'f1', seeds)
+    lines.append(f'{seeds} seeds show a true difference of {_number(power)} '
+                 'points F1 with a probability of 80 %')
   if comparison.incomplete:
     lines.append(f'not complete and left out: {len(comparison.incomplete)}')
   return lines

@@ -45,7 +45,8 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
   """Returns the parameters before the first step, and notes for the user.
 
   Without `source` they are drawn with `key`. A Hugging Face model or a run at
-  `source` gives the encoder. It also gives the head if the heads are equal and
+  `source` gives the encoder: its first layers if it has more than the model. It
+  also gives the head if it gives all layers, the heads are equal and
   `init_head` is true; otherwise the head is drawn.
   """
   if source is None:
@@ -55,9 +56,16 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
     params, notes = hugging_face.load_parameters(source, fresh)
     return (params if init_head else {**params, 'head': fresh['head']}), notes
   stored = RunDirectory(source).read_config()
-  other = build.build_model(stored, net.config)
+  sizes = RunDirectory(source).read_encoder_config()
+  other = build.build_model(stored, sizes)
   params = RunDirectory(source).read_parameters('best', jax.eval_shape(
       lambda: qa.init_params(other, key)))
+  used = net.config.num_layers
+  if used < sizes.num_layers:
+    fresh = qa.init_head(net, key)  # with the names of the layers to take
+    return {'encoder': {k: params['encoder'][k] for k in fresh['encoder']},
+            'head': fresh['head']}, [hugging_face.first_layers_note(
+                source, used, sizes.num_layers)]
   if init_head and other.head == net.head:
     return params, []
   return {**params, 'head': qa.init_head(net, key)['head']}, [

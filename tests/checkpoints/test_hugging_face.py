@@ -53,6 +53,18 @@ def test_loaded_tree_has_the_structure_and_type_of_the_template(template):
   assert shapes_and_types(params) == shapes_and_types(template)
 
 
+def test_a_shallower_template_gets_the_first_layers_and_keeps_its_head(
+    template):
+  whole, _ = hugging_face.load_parameters(weights.TINY, template)
+  first = {k: v for k, v in template['encoder'].items() if k != 'layer_2'}
+  params, notes = hugging_face.load_parameters(
+      weights.TINY, {'encoder': first, 'head': template['head']})
+  assert_trees_equal(params['encoder'], {k: whole['encoder'][k] for k in first})
+  assert_trees_equal(params['head'], template['head'])
+  assert notes[-1].startswith(
+      'config.model.num_layers=2: the first 2 of the 3 layers')
+
+
 def test_kernels_are_transposed_and_query_key_value_are_joined(
     template, tensors):
   layer = hugging_face.load_parameters(

@@ -131,3 +131,34 @@ def test_a_test_over_articles_sees_that_their_questions_are_alike():
     ([], [])])
 def test_holm_by_hand(p, adjusted):
   np.testing.assert_allclose(significance.holm_adjust(p), adjusted, rtol=1e-12)
+
+
+@pytest.mark.parametrize(('count', 'comparisons', 'power'), [
+    (3, 1, 0.8), (5, 1, 0.8), (5, 8, 0.8), (20, 8, 0.9), (1278, 8, 0.8)])
+def test_detectable_difference_is_found_with_the_power_of_noncentral_t(
+    count, comparisons, power):
+  shift = significance.detectable_difference(
+      2.5, count, comparisons=comparisons, power=power) * count**0.5 / 2.5
+  critical = stats.t.isf(0.025 / comparisons, count - 1)
+  assert stats.nct.sf(critical, count - 1, shift) + stats.nct.cdf(
+      -critical, count - 1, shift) == pytest.approx(power, abs=2e-3)
+
+
+@pytest.mark.parametrize('count', [2, 5])
+def test_simulated_pairs_reveal_a_detectable_difference_as_often(count):
+  true = significance.detectable_difference(2.5, count, comparisons=8)
+  x = np.random.default_rng(0).normal(true, 2.5, (20000, count))
+  p = stats.ttest_1samp(x, 0.0, axis=1).pvalue
+  assert np.mean(p < 0.05 / 8) == pytest.approx(0.8, abs=0.01)
+
+
+def test_detectable_difference_of_many_pairs_is_that_of_a_z_test():
+  z = stats.norm.isf([0.025, 0.2]).sum()
+  assert significance.detectable_difference(3.0, 10**5) == pytest.approx(
+      3.0 * z / 10**2.5, rel=1e-4)
+
+
+def test_detectable_difference_needs_two_pairs_and_a_known_deviation():
+  assert np.isnan(significance.detectable_difference(1.0, 1))
+  assert np.isnan(significance.detectable_difference(np.nan, 5))
+  assert significance.detectable_difference(0.0, 5) == 0

@@ -18,6 +18,7 @@ from qa_jax.checkpoints import run_directory
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.io import files
+from qa_jax.metrics import significance
 from qa_jax.metrics import squad
 from qa_jax.sweeps import compare
 from qa_jax.sweeps import report
@@ -112,6 +113,64 @@ def test_a_gain_in_every_passage_counts_from_three_seeds_on(tmp_path, seeds):
   assert headline.startswith(
       'head=shared is better than the default by +25.00 points F1'
       if seeds == 3 else 'Too few seeds for a verdict: 3 seeds on each side')
+
+
+def power_table(markdown: str) -> dict[int, tuple[float, float]]:
+  """Returns {seeds: detectable (EM, F1)} of a report."""
+  rows = re.findall(r'^\| (\d+) \| ([\d.]+) \| ([\d.]+) \|$', markdown, re.M)
+  return {int(seeds): (float(em), float(f1)) for seeds, em, f1 in rows}
+
+
+def test_power_is_that_of_the_seeds_of_the_default(runs):
+  text = report.report_markdown(compare.compare(runs))
+  table = power_table(text)
+  assert [*table] == [3, 5, 10, 20, 40]
+  for seeds, (em, f1) in table.items():
+    # The two seeds have 75 and 70 percent: the sd of a difference of two
+    # independent ones is √2 · 5 / √2. Two variants are compared.
+    by_seeds = significance.detectable_difference(5.0, seeds, comparisons=2)
+    # 2 of 40 questions are right with one seed: their variance is 5,000.
+    by_questions = significance.detectable_difference(
+        math.sqrt(2 * 5000 * 2 / 40 / seeds), 40, comparisons=2)
+    assert em == f1 == pytest.approx(max(by_seeds, by_questions), abs=0.01)
+  assert 'from 2 seeds of the default' in text and '0.05 / 2' in text
+
+
+def test_power_of_equal_means_is_that_of_the_questions(tmp_path):
+  fake(tmp_path / 'a', range(10))
+  fake(tmp_path / 'b', range(10, 20), seed=1)
+  table = power_table(report.report_markdown(compare.compare(
+      [tmp_path / 'a', tmp_path / 'b'])))
+  assert table[5][0] == pytest.approx(significance.detectable_difference(
+      math.sqrt(2 * 5000 * 20 / 40 / 5), 40), abs=0.01)
+
+
+def test_power_of_a_pilot_is_that_of_the_planned_comparisons(runs, tmp_path):
+  result = commands.command('report', f'--workdir={runs[0]},{runs[1]}',
+                            f'--output={tmp_path}', '--planned=8')
+  assert result.code == 0, result.err
+  text = (tmp_path / 'report.md').read_text(encoding='utf-8')
+  assert power_table(text)[5][0] == pytest.approx(
+      significance.detectable_difference(5.0, 5, comparisons=8), abs=0.01)
+  assert '0.05 / 8' in text
+  assert '--planned=-1 must be at least 0' in commands.refusal(
+      'report', f'--workdir={runs[0]}', '--planned=-1')
+
+
+def test_one_seed_of_the_default_has_no_power_table(runs):
+  text = report.report_markdown(compare.compare([runs[0], runs[2]]))
+  assert 'Power' not in text and not power_table(text)
+
+
+def test_headline_says_which_difference_the_seeds_show(tmp_path):
+  for seed in range(3):
+    fake(tmp_path / f'a{seed}', range(10 + 2 * seed), seed=seed)
+  found = compare.compare([tmp_path / f'a{seed}' for seed in range(3)])
+  shown = compare.detectable_difference(found, 'f1', 3)
+  assert shown > 5
+  assert report.headline(found)[2] == (
+      f'3 seeds show a true difference of {shown:.2f} points F1 with a '
+      'probability of 80 %')
 
 
 def test_a_difference_on_which_seeds_disagree_does_not_count(tmp_path):
@@ -298,7 +357,8 @@ def test_tables_are_rectangular(runs):
   for grid in re.findall(r'(?:^\|.*\n)+', report.report_markdown(found), re.M):
     lines = grid.strip().split('\n')
     assert len({line.count(' | ') for line in lines}) == 1
-    assert len(lines) in (4, 5)  # head, rule, variants
+    # Head, rule, and the variants or 5 numbers of seeds.
+    assert len(lines) in (4, 5, 7)
   lines = report.latex_table(found).splitlines()
   assert len(lines) == 4 + 3 + 2
   columns = len(lines[0].split('{')[-1].rstrip('}'))

@@ -10,12 +10,14 @@ import numpy as np
 import optax
 import pytest
 
+from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import objectives
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
+from qa_jax.export import hugging_face as export
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.models import qa as qa_lib
@@ -363,6 +365,59 @@ def test_a_fresh_head_can_start_on_the_encoder_of_a_run(finished, fields):
       np.isin(leaf, stored['head']['start']['kernel']).any()
       for leaf in jax.tree.leaves(jax.device_get(started.state.params['head'])))
   assert any('the head is fresh' in note for note in started.notes)
+
+
+def shallow(source, num_layers, **fields) -> config_lib.Config:
+  return tiny.config(model={
+      'init_from': str(source), 'hidden_size': 0, 'num_layers': num_layers,
+      'num_heads': 0, 'mlp_size': 0, **fields})
+
+
+@pytest.fixture(scope='module')
+def deep(tmp_path_factory):
+  """Returns the directory of a run with three layers."""
+  workdir = tmp_path_factory.mktemp('deep') / 'run'
+  train.train(tiny.config(model={'num_layers': 3}, train={'num_steps': 1},
+                          data={'eval': ''}), workdir)
+  return workdir
+
+
+@pytest.mark.parametrize('head', ['independent', 'layer_mix'])
+def test_first_layers_of_a_run_are_taken_with_a_fresh_head(deep, head):
+  started = trainer_lib.build_trainer(shallow(deep, 2, head=head))
+  stored = jax.device_get(predict.load(deep).params)
+  encoder = jax.device_get(started.state.params['encoder'])
+  assert encoder.keys() == {'embeddings', 'layer_0', 'layer_1'}
+  for name, values in encoder.items():
+    jax.tree.map(np.testing.assert_array_equal, values,
+                 stored['encoder'][name])
+  head = jax.device_get(started.state.params['head'])
+  assert not any(np.isin(leaf, stored['head']['start']['kernel']).any()
+                 for leaf in jax.tree.leaves(head))
+  assert any('the first 2 of the 3 layers' in note for note in started.notes)
+
+
+@pytest.mark.parametrize('fields', [
+    {'num_layers': 4}, {'num_layers': 0, 'preset': 'mini'}])
+def test_layers_that_a_checkpoint_lacks_are_refused(deep, fields):
+  with pytest.raises(errors.UserError, match=r'num_layers.4, but .* has 3'):
+    trainer_lib.build_trainer(shallow(deep, **fields))
+
+
+def test_a_run_of_first_layers_resumes_loads_and_converts(
+    deep, tmp_path, monkeypatch):
+  config = shallow(deep, 2)
+  runs.train_until_killed(config, tmp_path / 'cut', 5, monkeypatch)
+  train.train(config, tmp_path / 'cut')
+  train.train(config, tmp_path / 'whole')
+  assert runs.rows_of(tmp_path / 'cut')[-1] == runs.rows_of(
+      tmp_path / 'whole')[-1]
+  source = predict.load(tmp_path / 'cut')
+  assert source.model.config.num_layers == 2
+  export.write_hugging_face(export.read_source(str(tmp_path / 'cut')),
+                            tmp_path / 'hf')
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(source.params),
+               jax.device_get(predict.load(tmp_path / 'hf').params))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_kept(tmp_path):
