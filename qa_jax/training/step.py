@@ -139,7 +139,9 @@ def several_updates(step: Callable[..., tuple[TrainState, dict[str, Any]]]
 
     def body(k, carry):
       state, metrics = carry
-      state, values = step(state, batch(k), **options)
+      # Without barriers XLA fuses, and rounds, otherwise than in one update.
+      state, values = jax.lax.optimization_barrier(step(
+          *jax.lax.optimization_barrier((state, batch(k))), **options))
       return state, jax.tree.map(
           lambda all_, value: all_.at[k].set(value), metrics, values)
 
