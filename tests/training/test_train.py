@@ -553,6 +553,7 @@ def test_a_dispatch_of_any_number_of_updates_is_one_program(tmp_path):
     assert len(compiled) == 1
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
+  assert int(state.step) == 3 + 1 + 1  # an epoch has five batches
 
 
 def on_an_accelerator(monkeypatch):
