@@ -188,6 +188,7 @@ class Session:
     The field a.b is given as the keyword a__b.
     """
     common = {'seed': self.seed, 'data.buckets': list(BUCKETS),
+              'data.packing': False, 'train.updates_per_dispatch': 1,
               'data.train': self.source(), 'data.cache': 'none',
               'train.num_steps': 1000, 'parallel.num_devices': 1}
     named = {key.replace('__', '.'): value for key, value in fields.items()}

@@ -193,7 +193,8 @@ def _use(config: config_lib.Config, sizes: encoders.EncoderConfig,
     platform = jax.default_backend()
   return attention.Use(
       platform=platform,
-      length=config.data.max_length, packed=config.data.packing,
+      length=config.data.max_length,
+      packed=bool(config_lib.packing(config, platform)),
       head_size=sizes.hidden_size // sizes.num_heads, training=training,
       dtype=_activation_dtype(compute_dtype(config, platform)),
       dropout=sizes.attention_dropout, biased=sizes.ATTENTION_BIAS,

@@ -106,11 +106,14 @@ class Data:
   vocab: str = ''
   # Largest number of entries of a learned vocabulary.
   vocab_size: int = 2000
-  # Lengths in tokens that batches are padded to. The longest is max_length.
+  # Lengths in tokens that batches are padded to. The longest is max_length. ()
+  # suits the platform: max_length alone on a CPU, else four lengths.
   buckets: tuple = ()
-  # Whether several windows share one packed row of max_length tokens. Batches
-  # then have no other length.
-  packing: bool = False
+  # Packing of several windows into rows of max_length tokens: False, True (with
+  # batch_size windows in each update), rows (with a fixed number of rows, as
+  # many as batch_size windows need on average), or auto. auto is False on a CPU
+  # and for attention that takes no packed rows, else rows.
+  packing: bool | str = 'auto'
   # Training on windows that do not hold the answer of their question: cls
   # labels them with the span at [CLS], drop leaves them out.
   windows_without_answer: str = 'cls'
@@ -122,7 +125,8 @@ class Data:
 class Train:
   """The length of training, its batches, and its regular work."""
 
-  # Number of windows in an update, over all devices and micro-steps.
+  # Number of windows in an update, over all devices and micro-steps; the mean
+  # number if data.packing is rows.
   batch_size: int = 32
   # Number of windows of max_length in an evaluation batch, over all devices;
   # batches of shorter windows have as many tokens. 0 suits the platform.
@@ -133,6 +137,10 @@ class Train:
   num_steps: int = 0
   # Number of micro-steps whose gradients are summed in an update.
   grad_accumulation: int = 1
+  # Largest number of updates that one call of the device makes. They have one
+  # batch shape, and no evaluation or checkpoint between them. 0 suits the
+  # platform: 1 on a CPU, else 4 if all batches have one shape.
+  updates_per_dispatch: int = 0
   # Number of updates between evaluations. 0 evaluates at the end only.
   eval_every_steps: int = 0
   # Number of updates between checkpoints.
@@ -142,7 +150,8 @@ class Train:
   # Number of updates in a row that may be skipped, as their loss or gradient
   # is not finite or longer than optim.skip_norm. One more ends the run.
   max_skipped: int = 10
-  # Seconds after which a step that hangs ends the process. 0 waits for ever.
+  # Seconds after which a step (or the updates of one dispatch) that hangs ends
+  # the process. 0 waits for ever.
   step_timeout_seconds: float = 1800.0
 
 
@@ -227,6 +236,7 @@ class Config:
 # Python reads bytes that are not UTF-8 as these code points.
 SURROGATE = re.compile('[\ud800-\udfff]')
 
+PACKINGS = (False, True, 'rows', 'auto')
 COMPUTE_DTYPES = ('float32', 'tf32', 'bfloat16', 'auto')
 
 # Field → the lowest and the highest value allowed; None is no limit.
@@ -239,7 +249,8 @@ BOUNDS = {
     'data.max_length': (8, 8192), 'data.vocab_size': (100, None),
     'train.batch_size': (1, None), 'train.eval_batch_size': (0, None),
     'train.num_epochs': (0, None), 'train.num_steps': (0, None),
-    'train.grad_accumulation': (1, None), 'train.eval_every_steps': (0, None),
+    'train.grad_accumulation': (1, None),
+    'train.updates_per_dispatch': (0, 16), 'train.eval_every_steps': (0, None),
     'train.checkpoint_every_steps': (1, None),
     'train.log_every_steps': (1, None), 'train.max_skipped': (0, None),
     'train.step_timeout_seconds': (0, None), 'optim.learning_rate': (0, None),
@@ -251,7 +262,11 @@ BOUNDS = {
 
 def defaults() -> ml_collections.ConfigDict:
   """Returns a new ConfigDict of all fields with their default values."""
-  return ml_collections.ConfigDict(dataclasses.asdict(Config()))
+  fields = dataclasses.asdict(Config())
+  # A ConfigDict holds each field to the type of its default.
+  fields['data']['packing'] = ml_collections.FieldReference(
+      fields['data']['packing'], field_type=object)
+  return ml_collections.ConfigDict(fields)
 
 
 def check_config(
@@ -279,7 +294,42 @@ def check_config(
     raise errors.UserError(
         f'config.precision.compute_dtype={checked.precision.compute_dtype!r}; '
         f'choose {", ".join(COMPUTE_DTYPES[:-1])} or {COMPUTE_DTYPES[-1]}')
+  if checked.data.packing not in PACKINGS:
+    raise errors.UserError(
+        f'config.data.packing={checked.data.packing!r}; choose '
+        f'{", ".join(map(str, PACKINGS[:-1]))} or {PACKINGS[-1]}')
   return checked
+
+
+def packing(config: Config, platform: str) -> bool | str:
+  """Returns data.packing, with 'auto' resolved for a platform.
+
+  `platform` is in the naming of jax; '' is unknown yet and resolves to False.
+  """
+  if config.data.packing != 'auto':
+    return config.data.packing
+  padded = platform in ('', 'cpu') or config.model.attention == 'cudnn'
+  return False if padded else 'rows'
+
+
+def buckets(config: Config, platform: str) -> tuple[int, ...]:
+  """Returns data.buckets, with () resolved for a platform, as in `packing`.
+
+  On an accelerator they are quarters of data.max_length, rounded up to
+  multiples of 64, the tile of the attention kernels.
+  """
+  longest = config.data.max_length
+  if config.data.buckets or platform in ('', 'cpu') or packing(
+      config, platform):
+    return config.data.buckets or (longest,)
+  return tuple(sorted({min(longest, -(-longest * n // 4 // 64) * 64)
+                       for n in (1, 2, 3, 4)}))
+
+
+def platform_choices(config: Config, platform: str) -> dict[str, Any]:
+  """Returns the fields of training that depend on the platform, resolved."""
+  return {'data.packing': packing(config, platform),
+          'data.buckets': list(buckets(config, platform))}
 
 
 def _fill(cls: type, values: Mapping[str, Any], path: str) -> Any:
@@ -311,14 +361,16 @@ def _cast(kind: type, value: Any, where: str) -> Any:
     if all(type(v) is int for v in value.values()) and all(
         isinstance(k, str) and not SURROGATE.search(k) for k in value):
       return dict(value)
+  elif kind == bool | str and isinstance(value, bool | str):
+    return {'True': True, 'False': False}.get(value, value)
   elif kind is str and isinstance(value, str) and SURROGATE.search(value):
     raise errors.UserError(
         f'config.{where}={value!r} is not UTF-8, as config.json is; if it is '
         'the name of a file, rename that')
   elif type(value) is kind and value == value:  # not NaN
     return value
-  wanted = {tuple: 'a list of ints', Mapping: 'names to ints'}.get(
-      kind, kind.__name__)
+  wanted = {tuple: 'a list of ints', Mapping: 'names to ints',
+            bool | str: 'bool or str'}.get(kind) or kind.__name__
   raise errors.UserError(f'config.{where}={value!r}, expected {wanted}')
 
 

@@ -14,7 +14,7 @@ from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import batches
 from qa_jax.data import cache
-from qa_jax.data import packing
+from qa_jax.data import packing as packing_lib
 from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows
@@ -95,19 +95,31 @@ def load_windows(
           'unanswerable' if unmarked else ''))
 
 
+def packing(config: config_lib.Config) -> bool | str:
+  """Returns data.packing, with 'auto' resolved for this process."""
+  return config_lib.packing(config, jax.default_backend())
+
+
 def batch_buckets(config: config_lib.Config) -> tuple[int, ...]:
   """Returns the bucket lengths in tokens, ascending, the last max_length."""
-  return batches.check_buckets(config.data.buckets, config.data.max_length)
+  return batches.check_buckets(
+      config_lib.buckets(config, jax.default_backend()), config.data.max_length)
 
 
-def eval_batch_size(config: config_lib.Config, devices: int) -> int:
+def eval_batch_size(config: config_lib.Config, devices: int,
+                    platform: str | None = None) -> int:
   """Returns the windows of length max_length in an evaluation batch.
 
   A CPU is fastest with batches of about 1,500 tokens, which fit in its caches.
-  Packing needs more windows to choose from.
+  Packing needs more windows to choose from. An accelerator with the default
+  size gets enough work to hide the time of the host. A `platform` of None is
+  that of this process.
   """
-  small = jax.default_backend() == 'cpu' and not config.data.packing
-  return config.train.eval_batch_size or devices * (4 if small else 32)
+  if platform is None:
+    platform = jax.default_backend()
+  each = (128 if platform != 'cpu' else
+          32 if config_lib.packing(config, platform) else 4)
+  return config.train.eval_batch_size or devices * each
 
 
 def evaluation_batch(
@@ -123,14 +135,14 @@ def evaluation_batch(
   rows = {'window': indices, 'length': lengths}
   if packed:
     shards = np.arange(len(indices)).reshape(mesh.size if mesh else 1, -1)
-    rows |= packing.plan_rows(lengths, shards, length)
+    rows |= packing_lib.plan_rows(lengths, shards, length)
   if mesh:
     rows = devices_lib.local_rows(rows, mesh)
   batch = window_set.gather(rows['window'], length, whole_words=whole_words)
   if packed:
     count = len(rows['window'])
     shards = np.arange(count).reshape(len(rows['packed_row']), -1)
-    batch = packing.lay_out(batch, rows, rows['length'], shards, length)
+    batch = packing_lib.lay_out(batch, rows, rows['length'], shards, length)
   return batch
 
 

@@ -32,7 +32,7 @@ def vocabulary(directory: pathlib.Path, size: int) -> str:
 
 def config(scratch: pathlib.Path, *, preset: str, batch: int, length: int,
            dtype: str = 'bfloat16', attention: str = 'auto',
-           packing: bool = False, dropout: float = 0.1,
+           packing: bool | str = False, dropout: float = 0.1,
            attention_dropout: float | None = None, questions: int = 400,
            vocab_size: int = VOCABULARY, **fields: Any) -> config_lib.Config:
   """Returns the checked config of a step in bfloat16 on one device.
@@ -48,9 +48,11 @@ def config(scratch: pathlib.Path, *, preset: str, batch: int, length: int,
           'data.train': session.generated(questions),
           'data.max_length': length, 'data.window_overlap': length // 4,
           'data.max_question_length': min(64, length // 4),
-          'data.packing': packing, 'data.cache': 'none',
+          'data.packing': packing, 'data.buckets': [length],
+          'data.cache': 'none',
           'data.vocab': vocabulary(scratch / f'vocab{vocab_size}', vocab_size),
           'train.batch_size': batch, 'train.num_steps': 1000,
+          'train.updates_per_dispatch': 1,
           'parallel.num_devices': 1, 'parallel.mode': 'jit',
           'precision.compute_dtype': dtype,
           **{k.replace('__', '.'): v for k, v in fields.items()}}))

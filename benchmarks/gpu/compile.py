@@ -21,6 +21,7 @@ import jax
 from benchmarks.gpu import cases
 from benchmarks.gpu import h100
 from benchmarks.gpu import hlo
+from qa_jax import config
 from qa_jax import errors
 from qa_jax.models import attention
 from qa_jax.models.encoders import bert
@@ -36,7 +37,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   add('--length', type=int, default=384, help='tokens of a row')
   add('--dtype', default='bfloat16', help='precision.compute_dtype')
   add('--attention', default='auto', choices=attention.ATTENTION)
-  add('--packing', action='store_true')
+  add('--packing', default='False', choices=[*map(str, config.PACKINGS)])
+  add('--updates', type=int, default=1,
+      help='train.updates_per_dispatch; their loop counts as one update')
   add('--dropout', type=float, default=0.1)
   add('--attention_dropout', type=float, help='default: as --dropout')
   add('--option', action='append', default=[], metavar='FLAG=VALUE',
@@ -58,7 +61,8 @@ def main() -> None:
         pathlib.Path(scratch), preset=args.preset, batch=args.batch,
         length=args.length, dtype=args.dtype, attention=args.attention,
         packing=args.packing, dropout=args.dropout,
-        attention_dropout=args.attention_dropout), options)
+        attention_dropout=args.attention_dropout,
+        train__updates_per_dispatch=args.updates), options)
   text = program.as_text()
   if args.save:
     args.save.write_text(text, encoding='utf-8')

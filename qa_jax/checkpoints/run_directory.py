@@ -206,8 +206,11 @@ class RunDirectory:
             f'--workdir={self.path} is not empty and not a run; choose another')
       return
     stored = self._read_config().to_dict()  # compared; none of it is run
+    # In a run of earlier versions, which knew no auto, packing stays as it is.
+    free = (*FREE_FIELDS, *['data.packing'] * (
+        config.data.packing == 'auto' and self._choices() is None))
     changed = [row for row in config_lib.differences(stored, config.to_dict())
-               if row[0] not in FREE_FIELDS]
+               if row[0] not in free]
     if changed:
       width = max(len(field) for field, _, _ in changed)
       rows = '\n'.join(f'  {field:{width}}  {old!r} → {new!r}'
@@ -215,6 +218,33 @@ class RunDirectory:
       raise errors.UserError(
           f'{self.path} was trained with another config (stored → given); '
           f'choose another --workdir or undo:\n{rows}')
+
+
+  def settle(self, config: config_lib.Config, platform: str
+             ) -> config_lib.Config:
+    """Returns `config` with the platform's choices of this run resolved.
+
+    They are those of `platform` for a new run. A run that exists keeps the
+    choices with which it began, on any platform.
+    """
+    own = config_lib.platform_choices(config, platform)
+    kept = own
+    if self.config_file.is_file():
+      kept = self._choices()
+      if kept is None:  # a run of earlier versions
+        kept = config_lib.platform_choices(self._read_config(), '')
+    for field, value in kept.items():
+      if value != own.get(field):
+        console.say(f'{self.path}: {field} stays {value}, with which the run '
+                    f'began; on a {platform} it would be {own.get(field)}')
+    return config_lib.check_config(
+        config_lib.override(config.to_dict(), kept))
+
+  def _choices(self) -> dict[str, Any] | None:
+    """Reads the platform's choices in run.json; earlier versions wrote none."""
+    if not self.record_file.is_file():
+      return None
+    return self.read_record().get('platform_choices')
 
 
 def evaluation_name(spec: str) -> str:

@@ -1,6 +1,6 @@
 """Training batches of static shape, from a position that can be restored.
 
-Glossary of shapes: N windows, B batch, S shards.
+Glossary of shapes: N windows, B batch (window slots of an update), S shards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,7 @@ import numpy as np
 from qa_jax import errors
 from qa_jax.data import batch_plans
 from qa_jax.data import packing as packing_lib
+from qa_jax.data import row_plans
 from qa_jax.data import windows as windows_lib
 
 
@@ -35,6 +36,11 @@ class TrainBatches:
   that one micro-step of one device sees. They share a value of 'group', and
   only the first of them has weight 1, the others 0. Batches then depend on
   `devices` and `accumulation`.
+
+  With `packing`, windows share rows of the longest bucket; see packing.py. If
+  it is True, a batch has `batch_size` windows, in a number of rows that varies.
+  If it is 'rows', the number of rows is fixed, and `batch_size` windows are the
+  mean; see row_plans.py.
   """
 
   windows: windows_lib.WindowSet
@@ -43,7 +49,7 @@ class TrainBatches:
   buckets: tuple[int, ...]
   seed: int
   group_questions: bool = False
-  packing: bool = False  # rows of the longest bucket, see packing.py
+  packing: bool | str = False
   devices: int = 1
   accumulation: int = 1
   epoch: int = 0
@@ -54,9 +60,34 @@ class TrainBatches:
       raise errors.UserError(
           'no window to train on: no example has an answer that was found')
     self._lengths = self.windows.total_lengths
+    self._planner = self._make_planner() if self.packing == 'rows' else None
+    self._slots = (self._planner.slots if self._planner else  # B
+                   self.batch_size)
     self._plan = self._make_plan()
 
+  def _make_planner(self) -> row_plans.RowPlanner:
+    shards = self.devices * self.accumulation
+    planner = row_plans.RowPlanner(
+        self._lengths, self.indices,
+        self.windows.example_of if self.group_questions else None,
+        batch_size=self.batch_size, shards=shards, row_length=self.buckets[-1])
+    window, needed = planner.largest
+    if needed > planner.rows:
+      question = self.windows.examples[self.windows.example_of[window]].id
+      least = -(-self.batch_size * needed // planner.rows)
+      raise errors.UserError(
+          f'question {question!r} needs {needed} packed rows, but '
+          f'train.batch_size {self.batch_size} over {self.devices} devices x '
+          f'{self.accumulation} accumulation steps leaves {planner.rows} to '
+          f'keep its windows in; raise it to about '
+          f'{-(-least // shards) * shards} or use fewer devices or steps')
+    return planner
+
   def _make_plan(self) -> batch_plans.Plan:
+    if self._planner:
+      self._row_plan = self._planner.plan(self.seed, self.epoch)
+      return [(self.buckets[-1], self._interleave(windows))
+              for windows in self._row_plan.window]
     common = dict(
         batch_size=self.batch_size, seed=self.seed, epoch=self.epoch,
         buckets=self.buckets[-1:] if self.packing else self.buckets)
@@ -91,6 +122,24 @@ class TrainBatches:
   @property
   def steps_per_epoch(self) -> int:
     return len(self._plan)
+
+  @property
+  def one_shape(self) -> bool:
+    """Returns whether all batches of all epochs have one shape."""
+    if self.packing:
+      return self.packing == 'rows'
+    return len(self.buckets) == 1
+
+  def describe(self) -> str:
+    """Returns the windows of an update and their layout, for the user."""
+    rows = self.buckets[-1]
+    if not self._planner:
+      return f'{self.batch_size} windows, ' + (
+          f'packed in rows of {rows}' if self.packing else
+          f'padded to {", ".join(map(str, self.buckets))}')
+    mean = len(self.indices) / len(self._plan)
+    count = self._planner.rows * self.devices * self.accumulation
+    return f'{mean:.1f} windows on average, packed in {count} rows of {rows}'
 
   @property
   def mean_length(self) -> float:
@@ -130,7 +179,7 @@ class TrainBatches:
     """
     self._start_epoch_if_done()
     self.index += 1
-    return self._rows(*self._plan[self.index - 1])
+    return self._rows(self.index - 1)
 
   def gather(self, length: int,
              rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -157,17 +206,33 @@ class TrainBatches:
     """
     self._start_epoch_if_done()
     first_of = {}
-    for length, windows in self._plan[self.index:][:steps]:
+    left = range(self.index, min(self.index + steps, len(self._plan)))
+    for index in left[:1] if self._planner else left:
+      length = self._plan[index][0]
       if self.packing or length not in first_of:
-        rows = self._rows(length, windows)[1]
-        shape = rows['packed_row'].shape if self.packing else length
-        first_of.setdefault(shape, (length, rows))
+        rows = self._rows(index)[1]
+        first_of.setdefault(_shape(length, rows), (length, rows))
     return [*first_of.values()]
 
-  def _rows(self, length: int,
-            windows: np.ndarray) -> tuple[int, dict[str, np.ndarray]]:
+  def next_alike(self, most: int) -> tuple[int, list[dict[str, np.ndarray]]]:
+    """Returns the length and the rows of the next batches of one shape.
+
+    They are `next_rows` of this epoch, one at least and `most` at most.
+    """
+    length, rows = self.next_rows()
+    alike = [rows]
+    while len(alike) < most and self.index < len(self._plan):
+      after = self._rows(self.index)
+      if _shape(*after) != _shape(length, rows):
+        break
+      self.index += 1
+      alike.append(after[1])
+    return length, alike
+
+  def _rows(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
+    length, windows = self._plan[index]
     rows = {'window': windows.astype(np.int32),
-            'row': np.arange(self.batch_size, dtype=np.int32)}  # dropout key
+            'row': np.arange(self._slots, dtype=np.int32)}  # dropout key
     if self.group_questions:
       # Each padding row counts as a separate question.
       question = np.where(
@@ -175,20 +240,38 @@ class TrainBatches:
       _, first, inverse = np.unique(
           question, return_index=True, return_inverse=True)
       rows['group'] = first[inverse].astype(np.int32)
-    if self.packing:
+    if self._planner:
+      rows |= self._fixed_places(index, length)
+    elif self.packing:
       rows |= packing_lib.plan_rows(
-          self._tokens(windows), self._shards(self.batch_size), length)
+          self._tokens(windows), self._shards(self._slots), length)
     return length, rows
+
+  def _fixed_places(self, index: int, length: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of `plan_rows` from the row plan of the epoch."""
+    plan = self._row_plan
+    row, first = plan.row[index], plan.first[index]  # [S, B / S]
+    numbers = np.arange(len(row) * self._planner.rows, dtype=np.int32)
+    numbers = numbers.reshape(len(row), -1)
+    real, segment = plan.window[index] >= 0, np.zeros_like(row)
+    segment[real] = packing_lib.number_segments(
+        (numbers[:, :1] + row)[real], first[real])
+    return {'first': self._interleave(row * length + first),
+            'segment': self._interleave(segment), 'packed_row': numbers}
 
   def _tokens(self, windows: np.ndarray) -> np.ndarray:  # [B] → [B]
     return np.where(windows >= 0, self._lengths[windows], 0)
 
   def _shards(self, count: int) -> np.ndarray:  # [S, B / S]
     """Returns the shards of all `count` rows of one or more devices."""
-    each = self.batch_size // self.devices // self.accumulation
+    each = self._slots // self.devices // self.accumulation
     rows = np.arange(count).reshape(-1, each, self.accumulation)
     return rows.swapaxes(1, 2).reshape(-1, each)
 
   def _start_epoch_if_done(self) -> None:
     if self.index == len(self._plan):
       self.seek({'epoch': self.epoch + 1, 'index': 0})
+
+
+def _shape(length: int, rows: dict[str, np.ndarray]) -> tuple[int, ...]:
+  return length, *(rows['packed_row'].shape if 'packed_row' in rows else ())

@@ -15,24 +15,44 @@ devices. Keys by window would need a seed for every token, and for every query
 in each attention kernel.
 """
 
+import heapq
+
 import numpy as np
 
 
 def fit_rows(lengths: np.ndarray,  # [B]
-             row_length: int) -> tuple[np.ndarray, np.ndarray]:  # [B], [B]
+             row_length: int, *,
+             extra: np.ndarray | None = None,  # [B]
+             most_extra: int = 0,
+             ) -> tuple[np.ndarray, np.ndarray]:  # [B], [B]
   """Assigns each window a packed row and its first position in that row.
 
-  Best fit: the longest window goes first, into the row with the least room.
+  Best fit: the longest window goes first, into the row with the least room. If
+  a window needs `extra` rows beside its own, the windows of one packed row need
+  at most `most_extra` of them together.
   """
   row, first = np.zeros_like(lengths), np.zeros_like(lengths)
-  room: list[int] = []
-  for i in np.argsort(-lengths, kind='stable'):
-    fits = [r for r, free in enumerate(room) if free >= lengths[i]]
-    best = min(fits, key=lambda r: room[r], default=len(room))
-    if not fits:
-      room.append(row_length)
-    row[i], first[i] = best, row_length - room[best]
-    room[best] -= lengths[i]
+  with_room: list[list[int]] = [[] for _ in range(row_length + 1)]  # heaps
+  rooms = 0  # bit r is set if a row has room for r more tokens
+  needed: list[int] = []  # extra rows of each packed row
+  extras = [0] * len(lengths) if extra is None else extra.tolist()
+  order = np.argsort(-lengths, kind='stable')
+  for i, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+    fits, room, r = rooms >> length, row_length, len(needed)
+    if fits:
+      room = length + (fits & -fits).bit_length() - 1
+      r = with_room[room][0]
+    if fits and needed[r] + extras[i] <= most_extra:
+      heapq.heappop(with_room[room])
+      if not with_room[room]:
+        rooms ^= 1 << room
+    else:
+      room, r = row_length, len(needed)
+      needed.append(0)
+    needed[r] += extras[i]
+    row[i], first[i] = r, row_length - room
+    heapq.heappush(with_room[room - length], r)
+    rooms |= 1 << (room - length)
   return row, first
 
 
@@ -66,7 +86,7 @@ def plan_rows(lengths: np.ndarray,  # [B]; 0: no place
   first, segment = (np.zeros(len(lengths), np.int32) for _ in range(2))
   for windows, (row, at) in zip(shards, places, strict=True):
     first[windows] = row * row_length + at
-    segment[windows] = _ordinal(row, at)
+    segment[windows] = number_segments(row, at)
   return {'first': first, 'segment': segment,
           'packed_row': np.arange(len(shards) * rows, dtype=np.int32).reshape(
               len(shards), rows)}
@@ -100,7 +120,7 @@ def lay_out(batch: dict[str, np.ndarray], places: dict[str, np.ndarray],
           'first': places['first']}
 
 
-def _ordinal(row: np.ndarray, first: np.ndarray) -> np.ndarray:
+def number_segments(row: np.ndarray, first: np.ndarray) -> np.ndarray:
   """Numbers the windows of each packed row from 1, by first position."""
   order = np.lexsort((first, row))
   begin = np.searchsorted(row[order], row[order])

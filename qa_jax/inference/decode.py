@@ -99,8 +99,8 @@ def score_windows(
   """
   decode, count = config.decode, mesh.size if mesh else 1
   run = _program(model, decode, mesh, statistics=statistics)
-  plan = (batch_plans.plan_packed if config.data.packing
-          else batch_plans.plan_eval)(
+  packed = bool(input_pipeline.packing(config))
+  plan = (batch_plans.plan_packed if packed else batch_plans.plan_eval)(
       windows.total_lengths, multiple=count,
       batch_size=input_pipeline.eval_batch_size(config, count),
       buckets=input_pipeline.batch_buckets(config))
@@ -135,9 +135,9 @@ def score_windows(
 
   try:
     for number, (length, rows) in enumerate(plan, 1):
-      batch = input_pipeline.evaluation_batch(windows, rows, length, mesh,
-                                              packed=config.data.packing,
-                                              whole_words=decode.whole_words)
+      batch = input_pipeline.evaluation_batch(
+          windows, rows, length, mesh, packed=packed,
+          whole_words=decode.whole_words)
       store(ahead.push((number, rows), run(params, place(
           {k: batch[k] for k in inputs if k in batch}), scales)))
     store(ahead.drain())

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from qa_jax import build
+from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints import manager
@@ -218,15 +219,18 @@ def step_metrics(
       max_skipped=config.max_skipped, num_steps=trainer.num_steps, **counts)
 
 
-def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
+def open_run(trainer: Trainer, config: config_lib.Config,
+             workdir: pathlib.Path, argv: list[str],
              stack: contextlib.ExitStack,
              record: dict[str, Any] | None = None) -> manager.Checkpoints:
   """Opens the checkpoints of a run directory, locked until `stack` closes.
 
-  A directory that is new appears by one rename with all files that precede the
-  first step, so it is never half a run. Entries of `record` are added to the
-  run.json of a member of a population; it is None for a run alone. With several
-  processes, only the first writes and locks.
+  `config` is stored. It may leave choices to the platform; run.json has those
+  that the config of the trainer settles. A directory that is new appears by one
+  rename with all files that precede the first step, so it is never half a run.
+  Entries of `record` are added to the run.json of a member of a population; it
+  is None for a run alone. With several processes, only the first writes and
+  locks.
 
   Raises:
     UserError: the directory cannot be written or is locked, or another process
@@ -237,10 +241,12 @@ def open_run(trainer: Trainer, workdir: pathlib.Path, argv: list[str],
     files.write_json(directory.alignment_file, {
         'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
     directory.write(
-        trainer.config, trainer.sizes, trainer.tokenizer, run_record.run_record(
-            seed=trainer.config.seed, argv=argv or sys.argv,
+        config, trainer.sizes, trainer.tokenizer, run_record.run_record(
+            seed=config.seed, argv=argv or sys.argv,
             devices=trainer.devices, hashes=trainer.hashes) | {
-                'compute_dtype': build.compute_dtype(trainer.config),
+                'compute_dtype': build.compute_dtype(config),
+                'platform_choices': config_lib.platform_choices(
+                    trainer.config, trainer.devices[0].platform),
                 **(record or {})})
 
   directory = RunDirectory(workdir)

@@ -31,9 +31,10 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       'windows': len(trainer.windows),
       'windows_trained_on': len(trainer.batches.indices),
       'alignment': trainer_lib.describe_alignment(trainer.windows.audit),
-      'batch_shapes': (f'packed in rows of {trainer.buckets[-1]}'
-                       if config.data.packing else
-                       [[config.train.batch_size, b] for b in trainer.buckets]),
+      'batch_shapes': (trainer.batches.describe() if trainer.batches.packing
+                       else [[config.train.batch_size, b]
+                             for b in trainer.buckets]),
+      'updates_per_dispatch': trainer.dispatch,
       'steps_per_epoch': trainer.batches.steps_per_epoch,
       'steps': trainer.num_steps,
       'vocabulary': len(trainer.tokenizer.vocab),
@@ -74,7 +75,7 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
           f'not timed: beside the state a step needs {needed / MEBIBYTE:,.0f} '
           f'MiB, and {free / MEBIBYTE:,.0f} MiB are free')}
   seconds, count = _time(trainer, state, length, rows)
-  share = 1.0 if trainer.config.data.packing else (
+  share = 1.0 if trainer.batches.packing else (
       trainer.batches.mean_length / length)
   total = _clock(seconds * share * trainer.num_steps)
   return {**costs, 'seconds_per_step': f'{seconds:.3g} for {shape}', 'eta': (

@@ -166,7 +166,8 @@ class StepMetrics:
     self._every_steps, self._steps_per_epoch = every_steps, steps_per_epoch
     self._devices, self._max_skipped = devices, max_skipped
     self._num_steps = num_steps
-    self._began, self._rows, self._tokens = time.perf_counter(), 0, 0
+    self._read = time.perf_counter()  # when steps were read the last time
+    self._seconds, self._rows, self._tokens = 0.0, 0, 0
     self._norms: list[float] = []  # finite gradient norms since the last row
     self.skipped = skipped  # skipped updates: all, and the last in a row
     self.losses = losses  # sum and number of the losses since the last row
@@ -183,15 +184,22 @@ class StepMetrics:
 
   def leave_out(self, seconds: float) -> None:
     """Leaves out seconds that were not spent on training from the speeds."""
-    self._began += seconds
+    self._read += seconds
 
   def add_steps(self, done: list[tuple[int, Any]]) -> None:
     """Checks and logs the (step, metrics) of steps that are complete.
 
+    Steps that are read together have taken equally long.
+
     Raises:
       UserError: more than `max_skipped` updates in a row were skipped.
     """
+    if not done:
+      return
+    now = time.perf_counter()
+    each, self._read = (now - self._read) / len(done), now
     for step, values in done:
+      self._seconds += each
       windows, rows, tokens = self._in_flight.popleft()
       self._rows, self._tokens = self._rows + rows, self._tokens + tokens
       self._count_skipped(step, values, windows)
@@ -205,13 +213,12 @@ class StepMetrics:
       if self.is_due(step):
         total, count = self.losses
         self.mean_loss = total / count if count else math.nan
-        seconds = time.perf_counter() - self._began
         values = {**values, 'loss': self.mean_loss}
         line = {**{k: float(v) for k, v in values.items() if math.isfinite(v)},
                 'skipped': self.skipped[0],
                 'epoch': step / self._steps_per_epoch,
-                'examples_per_second': self._rows / seconds,
-                'tokens_per_second': self._tokens / seconds,
+                'examples_per_second': self._rows / self._seconds,
+                'tokens_per_second': self._tokens / self._seconds,
                 'peak_megabytes': devices_lib.peak_megabytes(
                     devices_lib.local_device(self._devices)),
                 **self.costs.spent(len(self._devices))}
@@ -220,7 +227,7 @@ class StepMetrics:
         if self._progress:
           self._progress.note(f'loss {self.mean_loss:.4f}  '
                               f'{line["examples_per_second"]:.1f} examples/s')
-        self._began, self._rows, self._tokens = time.perf_counter(), 0, 0
+        self._seconds, self._rows, self._tokens = 0.0, 0, 0
         self._norms, self.losses = [], (0.0, 0)
 
   def is_due(self, step: int) -> bool:

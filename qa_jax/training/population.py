@@ -162,7 +162,7 @@ class _Member:
       self.meter.add_batch(
           rows['window'], trainer.batches.lengths_of(rows['window']))
     batch = trainer.batches.gather(length, rows)
-    if len(trainer.buckets) > 1 and not trainer.config.data.packing:
+    if len(trainer.buckets) > 1 and not trainer.batches.packing:
       batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
     return batch
 
@@ -213,6 +213,7 @@ class _PopulationProgram:
   vectorized: VectorizedStep
   rates: Any  # learning rate and weight decay of each member, on the devices
   progress: console.Progress
+  most_at_once: int = 1
 
   def is_due(self, step: int) -> bool:
     return any(not m.failed and m.checkpointer.is_due(step)
@@ -237,13 +238,15 @@ class _PopulationProgram:
   def stop_message(self, step: int) -> str:
     return '\n'.join(m.stop_message(step) for m in self.members)
 
-  def step(self, step: int, states: Any) -> tuple[Any, Any]:
+  def dispatch(self, step: int, states: Any) -> tuple[Any, Any, int]:
     del step
-    return self.vectorized.step(states, self.rates, self.vectorized.place(
-        [m.next_batch() for m in self.members]))
+    states, values = self.vectorized.step(
+        states, self.rates, self.vectorized.place(
+            [m.next_batch() for m in self.members]))
+    return states, values, 1
 
-  def read(self, done: list[tuple[int, Any]]) -> None:
-    for step, values in done:
+  def read(self, done: list[tuple[range, Any]]) -> None:
+    for (step,), values in done:
       rows = self.vectorized.take(values)
       for member, row in zip(self.members, rows, strict=True):
         member.read(step, row)
@@ -282,23 +285,36 @@ def train_members(
     raise errors.UserError(
         'config.precision.deterministic=True holds for runs alone, not in a '
         'population; choose --engine=local or precision.deterministic=False')
+  if configs[0].train.updates_per_dispatch > 1:
+    raise errors.UserError(
+        'a population makes one update a dispatch, not '
+        f'config.train.updates_per_dispatch='
+        f'{configs[0].train.updates_per_dispatch}; set it to 0 or 1, or choose '
+        '--engine=local')
   if len({member_key(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '
         'optim.weight_decay alone; parallel.mode is pmap or jit')
+  settled = []
   for config, workdir in zip(configs, workdirs, strict=True):
-    RunDirectory(workdir).check_config(config)
+    directory = RunDirectory(workdir)
+    directory.check_config(config)
     lock.check_unlocked(workdir)
-  first = trainer_lib.build_trainer(configs[0])
+    settled.append(directory.settle(config, jax.default_backend()))
+  if len({member_key(config) for config in settled}) != 1:
+    raise errors.UserError(
+        'the runs of a population began on different platforms, so that their '
+        'data.packing or data.buckets differ; choose --engine=local')
+  first = trainer_lib.build_trainer(settled[0])
   check_memory(first.state, len(configs), first.devices)
   members = []
   with contextlib.ExitStack() as open_things:
-    for config, workdir in zip(configs, workdirs, strict=True):
-      trainer = trainer_lib.with_seed_and_rates(first, config)
+    for config, own, workdir in zip(configs, settled, workdirs, strict=True):
+      trainer = trainer_lib.with_seed_and_rates(first, own)
       trainer = dataclasses.replace(
           trainer, state=jax.device_get(trainer.state))
       members.append(_Member(trainer, workdir, checkpointing.open_run(
-          trainer, workdir, argv or [], open_things,
+          trainer, config, workdir, argv or [], open_things,
           {'population': [other.name for other in workdirs]})))
     first = None  # frees its state on the device
     requests = open_things.enter_context(signals.StopRequests())

@@ -27,6 +27,10 @@ class Profiler:
   def __init__(self, directory: pathlib.Path, steps: range):
     self._directory, self._steps, self._on = directory, steps, False
 
+  def is_boundary(self, step: int) -> bool:
+    """Returns whether the profile starts or ends before this step."""
+    return step in (self._steps.start, self._steps.stop)
+
   def before(self, step: int | None, state: Any) -> None:
     """Starts or ends the profile before a step, or after the last (None)."""
     if self._on != (step in self._steps):

@@ -1,14 +1,16 @@
 """The train step: one pure function of a train state and a batch.
 
-Glossary of shapes: B batch (windows), over all devices and micro-steps.
+Glossary of shapes: B batch (windows), over all devices and micro-steps;
+K updates of a dispatch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 Rows = dict[str, jax.Array]  # [B] each: 'loss', and values that are logged
@@ -94,3 +96,60 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
       (state.params, state.opt_state))
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   return state, {**values, 'skipped': 1.0 - good}
+
+
+COUNT = 'updates'  # [B] int32 array of a stack of batches: how many are real
+
+
+def stack_batches(batches: Sequence[dict[str, np.ndarray]], most: int
+                  ) -> dict[str, np.ndarray]:
+  """Stacks batches of one shape on the second axis, for `several_updates`.
+
+  The first axis stays that of rows, by which arrays are placed on devices. The
+  stack has room for `most` batches; the room that is left is zero.
+  """
+  def stack(*arrays: np.ndarray) -> np.ndarray:
+    out = np.zeros((len(arrays[0]), most, *arrays[0].shape[1:]),
+                   arrays[0].dtype)
+    for k, array in enumerate(arrays):
+      out[:, k] = array
+    return out
+
+  stacked = jax.tree.map(stack, *batches)
+  return {**stacked, COUNT: np.full(
+      len(batches[0]['row']), len(batches), np.int32)}
+
+
+def several_updates(step: Callable[..., tuple[TrainState, dict[str, Any]]]
+                    ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+  """Returns a step that makes one update for each batch of a stack.
+
+  It equals calls of `step` for one batch after another, and its metrics are
+  [K]. One program makes any number of updates up to K, so that the few before
+  an evaluation need no program of their own.
+  """
+  def updates(state: TrainState, batches: dict[str, jax.Array],
+              **options: Any) -> tuple[TrainState, dict[str, Any]]:
+    stack = {k: v for k, v in batches.items() if k != COUNT}
+
+    def batch(k: jax.Array | int) -> dict[str, jax.Array]:
+      return jax.tree.map(
+          lambda x: jax.lax.dynamic_index_in_dim(x, k, 1, keepdims=False),
+          stack)
+
+    def body(k, carry):
+      state, metrics = carry
+      # Without barriers XLA fuses, and rounds, otherwise than in one update.
+      state, values = jax.lax.optimization_barrier(step(
+          *jax.lax.optimization_barrier((state, batch(k))), **options))
+      return state, jax.tree.map(
+          lambda all_, value: all_.at[k].set(value), metrics, values)
+
+    most = stack['row'].shape[1]
+    shapes = jax.eval_shape(lambda s: step(s, batch(0), **options)[1], state)
+    metrics = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype),
+                           shapes)
+    return jax.lax.fori_loop(
+        0, batches[COUNT].max(), body, (state, metrics))
+
+  return updates

@@ -30,6 +30,8 @@ from qa_jax.training import trainer as trainer_lib
 class Program(Protocol):
   """The steps of one run, or of all runs of a population, for `run_loop`."""
 
+  most_at_once: int  # steps that one dispatch makes at most
+
   def is_due(self, step: int) -> bool:
     """Returns whether to evaluate or save before this step."""
 
@@ -45,11 +47,17 @@ class Program(Protocol):
   def stop_message(self, step: int) -> str:
     """Returns the text for the user when a signal stops the runs."""
 
-  def step(self, step: int, state: Any) -> tuple[Any, Any]:
-    """Starts one step on the next batch; returns the state and the metrics."""
+  def dispatch(self, step: int, state: Any) -> tuple[Any, Any, int]:
+    """Starts steps on the next batches; none before which work is due.
 
-  def read(self, done: list[tuple[int, Any]]) -> None:
-    """Logs the (step, metrics) of steps that are complete."""
+    Returns the state, the metrics and the number of steps.
+    """
+
+  def read(self, done: list[tuple[range, Any]]) -> None:
+    """Logs the (steps, metrics) of dispatches that are complete.
+
+    The steps count from 1, so that the first of a run is step 1.
+    """
 
 
 def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
@@ -62,8 +70,10 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
     Stopped: a signal asked for it. The runs are saved.
   """
   in_flight = 2 if jax.default_backend() == 'cpu' else 8
-  ahead = devices.RunAhead(in_flight, dog.waiting)
-  for step in range(start, num_steps + 1):
+  ahead = devices.RunAhead(
+      max(2, in_flight // program.most_at_once), dog.waiting)
+  step = start
+  while True:
     if program.is_due(step):
       program.read(ahead.drain())
       program.evaluate_and_save(step, state)
@@ -72,8 +82,9 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
       raise requests.stopped()
     if step == num_steps or program.has_failed():
       break
-    state, values = program.step(step, state)
-    program.read(ahead.push(step + 1, values))
+    state, values, count = program.dispatch(step, state)
+    program.read(ahead.push(range(step + 1, step + count + 1), values))
+    step += count
   return state
 
 
@@ -87,7 +98,8 @@ def describe_run(trainer: trainer_lib.Trainer) -> str:
           f'{dry_run.device_text(trainer)} ({config.parallel.mode}), '
           f'{build.compute_dtype(config)}, attention '
           f'{build.attention_in_use(config, trainer.sizes)}; '
-          f'{trainer.num_steps} updates of {config.train.batch_size} windows')
+          f'{trainer.num_steps} updates of {trainer.batches.describe()}'
+          + f'; {trainer.dispatch} a dispatch' * (trainer.dispatch > 1))
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
@@ -104,18 +116,22 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
       in a row were skipped.
     Stopped: a signal asked for it. The run is saved.
   """
-  RunDirectory(workdir).check_config(config)
+  run_directory = RunDirectory(workdir)
+  run_directory.check_config(config)
+  settled = run_directory.settle(config, jax.default_backend())
   if processes.is_first_process():
     lock.check_unlocked(workdir)
   with metrics_log_lib.Costs() as costs, contextlib.ExitStack() as open_things:
-    trainer = trainer_lib.build_trainer(config)
+    trainer = trainer_lib.build_trainer(settled)
     if processes.is_multi_process():
       processes.check_equal_on_all(
-          config=json.dumps(config.to_dict(), sort_keys=True), **trainer.hashes)
+          config=json.dumps(settled.to_dict(), sort_keys=True),
+          **trainer.hashes)
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
-    store = checkpointing.open_run(trainer, workdir, argv or [], open_things)
+    store = checkpointing.open_run(
+        trainer, config, workdir, argv or [], open_things)
     start, = processes.broadcast_from_first([store.latest or 0])
     about = describe_run(trainer)  # counts the initial parameters
     state, counts, position = checkpointing.restore_state(
@@ -184,21 +200,33 @@ class SingleRun:
   def stop_message(self, step: int) -> str:
     return self.checkpointer.stop_message(step)
 
-  def step(self, step: int, state: Any) -> tuple[Any, Any]:
+  @property
+  def most_at_once(self) -> int:
+    return self.trainer.dispatch
+
+  def dispatch(self, step: int, state: Any) -> tuple[Any, Any, int]:
     self.trace.before(step, state)
     trainer = self.trainer
-    length, rows = trainer.batches.next_rows()
-    self.meter.add_batch(
-        rows['window'], trainer.batches.lengths_of(rows['window']))
-    state, values = trainer.parallel.step(state, trainer.place(length, rows))
+    most = next((n for n in range(1, trainer.dispatch)
+                 if self.is_due(step + n) or self.trace.is_boundary(step + n)),
+                trainer.dispatch)
+    length, batches = trainer.batches.next_alike(most)
+    for rows in batches:
+      self.meter.add_batch(
+          rows['window'], trainer.batches.lengths_of(rows['window']))
+    state, values = trainer.parallel.step(
+        state, trainer.place(length, *batches))
     if processes.is_multi_process():
       values['signal'] = devices.max_over_processes(
           self.requests.noted or 0, trainer.parallel.mesh)
-    return state, values
+    return state, values, len(batches)
 
-  def read(self, done: list[tuple[int, Any]]) -> None:
+  def read(self, done: list[tuple[range, Any]]) -> None:
     # All processes read the same steps, so that they agree before which step a
     # signal stops them.
     for _, values in done:
       self.requests.hear(int(values.pop('signal', 0)))
-    self.meter.add_steps(done)
+    self.meter.add_steps([
+        (step, {name: value[k] for name, value in values.items()}
+         if self.trainer.dispatch > 1 else values)
+        for steps, values in done for k, step in enumerate(steps)])

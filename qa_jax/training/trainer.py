@@ -164,6 +164,18 @@ def select_train_devices(config: config_lib.Config) -> list[jax.Device]:
   return jax.devices()[:1]
 
 
+def updates_per_dispatch(config: config_lib.Config, platform: str,
+                         one_shape: bool) -> int:
+  """Returns train.updates_per_dispatch, with 0 resolved for a platform.
+
+  An accelerator finishes an update of a small encoder in about the time that
+  the host needs to start it. Batches of several shapes seldom follow each other
+  in one shape.
+  """
+  return config.train.updates_per_dispatch or (
+      4 if one_shape and platform != 'cpu' else 1)
+
+
 def describe_alignment(audit: Mapping[str, int]) -> str:
   """Returns the numbers of an audit of gold spans as a sentence."""
   faults = ', '.join(f'{count:,} {fate.replace("_", " ")}'
@@ -203,7 +215,8 @@ class Trainer:
   num_steps: int
   schedule: optax.Schedule
   step: parallel.Step  # not wrapped for devices, see `build_step`
-  parallel: parallel.Parallel  # the step wrapped for the devices
+  dispatch: int  # updates that one call of `parallel` makes at most
+  parallel: parallel.Parallel  # the step, or several, wrapped for the devices
   evaluator: evaluator_lib.Evaluator | None  # None without config.data.eval
   state: step_lib.TrainState  # before the first step
   notes: list[str]  # lines for the user
@@ -212,10 +225,17 @@ class Trainer:
   def hashes(self) -> dict[str, str]:
     return input_hashes(self)
 
-  def place(self, length: int, rows: dict[str, np.ndarray]) -> Any:
-    """Puts the batch that `batches.next_rows` describes on the devices."""
-    rows = devices_lib.local_rows(rows, self.parallel.mesh)
-    return self.parallel.place_batch(self.batches.gather(length, rows))
+  def place(self, length: int, *rows: dict[str, np.ndarray]) -> Any:
+    """Puts batches of one shape on the devices, for one call of `parallel`.
+
+    `rows` are one or several of `batches.next_rows`, at most `dispatch`.
+    """
+    batches = [self.batches.gather(
+        length, devices_lib.local_rows(some, self.parallel.mesh))
+               for some in rows]
+    return self.parallel.place_batch(
+        batches[0] if self.dispatch == 1
+        else step_lib.stack_batches(batches, self.dispatch))
 
   def compile(self, state: step_lib.TrainState) -> int:
     """Compiles the step for each batch shape that is left in this epoch.
@@ -270,8 +290,12 @@ def build_trainer(config: config_lib.Config) -> Trainer:
   loss_fn = build_loss(model, objective, config.decode)
   parts, state_notes = _seeded_parts(
       config, devices, objective, source, windows, buckets, model, loss_fn)
+  dispatch = updates_per_dispatch(
+      config, jax.default_backend(), parts['batches'].one_shape)
   wrapped = parallel.wrap_step(
-      parts['step'], mode=config.parallel.mode, devices=devices,
+      parts['step'] if dispatch == 1
+      else step_lib.several_updates(parts['step']),
+      mode=config.parallel.mode, devices=devices,
       axes=dict(config.parallel.mesh),
       deterministic=config.precision.deterministic)
   notes += state_notes
@@ -286,8 +310,8 @@ def build_trainer(config: config_lib.Config) -> Trainer:
   return Trainer(
       config=config, devices=devices, objective=objective, source=source,
       windows=windows, tokenizer=windows.tokenizer, buckets=buckets,
-      sizes=sizes, model=model, loss_fn=loss_fn, parallel=wrapped,
-      evaluator=evaluator, notes=notes, **parts)
+      sizes=sizes, model=model, loss_fn=loss_fn, dispatch=dispatch,
+      parallel=wrapped, evaluator=evaluator, notes=notes, **parts)
 
 
 def with_seed_and_rates(trainer: Trainer, config: config_lib.Config) -> Trainer:
@@ -311,7 +335,7 @@ def _seeded_parts(
       windows, windows.train_indices(config.data.windows_without_answer),
       config.train.batch_size, buckets, config.seed,
       group_questions=objective.needs_whole_questions,
-      packing=config.data.packing, devices=len(devices),
+      packing=input_pipeline.packing(config), devices=len(devices),
       accumulation=config.train.grad_accumulation)
   num_steps = config.train.num_steps or math.ceil(
       config.train.num_epochs * batches.steps_per_epoch)

@@ -88,7 +88,8 @@ def test_few_windows_are_one_batch_of_a_power_of_two(n, rows):
   assert {len(r) for _, r in planned} == {rows}
 
 
-@pytest.mark.parametrize('layout', [{}, {'packing': True}])
+@pytest.mark.parametrize('layout', [
+    {}, {'packing': True}, {'packing': 'rows'}])
 def test_shapes_are_those_of_the_steps_to_come(layout):
   stream = batches.stream(**layout)
   for _ in range(3):
@@ -106,7 +107,9 @@ def test_shapes_are_those_of_the_steps_to_come(layout):
 
 @pytest.mark.parametrize('layout', [
     {}, {'group_questions': True},
-    {'packing': True, 'accumulation': 2}])
+    {'packing': True, 'accumulation': 2},
+    {'packing': 'rows', 'accumulation': 2},
+    {'packing': 'rows', 'group_questions': True}])
 @pytest.mark.parametrize('devices', [[0], [2, 3], [3, 1]])
 def test_what_some_devices_see_is_gathered_alone(layout, devices):
   stream = batches.stream(devices=4, **layout)
@@ -121,7 +124,33 @@ def test_what_some_devices_see_is_gathered_alone(layout, devices):
       np.testing.assert_array_equal(part[name], cut(value), err_msg=name)
 
 
-@pytest.mark.parametrize('grouping', [{}, batches.GROUPING[3]])
+@pytest.mark.parametrize('layout', [
+    {}, {'packing': True}, {'packing': 'rows'}])
+def test_batches_that_are_alike_are_those_of_one_by_one(layout):
+  stream, one_by_one = batches.stream(**layout), batches.stream(**layout)
+  counts = []
+  for most in [3, 1, 2] * stream.steps_per_epoch:
+    length, alike = stream.next_alike(most)
+    epoch = stream.epoch
+    for rows in alike:
+      expected = one_by_one.gather(*one_by_one.next_rows())
+      for name, value in stream.gather(length, rows).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    assert stream.position == one_by_one.position and 0 < len(alike) <= most
+    left = stream.steps_per_epoch - stream.index
+    if len(alike) < most and left:  # the next batch has another shape
+      other = batches.stream(**layout)
+      other.seek(stream.position)
+      assert next(other)['token_ids'].shape != (
+          expected['token_ids'].shape)
+    assert epoch == one_by_one.epoch  # no batches of two epochs
+    counts.append(len(alike))
+  assert len({*counts}) > 1
+
+
+@pytest.mark.parametrize('grouping', [
+    {}, batches.GROUPING[3], {'packing': 'rows'},
+    {'packing': 'rows', **batches.GROUPING[3]}])
 def test_a_restored_position_gives_the_same_next_batches(grouping):
   whole = batches.stream(**grouping)
   expected = list(itertools.islice(whole, 25))

@@ -119,6 +119,51 @@ def test_scores_and_gradients_equal_those_of_padded_rows(padded, shards):
                other_gradient, gradient)
 
 
+def test_a_batch_of_fixed_rows_has_the_gradient_of_its_windows_padded(padded):
+  stream = trainer_lib.build_trainer(config(
+      True, 2, accumulation=2, data={
+          **tiny.FIELDS['data'], 'max_length': P, 'packing': 'rows'})).batches
+  packed = next(stream)
+  windows = stream._plan[0][1]
+  assert (windows < 0).any() and packed['token_ids'].shape[0] == 4  # shards
+  batch = padded.windows.gather(windows, P)
+  scores, gradient = scores_and_gradient(padded, batch)
+  # Row r of a device is of its micro-step r mod 2, but unpacking takes the rows
+  # of one shard together.
+  order = np.arange(len(windows)).reshape(2, -1, 2).swapaxes(1, 2).reshape(-1)
+  packed = {k: v if (v.ndim > 1 and len(v) == 4) or k == 'packed_row'
+            else v[order] for k, v in packed.items()}
+  other_scores, other_gradient = scores_and_gradient(padded, packed)
+  real = windows[order] >= 0
+  np.testing.assert_allclose(
+      other_scores[real], scores[order][real], atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+               other_gradient, gradient)
+
+
+@pytest.mark.parametrize(('mode', 'devices', 'accumulation'), [
+    ('pmap', 4, 1), ('mesh', 2, 2)])
+def test_fixed_rows_have_equal_losses_on_any_devices(
+    tmp_path, one_device, mode, devices, accumulation):
+  """Four shards a batch: dropout, too, is keyed by their packed rows."""
+  np.testing.assert_allclose(
+      losses(tmp_path, fixed_rows(mode, devices, accumulation)), one_device,
+      atol=1e-5)
+
+
+def fixed_rows(mode: str, devices: int, accumulation: int):
+  return config(True, accumulation=accumulation,
+                parallel={'mode': mode, 'num_devices': devices},
+                model={**tiny.FIELDS['model'], 'dropout': 0.1},
+                data={**tiny.FIELDS['data'], 'eval': '', 'packing': 'rows'})
+
+
+@pytest.fixture(scope='module')
+def one_device(tmp_path_factory) -> list[float]:
+  return losses(tmp_path_factory.mktemp('runs') / 'jit',
+                fixed_rows('jit', 1, 4))
+
+
 def test_a_window_does_not_see_its_neighbours_in_the_row(padded):
   batch = padded.windows.gather(np.arange(16), P)
   packed = pack_batch(batch, np.arange(16)[None], P, np.ones(16, bool))

@@ -258,6 +258,22 @@ def test_vmap_over_members_of_a_population_equals_one_batch():
     np.testing.assert_allclose(ours.reshape(alone.shape), alone, atol=1e-6)
 
 
+@pytest.mark.filterwarnings('ignore:The Pallas Triton')
+def test_vmap_calls_a_kernel_once_for_the_rows_of_all_members():
+  members = jax.tree.map(lambda x: jnp.stack([x] * 3), arrays())
+  visible, keys = visible_of('packed'), drop_of(RATE).keys  # of every member
+  gradients = jax.vmap(lambda q, k, v, g: gradient_function('pallas', RATE)(
+      q, k, v, visible, keys, g))
+  with on_a_gpu():
+    text = jax.jit(gradients).trace(*members).lower(
+        lowering_platforms=('cuda',)).as_text()
+  assert text.count('@__gpu$xla.gpu.triton') == 2  # forward and backward
+  assert 'stablehlo.while' not in text
+  for ours, alone in zip(jax.jit(gradients)(*members),
+                         outputs('pallas', 'packed', RATE), strict=True):
+    np.testing.assert_allclose(ours, jnp.stack([alone] * 3), atol=1e-6)
+
+
 def test_an_encoder_under_pmap_is_equal_with_pallas_and_xla(monkeypatch):
   monkeypatch.setitem(attention.LIMITS, 'pallas', ())
   ids = jnp.asarray(SEGMENTS[:2])
@@ -377,8 +393,14 @@ USE = attention.Use(platform='cpu', length=384, head_size=64,
     ({'platform': 'gpu'}, 'cudnn'),
     ({'platform': 'gpu', 'dtype': jnp.dtype('float32')}, 'xla'),
     ({'platform': 'gpu', 'training': True}, 'cudnn'),
-    ({'platform': 'gpu', 'training': True, 'dropout': 0.1}, 'xla'),
-    ({'platform': 'gpu', 'packed': True}, 'xla'),
+    ({'platform': 'gpu', 'dropout': 0.1}, 'cudnn'),
+    ({'platform': 'gpu', 'training': True, 'dropout': 0.1}, 'pallas'),
+    ({'platform': 'gpu', 'training': True, 'dropout': 0.1, 'head_size': 48},
+     'xla'),
+    ({'platform': 'gpu', 'packed': True}, 'pallas'),
+    ({'platform': 'gpu', 'packed': True, 'dtype': jnp.dtype('float32')},
+     'pallas'),
+    ({'platform': 'gpu', 'packed': True, 'length': 513}, 'xla'),
     ({'platform': 'tpu', 'packed': True, 'training': True}, 'xla'),
     ({'platform': 'abacus'}, 'xla'),
     ({'length': 1024}, 'xla'),

@@ -249,8 +249,16 @@ MUTATIONS: dict[str, Mutation] = {
         PLANS, 'most = -(-_enough_rows(len(lengths)) // multiple) * multiple',
         'most = _enough_rows(len(lengths))', BATCHES),
     'packing-best-fit': Mutation(
-        PACKING, 'min(fits, key=lambda r: room[r], default=len(room))',
-        'min(fits, default=len(room))', ROWS),
+        PACKING, 'room = length + (fits & -fits).bit_length() - 1',
+        'room = length + fits.bit_length() - 1', ROWS),
+    'packing-fixed-rows-even': Mutation(
+        'qa_jax/data/row_plans.py', "np.argsort(load[open_], kind='stable')",
+        "np.argsort(-load[open_], kind='stable')",
+        'tests/data/test_row_plans.py -k evenly'),
+    'packing-fixed-rows-drawn': Mutation(
+        'qa_jax/data/row_plans.py', 'default_rng([seed, epoch])',
+        'default_rng([seed, 0])',
+        'tests/data/test_row_plans.py -k epoch'),
     'packing-dealing': Mutation(
         PACKING, 'table[1::2] = table[1::2, ::-1]', 'pass', ROWS),
     # --- candidates and answers
@@ -272,6 +280,9 @@ MUTATIONS: dict[str, Mutation] = {
         'qa_jax/decoding/candidates.py',
         '& jnp.take_along_axis(end_mask, last, axis=1))', ')', WHOLE_WORDS),
     # --- checkpoints, export and populations
+    'dispatch-count': Mutation(
+        STEP, '0, batches[COUNT].max(), body', '0, most, body',
+        'tests/training/test_train.py -k any_number'),
     'checkpoints-best': Mutation(
         MANAGER, 'key=lambda step: (scores[step], step), default=None)',
         'key=lambda step: (scores[step], -step), default=None)', STORE),

@@ -88,6 +88,9 @@ def test_comment_above_every_field_is_whole_sentences(group):
     ({'data': {'max_length': 8193}}, 'in 8 … 8192'),
     ({'precision': {'compute_dtype': 'float16'}},
      'choose float32, tf32, bfloat16 or auto'),
+    ({'data': {'packing': 'row'}}, "='row'; choose False, True, rows or auto"),
+    ({'data': {'packing': 1}}, 'packing=1, expected bool or str'),
+    ({'train': {'num_steps': 1, 'updates_per_dispatch': 17}}, 'in 0 … 16'),
 ])
 def test_bad_field_is_one_line(change, message):
   with pytest.raises(errors.UserError, match=message) as e:

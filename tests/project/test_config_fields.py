@@ -455,6 +455,14 @@ def check_buckets(tmp_path):
     assert length == min(b for b in (40, 52, 64) if b >= longest)
     seen.add(length)
   assert len(seen) > 1 and built().batches.next_rows()[0] == 64
+  for length, platform, lengths in (
+      (384, 'cpu', (384,)), (384, 'gpu', (128, 192, 320, 384)),
+      (512, 'tpu', (128, 256, 384, 512)), (80, 'gpu', (64, 80)),
+      (40, 'gpu', (40,))):
+    assert config_lib.buckets(config(
+        data__max_length=length, data__packing=False), platform) == lengths
+  explicit = config(data__buckets=[16], data__packing=False)
+  assert config_lib.buckets(explicit, 'gpu') == (16,)
 
 
 def check_packing(tmp_path):
@@ -462,6 +470,20 @@ def check_packing(tmp_path):
   packed = first_batch(built(data__max_length=128, data__packing=True))
   assert 'segment_ids' not in padded and packed['segment_ids'].max() > 1
   assert (packed['segment_ids'] > 0).sum() == padded['attention_mask'].sum()
+  stream = built(data__max_length=128, data__packing='rows').batches
+  rows, tokens, lengths = set(), 0, stream.windows.total_lengths
+  for _ in range(stream.steps_per_epoch):
+    batch = stream.gather(*stream.next_rows())
+    rows.add(batch['token_ids'].shape)
+    tokens += (batch['segment_ids'] > 0).sum()
+  assert len(rows) == 1 and tokens == lengths[stream.indices].sum()
+  for given, platform, resolved in (
+      ('auto', 'cpu', False), ('auto', 'gpu', 'rows'), ('auto', 'tpu', 'rows'),
+      ('auto', '', False), (True, 'gpu', True), ('True', 'cpu', True),
+      ('False', 'gpu', False), ('rows', 'cpu', 'rows')):
+    assert config_lib.packing(
+        config(data__packing=given), platform) is resolved
+  assert config_lib.packing(config(model__attention='cudnn'), 'gpu') is False
 
 
 def check_windows_without_answer(tmp_path):
@@ -513,6 +535,12 @@ def check_eval_batch_size(tmp_path):
   for size in (3, 5):
     evaluated(tmp_path, eval_batch_size=size)
     assert (str(size), (size, 20)) in lookup.TRACED
+  for size, packing, platform, rows in (
+      (0, False, 'cpu', 8), (0, True, 'cpu', 64), (0, 'auto', 'cpu', 8),
+      (0, 'auto', 'gpu', 256), (0, False, 'tpu', 256), (7, 'auto', 'gpu', 7)):
+    assert input_pipeline.eval_batch_size(config(
+        train__eval_batch_size=size, data__packing=packing), 2,
+                                          platform) == rows
 
 
 def check_num_epochs(tmp_path):
@@ -547,6 +575,22 @@ def check_grad_accumulation(tmp_path):
     assert rows & {v.aval.shape for e in program.jaxpr.eqns
                    if e.primitive.name == 'scan'
                    for v in e.params['jaxpr'].jaxpr.invars}
+
+
+def check_updates_per_dispatch(tmp_path):
+  for given, platform, one_shape, count in (
+      (0, 'cpu', True, 1), (0, 'gpu', True, 4), (0, 'tpu', False, 1),
+      (1, 'gpu', True, 1), (3, 'cpu', False, 3)):
+    assert trainer_lib.updates_per_dispatch(
+        config(train__updates_per_dispatch=given), platform, one_shape) == count
+  trainer = built(train__updates_per_dispatch=3)
+  length, rows = trainer.batches.next_alike(2)
+  state, values = trainer.parallel.step(jax.device_put(
+      trainer.state, trainer.parallel.state_sharding(trainer.state)),
+                                        trainer.place(length, *rows))
+  assert int(state.step) == 2 and values['loss'].shape == (3,)
+  assert jax.device_get(values['loss']).astype(bool).tolist() == [
+      True, True, False]
 
 
 @functools.lru_cache
@@ -786,6 +830,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'train.num_epochs': check_num_epochs,
     'train.num_steps': check_num_steps,
     'train.grad_accumulation': check_grad_accumulation,
+    'train.updates_per_dispatch': check_updates_per_dispatch,
     'train.eval_every_steps': check_eval_every_steps,
     'train.checkpoint_every_steps': check_checkpoint_every_steps,
     'train.log_every_steps': check_log_every_steps,

@@ -286,8 +286,11 @@ def test_a_member_whose_loss_is_not_finite_ends_alone(tmp_path):
   predict.load(tmp_path / 'good')
 
 
-def test_a_deterministic_population_is_refused(tmp_path):
-  configs = members(precision={'deterministic': True})
+@pytest.mark.parametrize('change', [
+    {'precision': {'deterministic': True}},
+    {'train': {'updates_per_dispatch': 2}}])
+def test_what_only_single_runs_do_is_refused(tmp_path, change):
+  configs = members(**change)
   runs = [tmp_path / str(i) for i in range(len(configs))]
   with pytest.raises(errors.UserError, match='choose --engine=local'):
     population.train_members(configs, runs)

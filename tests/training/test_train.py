@@ -513,6 +513,152 @@ def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def dispatched(monkeypatch, workdir, **changes) -> list[int]:
+  """Trains, and returns the number of updates of each dispatch."""
+  counts, dispatch = [], train.SingleRun.dispatch
+
+  def counting(self, step, state):
+    state, values, count = dispatch(self, step, state)
+    counts.append(count)
+    return state, values, count
+
+  with monkeypatch.context() as patch:
+    patch.setattr(train.SingleRun, 'dispatch', counting)
+    train.train(several(**changes), workdir)
+  return counts
+
+
+@pytest.fixture
+def as_users_compile(monkeypatch):
+  """Makes XLA optimise train steps as it does outside of tests.
+
+  Without, it rounds in the loop of a dispatch otherwise than in one update.
+  """
+  options = {'xla_backend_optimization_level': 3}
+  if jax.__version_info__ < (0, 11):  # see conftest.py
+    options['xla_cpu_use_fusion_emitters'] = True
+  monkeypatch.setattr(parallel, 'DETERMINISTIC', options)
+
+
+def several(most: int = 3, *, buckets=(), packing='rows', mode='pmap', **more):
+  return tiny.config(
+      precision={'deterministic': True},  # takes parallel.DETERMINISTIC
+      model={**tiny.FIELDS['model'], 'dropout': 0.1},
+      data={'eval': '', 'packing': packing, 'buckets': buckets},
+      parallel={'mode': mode, 'num_devices': 1 if mode == 'jit' else 2},
+      train={'num_steps': 11, 'checkpoint_every_steps': 7,
+             'updates_per_dispatch': most}, **more)
+
+
+@pytest.mark.parametrize('changes', [
+    pytest.param({}, marks=pytest.mark.slow),
+    pytest.param({'mode': 'mesh'}, marks=pytest.mark.slow),
+    pytest.param({'mode': 'jit'}, marks=pytest.mark.slow),
+    pytest.param({'packing': True}, marks=pytest.mark.slow),
+    pytest.param({'packing': False, 'buckets': (48, 56)},
+                 marks=pytest.mark.slow),
+    {'optim': {'learning_rate': 1e-2, 'skip_norm': 1.9}}])
+def test_updates_of_a_dispatch_equal_single_ones_bit_for_bit(
+    tmp_path, monkeypatch, as_users_compile, changes):
+  counts = dispatched(monkeypatch, tmp_path / 'several', **changes)
+  assert sum(counts) == 11 and max(counts) > 1
+  ends = {*np.cumsum(counts).tolist()}
+  assert {7, 11} <= ends  # a checkpoint and the end are never crossed
+  if changes.get('packing', 'rows') == 'rows':  # nor is an epoch of 5 or 6
+    assert len(counts) <= 6
+  train.train(several(1, **changes), tmp_path / 'single')
+  rows = [runs.rows_of(tmp_path / name) for name in ('several', 'single')]
+  assert rows[0] == rows[1] and len(rows[0]) == 11
+  if 'optim' in changes:
+    assert 0 < rows[0][-1]['skipped'] < 11
+  for step in (7, 11):
+    one, other = (runs.state_of(tmp_path / name, step)
+                  for name in ('several', 'single'))
+    assert one.pop('position') == other.pop('position')
+    for name, value in one.items():
+      np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_run_of_several_updates_a_dispatch_resumes_bit_for_bit(
+    tmp_path, monkeypatch):
+  train.train(several(), tmp_path / 'whole')
+  runs.train_until_killed(several(), tmp_path / 'killed', 9, monkeypatch)
+  train.train(several(), tmp_path / 'killed')
+  assert runs.rows_of(tmp_path / 'killed') == runs.rows_of(tmp_path / 'whole')
+  one, other = (runs.state_of(tmp_path / name, 11)
+                for name in ('killed', 'whole'))
+  for name, value in one.items():
+    np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_dispatch_of_any_number_of_updates_is_one_program(tmp_path):
+  compiled = []
+  listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
+      'backend_compile_duration') else None
+  trainer = trainer_lib.build_trainer(several())
+  state = jax.device_put(
+      trainer.state, trainer.parallel.state_sharding(trainer.state))
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    assert trainer.compile(state) == len(compiled) == 1
+    for most in (3, 1, 2):
+      length, rows = trainer.batches.next_alike(most)
+      state, _ = trainer.parallel.step(state, trainer.place(length, *rows))
+    assert len(compiled) == 1
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert int(state.step) == 3 + 1 + 1  # an epoch has five batches
+
+
+def on_an_accelerator(monkeypatch):
+  """Makes 'auto' resolve as on a GPU, while a CPU computes."""
+  resolve, lengths = config_lib.packing, config_lib.buckets
+  monkeypatch.setattr(
+      config_lib, 'packing', lambda config, _: resolve(config, 'gpu'))
+  monkeypatch.setattr(
+      config_lib, 'buckets', lambda config, _: lengths(config, 'gpu'))
+
+
+@pytest.mark.parametrize('packing', ['auto', False])
+def test_a_run_keeps_the_choices_of_the_platform_it_began_on(
+    tmp_path, monkeypatch, capsys, packing):
+  config = several(1, packing=packing)
+  run = tmp_path / 'run'
+  with monkeypatch.context() as patch:
+    on_an_accelerator(patch)
+    train.train(config, tmp_path / 'whole')
+    runs.train_until_killed(config, run, 9, monkeypatch)
+  record = RunDirectory(run).read_record()['platform_choices']
+  assert record == {'data.packing': 'rows' if packing else False,
+                    'data.buckets': [64]}
+  stored = RunDirectory(run).read_config().data
+  assert stored.packing == packing and stored.buckets == ()
+  assert RunDirectory(run).settle(config, 'gpu').data.packing == (
+      record['data.packing'])
+  capsys.readouterr()
+  train.train(config, run)
+  said = capsys.readouterr().err
+  assert ('data.packing stays rows, with which the run began; on a cpu it '
+          'would be False' in said) == (packing == 'auto')
+  assert runs.rows_of(run) == runs.rows_of(tmp_path / 'whole')
+
+
+def test_a_run_of_earlier_versions_stays_unpacked(tmp_path, capsys):
+  """Its config says False, and its run.json has no choices."""
+  run = RunDirectory(tmp_path / 'run')
+  train.train(several(1, packing=False), run.path)
+  record = run.read_record()
+  del record['platform_choices']
+  run.record_file.write_text(json.dumps(record))
+  given = several(1, packing='auto')
+  run.check_config(given)
+  settled = run.settle(given, 'gpu').data
+  assert (settled.packing, settled.buckets) == (False, (64,))
+  assert 'data.packing stays False' in capsys.readouterr().err
+  with pytest.raises(errors.UserError, match=r'data\.packing .* → True'):
+    run.check_config(several(1, packing=True))
+
+
 def test_metrics_are_read_when_later_steps_are_on_their_way():
   ahead = devices_lib.RunAhead(2)
   pushed = [ahead.push(step, {'loss': jnp.full((), step)})

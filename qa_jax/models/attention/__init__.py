@@ -61,12 +61,15 @@ LONG = 1025
 
 
 def choose_attention(use: Use) -> str:
-  """Returns the name of the fast implementation, or 'xla' if it does not fit.
+  """Returns the fast implementation for a use, or 'xla' if it does not fit.
 
-  'pallas' is never chosen, because it has not been measured on a GPU.
+  On a GPU it is 'pallas' for packed rows and for dropout of weights, of which
+  'xla' stores L·L weights a head, and else 'cudnn', which takes bfloat16.
   """
-  if use.platform == 'gpu' and not limitation('cudnn', use):
-    return 'cudnn'
+  drops = use.training and use.dropout > 0
+  fused = 'pallas' if use.packed or drops else 'cudnn'
+  if use.platform == 'gpu' and not limitation(fused, use):
+    return fused
   if use.window is not None:  # a query then computes 3C weights, not L
     long = use.length > 3 * chunked.chunk_of_window(use.window)
   else:

@@ -114,7 +114,8 @@ def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:
 
   The first axis of the arrays and of the results numbers the rows. Without this
   function the compiler, which cannot look into a kernel, would copy all rows to
-  every device. It has no derivative, and vmap turns it into a loop.
+  every device. It has no derivative. vmap appends the rows of all members of a
+  population and calls `function` once.
   """
   results = jax.tree.leaves(jax.eval_shape(function, *rows))
 
@@ -133,4 +134,14 @@ def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:
   partitioned = custom_partitioning.custom_partitioning(function)
   partitioned.def_partition(partition=partition, sharding_rule=(
       f'{axes("i", rows)} -> {axes("o", results)}'))
-  return jax.custom_batching.sequential_vmap(partitioned)(*rows)
+  call = jax.custom_batching.custom_vmap(lambda *rows: partitioned(*rows))
+
+  @call.def_vmap
+  def fold(members, is_mapped, *rows):
+    rows = [x if mapped else jnp.broadcast_to(x, (members, *x.shape))
+            for x, mapped in zip(rows, is_mapped, strict=True)]
+    results = by_rows(function, [x.reshape(-1, *x.shape[2:]) for x in rows])
+    return jax.tree.map(lambda y: y.reshape(members, -1, *y.shape[1:]),
+                        results), jax.tree.map(lambda _: True, results)
+
+  return call(*rows)
