@@ -1,7 +1,6 @@
 """The parts of a training run, built from its config."""
 
-from collections.abc import Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
@@ -29,14 +28,12 @@ from qa_jax.data import windows as windows_lib
 from qa_jax.evaluation import evaluator as evaluator_lib
 from qa_jax.models import bert
 from qa_jax.models import qa
+from qa_jax.runtime import compilation
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 from qa_jax.training import optimizer as optimizer_lib
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
-
-# XLA compiles one program with several threads, but not all of its passes.
-COMPILE_THREADS = 4
 
 
 def initial_parameters(net: qa.QAModel, key: jax.Array,
@@ -209,21 +206,29 @@ class Trainer:
     rows = devices_lib.local_rows(rows, self.parallel.mesh)
     return self.parallel.place_batch(self.batches.gather(length, rows))
 
-  def compile(self, state: step_lib.TrainState) -> int:
-    """Compiles the step for each batch shape that is left in this epoch.
+  def start_compiling(self, state: step_lib.TrainState,
+                      report: Callable[[float], None] | None = None
+                      ) -> compilation.Compilation:
+    """Starts to compile the step for each batch shape left in this epoch.
 
-    Returns the number of shapes. jax 0.10 runs the program that
-    `lower().compile()` made, so that the first step compiles nothing again.
-    Tracing needs Python, so the steps are lowered in turn. XLA compiles several
-    at once.
+    The key of a program is the `batch_shape` of its batch. If training may
+    begin meanwhile, the shapes have the order in which batches need them. Else
+    the largest is the first. `state` may be donated meanwhile. `report` is that
+    of Compilation.
     """
     shapes = self.batches.shapes(self.num_steps - int(state.step))
-    with futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
-      programs = [pool.submit(self.parallel.lower(
-          state, self.place(*shape)).compile) for shape in shapes]
-      for program in programs:
-        program.result()
-    return len(shapes)
+    if not compilation.may_overlap():
+      shapes.sort(key=lambda batch: -math.prod(batch_shape(*batch)))
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=x.sharding), state)
+    return compilation.Compilation('the train step for a batch', {
+        batch_shape(*batch): lambda batch=batch: self.parallel.lower(
+            state, self.place(*batch)) for batch in shapes}, report)
+
+
+def batch_shape(length: int, rows: Mapping[str, np.ndarray]) -> tuple[int, int]:
+  """Returns the (rows, tokens) of the batch of `TrainBatches.next_rows`."""
+  return rows.get('packed_row', rows['window']).size, length
 
 
 def build_trainer(config: config_lib.Config) -> Trainer:
