@@ -250,7 +250,7 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
       console.say(note)
   model = build.build_model(config, sizes)
   _check_fits(model, config, tokenizer)
-  shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
+  shapes = qa.param_shapes(model)
   params = run.read_parameters(checkpoint, shapes)
   uncalibrated = config.decode.null_threshold
   config, calibration = (_calibrate(config, run, checkpoint, overrides)

@@ -53,8 +53,8 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
     return (params if init_head else {**params, 'head': fresh['head']}), notes
   stored = RunDirectory(source).read_config()
   other = build.build_model(stored, net.config)
-  params = RunDirectory(source).read_parameters('best', jax.eval_shape(
-      lambda: qa.init_params(other, key)))
+  params = RunDirectory(source).read_parameters(
+      'best', qa.param_shapes(other))
   if init_head and other.head == net.head:
     return params, []
   return {**params, 'head': qa.init_head(net, key)['head']}, [
@@ -318,7 +318,10 @@ def _seeded_parts(
       model, init_key, source, init_head=config.model.init_head)
   state = step_lib.TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
-      opt_state=optimizer.init(params),
+      # AdamW begins with zeros. `optimizer.init` would compile a program for
+      # each shape of a parameter.
+      opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype),
+                             jax.eval_shape(optimizer.init, params)),
       key_data=jax.random.key_data(dropout_key))
   return dict(batches=batches, num_steps=num_steps, schedule=schedule,
               step=build_step(config, loss_fn, **counts), state=state), notes

@@ -281,6 +281,15 @@ def test_a_head_for_a_loaded_encoder_is_that_of_fresh_parameters():
           == jax.tree.map(lambda x: (x.shape, x.dtype), head_only))
 
 
+@pytest.mark.parametrize('spec', heads.HEADS)
+def test_shapes_of_parameters_are_those_of_fresh_parameters(spec):
+  model = make_model().clone(head=heads.HEADS[spec]())
+  shape_of = lambda x: (x.shape, x.dtype)
+  assert jax.tree.map(shape_of, jax.eval_shape(
+      lambda: qa.init_params(model, jax.random.key(0)))) == jax.tree.map(
+          shape_of, qa.param_shapes(model))
+
+
 def test_decay_spares_every_bias_and_layer_norm_of_the_encoder(params):
   mask = flax.traverse_util.flatten_dict(optimizer.decay_mask(params), sep='/')
   decayed = {k for k, v in mask.items() if v}

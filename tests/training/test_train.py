@@ -464,6 +464,21 @@ def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.parametrize('fields', [
+    {}, {'layer_decay': 0.5, 'clip_norm': 1.0, 'bias_correction': False}])
+def test_the_initial_state_of_the_optimizer_is_that_of_optax(fields):
+  config = tiny.config(optim=fields)
+  trainer = trainer_lib.build_trainer(config)
+  _, optimizer = trainer_lib.build_optimizer(
+      config.optim, num_steps=7, num_layers=1)
+  given, wanted = trainer.state.opt_state, optimizer.init(trainer.state.params)
+  assert jax.tree.structure(given) == jax.tree.structure(wanted)
+  for x, y in zip(jax.tree.leaves(given), jax.tree.leaves(wanted),
+                  strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(x, y)
+
+
 BUCKETS = {'data': {'buckets': (40, 44, 48, 56), 'eval': ''}}
 
 
