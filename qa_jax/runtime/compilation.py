@@ -63,9 +63,13 @@ class Compilation:
   def __enter__(self) -> 'Compilation':
     return self
 
-  def __exit__(self, *_: object) -> None:
-    """Waits for the programs that are being compiled, and drops the others."""
-    self._pool.shutdown(cancel_futures=True)
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    """Drops the programs that have not begun, and waits for the others.
+
+    After an exception, such as that of a signal, it does not wait, so that a
+    checkpoint is not late. Python waits for the threads when it ends.
+    """
+    self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
   def __len__(self) -> int:
     return len(self._programs)

@@ -546,11 +546,12 @@ def test_a_signal_ends_the_wait_for_a_program(tmp_path, monkeypatch):
     if {*waits} != {waits[0]}:  # a later program, which is held
       signal.raise_signal(signal.SIGTERM)
     wait(self)
-    if self.requests.signal:
-      opened.set()  # else leaving the run would wait
   monkeypatch.setattr(train.SingleRun, 'wait_for_program', signalled)
-  with pytest.raises(signals.Stopped):
-    train.train(tiny.config(**BUCKETS), tmp_path)
+  try:
+    with pytest.raises(signals.Stopped):
+      train.train(tiny.config(**BUCKETS), tmp_path)
+  finally:
+    opened.set()  # Python waits for the thread when it ends
   steps = manager.Checkpoints(
       RunDirectory(tmp_path).checkpoints, read_only=True).steps
   assert len(steps) == 1 and 0 < steps[0] < 7
