@@ -15,7 +15,6 @@ import time
 
 from benchmarks import harness
 from benchmarks.session import ROOT
-from benchmarks.session import TARGETS
 from benchmarks.session import Outcome
 from benchmarks.session import Session
 from benchmarks.suites import search
@@ -23,6 +22,8 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 
 STEPS = 100  # enough questions to meet each bucket
 FIRST_STEP = f'train 1/{STEPS} '  # the beginning of the progress line of step 1
+# A ratio to the cold run is no target: a faster cold run would make it worse.
+GOAL_SECONDS = 8.0  # from the start to the first step with warm caches
 COMPILED = 'compiled in '  # the beginning of the line when all buckets are
 
 
@@ -60,13 +61,13 @@ def run(session: Session) -> Outcome:
       f'startup: first step after {warm.median:.1f} s with warm caches, '
       f'{empty.median:.1f} s with empty ones; at least '
       f'{least["warm"]:.1f} and {least["empty"]:.1f} CPU-seconds, with those '
-      'of the programs that compile meanwhile')
+      'of the programs that compile meanwhile; goal with warm caches: '
+      f'{GOAL_SECONDS:.0f} s')
   check = harness.Check('loss of the first step', harness.largest(
       abs(a - b) for a, b in zip(*losses.values(), strict=True)), 0)
-  target = TARGETS['startup']
   out.rows.append(harness.Row(
-      'startup', 'process start → first step', warm, empty, target.gate,
-      target.goal, (check,), 'without cache'))
+      'startup', 'process start → first step', warm, empty, checks=(check,),
+      against='without cache'))
   return out
 
 
