@@ -86,7 +86,7 @@ TARGETS: dict[str, Target] = {
     'forward classic': Target(2.5, 4), 'forward best': Target(1, 1.5),
     'search loop': Target(12, 40), 'search dense': Target(60, 200),
     'features cold': Target(5, 8), 'features warm': Target(5, 1000),
-    'evaluate': Target(10, 30), 'startup': Target(5, 10)}
+    'evaluate': Target(10, 30)}
 
 
 @dataclasses.dataclass

@@ -13,6 +13,7 @@ new one is sealed.
 from collections.abc import Iterator
 from concurrent import futures
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -20,16 +21,18 @@ import os
 import pathlib
 import re
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from qa_jax import errors
 from qa_jax.checkpoints import manifest
 from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.runtime import processes
+
+if TYPE_CHECKING:  # orbax takes a third of a second to load
+  import orbax.checkpoint as ocp
 
 UNFINISHED = '*.orbax-checkpoint-tmp'
 REMOVED = '.removed'  # suffix of a checkpoint while its files are deleted
@@ -56,19 +59,28 @@ class Checkpoints:
     self._overlapping = jax.default_backend() != 'cpu'
     self._sealer = futures.ThreadPoolExecutor(1)
     self._sealing: futures.Future[None] | None = None
-    self._writer = None if read_only else self._open()
+    self._closing = contextlib.ExitStack()  # of the writer, if one is built
+    if not read_only:
+      self._open()
 
-  def _open(self) -> ocp.Checkpointer:
+  def _open(self) -> None:
     if processes.is_first_process():
       self._directory.mkdir(parents=True, exist_ok=True)
       self._tidy()
     processes.wait_for_all('checkpoints')
+
+  @functools.cached_property
+  def _writer(self) -> 'ocp.Checkpointer':
+    """Builds the writer at the first save: a run starts without orbax."""
+    import orbax.checkpoint as ocp
     kind = ocp.AsyncCheckpointer if self._overlapping else ocp.Checkpointer
-    return kind(ocp.CompositeCheckpointHandler(
+    writer = kind(ocp.CompositeCheckpointHandler(
         params=ocp.StandardCheckpointHandler(),
         optimizer=ocp.StandardCheckpointHandler(),
         meta=ocp.JsonCheckpointHandler(),
         **{METRICS: ocp.JsonCheckpointHandler(METRICS)}))
+    self._closing.callback(writer.close)
+    return writer
 
   def _score(self, metrics: dict[str, float]) -> float:
     value = metrics.get(self._metric, -math.inf)
@@ -182,6 +194,7 @@ class Checkpoints:
         If the save overlaps with training, the next `save`, `finish` or `close`
         raises the error.
     """
+    import orbax.checkpoint as ocp
     self.finish()
     metrics = {k: float(v) for k, v in metrics.items() if math.isfinite(v)}
     exists = step in self.steps
@@ -281,18 +294,22 @@ class Checkpoints:
 
   def restore_params(self, step: int, template: Any) -> Any:
     """Reads parameters like `template`; a damaged file is a UserError."""
-    return self._read(step, params=ocp.args.StandardRestore(template)).params
+    return self._read(step, params=template).params
 
   def restore(self, step: int, *, params: Any, optimizer: Any
               ) -> tuple[Any, Any, dict[str, Any]]:
     """Reads (params, optimizer, meta) of a step; see `restore_params`."""
-    out = self._read(step, params=ocp.args.StandardRestore(params),
-                     optimizer=ocp.args.StandardRestore(optimizer),
-                     meta=ocp.args.JsonRestore())
+    out = self._read(step, meta=True, params=params, optimizer=optimizer)
     return out.params, out.optimizer, out.meta
 
-  def _read(self, step: int, **items: Any) -> Any:
+  def _read(self, step: int, *, meta: bool = False, **templates: Any) -> Any:
+    """Reads items like `templates`, and the item `meta` if asked for."""
+    import orbax.checkpoint as ocp
     self._check(step)
+    items = {name: ocp.args.StandardRestore(template)
+             for name, template in templates.items()}
+    if meta:
+      items['meta'] = ocp.args.JsonRestore()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(
           self._path(step), args=ocp.args.Composite(**items))
@@ -329,5 +346,4 @@ class Checkpoints:
       self.finish()
     finally:
       self._sealer.shutdown()
-      if self._writer:
-        self._writer.close()
+      self._closing.close()

@@ -18,6 +18,7 @@ from qa_jax.decoding import candidates
 from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
 from qa_jax.models import qa
+from qa_jax.runtime import compilation
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 
@@ -133,14 +134,27 @@ def score_windows(
       if bar:
         bar.update(number)
 
+  def arguments(length: int, rows: np.ndarray) -> tuple[Any, ...]:
+    batch = input_pipeline.evaluation_batch(
+        windows, rows, length, mesh, packed=packed,
+        whole_words=decode.whole_words)
+    return params, place({k: batch[k] for k in inputs if k in batch}), scales
+
+  first_of: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
+  if not packed:  # whose batches have one length
+    for length, rows in plan:
+      first_of.setdefault((len(rows), length), (length, rows))
+  lower = {shape: lambda batch=batch: run.lower(*arguments(*batch))
+           for shape, batch in first_of.items()} if len(first_of) > 1 else {}
   try:
-    for number, (length, rows) in enumerate(plan, 1):
-      batch = input_pipeline.evaluation_batch(
-          windows, rows, length, mesh, packed=packed,
-          whole_words=decode.whole_words)
-      store(ahead.push((number, rows), run(params, place(
-          {k: batch[k] for k in inputs if k in batch}), scales)))
-    store(ahead.drain())
+    with compilation.Compilation(
+        'the evaluation of a batch', lower) as programs:
+      if not compilation.may_overlap():
+        programs.wait_for_all()
+      for number, (length, rows) in enumerate(plan, 1):
+        programs.wait((len(rows), length))
+        store(ahead.push((number, rows), run(*arguments(length, rows))))
+      store(ahead.drain())
   finally:
     if bar:
       bar.close()
@@ -153,9 +167,11 @@ def score_windows(
   return spans
 
 
-def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
-            windows: windows_lib.WindowSet, length: int) -> int:
-  """Compiles the programs of one bucket and returns their number.
+def calls_of_bucket(
+    model: qa.QAModel, params: Any, config: config_lib.Config,
+    windows: windows_lib.WindowSet, length: int
+    ) -> list[tuple[Callable[..., Any], tuple[Any, ...]]]:
+  """Returns a (jitted function, arguments) for each program of a bucket.
 
   They are the programs that `answer_questions` may run for windows of `length`
   tokens on one device, unpacked: one for each power of two of windows, up to
@@ -166,13 +182,12 @@ def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
       input_pipeline.eval_batch_size(config, 1), length,
       input_pipeline.batch_buckets(config)[-1], multiple=1)
   sizes = {min(1 << n, most) for n in range(most.bit_length() + 1)}
-  for size in sizes:
-    batch = windows.gather(np.full(size, -1), length,
-                           whole_words=config.decode.whole_words)
-    jax.block_until_ready(run(params, jax.device_put(
-        {k: batch[k] for k in (*qa.INPUTS, *MASKS) if k in batch}),
-                              np.ones(1, np.float32)))
-  return len(sizes)
+  batches = [windows.gather(np.full(size, -1), length,
+                            whole_words=config.decode.whole_words)
+             for size in sorted(sizes)]
+  return [(run, (params, jax.device_put(
+      {k: batch[k] for k in (*qa.INPUTS, *MASKS) if k in batch}),
+                 np.ones(1, np.float32))) for batch in batches]
 
 
 def answer_questions(

@@ -27,6 +27,7 @@ from qa_jax.io import files
 from qa_jax.metrics import calibration as calibration_lib
 from qa_jax.metrics import selective
 from qa_jax.models import qa
+from qa_jax.runtime import compilation
 from qa_jax.runtime import console
 
 QUESTION_FIELDS = ('question', 'context', 'id')  # of a row of questions
@@ -174,12 +175,18 @@ class QA:
     """
     windows = input_pipeline.make_windows(
         self.config, [examples_lib.Example('0', '', '')], self.tokenizer)
-    programs = 0
+    calls = []
     for length in input_pipeline.batch_buckets(self.config):
       inputs = self.model, self.params, self.config, windows, length
-      span_view.warm_up(*inputs)
-      programs += 1 + decode_lib.warm_up(*inputs)
-    return programs
+      calls += [span_view.call_of_bucket(*inputs),
+                *decode_lib.calls_of_bucket(*inputs)]
+    with compilation.Compilation('a program of answers', {
+        number: lambda run=run, arguments=arguments: run.lower(*arguments)
+        for number, (run, arguments) in enumerate(calls, 1)}) as programs:
+      programs.wait_for_all()
+    for run, arguments in calls:  # the first call of a program is slower
+      jax.block_until_ready(run(*arguments))
+    return len(calls)
 
 
 def _example(number: str, question: Any, context: Any,
@@ -250,7 +257,7 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
       console.say(note)
   model = build.build_model(config, sizes)
   _check_fits(model, config, tokenizer)
-  shapes = jax.eval_shape(lambda: qa.init_params(model, jax.random.key(0)))
+  shapes = qa.param_shapes(model)
   params = run.read_parameters(checkpoint, shapes)
   uncalibrated = config.decode.null_threshold
   config, calibration = (_calibrate(config, run, checkpoint, overrides)

@@ -182,13 +182,18 @@ def view_window(
       window=window, windows=len(windows))
 
 
-def warm_up(model: qa.QAModel, params: Any, config: config_lib.Config,
-            windows: windows_lib.WindowSet, length: int) -> None:
-  """Compiles the program for a bucket; the contents of `windows` are unused."""
+def call_of_bucket(
+    model: qa.QAModel, params: Any, config: config_lib.Config,
+    windows: windows_lib.WindowSet, length: int
+    ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+  """Returns the jitted function of a view and its arguments for a bucket.
+
+  The contents of `windows` are not read.
+  """
   batch = windows.gather(np.zeros(1, np.int64), length,
                          whole_words=config.decode.whole_words)
-  jax.block_until_ready(_compiled(model, config.decode.max_answer_length)(
-      params, *_inputs(batch)))
+  return (_compiled(model, config.decode.max_answer_length),
+          (params, *_inputs(batch)))
 
 
 def _inputs(batch: dict[str, np.ndarray]) -> tuple[dict[str, Any], ...]:

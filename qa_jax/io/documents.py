@@ -5,8 +5,6 @@ from collections.abc import Collection, Sequence
 import pathlib
 from typing import NamedTuple
 
-import jinja2
-
 
 class Title(NamedTuple):
   """A heading; level 1 is the title of the report."""
@@ -158,6 +156,7 @@ def to_html(blocks: Sequence[Block], folder: pathlib.Path) -> str:
   """Returns one HTML page that contains the pictures of `folder`."""
   images = {b.file: base64.b64encode((folder / b.file).read_bytes()).decode()
             for b in blocks if isinstance(b, Picture)}
+  import jinja2  # here: only a report needs it
   template = jinja2.Template(
       TEMPLATE, autoescape=True, undefined=jinja2.StrictUndefined,
       keep_trailing_newline=True)

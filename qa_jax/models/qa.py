@@ -95,6 +95,13 @@ class QAModel(nn.Module):
     return self._score(HeadInput(
         layers, context_mask, gold_start, start_mask))
 
+  def score_zeros(self) -> SpanScores:
+    """Computes the span scores of one window whose vectors are zero."""
+    c = self.config
+    return self._score(HeadInput(
+        (jnp.zeros((1, 8, c.hidden_size)),) * (c.num_layers + 1),
+        jnp.ones((1, 8), bool)))
+
   def _encode(self, *inputs: Any) -> tuple[jax.Array, ...]:
     if not self.tf32 or jax.config.jax_default_matmul_precision:
       return self.encoder(*inputs)
@@ -139,15 +146,18 @@ def init_head(model: QAModel, key: jax.Array) -> Any:
 
   The parameters of the encoder are zero.
   """
-  return zero_params(model) | {'head': _init_head(
-      model.clone(attention='xla'), key, jnp.zeros((1, 8), jnp.int32))}
+  return zero_params(model) | {'head': _init_head(model, key)}
 
 
 def zero_params(model: QAModel) -> Any:
   """Returns zeros in the shapes of `init_params`, without any compilation."""
   return jax.tree.map(
-      lambda x: np.zeros(x.shape, x.dtype),
-      jax.eval_shape(lambda: init_params(model, jax.random.key(0))))
+      lambda x: np.zeros(x.shape, x.dtype), param_shapes(model))
+
+
+def param_shapes(model: QAModel) -> Any:
+  """Returns the shapes of `init_params`."""
+  return jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
 
 
 @functools.partial(jax.jit, static_argnums=0)  # equal models are traced once
@@ -156,9 +166,10 @@ def _init(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init_head(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
-  # XLA removes the unused initialization of the encoder before it compiles.
-  return _init(model, key, ids)['head']
+def _init_head(model: QAModel, key: jax.Array) -> Any:
+  # flax derives the key of a parameter from its path, so that the head gets
+  # the numbers of `init_params` without a trace of the encoder.
+  return model.init(key, method=QAModel.score_zeros)['params']['head']
 
 
 # The arrays of a batch that the model reads, and those of a packed batch only.

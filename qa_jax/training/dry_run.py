@@ -54,8 +54,9 @@ def device_text(trainer: trainer_lib.Trainer) -> str:
 def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   """Returns the memory of the compiled step and the time of a few steps."""
   length, rows = max(trainer.batches.shapes(trainer.num_steps),
-                     key=lambda batch: batch[0] * _num_rows(batch[1]))
-  shape = f'[{_num_rows(rows)}, {length}]'
+                     key=lambda batch: math.prod(
+                         trainer_lib.batch_shape(*batch)))
+  shape = str([*trainer_lib.batch_shape(length, rows)])
   state = devices.put_tree(
       trainer.state, trainer.parallel.state_sharding(trainer.state))
   batch = trainer.place(length, rows)
@@ -99,10 +100,6 @@ def _time(trainer: trainer_lib.Trainer, state: Any, length: int,
     seconds.append(time.perf_counter() - start)
   timed = seconds[1:] or seconds
   return float(np.median(timed)), len(timed)
-
-
-def _num_rows(rows: dict[str, np.ndarray]) -> int:
-  return rows.get('packed_row', rows['window']).size
 
 
 def _clock(seconds: float) -> str:

@@ -238,6 +238,12 @@ class _PopulationProgram:
   def stop_message(self, step: int) -> str:
     return '\n'.join(m.stop_message(step) for m in self.members)
 
+  def is_compiling(self) -> bool:
+    return False  # The first step of a shape compiles it.
+
+  def wait_for_program(self) -> None:
+    pass
+
   def dispatch(self, step: int, states: Any) -> tuple[Any, Any, int]:
     del step
     states, values = self.vectorized.step(

@@ -13,6 +13,7 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.runtime import compilation
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 from qa_jax.runtime import processes
@@ -47,6 +48,12 @@ class Program(Protocol):
   def stop_message(self, step: int) -> str:
     """Returns the text for the user when a signal stops the runs."""
 
+  def is_compiling(self) -> bool:
+    """Returns whether the program of the next step is still being compiled."""
+
+  def wait_for_program(self) -> None:
+    """Waits for the program of the next step, or until a signal comes."""
+
   def dispatch(self, step: int, state: Any) -> tuple[Any, Any, int]:
     """Starts steps on the next batches; none before which work is due.
 
@@ -74,6 +81,9 @@ def run_loop(program: Program, state: Any, *, start: int, num_steps: int,
       max(2, in_flight // program.most_at_once), dog.waiting)
   step = start
   while True:
+    if program.is_compiling():
+      program.read(ahead.drain())
+      program.wait_for_program()
     if program.is_due(step):
       program.read(ahead.drain())
       program.evaluate_and_save(step, state)
@@ -143,13 +153,16 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
       console.say(f'{workdir} is complete at step {start}; nothing to do')
       return checkpointing.final_metrics(trainer, workdir, state.params)
     profiler.check_profile_steps(profile_steps, start, trainer.num_steps)
-    began = time.perf_counter()
     console.say(about)
     shapes = len(trainer.batches.shapes(trainer.num_steps - start))
+    overlaps = shapes > 1 and compilation.may_overlap()
     console.say(f'compiling {shapes} batch shape{"s" * (shapes > 1)}'
-                f'{settings.cache_note()}')
-    trainer.compile(state)
-    console.say(f'compiled in {time.perf_counter() - began:.1f} s')
+                f'{settings.cache_note()}'
+                f'{"; training begins with the first" * overlaps}')
+    programs = open_things.enter_context(trainer.start_compiling(
+        state, lambda seconds: console.say(f'compiled in {seconds:.1f} s')))
+    if not overlaps:
+      programs.wait_for_all()
     log = metrics_log_lib.MetricsLog(workdir, start, tracker)
     open_things.callback(log.close)
     progress = console.Progress('train', trainer.num_steps, start)
@@ -163,7 +176,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     meter = checkpointing.step_metrics(trainer, log, costs, counts, progress)
     checkpointer = checkpointing.build_checkpointer(
         trainer, store, workdir, requests, meter, start=start)
-    run = SingleRun(trainer, checkpointer, meter, progress, requests, trace)
+    run = SingleRun(trainer, checkpointer, meter, progress, requests, trace,
+                    programs)
     state = run_loop(run, state, start=start, num_steps=trainer.num_steps,
                      requests=requests, dog=dog)
     trace.before(None, state)
@@ -180,6 +194,7 @@ class SingleRun:
   progress: console.Progress
   requests: signals.StopRequests
   trace: profiler.Profiler
+  programs: compilation.Compilation
 
   def is_due(self, step: int) -> bool:
     return self.checkpointer.is_due(step)
@@ -199,6 +214,20 @@ class SingleRun:
 
   def stop_message(self, step: int) -> str:
     return self.checkpointer.stop_message(step)
+
+  def _next_shape(self) -> tuple[int, int]:
+    return trainer_lib.batch_shape(*self.trainer.batches.shapes(1)[0])
+
+  def is_compiling(self) -> bool:
+    # At the end of an epoch all its programs are ready, and `shapes` does not
+    # move the stream to the next epoch before a checkpoint.
+    return not (self.programs.is_done()
+                or self.programs.is_ready(self._next_shape()))
+
+  def wait_for_program(self) -> None:
+    began = time.perf_counter()
+    self.programs.wait(self._next_shape(), lambda: self.requests.signal)
+    self.meter.leave_out(time.perf_counter() - began)
 
   @property
   def most_at_once(self) -> int:

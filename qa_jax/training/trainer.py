@@ -1,7 +1,6 @@
 """The parts of a training run, built from its config."""
 
-from collections.abc import Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
@@ -29,14 +28,12 @@ from qa_jax.data import windows as windows_lib
 from qa_jax.evaluation import evaluator as evaluator_lib
 from qa_jax.models import encoders
 from qa_jax.models import qa
+from qa_jax.runtime import compilation
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 from qa_jax.training import optimizer as optimizer_lib
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
-
-# XLA compiles one program with several threads, but not all of its passes.
-COMPILE_THREADS = 4
 
 
 def initial_parameters(net: qa.QAModel, key: jax.Array,
@@ -58,8 +55,8 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
   stored = RunDirectory(source).read_config()
   sizes = RunDirectory(source).read_encoder_config()
   other = build.build_model(stored, sizes)
-  params = RunDirectory(source).read_parameters('best', jax.eval_shape(
-      lambda: qa.init_params(other, key)))
+  params = RunDirectory(source).read_parameters(
+      'best', qa.param_shapes(other))
   used = net.config.num_layers
   if used < sizes.num_layers:
     fresh = qa.init_head(net, key)  # with the names of the layers to take
@@ -237,21 +234,29 @@ class Trainer:
         batches[0] if self.dispatch == 1
         else step_lib.stack_batches(batches, self.dispatch))
 
-  def compile(self, state: step_lib.TrainState) -> int:
-    """Compiles the step for each batch shape that is left in this epoch.
+  def start_compiling(self, state: step_lib.TrainState,
+                      report: Callable[[float], None] | None = None
+                      ) -> compilation.Compilation:
+    """Starts to compile the step for each batch shape left in this epoch.
 
-    Returns the number of shapes. jax 0.10 runs the program that
-    `lower().compile()` made, so that the first step compiles nothing again.
-    Tracing needs Python, so the steps are lowered in turn. XLA compiles several
-    at once.
+    The key of a program is the `batch_shape` of its batch. If training may
+    begin meanwhile, the shapes have the order in which batches need them. Else
+    the largest is the first. `state` may be donated meanwhile. `report` is that
+    of Compilation.
     """
     shapes = self.batches.shapes(self.num_steps - int(state.step))
-    with futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
-      programs = [pool.submit(self.parallel.lower(
-          state, self.place(*shape)).compile) for shape in shapes]
-      for program in programs:
-        program.result()
-    return len(shapes)
+    if not compilation.may_overlap():
+      shapes.sort(key=lambda batch: -math.prod(batch_shape(*batch)))
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=x.sharding), state)
+    return compilation.Compilation('the train step for a batch', {
+        batch_shape(*batch): lambda batch=batch: self.parallel.lower(
+            state, self.place(*batch)) for batch in shapes}, report)
+
+
+def batch_shape(length: int, rows: Mapping[str, np.ndarray]) -> tuple[int, int]:
+  """Returns the (rows, tokens) of the batch of `TrainBatches.next_rows`."""
+  return rows.get('packed_row', rows['window']).size, length
 
 
 def build_trainer(config: config_lib.Config) -> Trainer:
@@ -346,7 +351,10 @@ def _seeded_parts(
       model, init_key, source, init_head=config.model.init_head)
   state = step_lib.TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
-      opt_state=optimizer.init(params),
+      # AdamW begins with zeros. `optimizer.init` would compile a program for
+      # each shape of a parameter.
+      opt_state=jax.tree.map(lambda x: np.zeros(x.shape, x.dtype),
+                             jax.eval_shape(optimizer.init, params)),
       key_data=jax.random.key_data(dropout_key))
   return dict(batches=batches, num_steps=num_steps, schedule=schedule,
               step=build_step(config, loss_fn, **counts), state=state), notes

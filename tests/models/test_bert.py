@@ -172,6 +172,15 @@ def test_a_head_for_a_loaded_encoder_is_that_of_fresh_parameters():
           == jax.tree.map(lambda x: (x.shape, x.dtype), head_only))
 
 
+@pytest.mark.parametrize('spec', heads.HEADS)
+def test_shapes_of_parameters_are_those_of_fresh_parameters(spec):
+  model = make_model().clone(head=heads.HEADS[spec]())
+  shape_of = lambda x: (x.shape, x.dtype)
+  assert jax.tree.map(shape_of, jax.eval_shape(
+      lambda: qa.init_params(model, jax.random.key(0)))) == jax.tree.map(
+          shape_of, qa.param_shapes(model))
+
+
 def test_rates_of_zero_drop_nothing(golden, params):
   config = dataclasses.replace(
       hugging_face.read_config(TINY), dropout=0.0, attention_dropout=0.0)

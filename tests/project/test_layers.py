@@ -55,6 +55,10 @@ NO_JAX = ('config', 'data', 'errors', 'io', 'metrics', 'registry')
 SEES_CONFIG = {
     'build', 'checkpoints', 'evaluation', 'export', 'inference',
     'config_comments', 'input_pipeline', 'sweeps', 'training'}
+# Packages that take a tenth of a second or more. They are imported where they
+# are used, so that a command does not wait for what it may not need.
+HEAVY = {'optuna', 'ray', 'starlette', 'matplotlib', 'cramjam', 'jinja2',
+         'orbax', 'tensorstore', 'tensorflow_datasets', 'wandb'}
 FORBIDDEN = ('torch', 'transformers', 'tensorflow', 'pickle', 'experiments',
              'configs', 'tests', 'benchmarks')
 
@@ -132,8 +136,15 @@ def test_importing_every_wing_loads_no_heavy_extra():
           'print(*{m.partition(".")[0] for m in sys.modules})')
   loaded = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
                           capture_output=True, text=True).stdout.split()
-  assert not {'optuna', 'ray', 'starlette', 'matplotlib', 'cramjam'
-              } & set(loaded)
+  assert not HEAVY & set(loaded)
+
+
+def test_a_command_loads_no_jax_before_its_flags_are_right():
+  code = ('import sys, experiments.train; '
+          'print(*{m.partition(".")[0] for m in sys.modules})')
+  loaded = subprocess.run([sys.executable, '-c', code], check=True, cwd=ROOT,
+                          capture_output=True, text=True).stdout.split()
+  assert not {'jax', 'flax', 'numpy', *HEAVY} & set(loaded)
 
 
 def test_every_wing_says_what_it_is():

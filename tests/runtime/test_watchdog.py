@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from qa_jax.evaluation import evaluator
+from qa_jax.runtime import compilation
 from qa_jax.runtime import watchdog
 from qa_jax.training import train
 from qa_jax.training import trainer
@@ -64,7 +65,8 @@ def slow(workdir):
   clock = types.SimpleNamespace(
       monotonic=lambda: time.monotonic() + 3600 * len(hours))
   watchdog.time = clock
-  compiling, evaluating = trainer.Trainer.compile, evaluator.Evaluator.evaluate
+  compiling = compilation.Compilation.wait
+  evaluating = evaluator.Evaluator.evaluate
 
   def late(function):
     def call(*args, **kwargs):
@@ -72,7 +74,7 @@ def slow(workdir):
       time.sleep(1.5)
       return function(*args, **kwargs)
     return call
-  trainer.Trainer.compile = late(compiling)
+  compilation.Compilation.wait = late(compiling)
   evaluator.Evaluator.evaluate = late(evaluating)
   train.train(tiny.config(train={
       **FIELDS['train'], 'step_timeout_seconds': 600.0}), workdir)

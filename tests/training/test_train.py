@@ -3,6 +3,8 @@
 import functools
 import json
 import pathlib
+import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,9 @@ from qa_jax.export import hugging_face as export
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.models import qa as qa_lib
+from qa_jax.runtime import compilation
 from qa_jax.runtime import devices as devices_lib
+from qa_jax.runtime import signals
 from qa_jax.training import metrics_log
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
@@ -504,7 +508,9 @@ def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
   assert len(lengths) > 1
   jax.monitoring.register_event_duration_secs_listener(listen)
   try:
-    assert trainer.compile(state) == len(compiled) == len(lengths)
+    with trainer.start_compiling(state) as programs:
+      programs.wait_for_all()
+    assert len(programs) == len(compiled) == len(lengths)
     for _ in range(trainer.batches.steps_per_epoch):
       state, _ = trainer.parallel.step(
           state, trainer.place(*trainer.batches.next_rows()))
@@ -657,6 +663,97 @@ def test_a_run_of_earlier_versions_stays_unpacked(tmp_path, capsys):
   assert 'data.packing stays False' in capsys.readouterr().err
   with pytest.raises(errors.UserError, match=r'data\.packing .* → True'):
     run.check_config(several(1, packing=True))
+@pytest.mark.parametrize('fields', [
+    {}, {'layer_decay': 0.5, 'clip_norm': 1.0, 'bias_correction': False}])
+def test_the_initial_state_of_the_optimizer_is_that_of_optax(fields):
+  config = tiny.config(optim=fields)
+  trainer = trainer_lib.build_trainer(config)
+  _, optimizer = trainer_lib.build_optimizer(
+      config.optim, num_steps=7, num_layers=1)
+  given, wanted = trainer.state.opt_state, optimizer.init(trainer.state.params)
+  assert jax.tree.structure(given) == jax.tree.structure(wanted)
+  for x, y in zip(jax.tree.leaves(given), jax.tree.leaves(wanted),
+                  strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(x, y)
+
+
+BUCKETS = {'data': {'buckets': (40, 44, 48, 56), 'eval': ''}}
+
+
+def hold_programs(monkeypatch, until):
+  """Makes all programs but the first wait for `until`; returns their count."""
+  compile_, held = compilation.Compilation._compile, []
+
+  def late(self, lower):
+    held.append(lower)
+    if len(held) > 1:
+      assert until.wait(60.0)
+    compile_(self, lower)
+  monkeypatch.setattr(compilation.Compilation, '_compile', late)
+  return held
+
+
+@pytest.mark.parametrize('packing', [False, True])
+def test_training_that_begins_with_one_program_repeats_the_run_with_all(
+    tmp_path, monkeypatch, packing):
+  config = tiny.config(**{**BUCKETS, 'data': {
+      **BUCKETS['data'], 'packing': packing}})
+  with monkeypatch.context() as patch:
+    patch.setattr(compilation, 'may_overlap', lambda: False)
+    train.train(config, tmp_path / 'all')
+  logged = threading.Event()
+  add_steps = metrics_log.StepMetrics.add_steps
+
+  def add(self, done):
+    add_steps(self, done)
+    if done:
+      logged.set()
+  monkeypatch.setattr(metrics_log.StepMetrics, 'add_steps', add)
+  held = hold_programs(monkeypatch, logged)
+  train.train(config, tmp_path / 'one')
+  assert len(held) > 1 and logged.is_set()
+  assert runs.rows_of(tmp_path / 'one') == runs.rows_of(tmp_path / 'all')
+  one, all_ = (runs.state_of(tmp_path / name, 7) for name in ('one', 'all'))
+  assert one.keys() == all_.keys()
+  for name, value in all_.items():
+    np.testing.assert_array_equal(one[name], value, err_msg=name)
+
+
+def test_a_program_that_fails_later_ends_the_run_in_one_line(
+    tmp_path, monkeypatch):
+  compile_, count = compilation.Compilation._compile, []
+
+  def failing(self, lower):
+    count.append(1)
+    if len(count) > 1:
+      raise jax.errors.JaxRuntimeError('INTERNAL: no\nkernel')
+    compile_(self, lower)
+  monkeypatch.setattr(compilation.Compilation, '_compile', failing)
+  with pytest.raises(errors.UserError, match=(
+      r'^the train step for a batch \(8, \d+\) cannot be compiled: '
+      'INTERNAL: no kernel$')):
+    train.train(tiny.config(**BUCKETS), tmp_path)
+
+
+def test_a_signal_ends_the_wait_for_a_program(tmp_path, monkeypatch):
+  opened, wait, waits = threading.Event(), train.SingleRun.wait_for_program, []
+  hold_programs(monkeypatch, opened)
+
+  def signalled(self):
+    waits.append(self._next_shape())
+    if {*waits} != {waits[0]}:  # a later program, which is held
+      signal.raise_signal(signal.SIGTERM)
+    wait(self)
+  monkeypatch.setattr(train.SingleRun, 'wait_for_program', signalled)
+  try:
+    with pytest.raises(signals.Stopped):
+      train.train(tiny.config(**BUCKETS), tmp_path)
+  finally:
+    opened.set()  # Python waits for the thread when it ends
+  steps = manager.Checkpoints(
+      RunDirectory(tmp_path).checkpoints, read_only=True).steps
+  assert len(steps) == 1 and 0 < steps[0] < 7
 
 
 def test_metrics_are_read_when_later_steps_are_on_their_way():
