@@ -14,7 +14,8 @@ SELF = LAYER + 'attention.self.'
 DEFAULTS: dict[str, tuple[type, Any]] = {
     'type_vocab_size': (int, 0), 'position_buckets': (int, -1),
     'max_relative_positions': (int, -1), 'share_att_key': (bool, False),
-    'position_biased_input': (bool, True)}
+    'position_biased_input': (bool, True), 'conv_kernel_size': (int, 0),
+    'conv_act': (str, 'tanh')}
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,7 +53,7 @@ ARCHITECTURES = {
         fields={ours: theirs for ours, theirs in bert.FIELDS.items()
                 if ours != 'type_vocab_size'},
         supported={'hidden_act': 'gelu', 'relative_attention': True,
-                   'conv_kernel_size': 0},
+                   'conv_groups': 1},
         options=bert.OPTIONS | {name: name for name in (
             *DEFAULTS, 'pos_att_type', 'norm_rel_ebd')},
         default_eps=1e-7, read=read,
@@ -61,6 +62,8 @@ ARCHITECTURES = {
         names={
             'encoder/embeddings/relative/embedding': 'encoder.rel_embeddings',
             'encoder/embeddings/relative/layer_norm': 'encoder.LayerNorm',
+            bert.OURS + 'convolution': 'encoder.conv.conv',
+            bert.OURS + 'convolution/layer_norm': 'encoder.conv.LayerNorm',
             **{ours: theirs for ours, theirs in bert.NAMES.items()
                if 'query_key_value' not in ours},
             bert.OURS + 'attention/query_key': (
