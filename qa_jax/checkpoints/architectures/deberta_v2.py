@@ -31,7 +31,13 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
       config.get('relative_attention') is True,
       f'relative_attention {config.get("relative_attention", False)!r} is not '
       'supported; only True is')
-  size = config['hidden_size'] // config['num_attention_heads']
+  width = config['hidden_size']
+  errors.require(
+      config.get('embedding_size', width) == width,
+      f'embedding_size {config.get("embedding_size")!r} differs from '
+      f'hidden_size {width}: a DeBERTa that projects its embeddings is not '
+      'supported')
+  size = width // config['num_attention_heads']
   errors.require(
       config.get('attention_head_size', size) == size,
       f'attention_head_size {config.get("attention_head_size")!r} is not '
