@@ -344,12 +344,6 @@ def fit_tensors(tensors: Arrays, template: Any,
   tensors, notes = dict(tensors), []
   expected = to_hugging_face(template, architecture)
   weight, bias = 'qa_outputs.weight', 'qa_outputs.bias'
-  if unused := sorted(name for name in tensors.keys() - expected.keys()
-                      if re.fullmatch(architecture.unused, name)):
-    notes.append('not read, this encoder has no use for them: '
-                 f'{_first_names(unused)}')
-    for name in unused:
-      del tensors[name]
   loads_head = weight in tensors and weight in expected
   if not loads_head:
     notes.append(FRESH_HEAD if weight not in tensors else
@@ -367,6 +361,12 @@ def fit_tensors(tensors: Arrays, template: Any,
       notes.append(
           f"the bias {dropped.tolist()} of the checkpoint's head is dropped: "
           "it changes no prediction; the head 'biased' keeps it")
+  if unused := sorted(name for name in tensors.keys() - expected.keys()
+                      if re.fullmatch(architecture.unused, name)):
+    notes.append('not read, this encoder has no use for them: '
+                 f'{_first_names(unused)}')
+    for name in unused:
+      del tensors[name]
   _check_shapes({k: v.shape for k, v in tensors.items()},
                 {k: v.shape for k, v in expected.items()}, directory)
   tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
