@@ -26,6 +26,7 @@ from qa_jax import errors
 from qa_jax.checkpoints import manifest
 from qa_jax.checkpoints import weight_names
 from qa_jax.checkpoints.architectures import ARCHITECTURES
+from qa_jax.checkpoints.architectures import REFUSED
 from qa_jax.checkpoints.architectures import Architecture
 from qa_jax.checkpoints.architectures import bert
 from qa_jax.io import files
@@ -165,7 +166,8 @@ def _read_model_type(
     raise errors.UserError(
         f'{path}: model_type {config.get("model_type")!r}'
         f'{f" of {classes}" * bool(classes)} is not supported; only '
-        f'{", ".join(map(repr, ARCHITECTURES))} are')
+        f'{", ".join(map(repr, ARCHITECTURES))} are'
+        f'{REFUSED.get(str(kind), "")}')
   return path, config, kind
 
 

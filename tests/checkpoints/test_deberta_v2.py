@@ -137,6 +137,7 @@ def test_every_layer_and_the_logits_are_those_of_transformers(
       {'params': params['encoder']}, *inputs)
   for ours, theirs in zip(layers, golden[f'{variant} layers'], strict=True):
     np.testing.assert_allclose(ours[mask], theirs, atol=1e-5, rtol=0)
+  assert not layers[0][~mask].any()  # as in transformers
   scores = jax.jit(net.apply)({'params': params}, *inputs, mask)
   for end in ('start', 'end'):
     np.testing.assert_allclose(
@@ -314,7 +315,7 @@ def test_fields_that_a_file_omits_have_the_defaults_of_transformers(tmp_path):
     ({'type_vocab_size': -1}, 'type_vocab_size is -1'),
     ({'attention_head_size': 4}, 'attention_head_size 4 is not supported'),
     ({'embedding_size': 8}, 'embedding_size 8 differs'),
-    ({'model_type': 'deberta'}, "model_type 'deberta'")])
+    ({'model_type': 'deberta'}, "versions 2 and 3 are 'deberta-v2'")])
 def test_another_option_is_refused_by_name(fields, message, tmp_path):
   directory = config_of(tmp_path, recorded_configs()['v3'] | fields)
   said = refusal(hugging_face.read_config, directory)
