@@ -26,6 +26,7 @@ from qa_jax import errors
 from qa_jax.checkpoints import manifest
 from qa_jax.checkpoints import weight_names
 from qa_jax.checkpoints.architectures import ARCHITECTURES
+from qa_jax.checkpoints.architectures import REFUSED
 from qa_jax.checkpoints.architectures import Architecture
 from qa_jax.checkpoints.architectures import bert
 from qa_jax.io import files
@@ -156,7 +157,8 @@ def _read_model_type(
     raise errors.UserError(
         f'{path}: model_type {config.get("model_type")!r}'
         f'{f" of {classes}" * bool(classes)} is not supported; only '
-        f'{", ".join(map(repr, ARCHITECTURES))} are')
+        f'{", ".join(map(repr, ARCHITECTURES))} are'
+        f'{REFUSED.get(str(kind), "")}')
   return path, config, kind
 
 
@@ -342,12 +344,6 @@ def fit_tensors(tensors: Arrays, template: Any,
   tensors, notes = dict(tensors), []
   expected = to_hugging_face(template, architecture)
   weight, bias = (f'{architecture.head}.{x}' for x in ('weight', 'bias'))
-  if unused := sorted(name for name in tensors.keys() - expected.keys()
-                      if re.fullmatch(architecture.unused, name)):
-    notes.append('not read, this encoder has no use for them: '
-                 f'{_first_names(unused)}')
-    for name in unused:
-      del tensors[name]
   loads_head = weight in tensors and weight in expected
   layers = {k for k in {**tensors, **expected} if k.startswith(tuple(
       f'{name}.' for name in architecture.head_names.values()))}
@@ -376,6 +372,12 @@ def fit_tensors(tensors: Arrays, template: Any,
       notes.append(
           f"the bias {dropped.tolist()} of the checkpoint's head is dropped: "
           "it changes no prediction; the head 'biased' keeps it")
+  if unused := sorted(name for name in tensors.keys() - expected.keys()
+                      if re.fullmatch(architecture.unused, name)):
+    notes.append('not read, this encoder has no use for them: '
+                 f'{_first_names(unused)}')
+    for name in unused:
+      del tensors[name]
   _check_shapes({k: v.shape for k, v in tensors.items()},
                 {k: v.shape for k, v in expected.items()}, directory)
   tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}

@@ -629,16 +629,14 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
   """Returns the special tokens in the order of ROLES.
 
   A token that the files do not name is the one that tokenizer.json uses, or
-  else that of BERT or RoBERTa: the one in the vocabulary or, if it has both or
-  neither, that of BERT in a WordPiece vocabulary and of RoBERTa in another.
+  else that of BERT or, in other vocabularies than WordPiece, of RoBERTa.
   """
-  used, names_of, known = {}, (SPECIAL, ROBERTA_SPECIAL), {}
+  used, names_of = {}, SPECIAL
   if library is None and (directory / 'vocab.json').is_file():
-    names_of = names_of[::-1]
+    names_of = ROBERTA_SPECIAL
   if library:
-    known = library.get_vocab()
     if not isinstance(library.model, tokenizers.models.WordPiece):
-      names_of = names_of[::-1]
+      names_of = ROBERTA_SPECIAL
     used['unk_token'] = _unknown_token(library)
     used['pad_token'] = (library.padding or {}).get('pad_token')
     for role in (0, 4):  # MPNet and ALBERT have names of both families
@@ -650,7 +648,7 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
       pair = library.encode('', '').tokens
       used |= {'cls_token': pair[0], 'sep_token': pair[-1]} if pair else {}
   special = []
-  for role, *standard in zip(ROLES, *names_of, strict=True):
+  for role, standard in zip(ROLES, names_of, strict=True):
     stored = []
     for source, name in ((about, 'tokenizer_config.json'),
                          (names, 'special_tokens_map.json')):
@@ -663,8 +661,7 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
         len(set(stored)) < 2,
         f'{directory}: {role} is {" and ".join(map(_shown, stored))} in '
         'tokenizer_config.json and special_tokens_map.json; correct one')
-    special.append(stored[0] if stored else used.get(role) or next(
-        (name for name in standard if name in known), standard[0]))
+    special.append(stored[0] if stored else used.get(role) or standard)
   return tuple(special)
 
 

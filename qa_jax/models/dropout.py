@@ -15,7 +15,8 @@ import jax.numpy as jnp
 
 # The places of the network that drop units. Each place folds its number into
 # the keys of its layer.
-ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_OUTPUT, POSITIONS = 0, 1, 2, 3
+ATTENTION_WEIGHTS, ATTENTION_OUTPUT, MLP_OUTPUT = 0, 1, 2
+POSITIONS, CONVOLUTION = 3, 4
 EMBEDDINGS = 2**31 - 1  # in no layer; no layer has this number
 
 

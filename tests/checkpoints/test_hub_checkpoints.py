@@ -27,13 +27,13 @@ CHECKPOINTS = {row['id']: row for row in HUB['checkpoints']}
 LOADED = [name for name, row in CHECKPOINTS.items() if 'family' in row]
 REFUSED = [name for name, row in CHECKPOINTS.items() if 'family' not in row]
 # Tiny sizes by their letters in the fixture.
-SIZES = {'D': 4, 'E': 3, 'M': 6, 'V': 7, 'P': 5, 'R': 10, 'T': 2, 'N': 2,
-         '1': 1}
+SIZES = {'D': 4, 'E': 3, 'M': 6, 'V': 7, 'P': 5, 'T': 2, 'N': 2, '1': 1}
 # Field of config.json, of BERT and of DistilBERT → letter of its size.
 FIELDS = {'hidden_size': 'D', 'dim': 'D', 'embedding_size': 'D',
           'intermediate_size': 'M', 'hidden_dim': 'M', 'vocab_size': 'V',
           'max_position_embeddings': 'P', 'position_buckets': 'P',
           'type_vocab_size': 'T'}
+SIZES['R'] = 2 * SIZES['P']  # relative positions
 
 
 def config_of(row: Mapping[str, Any]) -> dict[str, Any]:

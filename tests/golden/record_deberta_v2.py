@@ -3,8 +3,8 @@
   pip install transformers==5.24.0 torch safetensors
   python -m tests.golden.record_deberta_v2
 
-For each of VARIANTS there are the output of each layer, the logits and the loss
-of a DebertaV2ForQuestionAnswering of transformers with the weights that
+For each of VARIANTS there are the states of real tokens, the logits and the
+loss of a DebertaV2ForQuestionAnswering of transformers with the weights that
 `drawn.tensors` draws. For the first variant there are also its gradients and
 its parameters after one update of AdamW: in full for a layer and the relative
 positions, and as norms for all. The configs are those that transformers writes.
@@ -34,10 +34,11 @@ VARIANTS = {
     'v3': V3,
     # Long distances share the last vectors.
     'v2': dict(pos_att_type=['c2p', 'p2c'], max_relative_positions=7,
-               type_vocab_size=2),
+               type_vocab_size=2, conv_kernel_size=5),
     'c2p': V3 | dict(pos_att_type='c2p', share_att_key=False),
     'p2c': V3 | dict(pos_att_type='p2c', share_att_key=False,
                      norm_rel_ebd='none'),
+    'conv': V3 | dict(conv_kernel_size=3, conv_act='gelu'),
     'one': dict(pos_att_type='p2c', share_att_key=True, type_vocab_size=1,
                 position_buckets=6, max_relative_positions=20)}
 IN_FULL = ('encoder.rel_embeddings', 'encoder.LayerNorm', 'encoder.layer.0.')
@@ -46,8 +47,8 @@ IN_FULL = ('encoder.rel_embeddings', 'encoder.LayerNorm', 'encoder.layer.0.')
 def inputs() -> dict[str, np.ndarray]:
   """Draws a batch of three rows [B, L]: all lengths, types and gold spans."""
   rng = np.random.default_rng(0)
-  column = np.arange(30)[None]
-  inside = column < np.array([30, 19, 8])[:, None]
+  column = np.arange(22)[None]
+  inside = column < np.array([22, 15, 8])[:, None]
   context = inside & (column >= np.array([9, 6, 3])[:, None])
   return {
       'token_ids': np.where(
@@ -88,7 +89,8 @@ def record(fields: dict, learns: bool) -> tuple[dict, dict]:
                attention_mask=torch.tensor(batch['attention_mask']),
                output_hidden_states=True)
   loss = loss_of(result, batch)
-  out = {'layers': torch.stack(result.hidden_states),
+  real = torch.tensor(batch['attention_mask'] > 0)
+  out = {'layers': torch.stack([x[real] for x in result.hidden_states]),
          'start': result.start_logits, 'end': result.end_logits, 'loss': loss}
   with tempfile.TemporaryDirectory() as root:
     net.save_pretrained(root)

@@ -12,3 +12,6 @@ from qa_jax.checkpoints.architectures.base import Architecture as Architecture
 ARCHITECTURES: dict[str, Architecture] = {
     **bert.ARCHITECTURES, **deberta_v2.ARCHITECTURES,
     **modernbert.ARCHITECTURES}
+# Architectures that are refused → what to add to the message.
+REFUSED = {'deberta': ': version 1 of DeBERTa has another attention and a '
+                      "byte-level BPE; its versions 2 and 3 are 'deberta-v2'"}

@@ -14,7 +14,8 @@ SELF = LAYER + 'attention.self.'
 DEFAULTS: dict[str, tuple[type, Any]] = {
     'type_vocab_size': (int, 0), 'position_buckets': (int, -1),
     'max_relative_positions': (int, -1), 'share_att_key': (bool, False),
-    'position_biased_input': (bool, True)}
+    'position_biased_input': (bool, True), 'conv_kernel_size': (int, 0),
+    'conv_act': (str, 'tanh')}
 
 
 def read(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +31,13 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
       config.get('relative_attention') is True,
       f'relative_attention {config.get("relative_attention", False)!r} is not '
       'supported; only True is')
-  size = config['hidden_size'] // config['num_attention_heads']
+  width = config['hidden_size']
+  errors.require(
+      config.get('embedding_size', width) == width,
+      f'embedding_size {config.get("embedding_size")!r} differs from '
+      f'hidden_size {width}: a DeBERTa that projects its embeddings is not '
+      'supported')
+  size = width // config['num_attention_heads']
   errors.require(
       config.get('attention_head_size', size) == size,
       f'attention_head_size {config.get("attention_head_size")!r} is not '
@@ -52,7 +59,7 @@ ARCHITECTURES = {
         fields={ours: theirs for ours, theirs in bert.FIELDS.items()
                 if ours != 'type_vocab_size'},
         supported={'hidden_act': 'gelu', 'relative_attention': True,
-                   'conv_kernel_size': 0},
+                   'conv_groups': 1},
         options=bert.OPTIONS | {name: name for name in (
             *DEFAULTS, 'pos_att_type', 'norm_rel_ebd')},
         default_eps=1e-7, read=read,
@@ -61,6 +68,8 @@ ARCHITECTURES = {
         names={
             'encoder/embeddings/relative/embedding': 'encoder.rel_embeddings',
             'encoder/embeddings/relative/layer_norm': 'encoder.LayerNorm',
+            bert.OURS + 'convolution': 'encoder.conv.conv',
+            bert.OURS + 'convolution/layer_norm': 'encoder.conv.LayerNorm',
             **{ours: theirs for ours, theirs in bert.NAMES.items()
                if 'query_key_value' not in ours},
             bert.OURS + 'attention/query_key': (

@@ -30,6 +30,7 @@ import numpy as np
 from qa_jax import errors
 from qa_jax.models import attention as attention_lib
 from qa_jax.models import dropout as dropout_lib
+from qa_jax.models import gelu
 from qa_jax.models import matmul
 from qa_jax.models.attention import base as attention_base
 from qa_jax.models.dropout import DropoutKeys
@@ -40,10 +41,11 @@ from qa_jax.models.encoders.base import Drop
 
 TERMS = ('c2p', 'p2c')
 NORMS = ('none', 'layer_norm')
+CONVOLUTION_ACTIVATIONS = {'gelu': gelu.gelu, 'tanh': jnp.tanh}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DebertaV2Config(base.EncoderConfig):
+class DebertaV2Config(bert.BertConfig):
   """The sizes and constants of DeBERTa; the defaults are those of version 3.
 
   Fields have the names of transformers.
@@ -72,6 +74,8 @@ class DebertaV2Config(base.EncoderConfig):
   share_att_key: bool = True
   norm_rel_ebd: str = 'layer_norm'  # of the relative positions, or 'none'
   position_biased_input: bool = False  # adds absolute positions to the input
+  conv_kernel_size: int = 0  # of the convolution in the first layer; 0: none
+  conv_act: str = 'tanh'  # or 'gelu'
 
   def __post_init__(self):
     terms = self.pos_att_type.split('|')
@@ -83,6 +87,12 @@ class DebertaV2Config(base.EncoderConfig):
         self.norm_rel_ebd in NORMS,
         f'norm_rel_ebd {self.norm_rel_ebd!r} is not supported; only '
         f'{" and ".join(map(repr, NORMS))} are')
+    errors.require(
+        self.conv_kernel_size == 0 or (
+            self.conv_kernel_size > 0 and self.conv_kernel_size % 2),
+        f'conv_kernel_size is {self.conv_kernel_size}, expected 0 for none, or '
+        'an odd number of tokens')
+    errors.check_known('conv_act', self.conv_act, CONVOLUTION_ACTIVATIONS)
     errors.require(
         self.position_buckets < 1
         or 1 <= self.position_buckets // 2 < self.reach - 1,
@@ -256,12 +266,47 @@ def _position_scores(
   return bias.swapaxes(0, 1)
 
 
+class Convolution(nn.Module):
+  """A convolution over tokens, added to the output of the first layer.
+
+  The model with 1.5 billion parameters has it (He et al., 2021a). A token of
+  another segment counts as zero, so that packed rows have the results of their
+  windows.
+  """
+
+  config: DebertaV2Config
+  compute_dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, y: jax.Array,  # [B, L, D] before, after it
+               visible: attention_lib.Visible, drop: Drop) -> jax.Array:
+    c, size = self.config, self.config.conv_kernel_size
+    kernel = self.param(
+        'kernel', base.init(c), (size, c.hidden_size, c.hidden_size))
+    bias = self.param('bias', nn.initializers.zeros, (c.hidden_size,))
+    ids, inside = visible.ids()[1], visible.attention_mask[..., None]
+    pad = lambda x, *axes: jnp.pad(x, ((0, 0), (size // 2,) * 2, *axes))
+    padded, padded_ids, length = pad(x, (0, 0)), pad(ids), x.shape[1]
+    near = [  # the tokens from size // 2 before to size // 2 behind each token
+        jnp.where((cut(padded_ids) == ids)[..., None], cut(padded), 0)
+        for cut in (functools.partial(
+            jax.lax.slice_in_dim, start_index=i, limit_index=i + length, axis=1)
+                    for i in range(size))]
+    z = matmul.einsum('nd,df->nf', jnp.concatenate(near, -1).reshape(
+        -1, size * c.hidden_size), kernel.reshape(-1, c.hidden_size), x.dtype)
+    z = (z.reshape(x.shape) + bias[None, None]).astype(x.dtype)
+    z = CONVOLUTION_ACTIVATIONS[c.conv_act](drop(
+        jnp.where(inside, z, 0), c.dropout, place=dropout_lib.CONVOLUTION))
+    return jnp.where(inside, base.layer_norm(c)(y + z, x.dtype), 0)
+
+
 class Block(nn.Module):
   """One layer of the encoder: attention and the MLP of BERT."""
 
   config: DebertaV2Config
   compute_dtype: jnp.dtype
   implementation: str  # an entry of attention.ATTENTION
+  convolves: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
@@ -273,10 +318,13 @@ class Block(nn.Module):
     if keys is not None:
       positions = dropout_lib.dropout(
           positions[None], c.dropout, keys.shared(), dropout_lib.POSITIONS)[0]
-    x = Attention(c, dtype, self.implementation, name='attention')(
+    y = Attention(c, dtype, self.implementation, name='attention')(
         x, positions, visible, drop,
         attention_lib.Drop(keys, c.attention_dropout))
-    return bert.MLP(c, dtype, name='mlp')(x, drop)
+    y = bert.MLP(c, dtype, name='mlp')(y, drop)
+    if not self.convolves:
+      return y
+    return Convolution(c, dtype, name='convolution')(x, y, visible, drop)
 
 
 class DebertaV2Encoder(nn.Module):
@@ -303,8 +351,10 @@ class DebertaV2Encoder(nn.Module):
     x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
     visible = attention_lib.Visible(inside, segment_ids)
     layers = [x]
-    block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
+      block = functools.partial(
+          Block, c, self.compute_dtype, self.attention,
+          convolves=i == 0 and c.conv_kernel_size > 0)
       x = base.apply_layer(self, block, f'layer_{i}', x, positions, visible,
                            None if keys is None else keys.fold(i))
       layers.append(x)
