@@ -6,6 +6,7 @@ are drawn, here and there by one function.
 Glossary of shapes: B batch, L length, N layers, D hidden size, T tensors.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 
@@ -33,6 +34,7 @@ from qa_jax.models.encoders import mpnet
 from qa_jax.training import optimizer
 from tests.common import drawn
 from tests.common import parity
+from tests.common import scripts
 from tests.common.refusals import refusal
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
@@ -215,18 +217,26 @@ def wordpiece_of_mpnet() -> tokenizers.Tokenizer:
   return library
 
 
-def unigram_of_albert() -> tokenizers.Tokenizer:
-  pieces = ['<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]', '\u2581',
-            *'abcdefghijklmnopqrstuvwxyz.?', '\u2581mira', '\u2581built',
-            '\u2581the', '\u2581who', '\u2581oslo', '\u2581in', '\u2581it']
+PIECES = (*'abcdefghijklmnopqrstuvwxyz.?', *(f'\u2581{word}' for word in (
+    'mira', 'built', 'the', 'who', 'oslo', 'in', 'it')))
+
+
+def unigram_of_albert(more: Sequence[str] = PIECES) -> tokenizers.Tokenizer:
+  """Makes a tokenizer as AlbertTokenizer of transformers 4 and 5 does.
+
+  SentencePiece's own map of characters is left out.
+  """
+  pieces = ['<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]', '\u2581', *more]
   library = tokenizers.Tokenizer(tokenizers.models.Unigram(
-      [(piece, -1.0 - 0.1 * i) for i, piece in enumerate(pieces)], 1))
+      [(piece, -1.0 - 0.1 * (i % 97)) for i, piece in enumerate(pieces)], 1))
   normalizers = tokenizers.normalizers
   library.normalizer = normalizers.Sequence([
       normalizers.Replace('``', '"'), normalizers.Replace("''", '"'),
       normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(),
       normalizers.Replace(tokenizers.Regex(' {2,}'), ' ')])
-  library.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  library.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
+      tokenizers.pre_tokenizers.WhitespaceSplit(),
+      tokenizers.pre_tokenizers.Metaspace()])
   library.decoder = tokenizers.decoders.Metaspace()
   library.add_special_tokens(['<pad>', '<unk>', '[CLS]', '[SEP]', '[MASK]'])
   library.post_processor = tokenizers.processors.TemplateProcessing(
@@ -277,6 +287,32 @@ def test_a_checkpoint_answers_and_leaves_equal(kind, tmp_path):
     text = CONTEXT[candidate['start']:candidate['end']]
     assert text == candidate['text'] == text.strip() != ''
   assert len({model.tokenizer.fingerprint for model in models}) == 1
+
+
+def test_ids_and_offsets_of_albert_are_those_of_the_library(tmp_path):
+  fold = unigram_of_albert().normalizer.normalize_str
+  texts = scripts.texts()
+  letters = sorted({c for text in texts for c in fold(text) if c.isprintable()})
+  begins = ['\u2581' + fold(word)[:4] for group in scripts.words().values()
+            for word in group[::3]]
+  library = unigram_of_albert([*dict.fromkeys(
+      [*(c for c in letters[:400] if c != ' '), *letters[400::3], *begins])])
+  library.save(str(tmp_path / 'tokenizer.json'))
+  files.write_json(tmp_path / 'tokenizer_config.json', {
+      'do_lower_case': True, 'keep_accents': False,
+      'tokenizer_class': 'AlbertTokenizer'})
+  reader = tokenizer_lib.read_tokenizer(tmp_path)
+  rows = reader.encode(texts)
+  for text, begin, end in zip(texts, rows.ptr[:-1], rows.ptr[1:], strict=True):
+    theirs = library.encode(text, add_special_tokens=False)
+    offsets = rows.offsets[begin:end].tolist()
+    assert rows.ids[begin:end].tolist() == theirs.ids, ascii(text)
+    ours, expected = ([scripts.core('albert', text, *row) for row in some]
+                      for some in (offsets, theirs.offsets))
+    assert ours == expected, ascii(text)
+    scripts.assert_covered('albert', text, offsets)
+    assert all(text[a:b] == text[a:b].strip() for a, b in offsets)
+  assert len(rows.ids) > 10 * len(texts)
 
 
 @pytest.mark.parametrize('kind', LIBRARIES)

@@ -201,6 +201,8 @@ def is_mark(kind: str, c: str) -> bool:
     return kind == 'xlm_roberta' and (
         c in '\u200b\xad\ufeff' or category[0] == 'M'
         or '\u1160' <= c <= '\u11ff')
+  if kind == 'albert':  # its accents are removed after NFKD
+    return category[0] == 'M'
   if kind == 'sequence':
     return category in ('Mn', 'Mc', 'Me') or c in '\u200b\xad'
   stripped = kind not in ('cased', 'accents', 'chinese')
@@ -218,7 +220,7 @@ def core(kind: str, text: str, begin: int, end: int) -> tuple[int, int]:
     begin += 1
   while begin < end and outer(text[end - 1]):
     end -= 1
-  if kind in BEYOND_WORDPIECE and begin >= end:
+  if kind in (*BEYOND_WORDPIECE, 'albert') and begin >= end:
     return 0, 0
   return begin, end
 
