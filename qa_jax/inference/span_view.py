@@ -71,7 +71,7 @@ class SpanView:
       return np.zeros_like(self.band)
     return np.exp(self.band / self.temperature - self.log_partition)
 
-  @property
+  @functools.cached_property
   def p_start(self) -> np.ndarray:  # [L]
     """The probability that the answer starts at each token.
 
@@ -80,7 +80,7 @@ class SpanView:
     """
     return self._with_null(self.p_band.sum(axis=1))
 
-  @property
+  @functools.cached_property
   def p_end(self) -> np.ndarray:  # [L]
     """The probability that the answer ends at each token, like `p_start`."""
     i, d = np.nonzero(self.p_band)

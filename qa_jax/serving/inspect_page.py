@@ -109,19 +109,17 @@ def _maps(views: Sequence[SpanView], answers: Sequence[predict.Answer],
     places = _with_gaps(inside, null=view.null_rule != 'never')
     at = {int(place): n for n, place in enumerate(places) if place >= 0}
     names = [view.tokens[i] if i >= 0 else GAP for i in places]
-    square = np.full((len(places), len(places)), np.nan)
-    for i, row in at.items():
-      for j, column in at.items():
-        if view.context_mask[i] and 0 <= j - i < view.band.shape[1]:
-          square[row, column] = view.band[i, j - i]
-    if 0 in at:
-      square[0, 0] = view.null_score
+    cells = [(0, 0, view.null_score)] if 0 in at else []
+    # A long window has few spans among the pairs of its tokens.
+    cells += [(row, at[i + d], view.band[i, d]) for i, row in at.items()
+              for d in range(view.band.shape[1])
+              if view.context_mask[i] and i + d in at]
     marks = [(at[place[1]], at[place[0]],
               f'{rank}: {c["text"]}, {c["score"]:.2f}')
              for rank, c in enumerate(answer.n_best[:MARKS], 1)
              if (place := view.locate(c['start'], c['end']))
              and place[0] in at and place[1] in at]
-    maps = {'band': {'values': square, 'rows': names, 'columns': names,
+    maps = {'band': {'cells': np.array(cells), 'rows': names, 'columns': names,
                      'marks': marks}, 'depth': []}
     if view.start_by_layer is not None:
       layers = ['embeddings', *(f'layer {n}' for n in range(
@@ -130,7 +128,9 @@ def _maps(views: Sequence[SpanView], answers: Sequence[predict.Answer],
                            ('E·h', view.end_by_layer)):
         values = np.where(places >= 0, scores[:, places], np.nan)
         maps['depth'].append((name, {
-            'values': values, 'rows': layers, 'columns': names, 'marks': [
+            'cells': np.array([(*place, values[place])
+                               for place in np.ndindex(values.shape)]),
+            'rows': layers, 'columns': names, 'marks': [
                 (int(j), n, f'{layers[n]}: {names[j]}')
                 for n, j in enumerate(np.nanargmax(values, axis=1))]}))
     panels.append(maps)
@@ -186,21 +186,19 @@ def _level(p: float) -> int:
 def _shade(maps: Sequence[dict[str, Any]]) -> None:
   """Adds the cells of heat maps for SVG, on one colour scale.
 
-  A map has `values` (NaN or -inf: no cell), labels of `rows` and `columns`, and
-  `marks`: (column, row, title).
+  A map has `cells` [N, 3]: row, column and value (NaN or -inf: not drawn). It
+  has labels of `rows` and `columns`, and `marks`: (column, row, title).
   """
-  finite = np.concatenate([
-      m['values'][np.isfinite(m['values'])] for m in maps])
-  low, high = float(finite.min()), float(finite.max())
-  for m in maps:
-    values = m.pop('values')
-    shade = np.full(values.shape, -1)  # -1: no cell
-    shade[np.isfinite(values)] = (
-        (values[np.isfinite(values)] - low) / max(high - low, 1e-9)
-        * (len(SHADES) - 1e-3)).astype(int)
+  drawn = [m.pop('cells') for m in maps]
+  drawn = [cells[np.isfinite(cells[:, 2])] for cells in drawn]
+  values = np.concatenate(drawn)[:, 2]
+  low, high = float(values.min()), float(values.max())
+  for m, cells in zip(maps, drawn, strict=True):
+    shade = ((cells[:, 2] - low) / max(high - low, 1e-9)
+             * (len(SHADES) - 1e-3)).astype(int)
     m['paths'] = [
         (colour, ''.join(f'M{CELL * x} {CELL * y}h{CELL}v{CELL}h-{CELL}z'
-                         for y, x in np.argwhere(shade == n)))
+                         for y, x in cells[shade == n, :2].astype(int)))
         for n, colour in enumerate(SHADES) if (shade == n).any()]
     m |= {'low': low, 'high': high, 'top': _label_pixels(m['columns'])}
 

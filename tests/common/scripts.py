@@ -228,19 +228,12 @@ def is_mark(kind: str, c: str) -> bool:
   Whitespace does not count.
   """
   category = unicodedata.category(c)
-<<<<<<< HEAD
   if kind in (*BEYOND_WORDPIECE, *DEBERTA):  # NF(K)C composes marks and jamo
     return kind != 'roberta' and (
         (kind == 'xlm_roberta' and c in '\u200b\xad\ufeff')
         or category[0] == 'M' or '\u1160' <= c <= '\u11ff')
-=======
-  if kind in BEYOND_WORDPIECE:  # NFKC composes the marks and the jamo
-    return kind == 'xlm_roberta' and (
-        c in '\u200b\xad\ufeff' or category[0] == 'M'
-        or '\u1160' <= c <= '\u11ff')
   if kind == 'albert':  # its accents are removed after NFKD
     return category[0] == 'M'
->>>>>>> l
   if kind == 'sequence':
     return category in ('Mn', 'Mc', 'Me') or c in '\u200b\xad'
   stripped = kind not in ('cased', 'accents', 'chinese')
@@ -258,11 +251,7 @@ def core(kind: str, text: str, begin: int, end: int) -> tuple[int, int]:
     begin += 1
   while begin < end and outer(text[end - 1]):
     end -= 1
-<<<<<<< HEAD
-  if kind in (*BEYOND_WORDPIECE, *DEBERTA) and begin >= end:
-=======
-  if kind in (*BEYOND_WORDPIECE, 'albert') and begin >= end:
->>>>>>> l
+  if kind in (*BEYOND_WORDPIECE, *DEBERTA, 'albert') and begin >= end:
     return 0, 0
   return begin, end
 

@@ -25,7 +25,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
 SKIPPED = {  # part of a command → the reason to skip it
     'make ': 'runs on its own', 'source ': 'is for the shell of the reader',
-    'pip install': 'network', 'printf ': 'is for the shell of the reader',
+    'pip install': 'network', 'answerdotai/': 'network',
+    'printf ': 'is for the shell of the reader',
     'ray start': 'cluster', '--engine=ray': 'cluster',
     '--engine=slurm': 'cluster', '--coordinator': 'cluster',
     'experiments.ensemble': 'needs several runs of the reader',
