@@ -51,14 +51,14 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
     rate, keys = drop.rate, drop.keys.fold(0)
     seeds = seeds.at[:, :2].set(keys.seeds).at[:, 2].set(
         length if keys.lengths is None else keys.lengths.astype(jnp.uint32))
-  # The kernels read and write the layout of Dense layers, [B, P, H, K], so the
-  # transposes here cancel those of the caller.
-  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, missing), (0, 0), (0, 0)))
-             for x in (q, k, v))
+  # The kernels read and write the layout of Dense layers, [B, P, 3H, K], so
+  # this cancels the transposes and the split of the caller.
+  qkv = jnp.pad(jnp.concatenate([x.swapaxes(1, 2) for x in (q, k, v)], axis=2),
+                ((0, 0), (0, missing), (0, 0), (0, 0)))
   ids = [jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
          for x, none in zip(visible.ids(), (-1, -2), strict=True)]
-  y = _fused(length, tile, rate, matmul.float32_precision(q.dtype), q, k, v,
-             *ids, _bounds(*ids, tile), seeds)
+  y = _fused(length, tile, rate, matmul.float32_precision(q.dtype), qkv, *ids,
+             _bounds(*ids, tile), seeds)
   return y[:, :length].swapaxes(1, 2).astype(jnp.float32)
 
 
@@ -88,11 +88,11 @@ def _bounds(query_ids: jax.Array, key_ids: jax.Array,  # [B, P]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
 def _fused(length: int, tile: int, rate: float, precision: matmul.Precision,
-           q: jax.Array, k: jax.Array, v: jax.Array,  # [B, P, H, K]
+           qkv: jax.Array,  # [B, P, 3H, K]: q, k and v of all heads
            query_ids: jax.Array, key_ids: jax.Array,  # [B, P] int32
            bounds: jax.Array,  # [B, N, 4] int32
            seeds: jax.Array) -> jax.Array:  # [B, SEEDS] uint32 → [B, P, H, K]
-  return _forward(length, tile, rate, precision, q, k, v, query_ids, key_ids,
+  return _forward(length, tile, rate, precision, qkv, query_ids, key_ids,
                   bounds, seeds)[0]
 
 
@@ -103,56 +103,62 @@ def _forward(length, tile, rate, precision, *rows):
 
 
 def _backward(length, tile, rate, precision, residuals, g):
-  gradients = base.by_rows(
+  gradient = base.by_rows(
       functools.partial(_backward_call, length, tile, rate, precision),
       (*residuals, g))
-  return *gradients, None, None, None, None
+  return gradient, None, None, None, None
 
 
 _fused.defvjp(_forward, _backward)
 
 
-def _forward_call(length, tile, rate, precision, q, *others):
+def _forward_call(length, tile, rate, precision, qkv, *others):
   """Calls the forward kernel: returns y [B, P, H, K] and two statistics.
 
   These are the maximum of the scores of each query and the sum of
   exp(score - maximum), [B, H, P] float32.
   """
-  batch, padded, heads, size = q.shape
-  of_head, of_tile, ids, tile_ids, bounds, seeds = _blocks(padded, size, tile)
+  batch, padded, heads, size = *qkv.shape[:2], qkv.shape[2] // 3, qkv.shape[3]
+  of_head, of_tile, ids, tile_ids, bounds, seeds = _blocks(qkv.shape, tile)
   statistic = pl.BlockSpec((None, None, tile), lambda b, h, n: (b, h, n))
   statistics = jax.ShapeDtypeStruct((batch, heads, padded), jnp.float32)
   return _call(
-      functools.partial(_forward_kernel, length, rate, precision), q, *others,
-      grid=(batch, heads, padded // tile),
-      in_specs=[of_tile, of_head, of_head, tile_ids, ids, bounds, seeds],
+      functools.partial(_forward_kernel, length, rate, precision),
+      qkv, qkv, qkv, *others, grid=(batch, heads, padded // tile),
+      in_specs=[of_tile, of_head(1), of_head(2), tile_ids, ids, bounds, seeds],
       out_specs=[of_tile, statistic, statistic],
-      out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), statistics,
-                 statistics])
+      out_shape=[jax.ShapeDtypeStruct((batch, padded, heads, size), qkv.dtype),
+                 statistics, statistics])
 
 
-def _backward_call(length, tile, rate, precision, q, k, v, *others):
-  """Calls the backward kernel: returns the gradients of q, k and v."""
-  batch, padded, heads, size = q.shape
-  of_head, of_tile, ids, _, bounds, seeds = _blocks(padded, size, tile)
+def _backward_call(length, tile, rate, precision, qkv, *others):
+  """Calls the backward kernel: returns the gradient [B, P, 3H, K] of qkv."""
+  batch, padded, heads, size = *qkv.shape[:2], qkv.shape[2] // 3, qkv.shape[3]
+  of_head, _, ids, _, bounds, seeds = _blocks(qkv.shape, tile)
   statistic = pl.BlockSpec((None, None, padded), lambda b, h, n: (b, h, 0))
   return _call(
       functools.partial(_backward_kernel, length, rate, precision, tile),
-      q, k, v, *others, grid=(batch, heads, padded // tile),
-      in_specs=[of_head, of_head, of_head, ids, ids, bounds, seeds, of_head,
-                statistic, statistic, of_head],
-      out_specs=3 * [of_tile],
-      out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q, k, v)])
+      qkv, qkv, qkv, *others, grid=(batch, heads, padded // tile),
+      in_specs=[of_head(0), of_head(1), of_head(2), ids, ids, bounds, seeds,
+                of_head(0), statistic, statistic, of_head(0)],
+      out_specs=[pl.BlockSpec((None, tile, 3, None, size),
+                              lambda b, h, n: (b, n, 0, h, 0))],
+      out_shape=[jax.ShapeDtypeStruct((batch, padded, 3, heads, size),
+                                      qkv.dtype)])[0].reshape(qkv.shape)
 
 
-def _blocks(padded: int, size: int, tile: int) -> list[pl.BlockSpec]:
+def _blocks(shape: tuple[int, ...], tile: int) -> list[Any]:
   """Returns the blocks of arrays for the program (row, head, tile).
 
-  They are a head and a tile of [B, P, H, K], a row and a tile of [B, P], a tile
-  of [B, N, 4], and a row of [B, SEEDS].
+  `shape` is that of q, k and v together. The blocks are a head of q (0), of k
+  (1) or of v (2), a tile of q, a row and a tile of [B, P], a tile of [B, N, 4],
+  and a row of [B, SEEDS]. Blocks of q are also those of y.
   """
+  _, padded, heads, size = shape
   return [
-      pl.BlockSpec((None, padded, None, size), lambda b, h, n: (b, 0, h, 0)),
+      lambda part: pl.BlockSpec(
+          (None, padded, None, size),
+          lambda b, h, n: (b, 0, part * (heads // 3) + h, 0)),
       pl.BlockSpec((None, tile, None, size), lambda b, h, n: (b, n, h, 0)),
       pl.BlockSpec((None, padded), lambda b, h, n: (b, 0)),
       pl.BlockSpec((None, tile), lambda b, h, n: (b, n)),
@@ -201,7 +207,7 @@ def _forward_kernel(length, rate, precision, q_ref, k_ref, v_ref, query_ids_ref,
 
 def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
                      query_ids_ref, key_ids_ref, bounds_ref, seeds_ref, y_ref,
-                     top_ref, total_ref, g_ref, dq_ref, dk_ref, dv_ref):
+                     top_ref, total_ref, g_ref, out_ref):
   """Computes dk and dv of key tile n, then dq of query tile n.
 
   n is the third index of the program. The first loop is over tiles of queries,
@@ -240,10 +246,10 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
   zeros = jnp.zeros((tile, k_ref.shape[1]), jnp.float32)
   dk, dv = jax.lax.fori_loop(
       bounds_ref[2], bounds_ref[3], by_keys, (zeros, zeros))
-  dk_ref[...] = dk.astype(dk_ref.dtype)
-  dv_ref[...] = dv.astype(dv_ref.dtype)
+  out_ref[:, 1, :] = dk.astype(out_ref.dtype)
+  out_ref[:, 2, :] = dv.astype(out_ref.dtype)
   dq = jax.lax.fori_loop(bounds_ref[0], bounds_ref[1], by_queries, zeros)
-  dq_ref[...] = base.scaled(dq).astype(dq_ref.dtype)
+  out_ref[:, 0, :] = base.scaled(dq).astype(out_ref.dtype)
 
 
 def _scaled(q: jax.Array) -> jax.Array:

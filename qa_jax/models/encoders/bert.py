@@ -138,9 +138,11 @@ class Attention(nn.Module):
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     batch, length, _ = x.shape
     qkv = dense(3 * c.hidden_size, name='query_key_value')(x)  # [B, L, 3D]
-    q, k, v = (  # [B, H, L, K] each; a split has a cheap gradient, one pass
-        x.reshape(batch, length, c.num_heads, -1).transpose(0, 2, 1, 3)
-        for x in jnp.split(qkv, 3, axis=-1))
+    # A split has a cheap gradient, one pass. Its parts are whole heads, which a
+    # fused kernel joins again, so that XLA copies nothing.
+    q, k, v = (  # [B, H, L, K] each
+        x.transpose(0, 2, 1, 3) for x in jnp.split(qkv.reshape(
+            batch, length, 3 * c.num_heads, -1), 3, axis=2))
     y = attention_lib.attend(
         self.implementation, q, k, v, visible, drop_weights, bias)
     y = y.transpose(0, 2, 1, 3).reshape(
