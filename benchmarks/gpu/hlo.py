@@ -90,9 +90,10 @@ def _walk(bodies: dict[str, list[str]], name: str) -> Iterable[Kernel]:
         left = shapes[operands[0]][0][1]
         flops = 2.0 * math.prod(shapes[result][0][1]) * left[int(summed[1])]
         kind = 'product'
-    # A gather reads as much of its table as it writes.
+    # A gather reads as much of its table as it writes. An array that an
+    # instruction takes twice, as q, k and v in one, is read once.
     moved += moved if kind == 'gather' else sum(
-        _bytes(shapes.get(o, [])) for o in operands)
+        _bytes(shapes.get(o, [])) for o in {*operands})
     source = re.search(r'op_name="([^"]*)"', line)
     yield Kernel(result, kind, moved, flops, source[1] if source else '')
 
