@@ -293,7 +293,7 @@ MUTATIONS: dict[str, Mutation] = {
         'for k, v in metrics.items()}', STORE),
     'export-epsilon': Mutation(
         'qa_jax/export/hugging_face.py',
-        "'layer_norm_eps': sizes.layer_norm_eps,", "'layer_norm_eps': 1e-12,",
+        'kind.eps: sizes.layer_norm_eps,', 'kind.eps: 1e-12,',
         'tests/export/test_hugging_face_export.py -k sizes'),
     'export-bonus': Mutation(
         'qa_jax/export/run.py',
