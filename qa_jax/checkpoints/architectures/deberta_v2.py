@@ -25,8 +25,6 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
     out[name] = config.get(name, default)
     errors.require(type(out[name]) is kind,
                    f'{name} is {out[name]!r}, expected {kind.__name__}')
-  errors.require(out['type_vocab_size'] >= 0,
-                 f'type_vocab_size is {out["type_vocab_size"]}, expected ≥ 0')
   errors.require(
       config.get('relative_attention') is True,
       f'relative_attention {config.get("relative_attention", False)!r} is not '

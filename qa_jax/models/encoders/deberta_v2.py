@@ -51,8 +51,8 @@ class DebertaV2Config(bert.BertConfig):
   Fields have the names of transformers.
   """
 
-  # Sizes from He et al. (2021b), table 1 and the released checkpoints; `tiny`
-  # and `mini` are BERT's.
+  # The sizes of the released models of version 3, and those of BERT under
+  # other names.
   PRESETS: ClassVar[dict[str, dict[str, int]]] = base.PRESETS | {
       name: dict(num_layers=n, hidden_size=d, num_heads=h, mlp_size=4 * d)
       for name, n, d, h in (
@@ -79,6 +79,8 @@ class DebertaV2Config(bert.BertConfig):
 
   def __post_init__(self):
     terms = self.pos_att_type.split('|')
+    errors.require(self.type_vocab_size >= 0, 'type_vocab_size is '
+                   f'{self.type_vocab_size}, expected 0 for none, or more')
     errors.require(
         set(terms) <= {*TERMS} and len({*terms}) == len(terms),
         f'pos_att_type {self.pos_att_type!r} is not supported; only '
