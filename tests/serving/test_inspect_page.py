@@ -5,11 +5,14 @@ import dataclasses
 import hashlib
 from html import parser
 import re
+import tracemalloc
+import types
 
 import numpy as np
 import pytest
 
 from qa_jax import errors
+from qa_jax.inference import span_view
 from qa_jax.serving import inspect_page
 from tests.common import commands
 from tests.common.random_model import CONTEXT
@@ -319,3 +322,26 @@ def test_a_mistake_is_one_line_and_leaves_no_file(
       for name, value in flags.items() if value is not None))
   assert message in text
   assert not list(tmp_path.iterdir())
+
+
+def test_the_map_of_a_long_window_has_the_cells_of_its_band_alone():
+  """An array of all pairs of 8,192 tokens would take 64 MiB or more."""
+  length, width = 8192, 4
+  band = np.zeros((length, width))
+  for d in range(width):
+    band[length - d:, d] = -np.inf
+  nothing = np.zeros(length)
+  view = span_view.SpanView(
+      tokens=('a',) * length, offsets=np.zeros((length, 2), int),
+      start=nothing, end=nothing, context_mask=np.arange(length) > 0, band=band,
+      null_score=0.0, joint=False, start_by_layer=None, end_by_layer=None,
+      temperature=1.0, log_partition=0.0, null_probability=0.0,
+      null_rule='never', na_score=0.0, window=0, windows=1)
+  tracemalloc.start()
+  (maps,) = inspect_page._maps([view], [types.SimpleNamespace(n_best=[])],
+                               [np.arange(length - 1)])
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  (_, path), = maps['band']['paths']
+  assert path.count('M') == width * (length - 1) - sum(range(width))
+  assert peak < 32 * 2**20
