@@ -85,12 +85,18 @@ def dropout(x: jax.Array,  # [B, …]
   """
   if keys is None or rate == 0:
     return x
-  index = (_index(x.shape, keys.lengths)
-           if keys.lengths is not None and x.ndim == 4 else None)
-  keep = counter_hash(
-      keys.fold(place).keys, math.prod(x.shape[1:]), rate, index)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
-  return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
+  return jnp.where(kept(x.shape, rate, keys, place), x * scale,
+                   jnp.zeros((), x.dtype))
+
+
+def kept(shape: tuple[int, ...], rate: float, keys: DropoutKeys,
+         place: int) -> jax.Array:  # bool
+  """Computes the mask of the units of [B, …] that `dropout` does not drop."""
+  index = (_index(shape, keys.lengths)
+           if keys.lengths is not None and len(shape) == 4 else None)
+  return counter_hash(keys.fold(place).keys, math.prod(shape[1:]), rate,
+                      index).reshape(shape)
 
 
 def _index(shape: tuple[int, ...], lengths: jax.Array) -> jax.Array:

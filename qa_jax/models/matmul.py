@@ -29,10 +29,16 @@ def einsum(spec: str, a: jax.Array, b: jax.Array,
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def _product(spec, a, b, dtype, precision):
-  return _rounded(spec, a, b, dtype, precision)
+  return product(spec, a, b, dtype, precision)
 
 
-def _rounded(spec, a, b, dtype, precision):
+def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype,
+            precision: Precision) -> jax.Array:  # float32
+  """Computes the value of `einsum`, for functions with their own gradient.
+
+  They call `float32_precision` where their value is traced, and pass it on to
+  the products of their gradient.
+  """
   a, b = a.astype(dtype), b.astype(dtype)
   plain = functools.partial(_einsum, spec, precision=precision)
   if dtype != jnp.bfloat16:
@@ -93,16 +99,16 @@ def _as_laid_out(x):
 
 
 def _forward(spec, a, b, dtype, precision):
-  return _rounded(spec, a, b, dtype, precision), (a, b)
+  return product(spec, a, b, dtype, precision), (a, b)
 
 
 def _backward(spec, dtype, precision, operands, g):
   a, b = operands
   inputs, out = spec.split('->')
   left, right = inputs.split(',')
-  product = functools.partial(_rounded, dtype=dtype, precision=precision)
-  return (product(f'{out},{right}->{left}', g, b).astype(a.dtype),
-          product(f'{left},{out}->{right}', a, g).astype(b.dtype))
+  times = functools.partial(product, dtype=dtype, precision=precision)
+  return (times(f'{out},{right}->{left}', g, b).astype(a.dtype),
+          times(f'{left},{out}->{right}', a, g).astype(b.dtype))
 
 
 _product.defvjp(_forward, _backward)

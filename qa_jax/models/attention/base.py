@@ -45,10 +45,10 @@ class Drop:
     """Returns whether any weight can be dropped."""
     return self.keys is not None and self.rate > 0
 
-  def __call__(self, weights: jax.Array) -> jax.Array:  # [B, H, L, L]
-    """Drops attention weights."""
-    return dropout.dropout(
-        weights, self.rate, self.keys, dropout.ATTENTION_WEIGHTS)
+  def kept(self, shape: tuple[int, ...]) -> jax.Array:  # bool
+    """Computes the mask of the weights [B, H, L, L] that are not dropped."""
+    return dropout.kept(
+        shape, self.rate, self.keys, dropout.ATTENTION_WEIGHTS)
 
 
 class Attend(Protocol):
