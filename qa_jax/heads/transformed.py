@@ -9,6 +9,8 @@ ModernBertForQuestionAnswering) take the layer from the masked-word head of the
 checkpoint. S and E share it; in `mlp` each has its own.
 """
 
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -20,6 +22,8 @@ from qa_jax.span_scores import SpanScores
 
 class Transformed(nn.Module):
   """The transformed head: D(D + 3) parameters without biases."""
+
+  token_wise: ClassVar[bool] = True
 
   bias: bool = False  # of S and E; no prediction depends on it, as in `biased`
   dense_bias: bool = False

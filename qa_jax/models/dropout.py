@@ -105,7 +105,13 @@ def dropout(x: jax.Array,  # [B, …]
   """
   if keys is None or rate == 0:
     return x
-  keep = counter_hash(
-      keys.fold(place).seeds, math.prod(x.shape[1:]), rate, index)
   scale = jnp.asarray(1 / (1 - rate), x.dtype)
-  return jnp.where(keep.reshape(x.shape), x * scale, jnp.zeros((), x.dtype))
+  return jnp.where(kept(x.shape, rate, keys, place, index), x * scale,
+                   jnp.zeros((), x.dtype))
+
+
+def kept(shape: tuple[int, ...], rate: float, keys: DropoutKeys, place: int,
+         index: jax.Array | None = None) -> jax.Array:  # bool
+  """Computes the mask of the units of [B, …] that `dropout` does not drop."""
+  return counter_hash(keys.fold(place).seeds, math.prod(shape[1:]), rate,
+                      index).reshape(shape)

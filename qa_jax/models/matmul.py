@@ -42,11 +42,16 @@ def dense(x: jax.Array,  # [N, D]
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 3, 4))
 def _product(spec, a, b, dtype, precision):
-  return _rounded(spec, a, b, dtype, precision)
+  return product(spec, a, b, dtype, precision)
 
 
-def _rounded(spec, a, b, dtype, precision, out=jnp.float32):
-  """Computes the einsum, summed in float32 and returned in the dtype `out`."""
+def product(spec: str, a: jax.Array, b: jax.Array, dtype: jnp.dtype,
+            precision: Precision, out: jnp.dtype = jnp.float32) -> jax.Array:
+  """Computes the value of `einsum` in `out`, for functions with a gradient.
+
+  The sum is float32. Such functions call `float32_precision` where their value
+  is traced, and pass it on to the products of their gradient.
+  """
   a, b = a.astype(dtype), b.astype(dtype)
   if dtype != jnp.bfloat16:
     return _einsum(spec, a, b, precision).astype(out)
@@ -64,14 +69,13 @@ def _einsum(spec, a, b, precision=None, out=jnp.float32):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _dense(x, kernel, bias, dtype, precision):
-  product = functools.partial(_rounded, 'nd,df->nf', x, kernel, dtype,
-                              precision)
+  times = functools.partial(product, 'nd,df->nf', x, kernel, dtype, precision)
   add = lambda y: y if bias is None else y + bias[None].astype(y.dtype)
-  rounded_once = lambda: add(product()).astype(dtype)
+  rounded_once = lambda: add(times()).astype(dtype)
   if dtype != jnp.bfloat16:
     return rounded_once()
   return jax.lax.platform_dependent(
-      cpu=rounded_once, default=lambda: add(product(out=dtype)))
+      cpu=rounded_once, default=lambda: add(times(out=dtype)))
 
 
 def _dense_forward(x, kernel, bias, dtype, precision):
@@ -132,16 +136,16 @@ def _as_laid_out(x):
 
 
 def _forward(spec, a, b, dtype, precision):
-  return _rounded(spec, a, b, dtype, precision), (a, b)
+  return product(spec, a, b, dtype, precision), (a, b)
 
 
 def _backward(spec, dtype, precision, operands, g):
   a, b = operands
   inputs, out = spec.split('->')
   left, right = inputs.split(',')
-  product = functools.partial(_rounded, dtype=dtype, precision=precision)
-  return (product(f'{out},{right}->{left}', g, b, out=a.dtype),
-          product(f'{left},{out}->{right}', a, g, out=b.dtype))
+  times = functools.partial(product, dtype=dtype, precision=precision)
+  return (times(f'{out},{right}->{left}', g, b, out=a.dtype),
+          times(f'{left},{out}->{right}', a, g, out=b.dtype))
 
 
 _product.defvjp(_forward, _backward)

@@ -50,32 +50,65 @@ def make_schedule(name: str, *, learning_rate: float, num_steps: int,
 def adamw(schedule: optax.Schedule, *, weight_decay: float = 0.01,
           clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
           bias_correction: bool = True,
-          eps: float = 1e-8) -> optax.GradientTransformation:
+          eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
   """Builds AdamW: clipping, Adam, decoupled decay, layer-wise rates, schedule.
 
   The gradients must already be averaged over devices, because they are clipped
   by their global norm. `clip_norm` 0 turns clipping off. Without
   `bias_correction`, as in BERT's code, early updates are up to 6.6 times as
   long and fine-tuning becomes unstable (Zhang et al., 2021, section 4).
+
+  `update` takes two more arguments. `norm` is the global norm of the gradients
+  if it is known. If `good`, a bool array, is false, the state does not change.
   """
   return optax.chain(
-      optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+      _clip(clip_norm) if clip_norm else optax.identity(),
       _scale_by_adam(bias_correction, eps),
       optax.add_decayed_weights(weight_decay, decay_mask),
       _scale_layers(layer_decay, num_layers),
-      optax.scale_by_learning_rate(schedule))
+      _skippable(optax.scale_by_learning_rate(schedule)))
 
 
-def _scale_by_adam(bias_correction, eps) -> optax.GradientTransformation:
-  adam = optax.scale_by_adam(eps=eps)
-  if bias_correction:
-    return adam
+def _clip(longest) -> optax.GradientTransformationExtraArgs:
+  """Returns optax.clip_by_global_norm with a single factor.
 
-  def update(updates, state, params=None):
-    _, state = adam.update(updates, state, params)
-    return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps),
-                        state.mu, state.nu), state
-  return optax.GradientTransformation(adam.init, update)
+  With two operations on each gradient, XLA writes the gradients to memory
+  again before it reads them for the moments.
+  """
+  def update(updates, state, params=None, *, norm=None, **_):
+    del params
+    norm = optax.tree.norm(updates) if norm is None else norm
+    factor = jnp.where(norm < longest, 1.0, longest / norm)
+    return jax.tree.map(lambda g: g * factor, updates), state
+  return optax.GradientTransformationExtraArgs(optax.identity().init, update)
+
+
+def _scale_by_adam(bias_correction, eps, decays=(0.9, 0.999)
+                   ) -> optax.GradientTransformationExtraArgs:
+  adam = _skippable(optax.scale_by_adam(*decays))
+
+  def update(updates, state, params=None, **arguments):
+    _, state = adam.update(updates, state, params, **arguments)
+    # Without the barrier, XLA computes the moments a second time for the
+    # parameters, from old moments that it has to copy for that.
+    state = jax.lax.optimization_barrier(state)
+    m_factor, v_factor = (
+        1 / (1 - jnp.power(decay, state.count)) if bias_correction else 1.0
+        for decay in decays)
+    return jax.tree.map(
+        lambda m, v: m * m_factor / (jnp.sqrt(v * v_factor) + eps),
+        state.mu, state.nu), state
+  return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
+def _skippable(inner: optax.GradientTransformation
+               ) -> optax.GradientTransformationExtraArgs:
+  """Returns `inner` with a state that only a `good` update changes."""
+  def update(updates, state, params=None, *, good=True, **_):
+    updates, new = inner.update(updates, state, params)
+    return updates, jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), new, state)
+  return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
 def decay_mask(params: Any) -> Any:

@@ -34,7 +34,7 @@ class TrainState:
 
 def train_step(state: TrainState, batch: dict[str, jax.Array],
                axis_name: str | None = None, *, loss_fn: Loss,
-               optimizer: optax.GradientTransformation,
+               optimizer: optax.GradientTransformationExtraArgs,
                accumulation: int = 1, skip_norm: float = 0.0
                ) -> tuple[TrainState, dict[str, Any]]:
   """Makes one optimizer update; returns the new state and the metrics.
@@ -43,6 +43,7 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   run over rows, micro-steps and devices. The sums are divided once, at the end,
   so that uneven padding is exact on any number of devices.
 
+  `optimizer` takes the arguments of optimizer.adamw.
   `loss_fn(params, batch, key)` returns [B] values of 'loss' and of further
   metrics, which are averaged in the same way. `axis_name` is the device axis of
   pmap. `accumulation` is the number of micro-steps.
@@ -79,21 +80,25 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
     totals, _ = jax.lax.scan(
         lambda total, rows: (jax.tree.map(jnp.add, total, sums(rows)), None),
         zero, micro)
-  if axis_name:
+  # XLA would copy all gradients for a sum over one device.
+  if axis_name and jax.lax.axis_size(axis_name) > 1:
     totals = jax.lax.psum(totals, axis_name)
   values, weight, grads = totals
-  weight = jnp.maximum(weight, 1e-8)
-  grads = jax.tree.map(lambda g: g / weight, grads)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  values = {**{name: value / weight for name, value in values.items()},
-            'grad_norm': optax.tree.norm(grads)}
+  share = 1 / jnp.maximum(weight, 1e-8)
+  # The norm is that of the sums, and the gradients are multiplied: XLA writes
+  # the result of a division, and what it computes for a norm, to memory.
+  values = {**{name: value * share for name, value in values.items()},
+            'grad_norm': optax.tree.norm(grads) * share}
+  grads = jax.tree.map(lambda g: g * share, grads)
   good = jnp.all(jnp.isfinite(jnp.stack([*values.values()])))
   if skip_norm:
     good &= values['grad_norm'] <= skip_norm
-  params, opt_state = jax.tree.map(
-      lambda new, old: jnp.where(good, new, old),
-      (optax.apply_updates(state.params, updates), opt_state),
-      (state.params, state.opt_state))
+  updates, opt_state = optimizer.update(
+      grads, state.opt_state, state.params, good=good,
+      norm=values['grad_norm'])
+  params = jax.tree.map(lambda new, old: jnp.where(good, new, old),
+                        optax.apply_updates(state.params, updates),
+                        state.params)
   state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
   return state, {**values, 'skipped': 1.0 - good}
 

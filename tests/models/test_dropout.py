@@ -112,10 +112,10 @@ def test_a_row_keeps_its_mask_in_another_batch():
 
 def test_a_longer_batch_has_the_masks_of_the_given_lengths():
   keys = keys_of(rows=2)
-  longer = attention.Drop(keys.replace(lengths=jnp.array([8, 5])), 0.5)(
-      jnp.ones((2, 3, 12, 12)))
+  longer = attention.Drop(keys.replace(lengths=jnp.array([8, 5])), 0.5).kept(
+      (2, 3, 12, 12))
   for row, length in enumerate((8, 5)):
-    short = attention.Drop(keys, 0.5)(jnp.ones((2, 3, length, length)))
+    short = attention.Drop(keys, 0.5).kept((2, 3, length, length))
     np.testing.assert_array_equal(
         longer[row, :, :length, :length], short[row])
 

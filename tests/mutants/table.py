@@ -148,14 +148,14 @@ MUTATIONS: dict[str, Mutation] = {
         'optax.add_decayed_weights(weight_decay)', ADAMW),
     'optimizer-clip': Mutation(
         OPTIMIZER,
-        'optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity',
-        'optax.identity', ADAMW),
+        '_clip(clip_norm) if clip_norm else optax.identity', 'optax.identity',
+        ADAMW),
     'optimizer-layers': Mutation(
         OPTIMIZER, 'jax.tree.map(lambda u, s: u * s, updates, scales)',
         'jax.tree.map(lambda u, s: u, updates, scales)', ADAMW),
     'optimizer-eps': Mutation(
-        OPTIMIZER, 'optax.scale_by_adam(eps=eps)', 'optax.scale_by_adam()',
-        ADAMW),
+        OPTIMIZER, '(jnp.sqrt(v * v_factor) + eps)',
+        '(jnp.sqrt(v * v_factor) + 1e-8)', ADAMW),
     'trainer-warm-up': Mutation(
         TRAINER, 'warmup_fraction=config.warmup_fraction)',
         'warmup_fraction=0.1)', ADAMW),

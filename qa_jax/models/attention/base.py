@@ -84,15 +84,18 @@ class Drop:
     """Returns whether any weight can be dropped."""
     return self.keys is not None and self.rate > 0
 
-  def __call__(self, weights: jax.Array,  # [B, H, …, Q, S]
-               places: Places | None = None) -> jax.Array:
-    """Drops attention weights; without `places` they are all of a row."""
+  def kept(self, shape: tuple[int, ...],  # [B, H, …, Q, S]
+           places: Places | None = None) -> jax.Array:  # bool
+    """Computes the mask of the attention weights that are not dropped.
+
+    Without `places` they are all weights of a row.
+    """
     index = None
-    if self.active and (places or self.keys.lengths is not None):
-      index = (places or Places.all(weights.shape[-1])).numbers(
-          weights.shape, self.keys.lengths)
-    return dropout.dropout(
-        weights, self.rate, self.keys, dropout.ATTENTION_WEIGHTS, index)
+    if places or self.keys.lengths is not None:
+      index = (places or Places.all(shape[-1])).numbers(
+          shape, self.keys.lengths)
+    return dropout.kept(
+        shape, self.rate, self.keys, dropout.ATTENTION_WEIGHTS, index)
 
 
 class Attend(Protocol):
