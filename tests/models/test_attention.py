@@ -25,6 +25,7 @@ from qa_jax.models import attention
 from qa_jax.models import dropout
 from qa_jax.models import qa
 from qa_jax.models.attention import chunked
+from qa_jax.models.attention import xla
 from qa_jax.models.encoders import bert
 from qa_jax.training import trainer
 from tests.common import jaxprs
@@ -166,6 +167,21 @@ def test_values_and_gradients_are_those_of_the_formulas(name, case, rate):
     # 1e-5: the order of sums of 40 terms differs.
     np.testing.assert_allclose(ours * compared(case), formula * compared(case),
                                atol=1e-5)
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_long_rows_have_the_values_that_they_have_with_a_gradient(packed):
+  """On a CPU they are computed head by head if no gradient is needed."""
+  rng = np.random.default_rng(2)
+  q, k, v = (jnp.asarray(rng.normal(size=(2, 3, xla.LONG, 8)), jnp.float32)
+             for _ in range(3))
+  segments = np.arange(xla.LONG) // np.array([[100], [77]])
+  visible = attention.Visible(jnp.asarray(segments < 3),
+                              jnp.asarray(segments) if packed else None)
+  attend = lambda q, k, v: xla.attend(q, k, v, visible, attention.Drop())
+  np.testing.assert_allclose(
+      jax.jit(attend)(q, k, v),
+      jax.jit(lambda *qkv: jax.vjp(attend, *qkv)[0])(q, k, v), atol=1e-6)
 
 
 @pytest.mark.parametrize('name', TRAINED)

@@ -177,7 +177,7 @@ MUTATIONS: dict[str, Mutation] = {
     'step-devices': Mutation(
         STEP, 'totals = jax.lax.psum(totals, axis_name)', 'pass', WRAPPERS),
     'step-mean': Mutation(
-        STEP, 'lambda g: g / weight, grads', "lambda g: g / len(batch['row']), "
+        STEP, 'lambda g: g * share, grads', "lambda g: g / len(batch['row']), "
         'grads', WRAPPERS),
     'step-one-row': Mutation(
         STEP, 'jnp.maximum(weight, 1e-8)', 'jnp.maximum(weight, 2.0)',

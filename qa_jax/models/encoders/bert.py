@@ -116,9 +116,10 @@ def _choose(vectors: jax.Array,  # [T, D]
   which a GPU would do by atomic additions. RoBERTa has one type, that of all
   tokens.
   """
-  chosen = vectors[0]
+  chosen = vectors[:1, None]  # [1, 1, D]
   for number in range(1, len(vectors)):
-    chosen = jnp.where(numbers[:, :, None] == number, vectors[number], chosen)
+    chosen = jnp.where(numbers[:, :, None] == number,
+                       vectors[number:number + 1, None], chosen)
   return chosen
 
 
