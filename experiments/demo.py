@@ -2,11 +2,13 @@
 
   python -m experiments.demo --workdir=runs/quickstart
 
-Prints both answers with EM and F1 of the held-out data, and writes
-WORKDIR/plots/learning_curve.png and WORKDIR/plots/two_questions.png.
+Prints EM and F1 of the held-out data, both answers and a command that asks the
+first question again. It writes WORKDIR/plots/learning_curve.png and
+WORKDIR/plots/two_questions.png.
 """
 
 import pathlib
+import shlex
 
 from absl import flags
 
@@ -43,15 +45,18 @@ def main() -> None:
   metrics = files.read_object(
       RunDirectory(workdir).evaluation(qa.config.data.eval)
       / predictions_lib.METRICS)
-  print(f'pictures: {plots}/learning_curve.png, {plots}/two_questions.png')
+  print(f'held-out: {cli.scores_line(metrics)}')
   print(f'passage:  {context}')
-  print(f'held-out: EM {metrics["exact_match"]:.2f}  F1 {metrics["f1"]:.2f} '
-        f'on {metrics["total"]} questions')
   for e, a in zip(questions, answers, strict=True):
     print(f'{e.question}  →  {a.text}')
-  print('next: python -m experiments.predict '
-        f'{cli.workdir_flags(workdir, qa.config)} --question="…" '
-        '--context="…"')
+  print(f'pictures: {plots}/learning_curve.png, {plots}/two_questions.png')
+  asked = shlex.join([f'--question={questions[0].question}',
+                      f'--context={context}'])
+  print('next: change the question or the passage of this command\n'
+        '  python -m experiments.predict '
+        f'{cli.workdir_flags(workdir, qa.config)} {asked}\n'
+        'A model from scratch knows only its corpus. To read real text, see '
+        '"Fine-tune on SQuAD" in README.md.')
 
 
 if __name__ == '__main__':

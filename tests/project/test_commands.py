@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -419,10 +420,15 @@ def test_scoring_a_file_needs_no_jax(data, tmp_path):
   assert stored['exact_match'] == pytest.approx(200 / 3)
 
 
-def test_demo_answers_and_ends_with_scores(run):
+def test_demo_prints_scores_answers_and_a_command_that_answers_again(run):
   result = commands.command('demo', f'--workdir={run}')
   assert result.code == 0
-  assert 'held-out: EM ' in result.out and '  →  ' in result.out
+  assert 'held-out: EM ' in result.out
+  answer = re.search('  →  (.*)', result.out)[1]
+  command = next(line for line in result.out.splitlines()
+                 if 'experiments.predict' in line)
+  again = commands.command('predict', *shlex.split(command)[3:])
+  assert (again.code, again.out.splitlines()[0]) == (0, answer)
   for name in ('learning_curve', 'two_questions'):
     assert (run / 'plots' / f'{name}.png').is_file()
 
