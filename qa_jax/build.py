@@ -175,12 +175,8 @@ def compute_dtype(config: config_lib.Config, platform: str | None = None
   A `platform` of None is that of this process. The resolved value is 'float32',
   'tf32' or 'bfloat16'; activations of 'tf32' are float32.
   """
-  name = config.precision.compute_dtype
-  if name != 'auto':
-    return name
-  if platform is None:
-    platform = jax.default_backend()
-  return 'float32' if platform == 'cpu' else 'bfloat16'
+  return config_lib.compute_dtype(
+      config, jax.default_backend() if platform is None else platform)
 
 
 def _activation_dtype(name: str) -> jnp.dtype:

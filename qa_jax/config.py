@@ -199,7 +199,7 @@ class Precision:
   # Type of activations and matrix products: float32, tf32, bfloat16 or auto.
   # Parameters stay float32. tf32 is float32 with products of the encoder that a
   # GPU rounds to TF32. auto is bfloat16 on a GPU or TPU and float32 on a CPU.
-  compute_dtype: str = 'float32'
+  compute_dtype: str = 'auto'
   # Whether a GPU computes only with operations whose results repeat bit for
   # bit. Slower. A CPU repeats its results anyway.
   deterministic: bool = False
@@ -326,10 +326,19 @@ def buckets(config: Config, platform: str) -> tuple[int, ...]:
                        for n in (1, 2, 3, 4)}))
 
 
+def compute_dtype(config: Config, platform: str) -> str:
+  """Returns precision.compute_dtype, with 'auto' resolved for a platform."""
+  name = config.precision.compute_dtype
+  if name != 'auto':
+    return name
+  return 'float32' if platform in ('', 'cpu') else 'bfloat16'
+
+
 def platform_choices(config: Config, platform: str) -> dict[str, Any]:
   """Returns the fields of training that depend on the platform, resolved."""
   return {'data.packing': packing(config, platform),
-          'data.buckets': list(buckets(config, platform))}
+          'data.buckets': list(buckets(config, platform)),
+          'precision.compute_dtype': compute_dtype(config, platform)}
 
 
 def _fill(cls: type, values: Mapping[str, Any], path: str) -> Any:

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import operator
 import os
 import pathlib
 import re
@@ -206,9 +207,11 @@ class RunDirectory:
             f'--workdir={self.path} is not empty and not a run; choose another')
       return
     stored = self._read_config().to_dict()  # compared; none of it is run
-    # In a run of earlier versions, which knew no auto, packing stays as it is.
-    free = (*FREE_FIELDS, *['data.packing'] * (
-        config.data.packing == 'auto' and self._choices() is None))
+    # In a run of earlier versions, auto leaves these fields as they are.
+    free = [*FREE_FIELDS]
+    if self._choices() is None:
+      free += [field for field in ('data.packing', 'precision.compute_dtype')
+               if operator.attrgetter(field)(config) == 'auto']
     changed = [row for row in config_lib.differences(stored, config.to_dict())
                if row[0] not in free]
     if changed:
@@ -218,7 +221,6 @@ class RunDirectory:
       raise errors.UserError(
           f'{self.path} was trained with another config (stored → given); '
           f'choose another --workdir or undo:\n{rows}')
-
 
   def settle(self, config: config_lib.Config, platform: str
              ) -> config_lib.Config:

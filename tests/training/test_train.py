@@ -636,7 +636,8 @@ def test_a_run_keeps_the_choices_of_the_platform_it_began_on(
     runs.train_until_killed(config, run, 9, monkeypatch)
   record = RunDirectory(run).read_record()['platform_choices']
   assert record == {'data.packing': 'rows' if packing else False,
-                    'data.buckets': [64]}
+                    'data.buckets': [64],
+                    'precision.compute_dtype': 'float32'}
   stored = RunDirectory(run).read_config().data
   assert stored.packing == packing and stored.buckets == ()
   assert RunDirectory(run).settle(config, 'gpu').data.packing == (
@@ -647,6 +648,17 @@ def test_a_run_keeps_the_choices_of_the_platform_it_began_on(
   assert ('data.packing stays rows, with which the run began; on a cpu it '
           'would be False' in said) == (packing == 'auto')
   assert runs.rows_of(run) == runs.rows_of(tmp_path / 'whole')
+
+
+def test_a_run_that_began_in_bfloat16_stays_in_bfloat16(tmp_path, capsys):
+  config = several(1)
+  run = RunDirectory(tmp_path / 'run')
+  train.train(config, run.path)
+  record = run.read_record()
+  record['platform_choices'] |= {'precision.compute_dtype': 'bfloat16'}
+  run.record_file.write_text(json.dumps(record))
+  assert run.settle(config, 'cpu').precision.compute_dtype == 'bfloat16'
+  assert 'compute_dtype stays bfloat16' in capsys.readouterr().err
 
 
 def test_a_run_of_earlier_versions_stays_unpacked(tmp_path, capsys):
@@ -661,6 +673,11 @@ def test_a_run_of_earlier_versions_stays_unpacked(tmp_path, capsys):
   settled = run.settle(given, 'gpu').data
   assert (settled.packing, settled.buckets) == (False, (64,))
   assert 'data.packing stays False' in capsys.readouterr().err
+  config_file = json.loads(run.config_file.read_text())
+  config_file['precision']['compute_dtype'] = 'float32'
+  run.config_file.write_text(json.dumps(config_file))
+  run.check_config(given)
+  assert run.settle(given, 'gpu').precision.compute_dtype == 'float32'
   with pytest.raises(errors.UserError, match=r'data\.packing .* → True'):
     run.check_config(several(1, packing=True))
 @pytest.mark.parametrize('fields', [
