@@ -403,13 +403,16 @@ def load_parameters(directory: pathlib.Path, template: Any
   head is then returned unchanged.
   """
   tensors, ignored = read_tensors(directory)
-  stored, used = read_config(directory).num_layers, count_layers(template)
-  notes = []
+  sizes, used, notes = read_config(directory), count_layers(template), []
+  stored = 1 if sizes.SHARES_LAYERS else sizes.num_layers
   if used < stored:
+    architecture = ARCHITECTURES[_read_model_type(directory)[2]]
     layer = {k: re.search(r'\blayers?\.(\d+)\.', k) for k in tensors}
+    head = tuple(f'{name}.' for name in (
+        architecture.head, *architecture.head_names.values()))
     tensors = {k: v for k, v in tensors.items()
                if not (layer[k] and used <= int(layer[k][1]) < stored)
-               and not k.startswith('qa_outputs.')}
+               and not k.startswith(head)}
     notes = [first_layers_note(directory, used, stored)]
   params, fitted = fit_tensors(tensors, template, directory)
   return params, ignored + (notes or fitted)
