@@ -89,9 +89,11 @@ def _scale_by_adam(bias_correction, eps, decays=(0.9, 0.999)
 
   def update(updates, state, params=None, **arguments):
     _, state = adam.update(updates, state, params, **arguments)
-    # Without the barrier, XLA computes the moments a second time for the
-    # parameters, from old moments that it has to copy for that.
-    state = jax.lax.optimization_barrier(state)
+    # Without the barrier, XLA for CPUs computes the moments a second time for
+    # the parameters, from old moments that it has to copy for that. A GPU
+    # updates parameter and moments in one kernel, which a barrier would divide.
+    state = jax.lax.platform_dependent(
+        state, cpu=jax.lax.optimization_barrier, default=lambda state: state)
     m_factor, v_factor = (
         1 / (1 - jnp.power(decay, state.count)) if bias_correction else 1.0
         for decay in decays)
