@@ -47,7 +47,13 @@ QUESTION, CONTEXT = 'Who built it?', 'Mira built the Osprey in Oslo.'
 EXPORTED_HEADS = {'modernbert': 'transformed(bias=True, eps=0.001)'}
 
 
-@pytest.fixture(scope='module', params=ENCODERS)
+# Those whose layers have code of their own; the others run by make test-slow.
+QUICK = ('bert', 'deberta_v2', 'modernbert')
+
+
+@pytest.fixture(scope='module', params=[
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+    for name in ENCODERS])
 def qa(request) -> predict.QA:
   """Returns an untrained model whose parameters are all normal draws."""
   head = EXPORTED_HEADS.get(request.param, 'biased')

@@ -9,6 +9,10 @@ kernel computes it again from the stored maximum and sum (Dao et al., 2022,
 algorithms 1 and 4). Dropout hashes the index of a weight (models/dropout.py),
 so both kernels have the masks of `xla` bit for bit and store none. On a CPU, in
 tests, the kernels are interpreted.
+
+JAX 0.11 announces that Pallas will stop to compile through Triton. Then kernels
+for Mosaic GPU, which need another form of memory access, replace these, or
+cuDNN's packed layout where no weights are dropped.
 """
 
 from collections.abc import Callable
