@@ -165,7 +165,8 @@ def prepare_model(qa: predict.QA, options: Options) -> predict.QA:
   length = options.max_seq_len or data.max_length
   overlap = (min(length // 2, 128) if options.doc_stride is None
              else options.doc_stride)
-  question = options.max_question_len or max(min(64, length - overlap - 4), 1)
+  room = length - overlap - qa.tokenizer.outer_length - 1  # a step of 1 token
+  question = options.max_question_len or max(min(64, room), 1)
   return predict.with_options(
       qa, batch_size=options.batch_size, max_length=length,
       window_overlap=overlap, max_question_length=question,

@@ -13,8 +13,12 @@ from benchmarks.gpu import h100
 from benchmarks.gpu import hlo
 from benchmarks.gpu import results
 from qa_jax import errors
+from qa_jax.models.encoders import ENCODERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# jax 0.11 announces the end of Pallas through Triton.
+pytestmark = pytest.mark.filterwarnings(
+    'ignore:The Pallas Triton:DeprecationWarning')
 TEXT = '''HloModule step
 
 %fused (p.1: bf16[8,16], p.2: bf16[16,4]) -> f32[8,4] {
@@ -165,6 +169,16 @@ def test_the_default_step_of_bert_base_reaches_the_goals(tmp_path):
       packing='auto'))
   assert not {k: measured[k] for k, goal in GOALS.items()
               if measured[k] > goal}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("plugin_is_missing()", reason='needs [gpu-compile]')
+@pytest.mark.parametrize('name', ENCODERS)
+def test_the_step_of_every_encoder_compiles_for_a_gpu(tmp_path, name):
+  measured = measure(cases.config(
+      tmp_path, preset='tiny', batch=4, length=64, questions=40,
+      vocab_size=2500, packing='auto', model__encoder=name))
+  assert measured['kernels'] > 100
 
 
 @pytest.mark.skipif("plugin_is_missing()", reason='needs [gpu-compile]')
