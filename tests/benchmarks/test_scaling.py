@@ -46,6 +46,7 @@ def step_of(**fields) -> tuple[collections.Counter[str], int, int]:
           4 * sizes.hidden_size * (sizes.max_position - length))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('devices', [2, 8])
 def test_a_step_reduces_the_gradients_and_five_scalars_at_most(devices):
   found, expected, _ = step_of(num_devices=devices)
@@ -59,6 +60,7 @@ def test_a_mesh_of_data_reduces_no_more():
   assert 0 <= found['all-reduce'] - expected + unused <= 5 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'fsdp': 8}, {'data': 2, 'fsdp': 4}])
 def test_fsdp_gathers_the_parameters_once_and_reduces_the_gradients(axes):
   found, expected, _ = step_of(num_devices=8, mode='mesh', mesh=axes)

@@ -141,6 +141,7 @@ def test_a_batch_of_fixed_rows_has_the_gradient_of_its_windows_padded(padded):
                other_gradient, gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'devices', 'accumulation'), [
     ('pmap', 4, 1), ('mesh', 2, 2)])
 def test_fixed_rows_have_equal_losses_on_any_devices(

@@ -125,6 +125,7 @@ def test_whole_words_are_exported(tmp_path, head):
         expected.probability, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fields', [
     {'null_rule': 'min_null', 'search': 'beam(width=2)'},
     {'null_rule': 'never'}], ids=str)
@@ -246,6 +247,7 @@ def test_every_platform_is_in_the_program(loaded, directory):
   assert 'stablehlo' in exported.mlir_module()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fields', [
     *({'head': head} for head in heads.HEADS),
     *({'search': name} for name in search.SEARCHES),

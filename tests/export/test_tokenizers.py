@@ -63,6 +63,7 @@ def source_of(model: predict.QA) -> hugging_face.ConversionSource:
       model.model, model.params, model.tokenizer, model.config, True, ()), None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_tokenizer_survives_both_conversions(kinds, kind, tmp_path):
   model = make(kinds[kind])

@@ -206,6 +206,7 @@ def span_softmax(scores, batch):
   return jax.nn.logsumexp(jnp.concatenate(terms, axis=1), axis=1) - gold
 
 
+@pytest.mark.slow
 @every_head
 def test_head_overfits_eight_windows_and_search_returns_their_spans(spec):
   rng = np.random.default_rng(2)

@@ -38,6 +38,7 @@ def layers_of(qa, view):
   return np.stack(layers)[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('rule', ['never', 'min_null'])
 @pytest.mark.parametrize('spec', SPECS.values(), ids=SPECS)
 def test_probabilities_add_up_over_null_and_the_spans_of_any_head(spec, rule):

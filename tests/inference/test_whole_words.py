@@ -58,6 +58,7 @@ def spans_of(qa, questions=QUESTIONS):
               {'question': q, 'context': c} for q, c in questions])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fields', [
     {}, {'search': 'dense'}, {'search': 'banded'}, {'packing': True},
     {'head': 'length_prior(width=12)'}, {'head': 'biaffine(width=12)'}],

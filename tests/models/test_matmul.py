@@ -69,6 +69,7 @@ def test_all_three_products_have_the_form_with_a_native_kernel():
       assert line.count('bf16>') == 2 and line.rstrip().endswith('f32>')
 
 
+@pytest.mark.slow
 def test_an_encoder_and_its_gradient_multiply_bfloat16_as_compiled():
   """Checks the compiled program: without a kernel XLA upcasts silently."""
   config = bert.BertConfig(vocab_size=30, hidden_size=32, num_layers=1,

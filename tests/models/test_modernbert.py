@@ -65,7 +65,8 @@ def value_and_gradient(params, attention, inputs, keys):
 
 
 @pytest.mark.parametrize('packed', [False, True])
-@pytest.mark.parametrize('dropped', [False, True])
+@pytest.mark.parametrize('dropped', [
+    pytest.param(False, marks=pytest.mark.slow), True])
 def test_chunks_have_the_values_and_gradients_of_masked_rows(
     params, packed, dropped):
   inputs = rows()
@@ -135,6 +136,7 @@ def test_every_layer_is_global_without_a_window():
         num_layers=1, **fields | bad))
 
 
+@pytest.mark.slow
 def test_a_train_step_at_8192_tokens_fits_in_memory(monkeypatch):
   """The weights of one head alone take 256 MiB, and a gradient has several."""
   monkeypatch.setattr(chunked, 'CHUNK', 128)

@@ -25,6 +25,7 @@ def batch(trainer):
   return trainer.windows.gather(np.arange(8), 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('head', sorted(heads.HEADS))
 def test_float32_products_are_not_rounded_on_a_gpu(trainer, batch, head):
   model = trainer.model.clone(head=heads_lib.build_head(head))

@@ -36,6 +36,7 @@ def loss_shape(head: str, objective: str) -> jax.ShapeDtypeStruct:
       {k: jax.ShapeDtypeStruct(*v) for k, v in BATCH.items()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('objective', sorted(OBJECTIVES))
 @pytest.mark.parametrize('head', sorted(HEADS))
 def test_pair_of_head_and_objective_is_traced_or_refused(head, objective):

@@ -92,6 +92,7 @@ def reference(trainer, batch):
       jnp.subtract, trainer.state.params, grads)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('mode', 'devices', 'axes'), WRAPPERS)
 def test_loss_gradient_and_update_do_not_depend_on_the_wrapper(
     trainer, batch, reference, mode, devices, axes):
@@ -586,6 +587,7 @@ def test_updates_of_a_dispatch_equal_single_ones_bit_for_bit(
       np.testing.assert_array_equal(value, other[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_run_of_several_updates_a_dispatch_resumes_bit_for_bit(
     tmp_path, monkeypatch):
   train.train(several(), tmp_path / 'whole')
@@ -714,6 +716,7 @@ def hold_programs(monkeypatch, until):
   return held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('packing', [False, True])
 def test_training_that_begins_with_one_program_repeats_the_run_with_all(
     tmp_path, monkeypatch, packing):
