@@ -6,7 +6,7 @@ has to learn to read: to find the sentence that the question asks about.
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart
 
-Expected: exact match of 99 after five to six core-minutes; see RESULTS.md,
+Expected: exact match of 99 after four to five core-minutes; see RESULTS.md,
 "Quickstart", for seeds and for how it was found.
 """
 
@@ -33,10 +33,10 @@ def get_config() -> ml_collections.ConfigDict:
   c.decode.max_answer_length = 10
   c.decode.n_best = 10
   c.decode.null_rule = 'never'  # every question has an answer
-  c.train.num_steps = 7000
+  c.train.num_steps = 5000
   c.train.eval_batch_size = 64
   c.train.eval_every_steps = 1000
   c.train.log_every_steps = 100
   c.optim.learning_rate = 1.5e-3
-  c.optim.warmup_fraction = 0.06  # 420 updates
+  c.optim.warmup_fraction = 0.06  # 300 updates
   return c
