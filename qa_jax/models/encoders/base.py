@@ -3,7 +3,7 @@
 Glossary of shapes: B rows, L row length, D hidden size, F output features of a
 layer.
 
-An encoder is a Flax module, called as
+An encoder is an `Encoder`, called as
 
   encoder(token_ids, token_type_ids,  # [B, L] int32
           attention_mask,             # [B, L], 0 at padding
@@ -26,7 +26,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qa_jax.models import attention as attention_lib
 from qa_jax.models import matmul
+from qa_jax.models.dropout import DropoutKeys
 
 # (x, rate, place) → x after dropout.
 Drop = Callable[..., jax.Array]
@@ -80,6 +82,39 @@ class EncoderConfig:
     raise NotImplementedError
 
 
+class Encoder(nn.Module):
+  """An encoder: it maps token ids to the contextual vectors of all layers."""
+
+  config: EncoderConfig
+  compute_dtype: jnp.dtype = jnp.float32
+  attention: str = 'auto'  # an entry of attention.ATTENTION
+
+  @nn.compact
+  def __call__(
+      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
+      attention_mask: jax.Array,  # [B, L], 0 at padding
+      keys: DropoutKeys | None = None, segment_ids: jax.Array | None = None,
+      position_ids: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    """Returns the embeddings and the output of each layer, [B, L, D] float32.
+
+    Without `keys` there is no dropout. In a packed row, `segment_ids`, [B, L],
+    number the segments, each token attends to its own segment, and
+    `position_ids`, [B, L], start at 0 in each segment.
+    """
+    layers = self.compute_layers(
+        token_ids, token_type_ids,
+        attention_lib.Visible(attention_mask > 0, segment_ids), keys,
+        position_ids)
+    return tuple(x.astype(jnp.float32) for x in layers)
+
+  def compute_layers(
+      self, token_ids: jax.Array, token_type_ids: jax.Array,
+      visible: attention_lib.Visible, keys: DropoutKeys | None,
+      position_ids: jax.Array | None) -> list[jax.Array]:
+    """Computes the embeddings and the output of each layer, of any dtype."""
+    raise NotImplementedError
+
+
 class Dense(nn.Module):
   """The layer x W + b in the compute dtype."""
 
@@ -96,6 +131,40 @@ class Dense(nn.Module):
                       ) if self.use_bias else None
     return matmul.dense(x.reshape(-1, size), kernel, bias, self.dtype).reshape(
         *x.shape[:-1], self.features)
+
+
+def split_heads(x: jax.Array, count: int,  # [B, L, count · D]
+                num_heads: int) -> list[jax.Array]:  # [B, H, L, K] each
+  """Splits vectors such as q, k and v together into `count` parts by heads.
+
+  A split has a cheap gradient, one pass. Its parts are whole heads, which a
+  fused kernel joins again, so that XLA copies nothing.
+  """
+  parts = jnp.split(x.reshape(*x.shape[:2], count * num_heads, -1), count,
+                    axis=2)
+  return [part.transpose(0, 2, 1, 3) for part in parts]
+
+
+def join_heads(y: jax.Array,  # [B, H, L, K]
+               dtype: jnp.dtype) -> jax.Array:  # [B, L, D] in dtype
+  """Joins the vectors of all heads of a token."""
+  batch, _, length, _ = y.shape
+  return y.transpose(0, 2, 1, 3).reshape(batch, length, -1).astype(dtype)
+
+
+def choose_type(vectors: jax.Array,  # [T, D]
+                numbers: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
+  """Returns the vector of each token's type, without a gather.
+
+  The gradient is then a sum over tokens instead of a scatter into a few rows,
+  which a GPU would do by atomic additions. RoBERTa has one type, that of all
+  tokens.
+  """
+  chosen = vectors[:1, None]  # [1, 1, D]
+  for number in range(1, len(vectors)):
+    chosen = jnp.where(numbers[:, :, None] == number,
+                       vectors[number:number + 1, None], chosen)
+  return chosen
 
 
 def init(config: EncoderConfig) -> nn.initializers.Initializer:

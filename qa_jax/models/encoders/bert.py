@@ -98,7 +98,7 @@ class Embeddings(nn.Module):
          + embed('position', c.max_position)(position_ids))
     if c.type_vocab_size:
       types = embed('token_type', c.type_vocab_size).embedding
-      x += _choose(types, token_type_ids)
+      x += base.choose_type(types, token_type_ids)
     x = base.layer_norm(c)(x, self.compute_dtype)
     x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
     if size != c.hidden_size or c.ALWAYS_PROJECTS:
@@ -106,21 +106,6 @@ class Embeddings(nn.Module):
     if c.RELATIVE_POSITIONS is None:
       return x, None
     return x, c.RELATIVE_POSITIONS(c, name='relative')(token_ids.shape[1])
-
-
-def _choose(vectors: jax.Array,  # [T, D]
-            numbers: jax.Array) -> jax.Array:  # [B, L] → [B, L, D]
-  """Returns the vector of each token's type, without a gather.
-
-  The gradient is then a sum over tokens instead of a scatter into a few rows,
-  which a GPU would do by atomic additions. RoBERTa has one type, that of all
-  tokens.
-  """
-  chosen = vectors[:1, None]  # [1, 1, D]
-  for number in range(1, len(vectors)):
-    chosen = jnp.where(numbers[:, :, None] == number,
-                       vectors[number:number + 1, None], chosen)
-  return chosen
 
 
 class Attention(nn.Module):
@@ -137,17 +122,10 @@ class Attention(nn.Module):
                bias: jax.Array | None) -> jax.Array:  # [1, H, L, L]
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
-    batch, length, _ = x.shape
-    qkv = dense(3 * c.hidden_size, name='query_key_value')(x)  # [B, L, 3D]
-    # A split has a cheap gradient, one pass. Its parts are whole heads, which a
-    # fused kernel joins again, so that XLA copies nothing.
-    q, k, v = (  # [B, H, L, K] each
-        x.transpose(0, 2, 1, 3) for x in jnp.split(qkv.reshape(
-            batch, length, 3 * c.num_heads, -1), 3, axis=2))
-    y = attention_lib.attend(
-        self.implementation, q, k, v, visible, drop_weights, bias)
-    y = y.transpose(0, 2, 1, 3).reshape(
-        batch, length, c.hidden_size).astype(self.compute_dtype)
+    q, k, v = base.split_heads(
+        dense(3 * c.hidden_size, name='query_key_value')(x), 3, c.num_heads)
+    y = base.join_heads(attention_lib.attend(
+        self.implementation, q, k, v, visible, drop_weights, bias), x.dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
              place=dropout_lib.ATTENTION_OUTPUT)
     return base.layer_norm(c)(x + y, self.compute_dtype)
@@ -188,29 +166,16 @@ class Block(nn.Module):
     return MLP(c, dtype, name='mlp')(x, drop)
 
 
-class BertEncoder(nn.Module):
-  """The encoder: it maps token ids to the contextual vectors of all layers."""
+class BertEncoder(base.Encoder):
+  """The encoder of BERT, and of those that differ in constants alone."""
 
   config: BertConfig
-  compute_dtype: jnp.dtype = jnp.float32
-  attention: str = 'auto'  # an entry of attention.ATTENTION
 
-  @nn.compact
-  def __call__(
-      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
-      attention_mask: jax.Array,  # [B, L], 0 at padding
-      keys: DropoutKeys | None = None, segment_ids: jax.Array | None = None,
-      position_ids: jax.Array | None = None) -> tuple[jax.Array, ...]:
-    """Returns the embeddings and the output of each layer, [B, L, D] float32.
-
-    Without `keys` there is no dropout. In a packed row, `segment_ids`, [B, L],
-    number the segments, each token attends to its own segment, and
-    `position_ids`, [B, L], start at 0 in each segment.
-    """
+  def compute_layers(self, token_ids, token_type_ids, visible, keys,
+                     position_ids):
     c = self.config
     x, bias = Embeddings(c, self.compute_dtype, name='embeddings')(
         token_ids, token_type_ids, position_ids, keys)
-    visible = attention_lib.Visible(attention_mask > 0, segment_ids)
     layers = [x]
     block = functools.partial(Block, c, self.compute_dtype, self.attention)
     for i in range(c.num_layers):
@@ -218,4 +183,4 @@ class BertEncoder(nn.Module):
       x = base.apply_layer(self, block, name, x, visible,
                            None if keys is None else keys.fold(i), bias)
       layers.append(x)
-    return tuple(x.astype(jnp.float32) for x in layers)
+    return layers

@@ -176,9 +176,8 @@ class Embeddings(nn.Module):
         position_ids = jnp.arange(token_ids.shape[1])[None]
       x += embed('position', c.max_position)(position_ids)
     if c.type_vocab_size:
-      x += embed('token_type', c.type_vocab_size)(
-          token_type_ids if c.type_vocab_size > 1
-          else jnp.zeros_like(token_type_ids))
+      types = embed('token_type', c.type_vocab_size).embedding
+      x += base.choose_type(types, token_type_ids)
     x = base.layer_norm(c)(x, self.compute_dtype)
     return (jnp.where(inside[..., None], x, 0),
             RelativePositions(c, self.compute_dtype, name='relative')())
@@ -231,9 +230,8 @@ class Attention(nn.Module):
     bias = _position_scores(c, q, k * jnp.asarray(shrink, k.dtype), *(
         heads(y) if term in terms else None
         for term, y in (('c2p', r), ('p2c', s))))
-    y = attention_lib.attend(
-        self.implementation, q, k, v, visible, drop_weights, bias)
-    y = y.swapaxes(1, 2).reshape(x.shape).astype(self.compute_dtype)
+    y = base.join_heads(attention_lib.attend(
+        self.implementation, q, k, v, visible, drop_weights, bias), x.dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,
              place=dropout_lib.ATTENTION_OUTPUT)
     return base.layer_norm(c)(x + y, self.compute_dtype)
@@ -294,9 +292,9 @@ class Convolution(nn.Module):
         for cut in (functools.partial(
             jax.lax.slice_in_dim, start_index=i, limit_index=i + length, axis=1)
                     for i in range(size))]
-    z = matmul.einsum('nd,df->nf', jnp.concatenate(near, -1).reshape(
-        -1, size * c.hidden_size), kernel.reshape(-1, c.hidden_size), x.dtype)
-    z = (z.reshape(x.shape) + bias[None, None]).astype(x.dtype)
+    z = matmul.dense(
+        jnp.concatenate(near, -1).reshape(-1, size * c.hidden_size),
+        kernel.reshape(-1, c.hidden_size), bias, x.dtype).reshape(x.shape)
     z = CONVOLUTION_ACTIVATIONS[c.conv_act](drop(
         jnp.where(inside, z, 0), c.dropout, place=dropout_lib.CONVOLUTION))
     return jnp.where(inside, base.layer_norm(c)(y + z, x.dtype), 0)
@@ -329,29 +327,17 @@ class Block(nn.Module):
     return Convolution(c, dtype, name='convolution')(x, y, visible, drop)
 
 
-class DebertaV2Encoder(nn.Module):
-  """The encoder: it maps token ids to the contextual vectors of all layers."""
+class DebertaV2Encoder(base.Encoder):
+  """The encoder of DeBERTa v2 and v3."""
 
   config: DebertaV2Config
-  compute_dtype: jnp.dtype = jnp.float32
-  attention: str = 'auto'  # an entry of attention.ATTENTION
 
-  @nn.compact
-  def __call__(
-      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
-      attention_mask: jax.Array,  # [B, L], 0 at padding
-      keys: DropoutKeys | None = None, segment_ids: jax.Array | None = None,
-      position_ids: jax.Array | None = None) -> tuple[jax.Array, ...]:
-    """Returns the embeddings and the output of each layer, [B, L, D] float32.
-
-    The arguments are those of `base`.
-    """
+  def compute_layers(self, token_ids, token_type_ids, visible, keys,
+                     position_ids):
     c = self.config
-    inside = attention_mask > 0
     x, positions = Embeddings(c, self.compute_dtype, name='embeddings')(
-        token_ids, token_type_ids, inside, position_ids)
+        token_ids, token_type_ids, visible.attention_mask, position_ids)
     x = dropout_lib.dropout(x, c.dropout, keys, dropout_lib.EMBEDDINGS)
-    visible = attention_lib.Visible(inside, segment_ids)
     layers = [x]
     for i in range(c.num_layers):
       block = functools.partial(
@@ -360,4 +346,4 @@ class DebertaV2Encoder(nn.Module):
       x = base.apply_layer(self, block, f'layer_{i}', x, positions, visible,
                            None if keys is None else keys.fold(i))
       layers.append(x)
-    return tuple(x.astype(jnp.float32) for x in layers)
+    return layers

@@ -138,18 +138,14 @@ class Attention(nn.Module):
                visible: attention_lib.Visible, by: Rotation, drop: Drop,
                drop_weights: attention_lib.Drop) -> jax.Array:
     c, dtype = self.config, self.compute_dtype
-    batch, length, _ = x.shape
     if not self.is_first:
       x = _layer_norm(c)(x, dtype)
-    qkv = Dense(c, 3 * c.hidden_size, dtype, c.attention_bias,
-                name='query_key_value')(x)  # [B, L, 3D]
-    q, k, v = (  # [B, H, L, K] each
-        x.reshape(batch, length, c.num_heads, -1).transpose(0, 2, 1, 3)
-        for x in jnp.split(qkv, 3, axis=-1))
-    y = attention_lib.attend(self.implementation, rotate(q, by), rotate(k, by),
-                             v, visible, drop_weights)
-    y = y.transpose(0, 2, 1, 3).reshape(
-        batch, length, c.hidden_size).astype(dtype)
+    q, k, v = base.split_heads(
+        Dense(c, 3 * c.hidden_size, dtype, c.attention_bias,
+              name='query_key_value')(x), 3, c.num_heads)
+    y = base.join_heads(attention_lib.attend(
+        self.implementation, rotate(q, by), rotate(k, by), v, visible,
+        drop_weights), dtype)
     y = Dense(c.output_layer(), c.hidden_size, dtype, c.attention_bias,
               name='output')(y)
     return drop(y, c.attention_dropout, place=dropout_lib.ATTENTION_OUTPUT)
@@ -203,30 +199,23 @@ class Final(nn.Module):
     return _layer_norm(self.config)(x, jnp.float32)
 
 
-class ModernBertEncoder(nn.Module):
-  """The encoder: it maps token ids to the contextual vectors of all layers."""
+class ModernBertEncoder(base.Encoder):
+  """The encoder of ModernBERT; token types have no effect.
+
+  A segment of a packed row is contiguous, so windows are counted in places of
+  the row.
+  """
 
   config: ModernBertConfig
-  compute_dtype: jnp.dtype = jnp.float32
-  attention: str = 'auto'  # an entry of attention.ATTENTION
 
-  @nn.compact
-  def __call__(
-      self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32
-      attention_mask: jax.Array,  # [B, L], 0 at padding
-      keys: DropoutKeys | None = None, segment_ids: jax.Array | None = None,
-      position_ids: jax.Array | None = None) -> tuple[jax.Array, ...]:
-    """Returns the embeddings and the output of each layer, [B, L, D] float32.
-
-    The arguments are those of `base`. Token types have no effect. A segment of
-    a packed row is contiguous, so windows are counted in places of the row.
-    """
+  def compute_layers(self, token_ids, token_type_ids, visible, keys,
+                     position_ids):
     del token_type_ids
     c = self.config
     if position_ids is None:
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
     everywhere, local = (
-        (attention_lib.Visible(attention_mask > 0, segment_ids, window),
+        (visible.replace(window=window),
          rotation(position_ids, c.hidden_size // c.num_heads, theta))
         for window, theta in ((None, c.global_theta),
                               (c.local_attention // 2, c.local_theta)))
@@ -241,7 +230,7 @@ class ModernBertEncoder(nn.Module):
                            None if keys is None else keys.fold(i))
       layers.append(x)
     layers[-1] = Final(c, name='final')(x)
-    return tuple(x.astype(jnp.float32) for x in layers)
+    return layers
 
 
 def _layer_norm(config: ModernBertConfig):
