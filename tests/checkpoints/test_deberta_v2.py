@@ -27,8 +27,6 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face as export_lib
-from qa_jax.export import run as run_lib
-from qa_jax.export import stablehlo
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.models import dropout
@@ -36,6 +34,7 @@ from qa_jax.models import qa
 from qa_jax.models.encoders import deberta_v2
 from qa_jax.training import optimizer
 from tests.common import drawn
+from tests.common import programs
 from tests.common import scripts
 from tests.common import tiny
 from tests.common import weights
@@ -461,15 +460,7 @@ def test_packed_rows_give_equal_answers(variant, tmp_path):
 
 
 def test_an_exported_program_answers_as_its_model(model, tmp_path):
-  stablehlo.export_run(model, tmp_path / 'out', ('cpu',))
-  loaded = run_lib.load_program(tmp_path / 'out')
-  for (question, context), expected in zip(
-      QUESTIONS, answers_of(model), strict=True):
-    result = run_lib.answer_question(loaded, question, context)
-    assert (result['text'], result['start'], result['end']) == (
-        expected.text, expected.start, expected.end)
-    assert result['score'] == (expected.score and pytest.approx(
-        expected.score, abs=1e-5))
+  programs.assert_answers_as_its_model(model, QUESTIONS, tmp_path)
 
 
 def test_the_mask_is_not_ignored(golden, tmp_path):

@@ -26,8 +26,6 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face as export_lib
-from qa_jax.export import run as run_lib
-from qa_jax.export import stablehlo
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
@@ -35,6 +33,7 @@ from qa_jax.models import qa
 from qa_jax.models.encoders import modernbert
 from qa_jax.training import optimizer
 from qa_jax.training import trainer
+from tests.common import programs
 from tests.common import scripts
 from tests.common import tiny
 from tests.common import weights
@@ -396,13 +395,7 @@ def test_packed_rows_give_equal_answers():
 
 def test_an_exported_program_answers_as_its_model(tmp_path):
   model = predict.load(DIRECTORY, **WINDOWS, **ANY)
-  stablehlo.export_run(model, tmp_path / 'out', ('cpu',))
-  loaded = run_lib.load_program(tmp_path / 'out')
-  for question, context in QUESTIONS:
-    expected = model.answer(question, context)
-    result = run_lib.answer_question(loaded, question, context)
-    assert (result['text'], result['start'], result['end']) == (
-        expected.text, expected.start, expected.end)
+  programs.assert_answers_as_its_model(model, QUESTIONS, tmp_path)
 
 
 @pytest.mark.parametrize('kind', ['ForQuestionAnswering', 'Model'])

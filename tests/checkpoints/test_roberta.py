@@ -24,10 +24,10 @@ from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.export import hugging_face as export_lib
 from qa_jax.export import run as run_lib
-from qa_jax.export import stablehlo
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.models.encoders import bert
+from tests.common import programs
 from tests.common import scripts
 from tests.common import weights
 from tests.common.refusals import refusal
@@ -334,17 +334,7 @@ def test_whole_words_are_the_candidates_that_begin_and_end_words(kind):
 @pytest.mark.parametrize('whole_words', [False, True])
 def test_an_exported_program_answers_as_its_model(kind, whole_words, tmp_path):
   model = load(kind, whole_words=whole_words)
-  stablehlo.export_run(model, tmp_path / 'out', ('cpu',))
-  loaded = run_lib.load_program(tmp_path / 'out')
-  for (question, context), expected in zip(
-      QUESTIONS, answers_of(model), strict=True):
-    result = run_lib.answer_question(loaded, question, context)
-    assert (result['text'], result['start'], result['end']) == (
-        expected.text, expected.start, expected.end)
-    assert result['score'] == (expected.score and pytest.approx(
-        expected.score, abs=1e-5))
-    assert result['probability'] == pytest.approx(
-        expected.probability, abs=1e-6)
+  programs.assert_answers_as_its_model(model, QUESTIONS, tmp_path)
 
 
 @pytest.mark.parametrize('kind', KINDS)

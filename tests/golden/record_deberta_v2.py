@@ -23,6 +23,7 @@ import transformers
 
 from tests.common import drawn
 from tests.common import scripts
+from tests.golden import losses
 
 HERE = pathlib.Path(__file__).resolve().parent
 SIZES = dict(vocab_size=60, hidden_size=16, num_hidden_layers=2,
@@ -59,16 +60,6 @@ def inputs() -> dict[str, np.ndarray]:
       'end_positions': np.array([17, 0, 4], np.int32)}
 
 
-def loss_of(result, batch: dict[str, np.ndarray]) -> torch.Tensor:
-  """Computes the cross-entropy over the context and [CLS], mean of both."""
-  outside = ~torch.tensor(batch['context_mask'])
-  outside[:, 0] = False
-  return sum(torch.nn.functional.cross_entropy(
-      getattr(result, f'{end}_logits').masked_fill(outside, -1e9),
-      torch.tensor(batch[f'{end}_positions'].astype(np.int64)))
-             for end in ('start', 'end')) / 2
-
-
 def is_decayed(name: str) -> bool:
   return not name.endswith(('.bias', 'LayerNorm.weight'))
 
@@ -88,7 +79,7 @@ def record(fields: dict, learns: bool) -> tuple[dict, dict]:
                token_type_ids=torch.tensor(types),
                attention_mask=torch.tensor(batch['attention_mask']),
                output_hidden_states=True)
-  loss = loss_of(result, batch)
+  loss = losses.loss_of(result, batch)
   real = torch.tensor(batch['attention_mask'] > 0)
   out = {'layers': torch.stack([x[real] for x in result.hidden_states]),
          'start': result.start_logits, 'end': result.end_logits, 'loss': loss}

@@ -22,6 +22,7 @@ import transformers
 
 from tests.common import drawn
 from tests.common import parity
+from tests.golden import losses
 
 HERE = pathlib.Path(__file__).resolve().parent
 SIZES = dict(vocab_size=60, hidden_size=16, num_hidden_layers=2,
@@ -41,16 +42,6 @@ MODELS = {
     'mpnet': ('MPNet', FAIRSEQ | {'max_position_embeddings': 152})}
 
 
-def loss_of(result, batch: dict[str, np.ndarray]) -> torch.Tensor:
-  """Computes the cross-entropy over the context and [CLS], mean of both."""
-  outside = ~torch.tensor(batch['context_mask'])
-  outside[:, 0] = False
-  return sum(torch.nn.functional.cross_entropy(
-      getattr(result, f'{end}_logits').masked_fill(outside, -1e9),
-      torch.tensor(batch[f'{end}_positions'].astype(np.int64)))
-             for end in ('start', 'end')) / 2
-
-
 def record(name: str) -> tuple[dict[str, np.ndarray], dict]:
   """Returns the arrays of a model and its config.json."""
   prefix, fields = MODELS[name]
@@ -68,7 +59,7 @@ def record(name: str) -> tuple[dict[str, np.ndarray], dict]:
   result = net(input_ids=torch.tensor(batch['token_ids']),
                attention_mask=torch.tensor(batch['attention_mask']),
                output_hidden_states=True, **more)
-  loss = loss_of(result, batch)
+  loss = losses.loss_of(result, batch)
   loss.backward()
   tokens = parity.recorded_tokens(batch)
   out = {

@@ -24,14 +24,13 @@ from qa_jax.checkpoints import weight_names
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.export import hugging_face as export_lib
-from qa_jax.export import run as run_lib
-from qa_jax.export import stablehlo
 from qa_jax.inference import predict
 from qa_jax.models import dropout
 from qa_jax.models import qa as qa_lib
 from qa_jax.models.encoders import ENCODERS
 from qa_jax.span_scores import HeadInput
 from qa_jax.training import optimizer
+from tests.common import programs
 from tests.common import random_model
 from tests.common import tiny
 from tests.common.refusals import refusal
@@ -401,13 +400,8 @@ def test_a_run_and_its_export_have_equal_parameters(qa, answer, tmp_path):
     assert_same(loaded.answer(QUESTION, CONTEXT), answer)
 
 
-def test_an_exported_program_answers_as_its_model(qa, answer, tmp_path):
-  stablehlo.export_run(qa, tmp_path / 'out', ('cpu',))
-  result = run_lib.answer_question(
-      run_lib.load_program(tmp_path / 'out'), QUESTION, CONTEXT)
-  assert (result['text'], result['start'], result['end']) == (
-      answer.text, answer.start, answer.end)
-  assert result['score'] == pytest.approx(answer.score, abs=1e-5)
+def test_an_exported_program_answers_as_its_model(qa, tmp_path):
+  programs.assert_answers_as_its_model(qa, [(QUESTION, CONTEXT)], tmp_path)
 
 
 def test_the_answer_of_each_layer_ends_in_that_of_the_head(qa, arrays):
