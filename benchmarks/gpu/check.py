@@ -1,98 +1,147 @@
 r"""Checks qa_jax on a machine with a GPU, and measures it there.
 
   python -m benchmarks.gpu.check --output=runs/gpu_check [--seconds=480]
+  python -m benchmarks.gpu.check --output=runs/gpu_heads \
+      --stages=ablation --seconds=600
   TINY=1 JAX_PLATFORMS=cpu python -m benchmarks.gpu.check --output=DIR
 
-The second command rehearses everything on a CPU with small sizes. Stages are
-processes with a time limit, so that one that fails or hangs does not stop the
-others. OUTPUT/results.jsonl has the results as they come, and the table at the
-end goes to OUTPUT/table.md. The exit code is 1 if a check failed. The stage
-`peer` needs requirements-peers.txt.
+The last command rehearses the check on a CPU with small sizes. Stages are
+processes with a time limit, most important first, so that one that fails or
+hangs does not stop the others. OUTPUT/results.jsonl has the results as they
+come, and OUTPUT/table.md is written after every stage. The exit code is 1 if a
+check failed. Nothing is read from a network. Without --train, --eval and
+--model the texts are generated and the weights random. The stage `peer` needs
+torch and transformers.
 """
 
 import argparse
+import contextlib
+import dataclasses
+import importlib
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 from benchmarks.gpu import results as results_lib
 
-# Stage → its largest share of the time, in the order in which they run.
-SHARES = {'device': 0.1, 'searches': 0.1, 'attentions': 0.3, 'update': 0.25,
-          'repeat': 0.2, 'speed': 0.5, 'peer': 0.25}
-# Two processes of `peer` share a card. In `speed`, XLA would compile each
-# product in some thirty forms more.
-ENVIRONMENT = {'peer': {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'},
-               'speed': {'XLA_FLAGS': '--xla_gpu_enable_triton_gemm=false'}}
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def run_stage(stage: str, results: results_lib.Results) -> None:
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A function of a module in this package that takes the results."""
+
+  module: str
+  share: float  # largest share of the time
+  environment: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+# Without this flag, XLA would compile each product in some thirty more forms.
+FAST = {'XLA_FLAGS': '--xla_gpu_enable_triton_gemm=false'}
+# The stages in the order in which they run. Two processes of `peer` share a
+# card. The ablation runs only if it is named.
+STAGES = {
+    'device': Stage('numerics', 0.1),
+    'update': Stage('steps', 0.2),
+    'speed': Stage('steps', 0.3, FAST),
+    'peer': Stage('runs', 0.3, {
+        **FAST, 'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}),
+    'finetune': Stage('runs', 0.25, FAST),
+    'attentions': Stage('numerics', 0.2),
+    'repeat': Stage('runs', 0.2),
+    'searches': Stage('numerics', 0.1),
+    'ablation': Stage('runs', 1.0, FAST)}
+DEFAULT = [name for name in STAGES if name != 'ablation']
+LEAST_SECONDS = 3.0  # a stage with less time is left out
+
+
+def run_stage(name: str, results: results_lib.Results) -> None:
   """Runs one stage in this process."""
-  if stage in ('repeat', 'peer'):
-    results.attempt(stage, {'repeat': repeat, 'peer': peer}[stage],
-                    results.directory)
-    return
-  from benchmarks.gpu import numerics
-  from benchmarks.gpu import steps
-  module = numerics if hasattr(numerics, stage) else steps
-  vars(module)[stage](results)
+  module = importlib.import_module(f'benchmarks.gpu.{STAGES[name].module}')
+  vars(module)[name](results)
 
 
-def repeat(directory: pathlib.Path) -> dict[str, object]:
-  """Trains twice with precision.deterministic and compares the losses."""
-  losses = []
-  for number in (1, 2):
-    workdir = directory / f'repeat{number}'
-    subprocess.run(
-        [sys.executable, '-m', 'experiments.train', f'--workdir={workdir}',
-         '--config=configs/quickstart.py', '--config.data.eval=',
-         '--config.data.train=synthetic(size=200)',
-         '--config.train.num_epochs=0.0', '--config.train.num_steps=20',
-         '--config.train.log_every_steps=1', '--config.parallel.num_devices=1',
-         '--config.precision.deterministic=True'], check=True)
-    lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-    losses.append([json.loads(line).get('loss') for line in lines])
-  return dict(rows=len(losses[0]), ok=losses[0] == losses[1] != [])
+def packages() -> dict[str, object]:
+  """Returns versions, and the requirements that are not installed."""
+  def version(name: str) -> str:
+    try:
+      return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      return ''
+
+  lines = (ROOT / 'requirements.txt').read_text(encoding='utf-8').splitlines()
+  needed = [re.match(r'[\w.-]+', line)[0] for line in lines
+            if line and not line.startswith('#')]
+  return {'missing': ', '.join(n for n in needed if not version(n)) or 'none',
+          **{name: version(name) or 'none' for name in (
+              'jax', 'jax-cuda13-plugin', 'jax-cuda12-plugin', 'flax', 'torch',
+              'transformers')}}
 
 
-def peer(directory: pathlib.Path) -> dict[str, object]:
-  """Measures training beside torch + transformers, after a comparison."""
-  output = directory / 'peer.json'
-  code = subprocess.run(
-      [sys.executable, '-m', 'experiments.benchmark', '--suite=train',
-       '--encoders=base', f'--output={output}',
-       *['--quick'] * results_lib.TINY], check=False).returncode
-  return dict(file=str(output), exit_code=code, ok=code == 0)
+def run_limited(command: list[str], seconds: float,
+                environment: dict[str, str]) -> str:
+  """Runs a command and ends it, with all that it started, after `seconds`.
+
+  Returns its problem, or '' if there is none.
+  """
+  # The processes of a stage are a group: one that went on would keep the memory
+  # of the GPU, and change the times of the next stages.
+  process = subprocess.Popen(command, env=environment, process_group=0)
+  try:
+    code = process.wait(timeout=seconds)
+    return f'exit code {code}' if code else ''
+  except subprocess.TimeoutExpired:
+    return f'ended after {seconds:.0f} s'
+  finally:
+    with contextlib.suppress(ProcessLookupError):
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
-def run_all(output: pathlib.Path, stages: list[str], seconds: float) -> int:
+def run_all(output: pathlib.Path, stages: list[str], seconds: float,
+            given: results_lib.Given) -> int:
   """Runs the stages as processes and writes the table; returns exit code."""
   output.mkdir(parents=True, exist_ok=True)
-  path = output / 'results.jsonl'
+  path = output / results_lib.FILE
   path.write_text('')
-  end = time.monotonic() + seconds
-  for stage in stages:
-    limit = max(min(SHARES[stage] * seconds, end - time.monotonic()), 0)
-    print(f'== {stage}: at most {limit:.0f} s', flush=True)
-    problem = ''
-    try:
-      code = subprocess.run(
-          [sys.executable, '-m', 'benchmarks.gpu.check', f'--stages={stage}',
-           f'--output={output}', f'--seconds={0.9 * limit}', '--inside'],
-          env={**os.environ, 'TF_CPP_MIN_LOG_LEVEL': '2',
-               **({} if results_lib.TINY else ENVIRONMENT.get(stage, {}))},
-          timeout=limit, check=False).returncode
-      problem = f'exit code {code}' if code else ''
-    except subprocess.TimeoutExpired:
-      problem = f'ended after {limit:.0f} s'
-    if problem:
-      results_lib.Results(output, stage, 0).record(
-          'stage', ok=False, error=problem)
-  text, failed = results_lib.table(path.read_text().splitlines())
-  (output / 'table.md').write_text(text)
+  end, text, failed = time.monotonic() + seconds, '', 0
+  results_lib.Results(output, 'packages', 0).record('packages', **packages())
+  with tempfile.TemporaryDirectory(prefix='gpu_check_') as scratch:
+    for name in stages:
+      stage = STAGES[name]
+      results = results_lib.Results(output, name, seconds)
+      limit = min(stage.share * seconds, end - time.monotonic())
+      if limit < LEAST_SECONDS:
+        results.record('stage', ok=False, error='no time left')
+      else:
+        print(f'== {name}: at most {limit:.0f} s', flush=True)
+        problem = run_limited(
+            [sys.executable, '-m', 'benchmarks.gpu.check', f'--stages={name}',
+             f'--output={output}', f'--seconds={0.9 * limit}',
+             f'--inside={scratch}', *given.flags], limit, {
+                 # Two stages, or two processes of one, share a program.
+                 'JAX_COMPILATION_CACHE_DIR': f'{scratch}/compiled',
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.1',
+                 'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+                 'XDG_CACHE_HOME': f'{scratch}/cache', **os.environ,
+                 'TF_CPP_MIN_LOG_LEVEL': '2',
+                 **({} if results_lib.TINY else stage.environment)})
+        if problem:
+          results.record('stage', ok=False, error=problem)
+      lines = path.read_text().splitlines()
+      text, failed = results_lib.table(lines)
+      (output / 'table.md').write_text(text)
+      if any(row['name'] == 'device' and row.get('ok') is False
+             for row in map(json.loads, lines)):
+        print('jax finds no GPU here, so the other stages are left out')
+        break
   print(text, end='')
   return int(failed > 0)
 
@@ -103,17 +152,25 @@ def main() -> int:
   add = parser.add_argument
   add('--output', type=pathlib.Path, required=True)
   add('--seconds', type=float, default=480)
-  add('--stages', default=','.join(SHARES), help='default: %(default)s')
-  add('--inside', action='store_true', help=argparse.SUPPRESS)
+  add('--stages', default=','.join(DEFAULT), help='default: %(default)s')
+  add('--train', default='', help='data SPEC of finetune and ablation')
+  add('--eval', default='', help='data SPEC of finetune and ablation')
+  add('--model', default='', help='MiniLM-L6 checkpoint of these two')
+  add('--peer_python', default=sys.executable,
+      help='interpreter that has torch and transformers')
+  add('--inside', type=pathlib.Path, help=argparse.SUPPRESS)
   args = parser.parse_args()
   stages = args.stages.split(',')
-  if unknown := sorted(set(stages) - set(SHARES)):
+  if unknown := sorted(set(stages) - set(STAGES)):
     parser.error(f'unknown stages {", ".join(unknown)}')
+  if bool(args.train) != bool(args.eval):
+    parser.error('--train and --eval need each other; give both or none')
+  given = results_lib.Given(args.train, args.eval, args.model, args.peer_python)
   if args.inside:
     run_stage(stages[0], results_lib.Results(
-        args.output, stages[0], args.seconds))
+        args.output, stages[0], args.seconds, args.inside, given))
     return 0
-  return run_all(args.output, stages, args.seconds)
+  return run_all(args.output, stages, args.seconds, given)
 
 
 if __name__ == '__main__':

@@ -107,10 +107,12 @@ def attentions(results: results_lib.Results) -> None:
       ((2, 2, 48, 16),) if TINY else ((4, 12, 384, 64), (4, 12, 112, 32)),
       (False, True), (0.0, 0.1)):
     inputs = _inputs(*shape, packed)
-    exact = _program('xla', 'float32', 'highest', rate)(*inputs)
+    run = functools.partial(
+        _program('xla', 'float32', 'highest', rate), *inputs)
+    exact = run()
     where = f'{"packed" if packed else "padded"} {shape} dropout {rate}'
     if not rate:
-      results.attempt(f'xla, NumPy {where}', _compare, lambda: exact,  # noqa: B023
+      results.attempt(f'xla, NumPy {where}', _compare, run,
                       _by_numpy(*inputs), 1e-5)
     for name, (dtype, precision) in itertools.product(
         ('xla', 'pallas', 'cudnn'), BOUNDS):

@@ -8,12 +8,15 @@ import importlib
 import importlib.metadata
 import json
 import os
+import pathlib
 import sys
 import warnings
 
 SUITES = {'train': 'peer_train', 'forward': 'peer_forward',
           'search': 'peer_search', 'features': 'peer_features',
           'evaluate': 'peer_evaluate', 'input': 'peer_input'}
+# The folder of torch_squad.py. Last, because its other modules are qa_jax's.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))
 PACKAGES = ('torch', 'transformers', 'tokenizers', 'numpy', 'onnxruntime')
 
 

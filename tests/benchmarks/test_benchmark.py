@@ -3,6 +3,9 @@
 import contextlib
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,3 +105,20 @@ def test_losses_are_compared_one_by_one_and_none_may_be_missing():
   assert population.apart(a, a) == 0 and population.apart(a, b) == 1
   assert math.isnan(population.apart(a, a * np.nan))
   assert population.apart(a, a[:, :1]) == math.inf
+
+
+@pytest.mark.parametrize('suite', [
+    'train', 'forward', 'search', 'features', 'evaluate', 'input'])
+def test_the_worker_of_the_peer_finds_every_module_but_the_peers(
+    tmp_path, suite):
+  """A missing file of ours must not be reported as a peer that is missing."""
+  names = ('torch', 'torch.nn', 'torch.nn.functional', 'transformers')
+  for name in ('torch', 'transformers'):  # any attribute is there
+    (tmp_path / f'{name}.py').write_text(
+        'import sys\nfrom unittest import mock\n'
+        f'sys.modules.update(dict.fromkeys({names}, mock.MagicMock()))\n')
+  done = subprocess.run(
+      [sys.executable, session_lib.PEER, suite, '1'], input='', text=True,
+      env={**os.environ, 'PYTHONPATH': str(tmp_path)}, capture_output=True,
+      check=False)
+  assert 'about' in json.loads(done.stdout), done.stdout + done.stderr

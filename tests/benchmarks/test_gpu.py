@@ -1,17 +1,24 @@
 """The GPU benchmark: kernels of compiled programs, budgets, and the check."""
 
+import contextlib
+import importlib
 import json
 import os
 import pathlib
+import re
+import select
 import subprocess
 import sys
 
 import pytest
 
 from benchmarks.gpu import cases
+from benchmarks.gpu import check
 from benchmarks.gpu import h100
 from benchmarks.gpu import hlo
 from benchmarks.gpu import results
+from benchmarks.gpu import runs
+from configs import sweep_heads
 from qa_jax import errors
 from qa_jax.models.encoders import ENCODERS
 
@@ -102,17 +109,103 @@ def test_a_stage_that_raises_or_has_no_time_is_a_failed_check(tmp_path):
   assert 'ZeroDivisionError' in rows[0]['error']
 
 
+def test_a_rehearsal_has_no_verdict_on_a_goal(monkeypatch):
+  assert results.reached(3, 2) == {'goal': 2, 'ok': True}
+  assert results.reached(3, 2, most=True) == {'goal': 2, 'ok': False}
+  monkeypatch.setattr(results, 'TINY', True)
+  assert results.reached(1, 2) == {'goal': 2}
+
+
+def test_what_a_stage_started_ends_with_it(tmp_path):
+  """Otherwise it would keep the GPU's memory from the next stages."""
+  pid = tmp_path / 'pid'
+  sleep = 'import time; time.sleep(60)'
+  stage = ('import subprocess, sys, time\n'
+           f'process = subprocess.Popen([sys.executable, "-c", "{sleep}"])\n'
+           f'open({str(pid)!r}, "w").write(str(process.pid))\n')
+  for rest, problem in (('time.sleep(60)', 'ended after 2 s'),
+                        ('sys.exit(3)', 'exit code 3')):
+    assert check.run_limited(
+        [sys.executable, '-c', stage + rest], 2, {**os.environ}) == problem
+    with contextlib.suppress(ProcessLookupError):  # it has ended
+      ended, _, _ = select.select([os.pidfd_open(int(pid.read_text()))], [],
+                                  [], 10)
+      assert ended
+
+
+def run_stages(monkeypatch, output, stages, *, seconds=100.0, device=True):
+  """Runs stages that record one row each; returns the limits and the rows."""
+  limits = {}
+
+  def stage(command, limit, environment):
+    name = command[3].partition('=')[2]
+    if name == 'device':
+      results.Results(output, name, 1).record('device', ok=device)
+    limits[name] = limit, (output / 'table.md').is_file()
+    return 'exit code 1' if name == 'speed' else ''
+
+  monkeypatch.setattr(check, 'run_limited', stage)
+  code = check.run_all(output, stages, seconds, results.Given())
+  rows = [json.loads(line) for line in
+          (output / 'results.jsonl').read_text().splitlines()]
+  return code, limits, rows
+
+
+def test_a_stage_follows_one_that_failed_and_finds_the_table(
+    tmp_path, monkeypatch):
+  code, limits, rows = run_stages(
+      monkeypatch, tmp_path, ['device', 'speed', 'repeat'])
+  assert [*limits] == ['device', 'speed', 'repeat'] and code == 1
+  assert limits['device'] == (pytest.approx(10), False)
+  assert limits['repeat'][1]
+  assert rows[-1] == {'stage': 'speed', 'name': 'stage', 'ok': False,
+                      'error': 'exit code 1'}
+  assert '| speed | stage | FAILED |' in (tmp_path / 'table.md').read_text()
+
+
+def test_no_stage_follows_where_jax_finds_no_gpu(tmp_path, monkeypatch):
+  code, limits, _ = run_stages(
+      monkeypatch, tmp_path, ['device', 'repeat'], device=False)
+  assert [*limits] == ['device'] and code == 1
+
+
+def test_a_stage_without_time_is_a_failed_check(tmp_path, monkeypatch):
+  code, limits, rows = run_stages(
+      monkeypatch, tmp_path, ['device'], seconds=5)
+  assert not limits and code == 1
+  assert rows[-1]['error'] == 'no time left'
+
+
+def test_every_stage_is_a_function_of_its_module():
+  for name, stage in check.STAGES.items():
+    module = importlib.import_module(f'benchmarks.gpu.{stage.module}')
+    assert callable(getattr(module, name))
+  assert set(check.DEFAULT) == set(check.STAGES) - {'ablation'}
+
+
 @pytest.mark.slow
-def test_the_check_is_rehearsed_on_a_cpu(tmp_path):
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize('stages', [
+    'device,searches,attentions', 'update', 'speed,repeat', 'finetune,peer',
+    'ablation'])
+def test_the_check_is_rehearsed_on_a_cpu(tmp_path, stages):
   done = subprocess.run(
       [sys.executable, '-m', 'benchmarks.gpu.check', f'--output={tmp_path}',
-       '--seconds=600', '--stages=device,searches'], cwd=ROOT, text=True,
+       '--seconds=1500', f'--stages={stages}'], cwd=ROOT, text=True,
       env={**os.environ, 'TINY': '1', 'JAX_PLATFORMS': 'cpu'},
       capture_output=True, check=False)
   table = (tmp_path / 'table.md').read_text()
   assert done.returncode == 0, done.stdout + done.stderr
-  assert table.count('= an enumeration | passed') == 3
+  for stage in stages.split(','):
+    assert f'\n| {stage} | ' in table
   assert 'FAILED' not in table
+
+
+def test_one_variant_of_every_head_is_in_the_ablation():
+  names = [f'{v["model.head"]}, {v["objective"]}' for v in sweep_heads.sweep()]
+  used = [name for name in names if re.search(runs.ONE_A_HEAD, name)]
+  assert len(used) == 12
+  assert len({re.match(r'\w+', name)[0] for name in used}) == 12
 
 
 @pytest.fixture(scope='module')
