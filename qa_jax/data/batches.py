@@ -214,20 +214,30 @@ class TrainBatches:
         first_of.setdefault(_shape(length, rows), (length, rows))
     return [*first_of.values()]
 
+  def count_alike(self, most: int) -> int:
+    """Returns the number of next batches of this epoch that have one shape.
+
+    It is at least one, and `most` at most.
+    """
+    self._start_epoch_if_done()
+    last = min(self.index + most, len(self._plan))
+    if self.one_shape:
+      return last - self.index
+    shape = self._shape_at(self.index)
+    return next((i - self.index for i in range(self.index + 1, last)
+                 if self._shape_at(i) != shape), last - self.index)
+
   def next_alike(self, most: int) -> tuple[int, list[dict[str, np.ndarray]]]:
     """Returns the length and the rows of the next batches of one shape.
 
     They are `next_rows` of this epoch, one at least and `most` at most.
     """
-    length, rows = self.next_rows()
-    alike = [rows]
-    while len(alike) < most and self.index < len(self._plan):
-      after = self._rows(self.index)
-      if _shape(*after) != _shape(length, rows):
-        break
-      self.index += 1
-      alike.append(after[1])
-    return length, alike
+    batches = [self.next_rows() for _ in range(self.count_alike(most))]
+    return batches[0][0], [rows for _, rows in batches]
+
+  def _shape_at(self, index: int) -> tuple[int, ...]:
+    length, _ = self._plan[index]
+    return _shape(length, self._rows(index)[1] if self.packing else {})
 
   def _rows(self, index: int) -> tuple[int, dict[str, np.ndarray]]:
     length, windows = self._plan[index]

@@ -40,6 +40,7 @@ from qa_jax.training import step as step_lib
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
 
+MEMBERS = 'members'  # axis of the members of a device, for collectives
 # Fields of config.optim in which members may differ: arguments of the program.
 RATES = ('learning_rate', 'weight_decay')
 
@@ -85,9 +86,26 @@ def vectorize_step(step: parallel.Step, *, members: int,
             for i in range(members)]
 
   return VectorizedStep(
-      jax.pmap(jax.vmap(step), axis_name='data', donate_argnums=0,
-               devices=devices),
+      jax.pmap(jax.vmap(step, axis_name=MEMBERS), axis_name='data',
+               donate_argnums=0, devices=devices),
       lambda trees: jax.device_put(jax.tree.map(stack, *trees), split), take)
+
+
+def member_step(trainer: trainer_lib.Trainer) -> parallel.Step:
+  """Returns (state, rates, stack of batches) → (state, metrics) of a member.
+
+  It makes one update for each batch of the stack. A single update is a stack of
+  one, so that every number of updates a dispatch gives equal results.
+  """
+  several = step_lib.several_updates(trainer.step)
+
+  def step(state, rates, batches):
+    # All members make equally many updates. With a number for each member, the
+    # loop would choose between the old and the new state of every member.
+    count = jax.lax.pmax(batches[step_lib.COUNT], MEMBERS)
+    return several(state, {**batches, step_lib.COUNT: count}, rates=rates)
+
+  return step
 
 
 def member_key(config: config_lib.Config) -> str:
@@ -154,17 +172,19 @@ class _Member:
     # The states of all members at once might not fit on one device.
     return jax.device_get(state)
 
-  def next_batch(self) -> dict[str, np.ndarray]:
-    """Returns the next host batch, with the lengths that dropout uses."""
-    trainer = self.trainer
-    length, rows = trainer.batches.next_rows()
-    if self.meter:  # None: the member had failed before it began
-      self.meter.add_batch(
-          rows['window'], trainer.batches.lengths_of(rows['window']))
-    batch = trainer.batches.gather(length, rows)
-    if len(trainer.buckets) > 1 and not trainer.batches.packing:
-      batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
-    return batch
+  def next_batches(self, count: int) -> list[dict[str, np.ndarray]]:
+    """Returns `count` host batches, with the lengths that dropout uses."""
+    trainer, batches = self.trainer, []
+    for _ in range(count):
+      length, rows = trainer.batches.next_rows()
+      if self.meter:  # None: the member had failed before it began
+        self.meter.add_batch(
+            rows['window'], trainer.batches.lengths_of(rows['window']))
+      batch = trainer.batches.gather(length, rows)
+      if len(trainer.buckets) > 1 and not trainer.batches.packing:
+        batch['dropout_lengths'] = np.full(len(rows['row']), length, np.int32)
+      batches.append(batch)
+    return batches
 
   def read(self, step: int, values: dict[str, np.ndarray]) -> None:
     """Logs one step. Too many skipped updates end only this member.
@@ -213,7 +233,7 @@ class _PopulationProgram:
   vectorized: VectorizedStep
   rates: Any  # learning rate and weight decay of each member, on the devices
   progress: console.Progress
-  most_at_once: int = 1
+  most_at_once: int
 
   def is_due(self, step: int) -> bool:
     return any(not m.failed and m.checkpointer.is_due(step)
@@ -245,23 +265,29 @@ class _PopulationProgram:
     pass
 
   def dispatch(self, step: int, states: Any) -> tuple[Any, Any, int]:
-    del step
+    most = next((n for n in range(1, self.most_at_once)
+                 if self.is_due(step + n)), self.most_at_once)
+    # Batches of one shape in every member are padded alike.
+    count = min(m.trainer.batches.count_alike(most) for m in self.members)
+    batches = [m.next_batches(count) for m in self.members]
     states, values = self.vectorized.step(
         states, self.rates, self.vectorized.place(
-            [m.next_batch() for m in self.members]))
-    return states, values, 1
+            [step_lib.stack_batches(some, self.most_at_once)
+             for some in batches]))
+    return states, values, count
 
   def read(self, done: list[tuple[range, Any]]) -> None:
-    for (step,), values in done:
+    for steps, values in done:
       rows = self.vectorized.take(values)
-      for member, row in zip(self.members, rows, strict=True):
-        member.read(step, row)
-      self.progress.update(step)
-      # A member that had failed before the start has no meter.
-      meters = [m.meter for m in self.members if not m.failed]
-      if meters and meters[0].is_due(step):
-        losses = [meter.mean_loss for meter in meters]
-        self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
+      for k, step in enumerate(steps):
+        for member, row in zip(self.members, rows, strict=True):
+          member.read(step, {name: value[k] for name, value in row.items()})
+        self.progress.update(step)
+        # A member that had failed before the start has no meter.
+        meters = [m.meter for m in self.members if not m.failed]
+        if meters and meters[0].is_due(step):
+          losses = [meter.mean_loss for meter in meters]
+          self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
 
 
 def train_members(
@@ -291,12 +317,6 @@ def train_members(
     raise errors.UserError(
         'config.precision.deterministic=True holds for runs alone, not in a '
         'population; choose --engine=local or precision.deterministic=False')
-  if configs[0].train.updates_per_dispatch > 1:
-    raise errors.UserError(
-        'a population makes one update a dispatch, not '
-        f'config.train.updates_per_dispatch='
-        f'{configs[0].train.updates_per_dispatch}; set it to 0 or 1, or choose '
-        '--engine=local')
   if len({member_key(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '
@@ -404,17 +424,20 @@ def _train(members: Sequence[_Member], start: int,
               for member in members]
     if all(member.outcome is not None for member in members):
       return
-    console.say(f'{len(members)} runs as one program, from step {start}; each '
-                f'batch shape is compiled at its first step'
-                f'{settings.cache_note()}')
+    console.say(f'{len(members)} runs as one program'
+                + f', {first.dispatch} updates a dispatch' * (
+                    first.dispatch > 1)
+                + f', from step {start}; each batch shape is compiled at its '
+                f'first step{settings.cache_note()}')
     vectorized = vectorize_step(
-        lambda state, rates, batch: first.step(state, batch, rates=rates),
-        members=len(members), devices=first.devices)
+        member_step(first), members=len(members), devices=first.devices)
     rates = vectorized.place([
         {name: np.float32(getattr(m.trainer.config.optim, name))
          for name in RATES} for m in members])
     progress = console.Progress('population', first.num_steps, start)
     open_things.callback(progress.close)
-    train.run_loop(_PopulationProgram(members, vectorized, rates, progress),
-                   vectorized.place(states), start=start,
-                   num_steps=first.num_steps, requests=requests, dog=dog)
+    train.run_loop(
+        _PopulationProgram(members, vectorized, rates, progress,
+                           first.dispatch),
+        vectorized.place(states), start=start, num_steps=first.num_steps,
+        requests=requests, dog=dog)

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
+import sys
 import types
 
 import jax
@@ -12,6 +15,7 @@ import pytest
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import manager
+from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.sweeps import engines
@@ -129,6 +133,81 @@ def test_devices_and_members_need_not_divide(count):
   assert program.take(states) == [2, 50, 300]
   assert [v['count'] for v in program.take(values)] == [5, 5, 5]
   assert len(states.sharding.device_set) == min(count, 3)
+
+
+def dispatched(monkeypatch, directory: pathlib.Path, most: int, buckets=()
+               ) -> tuple[list[int], list[pathlib.Path]]:
+  """Trains a population; returns the updates of its dispatches, and runs."""
+  configs = members(
+      data={'eval': '', 'packing': False if buckets else 'rows',
+            'buckets': buckets},
+      model={**tiny.FIELDS['model'], 'dropout': 0.1}, train={
+          'num_steps': 11, 'checkpoint_every_steps': 7,
+          'updates_per_dispatch': most})
+  runs, counts = [directory / str(i) for i in range(len(configs))], []
+  dispatch = population._PopulationProgram.dispatch
+
+  def counting(self, step, states):
+    result = dispatch(self, step, states)
+    counts.append(result[-1])
+    return result
+
+  with monkeypatch.context() as patch:
+    patch.setattr(population._PopulationProgram, 'dispatch', counting)
+    population.train_members(configs, runs)
+  return counts, runs
+
+
+@pytest.mark.parametrize('buckets', [
+    (), pytest.param((40,), marks=pytest.mark.slow)])
+def test_a_population_makes_several_updates_a_dispatch(
+    tmp_path, monkeypatch, buckets):
+  counts, several = dispatched(monkeypatch, tmp_path / 'several', 3, buckets)
+  assert sum(counts) == 11 and 1 < max(counts) <= 3
+  # A checkpoint and the end are never crossed.
+  assert {7, 11} <= {*np.cumsum(counts).tolist()}
+  ones, single = dispatched(monkeypatch, tmp_path / 'single', 1, buckets)
+  assert ones == [1] * 11
+  for one, other in zip(several, single, strict=True):
+    assert_same_values(one, other)
+    assert (runs_lib.state_of(one, 7)['position']
+            == runs_lib.state_of(other, 7)['position'])
+
+
+@pytest.mark.slow
+def test_updates_of_a_dispatch_equal_single_ones_bit_for_bit(tmp_path):
+  """XLA optimises here as for users: see tests/conftest.py."""
+  config = sweeps.write_config(tmp_path / 'two.py', """
+def sweep():
+  yield {'optim.learning_rate': 1e-2}
+  yield {'optim.learning_rate': 1e-3}
+""")
+  for most in (1, 3):
+    subprocess.run(
+        [sys.executable, '-m', 'experiments.sweep', '--engine=population',
+         f'--config={config}', f'--workdir={tmp_path / str(most)}',
+         '--seeds=1', f'--config.train.updates_per_dispatch={most}',
+         '--config.train.num_steps=11', '--config.model.dropout=0.1',
+         '--config.train.checkpoint_every_steps=7',
+         '--config.data.packing=rows', '--config.train.log_every_steps=1'],
+        check=True, cwd=commands.ROOT, capture_output=True,
+        env={**os.environ, 'XLA_FLAGS': '', 'JAX_PLATFORMS': 'cpu'})
+  trials = sorted((tmp_path / '3' / 'trials').iterdir())
+  assert len(trials) == 2
+  for trial in trials:
+    other = tmp_path / '1' / 'trials' / trial.name
+    assert len(runs_lib.rows_of(trial)) == 12  # with the evaluation
+    for step in (7, 11):
+      assert_equal_state(trial, other, step)
+
+
+@pytest.mark.slow
+def test_a_member_of_several_updates_a_dispatch_is_the_run_trained_alone(
+    tmp_path, monkeypatch):
+  _, runs = dispatched(monkeypatch, tmp_path, 4)
+  for i, run in enumerate(runs):
+    train.train(RunDirectory(run).read_config(), tmp_path / f'alone-{i}')
+    assert_same_values(run, tmp_path / f'alone-{i}')
 
 
 @pytest.mark.slow
@@ -286,11 +365,8 @@ def test_a_member_whose_loss_is_not_finite_ends_alone(tmp_path):
   predict.load(tmp_path / 'good')
 
 
-@pytest.mark.parametrize('change', [
-    {'precision': {'deterministic': True}},
-    {'train': {'updates_per_dispatch': 2}}])
-def test_what_only_single_runs_do_is_refused(tmp_path, change):
-  configs = members(**change)
+def test_what_only_single_runs_do_is_refused(tmp_path):
+  configs = members(precision={'deterministic': True})
   runs = [tmp_path / str(i) for i in range(len(configs))]
   with pytest.raises(errors.UserError, match='choose --engine=local'):
     population.train_members(configs, runs)
