@@ -12,6 +12,7 @@ import numpy as np
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import batch_plans
 from qa_jax.data import batches
 from qa_jax.data import cache
 from qa_jax.data import packing as packing_lib
@@ -122,20 +123,43 @@ def eval_batch_size(config: config_lib.Config, devices: int,
   return config.train.eval_batch_size or devices * each
 
 
+# Row length in tokens, windows [B], and their places in packed rows if these
+# are planned already.
+EvaluationPlan = list[tuple[int, np.ndarray, dict[str, np.ndarray] | None]]
+
+
+def plan_evaluation(config: config_lib.Config, lengths: np.ndarray,
+                    devices: int) -> EvaluationPlan:
+  """Plans the evaluation batches of windows with `lengths`, for `devices`.
+
+  With data.packing='rows', the batches of one data set have one shape, which is
+  compiled once. One batch is enough for few windows. It has as many packed rows
+  as they need.
+  """
+  packed = packing(config)
+  common = dict(batch_size=eval_batch_size(config, devices), multiple=devices,
+                buckets=batch_buckets(config))
+  if packed == 'rows' and len(lengths) > common['batch_size']:
+    return batch_plans.plan_fixed_rows(lengths, **common)
+  plan = batch_plans.plan_packed if packed else batch_plans.plan_eval
+  return [(*batch, None) for batch in plan(lengths, **common)]
+
+
 def evaluation_batch(
     window_set: windows.WindowSet, indices: np.ndarray, length: int,
     mesh: jax.sharding.Mesh | None, *, packed: bool, whole_words: bool,
-) -> dict[str, np.ndarray]:
+    places: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
   """Returns the evaluation batch of the windows `indices`; -1 is a padding row.
 
-  `whole_words` is that of WindowSet.gather. With several processes, each
-  process gets the rows of its devices.
+  `whole_words` is that of WindowSet.gather. Without `places`, the packed rows
+  are planned here. With several processes, each process gets the rows of its
+  devices.
   """
   lengths = np.where(indices >= 0, window_set.total_lengths[indices], 0)
   rows = {'window': indices, 'length': lengths}
   if packed:
     shards = np.arange(len(indices)).reshape(mesh.size if mesh else 1, -1)
-    rows |= packing_lib.plan_rows(lengths, shards, length)
+    rows |= places or packing_lib.plan_rows(lengths, shards, length)
   if mesh:
     rows = devices_lib.local_rows(rows, mesh)
   batch = window_set.gather(rows['window'], length, whole_words=whole_words)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from qa_jax.data import packing
+from qa_jax.data import row_plans
 
 Plan = list[tuple[int, np.ndarray]]
 
@@ -147,6 +148,39 @@ def plan_packed(lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
   chunks = (np.arange(a, min(a + size, count)) for a in range(0, count, size))
   return [(buckets[-1], deal_rows(_pad(chunk, size), lengths, multiple).ravel())
           for chunk in chunks]
+
+
+# Rows and slots of batches of fixed rows are multiples of these, so that blocks
+# of one data set have one shape. Few rows are not rounded.
+FIXED_ROWS, FIXED_SLOTS = 8, 8
+
+
+def plan_fixed_rows(
+    lengths: np.ndarray, *, batch_size: int, buckets: Sequence[int],
+    multiple: int = 1) -> list[tuple[int, np.ndarray, dict[str, np.ndarray]]]:
+  """Plans an evaluation with an equal number of packed rows in every batch.
+
+  A plan entry is the row length, the windows [B] and the arrays of
+  `packing.plan_rows`. A batch has `batch_size` windows on average, dealt to
+  `multiple` shards; the rest of its B slots is empty (-1).
+  """
+  each = batch_size // multiple
+  plan = row_plans.RowPlanner(
+      lengths, np.arange(len(lengths)), None, batch_size=batch_size,
+      shards=multiple, row_length=buckets[-1],
+      multiple=FIXED_ROWS if each >= 8 * FIXED_ROWS else 1).plan(0, 0)
+  empty = -plan.window.shape[-1] % FIXED_SLOTS
+
+  def pad(values: np.ndarray, fill: int) -> np.ndarray:  # [S, W] → [B]
+    return np.pad(values, ((0, 0), (0, empty)), constant_values=fill).ravel()
+
+  entries = []
+  for update, windows in enumerate(plan.window):
+    places = plan.places(update)
+    entries.append((buckets[-1], pad(windows, -1), {
+        'first': pad(places['first'], 0), 'segment': pad(places['segment'], 0),
+        'packed_row': places['packed_row']}))
+  return entries
 
 
 def deal_rows(rows: np.ndarray, lengths: np.ndarray, shards: int) -> np.ndarray:

@@ -251,23 +251,17 @@ class TrainBatches:
           question, return_index=True, return_inverse=True)
       rows['group'] = first[inverse].astype(np.int32)
     if self._planner:
-      rows |= self._fixed_places(index, length)
+      rows |= self._fixed_places(index)
     elif self.packing:
       rows |= packing_lib.plan_rows(
           self._tokens(windows), self._shards(self._slots), length)
     return length, rows
 
-  def _fixed_places(self, index: int, length: int) -> dict[str, np.ndarray]:
+  def _fixed_places(self, index: int) -> dict[str, np.ndarray]:
     """Returns the arrays of `plan_rows` from the row plan of the epoch."""
-    plan = self._row_plan
-    row, first = plan.row[index], plan.first[index]  # [S, B / S]
-    numbers = np.arange(len(row) * self._planner.rows, dtype=np.int32)
-    numbers = numbers.reshape(len(row), -1)
-    real, segment = plan.window[index] >= 0, np.zeros_like(row)
-    segment[real] = packing_lib.number_segments(
-        (numbers[:, :1] + row)[real], first[real])
-    return {'first': self._interleave(row * length + first),
-            'segment': self._interleave(segment), 'packed_row': numbers}
+    places = self._row_plan.places(index)
+    return {**places, 'first': self._interleave(places['first']),
+            'segment': self._interleave(places['segment'])}
 
   def _tokens(self, windows: np.ndarray) -> np.ndarray:  # [B] → [B]
     return np.where(windows >= 0, self._lengths[windows], 0)

@@ -30,6 +30,22 @@ class RowPlan:
   window: np.ndarray  # [U, S, W] window indices; -1 is an empty slot
   row: np.ndarray  # [U, S, W] packed row in its shard, from 0
   first: np.ndarray  # [U, S, W] position of the first token in its packed row
+  rows: int  # packed rows of a shard
+  row_length: int  # P, in tokens
+
+  def places(self, update: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of `packing.plan_rows` for the windows of an update.
+
+    'first' and 'segment' are [S, W].
+    """
+    row, first = self.row[update], self.first[update]
+    numbers = np.arange(len(row) * self.rows, dtype=np.int32)
+    numbers = numbers.reshape(len(row), -1)
+    real, segment = self.window[update] >= 0, np.zeros_like(row)
+    segment[real] = packing.number_segments(
+        (numbers[:, :1] + row)[real], first[real])
+    return {'first': row * self.row_length + first, 'segment': segment,
+            'packed_row': numbers}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +67,12 @@ class RowPlanner:
 
   `question_of` maps windows to questions whose windows must be in one shard; it
   is None if there is no such rule. A shard has as many packed rows as hold
-  batch_size / `shards` windows on average, but at least one.
+  batch_size / `shards` windows on average, in whole multiples of `multiple`.
   """
 
   def __init__(self, lengths: np.ndarray, indices: np.ndarray,
                question_of: np.ndarray | None, *, batch_size: int,
-               shards: int, row_length: int):
+               shards: int, row_length: int, multiple: int = 1):
     self._shards, self._row_length = shards, row_length
     question = indices if question_of is None else question_of[indices]
     # Windows in the order of their questions, longest first.
@@ -65,8 +81,8 @@ class RowPlanner:
     self._begin, self._count = np.unique(
         question[order], return_index=True, return_counts=True)[1:]  # [Q]
     row, _ = packing.fit_rows(self._lengths, row_length)
-    self.rows = max(1, round(
-        batch_size / shards * (int(row.max()) + 1) / len(indices)))
+    self.rows = multiple * max(1, round(
+        batch_size / shards * (int(row.max()) + 1) / len(indices) / multiple))
     # Row 0 of a question is the one that it shares.
     self._row, self._first = np.zeros_like(order), np.zeros_like(order)  # [N]
     self._size = np.ones_like(self._begin)  # [Q] packed rows
@@ -117,7 +133,8 @@ class RowPlanner:
       out[shard[order], slot] = values[order]
       return out.reshape(shape)
 
-    return RowPlan(lay(window, -1), lay(row, 0), lay(to.first, 0))
+    return RowPlan(lay(window, -1), lay(row, 0), lay(to.first, 0), self.rows,
+                   self._row_length)
 
   @functools.cached_property
   def _kind(self) -> np.ndarray:  # [Q]

@@ -101,10 +101,7 @@ def score_windows(
   decode, count = config.decode, mesh.size if mesh else 1
   run = _program(model, decode, mesh, statistics=statistics)
   packed = bool(input_pipeline.packing(config))
-  plan = (batch_plans.plan_packed if packed else batch_plans.plan_eval)(
-      windows.total_lengths, multiple=count,
-      batch_size=input_pipeline.eval_batch_size(config, count),
-      buckets=input_pipeline.batch_buckets(config))
+  plan = input_pipeline.plan_evaluation(config, windows.total_lengths, count)
 
   def array(*shape: int, dtype: Any = np.float32, wanted: bool = True):
     return np.zeros((len(windows), *shape), dtype) if wanted else None
@@ -134,16 +131,16 @@ def score_windows(
       if bar:
         bar.update(number)
 
-  def arguments(length: int, rows: np.ndarray) -> tuple[Any, ...]:
+  def arguments(length, rows, places) -> tuple[Any, ...]:
     batch = input_pipeline.evaluation_batch(
-        windows, rows, length, mesh, packed=packed,
+        windows, rows, length, mesh, packed=packed, places=places,
         whole_words=decode.whole_words)
     return params, place({k: batch[k] for k in inputs if k in batch}), scales
 
-  first_of: dict[tuple[int, int], tuple[int, np.ndarray]] = {}
+  first_of: dict[tuple[int, int], tuple[Any, ...]] = {}
   if not packed:  # whose batches have one length
-    for length, rows in plan:
-      first_of.setdefault((len(rows), length), (length, rows))
+    for length, rows, _ in plan:
+      first_of.setdefault((len(rows), length), (length, rows, None))
   lower = {shape: lambda batch=batch: run.lower(*arguments(*batch))
            for shape, batch in first_of.items()} if len(first_of) > 1 else {}
   try:
@@ -151,9 +148,9 @@ def score_windows(
         'the evaluation of a batch', lower) as programs:
       if not compilation.may_overlap():
         programs.wait_for_all()
-      for number, (length, rows) in enumerate(plan, 1):
+      for number, (length, rows, places) in enumerate(plan, 1):
         programs.wait((len(rows), length))
-        store(ahead.push((number, rows), run(*arguments(length, rows))))
+        store(ahead.push((number, rows), run(*arguments(length, rows, places))))
       store(ahead.drain())
   finally:
     if bar:

@@ -67,6 +67,31 @@ def test_eval_plan_holds_every_window_once(n):
   assert sorted(rows[rows >= 0]) == list(range(n))
 
 
+@pytest.mark.parametrize(('n', 'size', 'multiple'), [
+    (41, 8, 1), (300, 16, 4), (3000, 128, 2), (9, 8, 4)])
+def test_fixed_rows_hold_every_window_once_and_have_one_shape(
+    n, size, multiple):
+  lengths = np.random.default_rng(0).integers(3, 41, n)
+  planned = batch_plans.plan_fixed_rows(
+      lengths, batch_size=size, buckets=(16, 40), multiple=multiple)
+  shapes, tokens, seen = set(), 0, []
+  for length, indices, places in planned:
+    shapes.add((length, indices.shape, places['packed_row'].shape))
+    shards, rows = places['packed_row'].shape
+    taken = np.zeros((shards, rows * length), bool)
+    for slot in np.flatnonzero(indices >= 0):
+      first, own = places['first'][slot], lengths[indices[slot]]
+      shard = slot * shards // len(indices)
+      assert first // length == (first + own - 1) // length  # in one row
+      assert not taken[shard, first:first + own].any()
+      taken[shard, first:first + own] = True
+      seen.append(indices[slot])
+    tokens += taken.size
+  assert len(shapes) == 1 and sorted(seen) == [*range(n)]
+  if n == 3000:  # many windows leave few tokens empty
+    assert lengths.sum() > 0.9 * tokens
+
+
 @pytest.mark.parametrize('multiple', [1, 4])
 def test_eval_batches_hold_about_as_many_tokens_whatever_their_length(
     multiple):
