@@ -20,6 +20,7 @@ import numpy as np
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.training import population
 from qa_jax.training import step as step_lib
 from qa_jax.training import trainer as trainer_lib
 
@@ -76,25 +77,31 @@ def lowering() -> Iterator[None]:
 
 
 def compile_step(config: config_lib.Config,
-                 options: Mapping[str, Any] | None = None) -> tuple[
-                     jax.stages.Compiled, dict[str, np.ndarray]]:
+                 options: Mapping[str, Any] | None = None, members: int = 0
+                 ) -> tuple[jax.stages.Compiled, dict[str, np.ndarray]]:
   """Compiles the train step of a config; returns the program and a batch.
 
-  `options` are flags of XLA. The batch has the first shape of the epoch.
+  `options` are flags of XLA. The batch has the first shape of the epoch. The
+  step is that of a population if there are `members`.
   """
   replicated = jax.sharding.NamedSharding(
       jax.sharding.Mesh([device()], ('data',)), jax.sharding.PartitionSpec())
   with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):
     trainer = trainer_lib.build_trainer(config)
   batch, train_step = next(trainer.batches), functools.partial(trainer.step)
-  if trainer.dispatch > 1:
+  if trainer.dispatch > 1 or members:
     batch = step_lib.stack_batches([batch], trainer.dispatch)
     train_step = step_lib.several_updates(train_step)
-  state, rows = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated),
-      (trainer.state, batch))
+  arguments, axes = (trainer.state, batch), ()
+  if members:
+    rates = dict.fromkeys(population.RATES, np.float32(0))
+    arguments, axes = (trainer.state, rates, batch), (members,)
+    train_step = jax.vmap(population.member_step(trainer),
+                          axis_name=population.MEMBERS)
+  shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+      axes + x.shape, x.dtype, sharding=replicated), arguments)
   step = jax.jit(train_step, donate_argnums=0,
                  out_shardings=replicated)
   with lowering():
-    lowered = step.trace(state, rows).lower(lowering_platforms=('cuda',))
+    lowered = step.trace(*shapes).lower(lowering_platforms=('cuda',))
   return lowered.compile(compiler_options=dict(options or {})), batch

@@ -275,6 +275,19 @@ def test_the_step_of_every_encoder_compiles_for_a_gpu(tmp_path, name):
 
 
 @pytest.mark.skipif("plugin_is_missing()", reason='needs [gpu-compile]')
+@pytest.mark.slow
+def test_a_population_of_several_updates_is_one_loop_on_a_gpu(tmp_path):
+  program, batch = h100.compile_step(cases.config(
+      tmp_path, preset='tiny', batch=4, length=64, questions=40,
+      vocab_size=2500, packing='rows', train__updates_per_dispatch=4),
+                                     members=3)
+  assert batch['token_ids'].shape[1] == 4
+  # A loop for each member would start kernels three times as often.
+  assert program.as_text().count(' while(') == 1
+  assert len(hlo.read_kernels(program.as_text())) < BUDGET['kernels']
+
+
+@pytest.mark.skipif("plugin_is_missing()", reason='needs [gpu-compile]')
 def test_the_default_step_stays_within_its_budgets(config):
   measured = measure(config)
   assert not {k: measured[k] for k, most in BUDGET.items()
