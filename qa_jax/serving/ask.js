@@ -4,7 +4,7 @@
 // that no markup in them takes effect.
 const $ = (id) => document.getElementById(id);
 const SHADES = document.body.dataset.shades.split(' ');
-const CELL = 13;
+const CELL = 12;
 const EXAMPLE = {
   context: 'The first post office of Vellmark opened in 1843 above a bakery. Its '
     + 'postmaster, Agnes Rowntree, sorted the letters at night and delivered '
@@ -118,7 +118,7 @@ function showMap(spans) {
       + `h-${CELL}z`;
   }
   const size = spans.tokens.length * CELL + 6;
-  const margin = 10 + 7 * Math.max(...spans.tokens.map(columns));
+  const margin = 10 + 6.5 * Math.max(...spans.tokens.map(columns));
   const picture = (name, width, height) => element('svg', {class: name, width,
     height, viewBox: `0 0 ${width} ${height}`, 'aria-hidden': 'true'});
   const top = picture('top', size, margin);
