@@ -43,7 +43,6 @@ def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
   c.data.eval = 'tfds(name="squad/v1.1", split="validation")'
   common.choose_variant(c, name, 'sweep_study.py')
   if name != 'tiny':
-    c.data.buckets = (128, 160, 192, 256)  # fewer programs for each head
     c.train.num_epochs = 1.0
     c.precision.compute_dtype = 'bfloat16'
   if name != variant:
