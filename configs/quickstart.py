@@ -6,7 +6,7 @@ has to learn to read: to find the sentence that the question asks about.
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart
 
-Expected: exact match of 99 after four to five core-minutes; see RESULTS.md,
+Expected: exact match of 99 after two to three core-minutes; see RESULTS.md,
 "Quickstart", for seeds and for how it was found.
 """
 
@@ -39,5 +39,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.eval_batch_size = 64
   c.train.eval_every_steps = 500
   c.train.log_every_steps = 100
-  c.optim.learning_rate = 1.5e-3
+  c.optim.learning_rate = 2e-3
   return c
