@@ -29,6 +29,7 @@ def get_config() -> ml_collections.ConfigDict:
                  'split="eval")')
   c.data.vocab_size = 1500
   c.data.buckets = (32, 48, 64)
+  c.model.num_layers = 3
   c.model.num_heads = 8
   c.model.mlp_size = 256
   c.model.position_base = 100.0  # neighbours are found sooner, see RESULTS.md
@@ -39,5 +40,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.eval_batch_size = 64
   c.train.eval_every_steps = 500
   c.train.log_every_steps = 100
-  c.optim.learning_rate = 2e-3
+  c.optim.learning_rate = 1e-3
   return c
