@@ -46,6 +46,7 @@ FLAG_OF = {int: flags.DEFINE_integer, float: flags.DEFINE_float,
 
 def run(main: Callable[[], None], *, config: bool = False,
         several: bool = False, model: bool = False, calibrated: bool = True,
+        decoding: bool = False,
         required: Sequence[str] = (),
         aliases: Mapping[str, str] | None = None) -> None:
   """Runs a command and prints a UserError as one line on stderr.
@@ -58,6 +59,7 @@ def run(main: Callable[[], None], *, config: bool = False,
     model: adds the flags that `load_model` reads: the checkpoint, the decoding
       and the windows of a trained model.
     calibrated: whether `model` adds --calibrated.
+    decoding: adds the flags of decoding and windows alone, which `model` has.
     required: flags that must have a value.
     aliases: older name → name of a flag.
   """
@@ -83,6 +85,8 @@ def run(main: Callable[[], None], *, config: bool = False,
     common += PROCESSES
   if model:
     common += _define_model_flags(calibrated)
+  if model or decoding:
+    common += _define_decoding_flags()
   aliases = aliases or {}
   for name, original in aliases.items():
     flags.DEFINE_alias(name, original)
@@ -153,11 +157,7 @@ def quiet_pipes() -> Iterator[None]:
 
 
 def _define_model_flags(calibrated: bool) -> list[str]:
-  """Defines the flags of a trained model and returns their names.
-
-  The flags --decode.FIELD are those of config.decode. Their default is the
-  value of the run, so the flags have none.
-  """
+  """Defines the flags that choose among the files of a run."""
   flags.DEFINE_string(
       'checkpoint', 'best', 'Checkpoint of a run: best, last or a step.')
   names = ['checkpoint']
@@ -165,6 +165,16 @@ def _define_model_flags(calibrated: bool) -> list[str]:
     flags.DEFINE_bool(
         'calibrated', True, 'Use the calibration.json of the run.')
     names.append('calibrated')
+  return names
+
+
+def _define_decoding_flags() -> list[str]:
+  """Defines the flags of decoding and windows and returns their names.
+
+  The flags --decode.FIELD are those of config.decode. Their default is the
+  value of the run, so the flags have none.
+  """
+  names = []
   for group, prefix, wanted in ((config_lib.Decode, DECODE, None),
                                 (config_lib.Data, '', WINDOWS)):
     for name, kind in get_type_hints(group).items():

@@ -8,8 +8,9 @@ A member is a run, the directory of an evaluation or an nbest.jsonl, with any
 head and tokenizer. A run without an evaluation on --data is evaluated.
 --held_out names the questions on which members are selected greedily and the
 null threshold is chosen. Without it, all members are averaged and the threshold
-is 0. With it, members that are no runs need --held_out_members. Writes the
-files of an evaluation and ensemble.{json,md}.
+is 0. With it, members that are no runs need --held_out_members. The flags of
+decoding are for members that are runs; each member is evaluated with them.
+Writes the files of an evaluation and ensemble.{json,md}.
 """
 
 import pathlib
@@ -44,12 +45,12 @@ def main() -> None:
   settings.configure_process()
   result = ensemble.build_ensemble(
       MEMBERS.value, DATA.value, held_out=HELD_OUT.value,
-      held_out_members=HELD_OUT_MEMBERS.value)
+      held_out_members=HELD_OUT_MEMBERS.value, **cli.decoding())
   print(documents.to_markdown(ensemble.write_ensemble(
       result, output, seed=SEED.value)), end='')
   print(f'\nfiles: {output}')
 
 
 if __name__ == '__main__':
-  cli.run(main, required=('workdir', 'data', 'output'),
+  cli.run(main, decoding=True, required=('workdir', 'data', 'output'),
           aliases={'members': 'workdir'})

@@ -18,7 +18,6 @@ window lengths of --workdir or with a learned vocabulary.
 """
 
 import pathlib
-import re
 
 from absl import flags
 
@@ -94,31 +93,21 @@ def score_model(output: pathlib.Path | None
   Returns the metrics, {} in all but the first process, and the directory that
   the files went to, if any.
   """
-  from qa_jax.checkpoints.run_directory import RunDirectory
+  from qa_jax.checkpoints import run_directory
   from qa_jax.evaluation import evaluator
   from qa_jax.runtime import processes
   from qa_jax.runtime import settings
 
   settings.configure_process()
   qa = cli.load_model(WORKDIR.value)
-  run = RunDirectory(pathlib.Path(WORKDIR.value))
-  label = _decoding_label()
+  run = run_directory.RunDirectory(pathlib.Path(WORKDIR.value))
+  label = run_directory.decoding_label(cli.decoding())
   folder = output or (
       run.evaluation(DATA.value, label) if run.is_run() else None)
   values = evaluator.evaluate_data(
       qa, DATA.value, progress='evaluate', output=output,
       run=run if run.is_run() else None, label=label)
   return (values if processes.is_first_process() else {}), folder
-
-
-def _decoding_label() -> str:
-  """Returns the ending of the folder of a run that is decoded otherwise.
-
-  The folder without an ending holds the answers by the config of the run, which
-  reports compare.
-  """
-  return ''.join(f'.{name}-{re.sub("[^A-Za-z0-9.-]+", "_", str(value))}'
-                 for name, value in cli.decoding().items())
 
 
 def _audit() -> None:

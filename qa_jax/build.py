@@ -91,13 +91,20 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
         f'config.model.hidden_size {sizes.hidden_size} is not divisible by '
         f'num_heads {sizes.num_heads}')
   check_positions(config, sizes)
+  errors.require(
+      not config.model.position_base
+      or (source is None and sizes.has_position_table),
+      f'config.model.position_base={config.model.position_base:g}, but '
+      + (f'{source} has its positions' if source else
+         f'the encoder {encoders.name_of(sizes)!r} has no table of positions')
+      + '; set it to 0')
   return dataclasses.replace(sizes, **_rates(config))
 
 
 def _rates(config: config_lib.Config) -> dict[str, float]:
   """Returns the constants of an encoder that are fields of a config."""
   return {name: getattr(config.model, name) for name in (
-      'dropout', 'attention_dropout', 'initializer_range')}
+      'dropout', 'attention_dropout', 'initializer_range', 'position_base')}
 
 
 def _check_encoder(config: config_lib.Config, sizes: encoders.EncoderConfig,

@@ -52,6 +52,9 @@ class Model:
   attention: str = 'auto'
   # Standard deviation of the initial weights of an encoder from scratch.
   initializer_range: float = 0.02
+  # Base of the sinusoids that learned positions start from; Vaswani et al.
+  # (2017) have 10000. 0 draws them as the other weights.
+  position_base: float = 0.0
   # Source of the initial parameters: a checkpoint directory of Hugging Face or
   # TensorFlow, a hub id, or a run directory. '' trains from scratch.
   init_from: str = ''
@@ -244,6 +247,7 @@ BOUNDS = {
     'seed': (0, 2**31 - 1), 'model.hidden_size': (0, None),
     'model.num_layers': (0, None), 'model.num_heads': (0, None),
     'model.mlp_size': (0, None), 'model.initializer_range': (1e-6, 1),
+    'model.position_base': (0, None),
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
     'decode.max_answer_length': (1, 10**6), 'decode.n_best': (1, 10**6),
     'data.max_length': (8, 8192), 'data.vocab_size': (100, None),

@@ -8,12 +8,13 @@ are read, pickles are refused. `qa_jax.export.hugging_face` writes a directory.
 Common names are the names of Hugging Face's BERT without "bert." in front.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+import dataclasses
 import pathlib
 import re
 import shlex
 import types
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.traverse_util
 import huggingface_hub
@@ -46,6 +47,34 @@ CONVERT = (
     'for k, v in torch.load(f, map_location=\'cpu\', weights_only=True)'
     '.items()}, d / \'model.safetensors\', {\'format\': \'pt\'})')
 FRESH_HEAD = 'the checkpoint has no span head: S and E are freshly initialised'
+
+
+class ConfigFile(NamedTuple):
+  """The config.json, or TensorFlow's bert_config.json, of a checkpoint."""
+
+  path: pathlib.Path
+  fields: Mapping[str, Any]
+  kind: str  # key of ARCHITECTURES
+
+  @property
+  def class_name(self) -> str:
+    """Returns the name of the model's class, '' for none."""
+    return _class_name(self.fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """The config and the tensors of a checkpoint directory."""
+
+  directory: pathlib.Path
+  config: ConfigFile
+  sizes: encoders.EncoderConfig
+  tensors: Arrays  # by common names
+  notes: Sequence[str]  # for the user
+
+  @property
+  def architecture(self) -> Architecture:
+    return ARCHITECTURES[self.config.kind]
 
 
 def resolve_source(source: str) -> pathlib.Path:
@@ -95,7 +124,11 @@ def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
     UserError: the architecture is not supported, or a field that it needs is
       missing or out of range.
   """
-  path, config, kind = _read_model_type(directory)
+  return _encoder_config(_read_config_file(directory))
+
+
+def _encoder_config(file: ConfigFile) -> encoders.EncoderConfig:
+  path, config, kind = file
   architecture = ARCHITECTURES[kind]
   for key, supported in architecture.supported.items():
     value = config.get(key, supported)
@@ -142,13 +175,11 @@ def _unused_positions(path: pathlib.Path, config: Mapping[str, Any],
   return pad + 1
 
 
-def _read_model_type(
-    directory: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any], str]:
-  """Reads (path of the file of sizes, its fields, its model_type)."""
+def _read_config_file(directory: pathlib.Path) -> ConfigFile:
   path = directory / 'config.json'
   if not path.is_file():
     path = directory / 'bert_config.json'
-    return path, files.read_object(path), 'bert'
+    return ConfigFile(path, files.read_object(path), 'bert')
   config = files.read_object(path)
   kind = config.get('model_type')
   kind = _infer_model_type(config) if kind is None else kind
@@ -159,7 +190,7 @@ def _read_model_type(
         f'{f" of {classes}" * bool(classes)} is not supported; only '
         f'{", ".join(map(repr, ARCHITECTURES))} are'
         f'{REFUSED.get(str(kind), "")}')
-  return path, config, kind
+  return ConfigFile(path, config, kind)
 
 
 def _infer_model_type(config: Mapping[str, Any]) -> str | None:
@@ -177,11 +208,6 @@ def _infer_model_type(config: Mapping[str, Any]) -> str | None:
               None)
 
 
-def read_architecture(directory: pathlib.Path) -> str:
-  """Reads the name of the model's class from config.json, '' for none."""
-  return _class_name(_read_model_type(directory)[1])
-
-
 def _class_name(config: Mapping[str, Any]) -> str:
   """Returns the first class name in `architectures`, '' if there is none."""
   names = config.get('architectures')
@@ -189,21 +215,28 @@ def _class_name(config: Mapping[str, Any]) -> str:
   return first if isinstance(first, str) and first.isidentifier() else ''
 
 
-def read_tensors(directory: pathlib.Path
-                 ) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Reads the tensors of a checkpoint by their common names, and notes.
+def read_checkpoint(directory: pathlib.Path) -> Checkpoint:
+  """Reads the config and the tensors of a checkpoint directory.
 
   Raises:
-    UserError: a file is damaged, a weight is not finite, the directory holds
-      two checkpoints or pickled weights, or the extra for TensorFlow
-      checkpoints is missing.
+    UserError: the config is not one that `read_config` reads, a file is
+      damaged, a weight is not finite, the directory holds two checkpoints or
+      pickled weights, or the extra for TensorFlow checkpoints is missing.
   """
-  path, config, kind = _read_model_type(directory)
+  config = _read_config_file(directory)
+  sizes = _encoder_config(config)
+  return Checkpoint(directory, config, sizes,
+                    *_read_tensors(directory, config))
+
+
+def _read_tensors(directory: pathlib.Path, file: ConfigFile
+                  ) -> tuple[dict[str, np.ndarray], list[str]]:
+  path, config, kind = file
   if path.name == 'config.json':
     raw = _read_safetensors(directory)
     names = {k: weight_names.from_hugging_face(k, kind) for k in raw}
     head = ARCHITECTURES[kind]
-    if head.head_is_shared and not _class_name(config).endswith(
+    if head.head_is_shared and not file.class_name.endswith(
         'ForQuestionAnswering'):
       names = {k: None if v and v.startswith(f'{head.head}.') else v
                for k, v in names.items()}
@@ -317,16 +350,16 @@ def _remedy(directory: pathlib.Path) -> str:
           f'{fetch}python -c "{CONVERT}" {shlex.quote(target)}{use}')
 
 
-def stored_head(tensors: Arrays, sizes: encoders.EncoderConfig) -> str:
-  """Returns the spec string of the head in these tensors, '' for none."""
-  architecture = ARCHITECTURES[sizes.architecture]
-  if f'{architecture.head}.weight' not in tensors:
+def stored_head(checkpoint: Checkpoint) -> str:
+  """Returns the spec string of the checkpoint's head, '' for none."""
+  architecture = ARCHITECTURES[checkpoint.sizes.architecture]
+  if f'{architecture.head}.weight' not in checkpoint.tensors:
     return ''
-  return architecture.head_spec(tensors, sizes)
+  return architecture.head_spec(checkpoint.tensors, checkpoint.sizes)
 
 
-def fit_tensors(tensors: Arrays, template: Any,
-                directory: pathlib.Path) -> tuple[Any, list[str]]:
+def fit_tensors(checkpoint: Checkpoint,
+                template: Any) -> tuple[Any, list[str]]:
   """Returns `template` with a checkpoint's tensors as values, and notes.
 
   The head of `template` is returned unchanged if the checkpoint has no head, or
@@ -340,8 +373,8 @@ def fit_tensors(tensors: Arrays, template: Any,
   Raises:
     UserError: names or shapes do not fit `template`.
   """
-  architecture = ARCHITECTURES[_read_model_type(directory)[2]]
-  tensors, notes = dict(tensors), []
+  architecture = checkpoint.architecture
+  tensors, notes = dict(checkpoint.tensors), []
   expected = to_hugging_face(template, architecture)
   weight, bias = (f'{architecture.head}.{x}' for x in ('weight', 'bias'))
   loads_head = weight in tensors and weight in expected
@@ -379,7 +412,7 @@ def fit_tensors(tensors: Arrays, template: Any,
     for name in unused:
       del tensors[name]
   _check_shapes({k: v.shape for k, v in tensors.items()},
-                {k: v.shape for k, v in expected.items()}, directory)
+                {k: v.shape for k, v in expected.items()}, checkpoint.directory)
   tensors = {k: np.asarray(v, np.float32) for k, v in tensors.items()}
   ours = {k: np.asarray(v) for k, v in
           flax.traverse_util.flatten_dict(template, sep='/').items()}
@@ -402,20 +435,22 @@ def load_parameters(directory: pathlib.Path, template: Any
   A `template` with fewer layers gets the first layers of the checkpoint. Its
   head is then returned unchanged.
   """
-  tensors, ignored = read_tensors(directory)
-  sizes, used, notes = read_config(directory), count_layers(template), []
+  checkpoint = read_checkpoint(directory)
+  sizes, used, notes = checkpoint.sizes, count_layers(template), []
   stored = 1 if sizes.SHARES_LAYERS else sizes.num_layers
   if used < stored:
-    architecture = ARCHITECTURES[_read_model_type(directory)[2]]
-    layer = {k: re.search(r'\blayers?\.(\d+)\.', k) for k in tensors}
+    architecture = checkpoint.architecture
+    layer = {k: re.search(r'\blayers?\.(\d+)\.', k)
+             for k in checkpoint.tensors}
     head = tuple(f'{name}.' for name in (
         architecture.head, *architecture.head_names.values()))
-    tensors = {k: v for k, v in tensors.items()
-               if not (layer[k] and used <= int(layer[k][1]) < stored)
-               and not k.startswith(head)}
+    checkpoint = dataclasses.replace(checkpoint, tensors={
+        k: v for k, v in checkpoint.tensors.items()
+        if not (layer[k] and used <= int(layer[k][1]) < stored)
+        and not k.startswith(head)})
     notes = [first_layers_note(directory, used, stored)]
-  params, fitted = fit_tensors(tensors, template, directory)
-  return params, ignored + (notes or fitted)
+  params, fitted = fit_tensors(checkpoint, template)
+  return params, [*checkpoint.notes, *(notes or fitted)]
 
 
 def count_layers(params: Any) -> int:

@@ -53,19 +53,23 @@ class RunDirectory:
     It is eval/NAME, or eval/NAME-HASH if eval/NAME belongs to another SPEC.
     `label` ends the name if the decoding is not that of the run's config.
     """
-    folder = self._folder(data)
+    folder = self._folder(data, label)
     return folder.with_name(folder.name + label)
 
-  def _folder(self, data: str) -> pathlib.Path:
+  def _folder(self, data: str, label: str) -> pathlib.Path:
     base = self.path / 'eval' / evaluation_name(data)
     if not data:
       return base
     places = self._places(data)
+    # Neither the folder nor the one with the label may be of other data.
+    owners = lambda folder: [owner for f in (
+        folder, folder.with_name(folder.name + label))
+                             if (owner := self._owner(f))]
     for folder in (base, *sorted(base.parent.glob(f'{base.name}-??????'))):
-      owner = self._owner(folder)
-      if owner and not {*owner}.isdisjoint(places):
+      found = owners(folder)
+      if found and all(not {*o}.isdisjoint(places) for o in found):
         return folder
-    if not self._owner(base):
+    if not owners(base):
       return base
     digest = hashlib.sha256(places[0].encode('utf-8', 'surrogatepass'))
     return base.with_name(f'{base.name}-{digest.hexdigest()[:6]}')
@@ -247,6 +251,16 @@ class RunDirectory:
     if not self.record_file.is_file():
       return None
     return self.read_record().get('platform_choices')
+
+
+def decoding_label(fields: Mapping[str, Any]) -> str:
+  """Returns the `label` of an evaluation with these fields of decoding.
+
+  The folder without a label holds the answers by the config of the run, which
+  reports compare.
+  """
+  return ''.join(f'.{name}-{re.sub("[^A-Za-z0-9.-]+", "_", str(value))}'
+                 for name, value in fields.items())
 
 
 def evaluation_name(spec: str) -> str:

@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
@@ -34,7 +36,7 @@ from qa_jax.runtime import console
 
 MIN_REST = 1e-9  # least probability of all spans outside an n-best list
 MIN_PROBABILITY = 1e-300  # stands for a probability that is 0 in a file
-N_BEST = 20  # candidates of a question that an ensemble writes
+N_BEST = 20  # candidates of a question that an ensemble writes by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +167,7 @@ class Ensemble:
   # each selection. None without held-out questions.
   alone: Sequence[float] | None = None
   steps: Sequence[float] | None = None
+  n_best: int = N_BEST  # candidates of a question that are written
 
   @functools.cached_property
   def member_scores(self) -> Sequence[np.ndarray]:  # M times [2, E]
@@ -180,29 +183,46 @@ class Ensemble:
 
 
 def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
-                   held_out_members: Sequence[str] = ()) -> Ensemble:
+                   held_out_members: Sequence[str] = (),
+                   **decoding: Any) -> Ensemble:
   """Reads the candidates of members on `data`, and selects on `held_out`.
 
   A member is a run, the directory of an evaluation or an nbest.jsonl. A run
   without the evaluation is evaluated. Without `held_out`, all are members of
-  the ensemble and the threshold is 0.
+  the ensemble and the threshold is `null_threshold`, or 0.
+
+  `decoding` are fields of config.decode and config.data, as of `predict.load`,
+  that replace those of all members. `null_threshold` is that of the ensemble
+  and of each member alone; `n_best` also counts the ensemble's candidates.
 
   Raises:
     UserError: a member is neither a run nor an evaluation, is of other
-      questions, or is a run that was trained on held-out questions.
+      questions, or is a run that was trained on held-out questions; or
+      `decoding` is wrong, or is given and a member is no run.
   """
   if len(members) < 2:
     raise errors.UserError('an ensemble needs two members; give --workdir=A,B')
   if len(set(members)) < len(members):
     raise errors.UserError('a member is named twice in --workdir')
+  fixed = decoding.pop('null_threshold', None)
+  if fixed is not None:
+    if held_out:
+      raise errors.UserError(
+          f'null_threshold={fixed} and --held_out contradict each other: '
+          'held-out questions choose the threshold; give one of them')
+    config_lib.check_config({'decode': {'null_threshold': fixed},
+                             'train': {'num_steps': 1}})
   examples = sources.load_answered(data)
   held_out_examples = sources.load_answered(held_out) if held_out else []
-  pool = _read_pool(members, data, examples)
+  pool = _read_pool(members, data, examples, decoding)
   everyone = range(len(members))
+  n_best = decoding.get('n_best', N_BEST)
   if not held_out:
-    return Ensemble(members, pool, list(everyone), 0.0, [0.0] * len(members))
+    threshold = float(fixed or 0.0)
+    return Ensemble(members, pool, list(everyone), threshold,
+                    [threshold] * len(members), n_best=n_best)
   held_out_pool = _read_pool(
-      held_out_members or members, held_out, held_out_examples)
+      held_out_members or members, held_out, held_out_examples, decoding)
   for path in map(pathlib.Path, members):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_pool.examples)
@@ -217,7 +237,8 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
   alone = [100 * float(single.scores(threshold)[1].mean())
            for single, threshold in zip(singles, thresholds, strict=True)]
   threshold = held_out_pool.combine(selected).best_threshold()
-  return Ensemble(members, pool, selected, threshold, thresholds, alone, steps)
+  return Ensemble(members, pool, selected, threshold, thresholds, alone, steps,
+                  n_best)
 
 
 def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
@@ -239,7 +260,7 @@ def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
     metrics |= predictions.held_out_metrics(ensemble.threshold)
   predictions_lib.write_evaluation(
       output, predictions, threshold=ensemble.threshold, metrics=metrics,
-      n_best=(combination.n_best_row(e, N_BEST)
+      n_best=(combination.n_best_row(e, ensemble.n_best)
               for e in range(len(pool.examples))))
   best = ensemble.best_member
   gain = 100 * (combination.scores(ensemble.threshold)
@@ -363,34 +384,52 @@ def select_members(pool: Pool) -> list[tuple[int, float]]:
   return selection
 
 
-def _read_pool(members: Sequence[str], data: str,
-               examples: Sequence[Example]) -> Pool:
-  return pool_members(examples, [read_member(_n_best_file(
-      pathlib.Path(name), data), examples) for name in members])
+def _read_pool(members: Sequence[str], data: str, examples: Sequence[Example],
+               decoding: Mapping[str, Any]) -> Pool:
+  paths = [*map(pathlib.Path, members)]
+  for path in paths:  # before the first one is evaluated
+    if not path.exists():
+      raise errors.UserError(
+          f'member {path}: no such run, evaluation or nbest.jsonl')
+    if decoding and not RunDirectory(path).is_run():
+      raise errors.UserError(
+          f'member {path} is no run, so it has no model to decode; leave out '
+          f'{", ".join(decoding)}')
+  return pool_members(examples, [read_member(
+      _n_best_file(path, data, decoding), examples) for path in paths])
 
 
-def _n_best_file(member: pathlib.Path, data: str) -> pathlib.Path:
+def _n_best_file(member: pathlib.Path, data: str,
+                 decoding: Mapping[str, Any]) -> pathlib.Path:
   """Returns the nbest.jsonl of a member.
 
-  A run that has none for `data`, or that was calibrated since, is evaluated.
+  A run that has none for `data` and this decoding, or that was calibrated
+  since, is evaluated.
   """
   run = RunDirectory(member)
-  if not member.exists():
-    raise errors.UserError(
-        f'member {member}: no such run, evaluation or nbest.jsonl')
   if not run.is_run():
     return member / predictions_lib.N_BEST if member.is_dir() else member
-  folder = run.evaluation(data)
+  label = run_directory.decoding_label(decoding)
+  folder = run.evaluation(data, label)
   n_best_file = folder / predictions_lib.N_BEST
   metrics_file = folder / predictions_lib.METRICS
   metrics = files.read_object(metrics_file) if metrics_file.is_file() else {}
-  current = calibration.read_calibration(member)
   if not n_best_file.is_file() or metrics.get('temperature') != (
-      current and current.temperature):
+      _temperature(run, decoding)):
     console.say(f'{member}: evaluated on {data}')
-    evaluator.evaluate_data(predict.load(member), data, run=run,
-                            progress=member.name)
+    evaluator.evaluate_data(predict.load(member, **decoding), data, run=run,
+                            label=label, progress=member.name)
   return n_best_file
+
+
+def _temperature(run: RunDirectory,
+                 decoding: Mapping[str, Any]) -> float | None:
+  """Returns the temperature of an evaluation now; None if not calibrated."""
+  current = calibration.read_calibration(run.path)
+  if current is None or current.misfit(run.resolve_step('best'), {
+      **dataclasses.asdict(run.read_config().decode), **decoding}):
+    return None
+  return current.temperature
 
 
 def _blocks(ensemble: Ensemble, metrics: Mapping[str, float],

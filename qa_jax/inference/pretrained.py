@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 import dataclasses
-import pathlib
 from typing import Any
 
 from qa_jax import build
@@ -11,7 +10,6 @@ from qa_jax import errors
 from qa_jax import registry
 from qa_jax.checkpoints import hugging_face
 from qa_jax.data import tokenizer as tokenizer_lib
-from qa_jax.io import files
 from qa_jax.models import qa
 
 # Config fields that an export stores in config.json under 'qa_jax', so that a
@@ -46,13 +44,13 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   """
   directory = hugging_face.resolve_source(source)
   tokenizer = tokenizer_lib.read_tokenizer(directory)
-  sizes = hugging_face.read_config(directory)
+  checkpoint = hugging_face.read_checkpoint(directory)
+  sizes, notes = checkpoint.sizes, [*checkpoint.notes]
   if len(tokenizer.vocab) > sizes.vocab_size:
     raise errors.UserError(
         f'{source}: the vocabulary has {len(tokenizer.vocab)} entries, but '
         f'the embeddings only {sizes.vocab_size}')
-  tensors, notes = hugging_face.read_tensors(directory)
-  head = hugging_face.stored_head(tensors, sizes)
+  head = hugging_face.stored_head(checkpoint)
   if head == 'biased':
     notes.append(
         "the checkpoint's head has a bias: it is read as the head 'biased'")
@@ -64,19 +62,19 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
                    tokenizer.outer_length)},
       'model': {'preset': '', 'init_from': source,
                 'head': head or 'independent'}, 'train': {'num_steps': 1}}
-  carried = _read_carried(directory)
+  carried = _carried(checkpoint.config)
   for group, values in carried.items():
     fields[group] = {**fields.get(group, {}), **values}
   config = config_lib.check_config(fields)
-  registry.check_code(str(directory / 'config.json'),
+  registry.check_code(str(checkpoint.config.path),
                       config_lib.spec_strings(config), allow_code)
   build.check_positions(config, sizes)
   model = build.build_model(config, sizes)
-  params, head_notes = hugging_face.fit_tensors(tensors, qa.zero_params(model),
-                                          directory)
+  params, head_notes = hugging_face.fit_tensors(checkpoint,
+                                                qa.zero_params(model))
   notes += [note for note in head_notes if note != hugging_face.FRESH_HEAD]
   return Pretrained(model, params, tokenizer, config, bool(head), tuple(notes),
-                    hugging_face.read_architecture(directory),
+                    checkpoint.config.class_name,
                     '' if 'data' in carried else _window_note(config.data))
 
 
@@ -114,14 +112,14 @@ def carried_fields(config: config_lib.Config) -> dict[str, dict[str, Any]]:
           for group, names in CARRIED.items()}
 
 
-def _read_carried(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
-  """Reads the CARRIED fields of config.json; {} if it is not an export."""
-  path = directory / 'config.json'
-  fields = files.read_object(path).get('qa_jax', {}) if path.is_file() else {}
+def _carried(config: hugging_face.ConfigFile) -> dict[str, dict[str, Any]]:
+  """Returns the CARRIED fields of config.json; {} if it is not an export."""
+  fields = config.fields.get('qa_jax', {})
   if not isinstance(fields, dict) or not all(
       group in CARRIED and isinstance(values, dict)
       and set(values) <= set(CARRIED[group])
       for group, values in fields.items()):
     raise errors.UserError(
-        f'{path}: qa_jax holds other fields than {CARRIED}; export it again')
+        f'{config.path}: qa_jax holds other fields than {CARRIED}; export it '
+        'again')
   return fields

@@ -3,6 +3,7 @@
 import base64
 from collections.abc import Collection, Sequence
 import pathlib
+import re
 from typing import NamedTuple
 
 
@@ -75,7 +76,9 @@ img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink);
   background: var(--paper); margin: 2em auto; padding: 0 1em; }
 h1, h2, p, li { max-width: 60em; overflow-wrap: anywhere; }
-div { overflow-x: auto; }
+/* A wide table scrolls in its box and fades into the margin of the page. */
+div { overflow-x: auto; margin: 1em -1em 1em 0; padding-right: 1em;
+  mask-image: linear-gradient(to left, transparent, #000 1em); }
 table { font-size: .88em; border-collapse: collapse;
   border-top: 2px solid var(--ink);
   border-bottom: 2px solid var(--ink); font-variant-numeric: tabular-nums; }
@@ -101,12 +104,20 @@ mark { color: inherit; border-radius: 3px; padding: 0 .1em; }
 .both { background: var(--both); }
 img { max-width: 100%; min-width: 30em; background: #fff; }
 @media (max-width: 40em) {
+  h1 { font-size: 1.5em; }
+  h2 { font-size: 1.25em; }
+  th, td { padding: .2em .35em; }
   td:first-child { max-width: 10em; overflow-wrap: anywhere; }
+  /* Whole pictures would have letters that are too small to read. */
+  img { max-width: none; min-width: 0; max-height: 20em; }
   .texts tr { display: block; padding: .5em 0; }
   .texts thead { display: none; }
   .texts td { display: block; border: 0; padding: 0; }
   .texts td:empty { display: none; }
   .texts td::before { content: attr(data-name) ': '; color: var(--grey); }
+}
+@media print {
+  div { overflow: visible; mask-image: none; }
 }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8e8e8; --paper: #16181b; --stripe: #202429; --grey: #9a9a9a;
@@ -129,7 +140,7 @@ img { max-width: 100%; min-width: 30em; background: #fff; }
 <tr{{ ' class="grey"' | safe if loop.index0 in block.grey }}>\
 {% for cell in row %}<td\
 {% if block.texts %} data-name="{{ block.head[loop.index0] }}"{% endif %}>\
-{% if cell is string %}{{ cell }}{% else %}\
+{% if cell is string %}{{ breakable(cell) if loop.first else cell }}{% else %}\
 {% for text, kind in cell.parts %}{% if kind %}\
 <mark class="{{ kind }}">{{ text }}</mark>{% else %}{{ text }}{% endif %}\
 {% endfor %}{% endif %}</td>{% endfor %}</tr>
@@ -157,10 +168,14 @@ def to_html(blocks: Sequence[Block], folder: pathlib.Path) -> str:
   images = {b.file: base64.b64encode((folder / b.file).read_bytes()).decode()
             for b in blocks if isinstance(b, Picture)}
   import jinja2  # here: only a report needs it
+  import markupsafe
+  # Names of rows may break after their punctuation.
+  breakable = lambda name: markupsafe.Markup(re.sub(
+      r'(?<=[=(,/_])|(?<=\.)(?=[a-z])', '<wbr>', str(markupsafe.escape(name))))
   template = jinja2.Template(
       TEMPLATE, autoescape=True, undefined=jinja2.StrictUndefined,
       keep_trailing_newline=True)
-  return template.render(blocks=blocks, images=images)
+  return template.render(blocks=blocks, images=images, breakable=breakable)
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:

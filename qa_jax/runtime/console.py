@@ -28,14 +28,15 @@ def say_once(message: str) -> None:
   say(message)
 
 
-QUIET_SECONDS = 30.0  # without a terminal: the longest time without a line
+# Without a terminal: the longest time without a line, first and later.
+FIRST_SECONDS, QUIET_SECONDS = 5.0, 30.0
 
 
 class Progress:
   """A progress bar with the remaining time, or plain lines without a terminal.
 
-  Without a terminal, `note` prints a line, and `update` prints one if the last
-  line is QUIET_SECONDS old.
+  Without a terminal, `note` prints a line, and `update` prints one after
+  FIRST_SECONDS without a line, later after QUIET_SECONDS.
 
   `total` is the number of units of work, of which `done` are already done.
   """
@@ -43,6 +44,7 @@ class Progress:
   def __init__(self, what: str, total: int, done: int = 0):
     self._what, self._total, self._begin, self._done = what, total, done, done
     self._started = self._last_line = time.monotonic()
+    self._patience = FIRST_SECONDS
     console = rich.console.Console(stderr=True)
     self._bar = None
     if console.is_terminal and processes.is_first_process():
@@ -60,7 +62,7 @@ class Progress:
     self._done = done
     if self._bar:
       self._bar.update(self._task, completed=done)
-    elif time.monotonic() - self._last_line > QUIET_SECONDS:
+    elif time.monotonic() - self._last_line > self._patience:
       self.note('')
 
   def note(self, note: str) -> None:
@@ -68,7 +70,7 @@ class Progress:
     if self._bar:
       self._bar.update(self._task, note=note)
       return
-    self._last_line = time.monotonic()
+    self._last_line, self._patience = time.monotonic(), QUIET_SECONDS
     seconds = self._last_line - self._started
     eta = (self._total - self._done) * (
         seconds / max(self._done - self._begin, 1))

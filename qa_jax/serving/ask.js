@@ -118,7 +118,7 @@ function showMap(spans) {
       + `h-${CELL}z`;
   }
   const size = spans.tokens.length * CELL + 6;
-  const margin = 10 + 6 * Math.max(...spans.tokens.map(columns));
+  const margin = 10 + 6.5 * Math.max(...spans.tokens.map(columns));
   const picture = (name, width, height) => element('svg', {class: name, width,
     height, viewBox: `0 0 ${width} ${height}`, 'aria-hidden': 'true'});
   const top = picture('top', size, margin);
@@ -131,10 +131,10 @@ function showMap(spans) {
     if (d) plane.append(element('path', {fill: SHADES[n], d}));
   });
   spans.tokens.forEach((token, n) => {
-    left.append(element('text', {x: margin - 4, y: n * CELL + 9,
+    left.append(element('text', {x: margin - 4, y: n * CELL + CELL - 3,
       'text-anchor': 'end'}, token));
     top.append(element('text', {transform:
-      `translate(${n * CELL + 9} ${margin - 4}) rotate(-90)`}, token));
+      `translate(${n * CELL + CELL - 3} ${margin - 4}) rotate(-90)`}, token));
   });
   const frame = element('rect', {class: 'best', x: best[2] * CELL,
     y: best[1] * CELL, width: CELL, height: CELL});
@@ -158,7 +158,8 @@ function showMap(spans) {
 async function ask() {
   const turn = ++asked;
   const context = $('context').value;
-  const body = {question: $('question').value, context};
+  const body = {question: $('question').value.replace(/\s*\n\s*/g, ' '),
+                context};
   $('ask').disabled = true;
   try {
     const answer = await post('/answer', body);
@@ -199,9 +200,12 @@ $('example').addEventListener('click', () => {
   $('question').value = EXAMPLE.question;
   $('form').requestSubmit();
 });
-$('context').addEventListener('keydown', (event) => {
-  if (event.key === 'Enter' && (event.ctrlKey || event.metaKey)) {
-    event.preventDefault();
-    $('form').requestSubmit();
-  }
-});
+for (const id of ['context', 'question']) {
+  $(id).addEventListener('keydown', (event) => {
+    if (event.key === 'Enter' && !event.isComposing
+        && (id === 'question' || event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      $('form').requestSubmit();
+    }
+  });
+}

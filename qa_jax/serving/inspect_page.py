@@ -27,7 +27,7 @@ from qa_jax.metrics import selective
 LEVELS = 9  # levels of tint in the passage
 SHADES = tuple(colors.to_hex(c) for c in matplotlib.colormaps['viridis'](
     np.linspace(0, 1, 16)))
-CELL = 11  # pixels, width and height of a cell of a heat map
+CELL = 12  # pixels, width and height of a cell of a heat map
 MARKS = 3  # number of best spans marked on the band
 GAP = '⋯'  # label of a row or column in place of tokens that are left out
 
@@ -204,9 +204,9 @@ def _shade(maps: Sequence[dict[str, Any]]) -> None:
 
 
 def _label_pixels(texts: Sequence[str]) -> int:
-  """Returns the length of the longest label in the monospaced 9 px font."""
+  """Returns the length of the longest label in the monospaced 10.5 px font."""
   wide = lambda c: 2 if unicodedata.east_asian_width(c) in 'WF' else 1
-  return 10 + 6 * max(sum(map(wide, text)) for text in texts)
+  return 10 + 13 * max(sum(map(wide, text)) for text in texts) // 2
 
 
 def _start_scores(views: Sequence[SpanView],

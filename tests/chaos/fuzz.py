@@ -205,9 +205,9 @@ def safetensors(directory):
     length = len(header) + MORE[chance % len(MORE)]
     path.write_bytes(struct.pack('<Q', length % 2**64) + header + bytes(
         range(SIZES[chance // len(MORE) % len(SIZES)])))
-    tensors, _ = hugging_face.read_tensors(directory)
+    checkpoint = hugging_face.read_checkpoint(directory)
     try:
-      hugging_face.fit_tensors(tensors, template, directory)
+      hugging_face.fit_tensors(checkpoint, template)
     except errors.UserError as e:  # accepted inputs are changed further
       assert '\n' not in str(e)
   return call

@@ -17,8 +17,8 @@ from typing import Any
 import jax
 
 from qa_jax import errors
-from qa_jax.runtime import devices as devices_lib
 from qa_jax.training import train
+from tests.common import dispatch
 from tests.common import tiny
 
 SECONDS = 600  # timeout of any wait on a busy machine
@@ -92,9 +92,11 @@ def train_run(workdir: pathlib.Path, fields: dict[str, Any],
   """
   if compiled:
     use_cache(compiled)
-  if fault:
-    _arm(*fault)
-  train.train(tiny.config(**fields), workdir)
+  step, seconds, number = fault or (None, 0.0, 0)
+  arm = lambda: threading.Timer(
+      seconds, os.kill, (os.getpid(), number)).start()
+  with dispatch.fault_at(step, arm):
+    train.train(tiny.config(**fields), workdir)
 
 
 def use_cache(compiled: pathlib.Path) -> None:
@@ -102,16 +104,6 @@ def use_cache(compiled: pathlib.Path) -> None:
   jax.config.update('jax_compilation_cache_dir', str(compiled))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
-
-
-def _arm(step: int, seconds: float, number: int) -> None:
-  push = devices_lib.RunAhead.push
-
-  def pushing(self, item, metrics):
-    if isinstance(item, range) and step in item:  # not of an evaluation
-      threading.Timer(seconds, os.kill, (os.getpid(), number)).start()
-    return push(self, item, metrics)
-  devices_lib.RunAhead.push = pushing
 
 
 def wait_for(condition: Callable[[], bool], child: Child) -> None:

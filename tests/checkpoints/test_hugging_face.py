@@ -161,8 +161,8 @@ def test_architectures_name_the_other_encoders_too(tmp_path, name):
   fields = json.loads(path.read_text())
   assert fields.pop('model_type') == name
   path.write_text(json.dumps(fields))
-  loaded, _ = hugging_face.read_tensors(directory)
-  recorded, _ = hugging_face.read_tensors(weights.GOLDEN / f'tiny_{name}')
+  loaded, recorded = (hugging_face.read_checkpoint(d).tensors for d in (
+      directory, weights.GOLDEN / f'tiny_{name}'))
   assert_trees_equal(loaded, recorded)
 
 
@@ -201,14 +201,14 @@ def test_weights_that_are_not_finite_are_refused(
   damaged = tensors[name].astype(dtype)
   damaged.flat[[0, -1]] = value
   write(tmp_path, tensors | {name: damaged})
-  message = refusal(hugging_face.read_tensors, tmp_path)
+  message = refusal(hugging_face.read_checkpoint, tmp_path)
   assert 'weights are not finite (NaN or infinity): 2 in ' + (
       name.removeprefix('bert.')) in message
 
 
 def test_a_part_that_is_not_read_may_be_infinite(tensors, tmp_path):
   write(tmp_path, tensors | {'classifier.bias': np.full(2, np.inf)})
-  assert hugging_face.read_tensors(tmp_path)[0]
+  assert hugging_face.read_checkpoint(tmp_path).tensors
 
 
 def test_a_checkpoint_without_a_head_leaves_the_fresh_head_with_a_note(
@@ -243,8 +243,7 @@ def test_a_bias_is_kept_by_the_biased_head(tensors, tmp_path):
   assert not params['head']['start']['bias'].any()
   for directory, spec in ((weights.TINY, 'biased'), (tmp_path, 'independent')):
     assert hugging_face.stored_head(
-        hugging_face.read_tensors(directory)[0],
-        hugging_face.read_config(weights.TINY)) == spec
+        hugging_face.read_checkpoint(directory)) == spec
 
 
 @pytest.mark.parametrize('head', ['biaffine', 'layer_mix', 'shared'])
@@ -279,10 +278,10 @@ def test_parts_of_an_electra_discriminator_are_skipped(tmp_path):
   path = directory / 'model.safetensors'
   safetensors.numpy.save_file(safetensors.numpy.load_file(path) | {
       'discriminator_predictions.dense.bias': np.ones(3, np.float32)}, path)
-  tensors, notes = hugging_face.read_tensors(directory)
-  assert 'discriminator_predictions.dense.bias' in notes[0]
-  assert tensors.keys() == hugging_face.read_tensors(weights.GOLDEN /
-                                                     'tiny_electra')[0].keys()
+  checkpoint = hugging_face.read_checkpoint(directory)
+  assert 'discriminator_predictions.dense.bias' in checkpoint.notes[0]
+  assert checkpoint.tensors.keys() == hugging_face.read_checkpoint(
+      weights.GOLDEN / 'tiny_electra').tensors.keys()
 
 
 @pytest.mark.parametrize('dtype', [np.float16, ml_dtypes.bfloat16])

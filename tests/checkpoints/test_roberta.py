@@ -104,10 +104,11 @@ def test_the_head_of_a_language_model_is_skipped(tmp_path):
           'lm_head.dense.weight', 'lm_head.layer_norm.bias', 'lm_head.bias',
           'roberta.embeddings.position_ids', 'roberta.pooler.dense.bias')},
                               path)
-  tensors, (note,) = hugging_face.read_tensors(directory)
+  checkpoint = hugging_face.read_checkpoint(directory)
+  note, = checkpoint.notes
   assert 'lm_head.dense.weight' in note
-  assert tensors.keys() == hugging_face.read_tensors(
-      directory_of('roberta'))[0].keys()
+  assert checkpoint.tensors.keys() == hugging_face.read_checkpoint(
+      directory_of('roberta')).tensors.keys()
 
 
 @pytest.mark.parametrize(('fields', 'message'), [

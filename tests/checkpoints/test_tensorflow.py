@@ -215,15 +215,15 @@ def test_a_missing_index_is_named(tmp_path):
 
 @pytest.mark.parametrize(('release', 'head'), RELEASES.items())
 def test_a_bert_of_tensorflow_is_read_bitwise(release, head):
-  loaded, notes = hugging_face.read_tensors(GOLDEN / release)
-  expected = record_tf.tensors(head)
+  checkpoint = hugging_face.read_checkpoint(GOLDEN / release)
+  loaded, expected = checkpoint.tensors, record_tf.tensors(head)
   assert loaded.keys() == expected.keys()
   for name, value in expected.items():
     assert loaded[name].dtype == np.float32
     np.testing.assert_array_equal(loaded[name], value, err_msg=name)
-  sizes = hugging_face.read_config(GOLDEN / release)
-  assert hugging_face.stored_head(loaded, sizes) == ('biased' if head else '')
-  assert len(notes) == 1 and 'not read' in notes[0]
+  assert hugging_face.stored_head(checkpoint) == ('biased' if head else '')
+  note, = checkpoint.notes
+  assert 'not read' in note
 
 
 def zeros(sizes):
@@ -344,8 +344,8 @@ def test_a_missing_file_is_named(tmp_path, remove, message):
   directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
   (directory / remove).unlink()
   assert message in refusal(
-      lambda path: hugging_face.read_tensors(hugging_face.resolve_source(path)),
-      str(directory))
+      lambda path: hugging_face.read_checkpoint(
+          hugging_face.resolve_source(path)), str(directory))
 
 
 @pytest.mark.parametrize('package', ['cramjam', 'google_crc32c'])
@@ -353,7 +353,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
   monkeypatch.delitem(sys.modules, 'qa_jax.checkpoints.tensorflow')
   monkeypatch.delattr(checkpoints, 'tensorflow')
   monkeypatch.setitem(sys.modules, package, None)
-  message = refusal(hugging_face.read_tensors, GOLDEN / 'tf1_bert')
+  message = refusal(hugging_face.read_checkpoint, GOLDEN / 'tf1_bert')
   assert message.endswith(
       f"needs the package {package}; pip install 'qa_jax[tensorflow]'")
 
@@ -362,4 +362,4 @@ def test_two_checkpoints_in_one_directory_are_refused(tmp_path):
   directory = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'bert')
   shutil.copy(directory / 'bert_model.ckpt.index', directory / 'b.index')
   assert 'has 2 TensorFlow checkpoints: b.index, bert_model' in refusal(
-      hugging_face.read_tensors, directory)
+      hugging_face.read_checkpoint, directory)

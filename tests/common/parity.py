@@ -7,7 +7,8 @@ import numpy as np
 
 COUNT = 12  # values of each tensor
 LENGTHS = {'mpnet': 140}  # of the longest row; MPNet's reaches every bucket
-FAIRSEQ = ('roberta', 'mpnet')  # the token of padding has the id 1
+# The token of padding has the id 1, and there is at most one token type.
+FAIRSEQ = ('roberta', 'mpnet', 'xlm_roberta', 'camembert')
 
 
 def inputs(kind: str) -> dict[str, np.ndarray]:

@@ -11,9 +11,9 @@ import pytest
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.runtime import devices as devices_lib
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
+from tests.common import dispatch
 
 
 def rows_of(workdir: pathlib.Path) -> list[dict]:
@@ -54,16 +54,10 @@ class Killed(BaseException):
   """An error that no code of a run handles, in place of a fatal signal."""
 
 
-def train_until_killed(config, workdir, step, monkeypatch):
+def train_until_killed(config, workdir, step):
   """Trains until `step` is dispatched, and raises Killed with it in flight."""
-  push = devices_lib.RunAhead.push
+  def die():
+    raise Killed
 
-  def dying(self, item, metrics):
-    if isinstance(item, range) and step in item:  # not of an evaluation
-      raise Killed
-    return push(self, item, metrics)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(devices_lib.RunAhead, 'push', dying)
-    with pytest.raises(Killed):
-      train.train(config, workdir)
+  with dispatch.fault_at(step, die), pytest.raises(Killed):
+    train.train(config, workdir)

@@ -18,12 +18,12 @@ from experiments import cli
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.data import windows
-from qa_jax.runtime import devices
 from qa_jax.runtime import processes
 from qa_jax.runtime import signals
 from qa_jax.training import population
 from qa_jax.training import train
 from qa_jax.training import trainer
+from tests.common import dispatch
 from tests.common import tiny
 
 RUNS: dict[str, config_lib.Config] = {
@@ -39,18 +39,14 @@ RUNS: dict[str, config_lib.Config] = {
 }
 
 
-def interrupt(number: int, step: int) -> None:
-  """Makes the second process send itself a signal with `step` in flight."""
-  push = devices.RunAhead.push
-
-  def pushing(self, item, metrics):
-    # The item of an evaluation is no range.
-    if (isinstance(item, range) and step in item
-        and jax.process_index() == 1):
+def train_until(number: int, step: int, workdir: pathlib.Path) -> None:
+  """Trains; the second process sends itself a signal with `step` in flight."""
+  def fault():
+    if jax.process_index() == 1:
       os.kill(os.getpid(), number)
-    return push(self, item, metrics)
 
-  devices.RunAhead.push = pushing
+  with dispatch.fault_at(step, fault):
+    train.train(RUNS['whole'], workdir)
 
 
 def refusal(call, *arguments) -> str:
@@ -79,17 +75,14 @@ def main() -> None:
   flags.FLAGS.workdir = str(workdir / 'whole')
   flags.FLAGS.data = RUNS['whole'].data.eval
   found['scored'], _ = evaluate.score_model(workdir / 'scored')
-  push = devices.RunAhead.push
-  interrupt(signal.SIGTERM, 1)
   try:
-    train.train(RUNS['whole'], workdir / 'stopped')
+    train_until(signal.SIGTERM, 1, workdir / 'stopped')
   except signals.Stopped as e:
     found['stopped'] = e.code
   processes.wait_for_all('stopped')
   found['saved'] = sorted(
       int(p.name) for p in (workdir / 'stopped' / 'checkpoints').iterdir())
   processes.wait_for_all('looked')
-  devices.RunAhead.push = push
   found['resumed'] = train.train(RUNS['whole'], workdir / 'stopped')
   found['refused'] = [
       refusal(lambda: processes.check_equal_on_all(
@@ -98,8 +91,7 @@ def main() -> None:
               [workdir / 'member']),
       refusal(trainer.build_trainer, tiny.config(parallel={'mode': 'jit'}))]
   (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
-  interrupt(signal.SIGKILL, 3)
-  train.train(RUNS['whole'], workdir / 'killed')
+  train_until(signal.SIGKILL, 3, workdir / 'killed')
 
 
 if __name__ == '__main__':

@@ -175,6 +175,19 @@ def test_files_of_one_name_have_folders_of_their_own(
   assert record['data'] == record['absolute'] == paths['one']
 
 
+@pytest.mark.parametrize('plain_first', [True, False])
+def test_data_of_one_name_do_not_share_the_folder_of_a_decoding(
+    tmp_path, plain_first):
+  run = RunDirectory(tmp_path / 'run')
+  if plain_first:
+    run.record_evaluation('two/dev.json')
+  folders = {data: run.record_evaluation(data, '.n_best-2')
+             for data in ('one/dev.json', 'two/dev.json')}
+  assert len({*folders.values()}) == 2
+  assert all(run.evaluation(data, '.n_best-2') == folder
+             for data, folder in folders.items())
+
+
 def test_a_project_that_moved_as_a_whole_keeps_its_folders(
     tmp_path, monkeypatch):
   for place in ('one', 'two'):

@@ -3,10 +3,12 @@
 import itertools
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 
+from qa_jax.checkpoints import run_directory
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data.examples import Example
@@ -19,6 +21,7 @@ from qa_jax.metrics import calibration
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 from tests.common import commands
+from tests.common import random_model
 from tests.common import tiny
 from tests.common.refusals import refusal
 
@@ -270,32 +273,38 @@ def write_run(folder, trained_on: str):
   return workdir
 
 
-@pytest.mark.parametrize('why', ['missing', 'calibrated since'])
+@pytest.mark.parametrize(('why', 'times'), [
+    ('missing', 2), ('calibrated since', 1), ('calibrated otherwise', 0)])
 def test_a_run_is_evaluated_if_its_evaluation_is_missing_or_old(
-    folder, monkeypatch, why):
+    folder, monkeypatch, why, times):
   workdir = write_run(folder, 'synthetic(size=4)')
   assert run(folder, members=('run', 'dev1.jsonl')).code == 0
   if why == 'missing':
     (workdir / 'eval' / 'dev' / 'nbest.jsonl').unlink()
   else:
     calibration.write_calibration(workdir, calibration.Calibration(
-        None, 2.0, 'x', 'y', 1, 1, {}), {})
+        None, 2.0, 'x', 'y', 1, 1, {'n_best': (
+            99 if why == 'calibrated otherwise' else tiny.config().decode.n_best
+            )}), {})
   calls = []
 
-  def evaluate_data(qa, data, *, run, progress):
+  def evaluate_data(qa, data, *, run, label, progress):
     del progress
+    assert label == ''
     calls.append((qa, data))
     output = run.record_evaluation(data)
     (output / 'nbest.jsonl').write_bytes((folder / 'dev0.jsonl').read_bytes())
     files.write_json(output / 'metrics.json', {'temperature': 2.0})
 
   monkeypatch.setattr(predict, 'load', str)
+  monkeypatch.setattr(run_directory.RunDirectory, 'resolve_step',
+                      lambda self, which: 1)
   monkeypatch.setattr(evaluator, 'evaluate_data', evaluate_data)
   for _ in range(2):
     result = run(folder, members=('run', 'dev1.jsonl'))
     assert result.code == 0, result.err
-  expected = [(str(workdir), f'{folder}/dev.json')]
-  assert calls == expected * (2 if why == 'missing' else 1)
+  # The evaluation at temperature 2 is good for no run without calibration.
+  assert calls == [(str(workdir), f'{folder}/dev.json')] * times
 
 
 def test_a_run_that_has_seen_the_held_out_questions_is_refused(folder):
@@ -304,6 +313,95 @@ def test_a_run_that_has_seen_the_held_out_questions_is_refused(folder):
                members=('run', 'dev1.jsonl', 'dev2.jsonl'))
   assert result.code == 1
   assert 'was trained on; hold out articles' in result.err.splitlines()[-1]
+
+
+def write_models(folder) -> list[pathlib.Path]:
+  """Writes the runs of two untrained models, which find other answers."""
+  one = random_model.random_qa('independent', null_rule='min_null')
+  return [random_model.write_run(random_model.draw_qa(
+      one.config, one.model.config, one.tokenizer, seed=seed, scale=0.3),
+                                 folder / f'model{seed}') for seed in range(2)]
+
+
+def members_flag(paths) -> str:
+  return f'--workdir={",".join(map(str, paths))}'
+
+
+@pytest.mark.parametrize('flags', [
+    ['--decode.max_answer_length=2', '--decode.n_best=3'],
+    ['--max_length=32', '--window_overlap=4', '--decode.whole_words'],
+    ['--decode.merge=surface_form', '--decode.null_threshold=-5']])
+def test_members_are_decoded_as_evaluate_decodes_them(folder, flags):
+  """The runs with flags equal their evaluations with the flags."""
+  runs, data = write_models(folder), f'--data={folder}/dev.json'
+  for number, path in enumerate(runs):
+    evaluated = commands.command(
+        'evaluate', data, f'--workdir={path}', *flags,
+        f'--output={folder}/evaluation{number}')
+    assert evaluated.code == 0, evaluated.err
+  for name, members, more in (
+      ('flags', runs, flags), ('plain', runs, []),
+      ('files', [folder / f'evaluation{n}' for n in range(2)],
+       [f for f in flags if 'null_threshold' in f])):
+    result = commands.command('ensemble', members_flag(members), data,
+                              f'--output={folder}/{name}', *more)
+    assert result.code == 0, result.err
+  by_flags, plain, by_files = (
+      [files.read_object(folder / name / file) for file in (
+          'predictions.json', 'metrics.json')] + [
+              {key: row['answers'][:3] for key, row in
+               predictions_lib.read_n_best(folder / name / 'nbest.jsonl'
+                                           ).items()}]
+      for name in ('flags', 'plain', 'files'))
+  assert by_flags == by_files
+  assert by_flags[0] != plain[0] or by_flags[2] != plain[2]
+  if '--decode.n_best=3' in flags:
+    rows = predictions_lib.read_n_best(folder / 'flags' / 'nbest.jsonl')
+    assert {len(row['answers']) for row in rows.values()} == {3}
+
+
+def test_a_decoding_of_members_has_its_folder_and_is_computed_once(folder):
+  runs = write_models(folder)
+  argv = [members_flag(runs), f'--data={folder}/dev.json',
+          f'--output={folder}/out']
+  flags = ['--decode.n_best=3', '--decode.null_threshold=1']
+  first, second = (commands.command('ensemble', *argv, *flags)
+                   for _ in range(2))
+  assert (first.code, second.code) == (0, 0), first.err + second.err
+  assert 'evaluated on' in first.err and 'evaluated on' not in second.err
+  # The null threshold is that of the ensemble, not that of its members.
+  assert {p.name for run in runs for p in (run / 'eval').iterdir()} == {
+      'dev.n_best-3'}
+  assert files.read_object(folder / 'out' / 'ensemble.json')['threshold'] == 1
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--decode.n_best=2', '--max_length=40'],
+     'dev1.jsonl is no run, so it has no model to decode; leave out n_best, '
+     'max_length'),
+    (['--decode.null_threshold=nan'], 'decode.null_threshold'),
+    (['--decode.null_threshold=1', '--held_out=HELD'],
+     'null_threshold=1.0 and --held_out contradict each other')])
+def test_decoding_that_no_ensemble_can_follow_is_one_line(
+    folder, flags, message):
+  write_run(folder, 'synthetic(size=4)')
+  flags = [f.replace('HELD', f'{folder}/held.json') for f in flags]
+  result = run(folder, *flags, members=('run', 'dev1.jsonl'))
+  assert result.code == 1 and message in result.err, result.err
+  assert result.err.count('\n') == 1 and not (folder / 'out').exists()
+
+
+@pytest.mark.parametrize(('flag', 'message'), [
+    ('--decode.max_answer_length=0', 'max_answer_length=0 must be in 1'),
+    ('--decode.search=two_stag', "did you mean 'two_stage'"),
+    ('--window_overlap=96', 'window_overlap 96 leaves no step')])
+def test_decoding_that_does_not_fit_is_the_line_of_evaluate(
+    folder, flag, message):
+  runs, data = write_models(folder), f'--data={folder}/dev.json'
+  lines = [commands.command(*argv, data, flag, f'--output={folder}/out'
+                            ).err.splitlines()[-1] for argv in (
+      ('evaluate', f'--workdir={runs[0]}'), ('ensemble', members_flag(runs)))]
+  assert message in lines[0] and lines[0] == lines[1]
 
 
 @pytest.mark.parametrize(('change', 'message'), [

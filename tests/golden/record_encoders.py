@@ -39,7 +39,17 @@ MODELS = {
     # Version 1, and a projection to the size that the embeddings have.
     'albert_gelu': ('Albert', {'max_position_embeddings': 32,
                                'embedding_size': 16, 'hidden_act': 'gelu'}),
-    'mpnet': ('MPNet', FAIRSEQ | {'max_position_embeddings': 152})}
+    'mpnet': ('MPNet', FAIRSEQ | {'max_position_embeddings': 152}),
+    # Other sizes than RoBERTa's, since the weights are drawn by their names.
+    'xlm_roberta': ('XLMRoberta', FAIRSEQ | {
+        'type_vocab_size': 1, 'intermediate_size': 28,
+        'layer_norm_eps': 1e-5}),
+    'camembert': ('Camembert', FAIRSEQ | {
+        'type_vocab_size': 1, 'num_attention_heads': 4,
+        'intermediate_size': 20, 'layer_norm_eps': 1e-5}),
+    'distilbert': ('DistilBert', {
+        'vocab_size': 60, 'dim': 16, 'n_layers': 2, 'n_heads': 2,
+        'hidden_dim': 24, 'max_position_embeddings': 32})}
 
 
 def record(name: str) -> tuple[dict[str, np.ndarray], dict]:
@@ -47,14 +57,15 @@ def record(name: str) -> tuple[dict[str, np.ndarray], dict]:
   prefix, fields = MODELS[name]
   net = getattr(transformers, f'{prefix}ForQuestionAnswering')(getattr(
       transformers, f'{prefix}Config')(
-          **SIZES, **fields, attn_implementation='eager')).eval()
+          **(fields if 'dim' in fields else SIZES | fields),
+          attn_implementation='eager')).eval()
   named = dict(net.named_parameters())
   weights = drawn.tensors({k: tuple(v.shape) for k, v in named.items()})
   with torch.no_grad():
     for key, parameter in named.items():
       parameter.copy_(torch.tensor(weights[key]))
   batch = parity.inputs(name)
-  more = {} if name in ('mpnet', 'roberta') else {
+  more = {} if name in (*parity.FAIRSEQ, 'distilbert') else {
       'token_type_ids': torch.tensor(batch['token_type_ids'])}
   result = net(input_ids=torch.tensor(batch['token_ids']),
                attention_mask=torch.tensor(batch['attention_mask']),

@@ -1,5 +1,6 @@
 """Models from checkpoint directories: window lengths, heads, odd weights."""
 
+import collections
 import json
 import pathlib
 import shutil
@@ -11,9 +12,11 @@ import safetensors.numpy
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.checkpoints import hugging_face
 from qa_jax.data import windows
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
+from qa_jax.io import files
 from qa_jax.runtime import console
 from tests.common import weights
 
@@ -44,6 +47,26 @@ def write(directory: pathlib.Path, *, positions: int = 40, config=None,
       {k: v for k, v in tensors.items() if head or 'qa_outputs' not in k},
       directory / 'model.safetensors')
   return directory
+
+
+def test_each_file_of_json_is_read_once(tmp_path, monkeypatch):
+  directory, counts = write(tmp_path / 'checkpoint'), collections.Counter()
+  read = files.read_object
+
+  def counted(path):
+    counts[path.name] += 1
+    return read(path)
+
+  monkeypatch.setattr(files, 'read_object', counted)
+  template = weights.fresh(directory=directory)
+  for _ in range(2):  # of all layers, and of the first ones
+    counts.clear()
+    hugging_face.load_parameters(directory, template)
+    assert counts == {'config.json': 1}
+    template['encoder'].pop('layer_2', None)
+  counts.clear()
+  pretrained.read_pretrained(str(directory))
+  assert counts['config.json'] == 1 and {*counts.values()} == {1}
 
 
 # --- windows that fit the positions

@@ -243,6 +243,27 @@ def check_initializer_range(tmp_path):
     assert 0.01 < narrow[name].std() < 0.03
 
 
+def check_position_base(tmp_path):
+  drawn, waves = (arrays(built(
+      model__position_base=b, model__initializer_range=0.05).state.params)
+                  for b in (0.0, 30.0))
+  name = 'encoder/embeddings/position/embedding'
+  size = drawn[name].shape[1]
+  for p in (0, 1, 7, 40):
+    for i in range(size // 2):
+      angle = p / 30.0 ** (2 * i / size)
+      for column, wave in ((i, math.sin), (i + size // 2, math.cos)):
+        assert waves[name][p, column] == pytest.approx(
+            0.05 * 2 ** 0.5 * wave(angle), abs=1e-5)
+  assert equal({k: v for k, v in waves.items() if k != name},
+               {k: v for k, v in drawn.items() if k != name})
+  _, fields = stored(tmp_path)
+  for others, message in ((fields, 'has its positions'),
+                          ({'model__encoder': 'modernbert'}, 'no table')):
+    with pytest.raises(errors.UserError, match=message):
+      built(**others, model__position_base=30.0)
+
+
 def stored(tmp_path) -> tuple[Any, dict[str, Any]]:
   """Returns the parameters of a run, and the fields that start from it."""
   source = random_model.random_qa('independent')
@@ -802,6 +823,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'model.attention_dropout': check_attention_dropout,
     'model.attention': check_attention,
     'model.initializer_range': check_initializer_range,
+    'model.position_base': check_position_base,
     'model.init_from': check_init_from,
     'model.init_head': check_init_head,
     'model.head': check_head,

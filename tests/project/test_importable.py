@@ -221,12 +221,12 @@ def test_a_sweep_asks_before_it_runs_code_of_stored_variants(
 
 @reads_a_config
 def test_a_run_with_an_imported_head_trains_resumes_and_is_asked(
-    package, tmp_path, monkeypatch):
+    package, tmp_path):
   config = tiny.config(model={'head': 'my_project:Doubled'},
                        train={'num_steps': 4}, parallel={'num_devices': 1})
   whole, cut = tmp_path / 'whole', tmp_path / 'cut'
   train.train(config, whole)
-  runs.train_until_killed(config, cut, 3, monkeypatch)
+  runs.train_until_killed(config, cut, 3)
   assert manager.Checkpoints(RunDirectory(cut).checkpoints,
                              read_only=True).latest == 2
   registry._allowed.clear()

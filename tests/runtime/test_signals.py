@@ -1,18 +1,20 @@
 """A signal makes a run save at the next step, end, and resume bit for bit."""
 
+import contextlib
 import os
 import pathlib
 import signal
+from unittest import mock
 
 import numpy as np
 import pytest
 
 from qa_jax.evaluation import evaluator
-from qa_jax.runtime import devices
 from qa_jax.runtime import signals
 from qa_jax.training import population
 from qa_jax.training import train
 from tests.chaos import processes
+from tests.common import dispatch
 from tests.common import runs as runs_lib
 from tests.common import tiny
 
@@ -20,23 +22,21 @@ CONFIG = tiny.config(train={'num_steps': 5, 'checkpoint_every_steps': 4,
                             'eval_every_steps': 3})
 
 
-def interrupt(monkeypatch, number, *, step=None, evaluation=None):
+@contextlib.contextmanager
+def interrupt(number, *, step=None, evaluation=None):
   """Makes this process send itself a signal at a step or in an evaluation."""
-  push, run, count = devices.RunAhead.push, evaluator.Evaluator.evaluate, []
-
-  def pushing(self, item, metrics):
-    if isinstance(item, range) and step in item:  # not of an evaluation
-      os.kill(os.getpid(), number)
-    return push(self, item, metrics)
+  run, count = evaluator.Evaluator.evaluate, []
+  fault = lambda: os.kill(os.getpid(), number)
 
   def evaluating(self, *args, **kwargs):
     count.append(1)
     if len(count) == evaluation:
-      os.kill(os.getpid(), number)
+      fault()
     return run(self, *args, **kwargs)
 
-  monkeypatch.setattr(devices.RunAhead, 'push', pushing)
-  monkeypatch.setattr(evaluator.Evaluator, 'evaluate', evaluating)
+  with (dispatch.fault_at(step, fault),
+        mock.patch.object(evaluator.Evaluator, 'evaluate', evaluating)):
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -58,13 +58,11 @@ def assert_same(stopped: pathlib.Path, expected: pathlib.Path) -> None:
     (signal.SIGINT, 130, {'evaluation': 1}, [3]),  # in the middle
     (signal.SIGUSR2, 140, {'evaluation': 2}, [3, 4, 5])])
 def test_a_stopped_run_resumes_bit_for_bit(
-    tmp_path, monkeypatch, capsys, whole, number, code, when, saved):
+    tmp_path, capsys, whole, number, code, when, saved):
   workdir = tmp_path / 'run'
   before = signal.getsignal(number)
-  with monkeypatch.context() as patch:
-    interrupt(patch, number, **when)
-    with pytest.raises(signals.Stopped) as caught:
-      train.train(CONFIG, workdir)
+  with interrupt(number, **when), pytest.raises(signals.Stopped) as caught:
+    train.train(CONFIG, workdir)
   assert caught.value.code == code
   assert signal.getsignal(number) == before
   expected = f'by {signal.Signals(number).name} before step {saved[-1]}: saved'
@@ -77,16 +75,15 @@ def test_a_stopped_run_resumes_bit_for_bit(
 
 
 @pytest.mark.slow
-def test_a_stopped_population_resumes_bit_for_bit(tmp_path, monkeypatch):
+def test_a_stopped_population_resumes_bit_for_bit(tmp_path):
   config = tiny.config(seed=4, train={
       'num_steps': 5, 'checkpoint_every_steps': 4, 'eval_every_steps': 3})
   runs = {name: [tmp_path / name / str(i) for i in range(2)]
           for name in ('whole', 'stopped')}
   population.train_members([CONFIG, config], runs['whole'])
-  with monkeypatch.context() as patch:
-    interrupt(patch, signal.SIGTERM, evaluation=2)  # that of the second member
-    with pytest.raises(signals.Stopped, match='143'):
-      population.train_members([CONFIG, config], runs['stopped'])
+  with (interrupt(signal.SIGTERM, evaluation=2),  # that of the second member
+        pytest.raises(signals.Stopped, match='143')):
+    population.train_members([CONFIG, config], runs['stopped'])
   population.train_members([CONFIG, config], runs['stopped'])
   for a, b in zip(*runs.values(), strict=True):
     assert_same(b, a)

@@ -9,6 +9,7 @@ import time
 from playwright import sync_api
 import pytest
 
+from qa_jax.io import documents
 from qa_jax.metrics import calibration
 from qa_jax.serving import inspect_page as inspect_page_lib
 from qa_jax.serving import server
@@ -169,6 +170,46 @@ def test_markup_typed_by_a_user_is_text_on_the_page(tab, url):
   ask(tab, url, ATTACK, ATTACK)
   assert tab.text_content('#passage') == ATTACK
   assert tab.locator('#result img, #result script').count() == 0
+
+
+def test_a_long_question_is_shown_whole_and_asked_in_one_line(tab, url):
+  question = 'Who built the Osprey of the northern fleet in Oslo? ' * 4
+  ask(tab, url, question + 'And\nwhen?', CONTEXT)
+  assert tab.locator('#question').evaluate(
+      'e => [e.scrollWidth - e.clientWidth, e.scrollHeight - e.clientHeight]'
+      ) == [0, 0]
+  answer = calibrated().answer(question + 'And when?', CONTEXT)
+  assert f'{answer.score:.3f}' in tab.text_content('#about')
+
+
+def test_a_wide_table_of_a_report_scrolls_in_its_box(tab, tmp_path):
+  name = 'model.head=conditional(beam=5),model.objective=marginal_likelihood'
+  path = tmp_path / 'report.html'
+  path.write_text(documents.to_html([
+      documents.Title(1, ATTACK), documents.Table(
+          ['variant', *'abcdefghij'], [[name, *['12.34 ± 5.67'] * 10]]),
+      documents.Table(['variant', 'F1'], [[ATTACK, '12.34']])], tmp_path))
+  tab.goto(path.as_uri())
+  boxes = tab.locator('div')
+  widths = boxes.evaluate_all('all => all.map(e => e.scrollWidth)')
+  assert widths[0] > 360 >= widths[1]
+  boxes.first.evaluate('e => e.scrollTo(9999, 0)')
+  last = tab.locator('td').nth(10).bounding_box()
+  # The fade of the box's right edge is in its padding.
+  fade = boxes.first.evaluate(
+      'e => parseFloat(getComputedStyle(e).paddingRight)')
+  assert last['x'] + last['width'] <= 360 - fade + 1
+  assert tab.locator('td').first.text_content() == name
+  # The name breaks between its parts: no line begins within a word.
+  lines = tab.locator('td').first.evaluate("""td => {
+    const range = document.createRange(), lines = [];
+    for (const node of td.childNodes) if (node.nodeType === 3) {
+      range.selectNodeContents(node);
+      lines.push(range.getClientRects().length);
+    }
+    return lines; }""")
+  assert lines == [1] * 9
+  assert not tab.complaints
 
 
 def test_a_refusal_is_shown_and_the_form_stays_usable(tab, url):

@@ -79,11 +79,11 @@ def test_speeds_are_of_complete_steps_in_the_last_row_too(
 
 
 def test_rows_of_a_resumed_run_equal_those_of_an_undisturbed_one(
-    tmp_path, monkeypatch):
+    tmp_path):
   """The run is killed between two rows, after a checkpoint."""
   config = tiny.config(train={'log_every_steps': 5})
   train.train(config, tmp_path / 'whole')
-  runs.train_until_killed(config, tmp_path / 'killed', 5, monkeypatch)
+  runs.train_until_killed(config, tmp_path / 'killed', 5)
   train.train(config, tmp_path / 'killed')
   whole = runs.rows_of(tmp_path / 'whole')
   assert runs.rows_of(tmp_path / 'killed') == whole
@@ -109,4 +109,4 @@ def test_a_long_silence_is_broken_without_a_terminal(monkeypatch, capsys):
     now[0] += 20.0
     progress.update(done)
   assert capsys.readouterr().err == (
-      'evaluate 2/4  ETA 0:40\nevaluate 4/4  ETA 0:00\n')
+      'evaluate 1/4  ETA 1:00\nevaluate 3/4  ETA 0:20\n')

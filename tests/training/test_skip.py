@@ -235,7 +235,7 @@ def test_skips_survive_a_kill(tmp_path, monkeypatch):
   monkeypatch.setattr(trainer, 'build_loss', poisoned)
   config = tiny.config(data={'eval': ''}, train={'num_steps': 6})
   train.train(config, tmp_path / 'whole')
-  runs.train_until_killed(config, tmp_path / 'killed', 5, monkeypatch)
+  runs.train_until_killed(config, tmp_path / 'killed', 5)
   train.train(config, tmp_path / 'killed')
   whole, killed = (runs.rows_of(tmp_path / w)
                    for w in ('whole', 'killed'))

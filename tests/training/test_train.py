@@ -157,11 +157,11 @@ def test_every_step_has_its_dropout_masks(trainer, batch):
      {'eval_every_steps': 3}, (6,)),
     ({'mode': 'jit', 'num_devices': 1}, {}, (2,))])
 def test_a_killed_run_resumes_bit_for_bit(
-    tmp_path, monkeypatch, parallel_fields, train_fields, kills):
+    tmp_path, parallel_fields, train_fields, kills):
   config = tiny.config(parallel=parallel_fields, train=train_fields)
   metrics = train.train(config, tmp_path / 'whole')
   for step in kills:
-    runs.train_until_killed(config, tmp_path / 'killed', step, monkeypatch)
+    runs.train_until_killed(config, tmp_path / 'killed', step)
   assert train.train(config, tmp_path / 'killed') == metrics
   assert runs.rows_of(tmp_path / 'killed') == runs.rows_of(tmp_path / 'whole')
   whole, killed = (runs.state_of(tmp_path / w, 7) for w in ('whole', 'killed'))
@@ -181,7 +181,7 @@ def test_a_resumed_run_sees_each_window_once_an_epoch_in_a_new_order(
     windows.append(batch[batch >= 0].tolist())
     count(self, batch, lengths)
   monkeypatch.setattr(metrics_log.StepMetrics, 'add_batch', counting)
-  runs.train_until_killed(config, tmp_path / 'run', 9, monkeypatch)
+  runs.train_until_killed(config, tmp_path / 'run', 9)
   before = windows[:8]
   windows.clear()
   train.train(config, tmp_path / 'run')
@@ -230,7 +230,7 @@ def test_a_run_goes_on_with_another_number_of_devices(
                         lambda _: devices[:count])
   use_devices(before)
   train.train(config, tmp_path / 'whole')
-  runs.train_until_killed(config, tmp_path / 'moved', 5, monkeypatch)
+  runs.train_until_killed(config, tmp_path / 'moved', 5)
   use_devices(after)
   train.train(config, tmp_path / 'moved')
   assert f'{before} devices before, {after} now' in capsys.readouterr().err
@@ -411,9 +411,9 @@ def test_layers_that_a_checkpoint_lacks_are_refused(deep, fields):
 
 
 def test_a_run_of_first_layers_resumes_loads_and_converts(
-    deep, tmp_path, monkeypatch):
+    deep, tmp_path):
   config = shallow(deep, 2)
-  runs.train_until_killed(config, tmp_path / 'cut', 5, monkeypatch)
+  runs.train_until_killed(config, tmp_path / 'cut', 5)
   train.train(config, tmp_path / 'cut')
   train.train(config, tmp_path / 'whole')
   assert runs.rows_of(tmp_path / 'cut')[-1] == runs.rows_of(
@@ -589,9 +589,9 @@ def test_updates_of_a_dispatch_equal_single_ones_bit_for_bit(
 
 @pytest.mark.slow
 def test_a_run_of_several_updates_a_dispatch_resumes_bit_for_bit(
-    tmp_path, monkeypatch):
+    tmp_path):
   train.train(several(), tmp_path / 'whole')
-  runs.train_until_killed(several(), tmp_path / 'killed', 9, monkeypatch)
+  runs.train_until_killed(several(), tmp_path / 'killed', 9)
   train.train(several(), tmp_path / 'killed')
   assert runs.rows_of(tmp_path / 'killed') == runs.rows_of(tmp_path / 'whole')
   one, other = (runs.state_of(tmp_path / name, 11)
@@ -638,7 +638,7 @@ def test_a_run_keeps_the_choices_of_the_platform_it_began_on(
   with monkeypatch.context() as patch:
     on_an_accelerator(patch)
     train.train(config, tmp_path / 'whole')
-    runs.train_until_killed(config, run, 9, monkeypatch)
+    runs.train_until_killed(config, run, 9)
   record = RunDirectory(run).read_record()['platform_choices']
   assert record == {'data.packing': 'rows' if packing else False,
                     'data.buckets': [64],
@@ -804,8 +804,8 @@ def test_a_profile_of_steps_that_will_not_be_made_is_refused(tmp_path, steps):
   assert '\n' not in str(e.value) and not (tmp_path / 'run').exists()
 
 
-def test_a_profile_of_steps_that_were_made_is_refused(tmp_path, monkeypatch):
+def test_a_profile_of_steps_that_were_made_is_refused(tmp_path):
   config = tiny.config(data={'eval': ''})
-  runs.train_until_killed(config, tmp_path / 'run', 6, monkeypatch)
+  runs.train_until_killed(config, tmp_path / 'run', 6)
   with pytest.raises(errors.UserError, match='makes steps 4 … 6'):
     train.train(config, tmp_path / 'run', profile_steps=range(1, 4))

@@ -20,6 +20,7 @@ below `embeddings`, `layer_0`, `layer_1`, … and, if they belong to no layer,
 from collections.abc import Callable
 import dataclasses
 import functools
+import math
 from typing import Any, ClassVar
 
 import flax.linen as nn
@@ -67,9 +68,15 @@ class EncoderConfig:
   # 768. A small encoder learns faster with 1 / sqrt(hidden_size), because its
   # attention is then less uniform at first.
   initializer_range: float = 0.02
+  position_base: float = 0.0  # see `position_init`
   # The model_type that transformers gets, an entry of ARCHITECTURES in
   # checkpoints. It changes nothing that the encoder computes.
   architecture: str = ''
+
+  @property
+  def has_position_table(self) -> bool:
+    """Whether the embeddings add a learned vector for each position."""
+    return True
 
   @property
   def attention_window(self) -> int | None:
@@ -170,6 +177,30 @@ def choose_type(vectors: jax.Array,  # [T, D]
 def init(config: EncoderConfig) -> nn.initializers.Initializer:
   """Returns the initializer of kernels and embeddings."""
   return nn.initializers.truncated_normal(config.initializer_range)
+
+
+def position_init(config: EncoderConfig) -> nn.initializers.Initializer:
+  """Returns the initializer of the table of positions [P, D].
+
+  With a `position_base` b, row p holds sin(p / b^(2 i / D)) for i < D / 2, then
+  the cosines (Vaswani et al., 2017, section 3.5), with `initializer_range` as
+  their root mean square. A shift by n tokens is one rotation of all rows, so
+  what a head learns of neighbours at one position holds at all others.
+  """
+  base = config.position_base
+  if not base:
+    return init(config)
+
+  def sinusoids(key: jax.Array, shape: tuple[int, int], dtype: Any = None):
+    del key  # nothing is drawn
+    count, size = shape
+    turns = base ** (-2 * jnp.arange((size + 1) // 2) / size)
+    angle = jnp.outer(jnp.arange(count), turns)
+    table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
+    return (math.sqrt(2) * config.initializer_range * table[:, :size]).astype(
+        dtype or jnp.float32)
+
+  return sinusoids
 
 
 def layer_norm(config: EncoderConfig, name: str = 'layer_norm', *,

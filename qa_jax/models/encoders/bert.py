@@ -92,10 +92,10 @@ class Embeddings(nn.Module):
       position_ids = jnp.arange(token_ids.shape[1])[None]  # [1, L]
 
     size = c.embedding_size or c.hidden_size
-    embed = lambda name, count: nn.Embed(
-        count, size, embedding_init=base.init(c), name=name)
+    embed = lambda name, count, init=base.init: nn.Embed(
+        count, size, embedding_init=init(c), name=name)
     x = (embed('word', c.vocab_size)(token_ids)
-         + embed('position', c.max_position)(position_ids))
+         + embed('position', c.max_position, base.position_init)(position_ids))
     if c.type_vocab_size:
       types = embed('token_type', c.type_vocab_size).embedding
       x += base.choose_type(types, token_type_ids)

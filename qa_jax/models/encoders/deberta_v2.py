@@ -104,6 +104,10 @@ class DebertaV2Config(bert.BertConfig):
         'below 1)')
 
   @property
+  def has_position_table(self) -> bool:
+    return self.position_biased_input
+
+  @property
   def reach(self) -> int:
     """The longest distance with vectors of its own, or a bucket of its own."""
     return (self.max_relative_positions if self.max_relative_positions > 0
@@ -168,13 +172,14 @@ class Embeddings(nn.Module):
       position_ids: jax.Array | None,  # None: 0 … L - 1
       ) -> tuple[jax.Array, jax.Array]:  # [B, L, D], [2 S, D]
     c = self.config
-    embed = lambda name, size: nn.Embed(
-        size, c.hidden_size, embedding_init=base.init(c), name=name)
+    embed = lambda name, size, init=base.init: nn.Embed(
+        size, c.hidden_size, embedding_init=init(c), name=name)
     x = embed('word', c.vocab_size)(token_ids)
     if c.position_biased_input:
       if position_ids is None:
         position_ids = jnp.arange(token_ids.shape[1])[None]
-      x += embed('position', c.max_position)(position_ids)
+      x += embed('position', c.max_position,
+                 base.position_init)(position_ids)
     if c.type_vocab_size:
       types = embed('token_type', c.type_vocab_size).embedding
       x += base.choose_type(types, token_type_ids)

@@ -73,6 +73,10 @@ class ModernBertConfig(base.EncoderConfig):
     every = self.num_layers == 1 or self.global_every == 1
     return None if every else self.local_attention // 2
 
+  @property
+  def has_position_table(self) -> bool:
+    return False
+
   def build(self, compute_dtype: jnp.dtype = jnp.float32,
             attention: str = 'auto') -> nn.Module:
     return ModernBertEncoder(self, compute_dtype, attention)
