@@ -254,7 +254,7 @@ def check_position_base(tmp_path):
       angle = p / 30.0 ** (2 * i / size)
       for column, wave in ((i, math.sin), (i + size // 2, math.cos)):
         assert waves[name][p, column] == pytest.approx(
-            0.05 * 2 ** 0.5 * wave(angle), abs=1e-5)
+            0.05 * 8 ** 0.5 * wave(angle), abs=1e-5)
   assert equal({k: v for k, v in waves.items() if k != name},
                {k: v for k, v in drawn.items() if k != name})
   _, fields = stored(tmp_path)

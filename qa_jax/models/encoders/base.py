@@ -183,9 +183,10 @@ def position_init(config: EncoderConfig) -> nn.initializers.Initializer:
   """Returns the initializer of the table of positions [P, D].
 
   With a `position_base` b, row p holds sin(p / b^(2 i / D)) for i < D / 2, then
-  the cosines (Vaswani et al., 2017, section 3.5), with `initializer_range` as
-  their root mean square. A shift by n tokens is one rotation of all rows, so
-  what a head learns of neighbours at one position holds at all others.
+  the cosines (Vaswani et al., 2017, section 3.5). Their root mean square is
+  twice the `initializer_range`, so that heads prefer some distance at first. A
+  shift by n tokens is one rotation of all rows, so what a head learns of
+  neighbours at one position holds at all others.
   """
   base = config.position_base
   if not base:
@@ -197,8 +198,8 @@ def position_init(config: EncoderConfig) -> nn.initializers.Initializer:
     turns = base ** (-2 * jnp.arange((size + 1) // 2) / size)
     angle = jnp.outer(jnp.arange(count), turns)
     table = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
-    return (math.sqrt(2) * config.initializer_range * table[:, :size]).astype(
-        dtype or jnp.float32)
+    return (2 * math.sqrt(2) * config.initializer_range
+            * table[:, :size]).astype(dtype or jnp.float32)
 
   return sinusoids
 
