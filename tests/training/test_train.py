@@ -787,7 +787,8 @@ def test_metrics_are_read_when_later_steps_are_on_their_way():
   assert [values['loss'] for _, values in ahead.drain()] == [2, 3]
 
 
-@pytest.mark.parametrize('steps', [range(1, 3), range(2, 9)])
+@pytest.mark.parametrize('steps', [
+    pytest.param(range(1, 3), marks=pytest.mark.slow), range(2, 9)])
 def test_a_profile_holds_the_steps_asked_for(tmp_path, steps):
   train.train(tiny.config(data={'eval': ''}, train={'num_steps': 4}),
               tmp_path / 'run', profile_steps=steps)
