@@ -40,6 +40,5 @@ def get_config() -> ml_collections.ConfigDict:
   c.train.eval_batch_size = 64
   c.train.eval_every_steps = 500
   c.train.log_every_steps = 100
-  c.optim.learning_rate = 1.5e-3
-  c.optim.schedule = 'cosine'  # a high rate until answers before a verb are read
+  c.optim.learning_rate = 1e-3
   return c
