@@ -6,7 +6,7 @@ has to learn to read: to find the sentence that the question asks about.
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart
 
-Expected: exact match of 99 after three to four core-minutes; see RESULTS.md,
+Expected: exact match of 98 to 100 after four core-minutes; see RESULTS.md,
 "Quickstart", for seeds and for how it was found.
 """
 
