@@ -43,7 +43,8 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
   Raises:
     UserError: the preset is unknown, a size is missing or contradicts the
       checkpoint, the vocabulary exceeds its embeddings, hidden_size is not
-      divisible by num_heads, or windows exceed the encoder's positions.
+      divisible by num_heads, windows exceed the encoder's positions, or
+      position_base is set for an encoder without positions to draw.
   """
   given: dict[str, int] = {}
   name, arguments = registry.parse_spec(config.model.encoder or 'bert')
