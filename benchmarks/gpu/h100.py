@@ -88,18 +88,21 @@ def compile_step(config: config_lib.Config,
       jax.sharding.Mesh([device()], ('data',)), jax.sharding.PartitionSpec())
   with mock.patch.object(jax, 'default_backend', lambda: 'gpu'):
     trainer = trainer_lib.build_trainer(config)
-  batch, train_step = next(trainer.batches), functools.partial(trainer.step)
+  batch, rates, axes = next(trainer.batches), (), ()
   if trainer.dispatch > 1 or members:
     batch = step_lib.stack_batches([batch], trainer.dispatch)
-    train_step = step_lib.several_updates(train_step)
-  arguments, axes = (trainer.state, batch), ()
   if members:
-    rates = dict.fromkeys(population.RATES, np.float32(0))
-    arguments, axes = (trainer.state, rates, batch), (members,)
     train_step = jax.vmap(population.member_step(trainer),
                           axis_name=population.MEMBERS)
+    rates = (dict.fromkeys(population.RATES, np.float32(0)),)
+    axes = (members,)
+  elif trainer.dispatch > 1:
+    train_step = step_lib.several_updates(trainer.step)
+  else:
+    train_step = functools.partial(trainer.step)
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
-      axes + x.shape, x.dtype, sharding=replicated), arguments)
+      axes + x.shape, x.dtype, sharding=replicated),
+                        (trainer.state, *rates, batch))
   step = jax.jit(train_step, donate_argnums=0,
                  out_shardings=replicated)
   with lowering():
