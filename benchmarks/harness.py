@@ -186,6 +186,7 @@ class Contender:
   items: float
   tokens: float = 0.0
   unit: str = 'examples'
+  group: str = ''  # the best of each group of a side is a finalist
   seconds: list[float] = dataclasses.field(default_factory=list)
 
   @property
@@ -194,13 +195,18 @@ class Contender:
                   self.tokens, self.unit)
 
 
-def interleave(contenders: Sequence[Contender], rounds: int) -> None:
+def interleave(contenders: Sequence[Contender], rounds: int, *,
+               warm: bool = False) -> None:
   """Runs the contenders in turn, `rounds` times.
 
-  A drift of the machine's speed then affects all of them alike.
+  A drift of the machine's speed then affects all of them alike. If `warm`, each
+  runs twice in its turn, and the second run is timed: a process that waited for
+  the others is slower at first.
   """
   for _ in range(rounds):
     for contender in contenders:
+      if warm:
+        contender.run()
       contender.seconds.append(contender.run())
 
 
@@ -211,18 +217,19 @@ def fastest(contenders: Sequence[Contender]) -> Contender:
 
 def compete(contenders: Sequence[Contender], rounds: int,
             always: Sequence[str] = ()) -> None:
-  """Times the best contender of each side and those in `always`.
+  """Times the best of each side and group, and the contenders in `always`.
 
   One round of all contenders picks the best; then `rounds` interleaved rounds
   are timed. The first round of the finalists is dropped. Every contender has
   run before, so that no compilation is timed.
   """
-  interleave(contenders, 1)
+  interleave(contenders, 1, warm=True)
   finalists = [c for c in contenders if c.name in always or c is fastest(
-      [other for other in contenders if other.side == c.side])]
+      [other for other in contenders
+       if (other.side, other.group) == (c.side, c.group)])]
   for finalist in finalists:
     finalist.seconds.clear()
-  interleave(finalists, rounds)
+  interleave(finalists, rounds, warm=True)
 
 
 def largest(values: Any) -> float:

@@ -83,6 +83,7 @@ class Target:
 
 TARGETS: dict[str, Target] = {
     'train classic': Target(3, 5), 'train best': Target(1.2, 1.5),
+    'train float32': Target(1, 1.1), 'forward float32': Target(1, 1.1),
     'forward classic': Target(2.5, 4), 'forward best': Target(1, 1.5),
     'search loop': Target(12, 40), 'search dense': Target(60, 200),
     'features cold': Target(5, 8), 'features warm': Target(5, 1000),

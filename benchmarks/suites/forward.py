@@ -97,7 +97,8 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
         continue
     contenders.append(harness.Contender(
         'ours', name, lambda name=name: ours.call('run', name=name),
-        prepared['windows'], prepared['tokens'], 'windows'))
+        prepared['windows'], prepared['tokens'], 'windows',
+        train.dtype_of(name)))
   if peer:
     contenders += _peers(peer, folder, prepared, reference, checks, out)
   harness.compete(contenders, session.rounds, always=(train.CLASSIC,))
@@ -117,16 +118,16 @@ def _peers(peer: harness.Worker, folder: pathlib.Path, prepared: dict[str, Any],
       out.notes.append(f'forward: {name} left out: {e}')
       continue
     other, real = np.load(folder / 'other.npz'), np.isfinite(reference['start'])
-    dtype = 'bfloat16' if name.startswith('bfloat16') else 'float32'
     check = harness.Check(f'logits ({name})', harness.largest(
         np.abs(other[side] - reference[side])[real].max() / spread(reference)
-        for side in ('start', 'end')), TOLERANCE[dtype])
+        for side in ('start', 'end')), TOLERANCE[train.dtype_of(name)])
     if not check.passed:
       checks[name] = (check,)
       continue
     contenders.append(harness.Contender(
         'peer', name, lambda name=name: peer.call('run', name=name),
-        prepared['windows'], prepared['tokens'], 'windows'))
+        prepared['windows'], prepared['tokens'], 'windows',
+        train.dtype_of(name)))
   return contenders
 
 

@@ -227,7 +227,7 @@ def _ours(session: Session, ours: harness.Worker, peer: harness.Worker | None,
                       config=session.config(**started, **way))
     contenders.append(harness.Contender(
         'ours', name, lambda name=name: ours.call('run', name=name),
-        built['windows'], built['tokens']))
+        built['windows'], built['tokens'], group=dtype_of(name)))
   return contenders, checks
 
 
@@ -246,22 +246,29 @@ def _peers(peer: harness.Worker, folder: pathlib.Path, batch: int,
                      windows=str(folder / 'windows.npz'))
     contenders.append(harness.Contender(
         'peer', name, lambda name=name: peer.call('run', name=name),
-        plan['windows'], plan['tokens']))
+        plan['windows'], plan['tokens'], group=dtype_of(name)))
   return contenders
+
+
+def dtype_of(name: str) -> str:
+  """Returns the dtype at the start of a contender's name."""
+  return name.split()[0]
 
 
 def add_rows(suite: str, what: str, contenders: list[harness.Contender],
              checks: Checks, out: Outcome) -> None:
   """Adds the rows of the best variant, then the variants that were refused."""
-  best = {}
-  for side in ('ours', 'peer'):
-    matching = [c for c in contenders if c.side == side]
-    best[side] = harness.fastest(matching).timing if matching else None
+  def best(side: str, group: str = '') -> harness.Timing | None:
+    some = [c for c in contenders
+            if c.side == side and group in ('', c.group)]
+    return harness.fastest(some).timing if some else None
+
   classic = next((c.timing for c in contenders if c.name == CLASSIC), None)
-  ours = best['ours']
-  for target, peer, against in (
-      ('classic', classic, f'torch {CLASSIC}'),
-      ('best', best['peer'], 'the best of the peers')):
+  for target, ours, peer, against in (
+      ('classic', best('ours'), classic, f'torch {CLASSIC}'),
+      ('best', best('ours'), best('peer'), 'the best of the peers'),
+      ('float32', best('ours', 'float32'), best('peer', 'float32'),
+       'the best float32 of the peers')):
     wanted = TARGETS[f'{suite} {target}']
     out.rows.append(harness.Row(
         suite, what, ours, peer, wanted.gate, wanted.goal,

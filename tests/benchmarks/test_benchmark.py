@@ -17,14 +17,14 @@ from benchmarks.suites import train
 from tests.common import commands
 
 
-def contender(side, name, seconds, order) -> harness.Contender:
+def contender(side, name, seconds, order, group='') -> harness.Contender:
   times = iter(seconds)
 
   def run() -> float:
     order.append(name)
     return next(times)
 
-  return harness.Contender(side, name, run, items=12.0)
+  return harness.Contender(side, name, run, items=12.0, group=group)
 
 
 def row(ours=2.0, peer=4.0, **fields) -> harness.Row:
@@ -43,14 +43,16 @@ def test_contenders_take_turns_and_the_median_counts():
   assert a.timing.items_per_second == 6
 
 
-def test_finalists_are_the_best_of_each_side_without_their_heats():
+def test_finalists_are_the_best_of_each_side_and_group_after_a_warm_run():
   order = []
-  field = [contender('ours', 'slow', (5, 5), order),
-           contender('ours', 'fast', (3, 1), order),
-           contender('peer', 'peer', (4, 2), order)]
+  field = [contender('ours', 'slow', (8, 5), order),
+           contender('ours', 'fast', (9, 3, 8, 1), order),
+           contender('peer', 'peer', (9, 4, 8, 2), order),
+           contender('peer', 'half', (9, 6, 8, 7), order, group='bfloat16')]
   harness.compete(field, rounds=1)
-  assert order == ['slow', 'fast', 'peer', 'fast', 'peer']
-  assert [c.seconds for c in field] == [[5], [1], [2]]
+  assert order == [name for name in (
+      'slow', 'fast', 'peer', 'half', 'fast', 'peer', 'half') for _ in range(2)]
+  assert [c.seconds for c in field] == [[5], [1], [2], [7]]
 
 
 def test_ratio_gate_and_goal():
