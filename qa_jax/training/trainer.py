@@ -151,7 +151,9 @@ def select_train_devices(config: config_lib.Config) -> list[jax.Device]:
   if count > jax.device_count():
     raise errors.UserError(
         f'config.parallel.num_devices={count}, but there are '
-        f'{jax.device_count()} {jax.default_backend()} devices')
+        f'{jax.device_count()} {jax.default_backend()} devices'
+        + (f'; JAX_NUM_CPU_DEVICES={count} in the environment makes {count}'
+           if jax.default_backend() == 'cpu' else ''))
   if config.parallel.mode != 'jit':
     return devices_lib.select_devices(jax.devices(), count)
   if processes.is_multi_process():

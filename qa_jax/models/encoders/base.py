@@ -207,9 +207,60 @@ def position_init(config: EncoderConfig) -> nn.initializers.Initializer:
 def layer_norm(config: EncoderConfig, name: str = 'layer_norm', *,
                use_bias: bool = True):
   """Returns a function (x, dtype) → LayerNorm of x, computed in float32."""
-  layer = nn.LayerNorm(epsilon=config.layer_norm_eps, dtype=jnp.float32,
-                       use_bias=use_bias, name=name)
+  layer = LayerNorm(config.layer_norm_eps, use_bias, name=name)
   return lambda x, dtype: layer(x.astype(jnp.float32)).astype(dtype)
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis (Ba et al., 2016), in float32.
+
+  Values and parameters are those of `flax.linen.LayerNorm`. The gradient is
+  written by hand, with sums over a token as products with the scale: on a CPU,
+  XLA would copy the scale once for each token before it takes such a sum.
+  """
+
+  epsilon: float
+  use_bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:  # [..., D] float32
+    size = x.shape[-1:]
+    aligned = lambda a: a.reshape((1,) * (x.ndim - 1) + size)
+    scale = aligned(self.param('scale', nn.initializers.ones, size))
+    bias = (aligned(self.param('bias', nn.initializers.zeros, size))
+            if self.use_bias else None)
+    return _normalise(self.epsilon, x, scale, bias)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _normalise(epsilon, x, scale, bias):
+  return _normalise_forward(epsilon, x, scale, bias)[0]
+
+
+def _normalise_forward(epsilon, x, scale, bias):
+  mean = x.mean(axis=-1, keepdims=True)
+  variance = (x * x).mean(axis=-1, keepdims=True) - mean * mean
+  rate = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + epsilon)
+  y = (x - mean) * (rate * scale)
+  return y if bias is None else y + bias, (x, mean, rate, scale, bias)
+
+
+def _normalise_backward(_, residuals, g):
+  x, mean, rate, scale, bias = residuals
+  unit = (x - mean) * rate
+  along = g * unit
+
+  def mean_scaled(values):
+    return jnp.einsum('...d,d->...', values, scale.ravel() / scale.size,
+                      precision=jax.lax.Precision.HIGHEST)[..., None]
+
+  dx = rate * (g * scale - mean_scaled(g) - unit * mean_scaled(along))
+  over_tokens = functools.partial(
+      jnp.sum, axis=tuple(range(x.ndim - 1)), keepdims=True)
+  return dx, over_tokens(along), None if bias is None else over_tokens(g)
+
+
+_normalise.defvjp(_normalise_forward, _normalise_backward)
 
 
 def apply_layer(encoder: nn.Module, make: Callable[..., nn.Module], name: str,
