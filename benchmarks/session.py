@@ -135,11 +135,15 @@ class Session:
     return worker
 
   @contextlib.contextmanager
-  def sides(self, suite: str) -> Iterator[
+  def sides(self, suite: str, *, devices: int = 1) -> Iterator[
       tuple[harness.Worker, harness.Worker | None]]:
-    """Starts both workers of a suite; the peer is None if not installed."""
+    """Starts both workers of a suite; the peer is None if not installed.
+
+    On a CPU, `devices` are those of JAX on our side, with the same cores.
+    """
     with contextlib.ExitStack() as stack:
-      ours = stack.enter_context(self.worker('ours', suite))
+      ours = stack.enter_context(self.worker(
+          'ours', suite, extra={'JAX_NUM_CPU_DEVICES': str(devices)}))
       try:
         peer = stack.enter_context(self.worker('peer', suite))
       except harness.PeerMissing as e:

@@ -4,6 +4,7 @@ qa_jax runs its evaluation program of encoder, head and span search; the peer
 stops at the logits. Both see all windows in every run.
 """
 
+import dataclasses
 import pathlib
 import time
 from typing import Any
@@ -43,8 +44,9 @@ class Ours:
 
   def build(self, name: str, config: dict[str, Any], target: str) -> None:
     """Compiles a variant and writes its best spans."""
-    self._trainers[name] = trainer_lib.build_trainer(
-        config_lib.check_config(config))
+    trainer = trainer_lib.build_trainer(config_lib.check_config(config))
+    self._trainers[name] = dataclasses.replace(
+        trainer, state=train.placed(trainer))
     spans, rows = self._score(name), self._rows
     np.savez(target, start=spans.start[rows], end=spans.end[rows],
              score=spans.score[rows], valid=spans.valid[rows],
@@ -59,14 +61,16 @@ class Ours:
   def _score(self, name: str) -> Any:
     trainer = self._trainers[name]
     return decode.score_windows(
-        trainer.model, trainer.state.params, trainer.windows, trainer.config)
+        trainer.model, trainer.state.params, trainer.windows, trainer.config,
+        mesh=trainer.parallel.mesh)
 
 
 def run(session: Session) -> Outcome:
   """Compares qa_jax with the classic and the best peer, for every encoder."""
   out = Outcome()
   for encoder in session.encoders[:1]:
-    with session.sides('forward') as (ours, peer):
+    with session.sides(
+        'forward', devices=session.threads) as (ours, peer):
       _run(session, encoder, ours, peer, out)
   return out
 
@@ -84,7 +88,8 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
     peer.call('build', folder=str(folder))
     peer.call('logits', name=REFERENCE, target=str(folder / 'logits.npz'))
     reference = np.load(folder / 'logits.npz')
-  for name, way in train.variants().items():
+  replicas = train.replicas_of(session, encoder, ours)
+  for name, way in train.variants(replicas).items():
     spans = folder / 'spans.npz'
     ours.call('build', name=name, target=str(spans), config=session.config(
         model__preset='', model__init_from=str(folder), data__train=sample,
