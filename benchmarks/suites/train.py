@@ -53,7 +53,7 @@ def variants(replicas: int) -> dict[str, dict[str, Any]]:
 def replicas_of(session: Session, encoder: str, ours: harness.Worker) -> int:
   """Returns the number of replicas of one thread to compare; 1 for none.
 
-  Two replicas of BERT-base need 3 GB more, and train at 0.92 of the speed.
+  Two replicas of BERT-base need 3 GB more, and train no faster than one.
   """
   devices = ours.about['devices']
   on_cpu = devices['platform'] == 'cpu'
