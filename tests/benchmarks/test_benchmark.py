@@ -89,7 +89,7 @@ def test_an_encoder_that_kills_its_worker_leaves_the_others_measured(
     out.rows.append(row())
 
   monkeypatch.setattr(train, '_run', run)
-  monkeypatch.setattr(session_lib.Session, 'sides', lambda *_: (
+  monkeypatch.setattr(session_lib.Session, 'sides', lambda *_, **__: (
       contextlib.nullcontext((None, None))))
   found = train.run(session_lib.Session(
       session_lib.TINY, tmp_path, encoders=('base', 'minilm_l6'))).rows
