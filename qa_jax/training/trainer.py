@@ -153,7 +153,8 @@ def select_train_devices(config: config_lib.Config) -> list[jax.Device]:
         f'config.parallel.num_devices={count}, but there are '
         f'{jax.device_count()} {jax.default_backend()} devices'
         + (f'; JAX_NUM_CPU_DEVICES={count} in the environment makes {count}'
-           if jax.default_backend() == 'cpu' else ''))
+           if jax.default_backend() == 'cpu'
+           and not processes.is_multi_process() else ''))
   if config.parallel.mode != 'jit':
     return devices_lib.select_devices(jax.devices(), count)
   if processes.is_multi_process():
