@@ -215,7 +215,7 @@ class LayerNorm(nn.Module):
   """Layer normalisation over the last axis (Ba et al., 2016), in float32.
 
   Values and parameters are those of `flax.linen.LayerNorm`. The gradient is
-  written by hand, with sums over a token as products with the scale: on a CPU,
+  written by hand. On a CPU, its sums over a token are products with the scale:
   XLA would copy the scale once for each token before it takes such a sum.
   """
 
@@ -251,8 +251,10 @@ def _normalise_backward(_, residuals, g):
   along = g * unit
 
   def mean_scaled(values):
-    return jnp.einsum('...d,d->...', values, scale.ravel() / scale.size,
-                      precision=jax.lax.Precision.HIGHEST)[..., None]
+    return jax.lax.platform_dependent(
+        values, scale / scale.size,
+        cpu=lambda a, b: jnp.einsum('...d,d->...', a, b.ravel())[..., None],
+        default=lambda a, b: (a * b).sum(axis=-1, keepdims=True))
 
   dx = rate * (g * scale - mean_scaled(g) - unit * mean_scaled(along))
   over_tokens = functools.partial(
