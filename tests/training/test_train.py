@@ -454,7 +454,8 @@ def test_training_overfits_what_it_has_seen(tmp_path):
 
 @pytest.mark.parametrize(('changes', 'message'), [
     ({'train': {'batch_size': 9}}, 'batch_size 9 is not divisible by 2'),
-    ({'parallel': {'num_devices': 9}}, 'JAX_NUM_CPU_DEVICES=9 in the environ'),
+    ({'parallel': {'num_devices': 9}},
+     'num_devices=9, but there are 8 cpu devices; JAX_NUM_CPU_DEVICES=9 in'),
     ({'parallel': {'mode': 'pmapp'}}, "did you mean 'pmap'"),
     ({'parallel': {'mode': 'mesh', 'mesh': {'data': 3}}}, 'does not multiply'),
     ({'parallel': {'mode': 'mesh', 'mesh': {'model': 2}}}, "no axis 'model'"),
