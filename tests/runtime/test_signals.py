@@ -55,7 +55,8 @@ def assert_same(stopped: pathlib.Path, expected: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(('number', 'code', 'when', 'saved'), [
     (signal.SIGTERM, 143, {'step': 2}, [2]),
-    (signal.SIGINT, 130, {'evaluation': 1}, [3]),  # in the middle
+    pytest.param(signal.SIGINT, 130, {'evaluation': 1}, [3],  # in the middle
+                 marks=pytest.mark.slow),
     (signal.SIGUSR2, 140, {'evaluation': 2}, [3, 4, 5])])
 def test_a_stopped_run_resumes_bit_for_bit(
     tmp_path, capsys, whole, number, code, when, saved):

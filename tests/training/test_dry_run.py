@@ -38,7 +38,8 @@ def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
 
 @pytest.mark.parametrize('changes', [
     {'data': {'packing': True}}, {'parallel': {'mode': 'mesh'}},
-    {'train': {'grad_accumulation': 2}}], ids=str)
+    pytest.param({'train': {'grad_accumulation': 2}},
+                 marks=pytest.mark.slow)], ids=str)
 def test_every_way_to_train_has_a_dry_run(changes):
   summary = dry_run.summarize(trainer_lib.build_trainer(tiny.config(**changes)))
   assert float(summary['activation_megabytes'].split()[0]) > 0

@@ -158,8 +158,8 @@ def dispatched(monkeypatch, directory: pathlib.Path, most: int, buckets=()
   return counts, runs
 
 
-@pytest.mark.parametrize('buckets', [
-    (), pytest.param((40,), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('buckets', [(), (40,)])
 def test_a_population_makes_several_updates_a_dispatch(
     tmp_path, monkeypatch, buckets):
   counts, several = dispatched(monkeypatch, tmp_path / 'several', 3, buckets)
@@ -287,6 +287,7 @@ def test_a_failed_member_that_is_trained_alone_tries_again(tmp_path):
   assert not (runs[0] / 'failure.json').exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_not_recorded_as_a_failure(tmp_path, monkeypatch):
   configs = diverging_and_good(4)[1:]
   write = metrics_log.MetricsLog.write

@@ -410,6 +410,7 @@ def test_layers_that_a_checkpoint_lacks_are_refused(deep, fields):
     trainer_lib.build_trainer(shallow(deep, **fields))
 
 
+@pytest.mark.slow
 def test_a_run_of_first_layers_resumes_loads_and_converts(
     deep, tmp_path):
   config = shallow(deep, 2)
