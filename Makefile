@@ -2,6 +2,7 @@
 # make test       ruff and the suite
 # make test-slow  the tests that take long: several processes, populations
 # make readme     every command of README.md, small
+# make clean      removes the installed packages; runs stay
 # make chaos      every fault at its full count, hours; ROWS="R2 fuzz-squad"
 PYTHON ?= python3
 BIN := .venv/bin
@@ -46,4 +47,4 @@ mutants: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv

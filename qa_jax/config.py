@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import copy
 import dataclasses
 import json
+import math
 import operator
 import re
 from typing import Any, get_type_hints
@@ -252,7 +253,7 @@ BOUNDS = {
     'decode.max_answer_length': (1, 10**6), 'decode.n_best': (1, 10**6),
     'data.max_length': (8, 8192), 'data.vocab_size': (100, None),
     'train.batch_size': (1, None), 'train.eval_batch_size': (0, None),
-    'train.num_epochs': (0, None), 'train.num_steps': (0, None),
+    'train.num_epochs': (0, None), 'train.num_steps': (0, 2**31 - 1),
     'train.grad_accumulation': (1, None),
     'train.updates_per_dispatch': (0, 16), 'train.eval_every_steps': (0, None),
     'train.checkpoint_every_steps': (1, None),
@@ -380,10 +381,11 @@ def _cast(kind: type, value: Any, where: str) -> Any:
     raise errors.UserError(
         f'config.{where}={value!r} is not UTF-8, as config.json is; if it is '
         'the name of a file, rename that')
-  elif type(value) is kind and value == value:  # not NaN
+  elif type(value) is kind and (kind is not float or math.isfinite(value)):
     return value
   wanted = {tuple: 'a list of ints', Mapping: 'names to ints',
-            bool | str: 'bool or str'}.get(kind) or kind.__name__
+            bool | str: 'bool or str',
+            float: 'a finite float'}.get(kind) or kind.__name__
   raise errors.UserError(f'config.{where}={value!r}, expected {wanted}')
 
 

@@ -95,14 +95,12 @@ class WindowSet:
     contain the answer: 'cls' labels them with the span at [CLS] (Devlin et al.,
     2019), 'drop' leaves them out.
     """
+    check_without_answer(without_answer)
     keep = self.trainable
     if without_answer == 'drop':
       impossible = np.array([e.impossible for e in self.examples], bool)
       keep = keep & (
           (self.start_positions > 0) | impossible[self.example_of])
-    elif without_answer != 'cls':
-      raise errors.UserError(
-          f'data.windows_without_answer={without_answer!r}; choose cls or drop')
     return np.flatnonzero(keep)
 
   def gather(self, indices: np.ndarray, length: int, *,
@@ -272,6 +270,13 @@ def check_lengths(max_length: int, window_overlap: int,
         f'{max_length} - max_question_length {max_question_length} - '
         f'{outer_length} special tokens = {room} context tokens; lower the '
         f'overlap below {room}')
+
+
+def check_without_answer(choice: str) -> None:
+  """Raises a UserError if WindowSet.train_indices does not know `choice`."""
+  if choice not in ('cls', 'drop'):
+    raise errors.UserError(
+        f'data.windows_without_answer={choice!r}; choose cls or drop')
 
 
 def check_limit(max_length: int, tokenizer: tokenizer_lib.Tokenizer) -> None:

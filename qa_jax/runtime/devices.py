@@ -4,7 +4,7 @@ Glossary of shapes: B batch over all devices of all processes.
 """
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import contextlib
 import functools
 import math
@@ -54,8 +54,11 @@ def data_mesh() -> jax.sharding.Mesh:
   return make_mesh(devices, {'data': len(devices)})
 
 
-def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:
+def mesh_axes(axes: Mapping[str, int] | None, num_devices: int | None
+              ) -> dict[str, int]:
   """Returns the sizes of the axes 'data' and 'fsdp', with one -1 resolved.
+
+  If `num_devices` is None, only the names are checked.
 
   Raises:
     UserError: an axis is unknown, or the product of the sizes is not
@@ -65,6 +68,8 @@ def mesh_axes(axes: dict[str, int] | None, num_devices: int) -> dict[str, int]:
   if unknown := set(axes) - {'data', 'fsdp'}:
     raise errors.UserError(
         f'parallel.mesh has no axis {unknown.pop()!r}; known: data, fsdp')
+  if num_devices is None:
+    return axes
   known = math.prod(n for n in axes.values() if n != -1)
   if list(axes.values()).count(-1) == 1 and known and num_devices % known == 0:
     axes = {k: num_devices // known if n == -1 else n for k, n in axes.items()}

@@ -21,16 +21,13 @@ import re
 import shutil
 from typing import Any
 
-from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
-from qa_jax import input_pipeline
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
-from qa_jax.training import optimizer
-from qa_jax.training import parallel
+from qa_jax.training import trainer
 
 MAX_LABEL = 80  # characters
 # Entries of a run directory that a trial copies when it shares a training.
@@ -176,11 +173,14 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
       config.
   """
   load = functools.cache(lambda spec: bool(sources.load_answered(spec)))
+  checked = set()  # seeds share all but the run directory
   for trial in trials:
     try:
       RunDirectory(trial.run).check_config(trial.config)
-      if trial.config.seed != trials[0].config.seed:
-        continue  # seeds share the rest
+      key = config_lib.key(trial.config, without=('seed',))
+      if key in checked:
+        continue
+      checked.add(key)
       _check_parts(trial.config, devices)
       data = trial.config.data
       for name, spec in (('train', data.train), ('eval', data.eval)):
@@ -198,19 +198,9 @@ def _check_parts(config: config_lib.Config, devices: int | None) -> None:
     raise errors.UserError(
         f'config.parallel.num_devices={num_devices}, but a trial has '
         f'{devices}; run fewer --workers')
-  parallel.check_batch(
-      config.train.batch_size,
-      1 if config.parallel.mode == 'jit' else num_devices or devices or 1,
-      config.train.grad_accumulation)
-  input_pipeline.batch_buckets(config)
-  optimizer.make_schedule(config.optim.schedule, learning_rate=1.0, num_steps=1,
-                          warmup_fraction=0.0)
-  objective = build.check_objective(config.objective, config.model.head)
-  sizes = build.encoder_config(config, 1, build.init_source(config))
-  build.check_layer_decay(config, sizes)
-  build.check_attention(config, sizes, training=True, platform='')
-  build.check_decode(config.decode,
-                     build.build_model(config, sizes, '').head, objective)
+  trainer.build_parts(
+      config, 1 if config.parallel.mode == 'jit' else num_devices or devices,
+      platform='')
 
 
 def share_training(source: Trial, trial: Trial) -> None:

@@ -9,7 +9,7 @@ step and the row of the global batch, and sums are divided only after they are
 added over devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 from typing import Any
@@ -130,13 +130,31 @@ def wrap_step(step: Step, *, mode: str, devices: list[jax.Device],
   `deterministic` step repeats its results bit for bit on a GPU too.
 
   Raises:
-    UserError: there is no such mode, or the axes do not fit the devices.
+    UserError: there is no such mode, or the axes fit neither it nor the
+      devices.
+  """
+  check_mode(mode, axes or {}, len(devices))
+  return MODES[mode](step, list(devices), axes,
+                     DETERMINISTIC if deterministic else None)
+
+
+def check_mode(mode: str, axes: Mapping[str, int],
+               num_devices: int | None) -> None:
+  """Checks that a mode exists and that the axes of `wrap_step` fit it.
+
+  Raises:
+    UserError: there is no such mode, the axes do not fit the devices, or a mode
+      other than 'mesh' has axes.
   """
   if mode not in MODES:
     raise errors.UserError(
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
-  return MODES[mode](step, list(devices), axes,
-                     DETERMINISTIC if deterministic else None)
+  if mode == 'mesh':
+    devices_lib.mesh_axes(axes, num_devices)
+  elif {'data': -1, 'fsdp': 1, **axes} != {'data': -1, 'fsdp': 1}:
+    raise errors.UserError(
+        f'parallel.mesh {dict(axes)} is only for parallel.mode=mesh, but the '
+        f'mode is {mode}; set parallel.mode=mesh or leave out parallel.mesh')
 
 
 def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:

@@ -21,6 +21,7 @@ from qa_jax import span_scores
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import batches as batches_lib
+from qa_jax.data import cache
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
@@ -262,6 +263,50 @@ def batch_shape(length: int, rows: Mapping[str, np.ndarray]) -> tuple[int, int]:
   return rows.get('packed_row', rows['window']).size, length
 
 
+def build_parts(
+    config: config_lib.Config, num_devices: int | None,
+    platform: str | None = None
+) -> tuple[objectives.Objective, pathlib.Path | None,
+           tokenizer_lib.Tokenizer | cache.LearnedVocabulary, qa.QAModel]:
+  """Builds and checks all that needs no data, because data are slow to read.
+
+  Returns the objective, the directory of model.init_from, the tokenizer or the
+  settings of a vocabulary to learn, and the model. The vocab_size of its
+  encoder is 0 if the vocabulary is learned from the data. `num_devices` is None
+  if it is unknown. A `platform` of None is that of this process; '' is unknown.
+
+  Raises:
+    UserError: the config has a mistake, or weights cannot be read.
+  """
+  mode = config.parallel.mode
+  parallel.check_mode(mode, config.parallel.mesh, num_devices)
+  if mode == 'jit' and config.parallel.num_devices > 1:
+    raise errors.UserError(
+        f'config.parallel.num_devices={config.parallel.num_devices}, but '
+        "parallel.mode='jit' trains on one device; choose pmap or mesh")
+  parallel.check_batch(config.train.batch_size, num_devices or 1,
+                       config.train.grad_accumulation)
+  input_pipeline.batch_buckets(config)
+  windows_lib.check_without_answer(config.data.windows_without_answer)
+  optimizer_lib.make_schedule(config.optim.schedule, learning_rate=1.0,
+                              num_steps=1, warmup_fraction=0.0)
+  objective = build.check_objective(config.objective, config.model.head)
+  if not config.data.train:
+    raise errors.UserError('config.data.train is empty; name a data source')
+  source = build.init_source(config)
+  vocabulary = input_pipeline.vocabulary_source(config, source)
+  known = isinstance(vocabulary, tokenizer_lib.Tokenizer)
+  windows_lib.check_lengths(**input_pipeline.window_lengths(config), **(
+      {'outer_length': vocabulary.outer_length} if known else {}))
+  sizes = build.encoder_config(
+      config, len(vocabulary.vocab) if known else 0, source)
+  build.check_layer_decay(config, sizes)
+  build.check_attention(config, sizes, training=True, platform=platform)
+  model = build.build_model(config, sizes, platform)
+  build.check_decode(config.decode, model.head, objective)
+  return objective, source, vocabulary, model
+
+
 def build_trainer(config: config_lib.Config) -> Trainer:
   """Builds and checks all parts of a run before anything is written.
 
@@ -269,24 +314,8 @@ def build_trainer(config: config_lib.Config) -> Trainer:
     UserError: the config has a mistake, or data or weights cannot be read.
   """
   devices = select_train_devices(config)
-  parallel.check_batch(config.train.batch_size, len(devices),
-                       config.train.grad_accumulation)
-  buckets = input_pipeline.batch_buckets(config)
-  objective = build.check_objective(config.objective, config.model.head)
-  if not config.data.train:
-    raise errors.UserError('config.data.train is empty; name a data source')
-  source = build.init_source(config)
-  vocabulary = input_pipeline.vocabulary_source(config, source)
-  # Check head, decoding and attention before the slow step of reading the data.
-  # The size of a vocabulary that is learned from the data is still unknown here
-  # (0) and is filled in below.
-  sizes = build.encoder_config(
-      config, len(vocabulary.vocab)
-      if isinstance(vocabulary, tokenizer_lib.Tokenizer) else 0, source)
-  build.check_layer_decay(config, sizes)
-  build.check_attention(config, sizes, training=True)
-  model = build.build_model(config, sizes)
-  build.check_decode(config.decode, model.head, objective)
+  objective, source, vocabulary, model = build_parts(config, len(devices))
+  buckets, sizes = input_pipeline.batch_buckets(config), model.config
   windows, note = input_pipeline.load_windows(
       config, config.data.train, vocabulary)
   examples_lib.require_answers(

@@ -747,9 +747,10 @@ OPTIM = dict(
 
 
 def check_mode(tmp_path):
-  made = {mode: built(parallel__mode=mode) for mode in ('pmap', 'mesh', 'jit')}
+  made = {mode: built(parallel__mode=mode, parallel__num_devices=0)
+          for mode in ('pmap', 'mesh', 'jit')}
   assert {m: len(t.devices) for m, t in made.items()} == {
-      'pmap': 2, 'mesh': 2, 'jit': 1}
+      'pmap': 8, 'mesh': 8, 'jit': 1}
   assert {m: t.parallel.mesh.axis_names for m, t in made.items()} == {
       'pmap': ('data',), 'mesh': ('data', 'fsdp'), 'jit': ('data',)}
 

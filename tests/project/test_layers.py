@@ -47,8 +47,7 @@ ALLOWED = {
         'build checkpoints config data errors evaluation input_pipeline io '
         'metrics models objectives runtime span_scores'),
     'sweeps': (
-        'build checkpoints config data errors input_pipeline io metrics '
-        'runtime training'),
+        'checkpoints config data errors io metrics runtime training'),
     '__init__': 'inference',
 }
 NO_JAX = ('config', 'data', 'errors', 'io', 'metrics', 'registry')

@@ -211,6 +211,32 @@ def test_a_bad_variant_is_one_line(tmp_path, variants, message):
                               'data.buckets': (99,)
                           }, 'data.buckets has 99'),
                           ({
+                              'parallel.mode': 'pmapp'
+                          }, "did you mean 'pmap'"),
+                          ({
+                              'parallel.mesh': {'fsdp': 2}
+                          }, 'is only for parallel.mode=mesh'),
+                          ({
+                              'parallel.mode': 'mesh',
+                              'parallel.mesh': {'data': 3}
+                          }, 'does not multiply to 2 devices'),
+                          ({
+                              'parallel.mode': 'jit',
+                              'parallel.num_devices': 2
+                          }, "mode='jit' trains on one device"),
+                          ({
+                              'data.windows_without_answer': 'dropp'
+                          }, 'choose cls or drop'),
+                          ({
+                              'data.window_overlap': 70
+                          }, 'window_overlap 70 leaves no step'),
+                          ({
+                              'data.max_question_length': 0
+                          }, 'must be positive'),
+                          ({
+                              'data.vocab': '/nowhere'
+                          }, "data.vocab='/nowhere' is not a directory"),
+                          ({
                               'optim.schedule': 'lineal'
                           }, "did you mean 'linear'"),
                           ({
@@ -227,6 +253,13 @@ def test_what_training_would_refuse_is_refused_first(tmp_path, variant,
   assert message in str(caught.value) and '\n' not in str(caught.value)
   assert str(caught.value).startswith(f'{trials[1].name}: ')
   assert not list(tmp_path.iterdir())
+
+
+def test_variants_with_seeds_of_their_own_are_checked(tmp_path):
+  trials = sweeps.plan(tmp_path, ({'seed': 0}, {'seed': 1}, {
+      'model.head': 'biafine', 'seed': 2}))
+  with pytest.raises(errors.UserError, match='unknown head'):
+    plan_lib.check_trials(trials)
 
 
 def test_a_trial_of_another_config_is_refused(tmp_path):
