@@ -58,6 +58,7 @@ def rehearse(c: ml_collections.ConfigDict, *, eval_size: int = 500,
   c.optim.learning_rate = 1e-3
   c.train.batch_size = 32
   c.train.num_epochs = 2.0
+  c.train.num_steps = 0
   return c
 
 
@@ -65,10 +66,12 @@ def small_from_scratch(c: ml_collections.ConfigDict) -> None:
   """Sets a tiny encoder without dropout, and windows as short as the corpus."""
   c.model.preset = 'tiny'
   c.model.init_from = ''
+  c.model.hidden_size = c.model.num_layers = c.model.mlp_size = 0
   c.model.num_heads = 4
   c.model.dropout = 0.0
   c.model.attention_dropout = 0.0
   c.model.initializer_range = 0.09  # about 1 / sqrt(128): learns sooner
+  c.data.vocab = ''
   c.data.max_length = 80
   c.data.window_overlap = 8
   c.data.max_question_length = 20

@@ -18,6 +18,7 @@ FITTING = (  # the first is the default
     ('biased', 'cross_entropy'),
     ('shared', 'cross_entropy'),
     ('mlp', 'cross_entropy'),
+    ('transformed', 'cross_entropy'),
     ('layer_mix', 'cross_entropy'),
     ('conditional', 'conditional'),
     ('conditional(form="electra")', 'conditional'),

@@ -102,8 +102,8 @@ def run(main: Callable[[], None], *, config: bool = False,
     try:
       rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as e:
-      hint = errors.did_you_mean(e.flagname.split('.')[0], known)
-      _fail(f'unknown flag --{e.flagname}{hint}', 2)
+      _fail(f'unknown flag --{e.flagname}'
+            f'{_similar_flags(e.flagname, known, config)}', 2)
     except Exception as e:  # a config file is code: it may raise anything
       _fail(_reason(e), 2)
     if len(rest) > 1:
@@ -127,6 +127,19 @@ def run(main: Callable[[], None], *, config: bool = False,
   with quiet_pipes():
     app.run(_one_of_several(guarded) if several else guarded,
             flags_parser=parse)
+
+
+def _similar_flags(name: str, known: Sequence[str], config: bool) -> str:
+  """Returns a hint at the flags that the user may have meant.
+
+  Most likely are those of the same field, with or without its groups.
+  """
+  fields = [f'config.{path}' for path in config_lib.paths() if config]
+  ending = '.' + name.removeprefix('config.')
+  same = [flag for flag in (*known, *fields) if f'.{flag}'.endswith(ending)]
+  if same:
+    return f'; did you mean {" or ".join(repr(flag) for flag in same)}?'
+  return errors.did_you_mean(name.split('.')[0], known)
 
 
 def prepare_streams() -> None:

@@ -78,13 +78,15 @@ def main() -> None:
     settings.configure_process()
   else:
     jax.config.update('jax_platforms', 'cpu')  # leaves the devices to trials
-  given = flags.FLAGS['config']
+  given, whole = flags.FLAGS['config'], []
   path, _, variant = given.config_filename.partition(':')
   if SAMPLER.value == 'grid':
     space = {}
     variants = config_file.grid_variants(path, given.override_values,
                                          flags.FLAGS['seeds'].present, variant)
     if ONLY.value is not None:
+      whole = [t.name for t in plan_lib.plan_trials(
+          config, variants, SEEDS.value, workdir)]
       variants = plan_lib.select_variants(variants, ONLY.value)
     if TUNED.value:
       variants = _tuned(config, variants)
@@ -115,7 +117,7 @@ def main() -> None:
         # Random variants are drawn all at once; tpe draws a variant a worker.
         size=(TRIALS.value if SAMPLER.value == 'random'
               else math.ceil(workers / SEEDS.value)))
-  _conclude(*_run(config, rounds, trials, setup, devices))
+  _conclude(*_run(config, rounds, trials, setup, devices, whole))
 
 
 def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
@@ -153,12 +155,13 @@ def _admit_choices(choices: Mapping[str, Any]) -> None:
 def _run(config: config_lib.Config,
          rounds: Iterable[Sequence[Mapping[str, Any]]],
          checked: Sequence['plan_lib.Trial'], setup: 'scheduler.Setup',
-         devices: int | None
+         devices: int | None, whole: Sequence[str]
          ) -> tuple[list['plan_lib.Trial'], dict[str, str]]:
   """Runs lists of variants, each of which extends the list before it.
 
-  `checked` are the trials that need no check. Returns all trials, and the names
-  of the failed ones with the reasons.
+  `checked` are the trials that need no check, and `whole` is that of
+  `write_plan`. Returns all trials, and the names of the failed ones with the
+  reasons.
   """
   from qa_jax.sweeps import engines
   from qa_jax.sweeps import plan as plan_lib
@@ -173,7 +176,7 @@ def _run(config: config_lib.Config,
     plan_lib.check_trials([t for t in trials if t not in known], devices)
     plan_lib.write_plan(workdir, trials,
                         drawn=None if SAMPLER.value == 'grid' else variants,
-                        more=ONLY.value is not None)
+                        whole=whole)
     failed |= engines.ENGINES[ENGINE.value](
         [t for t in trials if not {t.name, t.source} & failed.keys()],
         _command, setup)
@@ -243,6 +246,13 @@ def _check_flags(config: config_lib.Config) -> None:
     raise errors.UserError(
         f'--only={ONLY.value}: it selects variants of sweep(); leave it out '
         f'with --sampler={SAMPLER.value}')
+  for flag, owner, needed in ((SLURM, 'engine', ('slurm',)),
+                              (ADDRESS, 'engine', ('ray',)),
+                              (TRIALS, 'sampler', (*samplers.SAMPLERS,))):
+    if flag.present and flags.FLAGS[owner].value not in needed:
+      raise errors.UserError(
+          f'--{flag.name} is only for --{owner}={" or ".join(needed)}, not '
+          f'{flags.FLAGS[owner].value}; leave it out or set --{owner}')
   if bool(TUNED.value) != bool(TUNED_IN.value):
     raise errors.UserError(
         f'--tuned={",".join(TUNED.value)} and --tuned_in='

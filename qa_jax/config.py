@@ -110,8 +110,9 @@ class Data:
   vocab: str = ''
   # Largest number of entries of a learned vocabulary.
   vocab_size: int = 2000
-  # Lengths in tokens that batches are padded to. The longest is max_length. ()
-  # suits the platform: max_length alone on a CPU, else four lengths.
+  # Lengths in tokens that batches are padded to. The longest is max_length;
+  # lengths above it are left out. () suits the platform: max_length alone on a
+  # CPU, else four lengths.
   buckets: tuple = ()
   # Packing of several windows into rows of max_length tokens: False, True (with
   # batch_size windows in each update), rows (with a fixed number of rows, as
@@ -306,6 +307,15 @@ def check_config(
   return checked
 
 
+def paths() -> list[str]:
+  """Returns the dotted names of all fields, such as 'model.head'."""
+  return [f'{group}{name}' for group, fields in [('', Config)] + [
+      (f'{name}.', kind) for name, kind in get_type_hints(Config).items()
+      if dataclasses.is_dataclass(kind)]
+          for name, kind in get_type_hints(fields).items()
+          if not dataclasses.is_dataclass(kind)]
+
+
 def packing(config: Config, platform: str) -> bool | str:
   """Returns data.packing, with 'auto' resolved for a platform.
 
@@ -352,7 +362,8 @@ def _fill(cls: type, values: Mapping[str, Any], path: str) -> Any:
     where = f'{path}{key}'
     if key not in hints:
       raise errors.UserError(
-          f'config has no field {where!r}{errors.did_you_mean(key, hints)}')
+          f'config has no field {where!r}'
+          f'{errors.did_you_mean(key, hints, () if path else paths())}')
     kind = hints[key]
     if dataclasses.is_dataclass(kind):
       if not isinstance(value, Mapping):

@@ -19,10 +19,15 @@ class UserError(ValueError):
                      else f'{message[:half]} … {message[-half:]}')
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-  """Returns '; did you mean …?' with similar names, else '; known: …'."""
+def did_you_mean(name: str, known: Iterable[str],
+                 hidden: Iterable[str] = ()) -> str:
+  """Returns '; did you mean …?' with similar names, else '; known: …'.
+
+  `hidden` are names that are suggested but not listed.
+  """
   known = sorted(known)
-  near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+  near = difflib.get_close_matches(name, sorted({*known, *hidden}), n=3,
+                                   cutoff=0.5)
   if near:
     return f'; did you mean {" or ".join(repr(n) for n in near)}?'
   more = ', …' * (len(known) > MAX_NAMES)

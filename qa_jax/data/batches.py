@@ -18,14 +18,16 @@ from qa_jax.data import windows as windows_lib
 def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
   """Returns the bucket lengths in ascending order, the last `max_length`.
 
+  Lengths above `max_length` are left out, so that it can be lowered alone.
+
   Raises:
-    UserError: a length that is not positive or exceeds `max_length`.
+    UserError: a length is not positive, or all exceed `max_length`.
   """
-  bad = [b for b in buckets if not 0 < b <= max_length]
-  if bad:
+  if buckets and not 0 < min(buckets) <= max_length:
     raise errors.UserError(
-        f'data.buckets has {bad[0]}, outside 1 … data.max_length {max_length}')
-  return tuple(sorted({*buckets, max_length}))
+        f'data.buckets has {min(buckets)}, outside 1 … data.max_length '
+        f'{max_length}')
+  return tuple(sorted({*(b for b in buckets if b < max_length), max_length}))
 
 
 @dataclasses.dataclass

@@ -9,6 +9,8 @@ import inspect
 import runpy
 from typing import Any
 
+import numpy as np
+
 from qa_jax import errors
 
 
@@ -48,7 +50,18 @@ def call(path: str, name: str, sampler: str, variant: str = '') -> Any:
   try:
     takes = variant and 'variant' in inspect.signature(function).parameters
     result = function(variant) if takes else function()
-    return list(result) if isinstance(result, Iterator) else result
+    return _plain(list(result) if isinstance(result, Iterator) else result)
   except Exception as e:  # a config file is code: it may raise anything
     raise errors.UserError(
         f'{path}: {name}(): {type(e).__name__}: {e}') from None
+
+
+def _plain(value: Any) -> Any:
+  """Turns numbers and arrays of numpy, as of np.geomspace, into Python's."""
+  if isinstance(value, np.generic | np.ndarray):
+    return value.tolist()
+  if isinstance(value, Mapping):
+    return {key: _plain(inner) for key, inner in value.items()}
+  if isinstance(value, list | tuple):
+    return type(value)(map(_plain, value))
+  return value

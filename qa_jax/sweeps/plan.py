@@ -139,14 +139,19 @@ def select_variants(variants: Sequence[Mapping[str, Any]], pattern: str
 
 def write_plan(workdir: pathlib.Path, trials: Sequence[Trial],
                drawn: Sequence[Mapping[str, Any]] | None, *,
-               more: bool = False) -> None:
+               whole: Sequence[str] = ()) -> None:
   """Writes the names of the trials, and any sampled variants, to sweep.json.
 
-  If `more`, the trials are added to those of an existing file.
+  If the trials are a part of a sweep, `whole` has the names of all its trials.
+  Those of an existing file are kept then, in the order of `whole`, because the
+  first one is the default.
   """
   path, names = workdir / 'sweep.json', [t.name for t in trials]
-  if more and path.is_file():
-    names = list(dict.fromkeys([*files.read_object(path)['trials'], *names]))
+  if whole and path.is_file():
+    order = {name: i for i, name in enumerate(whole)}
+    names = sorted(
+        dict.fromkeys([*files.read_object(path)['trials'], *names]),
+        key=lambda name: order.get(name, len(order)))
   files.write_json(path, {'trials': names} if drawn is None
                    else {'trials': names, 'drawn': drawn})
 

@@ -560,6 +560,11 @@ def test_output_is_escaped_where_the_terminal_lacks_its_characters():
     ('evaluate', ['--data=x', 'y'], "unexpected argument 'y'"),
     ('predict', ['--n_best=many'], '--n_best=many'),
     ('predict', ['--config=x'], 'unknown flag --config'),
+    ('predict', ['--config.decode.n_best=4'],
+     "did you mean 'decode.n_best'?"),
+    ('train', ['--decode.null_rule=never'], "'config.decode.null_rule'?"),
+    ('sweep', ['--batch_size=3'], "did you mean 'config.train.batch_size'?"),
+    ('train', ['--seed=3'], "did you mean 'config.seed'?"),
     ('demo', ['--wordkir=x'], "did you mean 'workdir'?")
 ])
 def test_bad_flag_is_one_line(name, argv, message):

@@ -80,6 +80,7 @@ def test_comment_above_every_field_is_whole_sentences(group):
     ({'train': {'batch_size': 0, 'num_steps': 1}}, 'at least 1'),
     ({'train': {'num_steps': 1, 'num_epochs': 1.0}}, 'set one of'),
     ({'train': {}}, 'set one of'),
+    ({'heads': 'biaffine'}, "did you mean 'model.head'"),
     ({'optim': {'learning_rate': float('nan')}}, 'expected a finite float'),
     ({'optim': {'learning_rate': 10**400}}, 'expected a finite float'),
     ({'optim': {'clip_norm': float('inf')}}, 'expected a finite float'),

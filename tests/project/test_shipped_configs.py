@@ -51,6 +51,21 @@ def test_a_sweep_yields_the_recorded_variants(name):
   assert not recorded
 
 
+def test_the_sweep_of_heads_has_every_head():
+  module = importlib.import_module('configs.sweep_heads')
+  assert {registry.parse_spec(v['model.head'])[0] for v in module.sweep()
+          } == {*heads.HEADS}
+
+
+def test_a_rehearsal_overrides_sizes_steps_and_vocabulary():
+  common = importlib.import_module('configs.common')
+  c = config.defaults()
+  c.train.num_epochs, c.train.num_steps = 0.0, 5000
+  c.model.hidden_size, c.data.vocab = 768, 'somewhere'
+  plain = common.rehearse(config.defaults())
+  assert config.check_config(common.rehearse(c)) == config.check_config(plain)
+
+
 def test_the_sweep_of_encoders_has_every_encoder():
   module = importlib.import_module('configs.sweep_encoders')
   assert ENCODERS.keys() <= module.CHECKPOINTS.keys()

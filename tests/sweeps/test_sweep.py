@@ -487,6 +487,9 @@ def test_print_gives_commands_and_runs_nothing(sweep_config, tmp_path):
      (['--sampler=tpee'], "--sampler=tpee; did you mean 'tpe'"),
      (['--sampler=tpe'], '--print: the variants of --sampler=tpe are not'),
      (['--trials=0'], '--trials=0 must be at least 1'),
+     (['--trials=7'], '--trials is only for --sampler=random or tpe, not grid'),
+     (['--slurm=timeout_min=240'], '--slurm is only for --engine=slurm, not'),
+     (['--address=local'], '--address is only for --engine=ray, not local'),
      (['--pruner=halfing'], "did you mean 'halving'"),
      (['--pruner=halving'], 'set config.train.eval_every_steps'),
      (['--pruner=wilcoxon'], '3 seeds cannot tell'),
@@ -530,6 +533,24 @@ def test_a_function_with_a_variant_gets_that_of_the_file(
   assert [row['model.head'] for row in found] == heads
 
 
+def test_numbers_of_numpy_become_those_of_python(tmp_path):
+  path = tmp_path / 'rates.py'
+  path.write_text("""import numpy as np
+def sweep():
+  for rate in np.geomspace(1e-5, 1e-3, 3):
+    yield {'optim.learning_rate': rate, 'data.buckets': tuple(np.array([8]))}
+def search_space():
+  return {'optim.learning_rate': (np.float64(1e-5), 1e-3, 'log'),
+          'train.batch_size': list(np.array([8, 16]))}
+""")
+  variants = config_file.grid_variants(str(path), (), False)
+  assert [repr([*v.values()]) for v in variants] == [
+      f'[{rate}, (8,)]' for rate in ('1e-05', '0.0001', '0.001')]
+  space = config_file.call(str(path), 'search_space', 'tpe')
+  assert repr(space) == ("{'optim.learning_rate': (1e-05, 0.001, 'log'), "
+                         "'train.batch_size': [8, 16]}")
+
+
 def test_only_takes_the_variants_that_match(sweep_config, tmp_path):
   argv = ('sweep', f'--config={sweep_config}', '--seeds=1', '--print',
           f'--workdir={tmp_path}/x')
@@ -544,13 +565,13 @@ def test_only_takes_the_variants_that_match(sweep_config, tmp_path):
       *(a for a in argv if a != '--print'), '--only=x', '--sampler=random')
 
 
-def test_only_adds_to_the_trials_of_an_earlier_plan(tmp_path):
+def test_only_adds_to_an_earlier_plan_in_the_order_of_the_sweep(tmp_path):
   trials = plan_lib.plan_trials(tiny.config(), [{}, {'model.head': 'mlp'}], 1,
                                 tmp_path)
-  plan_lib.write_plan(tmp_path, trials[:1], None)
-  plan_lib.write_plan(tmp_path, trials[1:], None, more=True)
-  assert files.read_object(tmp_path / 'sweep.json')['trials'] == [
-      t.name for t in trials]
+  names = [t.name for t in trials]
+  plan_lib.write_plan(tmp_path, trials[1:], None)
+  plan_lib.write_plan(tmp_path, trials[:1], None, whole=names)
+  assert files.read_object(tmp_path / 'sweep.json')['trials'] == names
   plan_lib.write_plan(tmp_path, trials[1:], None)
   assert files.read_object(tmp_path / 'sweep.json')['trials'] == [
       trials[1].name]

@@ -99,7 +99,8 @@ def test_variants_with_other_seeds_are_refused(tmp_path):
   tuned_sweep(tmp_path, [1.0] * 6)
   more = plan_lib.plan_trials(tiny.config(**HELD_OUT), VARIANTS[:1], 2,
                               tmp_path)
-  plan_lib.write_plan(tmp_path, more, None, more=True)
+  names = files.read_object(tmp_path / 'sweep.json')['trials']
+  plan_lib.write_plan(tmp_path, more, None, whole=names)
   files.write_json(more[1].run / 'config.json', more[1].config.to_dict())
   sweeps.measure(more[1], 1.0)
   assert 'has the seeds [3], but' in refusal(tmp_path)
