@@ -60,16 +60,16 @@ def main() -> None:
   if PRINT_CONFIG.value:
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
+  settings.configure_process()
   if DRY_RUN.value:
     console.say('dry run: reads the data, compiles the step of the largest '
-                'batch and times a few steps; nothing is written')
+                'batch and times a few steps; no run is written')
     summary = dry_run.summarize(trainer.build_trainer(config))
     if processes.is_first_process():
       for key, value in summary.items():
         print(f'{key:22}{value}')
     return
   cli.check_required(workdir=WORKDIR.value)
-  settings.configure_process()
   workdir = pathlib.Path(WORKDIR.value)
   with contextlib.ExitStack() as open_things:
     run_tracker = None

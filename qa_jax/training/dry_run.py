@@ -20,7 +20,7 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   """Computes the lines of a dry run, by name.
 
   Compiles the step for the largest batch, and times a few steps if they fit in
-  the free memory. Writes no file.
+  the free memory. Writes no run.
   """
   count, config = count_parameters(trainer), trainer.config
   return {
@@ -80,8 +80,8 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       trainer.batches.mean_length / length)
   total = _clock(seconds * share * trainer.num_steps)
   return {**costs, 'seconds_per_step': f'{seconds:.3g} for {shape}', 'eta': (
-      f'{total}: an estimate from {count} of {trainer.num_steps} steps, by '
-      'tokens and padding, without compiling and evaluation')}
+      f'{total}: an estimate from {count} timed steps, by tokens and padding, '
+      'without compiling and evaluation')}
 
 
 def _time(trainer: trainer_lib.Trainer, state: Any, length: int,

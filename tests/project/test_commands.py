@@ -234,7 +234,7 @@ def test_dry_run_prints_sizes_and_trains_nothing(config, tmp_path):
   memory, _, shape = lines['activation_megabytes'].partition(' a device, for ')
   assert float(memory) > 0 and shape == '[8, 96]'
   assert re.match(r'\d.* for \[8, 96\]$', lines['seconds_per_step'])
-  assert 'an estimate from 3 of 4 steps' in lines['eta']
+  assert 'an estimate from 3 timed steps' in lines['eta']
   assert not (tmp_path / 'run').exists()
 
 

@@ -23,7 +23,7 @@ def test_time_grows_with_the_positions_of_batches(trainer, monkeypatch):
   minutes = 30 * 600 * sum(lengths) / len(lengths) / 96 / 60
   text = dry_run.summarize(trainer)['eta']
   hours, rest = divmod(-(-minutes // 1), 60)
-  assert text.startswith(f'{hours:.0f} h {rest:.0f} min: an estimate from 3 of')
+  assert text.startswith(f'{hours:.0f} h {rest:.0f} min: an estimate from 3 ')
 
 
 def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
