@@ -599,9 +599,10 @@ def test_articles_trained_on_in_part_give_a_warning(tmp_path, capsys):
   assert 'cannot be told: ' in refusal(check_untrained, run, other)
 
 
-def test_a_threshold_contradicts_the_choice_of_one(trained):
-  message = refusal(calibrate.calibrate_run, trained, HELD_OUT,
-                    null_threshold=5.0)
+def test_a_threshold_contradicts_the_choice_of_one(tmp_path):
+  run = write_run(tmp_path / 'run', TRAINED)
+  message = refusal(lambda: calibrate.calibrate_run(
+      run, HELD_OUT, null_threshold=5.0))
   assert message.startswith('null_threshold=5.0: a calibration chooses')
 
 
