@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 import signal
 import threading
 
