@@ -206,6 +206,17 @@ def decoding() -> dict[str, Any]:
           if flags.FLAGS[name].value is not None}
 
 
+def evaluation_label() -> str:
+  """Returns the end of the folder's name of an evaluation with these flags."""
+  from qa_jax.checkpoints import run_directory
+  options = decoding()
+  if (checkpoint := flags.FLAGS['checkpoint'].value) != 'best':
+    options['checkpoint'] = checkpoint
+  if not flags.FLAGS['calibrated'].value:
+    options['calibrated'] = False
+  return run_directory.evaluation_label(options)
+
+
 def listed(n_best: flags.FlagHolder) -> int:
   """Returns the number of candidates to list: --n_best, or --decode.n_best.
 

@@ -5,11 +5,12 @@ r"""Averages the span probabilities of runs and n-best files into an ensemble.
       --held_out='articles(of="train-v2.0.json", low=0.9)'
 
 A member is a run, the directory of an evaluation or an nbest.jsonl, with any
-head and tokenizer. A run without an evaluation on --data is evaluated.
---held_out names the questions on which members are selected greedily and the
-null threshold is chosen. Without it, all members are averaged and the threshold
-is 0. With it, members that are no runs need --held_out_members. The flags of
-decoding are for members that are runs; each member is evaluated with them.
+head and tokenizer. A run is evaluated on --data if there is no evaluation of
+its best checkpoint. --held_out names the questions on which members are
+selected greedily and the null threshold is chosen. Without it, all members are
+averaged and the threshold is 0. With it, members that are no runs need
+--held_out_members. The flags of decoding are for members that are runs; each
+member is evaluated with them.
 Writes the files of an evaluation and ensemble.{json,md}.
 """
 

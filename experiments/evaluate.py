@@ -2,13 +2,15 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
 
   python -m experiments.evaluate --workdir=runs/squad --data=dev-v2.0.json
   python -m experiments.evaluate --data=dev-v2.0.json \
-      --predictions=predictions.json [--na_probs=na_probs.json]
+      --predictions=predictions.json \
+      [--na_probs=na_probs.json --na_threshold=THRESHOLD]
   python -m experiments.evaluate --data=dev-v2.0.json --audit
 
 --workdir also takes a Hugging Face directory or hub id of a
 BertForQuestionAnswering. --data takes a path, a source spec, or several
 joined by +. Results go to WORKDIR/eval/<data>/ or --output; the flags of
-decoding add their values to the name of this folder. Without answers in the
+decoding, --checkpoint and --nocalibrated add their values to the name of this
+folder, whose data.json has the step of the checkpoint. Without answers in the
 data, the results are predictions that are not scored. A calibrated run
 predicts at its held-out null threshold; metrics.json has EM and F1 at
 threshold 0, at the held-out one, and at the best one of this data (an oracle).
@@ -17,7 +19,9 @@ model: it reports how gold spans became token spans, with the tokenizer and the
 window lengths of --workdir or with a learned vocabulary.
 """
 
+import math
 import pathlib
+import sys
 
 from absl import flags
 
@@ -31,6 +35,10 @@ PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'Score this {id: text} JSON; no model is run.')
 NA_PROBS = flags.DEFINE_string(
     'na_probs', None, '{id: score} JSON; higher means no answer.')
+NA_THRESHOLD = flags.DEFINE_float(
+    'na_threshold', 1.0, 'An answer counts as none if its score in --na_probs '
+    'exceeds this. 1 fits probabilities; log odds, as in the na_probs.json of '
+    'a run, need their null threshold.')
 AUDIT = flags.DEFINE_bool(
     'audit', False, 'Report how gold spans become token spans.')
 # Metrics that are printed; metrics.json has all of them.
@@ -53,6 +61,10 @@ def main() -> None:
     raise errors.UserError('give one of --workdir and --predictions')
   if NA_PROBS.value and not PREDICTIONS.value:
     raise errors.UserError('--na_probs goes with --predictions')
+  if flags.FLAGS['na_threshold'].present and not NA_PROBS.value:
+    raise errors.UserError('--na_threshold goes with --na_probs')
+  errors.require(not math.isnan(NA_THRESHOLD.value),
+                 '--na_threshold=nan, expected a number')
   if PREDICTIONS.value and cli.decoding():
     raise errors.UserError(
         f'--predictions runs no model; leave out {", ".join(cli.decoding())}')
@@ -80,7 +92,12 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
       pathlib.Path(PREDICTIONS.value))
   na_scores = predictions_lib.read_na_probs(
       pathlib.Path(NA_PROBS.value)) if NA_PROBS.value else None
-  values = squad.squad_metrics(examples, predictions, na_scores=na_scores)
+  if not flags.FLAGS['na_threshold'].present and any(
+      not 0 <= score <= 1 for score in (na_scores or {}).values()):
+    print(f'warning: {NA_PROBS.value} holds no probabilities, but they are '
+          'compared with 1; give --na_threshold', file=sys.stderr)
+  values = squad.squad_metrics(examples, predictions, na_scores=na_scores,
+                               na_threshold=NA_THRESHOLD.value)
   if output:
     files.write_json(output / predictions_lib.METRICS, values)
   return values
@@ -101,7 +118,7 @@ def score_model(output: pathlib.Path | None
   settings.configure_process()
   qa = cli.load_model(WORKDIR.value)
   run = run_directory.RunDirectory(pathlib.Path(WORKDIR.value))
-  label = run_directory.decoding_label(cli.decoding())
+  label = cli.evaluation_label()
   folder = output or (
       run.evaluation(DATA.value, label) if run.is_run() else None)
   values = evaluator.evaluate_data(

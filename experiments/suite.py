@@ -6,8 +6,9 @@ r"""Evaluates one model on many data sets.
 The suite file names data SPECs in groups. --suite.GROUP.NAME=SPEC replaces a
 SPEC, or adds it to a group. A data set that cannot be read is skipped with a
 message, and averages leave it out. Writes suite.{json,md,html} and the
-predictions on every data set to WORKDIR/suites/NAME or --output. --workdir also
-takes a Hugging Face directory or hub id.
+predictions on every data set to WORKDIR/suites/NAME or --output. The flags of
+decoding, --checkpoint and --nocalibrated add their values to NAME. --workdir
+also takes a Hugging Face directory or hub id.
 """
 
 import pathlib
@@ -35,6 +36,7 @@ def main() -> None:
 
   name = pathlib.Path(str(
       flags.FLAGS['suite'].config_filename).partition(':')[0]).stem
+  name += cli.evaluation_label()
   workdir = pathlib.Path(WORKDIR.value)
   if not (OUTPUT.value or RunDirectory(workdir).is_run()):
     raise errors.UserError('--output is needed where --workdir is not a run')

@@ -27,7 +27,8 @@ from qa_jax.runtime import processes
 
 # Fields that may differ in a resumed run: no computed value depends on them.
 FREE_FIELDS = ('train.step_timeout_seconds',)
-SPEC = 'data.json'  # in the directory of an evaluation: its data SPEC
+# In the directory of an evaluation: its data SPEC, and the checkpoint's step.
+SPEC = 'data.json'
 # Fields of earlier versions, without effect, that a stored config may have.
 RETIRED_FIELDS = ('data.on_device',)
 
@@ -51,7 +52,8 @@ class RunDirectory:
     """Returns the directory of the evaluation on the data SPEC `data`.
 
     It is eval/NAME, or eval/NAME-HASH if eval/NAME belongs to another SPEC.
-    `label` ends the name if the decoding is not that of the run's config.
+    `label` ends the name if the evaluation is not the default one, see
+    `evaluation_label`.
     """
     folder = self._folder(data, label)
     return folder.with_name(folder.name + label)
@@ -78,6 +80,8 @@ class RunDirectory:
     """Creates the directory of an evaluation with its SPEC, and returns it.
 
     Only the first process of a job writes it. Nothing is written without data.
+    The step of an earlier evaluation stays until `record_step` replaces it, as
+    its files do.
     """
     folder = self.evaluation(data, label)
     if not (data and processes.is_first_process()):
@@ -87,9 +91,8 @@ class RunDirectory:
       console.say(f'{base} has the results of other data of this name; the '
                   f'results of {data} go to {folder}')
     absolute, relative = self._places(data)
-    files.write_text(folder / SPEC, json.dumps(  # ASCII: names may be no UTF-8
-        {'data': data, 'absolute': absolute, 'relative_to_run': relative},
-        indent=2) + '\n')
+    _add_fields(folder / SPEC, {
+        'data': data, 'absolute': absolute, 'relative_to_run': relative})
     return folder
 
   def _places(self, data: str) -> tuple[str, str]:
@@ -253,11 +256,36 @@ class RunDirectory:
     return self.read_record().get('platform_choices')
 
 
-def decoding_label(fields: Mapping[str, Any]) -> str:
-  """Returns the `label` of an evaluation with these fields of decoding.
+def record_step(folder: pathlib.Path, step: int) -> None:
+  """Writes the step of the checkpoint whose evaluation is in `folder`.
 
-  The folder without a label holds the answers by the config of the run, which
-  reports compare.
+  Only the first process of a job writes it.
+  """
+  if processes.is_first_process():
+    _add_fields(folder / SPEC, {'step': step})
+
+
+def read_step(folder: pathlib.Path) -> int | None:
+  """Returns the step of the checkpoint whose evaluation is in `folder`.
+
+  It is None for an evaluation of earlier versions, which wrote no step.
+  """
+  path = folder / SPEC
+  return files.read_object(path).get('step') if path.is_file() else None
+
+
+def _add_fields(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Writes fields into a JSON object, which keeps its other fields."""
+  before = files.read_object(path) if path.is_file() else {}
+  # ASCII, because the names of files may be no UTF-8.
+  files.write_text(path, json.dumps({**before, **fields}, indent=2) + '\n')
+
+
+def evaluation_label(fields: Mapping[str, Any]) -> str:
+  """Returns the `label` of an evaluation with these options.
+
+  They are fields of decoding, and `checkpoint` and `calibrated` if they are not
+  the default. Reports compare the folders without a label.
   """
   return ''.join(f'.{name}-{re.sub("[^A-Za-z0-9.-]+", "_", str(value))}'
                  for name, value in fields.items())

@@ -12,6 +12,7 @@ import jax
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy',
             'tokenizers', 'safetensors', 'ml_collections')
+MAX_CHARACTERS = 1_000_000  # of the diff, and of each new file
 ENVIRONMENT = ('XLA_', 'JAX_', 'CUDA_VISIBLE_DEVICES', 'TPU_')
 
 
@@ -36,8 +37,12 @@ def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
   }
 
 
-def _git() -> dict[str, str]:
-  """Returns commit and uncommitted changes of this code, '' where unknown."""
+def _git() -> dict[str, Any]:
+  """Returns commit and uncommitted changes of this code, '' where unknown.
+
+  `untracked` has the texts of new Python files of the library and its configs
+  that git does not ignore, by path.
+  """
   root = pathlib.Path(__file__).resolve().parents[2]
 
   def output(*command: str) -> str:
@@ -47,5 +52,10 @@ def _git() -> dict[str, str]:
           timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
       return ''
+
+  new = output('ls-files', '-z', '--others', '--exclude-standard', '--',
+               'qa_jax/*.py', 'configs/*.py').split('\0')
   return {'commit': output('rev-parse', 'HEAD').strip(),
-          'diff': output('diff', 'HEAD')[:1_000_000]}
+          'diff': output('diff', 'HEAD')[:MAX_CHARACTERS],
+          'untracked': {path: (root / path).read_text(
+              errors='replace')[:MAX_CHARACTERS] for path in new if path}}

@@ -47,7 +47,7 @@ def find_spans(
   for e, (example, c) in enumerate(zip(examples, context_of, strict=True)):
     offsets = contexts.offsets[contexts.ptr[c]:contexts.ptr[c + 1]]
     for answer in example.answers:
-      a, b, fate = _character_span(example.context, answer)
+      a, b, fate = character_span(example.context, answer)
       first = np.searchsorted(offsets[:, 1], a, side='right')
       last = np.searchsorted(offsets[:, 0], b, side='left') - 1
       if a == b or first > last:
@@ -151,7 +151,7 @@ def _show(example: Example) -> dict[str, object]:
       for a in example.answers]}
 
 
-def _character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:
+def character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:
   """Returns the range [begin, end) of an answer in the context, and its fate.
 
   White space around the answer does not count, and white space inside it

@@ -20,6 +20,7 @@ from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates
 from qa_jax.inference import decode as decode_lib
 from qa_jax.inference import predict
+from qa_jax.io import files
 from qa_jax.metrics import calibration
 from qa_jax.metrics import selective
 from qa_jax.metrics import squad
@@ -39,13 +40,18 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
   `predict.load`.
 
   Raises:
-    UserError: there is no run, it was trained on some of the questions, or
-      neither a threshold nor a temperature can be computed on them.
+    UserError: there is no run, it was trained on some of the questions,
+      neither a threshold nor a temperature can be computed on them, or
+      `overrides` sets the threshold.
   """
   run = RunDirectory(workdir)
   if not run.is_run():
     raise errors.UserError(
         f'{workdir} is not a run: a calibration is stored with a run')
+  if 'null_threshold' in overrides:
+    raise errors.UserError(
+        f'null_threshold={overrides["null_threshold"]}: a calibration chooses '
+        'the threshold itself; leave it out')
   qa = predict.load(workdir, checkpoint=checkpoint, calibrated=False,
                     **overrides)
   windows, note = input_pipeline.load_windows(qa.config, data, qa.tokenizer)
@@ -161,17 +167,19 @@ def check_untrained(workdir: pathlib.Path, data: str,
   """Checks that a run, and each run it began from, saw none of the contexts.
 
   Prints a warning if questions share an article with the training data, but no
-  context. `data` is the SPEC of the examples, for messages.
+  context. `data` is the SPEC of the examples, for messages. The runs end at one
+  that was converted from a checkpoint of another project, whose data.train is
+  empty.
 
   Raises:
     UserError: the run was trained on some of the contexts, or its training data
-      has changed or is missing, so that this cannot be checked.
+      or a run that it began from has changed or is missing, so that this cannot
+      be checked.
   """
   contexts = {e.context for e in examples}
   titles = {e.title for e in examples} - {''}
   run: RunDirectory | None = RunDirectory(workdir)
-  while run:
-    config = run.read_config()
+  while run and (config := run.read_config()).data.train:
     trained = _training_examples(run, config.data.train)
     seen = contexts & {e.context for e in trained}
     if seen:
@@ -185,19 +193,49 @@ def check_untrained(workdir: pathlib.Path, data: str,
     if shared:
       console.say(f'warning: {len(shared)} of {len(titles)} articles of {data} '
                   f'were trained on in part, such as {min(shared)!r}')
-    source = RunDirectory(pathlib.Path(config.model.init_from))
-    run = source if config.model.init_from and source.is_run() else None
+    run = _parent(run, config.model.init_from)
+
+
+def _parent(run: RunDirectory, init_from: str) -> RunDirectory | None:
+  """Returns the run that a run began from, None if it began from no run.
+
+  A UserError is raised if this run is missing or another one has its place.
+  """
+  if not init_from:
+    return None
+  parent, hashes = RunDirectory(pathlib.Path(init_from)), _hashes(run)
+  if parent.is_run():
+    config = f'init_from: {parent.config_file.name}'
+    if hashes.get(config, '') not in ('', files.sha256(parent.config_file)):
+      raise errors.UserError(
+          f'{_unknown(run)}: {init_from} is not the run that it began from; '
+          f'restore that run, or work in the directory where {run.path} was '
+          'trained')
+    return parent
+  if any(name.startswith('init_from: checkpoints/') for name in hashes):
+    raise errors.UserError(
+        f'{_unknown(run)}: the run {init_from}, from which it began, is not '
+        f'there; restore it, or work in the directory where {run.path} was '
+        'trained')
+  return None
+
+
+def _hashes(run: RunDirectory) -> dict[str, str]:
+  """Reads the hashes of the inputs of a run."""
+  return run.read_record().get('sha256', {})
+
+
+def _unknown(run: RunDirectory) -> str:
+  return f'whether {run.path} was trained on these questions cannot be told'
 
 
 def _training_examples(run: RunDirectory, spec: str) -> Sequence[Example]:
   """Reads training data; raises a UserError if it is missing or has changed."""
-  unknown = f'whether {run.path} was trained on these questions cannot be told'
   try:
     examples = sources.load_examples(spec)
   except errors.UserError as e:
-    raise errors.UserError(f'{unknown}: {e}') from None
-  if store.fingerprint(examples) != run.read_record().get('sha256', {}).get(
-      'train'):
+    raise errors.UserError(f'{_unknown(run)}: {e}') from None
+  if store.fingerprint(examples) != _hashes(run).get('train'):
     raise errors.UserError(
-        f'{unknown}: {spec} has changed since; restore the file')
+        f'{_unknown(run)}: {spec} has changed since; restore the file')
   return examples

@@ -403,19 +403,21 @@ def _n_best_file(member: pathlib.Path, data: str,
                  decoding: Mapping[str, Any]) -> pathlib.Path:
   """Returns the nbest.jsonl of a member.
 
-  A run that has none for `data` and this decoding, or that was calibrated
-  since, is evaluated.
+  A run that has none for `data`, this decoding and its best checkpoint, or that
+  was calibrated since, is evaluated.
   """
   run = RunDirectory(member)
   if not run.is_run():
     return member / predictions_lib.N_BEST if member.is_dir() else member
-  label = run_directory.decoding_label(decoding)
+  label = run_directory.evaluation_label(decoding)
   folder = run.evaluation(data, label)
   n_best_file = folder / predictions_lib.N_BEST
   metrics_file = folder / predictions_lib.METRICS
   metrics = files.read_object(metrics_file) if metrics_file.is_file() else {}
-  if not n_best_file.is_file() or metrics.get('temperature') != (
-      _temperature(run, decoding)):
+  step = run_directory.read_step(folder)
+  if (not n_best_file.is_file()
+      or (step is not None and step != run.resolve_step('best'))
+      or metrics.get('temperature') != _temperature(run, decoding)):
     console.say(f'{member}: evaluated on {data}')
     evaluator.evaluate_data(predict.load(member, **decoding), data, run=run,
                             label=label, progress=member.name)

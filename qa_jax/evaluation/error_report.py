@@ -112,8 +112,11 @@ def error_report_blocks(analysis: Mapping[str, Any],
   blocks += [
       documents.Title(2, 'Risk and coverage'),
       documents.Text(
-          f'F1 of all questions {coverage["score_at_100"]:.2f}, of the surest '
-          f'{selective.COVERAGE:g} % {coverage[selective.AT_COVERAGE]:.2f}, '
+          'Each question has its best answer here, whatever the null '
+          'threshold. F1 if all questions are answered '
+          f'{coverage["score_at_100"]:.2f}, '
+          f'if the surest {selective.COVERAGE:g} % are '
+          f'{coverage[selective.AT_COVERAGE]:.2f}, '
           f'mean over all coverages {coverage["area"]:.2f}.'),
       documents.Picture('F1 by coverage', COVERAGE_PLOT)]
   for name, slices in analysis.get('slices', {}).items():

@@ -13,6 +13,7 @@ import numpy as np
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import store
@@ -131,9 +132,12 @@ def evaluate_data(qa: predict.QA, data: str, *,
     raise errors.UserError(
         f'{data}: no question has an answer to score with; give --output=DIR '
         'for the predictions')
-  if run and not output:
+  recorded = bool(run and not output)
+  if recorded:
     output = run.record_evaluation(data, label)
   values = evaluate_windows(qa, windows, output=output, progress=progress)
+  if recorded and qa.step is not None:
+    run_directory.record_step(output, qa.step)
   if blind:
     console.say(f'{data}: no question has an answer, so nothing was scored; '
                 f'{output} has the predictions')

@@ -14,6 +14,7 @@ import safetensors.numpy
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import manager
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints import run_record
 from qa_jax.checkpoints.architectures import ARCHITECTURES
 from qa_jax.checkpoints.architectures import Architecture
@@ -25,6 +26,7 @@ from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.metrics import predictions
 from qa_jax.models.encoders import EncoderConfig
+from qa_jax.runtime import console
 
 FORMATS = ('hf', 'qa_jax')
 USAGE = '''\
@@ -46,6 +48,7 @@ class ConversionSource:
   name: str
   model: pretrained.Pretrained
   run: pathlib.Path | None
+  step: int | None = None  # of the checkpoint of the run
 
 
 def read_source(source: str, checkpoint_name: str = 'best', *,
@@ -62,7 +65,7 @@ def read_source(source: str, checkpoint_name: str = 'best', *,
                     calibrated=calibrated)
   return ConversionSource(source, pretrained.Pretrained(
       qa.model, qa.params, qa.tokenizer, qa.config, has_head=True, notes=()),
-                          directory)
+                          directory, qa.step)
 
 
 def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
@@ -169,7 +172,7 @@ def model_card(source: ConversionSource) -> str:
   """Returns README.md, with the metrics and the training of a run, if any."""
   model, sizes = source.model, source.model.model.config
   name = pathlib.Path(source.name).name
-  results = _results(source.run) if source.run else {}
+  results = _results(source.run, source.step) if source.run else {}
   about = huggingface_hub.ModelCardData(
       model_name=name, library_name='transformers',
       pipeline_tag='question-answering' if model.has_head else None,
@@ -198,22 +201,42 @@ def model_card(source: ConversionSource) -> str:
   if model.has_head:
     lines += [
         'An answer is the best `start_logits[i] + end_logits[j]` over the '
-        "passage's tokens; there is no answer if the score at "
-        f'`{model.tokenizer.special[2]}` exceeds it. '
+        f"passage's tokens; {_declining(model)} "
         '`config.json` holds the options for windows and decoding under '
         '`qa_jax`, and `qa_jax.load(".")` uses them.', '']
   return '\n'.join(lines)
 
 
-def _results(run: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Reads the metrics of all evaluations by the name of their folder.
+def _declining(model: pretrained.Pretrained) -> str:
+  """Returns the sentence on when a question gets no answer."""
+  decode = model.config.decode
+  if decode.null_rule == 'never':
+    return 'every question gets one (null rule `never`).'
+  rule = f'the score of the null rule `{decode.null_rule}`'
+  if decode.null_rule in ('min_null', 'margin'):
+    rule += (f', that of `{model.tokenizer.special[2]}` minus that of the best '
+             'answer,')
+  return (f'there is none if {rule} exceeds the null threshold '
+          f'{decode.null_threshold:.6g}.')
 
+
+def _results(run: pathlib.Path,
+             step: int | None) -> dict[str, dict[str, float]]:
+  """Reads the metrics of the evaluations of a step by the name of their folder.
+
+  An evaluation of another step is left out, with a message. An evaluation of
+  earlier versions, which recorded no step, is taken to be of this one.
   If the null threshold was chosen on the questions of an evaluation, its EM and
   F1 are those at threshold 0.
   """
   results = {}
   for path in sorted(run.glob('eval/*/metrics.json')):
     values = files.read_object(path)
+    recorded = run_directory.read_step(path.parent)
+    if step is not None and recorded not in (None, step):
+      console.say(f'{path.parent} is the evaluation of step {recorded}, not of '
+                  f'step {step}: the model card leaves it out')
+      continue
     if values.get(predictions.CHOSEN_HERE):
       values |= {key: values[f'at_zero_{key}'] for key in (
           'exact_match', 'f1') if f'at_zero_{key}' in values}

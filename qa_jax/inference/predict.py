@@ -67,6 +67,7 @@ class QA:
   # The null threshold of the config before that of the calibration.
   uncalibrated_threshold: float = 0.0
   window_note: str = ''  # see pretrained.Pretrained
+  step: int | None = None  # of the checkpoint; None: not of a run
 
   def __repr__(self) -> str:
     sizes, decode = self.model.config, self.config.decode
@@ -258,11 +259,13 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   model = build.build_model(config, sizes)
   _check_fits(model, config, tokenizer)
   shapes = qa.param_shapes(model)
-  params = run.read_parameters(checkpoint, shapes)
+  step = run.resolve_step(checkpoint)
+  params = run.read_parameters(str(step), shapes)
   uncalibrated = config.decode.null_threshold
-  config, calibration = (_calibrate(config, run, checkpoint, overrides)
+  config, calibration = (_calibrate(config, run, step, overrides)
                          if calibrated else (config, None))
-  return QA(model, params, tokenizer, config, calibration, uncalibrated)
+  return QA(model, params, tokenizer, config, calibration, uncalibrated,
+            step=step)
 
 
 def with_options(qa: QA, *, batch_size: int | None = None,
@@ -318,15 +321,14 @@ def _override(config: config_lib.Config,
   return config_lib.check_config(values)
 
 
-def _calibrate(config: config_lib.Config, run: RunDirectory, checkpoint: str,
+def _calibrate(config: config_lib.Config, run: RunDirectory, step: int,
                overrides: Mapping[str, Any]) -> tuple[
                    config_lib.Config, calibration_lib.Calibration | None]:
   """Returns the config with the calibrated null threshold, and calibration."""
   calibration = calibration_lib.read_calibration(run.path)
   if calibration is None:
     return config, None
-  problem = calibration.misfit(run.resolve_step(checkpoint),
-                               dataclasses.asdict(config.decode))
+  problem = calibration.misfit(step, dataclasses.asdict(config.decode))
   if problem:
     console.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
     return config, None

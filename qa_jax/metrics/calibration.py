@@ -45,8 +45,11 @@ class Calibration:
     if checkpoint != self.checkpoint:
       return f'is of step {self.checkpoint}, not {checkpoint}'
     # A file of older code lacks fields: it was computed at their defaults.
-    for name, value in {
-        'merge': 'none', 'whole_words': False, **self.decode}.items():
+    stored = {'merge': 'none', 'whole_words': False, **self.decode}
+    for name, value in stored.items():
+      # Without a merge, neither the best answer nor a score depends on n_best.
+      if name == 'n_best' and stored['merge'] == 'none':
+        continue
       if decode.get(name, value) != value:
         return f'is of decode.{name}={value!r}, not {decode[name]!r}'
     return ''

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from qa_jax import errors
+from qa_jax.data import alignment
 from qa_jax.data import examples as examples_lib
 from qa_jax.data.examples import Example
+from qa_jax.data.examples import GoldAnswer
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import selective
 from qa_jax.metrics import significance
@@ -72,8 +74,26 @@ SLICES: dict[str, Callable[[Example], str]] = {
     'times the answer stands in the context': lambda e: _small_count(max(
         e.context.count(t) for t in e.gold_texts)),
     'place of the answer, fifth of the context': lambda e: str(
-        1 + 5 * min(a.start for a in e.answers) // max(len(e.context), 1)),
+        1 + 5 * min(a.start for a in e.answers) // max(len(e.context), 1)
+        ) if e.answers else 'not in the context',
 }
+
+
+def _locate_answers(examples: Sequence[Example]) -> list[Example]:
+  """Returns examples whose answers stand where the alignment finds them.
+
+  An answer that does not occur in the context is left out of `answers`, but
+  stays in `gold_texts`.
+  """
+  located = []
+  for example in examples:
+    places = (alignment.character_span(example.context, answer)[:2]
+              for answer in example.answers)
+    located.append(dataclasses.replace(
+        example, accepted=example.gold_texts, answers=tuple(
+            GoldAnswer(example.context[begin:end], begin)
+            for begin, end in places if begin < end)))
+  return located
 
 
 def analyse_errors(examples: Sequence[Example],
@@ -87,11 +107,12 @@ def analyse_errors(examples: Sequence[Example],
   `n_best` maps a question id to its row of nbest.jsonl. `held_out` is a null
   threshold that was chosen on other questions.
   """
+  examples = _locate_answers(examples)
   if na_scores is not None:
     squad.check_covers(na_scores, examples)
   scores = 100 * squad.per_question(examples, predictions)
   articles = np.array([e.article for e in examples])
-  answerable = [i for i, e in enumerate(examples) if e.answers]
+  answerable = [i for i, e in enumerate(examples) if e.gold_texts]
   candidates = {k: row['answers'] for k, row in (n_best or {}).items()}
   analysis: dict[str, Any] = {
       name: significance.mean_interval(x[None], articles, seed=seed)
@@ -117,7 +138,7 @@ def analyse_errors(examples: Sequence[Example],
                 for e in examples]), answers.answer_scores[1])
   if na_scores is not None and 0 < len(answerable) < len(examples):
     na_score = np.array([na_scores[e.id] for e in examples])
-    unanswerable = np.array([not e.answers for e in examples])
+    unanswerable = np.array([not e.gold_texts for e in examples])
     declined = np.array([not predictions.get(e.id) for e in examples])
     analysis['no_answer'] = {
         'accuracy': 100 * float((declined == unanswerable).mean()),
@@ -133,7 +154,7 @@ def analyse_errors(examples: Sequence[Example],
 class Error:
   """A question whose prediction is no exact match."""
 
-  example: Example
+  example: Example  # its answers stand where the alignment finds them
   prediction: str
   kind: str  # one of KINDS
   place: tuple[int, int] | None  # of the prediction in the context
@@ -149,6 +170,7 @@ def list_errors(examples: Sequence[Example], predictions: Mapping[str, str],
   one, its first occurrence in the context. Errors of unknown confidence come
   last.
   """
+  examples = _locate_answers(examples)
   exact, _ = squad.per_question(examples, predictions)
   found = []
   for example, right in zip(examples, exact, strict=True):
@@ -174,7 +196,7 @@ def list_errors(examples: Sequence[Example], predictions: Mapping[str, str],
 def _kind(example: Example, text: str, place: tuple[int, int] | None) -> str:
   if not text:
     return 'missed'
-  if not example.answers:
+  if not example.gold_texts:
     return 'invented'
   if place is None:
     return 'other'

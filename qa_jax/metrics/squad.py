@@ -9,6 +9,7 @@ prediction scores 0 here, and a question that cannot be scored is a UserError.
 
 import collections
 from collections.abc import Mapping, Sequence
+import numbers
 from typing import Any
 
 import numpy as np
@@ -99,8 +100,8 @@ def squad_metrics(
   answer that is already '' cannot come back. `Predictions` does both.
 
   Raises:
-    UserError: there is no question, a question cannot be scored, or a row has
-      wrong fields.
+    UserError: there is no question, a question cannot be scored, a row has
+      wrong fields, or a prediction is no text or a no-answer score no number.
   """
   if (examples is None) == (references is None):
     raise errors.UserError('squad_metrics: give one of examples and references')
@@ -123,6 +124,8 @@ def squad_metrics(
         references, 'references').items()]
   if not examples:
     raise errors.UserError('there is no question to score')
+  _check_values(predictions, 'predictions', str, 'a text')
+  _check_values(na_scores or {}, 'na_scores', numbers.Real, 'a number')
   version = resolve_version(examples, version)
   answered = per_question(examples, predictions, version)
   if version == '1.1' or na_scores is None:
@@ -133,6 +136,14 @@ def squad_metrics(
   scores = np.where(declined, [not e.gold_texts for e in examples], answered)
   return (summarize_scores(examples, predictions, scores, version)
           | best_thresholds(examples, predictions, answered, na_scores))
+
+
+def _check_values(values: Mapping[str, Any], where: str, kind: type,
+                  expected: str) -> None:
+  for key, value in values.items():
+    if not isinstance(value, kind) or value != value:
+      raise errors.UserError(
+          f'squad_metrics: {where}[{key!r}] is {value!r}, expected {expected}')
 
 
 def _by_id(rows: Any, where: str) -> dict[str, Mapping[str, Any]]:

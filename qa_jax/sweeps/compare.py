@@ -16,6 +16,7 @@ import numpy as np
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.data import store
@@ -42,6 +43,9 @@ class Run:
   peak_megabytes: float
   device_seconds: float
   compile_seconds: float
+  # 'step 2 of 4' if the evaluation is known to be of an earlier checkpoint than
+  # the last one, else ''.
+  earlier: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -301,8 +305,12 @@ def _read(paths: Sequence[pathlib.Path], data: str,
       raise errors.UserError(
           f'{where} and {spec} are not of the same questions: {len(other)} '
           f'are in one alone, such as {min(other)!r}; evaluate again')
+    step = run_directory.read_step(where.parent)
+    last = max((row['step'] for row in rows), default=0)
     runs.append(Run(
         path=path, config=config,
+        earlier=(f'step {step} of {last}'
+                 if step is not None and step < last else ''),
         metrics=files.read_object(where.with_name(predictions_lib.METRICS)),
         scores=100 * squad_lib.per_question(examples, predictions),
         curve=[(row['step'], row['f1']) for row in rows

@@ -77,6 +77,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
           1, f'{len(variants)} variants on {comparison.questions} questions'),
       documents.Text(_headline(comparison)),
       documents.Text(f'Data: {comparison.data}.{default}'),
+      *map(documents.Text, _earlier(comparison)),
       documents.Text(f'Best F1: {best.label}, '
                      f'{_spread(best.mean("f1"), best.sd("f1"))} over '
                      f'{len(best.runs)} seeds; its config is '
@@ -146,9 +147,18 @@ def headline(comparison: compare.Comparison) -> list[str]:
     power = compare.detectable_difference(comparison, 'f1', seeds)
     lines.append(f'{seeds} seeds show a true difference of {_number(power)} '
                  'points F1 with a probability of 80 %')
+  lines += _earlier(comparison)
   if comparison.incomplete:
     lines.append(f'not complete and left out: {len(comparison.incomplete)}')
   return lines
+
+
+def _earlier(comparison: compare.Comparison) -> list[str]:
+  """Returns a line on the runs that are not scored at their last step."""
+  found = [f'{run.path} ({run.earlier})' for v in comparison.variants
+           for run in v.runs if run.earlier]
+  return found and [f'Scored at an earlier checkpoint than the last one: '
+                    f'{", ".join(found)}.']
 
 
 def _headline(comparison: compare.Comparison) -> str:

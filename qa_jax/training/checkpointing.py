@@ -13,6 +13,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints import manager
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints import run_record
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import batches as batches_lib
@@ -155,6 +156,7 @@ class Checkpointer:
     if not metrics:
       return ''
     if last and processes.is_first_process():
+      run_directory.record_step(output, step)
       # A sweep takes a run for complete once this file is there.
       files.write_json(output / predictions_lib.METRICS, metrics)
     return f'eval EM {metrics["exact_match"]:.2f} F1 {metrics["f1"]:.2f}'
@@ -270,11 +272,20 @@ def open_run(trainer: Trainer, config: config_lib.Config,
 
 def final_metrics(trainer: Trainer, workdir: pathlib.Path,
                   params: Any) -> dict[str, Any]:
-  """Returns the metrics of a complete run; evaluates if they are not stored."""
+  """Returns the metrics of a complete run after its last step.
+
+  The run is evaluated if they are not stored, or if the stored ones are those
+  of another checkpoint.
+  """
   if not trainer.evaluator:
     return {}
   run, data = RunDirectory(workdir), trainer.config.data.eval
-  path = run.evaluation(data) / predictions_lib.METRICS
-  return (files.read_object(path) if path.is_file() else
-          trainer.evaluator.evaluate(
-              params, output=run.record_evaluation(data)))
+  folder = run.evaluation(data)
+  path = folder / predictions_lib.METRICS
+  if path.is_file() and run_directory.read_step(folder) in (
+      None, trainer.num_steps):
+    return files.read_object(path)
+  metrics = trainer.evaluator.evaluate(
+      params, output=run.record_evaluation(data))
+  run_directory.record_step(folder, trainer.num_steps)
+  return metrics

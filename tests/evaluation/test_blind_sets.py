@@ -1,6 +1,7 @@
 """Test sets without answers, and the folders of a run's evaluations."""
 
 import json
+import os
 
 import pytest
 
@@ -14,6 +15,7 @@ from qa_jax.metrics import calibration
 from qa_jax.training import train
 from tests.common import commands
 from tests.common import examples
+from tests.common import random_model
 from tests.common import tiny
 
 ROWS = [{'id': n, 'question': f'Who, {n}?', 'context': 'Mira met Bob in Tarn.'}
@@ -188,6 +190,34 @@ def test_data_of_one_name_do_not_share_the_folder_of_a_decoding(
              for data, folder in folders.items())
 
 
+def test_the_flags_that_choose_a_checkpoint_name_the_folder(tmp_path):
+  run = RunDirectory(random_model.write_run(
+      random_model.random_qa('shared'), tmp_path / 'run'))
+  data = examples.write(tmp_path / 'dev.json', [{**ROWS[0], **ANSWER}])
+  for flags, name in (
+      (['--checkpoint=best'], 'dev'),
+      (['--checkpoint=0', '--nocalibrated', '--decode.n_best=2'],
+       'dev.n_best-2.checkpoint-0.calibrated-False')):
+    result = commands.command('evaluate', f'--workdir={run.path}',
+                              f'--data={data}', *flags)
+    assert result.code == 0, result.err
+    assert result.out.endswith(f'results: {run.path}/eval/{name}\n')
+    assert json.loads((run.path / 'eval' / name / 'data.json').read_text()
+                      )['step'] == 0
+
+
+def test_an_evaluation_has_the_step_of_its_files(tmp_path):
+  """One that is stopped leaves the files and the step of the one before."""
+  run = RunDirectory(tmp_path / 'run')
+  folder = run.record_evaluation('dev.json')
+  assert run_directory.read_step(folder) is None
+  run_directory.record_step(folder, 3)
+  assert run.record_evaluation('./dev.json') == folder
+  assert json.loads((folder / 'data.json').read_text()) == {
+      'data': './dev.json', 'absolute': os.path.abspath('dev.json'),
+      'relative_to_run': os.path.relpath('dev.json', run.path), 'step': 3}
+
+
 def test_a_project_that_moved_as_a_whole_keeps_its_folders(
     tmp_path, monkeypatch):
   for place in ('one', 'two'):
@@ -220,8 +250,8 @@ def test_a_finished_run_records_what_it_was_evaluated_on(tmp_path):
   config = tiny.config(train={'num_steps': 1})
   train.train(config, tmp_path / 'run')
   folder = RunDirectory(tmp_path / 'run').evaluation(config.data.eval)
-  assert json.loads((folder / 'data.json').read_text())['data'] == (
-      config.data.eval)
+  record = json.loads((folder / 'data.json').read_text())
+  assert (record['data'], record['step']) == (config.data.eval, 1)
   assert folder.name == run_directory.evaluation_name(config.data.eval)
 
 

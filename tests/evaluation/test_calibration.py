@@ -264,9 +264,8 @@ def test_the_threshold_is_that_of_the_merged_answers(
 
 @pytest.mark.parametrize(('stored', 'message'), [
     ({'merge': 'surface_form'}, "decode.merge='surface_form', not 'none'"),
-    ({'n_best': 5}, 'decode.n_best=5, not 20'), ({}, ''),
-    ({'merge': 'none', 'n_best': 20}, '')])
-def test_another_merge_or_n_best_is_another_way_of_decoding(stored, message):
+    ({}, ''), ({'merge': 'none', 'n_best': 20}, '')])
+def test_another_merge_is_another_way_of_decoding(stored, message):
   made = calibration.Calibration(
       threshold=1.0, temperature=1.0, data='', sha256='', questions=1,
       checkpoint=4, decode=stored)
@@ -278,6 +277,15 @@ def test_another_merge_or_n_best_is_another_way_of_decoding(stored, message):
         'merge': 'surface_form', **stored})
     assert 'whole_words=False' in made.misfit(4, {
         'whole_words': True, **stored})
+
+
+@pytest.mark.parametrize(('merge', 'message'), [
+    ('none', ''), ('surface_form', 'is of decode.n_best=5, not 20')])
+def test_n_best_counts_only_if_candidates_are_merged(merge, message):
+  made = calibration.Calibration(
+      threshold=1.0, temperature=1.0, data='', sha256='', questions=1,
+      checkpoint=4, decode={'merge': merge, 'n_best': 5})
+  assert made.misfit(4, {'merge': merge, 'n_best': 20}) == message
 
 
 # --- a run
@@ -515,13 +523,18 @@ def test_questions_that_were_trained_on_are_refused(trained, data):
   assert 'contexts that' in refused(trained, data)
 
 
-def write_run(workdir, spec, init_from='') -> pathlib.Path:
-  """Writes the files of a run that name its training data, without a model."""
+def write_run(workdir, spec, init_from='', hashes=()) -> pathlib.Path:
+  """Writes the files of a run that name its training data, without a model.
+
+  `hashes` are entries of run.json on files of `init_from`.
+  """
   config = tiny.config(data={'train': spec}, model={'init_from': init_from})
   (workdir / 'checkpoints').mkdir(parents=True)
   files.write_json(workdir / 'config.json', config.to_dict())
   files.write_json(workdir / 'run.json', {
-      'sha256': {'train': store.fingerprint(sources.load_examples(spec))}})
+      'sha256': {**dict(hashes), **({
+          'train': store.fingerprint(sources.load_examples(spec))}
+                                    if spec else {})}})
   return workdir
 
 
@@ -535,6 +548,36 @@ def test_a_run_that_began_from_another_has_seen_its_data(tmp_path):
   check_untrained(first, HELD_OUT)
   for run, spec in ((second, HELD_OUT), (first, TRAINED)):
     assert f'{run} was trained on' in refusal(check_untrained, second, spec)
+
+
+def test_a_run_that_began_from_a_missing_or_another_run_is_refused(
+    tmp_path, monkeypatch):
+  """`init_from` is relative to the directory that the run was trained in."""
+  monkeypatch.chdir(tmp_path)
+  first = write_run(pathlib.Path('first'), TRAINED)
+  second = write_run(tmp_path / 'second', HELD_OUT, str(first), hashes={
+      'init_from: config.json': files.sha256(first / 'config.json'),
+      'init_from: checkpoints/7/manifest.json': 'x'})
+  other = 'synthetic(size=4, seed=77)'
+  check_untrained(second, other)
+  monkeypatch.chdir(write_run(tmp_path / 'elsewhere', TRAINED))
+  message = refusal(check_untrained, second, other)
+  assert f'whether {second} was trained on these questions cannot be' in message
+  assert 'the run first, from which it began, is not there' in message
+  write_run(pathlib.Path('first'), HELD_OUT)
+  assert 'first is not the run that it began from' in refusal(
+      check_untrained, second, other)
+  # A checkpoint that is no run may be gone, such as one of a hub id.
+  check_untrained(write_run(tmp_path / 'third', HELD_OUT, 'a/hub-id', hashes={
+      'init_from: model.safetensors': 'x'}), other)
+
+
+def test_a_run_that_was_converted_has_no_training_data_to_check(tmp_path):
+  converted = write_run(tmp_path / 'converted', '')
+  check_untrained(converted, TRAINED)
+  tuned = write_run(tmp_path / 'tuned', TRAINED, str(converted))
+  check_untrained(tuned, HELD_OUT)
+  assert 'was trained on' in refusal(check_untrained, tuned, TRAINED)
 
 
 def test_articles_trained_on_in_part_give_a_warning(tmp_path, capsys):
@@ -554,6 +597,13 @@ def test_articles_trained_on_in_part_give_a_warning(tmp_path, capsys):
   assert 'has changed since' in refusal(check_untrained, run, other)
   pathlib.Path(one).unlink()
   assert 'cannot be told: ' in refusal(check_untrained, run, other)
+
+
+def test_a_threshold_contradicts_the_choice_of_one(tmp_path):
+  run = write_run(tmp_path / 'run', TRAINED)
+  message = refusal(lambda: calibrate.calibrate_run(
+      run, HELD_OUT, null_threshold=5.0))
+  assert message.startswith('null_threshold=5.0: a calibration chooses')
 
 
 def test_mistakes_are_one_line(trained, tmp_path):

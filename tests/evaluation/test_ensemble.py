@@ -283,9 +283,9 @@ def test_a_run_is_evaluated_if_its_evaluation_is_missing_or_old(
     (workdir / 'eval' / 'dev' / 'nbest.jsonl').unlink()
   else:
     calibration.write_calibration(workdir, calibration.Calibration(
-        None, 2.0, 'x', 'y', 1, 1, {'n_best': (
-            99 if why == 'calibrated otherwise' else tiny.config().decode.n_best
-            )}), {})
+        None, 2.0, 'x', 'y', 1, 1, {'search': (
+            'dense' if why == 'calibrated otherwise'
+            else tiny.config().decode.search)}), {})
   calls = []
 
   def evaluate_data(qa, data, *, run, label, progress):
@@ -373,6 +373,28 @@ def test_a_decoding_of_members_has_its_folder_and_is_computed_once(folder):
   assert {p.name for run in runs for p in (run / 'eval').iterdir()} == {
       'dev.n_best-3'}
   assert files.read_object(folder / 'out' / 'ensemble.json')['threshold'] == 1
+
+
+def test_the_evaluation_of_another_checkpoint_is_no_member(folder):
+  """Training evaluates its last checkpoint; a member is the best one."""
+  one = random_model.random_qa('independent', null_rule='min_null')
+  run = run_directory.RunDirectory(random_model.write_run(
+      one, folder / 'two', last=random_model.draw_qa(
+          one.config, one.model.config, one.tokenizer, seed=1)))
+  data = f'{folder}/dev.json'
+  lists = {}
+  for checkpoint in ('best', 'last'):
+    evaluator.evaluate_data(predict.load(run.path, checkpoint=checkpoint), data,
+                            run=run)
+    where = run.evaluation(data)
+    lists[checkpoint] = (where / 'nbest.jsonl').read_text()
+  assert run_directory.read_step(where) == 1 and len({*lists.values()}) == 2
+  assert ensemble._n_best_file(run.path, data, {}).read_text() == lists['best']
+  assert run_directory.read_step(where) == 0
+  # An evaluation of an earlier version has no step and is accepted.
+  (where / 'nbest.jsonl').write_text(lists['last'])
+  (where / 'data.json').unlink()
+  assert ensemble._n_best_file(run.path, data, {}).read_text() == lists['last']
 
 
 @pytest.mark.parametrize(('flags', 'message'), [

@@ -104,6 +104,22 @@ def test_the_command_reports_rows_averages_and_what_was_skipped(
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')
+def test_the_flags_of_decoding_and_checkpoint_name_the_folder(
+    tmp_path, monkeypatch, qa, groups):
+  run = tmp_path / 'run'
+  (run / 'checkpoints').mkdir(parents=True)
+  files.write_json(run / 'config.json', {})
+  one = {'here': {'one': groups['here']['one']}}
+  for flags, name in (([], 'mine'), (
+      ['--decode.n_best=2', '--checkpoint=3'], 'mine.n_best-2.checkpoint-3')):
+    result = command(tmp_path, monkeypatch, qa, one, f'--workdir={run}',
+                     '--output=', *flags)
+    assert result.code == 0, result.err
+    title, *_ = (run / 'suites' / name / 'suite.md').read_text().splitlines()
+    assert title == f'# {run} on the suite {name}'
+
+
+@pytest.mark.filterwarnings('ignore:the load_module')
 @pytest.mark.parametrize(('sets', 'more', 'message'), [
     ({'a': 'x.json'}, (), 'a suite is {group: {name: data SPEC}}'),
     ({'a': {}}, (), 'none of them empty'), ({}, (), 'none of them empty'),

@@ -1,5 +1,6 @@
 """Tests that conversion to Hugging Face and back is bit for bit equal."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -18,6 +19,7 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import heads
 from qa_jax import input_pipeline
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
@@ -249,6 +251,36 @@ def test_the_model_card_has_no_figure_of_a_threshold_chosen_on_its_questions(
   _, header, _ = body.split('---\n', 2)
   assert [[m['value'] for m in result['metrics']] for result in yaml.safe_load(
       header)['model-index'][0]['results']] == [[50.0, 51.0], [90.0, 91.0]]
+
+
+def test_the_model_card_has_only_evaluations_of_its_weights(
+    run, tmp_path, capsys):
+  other = shutil.copytree(run, tmp_path / 'run')
+  for folder, step in (('test', 0), ('later', 3)):
+    files.write_json(other / 'eval' / folder / 'metrics.json', {
+        'exact_match': 1.0, 'f1': 2.0, 'total': 12})
+    run_directory.record_step(other / 'eval' / folder, step)
+  body = hugging_face.model_card(hugging_face.read_source(str(other)))
+  assert '| dev |' in body and '| test |' in body and 'later' not in body
+  assert (f'{other}/eval/later is the evaluation of step 3, not of step 0: the '
+          'model card leaves it out') in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('decode', 'sentence'), [
+    ({'null_rule': 'never'}, 'every question gets one (null rule `never`).'),
+    ({'null_rule': 'min_null', 'null_threshold': -1.5},
+     'there is none if the score of the null rule `min_null`, that of `[CLS]` '
+     'minus that of the best answer, exceeds the null threshold -1.5.'),
+    ({'null_rule': 'posterior', 'null_threshold': 0.0},
+     'there is none if the score of the null rule `posterior` exceeds the null '
+     'threshold 0.')])
+def test_the_model_card_says_when_there_is_no_answer(theirs, decode, sentence):
+  one = source('independent', theirs)
+  config = config_lib.override(one.model.config.to_dict(), {
+      f'decode.{name}': value for name, value in decode.items()})
+  one = dataclasses.replace(one, model=dataclasses.replace(
+      one.model, config=config_lib.check_config(config)))
+  assert sentence in hugging_face.model_card(one)
 
 
 def test_damaged_metrics_are_named_and_nothing_is_written(run, tmp_path):

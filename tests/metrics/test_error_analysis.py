@@ -202,6 +202,60 @@ def test_seeds_are_compared_in_pairs():
   assert 'mcnemar' not in difference
 
 
+@pytest.mark.parametrize(('text', 'start'), [
+    ('Bob', -1), ('Bob', 7), (' Bob', 7), ('Bob  met\tEve', 24)])
+def test_answers_stand_where_the_alignment_finds_them(text, start):
+  """No offset, a wrong offset, and white space that is not the context's."""
+  asked = Example('0', 'Who?', CONTEXT, (GoldAnswer(text, start),))
+  right = ' '.join(text.split())
+  n_best = lambda text: {'0': {'windows': 1, 'answers': spans(text)}}
+  analysis = error_analysis.analyse_errors([asked], {'0': right}, n_best(right))
+  assert analysis['exact_match']['mean'] == 100
+  assert analysis['boundaries'] == {
+      'start': 100, 'end': 100, 'span': 100, 'text_elsewhere': 0, 'splice': 0,
+      'in_candidates': 100, 'recombined': 0}
+  fifth = str(1 + 5 * CONTEXT.index(right) // len(CONTEXT))
+  assert [*analysis['slices']['place of the answer, fifth of the context']
+          ] == [fifth]
+  wider = f'{right} in'
+  error, = error_analysis.list_errors([asked], {'0': wider}, n_best(wider))
+  assert error.kind == 'boundary'
+  marked = error_report.error_rows([error])[1].rows[1][-1]
+  assert [part for part in marked.parts if part[1]] == [
+      (right, 'both'), (' in', 'prediction')]
+
+
+def test_an_answer_that_is_not_in_the_context_is_an_answer():
+  """MRQA lists answers of which none was detected in the context."""
+  examples = [Example('0', 'Who?', CONTEXT, accepted=('Ada Lovelace',)),
+              example(1, 'Ada')]
+  predicted, na_scores = {'0': 'Bob', '1': 'Ada'}, {'0': -1.0, '1': -2.0}
+  analysis = error_analysis.analyse_errors(
+      examples, predicted, {
+          key: {'windows': 1, 'answers': spans(text)}
+          for key, text in predicted.items()}, na_scores=na_scores)
+  assert not {'no_answer', 'thresholds'} & analysis.keys()
+  assert {name: part['total'] for name, part in analysis['slices'][
+      'place of the answer, fifth of the context'].items()} == {
+          '1': 1, 'not in the context': 1}
+  assert analysis['boundaries']['span'] == 50
+  error, = error_analysis.list_errors(examples, predicted)
+  assert (error.example.id, error.kind) == ('0', 'wrong place')
+
+
+def test_the_coverage_of_a_report_is_that_of_answers_to_all_questions():
+  examples = [example(0, 'Ada'), example(1)]
+  analysis = error_analysis.analyse_errors(
+      examples, {'0': 'Ada', '1': ''},
+      {key: {'windows': 1, 'answers': spans('Ada')} for key in '01'},
+      na_scores={'0': -3.0, '1': 3.0})
+  assert analysis['f1']['mean'] == 100
+  text, = [block.text for block in error_report.error_report_blocks(
+      analysis, 'title') if 'surest' in getattr(block, 'text', '')]
+  assert 'whatever the null threshold' in text
+  assert 'F1 if all questions are answered 50.00' in text
+
+
 @pytest.mark.parametrize(('golds', 'text', 'kind'), [
     (['Ada'], '', 'missed'), ([], 'Bob', 'invented'),
     (['Ada met'], 'met Bob', 'boundary'), (['Ada'], 'met', 'wrong place'),

@@ -7,6 +7,7 @@ to float32.
 
 import json
 import pathlib
+import re
 import time
 
 import numpy as np
@@ -246,6 +247,24 @@ def test_question_without_prediction_gains_nothing_in_the_best_score():
   values = squad.squad_metrics(
       EXAMPLES, {'a': 'x'}, na_scores=dict.fromkeys('abcd', 0.0))
   assert values['best_exact_match'] == 25.0
+
+
+@pytest.mark.parametrize(('predictions', 'na_scores', 'message'), [
+    ({**ANSWERS, 'c': None}, None, "predictions['c'] is None, expected a text"),
+    ({'z': 3}, None, "predictions['z'] is 3, expected a text"),
+    (ANSWERS, {**dict.fromkeys('abd', 0.5), 'c': '0.5'},
+     "na_scores['c'] is '0.5', expected a number"),
+    (ANSWERS, dict.fromkeys('abcd', float('nan')), 'is nan, expected')])
+def test_a_value_of_another_type_is_named(predictions, na_scores, message):
+  with pytest.raises(errors.UserError, match=re.escape(message)):
+    squad.squad_metrics(EXAMPLES, predictions, na_scores=na_scores)
+
+
+def test_na_scores_may_be_numbers_of_numpy():
+  scores = dict(zip('abcd', np.array([0.1, 2, 0.1, 2], np.float32),
+                    strict=True))
+  assert squad.squad_metrics(EXAMPLES, ANSWERS, na_scores=scores)[
+      'no_answer_exact_match'] == 100
 
 
 def test_predictions_for_no_question_are_counted_and_ignored():

@@ -345,6 +345,30 @@ def test_decoding_without_a_model_is_refused(data, argv):
   assert 'n_best' in commands.refusal('evaluate', f'--data={data}', *argv)
 
 
+def test_log_odds_have_the_threshold_of_their_predictions(tmp_path):
+  """At the threshold of the run, its own files score as the run did."""
+  data = examples.write(tmp_path / 'dev.json', [
+      {'id': key, 'question': 'Who?', 'context': 'Ada met Bob.',
+       'answers': [{'text': 'Ada', 'answer_start': 0}] if key == 'a' else [],
+       'is_impossible': key != 'a'} for key in 'abc'])
+  predictions = examples.write(  # at threshold 3
+      tmp_path / 'predictions.json', {'a': 'Ada', 'b': 'Bob', 'c': ''})
+  odds = examples.write(
+      tmp_path / 'na_probs.json', {'a': 2.0, 'b': 0.5, 'c': 3.5})
+  argv = [f'--data={data}', f'--predictions={predictions}']
+  exact = {}
+  for flags in ([], ['--na_threshold=3']):
+    result = commands.command('evaluate', *argv, f'--na_probs={odds}', *flags)
+    assert result.code == 0, result.err
+    exact[bool(flags)] = result.out.splitlines()[0].split()[1]
+    assert ('holds no probabilities' in result.err) == (not flags)
+  assert exact == {True: '66.6667', False: '33.3333'}
+  assert '--na_threshold goes with --na_probs' in commands.refusal(
+      'evaluate', *argv, '--na_threshold=3')
+  assert '--na_threshold=nan' in commands.refusal(
+      'evaluate', *argv, f'--na_probs={odds}', '--na_threshold=nan')
+
+
 def test_an_audit_takes_the_length_of_windows(data):
   assert 'max_length=3 must be in' in commands.refusal(
       'evaluate', f'--data={data}', '--audit', '--max_length=3')

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import re
+import subprocess
 
 import jax
 import numpy as np
@@ -181,6 +182,29 @@ def test_run_record_keeps_no_secret(monkeypatch):
   assert record['environment']['XLA_FLAGS'] == '--xla_dump_to='
   assert all(
       k.startswith(run_record.ENVIRONMENT) for k in record['environment'])
+
+
+def test_run_record_has_new_files_that_git_does_not_know_yet(
+    tmp_path, monkeypatch):
+  git = lambda *words: subprocess.run(
+      ['git', '-C', str(tmp_path), '-c', 'user.name=n', '-c', 'user.email=e',
+       *words], check=True, capture_output=True)
+  for path in ('qa_jax/checkpoints/old.py', 'qa_jax/heads/mine ü.py',
+               'qa_jax/heads/ignored.py', 'configs/mine.py', 'notes.py'):
+    (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / path).write_text(f'# {path}\n')
+  (tmp_path / '.gitignore').write_text('ignored.py\n')
+  git('init')
+  git('add', '.gitignore', 'qa_jax/checkpoints')
+  git('commit', '-m', 'first')
+  (tmp_path / 'qa_jax/checkpoints/old.py').write_text('changed\n')
+  monkeypatch.setattr(run_record, '__file__',
+                      str(tmp_path / 'qa_jax/checkpoints/old.py'))
+  record = run_record.run_record(seed=1, argv=[], devices=jax.devices(),
+                                 hashes={})['git']
+  assert '+changed' in record['diff']
+  assert record['untracked'] == {path: f'# {path}\n' for path in (
+      'qa_jax/heads/mine ü.py', 'configs/mine.py')}
 
 
 def test_run_record_says_what_made_the_numbers():

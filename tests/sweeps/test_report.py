@@ -15,6 +15,7 @@ import pytest
 
 from qa_jax import errors
 from qa_jax.checkpoints import run_directory
+from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.io import files
@@ -420,6 +421,21 @@ def test_costs_are_sums_over_rows_and_means_over_runs(tmp_path):
 def test_best_is_named(runs):
   assert 'Best F1: head=shared, ' in report.report_markdown(
       compare.compare(runs))
+
+
+def test_a_run_that_is_scored_at_an_earlier_checkpoint_is_named(runs):
+  where = [RunDirectory(path).record_evaluation(SPEC) for path in runs]
+  for path in runs:
+    with_rows(path, {'step': 4, 'split': 'eval', 'f1': 30.0})
+  for folder, step in zip(where[:2], (4, 2), strict=True):
+    run_directory.record_step(folder, step)
+  found = compare.compare(runs)
+  line = (f'Scored at an earlier checkpoint than the last one: {runs[1]} '
+          '(step 2 of 4).')
+  assert line in report.headline(found)
+  assert line in report.report_markdown(found).splitlines()
+  run_directory.record_step(where[1], 4)
+  assert 'earlier' not in report.report_markdown(compare.compare(runs))
 
 
 def test_curves_are_drawn_if_there_are_any(runs, tmp_path):

@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 import signal
 import threading
 
@@ -296,6 +297,20 @@ def test_a_complete_run_is_left_as_it_is(finished, capsys):
   assert metrics == files.read_object(
       finished / 'eval' / run_directory.evaluation_name(tiny.config().data.eval)
       / 'metrics.json')
+
+
+def test_a_complete_run_has_no_metrics_of_another_checkpoint(
+    finished, tmp_path):
+  """`evaluate` replaces the evaluation of the last step by that of the best."""
+  run = RunDirectory(shutil.copytree(finished, tmp_path / 'run'))
+  folder = run.evaluation(tiny.config().data.eval)
+  assert run_directory.read_step(folder) == 7
+  last = files.read_object(folder / 'metrics.json')
+  files.write_json(folder / 'metrics.json', {'f1': -1.0})
+  run_directory.record_step(folder, 4)
+  assert train.train(tiny.config(), run.path) == pytest.approx(last)
+  assert run_directory.read_step(folder) == 7
+  assert files.read_object(folder / 'metrics.json') == pytest.approx(last)
 
 
 def test_another_config_is_refused_with_a_table_of_the_differences(finished):
