@@ -438,6 +438,10 @@ def _reason(e: BaseException) -> str:
     where = '--config'  # not in the config file
     if isinstance(e, KeyError) and 'suite' in flags.FLAGS:
       return f'--suite has no group {e.args[0]!r}'
+    if re.match(r'get_config\(\) takes 0 positional arguments', str(e)):
+      flag = 'suite' if 'suite' in flags.FLAGS else 'config'
+      return (f'--{flag}: the file has no variants: leave out the colon and '
+              'the name behind it')
     if isinstance(e, KeyError):
       hint = errors.did_you_mean(e.args[0], get_type_hints(config_lib.Config))
       return f'config has no field {e.args[0]!r}{hint}'

@@ -6,10 +6,10 @@ r"""Converts a checkpoint to a Hugging Face directory or to a run directory.
   python -m experiments.convert_weights --workdir=DIR_OR_HUB_ID \
       --output=runs/theirs --format=qa_jax
 
---workdir is a run directory, a Hugging Face directory or hub id (BERT,
-DistilBERT or ELECTRA as safetensors), or a directory with TensorFlow's
-bert_model.ckpt, bert_config.json and vocab.txt. The conversion needs neither
-TensorFlow nor torch.
+--workdir is a run directory, a Hugging Face directory or hub id with
+safetensors (docs/checkpoints.md lists the architectures), or a directory with
+TensorFlow's bert_model.ckpt, bert_config.json and vocab.txt. The conversion
+needs neither TensorFlow nor torch.
 """
 
 import pathlib

@@ -13,6 +13,7 @@ import shlex
 from absl import flags
 
 from experiments import cli
+from qa_jax import errors
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run.')
 
@@ -29,6 +30,10 @@ def main() -> None:
   workdir = pathlib.Path(WORKDIR.value)
   settings.configure_process()
   qa = cli.load_model(WORKDIR.value)
+  if not qa.config.data.eval:
+    raise errors.UserError(
+        f'{workdir}: config.data.eval is empty, so the run has no held-out '
+        'passage to ask about; use python -m experiments.predict')
   examples = sources.load_examples(qa.config.data.eval)
   context = examples[0].context
   questions = [e for e in examples if e.context == context and e.answers][:2]

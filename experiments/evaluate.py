@@ -6,17 +6,17 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
       [--na_probs=na_probs.json --na_threshold=THRESHOLD]
   python -m experiments.evaluate --data=dev-v2.0.json --audit
 
---workdir also takes a Hugging Face directory or hub id of a
-BertForQuestionAnswering. --data takes a path, a source spec, or several
-joined by +. Results go to WORKDIR/eval/<data>/ or --output; the flags of
-decoding, --checkpoint and --nocalibrated add their values to the name of this
-folder, whose data.json has the step of the checkpoint. Without answers in the
-data, the results are predictions that are not scored. A calibrated run
-predicts at its held-out null threshold; metrics.json has EM and F1 at
-threshold 0, at the held-out one, and at the best one of this data (an oracle).
-With --coordinator, several processes share the questions. --audit runs no
-model: it reports how gold spans became token spans, with the tokenizer and the
-window lengths of --workdir or with a learned vocabulary.
+--workdir also takes a Hugging Face directory or hub id of a model for question
+answering. --data takes a path, a source spec, or several joined by +. Results
+go to WORKDIR/eval/<data>/ or --output; the flags of decoding, --checkpoint and
+--nocalibrated add their values to the name of this folder, whose data.json has
+the step of the checkpoint. Without answers in the data, the results are
+predictions that are not scored. A calibrated run predicts at its held-out null
+threshold; metrics.json has EM and F1 at threshold 0, at the held-out one, and
+at the best one of this data (an oracle). With --coordinator, several processes
+share the questions. --audit runs no model: it reports how gold spans became
+token spans, with the tokenizer and the window lengths of --workdir or with a
+learned vocabulary.
 """
 
 import math

@@ -20,7 +20,8 @@ WORKDIR = flags.DEFINE_string(
 QUESTION = flags.DEFINE_string('question', None, 'The question. (required)')
 SECOND_QUESTION = flags.DEFINE_string(
     'second_question', None, 'A second question about the passage.')
-CONTEXT = flags.DEFINE_string('context', None, 'The passage to answer from.')
+CONTEXT = flags.DEFINE_string(
+    'context', None, 'The passage to answer from. (required)')
 OUTPUT = flags.DEFINE_string('output', None, 'HTML file to write.')
 PNG = flags.DEFINE_string('png', None, 'PNG file to write.')
 N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
@@ -34,8 +35,9 @@ def main() -> None:
   from qa_jax.runtime import settings
   from qa_jax.serving import inspect_page
 
-  if QUESTION.value is None:  # '' is a valid question
-    raise errors.UserError('--question is needed; see --help')
+  for flag in QUESTION, CONTEXT:  # '' is a text, too
+    if flag.value is None:
+      raise errors.UserError(f'--{flag.name} is needed; see --help')
   outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
   for path in outputs:
     files.check_writable(path)
@@ -58,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, model=True, required=('workdir', 'output', 'context'))
+  cli.run(main, model=True, required=('workdir', 'output'))

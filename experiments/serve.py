@@ -6,7 +6,7 @@ r"""Answers questions over HTTP and serves a page for asking them.
 The paths are POST /answer and /spans, and GET /health, /metrics, /openapi.json
 and / (the page). Concurrent questions are answered in one batch. The answers
 equal those of experiments.predict, except that they are whole words
-(decode.whole_words). Needs `pip install qa_jax[serve]`.
+(decode.whole_words). Needs `pip install -e '.[serve]'`.
 """
 
 import dataclasses
@@ -53,7 +53,7 @@ def main() -> None:
     from qa_jax.serving import server
   except ModuleNotFoundError as e:
     raise errors.UserError(
-        f'{e.name} is not installed; pip install "qa_jax[serve]"') from None
+        f"{e.name} is not installed; pip install -e '.[serve]'") from None
   with server.bind_socket(HOST.value, PORT.value) as listener:
     settings.configure_process()
     qa = cli.load_model(WORKDIR.value)

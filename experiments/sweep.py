@@ -8,7 +8,8 @@ r"""Trains variants of a config with several seeds, to be compared.
 sweep() of the config file yields the variants, the default first, unless
 --sampler=random or tpe draws them from search_space(). A trial is a run in
 WORKDIR/trials; the same command again completes the sweep. --engine=population
-trains trials that differ only in seed, learning rate or decay as one program.
+makes one program of the trials that differ only in seed, learning rate or
+weight decay.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -13,6 +13,9 @@ import tokenize
 from qa_jax import config
 
 SHORTEST = 25  # characters of a phrase; a shorter sentence says too little
+# A sentence that begins with one of these values explains it. Most are defaults
+# that stand for another value.
+EXPLAINED = ('0 ', "'' ", '() ', 'auto ')
 
 
 @functools.cache
@@ -31,12 +34,14 @@ def comments() -> dict[str, str]:
 
 
 def phrase(path: str) -> str:
-  """Returns the first sentence about a config field, without its full stop."""
+  """Returns the first sentence about a config field, and each of EXPLAINED.
+
+  The last one has no full stop.
+  """
   shown = ''
-  for sentence in re.split(r'(?<=[.?!])\s+', comments()[path]):
-    shown += ' ' * bool(shown) + sentence
-    if len(shown) >= SHORTEST:
-      break
+  for sentence in re.split(r'(?<=[.?!])(?<!et al\.)\s+', comments()[path]):
+    if len(shown) < SHORTEST or sentence.startswith(EXPLAINED):
+      shown += ' ' * bool(shown) + sentence
   return shown.removesuffix('.')
 
 

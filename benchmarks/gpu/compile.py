@@ -1,6 +1,6 @@
 r"""Compiles the train step for an H100, without a GPU, and lists its kernels.
 
-  pip install '.[gpu-compile]'
+  pip install -e '.[gpu-compile]'
   python -m benchmarks.gpu.compile --preset=base --batch=32 --length=384
 
 Takes a quarter of a minute for --preset=tiny and some minutes for base on two

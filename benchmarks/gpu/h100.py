@@ -58,8 +58,8 @@ def device() -> jax.Device:
   except Exception as e:  # jax raises several types where no plugin is found
     raise errors.UserError(
         'jax cannot compile for a GPU here: '
-        f'{str(e).splitlines()[0][:200]}; install the extra: pip install '
-        '".[gpu-compile]", with jax 0.11') from None
+        f'{str(e).splitlines()[0][:200]}; install the extra: pip install -e '
+        "'.[gpu-compile]', with jax 0.11") from None
   return described.devices[0]
 
 

@@ -288,7 +288,7 @@ def _import_tensorflow(directory: pathlib.Path) -> types.ModuleType:
   except ImportError as e:
     raise errors.UserError(
         f'{directory} is a TensorFlow checkpoint, which needs the package '
-        f"{e.name}; pip install 'qa_jax[tensorflow]'") from None
+        f"{e.name}; pip install -e '.[tensorflow]'") from None
 
 
 def _tensorflow_prefix(directory: pathlib.Path) -> pathlib.Path:

@@ -48,6 +48,8 @@ class Example:
   # Whether an empty list of answers, without is_impossible, made the question
   # `impossible`. It is counted in the audit and is not a part of the question.
   unmarked: bool = dataclasses.field(default=False, compare=False, repr=False)
+  # Whether the id is the number of the question in a file without ids.
+  numbered: bool = dataclasses.field(default=False, compare=False, repr=False)
 
   @property
   def article(self) -> str:
@@ -173,7 +175,7 @@ def finish_examples(placed: Iterable[tuple[str, Example]],
         f"{nameless[0]} has no 'id'; {len(placed) - len(nameless)} of "
         f'{len(placed)} questions have one: give one to all or to none')
   if nameless:
-    examples = [dataclasses.replace(e, id=str(n))
+    examples = [dataclasses.replace(e, id=str(n), numbered=True)
                 for n, e in enumerate(examples)]
   unmarked = sum(e.unmarked for e in examples)
   if unmarked == len(examples):

@@ -6,6 +6,7 @@ split="validation")`, or several joined by "+": a mixture.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+import dataclasses
 import hashlib
 import os
 import pathlib
@@ -44,14 +45,6 @@ def squad_json(*, path: str, impossible: bool = True,
       (placed for at, entry in tables.read_json(pathlib.Path(path))
        for placed in _entry(entry, at, locate_answers)), path)
   return [e for e in examples if impossible or not e.impossible]
-
-
-def parse_squad(data: dict[str, Any], path: str) -> list[Example]:
-  """Returns the examples of decoded SQuAD JSON; messages begin with `path`."""
-  return examples_lib.finish_examples((
-      placed for a, article in enumerate(
-          required_field(data, 'data', list, path))
-      for placed in _entry(article, f'{path}: data[{a}]', False)), path)
 
 
 Placed = Iterator[tuple[str, Example]]  # (place for messages, example)
@@ -154,6 +147,9 @@ SOURCES: dict[str, Callable[..., list[Example]]] = {
 def load_examples(spec: str) -> list[Example]:
   """Reads all examples of a data SPEC, in the order of its parts.
 
+  In a mixture, the number of a question without an id follows the index of its
+  part: '1-0' is the first question of the second part.
+
   Raises:
     UserError: the SPEC or the data is wrong, a question id occurs twice, or
       there is no question.
@@ -164,7 +160,10 @@ def load_examples(spec: str) -> list[Example]:
         and not os.path.exists(part)):
       raise errors.UserError(
           f'{part}: No such file or directory, in the mixture {spec!r}')
-  examples = [e for part in parts for e in _load_part(part)]
+  examples = [
+      dataclasses.replace(e, id=f'{index}-{e.id}')
+      if e.numbered and len(parts) > 1 else e
+      for index, part in enumerate(parts) for e in _load_part(part)]
   seen: set[str] = set()
   for example in examples:
     if example.id in seen:

@@ -141,7 +141,8 @@ def _csv(path: pathlib.Path, delimiter: str = ',') -> Rows:
 
 def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
   """Returns a CSV row with decoded optional cells; an empty cell is None."""
-  row['title'] = row.get('title') or None
+  for name in ('id', 'title'):
+    row[name] = row.get(name) or None
   for name in ('answers', 'is_impossible'):
     if row.get(name, '').strip().lower() in MISSING:
       row[name] = None
@@ -209,7 +210,7 @@ def _arrow_rows(path: pathlib.Path,
     import pyarrow.parquet
   except ImportError:
     raise errors.UserError(
-        f"{path}: takes pyarrow to read; pip install 'qa_jax[arrow]'") from None
+        f"{path}: takes pyarrow to read; pip install -e '.[arrow]'") from None
   try:
     with open(path, 'rb') as stored:
       table = read(pyarrow, stored)

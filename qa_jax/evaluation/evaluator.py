@@ -47,6 +47,7 @@ class Evaluator:
     self._model, self._config, self._mesh = model, config, mesh
     self._calibration = calibration
     self._uncalibrated_threshold = uncalibrated_threshold
+    self.declined = 0  # number of questions, in the last evaluation
 
   @property
   def chosen_on_these_questions(self) -> bool:
@@ -84,6 +85,7 @@ class Evaluator:
         examples, answers_lib.answer_texts(examples, answers),
         None if decode.null_rule == 'never' else {
             e.id: float(answers.na_score[i]) for i, e in enumerate(examples)})
+    self.declined = int(predictions.declined(threshold).sum())
     blind = examples_lib.is_blind(examples)
     metrics = {} if blind else predictions.metrics(threshold)
     if calibration and not blind:
@@ -159,7 +161,14 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
     console.say('warning: the threshold was chosen on these very questions')
   params = devices.put_tree(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device
-  return evaluator.evaluate(params, output=output, progress=progress)
+  metrics = evaluator.evaluate(params, output=output, progress=progress)
+  examples = windows.examples
+  if evaluator.declined and not examples_lib.is_blind(examples) and not any(
+      e.impossible for e in examples):
+    console.say(f'{evaluator.declined} of {len(examples)} questions are '
+                'declined, though all have answers; --decode.null_rule=never '
+                'answers every question')
+  return metrics
 
 
 def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]

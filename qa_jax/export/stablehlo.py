@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import hashlib
 import json
 import pathlib
+import re
 from typing import Any
 
 import flax.traverse_util
@@ -86,8 +87,9 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
   search: below these, the shapes of the search depend on the window length.
   """
   longest = config.data.max_length
-  counts = [v for spec in (config.decode.search, config.model.head)
-            for v in registry.parse_spec(spec)[1].values() if type(v) is int]
+  # Arguments may be specs, such as answerability(base="conditional(beam=64)").
+  counts = [int(count) for spec in (config.decode.search, config.model.head)
+            for count in re.findall(r'(?<![\w.])\d[\d_]*(?![\w.])', spec)]
   shortest = min(longest, max(
       32, config.decode.max_answer_length, config.decode.n_best, *counts))
   if shortest == longest:

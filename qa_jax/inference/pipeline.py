@@ -59,9 +59,10 @@ class QuestionAnswering:
     """Returns the answers to questions as dicts.
 
     A dict has `score`, `start`, `end` and `answer`. One question gives a dict,
-    or a list of dicts if `top_k` is above 1. Several questions give a list of
-    these, and a generator of questions gives a generator of them. `score` is
-    the posterior of the answer among all spans of all windows of its context.
+    or a list of dicts if `top_k` is above 1 and there are several answers.
+    Several questions give a list of these, and a generator of questions gives a
+    generator of them. `score` is the posterior of the answer among all spans of
+    all windows of its context. The answer to a context without tokens is ''.
 
     Questions are `question=…, context=…` (texts, or lists of equal length, or
     several questions of one context), or dicts with these keys, or objects
@@ -186,7 +187,10 @@ def _answer(qa: predict.QA, options: Options, questions: Iterable[Any]
 
 def _result(answer: predict.Answer, options: Options
             ) -> dict[str, Any] | list[dict[str, Any]]:
-  """Returns the `top_k` best answers; a single one is no list."""
+  """Returns the `top_k` best answers; a single one is no list.
+
+  A context without a token has the empty answer.
+  """
   merged: dict[str, dict[str, Any]] = {}  # lower-cased text → best place
   for candidate in answer.n_best:
     row = merged.setdefault(candidate['text'].lower(), {
@@ -194,7 +198,7 @@ def _result(answer: predict.Answer, options: Options
         'answer': candidate['text']})
     row['score'] = min(row['score'] + candidate['probability'], 1.0)
   rows = list(merged.values())
-  if options.handle_impossible_answer:
+  if options.handle_impossible_answer or not rows:
     rows.append({'score': answer.null_probability, 'start': 0, 'end': 0,
                  'answer': ''})
   rows = sorted(rows, key=lambda row: -row['score'])[:options.top_k]

@@ -31,6 +31,10 @@ from qa_jax.runtime import compilation
 from qa_jax.runtime import console
 
 QUESTION_FIELDS = ('question', 'context', 'id')  # of a row of questions
+# Fields of config.data that affect a trained model: how it cuts, batches and
+# caches windows. The others belong to training or to the tokenizer.
+DATA_OPTIONS = ('max_length', 'window_overlap', 'max_question_length',
+                'buckets', 'packing', 'cache')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,11 +228,15 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   null rules and searches that the config of the run may import. A run that
   names another package is refused, since a directory is data.
 
-  `overrides` replace fields of config.decode and config.data, such as
-  `max_answer_length=10` or `null_rule='never'`, and config.model.attention.
-  Without `attention`, the attention of the run is used if this machine
-  supports it, and `auto` otherwise. A UserError is raised if `source` is
-  nothing of these, is damaged, or is an encoder without a span head.
+  `overrides` replace fields of config.decode, such as `max_answer_length=10` or
+  `null_rule='never'`, of config.data (`max_length`, `window_overlap`,
+  `max_question_length`, `buckets`, `packing` and `cache`), and
+  config.model.attention. Without `attention`, the attention of the run is used
+  if this machine supports it, and `auto` otherwise.
+
+  Raises:
+    UserError: `source` is nothing of these, is damaged, or is an encoder
+      without a span head, or an option is unknown or wrong.
   """
   if not isinstance(source, (str, os.PathLike)):
     raise errors.UserError(
@@ -309,13 +317,15 @@ def _load_pretrained(run: RunDirectory, source: str | os.PathLike[str],
 def _override(config: config_lib.Config,
               overrides: dict[str, Any]) -> config_lib.Config:
   values = config.to_dict()
-  fields = {'decode': values['decode'], 'data': values['data'],
+  fields = {'decode': tuple(values['decode']), 'data': DATA_OPTIONS,
             'model': ('attention',)}
   for key, value in overrides.items():
     groups = [group for group, names in fields.items() if key in names]
     if not groups:
       known = [name for names in fields.values() for name in names]
       raise errors.UserError(
+          f'load() has no option {key!r}; it takes {", ".join(known)}'
+          if key in values['data'] else
           f'load() has no option {key!r}{errors.did_you_mean(key, known)}')
     values[groups[0]][key] = value
   return config_lib.check_config(values)

@@ -77,8 +77,8 @@ def plot_spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
   are left out. The first column is [CLS] with probability and score of null,
   unless the null rule is `never`. All blocks have one colour scale. `by_layer`
   adds the start and end scores that the head computes from each encoder layer,
-  if it can. Blocks of few tokens stand side by side. A context without a token
-  is a UserError.
+  if it can. Blocks of few tokens stand side by side. A context without a token,
+  or without any score to draw, is a UserError.
   """
   by_layer = by_layer and all(v.start_by_layer is not None for _, v, _ in views)
   if not all(v.context_mask.any() for _, v, _ in views):
@@ -88,6 +88,8 @@ def plot_spans(views: Sequence[tuple[str, Any, str]], path: pathlib.Path, *,
   count = max(map(len, columns))
   bands = [_band(view, c) for (_, view, _), c in zip(
       views, columns, strict=True)]
+  if any(np.isnan(band).all() for band in bands):  # neither span nor null
+    raise errors.UserError('the context has no legal span to draw')
   lengths = max(map(len, bands))
   heights = [1.4, max(1.2, LENGTH_INCHES * lengths)] + 2 * by_layer * [1.0]
   beside = len(views) if count <= SHORT_TOKENS else 1

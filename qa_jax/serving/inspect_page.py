@@ -37,11 +37,19 @@ def render_page(qa: predict.QA, questions: Sequence[str], context: str,
   """Returns the HTML page of a context with one question, or two side by side.
 
   Heat maps show the tokens near the best spans and, below, all tokens of the
-  window. A UserError is raised if the context has no token.
+  window. A UserError is raised if the context has no token, or if nothing has a
+  score: no legal span, and no null because the null rule is `never`.
   """
   views = [qa.spans(question, context) for question in questions]
   if not views[0].context_mask.any():
     raise errors.UserError('the context has no token to show')
+  decode = qa.config.decode
+  if decode.null_rule == 'never' and not any(
+      np.isfinite(view.band).any() for view in views):
+    raise errors.UserError(
+        'the context has no legal span to show: no span of whole words has at '
+        f'most decode.max_answer_length={decode.max_answer_length} tokens; '
+        'raise it, or set decode.whole_words=False')
   answers = qa.answer_batch([
       {'question': question, 'context': context} for question in questions])
   panels = [_panel(qa, *parts, context=context)
@@ -216,8 +224,8 @@ def _start_scores(views: Sequence[SpanView],
     return []  # windows with different tokens
   rows = []
   for view, answer in zip(views, answers, strict=True):
-    best = answer.n_best[0]
-    if place := view.locate(best['start'], best['end']):
+    best = answer.n_best[0] if answer.n_best else None  # None: no legal span
+    if best and (place := view.locate(best['start'], best['end'])):
       n = place[0] - int(view.context_mask.argmax())
       row = {'token': view.tokens[place[0]], 'scores': [
           float(v.start[v.context_mask][n]) for v in views]}

@@ -15,6 +15,7 @@ import safetensors.numpy
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import manager
+from qa_jax.data import examples
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import tokenizer as tokenizer_lib
@@ -103,6 +104,13 @@ SQUAD = {'version': 'v2.0', 'data': [{'title': 'T', 'paragraphs': [{
          'answers': [], 'plausible_answers': []}]}]}]}
 
 
+def squad_examples() -> list[examples.Example]:
+  """Returns the examples of SQUAD."""
+  paragraph, = SQUAD['data'][0]['paragraphs']
+  return [examples.question_example(qa, paragraph['context'], 'T', 'data')
+          for qa in paragraph['qas']]
+
+
 def data(directory: pathlib.Path, count: int, seed: int) -> str:
   """Runs R9: damaged SQuAD files and damaged entries of the feature cache."""
   draw = random.Random(seed)
@@ -132,7 +140,7 @@ def _cache(entry: pathlib.Path, count: int, draw: random.Random) -> int:
       ['Mira lives in Bern.'], vocab_size=60)
   entry.mkdir()
   store.write_store(entry, windows.make_windows(
-      list(sources.parse_squad(SQUAD, 'data')), tokenizer, max_length=32,
+      squad_examples(), tokenizer, max_length=32,
       window_overlap=4, max_question_length=8), {}, with_vocabulary=True)
   tally = 0
   for path in sorted(entry.iterdir()):

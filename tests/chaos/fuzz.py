@@ -252,7 +252,7 @@ def bodies(directory):
   return call
 
 
-QUESTIONS = list(sources.parse_squad(damage.SQUAD, 'data'))
+QUESTIONS = damage.squad_examples()
 SAID = {'a': 'Bern', 'b': ''}
 SURE = {'a': 0.1, 'b': -3.5}
 NBEST = {'id': 'a', 'null_score': 1.5, 'windows': 1, 'answers': [

@@ -355,7 +355,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, package):
   monkeypatch.setitem(sys.modules, package, None)
   message = refusal(hugging_face.read_checkpoint, GOLDEN / 'tf1_bert')
   assert message.endswith(
-      f"needs the package {package}; pip install 'qa_jax[tensorflow]'")
+      f"needs the package {package}; pip install -e '.[tensorflow]'")
 
 
 def test_two_checkpoints_in_one_directory_are_refused(tmp_path):

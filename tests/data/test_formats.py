@@ -173,8 +173,23 @@ def test_numbers_are_those_of_the_whole_file(tmp_path):
   examples = sources.load_examples(
       f'squad_json(path="{spec}", impossible=False)')
   assert [e.id for e in examples] == ['0', '2']
-  assert "the question id '0' stands there twice" in refusal(
-      sources.load_examples, f'{spec}+{spec}')
+
+
+def test_numbers_in_a_mixture_follow_the_index_of_their_part(tmp_path):
+  rows = [{k: v for k, v in row.items() if k != 'id'} for row in ROWS]
+  plain = write(tmp_path, 'SQuAD', rows)
+  for name in ('named', 'more'):
+    (tmp_path / name).mkdir()
+  named = write(tmp_path / 'named', 'SQuAD', ROWS)
+  more = write(tmp_path / 'more', 'CSV', rows)
+  load = lambda spec: [e.id for e in sources.load_examples(spec)]
+  own = ['262', '263', '264']
+  assert load(f'{plain}+{named}+{more}') == [
+      '0-0', '0-1', '0-2', *own, '2-0', '2-1', '2-2']
+  assert load(f'articles(of="{more}")+articles(of="{plain}+{more}")') == [
+      '0-0', '0-1', '0-2', '1-0-0', '1-0-1', '1-0-2', '1-1-0', '1-1-1', '1-1-2']
+  assert "the question id '262' stands there twice" in refusal(
+      sources.load_examples, f'{named}+{named}')
 
 
 @pytest.mark.parametrize('form', ['SQuAD', 'list', 'JSON lines'])

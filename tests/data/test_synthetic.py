@@ -96,11 +96,20 @@ def test_sentences_make_passages_of_several_windows():
   assert len(example.context.split()) > 800
 
 
+@pytest.mark.parametrize('seed', range(5))
+def test_the_longest_passage_has_enough_years(seed):
+  example = synthetic.synthetic(
+      size=1, seed=seed, sentences=synthetic.MAX_SENTENCES, subjects=8,
+      facts=8)[0]
+  assert example.context.count('.') >= synthetic.MAX_SENTENCES
+
+
 @pytest.mark.parametrize(('arguments', 'message'), [
     ({'size': 0}, r'size=0 must be an integer in 1'),
     ({'facts': 9}, r'facts=9 must be an integer in 1 … 8'),
     ({'size': 1.5}, r'size=1.5 must be an integer'),
     ({'impossible': 2}, r'impossible=2 must be a number in 0 … 1'),
+    ({'sentences': 2001}, r'sentences=2001 must be an integer in 0 … 2000'),
     ({'seed': 'a'}, r"seed='a' must be an integer"),
     ({'kinds': 'person,boat'}, r"unknown kind 'boat'"),
     ({'paraphrases': 0}, r'paraphrases=0 must be an integer in 1'),

@@ -209,13 +209,23 @@ def test_strings_may_be_large_or_a_dictionary(tmp_path):
   assert sources.load_examples(spec) == EXAMPLES
 
 
+def test_an_empty_cell_of_ids_is_missing(tmp_path):
+  blank = [{**row, 'id': ''} for row in ROWS]
+  spec = write(tmp_path / 'a.csv', csv_text(blank))
+  assert [e.id for e in sources.load_examples(spec)] == ['0', '1', '2']
+  write(tmp_path / 'a.csv', csv_text([ROWS[0], *blank[1:]]))
+  assert "a.csv:7 has no 'id'; 1 of 3 questions have one" in refusal(
+      sources.load_examples, spec)
+  lines = write(tmp_path / 'a.jsonl', jsonl([ROWS[0], *blank[1:]]))
+  assert 'a.jsonl:2.id is empty' in refusal(sources.load_examples, lines)
+
+
 START = {'text': ['Mira'], 'answer_start': [len(CONTEXT) + 1]}
 WITHOUT = {k: v for k, v in ROWS[1].items() if k != 'context'}
 
 
 @pytest.mark.parametrize('name', ['a.csv', 'a.jsonl'])
 @pytest.mark.parametrize(('row', 'message'), [
-    ({**ROWS[1], 'id': ''}, 'id is empty'),
     ({**ROWS[1], 'answers': START}, 'answers[0].answer_start is 46, outside'),
     ({**ROWS[1], 'answers': {'text': ['a'], 'answer_start': [True]}},
      'answer_start is bool, expected int'),
@@ -320,7 +330,7 @@ def test_what_is_no_table_is_one_line(path, message):
 def test_missing_library_is_one_line_with_its_extra(tmp_path, monkeypatch):
   path = write(tmp_path / 'a.parquet', WRITERS['a.parquet'](ROWS))
   monkeypatch.setitem(sys.modules, 'pyarrow', None)
-  assert "pip install 'qa_jax[arrow]'" in refusal(sources.load_examples, path)
+  assert "pip install -e '.[arrow]'" in refusal(sources.load_examples, path)
   assert sources.load_examples(write(tmp_path / 'a.csv',
                                      csv_text(ROWS))) == EXAMPLES
 

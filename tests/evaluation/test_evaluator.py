@@ -22,6 +22,7 @@ from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.decoding import null_rules
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import decode as decode_lib
+from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
@@ -361,6 +362,22 @@ def test_without_a_null_rule_there_are_no_na_probs(tmp_path):
   assert not any('best' in name for name in values)
   predictions = predictions_lib.read_predictions(tmp_path / 'predictions.json')
   assert [k for k, v in predictions.items() if not v] == ['q1']
+
+
+@pytest.mark.parametrize(('which', 'rule', 'said'), [
+    ('answered', 'min_null', '1 of 3 questions are declined'),
+    ('answered', 'never', ''), ('all', 'min_null', ''),
+    ('blind', 'min_null', '')])
+def test_declined_answers_are_said_if_all_questions_have_one(
+    which, rule, said, capsys):
+  examples = {'all': EXAMPLES, 'answered': EXAMPLES[::2], 'blind': [
+      dataclasses.replace(e, answers=()) for e in EXAMPLES[::2]]}[which]
+  config = lookup.make_config(null_rule=rule, null_threshold=-4.0)
+  qa = predict.QA(model_for(rule), lookup.PARAMS, lookup.TOKENIZER, config)
+  evaluator.evaluate_windows(qa, cut(examples), output=None)
+  err = capsys.readouterr().err
+  assert (said in err and '--decode.null_rule=never' in err) if said else (
+      'declined' not in err)
 
 
 @pytest.mark.parametrize(('spec', 'name'), [

@@ -262,6 +262,13 @@ def test_every_head_search_and_size_is_lowered(fields):
   assert str(length) == ('30' if longest == 30 else 'l')
 
 
+def test_a_count_of_a_nested_head_bounds_the_windows():
+  (exported, shortest), _ = lowered(
+      make('answerability(base="conditional(beam=40, width=6)")'))
+  assert shortest == 40
+  assert str(exported.in_avals[-4].shape[1]) == 'l'
+
+
 def test_spans_and_normaliser_equal_those_of_decode(loaded):
   model = make(null_rule='posterior')
   (exported, _), params = lowered(model)

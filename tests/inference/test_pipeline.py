@@ -106,6 +106,16 @@ def test_answers_are_whole_words_by_default(pipe):
   assert all(map(whole, words)) and not all(map(whole, parts))
 
 
+@pytest.mark.parametrize('options', [
+    {}, {'top_k': 3}, {'handle_impossible_answer': True}], ids=str)
+def test_a_context_without_a_token_has_the_empty_answer(pipe, options):
+  empty = pipe('a', '  ', **options)
+  assert empty == {
+      'score': float('handle_impossible_answer' in options), 'start': 0,
+      'end': 0, 'answer': ''}
+  assert pipe(question=['a', 'b'], context='  ', **options) == [empty, empty]
+
+
 def test_options_of_the_pipeline_hold_for_its_calls(directory, pipe):
   other = qa_jax.pipeline(model=predict.load(directory), top_k=2, batch_size=1,
                           device='cpu', padding='longest')

@@ -260,6 +260,12 @@ def test_load_takes_sizes_and_case_from_the_directory(qa):
 
 @pytest.mark.parametrize(('options', 'message'), [
     ({'n_bst': 3}, "no option 'n_bst'.*'n_best'"),
+    *(({name: value}, f"no option '{name}'; it takes .*n_best.* max_length, "
+       'window_overlap, max_question_length, buckets, packing, cache')
+      for name, value in (
+          ('lowercase', False), ('vocab', '/nonexistent'), ('eval', 'x'),
+          ('train', 'x.json'), ('vocab_size', 999),
+          ('windows_without_answer', 'drop'))),
     ({'n_best': 0}, 'n_best=0 must be in 1 … 1000000'),
     ({'n_best': 10**20}, 'must be in 1 … 1000000'),
     ({'max_answer_length': 10**20}, 'must be in 1 … 1000000'),

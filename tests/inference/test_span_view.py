@@ -165,4 +165,7 @@ def test_plot_is_drawn_with_any_tokens(spec, tmp_path):
   assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG'
   with pytest.raises(errors.UserError, match='no token'):
     plots.plot_spans([('', qa.spans('', ''), '')], tmp_path / 'b.png')
+  qa = random_model.random_qa(spec, max_answer_length=1, whole_words=True)
+  with pytest.raises(errors.UserError, match='no legal span'):
+    plots.plot_spans([('', qa.spans('', 'banner'), '')], tmp_path / 'b.png')
   assert not (tmp_path / 'b.png').exists()

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from qa_jax.data import sources
 from qa_jax.serving import service
 from tests.common import commands
 from tests.common import examples
+from tests.common import random_model
 from tests.common import tiny
 
 COMMANDS = sorted(p.stem
@@ -95,7 +97,7 @@ def test_help_is_short_and_marks_required_flags(name):
   result = commands.command(name, '--help')
   assert result.code == 0 and not result.err
   lines = result.out.splitlines()
-  assert len(lines) < (160 if 'Config fields' in result.out else 70)
+  assert len(lines) < (175 if 'Config fields' in result.out else 70)
   assert max(map(len, lines)) <= 80
   assert f'python -m experiments.{name}' in result.out
   marked = [flag for flag, text in help_entries(result.out).items()
@@ -136,7 +138,18 @@ def test_help_of_train_has_every_field_with_the_values_of_the_config(config):
   assert plain['model.head'].endswith(" ['independent']")
   assert given['model.head'].endswith(" ['mlp']")
   assert given['optim.clip_norm'] == (
-      'Norm to which a longer gradient is scaled down [1.0]')
+      'Norm to which a longer gradient is scaled down. 0 turns clipping off '
+      '[1.0]')
+  for name, end in (
+      ('parallel.num_devices', 'together. 0 takes all of them [0]'),
+      ('model.hidden_size', '0 takes it from preset or init_from [0]'),
+      ('model.init_from', "'' trains from scratch ['']"),
+      ('model.position_base', 'Vaswani et al. (2017) have 10000. 0 draws them '
+       'as the other weights [0.0]'),
+      ('data.buckets', 'padded to. () suits the platform: max_length alone on '
+       'a CPU, else four lengths [()]'),
+      ('data.packing', "packed rows, else rows ['auto']")):
+    assert plain[name].endswith(end)
 
 
 @pytest.mark.parametrize(('argv', 'code', 'message'), [
@@ -163,6 +176,7 @@ for name in sys.argv[1:]:
     except SystemExit as e:
       assert not e.code, (name, e.code)
   flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
+sys.argv = ['experiments', '--help']
 runpy.run_module('experiments', run_name='__main__')
 print('loaded', *{m.partition('.')[0] for m in sys.modules})
 """
@@ -175,6 +189,21 @@ print('loaded', *{m.partition('.')[0] for m in sys.modules})
               'tokenizers', 'starlette'} & {*loaded.split()}
   assert [line.split()[0] for line in listed[1:]] == COMMANDS
   assert all(line.endswith('.') for line in listed[1:])
+
+
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['train', '--config=a b'],
+     "use python -m experiments.train '--config=a b'"),
+    (['trian'], "unknown command 'trian'; did you mean 'train'?"),
+    (['--config=a'], "unknown command '--config=a'; known: analyze, ")])
+def test_a_space_in_place_of_the_dot_is_a_mistake(argv, message, capsys,
+                                                  monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['experiments', *argv])
+  with pytest.raises(SystemExit) as e:
+    runpy.run_module('experiments', run_name='__main__')
+  out, err = capsys.readouterr()
+  assert (e.value.code, out) == (2, '') and err.count('\n') == 1
+  assert err.startswith(f'error: {message}')
 
 
 @pytest.mark.parametrize('argv', [
@@ -458,6 +487,14 @@ def test_demo_prints_scores_answers_and_a_command_that_answers_again(run):
     assert (run / 'plots' / f'{name}.png').is_file()
 
 
+def test_demo_of_a_run_without_held_out_data_is_one_line(tmp_path):
+  qa = random_model.random_qa('independent')
+  random_model.write_run(dataclasses.replace(qa, config=config_lib.check_config(
+      config_lib.override(qa.config.to_dict(), {'data.eval': ''}))), tmp_path)
+  assert f'{tmp_path}: config.data.eval is empty' in commands.refusal(
+      'demo', f'--workdir={tmp_path}')
+
+
 def test_predict_answers_one_question(run):
   result = commands.command('predict', f'--workdir={run}',
                             '--question=Who built it?',
@@ -690,7 +727,8 @@ def test_config_file_with_an_error_is_one_line(tmp_path, content, message):
     (str(commands.ROOT / 'configs'),
      'error: --config: [Errno 21] Is a directory', 1),
     (f'{commands.ROOT}/configs/squad2.py:nope', 'choose base, large,', 2),
-    (f'{commands.ROOT}/configs/quickstart.py:nope', '0 positional arguments', 2)
+    (f'{commands.ROOT}/configs/quickstart.py:nope',
+     'error: --config: the file has no variants: leave out the colon', 2)
 ])
 def test_config_that_is_not_there_is_one_line(tmp_path, path, message, code):
   assert message in commands.refusal('train',

@@ -282,6 +282,18 @@ def test_a_context_without_tokens_is_refused(context):
     rendered(context=context)
 
 
+def test_a_context_without_a_legal_span_is_shown_with_its_null_score():
+  long_words = 'banner translates'  # several tokens each
+  strict = {'max_answer_length': 1, 'whole_words': True}
+  tree = rendered(QUESTION, 'Who?', context=long_words, null_rule='min_null',
+                  **strict)
+  assert [e[2] for e in tree.find('p', 'answer')] == ['→ (no answer)'] * 2
+  for questions in ((QUESTION,), (QUESTION, 'Who?')):
+    with pytest.raises(errors.UserError, match='at most '
+                       r'decode\.max_answer_length=1 tokens'):
+      rendered(*questions, context=long_words, **strict)
+
+
 # --- the command
 
 
@@ -309,6 +321,9 @@ def test_command_writes_the_page_and_the_picture(run, tmp_path):
     ({'question': None}, '--question is needed'),
     ({'context': None}, '--context is needed'),
     ({'context': ' '}, 'no token to show'),
+    ({'context': ''}, 'no token to show'),
+    ({'context': 'banner', 'decode.whole_words': True,
+      'decode.max_answer_length': 1}, 'no legal span to show'),
     ({'question': '\udcff'}, 'question holds a lone surrogate'),
     ({'output': '{tmp}'}, 'a directory, expected a file'),
     ({'n_best': 0}, 'n_best=0 must be in 1 … 1000000'),
