@@ -225,9 +225,8 @@ def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
   `scores` are the shapes of the head's scores in training. An objective must
   not leave pair or null scores of the head untrained.
   """
-  has = {part: getattr(scores, part) is not None
-         for part in ('pair', 'null', 'boundary')}
-  has['conditional'] = scores.conditional
+  has = {part: getattr(scores, part) not in (None, False)
+         for part in objectives.base.NEEDS}
   if missing := sorted(need for need in objective.needs if not has[need]):
     return f'needs a head with {" and ".join(missing)} scores'
   if objective.scores_other_spans and scores.conditional:
@@ -250,12 +249,16 @@ def check_objective(objective_spec: str, head_spec: str
   """Returns the objective of a spec string if it fits the head.
 
   Raises:
-    UserError: a spec string is wrong, the objective cannot train the head, or
-      it needs spans that are longer than the head scores.
+    UserError: a spec string is wrong, the objective cannot train the head, it
+      needs spans that are longer than the head scores, or an imported one
+      demands or reads what there is not, or returns no loss per window.
   """
   objective = registry.build(
       objectives.OBJECTIVES, objective_spec, what='objective',
       kind=objectives.Objective)
+  for need in objective.needs:
+    errors.check_choice(f'objective {objective_spec!r}', 'needs', need,
+                        objectives.base.NEEDS)
   scores = nesting.score_shapes(
       registry.build(heads.HEADS, head_spec, what='head', kind=nn.Module),
       training=True)
@@ -271,13 +274,30 @@ def check_objective(objective_spec: str, head_spec: str
         f'config.model.head={head_spec!r}. Heads that fit: {fitting_heads}; '
         f'objectives that fit this head: {fitting_objectives}')
   # Tracing the loss raises the errors that depend on arguments in the specs.
-  one = jax.ShapeDtypeStruct((1,), jnp.int32)
-  mask = jax.ShapeDtypeStruct((1, 2), jnp.bool_)
-  jax.eval_shape(objective.loss, scores, {
+  windows, length = nesting.WINDOWS
+  one = jax.ShapeDtypeStruct((windows,), jnp.int32)
+  mask = jax.ShapeDtypeStruct((windows, length), jnp.bool_)
+  batch = {
       'context_mask': mask, 'start_mask': mask, 'start_positions': one,
-      'end_positions': one, 'context_start': one, 'group': one, 'step': one,
-      'draw': jax.ShapeDtypeStruct((1,), jnp.float32),
-      'gold_spans': jax.ShapeDtypeStruct((1, 1, 2), jnp.int32)})
+      'end_positions': one, 'context_start': one, 'step': one,
+      'draw': jax.ShapeDtypeStruct((windows,), jnp.float32),
+      'gold_spans': jax.ShapeDtypeStruct((windows, 1, 2), jnp.int32),
+      **({'group': one} if objective.needs_whole_questions else {})}
+  try:
+    loss = jax.eval_shape(objective.loss, scores, batch)
+  except KeyError as e:
+    if e.args[0] in batch:
+      raise
+    raise errors.UserError(
+        f'objective {objective_spec!r} reads batch[{e.args[0]!r}], but a loss '
+        f'gets {", ".join(sorted(batch))}' + (
+            '; group needs needs_whole_questions=True'
+            if e.args[0] == 'group' else '')) from None
+  shape = getattr(loss, 'shape', None)
+  errors.require(
+      shape == (windows,),
+      f'objective {objective_spec!r} returns a loss of shape {shape} for '
+      f'{windows} windows, expected one loss a window, [B] = ({windows},)')
   return objective
 
 
@@ -302,6 +322,19 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
         f'config.decode.max_answer_length={decode.max_answer_length} exceeds '
         f'the {pair.shape[-1]} lengths that the head scores; lower it or widen '
         'the head')
+
+
+def untrained_lengths(config: config_lib.Config,
+                      objective: objectives.Objective) -> str:
+  """Returns a line about decoded spans that training leaves out, '' if none."""
+  longest = config.decode.max_answer_length
+  trained = objective.max_answer_length
+  if trained is None or longest <= trained:
+    return ''
+  return (f'config.decode.max_answer_length={longest} exceeds '
+          f'max_answer_length={trained} of the objective: longer spans are '
+          'decoded, but never trained unless they are gold; set both to one '
+          'value')
 
 
 def _null_advice() -> str:

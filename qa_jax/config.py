@@ -130,8 +130,9 @@ class Data:
 class Train:
   """The length of training, its batches, and its regular work."""
 
-  # Number of windows in an update, over all devices and micro-steps; the mean
-  # number if data.packing is rows.
+  # Number of windows in an update, over all devices and micro-steps. If
+  # data.packing is rows, the mean number comes as near to it as a whole number
+  # of packed rows for each device and micro-step allows.
   batch_size: int = 32
   # Number of windows of max_length in an evaluation batch, over all devices;
   # batches of shorter windows have as many tokens. 0 suits the platform.

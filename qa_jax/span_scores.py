@@ -66,6 +66,21 @@ def softmax_domain(context_mask: jax.Array) -> jax.Array:  # [B, L] bool
   return context_mask | (jnp.arange(context_mask.shape[1]) == 0)[None]
 
 
+def mask_padding(scores: SpanScores,
+                 attention_mask: jax.Array) -> SpanScores:  # [B, L]
+  """Returns scores whose start and end are MASKED at padding.
+
+  [CLS] is never masked: in a padding row it keeps the null score finite and
+  the largest score, so that no metric of the row overflows.
+  """
+  tokens = softmax_domain(attention_mask > 0)
+  mask = lambda x: jnp.where(tokens, x, MASKED)
+  return scores.replace(
+      start=mask(scores.start), end=mask(scores.end),
+      boundary=scores.boundary and mask_padding(
+          scores.boundary, attention_mask))
+
+
 def masked_logsumexp(x: jax.Array, mask: jax.Array,
                      axis: int | tuple[int, ...]) -> jax.Array:
   """Computes log Σ exp over `mask`; it is about MASKED if `mask` is empty."""

@@ -143,6 +143,23 @@ class TrainBatches:
     count = self._planner.rows * self.devices * self.accumulation
     return f'{mean:.1f} windows on average, packed in {count} rows of {rows}'
 
+  def rounding_note(self) -> str:
+    """Returns a line if the mean of an update is far from `batch_size`.
+
+    It is '' up to 10 %.
+    """
+    mean = len(self.indices) / len(self._plan)
+    if not self._planner or abs(mean - self.batch_size) <= self.batch_size / 10:
+      return ''
+    return (f'train.batch_size={self.batch_size}, but an update has '
+            f'{mean:.1f} windows on average: with data.packing=rows each of '
+            f'{self.devices * self.accumulation} shards has whole rows')
+
+  @property
+  def depends_on_devices(self) -> bool:
+    """Returns whether the windows of an update depend on the devices."""
+    return bool(self._planner) or self.group_questions
+
   @property
   def mean_length(self) -> float:
     """Returns the mean row length in tokens over the batches of this epoch."""

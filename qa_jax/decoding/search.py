@@ -125,14 +125,14 @@ def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
 def top_k(*, k: int = 20) -> Search:
   """Builds the search of the k best starts times the k best ends.
 
-  Starts and ends are chosen among *all* positions and masked afterwards, as in
-  run_squad.py (Devlin et al., 2019) and run_qa.py of transformers. Positions
-  of the question, [CLS] and padding can be among the k, so that legal spans
-  are missed. If none is left, every slot is invalid, where BERT returns the
-  text "empty". There are four more differences: k need not equal `n_best`;
-  equal scores are ordered as in the other searches here, not by rank of start
-  and end; candidates with equal texts are not merged (see `decode.merge`);
-  padding reaches to the bucket length, not to `max_length`.
+  Starts and ends are chosen among *all* tokens and masked afterwards, as in
+  run_squad.py (Devlin et al., 2019) and run_qa.py of transformers. Tokens of
+  the question and [CLS] can be among the k, so that legal spans are missed. If
+  none is left, every slot is invalid, where BERT returns the text "empty".
+  There are four more differences: k need not equal `n_best`; equal scores are
+  ordered as in the other searches here, not by rank of start and end;
+  candidates with equal texts are not merged (see `decode.merge`); padding is
+  never a candidate before a token, since the model sets its scores to MASKED.
   """
   errors.check_at_least(1, "search 'top_k'", k=k)
   return _restricted(lambda scores, start_mask, end_mask: (

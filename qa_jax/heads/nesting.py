@@ -11,18 +11,23 @@ from qa_jax import registry
 from qa_jax.span_scores import HeadInput
 from qa_jax.span_scores import SpanScores
 
+WINDOWS = 2, 8  # [B, L] of the batch whose scores `score_shapes` describes
 Heads = Mapping[str, Callable[..., nn.Module]]  # a table such as HEADS
 
 
 def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
   """Computes the shapes of the scores of `head`, without running it.
 
-  In training a head gets the gold start.
+  In training a head gets the gold start. The encoder has common sizes, since a
+  head may need several layers, or a width that its attention heads divide.
   """
-  hidden = jax.ShapeDtypeStruct((1, 2, 2), jnp.float32)
+  windows, length = WINDOWS
+  hidden = jax.ShapeDtypeStruct((windows, length, 768), jnp.float32)
   inputs = HeadInput(
-      layers=(hidden, hidden), context_mask=jax.ShapeDtypeStruct((1, 2), bool),
-      gold_start=jax.ShapeDtypeStruct((1,), jnp.int32) if training else None)
+      layers=(hidden,) * 25,  # of 24 layers
+      context_mask=jax.ShapeDtypeStruct(WINDOWS, bool),
+      gold_start=(jax.ShapeDtypeStruct((windows,), jnp.int32) if training
+                  else None))
   # The key is made inside eval_shape, so that no array is put on a device.
   scores = jax.eval_shape(lambda inputs: head.init_with_output(
       jax.random.key(0), inputs), inputs)[0]
@@ -34,9 +39,9 @@ def score_shapes(head: nn.Module, *, training: bool) -> SpanScores:
   for part in ('start', 'end'):
     shape = getattr(getattr(scores, part), 'shape', None)
     errors.require(
-        shape == (1, 2),
-        f'head {name!r} returns {part} scores of shape {shape} for one window '
-        'of 2 tokens, expected [B, L] = (1, 2)')
+        shape == WINDOWS,
+        f'head {name!r} returns {part} scores of shape {shape} for {windows} '
+        f'windows of {length} tokens, expected [B, L] = {WINDOWS}')
   return scores
 
 

@@ -12,7 +12,8 @@ all but `step` and `draw`, which the train step adds):
   gold_spans       [B, G, 2] int32  all gold spans, inclusive; padded with -1
   context_start    [B] int32        position in the context of token 0 ([CLS]);
                                     negative in the first window of a question
-  group            [B] int32        equal in the windows of one question
+  group            [B] int32        equal in the windows of one question; only
+                                    if the objective needs_whole_questions
   step             [B] int32        number of train steps before this one
   draw             [B] float32      random number in [0, 1) of this train step
 
@@ -27,6 +28,8 @@ import jax
 from qa_jax.span_scores import SpanScores
 
 Batch = Mapping[str, jax.Array]
+# The fields of SpanScores that an objective may need.
+NEEDS = ('pair', 'null', 'boundary', 'conditional')
 Loss = Callable[[SpanScores, Batch], jax.Array]  # → [B] float32
 
 
@@ -35,8 +38,7 @@ class Objective:
   """A loss function and its demands on the head and the batch."""
 
   loss: Loss
-  # The fields of SpanScores that the head must return: 'pair', 'null',
-  # 'boundary' or 'conditional'.
+  # The fields of SpanScores that the head must return, of NEEDS.
   needs: frozenset[str] = frozenset()
   # True if the loss adds start and end scores of spans other than the gold
   # span. In training, a conditional head has no scores for them.
@@ -47,3 +49,6 @@ class Objective:
   # True if all windows of a question must be in one batch. Each of them then
   # has the loss of the question, and only one of them has a weight.
   needs_whole_questions: bool = False
+  # Longest span, in tokens, whose score a window without such a gold span
+  # trains. None: the loss has no such limit.
+  max_answer_length: int | None = None

@@ -29,7 +29,9 @@ def cross_entropy(*, domain: str = 'context',
 
   Devlin et al. (2019), section 4.2. The `domain` of the softmaxes is 'context',
   the context tokens and [CLS] (the paper's "words in the paragraph"), or 'all',
-  which includes question and padding, as in the code of BERT and transformers.
+  all tokens of the window, as in the code of BERT and transformers. Their code
+  adds the padding, whose scores are MASKED here, so that a loss depends on
+  neither packing nor buckets.
   The `reduction` is 'mean' (as in the code) or 'sum' (as in the paper).
   """
   errors.check_choice("objective 'cross_entropy'", 'domain', domain, DOMAINS)
@@ -156,10 +158,11 @@ def shared_norm() -> Objective:
   Clark and Gardner (2018). One softmax makes the scores of the windows of a
   question comparable. Windows overlap, so each token counts once, in the window
   that owns it. A gold span, with its end, counts only in the window that owns
-  its start, or in all windows that contain it if none of them owns its start.
-  Other gold spans of the question have no part in this. The [CLS] of every
-  window is in both softmaxes; these are the gold positions of a question
-  without an answer.
+  its start, or in the windows that contain it if none of them owns its start.
+  The start or end of a span that counts is no token of another window, even if
+  that window owns it; the first window has those that spans of several share.
+  The [CLS] of every window is in both softmaxes; these are the gold positions
+  of a question without an answer.
   """
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
     same_question = batch['group'][:, None] == batch['group'][None, :]  # [B, B]
@@ -170,7 +173,8 @@ def shared_norm() -> Objective:
     owns_start = present & jnp.take_along_axis(
         owned, jnp.maximum(golds[..., 0], 0), axis=1)
     # Two windows hold one gold span if it has equal positions in the context.
-    place = golds + batch['context_start'][:, None, None]
+    context_start = batch['context_start']
+    place = golds + context_start[:, None, None]
     same_span = (place[:, :, None, None] == place[None, None]).all(axis=-1)
     same_span &= same_question[:, None, :, None]  # [B, G, B, G]
     elsewhere = (same_span & owns_start[None, None]).any(axis=(2, 3))
@@ -182,14 +186,19 @@ def shared_norm() -> Objective:
       row = span_scores.masked_logsumexp(x, mask, axis=1)
       return span_scores.masked_logsumexp(row[None], same_question, axis=1)
 
-    def boundary_loss(x, positions):  # [B, L], [B, G]
-      gold = _position_mask(positions, counted, x.shape[1])
-      not_counted = _position_mask(positions, present & ~counted, x.shape[1])
-      domain = (owned & ~not_counted) | gold | null
+    def boundary_loss(x, place):  # [B, L], [B, G]
+      # The positions of all counted boundaries in each window, [B, B·G].
+      positions = place.reshape(1, -1) - context_start[:, None]
+      mask_of = lambda windows: _position_mask(positions, (
+          windows[:, :, None] & counted[None]).reshape(len(x), -1), x.shape[1])
+      own = jnp.eye(len(x), dtype=bool)
+      earlier = same_question & (context_start[None] < context_start[:, None])
+      gold = mask_of(own) & ~mask_of(earlier)
+      domain = (owned & ~mask_of(same_question)) | gold | null
       return log_sum(x, domain) - log_sum(x, jnp.where(answered, gold, null))
 
-    return (boundary_loss(scores.start, golds[..., 0])
-            + boundary_loss(scores.end, golds[..., 1])) / 2
+    return (boundary_loss(scores.start, place[..., 0])
+            + boundary_loss(scores.end, place[..., 1])) / 2
 
   return Objective(loss, scores_other_spans=True, needs_whole_questions=True)
 

@@ -9,7 +9,6 @@ longer than the head scores has no pair term.
 """
 
 from collections.abc import Callable
-import functools
 import math
 import operator
 
@@ -28,8 +27,13 @@ from qa_jax.span_scores import softmax_domain
 # (scores, context mask [B, L], gold spans [B, G, 2]) → log-partition, [B].
 LogPartition = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
 
-_span_objective = functools.partial(
-    Objective, scores_other_spans=True, trains_pair_and_null=True)
+
+
+def _span_objective(loss: Loss, max_answer_length: int,
+                    constrained: bool = True, **demands) -> Objective:
+  return Objective(
+      loss, scores_other_spans=True, trains_pair_and_null=True,
+      max_answer_length=max_answer_length if constrained else None, **demands)
 
 
 def span_softmax(*, constrained: bool = True,
@@ -44,16 +48,17 @@ def span_softmax(*, constrained: bool = True,
   If `constrained` is False, p is over all pairs of context tokens and [CLS], in
   any order and of any length. That is CE(start) + CE(end) again.
   """
-  return _span_objective(_loss(_first_gold, _log_partition(
-      'span_softmax', constrained, max_answer_length)))
+  log_partition = _log_partition('span_softmax', constrained, max_answer_length)
+  return _span_objective(_loss(_first_gold, log_partition), max_answer_length,
+                         constrained)
 
 
 def joint(*, constrained: bool = True,
           max_answer_length: int = 30) -> Objective:
   """Computes `span_softmax` with pair scores (Fajcik et al., 2021)."""
   log_partition = _log_partition('joint', constrained, max_answer_length)
-  return _span_objective(_loss(_first_gold, log_partition),
-                         needs=frozenset({'pair'}))
+  return _span_objective(_loss(_first_gold, log_partition), max_answer_length,
+                         constrained, needs=frozenset({'pair'}))
 
 
 def compound(*, constrained: bool = True,
@@ -74,7 +79,8 @@ def compound(*, constrained: bool = True,
         boundary.end, batch['end_positions'], domain)
     return (joint_loss(scores, batch) + start + end) / 3
 
-  return _span_objective(loss, needs=frozenset({'boundary'}))
+  return _span_objective(loss, max_answer_length, constrained,
+                         needs=frozenset({'boundary'}))
 
 
 def marginal(*, over: str = 'span', constrained: bool = True,
@@ -91,7 +97,8 @@ def marginal(*, over: str = 'span', constrained: bool = True,
   log_partition = _log_partition('marginal', constrained, max_answer_length)
   if over == 'boundary':
     return Objective(boundaries.marginal_loss, scores_other_spans=True)
-  return _span_objective(_loss(_all_golds, log_partition))
+  return _span_objective(_loss(_all_golds, log_partition), max_answer_length,
+                         constrained)
 
 
 def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
@@ -116,7 +123,7 @@ def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
         hard, golds.max(axis), jax.nn.logsumexp(golds, axis))
     return _loss(_all_golds, log_partition, combine)(scores, batch)
 
-  return _span_objective(loss)
+  return _span_objective(loss, max_answer_length, constrained)
 
 
 def f1_weighted(*, weight: float = 0.5,
@@ -145,7 +152,7 @@ def f1_weighted(*, weight: float = 0.5,
     return log_partition(scores, mask, golds) - jnp.where(
         answered, log_sum, scores.null_score)
 
-  return _span_objective(loss)
+  return _span_objective(loss, max_answer_length)
 
 
 def _loss(golds_of: Callable[[Batch], jax.Array], log_partition: LogPartition,

@@ -195,12 +195,19 @@ def restore_state(
   state = step_lib.TrainState(
       params=params, **optimizer, key_data=devices_lib.put_tree(
           trainer.state.key_data, shardings.key_data))
-  console.say(f'resuming from step {step} of {trainer.num_steps}')
   if meta['devices'] != len(trainer.devices):
-    regrouped = ('; questions are grouped anew, so this epoch may repeat or '
-                 'skip windows' if trainer.batches.group_questions else '')
-    console.say(f'{meta["devices"]} devices before, {len(trainer.devices)} '
-                f'now: equal but for rounding{regrouped}')
+    changed = f'{meta["devices"]} devices before, {len(trainer.devices)} now'
+    # No batch follows the last step.
+    errors.require(
+        step == trainer.num_steps or not trainer.batches.depends_on_devices,
+        f'the run had {changed}, but the windows of its updates depend on the '
+        'number of devices ('
+        + ('data.packing=rows' if trainer.batches.packing == 'rows' else
+           'the objective keeps questions together')
+        + '); resume it on as many, or choose a new --workdir')
+    console.say(f'{changed}: equal but for rounding'
+                + ' and dropout' * bool(trainer.batches.packing))
+  console.say(f'resuming from step {step} of {trainer.num_steps}')
   counts = {name: tuple(meta[name]) for name in ('skipped', 'losses')
             if name in meta}
   return state, counts, meta['position']
@@ -235,8 +242,8 @@ def open_run(trainer: Trainer, config: config_lib.Config,
   locks.
 
   Raises:
-    UserError: the directory cannot be written or is locked, or another process
-      cannot see it.
+    UserError: the directory cannot be written or is locked, another process
+      cannot see it, or its run began with other data.
   """
   def write(path: pathlib.Path) -> None:
     directory = RunDirectory(path)
@@ -267,7 +274,35 @@ def open_run(trainer: Trainer, config: config_lib.Config,
       directory.failure_file.unlink(missing_ok=True)
   store = manager.Checkpoints(directory.checkpoints)
   stack.callback(store.close)
+  _check_inputs(trainer, directory, store)
   return store
+
+
+def _check_inputs(trainer: Trainer, directory: RunDirectory,
+                  store: manager.Checkpoints) -> None:
+  """Compares the inputs of a run with those with which it began.
+
+  Hashes that run.json lacks, as in runs of older code, are not compared.
+
+  Raises:
+    UserError: the vocabulary or the training data differ, or, before the first
+      checkpoint, the weights of model.init_from.
+  """
+  if not directory.record_file.is_file():
+    return
+  stored = directory.read_record().get('sha256', {})
+  changed = [name for name, digest in trainer.hashes.items()
+             if stored.get(name, digest) != digest]
+  names = {'vocabulary': 'the vocabulary', 'train': 'the training data'}
+  differing = [names.get(name, f'config.model.{name}') for name in changed
+               if name in names or (name != 'eval' and not store.latest)]
+  errors.require(
+      not differing,
+      f'{directory.path} began with other inputs: {" and ".join(differing)} '
+      'changed; put back what the run began with, or choose a new --workdir')
+  if 'eval' in changed and processes.is_first_process():
+    console.say(f'{directory.path}: the evaluation data changed since the run '
+                'began, so its metrics before and after cannot be compared')
 
 
 def final_metrics(trainer: Trainer, workdir: pathlib.Path,

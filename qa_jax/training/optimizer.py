@@ -116,8 +116,7 @@ def _skippable(inner: optax.GradientTransformation
 def decay_mask(params: Any) -> Any:
   """Returns a tree of bools: True except for biases and LayerNorm scales."""
   return _map_named(
-      lambda name, _: not re.search(r'(^|/)(bias|layer_norm/scale)$', name),
-      params)
+      lambda name, _: not re.search(r'(^|/)(bias|scale)$', name), params)
 
 
 def layer_scales(params: Any, layer_decay: float, num_layers: int) -> Any:
@@ -127,16 +126,24 @@ def layer_scales(params: Any, layer_decay: float, num_layers: int) -> Any:
   has behind its last layer, layer_decay ** (n - l) for layer l = 0 … n - 1, and
   layer_decay ** (n + 1) for the embeddings (Clark et al., 2020, without the
   off-by-one of its code, electra#51).
+
+  Raises:
+    UserError: an imported encoder has a parameter that is none of these.
   """
   def scale(name: str, _) -> float:
+    if name.startswith('head/'):
+      return 1.0
     layer = re.search(r'(^|/)layer_(\d+)/', name)
     if layer:
       return layer_decay ** (num_layers - int(layer[2]))
     if re.search(r'(^|/)embeddings/', name):
       return layer_decay ** (num_layers + 1)
-    if re.match(r'head/|encoder/final', name):
+    if name.startswith('encoder/final'):
       return 1.0
-    raise AssertionError(f'no layer-wise rate covers parameter {name}')
+    raise errors.UserError(
+        f'config.optim.layer_decay={layer_decay:g} gives no rate to the '
+        f"parameter {name} of the encoder: it is below no module 'layer_N', "
+        "'embeddings' or 'final…'; rename the module or set layer_decay to 1")
   return _map_named(scale, params)
 
 
@@ -144,10 +151,15 @@ def _scale_layers(layer_decay, num_layers) -> optax.GradientTransformation:
   if layer_decay == 1.0:
     return optax.identity()
 
-  def update(updates, params=None):
+  def init(params):
+    layer_scales(params, layer_decay, num_layers)  # raises before any step
+    return optax.EmptyState()
+
+  def update(updates, state, params=None):
+    del params
     scales = layer_scales(updates, layer_decay, num_layers)
-    return jax.tree.map(lambda u, s: u * s, updates, scales)
-  return optax.stateless(update)
+    return jax.tree.map(lambda u, s: u * s, updates, scales), state
+  return optax.GradientTransformation(init, update)
 
 
 def _map_named(fn: Callable[[str, Any], Any], tree: Any) -> Any:

@@ -335,7 +335,9 @@ def build_trainer(config: config_lib.Config) -> Trainer:
       mode=config.parallel.mode, devices=devices,
       axes=dict(config.parallel.mesh),
       deterministic=config.precision.deterministic)
-  notes += state_notes
+  notes += state_notes + [note for note in (
+      parts['batches'].rounding_note(),
+      build.untrained_lengths(config, objective)) if note]
   evaluator = None
   if config.data.eval:
     held_out, note = input_pipeline.load_windows(

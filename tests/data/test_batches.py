@@ -92,6 +92,26 @@ def test_fixed_rows_hold_every_window_once_and_have_one_shape(
     assert lengths.sum() > 0.9 * tokens
 
 
+@pytest.mark.parametrize(('devices', 'size', 'packing', 'mean'), [
+    (4, 12, 'rows', 16.0),  # 3 of 6 tokens a shard: 1.5 rows, rounded to 2
+    (4, 16, 'rows', None), (1, 12, 'rows', None), (4, 12, True, None),
+    (4, 12, False, None)])
+def test_a_line_says_how_far_whole_rows_are_from_the_batch_size(
+    devices, size, packing, mean):
+  window_set = windows.cut(*[windows.example(1)] * 240)
+  stream = batches_lib.TrainBatches(
+      window_set, np.arange(240), size, (12,), seed=0, packing=packing,
+      devices=devices)
+  real = np.mean([(next(stream)['weight'] > 0).sum()
+                  for _ in range(stream.steps_per_epoch)])
+  if mean:
+    assert real == mean
+    assert f'={size}, but an update has {mean} windows on average' in (
+        stream.rounding_note())
+  else:
+    assert not stream.rounding_note() and abs(real - size) <= size / 10
+
+
 @pytest.mark.parametrize('multiple', [1, 4])
 def test_eval_batches_hold_about_as_many_tokens_whatever_their_length(
     multiple):

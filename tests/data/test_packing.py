@@ -10,10 +10,13 @@ import jax
 import numpy as np
 import pytest
 
+from qa_jax import heads
 from qa_jax import objectives
+from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import packing
+from qa_jax.decoding import search
 from qa_jax.inference import decode
 from qa_jax.models import qa
 from qa_jax.training import train
@@ -176,6 +179,87 @@ def test_a_window_does_not_see_its_neighbours_in_the_row(padded):
   first = (packed['segment_ids'].reshape(-1)[packed['first']] == 1)
   np.testing.assert_array_equal(after[first], before[first])
   assert abs(after[~first] - before[~first]).max() > 1e-3
+
+
+@pytest.fixture(scope='module')
+def below_zero(padded):
+  """Returns a model and parameters whose scores of tokens are all negative."""
+  model = padded.model.clone(head=heads.HEADS['biased']())
+  params = qa.init_params(model, jax.random.key(1))
+  params['head'] = {name: {'kernel': 30 * part['kernel'],
+                           'bias': part['bias'] - 40}
+                    for name, part in params['head'].items()}
+  return model, params
+
+
+@pytest.fixture(scope='module')
+def alone(padded, below_zero):
+  """Returns the start and end scores of 6 windows, each alone and unpadded."""
+  model, params = below_zero
+  apply = jax.jit(model.apply)
+  rows = []
+  for window in range(6):
+    length = int(padded.windows.total_lengths[window])
+    scores = apply({'params': params}, **qa.model_inputs(
+        padded.windows.gather(np.array([window]), length)))
+    rows.append((np.float64(scores.start[0]), np.float64(scores.end[0])))
+    assert max(map(np.max, rows[-1])) < 0 and np.ptp(rows[-1][0]) > 1
+  return rows
+
+
+def layout(name, windows):
+  batch = windows.gather(np.arange(6), P + 32 * (name == 'longer'))
+  return batch if name != 'packed' else pack_batch(
+      batch, np.arange(6).reshape(2, -1), P, np.ones(6, bool))
+
+
+@pytest.mark.parametrize('name', ['padded', 'longer', 'packed'])
+def test_a_softmax_over_all_tokens_leaves_padding_out(
+    padded, below_zero, alone, name):
+  batch = layout(name, padded.windows)
+  scores = below_zero[0].apply(
+      {'params': below_zero[1]}, **qa.model_inputs(batch))
+  for spec in ('cross_entropy(domain="all")',
+               'label_smoothing(domain="all", epsilon=0.0)'):
+    loss = registry.build(objectives.OBJECTIVES, spec, what='objective').loss(
+        scores, batch)
+    expected = [
+        np.mean([np.log(np.exp(x).sum()) - x[batch[f'{name}_positions'][row]]
+                 for name, x in zip(('start', 'end'), pair, strict=True)])
+        for row, pair in enumerate(alone)]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['padded', 'longer', 'packed'])
+@pytest.mark.parametrize('k', [2, 20])
+def test_padding_is_not_among_the_best_starts_and_ends(
+    padded, below_zero, alone, name, k):
+  batch = layout(name, padded.windows)
+  scores = below_zero[0].apply(
+      {'params': below_zero[1]}, **qa.model_inputs(batch))
+  context = np.asarray(batch['context_mask'])
+  spans = search.top_k(k=k)(scores, context, context, max_answer_length=5,
+                            n_best=400)
+  empty = 0
+  for row, (start, end) in enumerate(alone):
+    best = [np.argsort(-x)[:k] for x in (start, end)]
+    expected = {(i, j) for i in best[0] for j in best[1]
+                if context[row, i] and context[row, j] and 0 <= j - i < 5}
+    empty += not expected
+    assert expected == {
+        (int(i), int(j)) for i, j, valid in zip(
+            spans.start[row], spans.end[row], spans.valid[row], strict=True)
+        if valid}
+  assert k == 2 or not empty
+
+
+def test_scores_of_a_padding_row_stay_finite(padded, below_zero):
+  batch = padded.windows.gather(np.array([0, -1]), P)
+  scores = below_zero[0].apply(
+      {'params': below_zero[1]}, **qa.model_inputs(batch))
+  mass = span_scores.valid_mass(scores, batch['context_mask'],
+                                max_answer_length=5)
+  assert mass[1] == 1 and scores.null_score[1] > -1e3
 
 
 def losses(workdir, settings) -> list[float]:

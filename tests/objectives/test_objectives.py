@@ -542,8 +542,12 @@ def shared(scores, rows, start, end):
     # Gold span (8, 10) of window 1 is (4, 6) of window 2. Window 2 owns its
     # start, so the end counts there only, even though window 1 owns token 10.
     (([(8, 10)], [(4, 6)]), {(1, 4)}, {(1, 6)}),
-    # No window that contains the span owns its start, so it counts in all.
+    # No window that contains the span owns its start, so it counts there.
     (([(9, 9)], []), {(0, 9)}, {(0, 9)}),
+    # Two spans of two windows share an end, which counts in the first.
+    (([(6, 9), (8, 9)], [(4, 5)]), {(0, 6), (1, 4)}, {(0, 9)}),
+    # The second window owns the end, but does not hold the span.
+    (([(7, 9)], []), {(0, 7)}, {(0, 9)}),
     # No answer in any window.
     (([], []), {(0, 0), (1, 0)}, {(0, 0), (1, 0)}),
     # Another answer in the first window.
@@ -565,10 +569,13 @@ def test_shared_norm_counts_each_token_once(spans, start, end):
   batch['start_mask'][tuple(zip(*owned, strict=True))] = True
   scores = draw(batch=2)
   cells = {*owned, (0, 0), (1, 0)}
-  starts = {c: c in start for c in cells | start}
-  elsewhere = {(w, b) for w in (0, 1) for _, b in spans[w]} - end
-  ends = {c: c in end for c in (cells - elsewhere) | end}
-  loss = shared(scores, rows, starts, ends)
+  place = lambda cell: cell[1] - 4 * (cell[0] == 0)
+
+  def counted(golds):
+    taken = {place(gold) for gold in golds if gold[1]}
+    return {c: c in golds for c in cells | golds
+            if c in golds or not c[1] or place(c) not in taken}
+  loss = shared(scores, rows, counted(start), counted(end))
   check('shared_norm', scores, lambda r: loss, batch)
 
 

@@ -104,6 +104,26 @@ def test_decoding_that_does_not_fit_is_refused_in_one_line(decode, message):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(('objective', 'longest', 'trained'), [
+    ('joint(max_answer_length=10)', 11, 10),
+    ('joint(max_answer_length=10)', 10, None),
+    ('joint(max_answer_length=10, constrained=False)', 11, None),
+    ('span_softmax', 60, 30), ('compound', 60, 30), ('hard_em', 60, 30),
+    ('f1_weighted', 60, 30), ('marginal', 60, 30),
+    ('marginal(over="boundary")', 60, None), ('cross_entropy', 60, None),
+    ('answerability(base="span_softmax(max_answer_length=4)")', 5, 4)])
+def test_a_line_says_which_decoded_lengths_are_not_trained(
+    objective, longest, trained):
+  line = build.untrained_lengths(
+      config_lib.check_config({
+          'train': {'num_steps': 1}, 'decode': {'max_answer_length': longest}}),
+      registry.build(OBJECTIVES, objective, what='objective'))
+  assert bool(line) == bool(trained)
+  if trained:
+    assert f'decode.max_answer_length={longest} exceeds ' in line
+    assert f'max_answer_length={trained} of the objective' in line
+
+
 @pytest.mark.parametrize('rule', null_rules.NULL_RULES)
 def test_every_rule_fits_a_null_that_is_trained_as_a_logit(rule):
   check_decode('answerability', 'answerability', null_rule=rule)

@@ -26,7 +26,9 @@ from tests.common import tiny
 
 reads_a_config = pytest.mark.filterwarnings('ignore:the load_module')
 SOURCE = '''
+import dataclasses
 import flax.linen as nn
+import jax.numpy as jnp
 from qa_jax import heads, objectives, decoding
 from qa_jax.data import Example
 from qa_jax.span_scores import SpanScores
@@ -44,6 +46,30 @@ class Wrong(nn.Module):
   def __call__(self, inputs):
     x = inputs.hidden
     return (x, x) if self.shape == 'tuple' else SpanScores(x, x)
+
+class Usual(nn.Module):
+  kind: str
+  @nn.compact
+  def __call__(self, inputs):
+    x = inputs.hidden
+    if self.kind == 'last_four':
+      x = jnp.concatenate(inputs.layers[-4:], axis=-1)
+    if self.kind == 'attention':
+      x = nn.LayerNorm()(x + nn.MultiHeadDotProductAttention(12)(x))
+    scores = nn.Dense(2)(x)
+    return SpanScores(scores[..., 0], scores[..., 1])
+
+def faulty(kind: str):
+  base = objectives.OBJECTIVES['cross_entropy']()
+  change = {
+      'needs': {'needs': frozenset({'pairs'})},
+      'mean': {'loss': lambda s, b: base.loss(s, b).mean()},
+      'transposed': {'loss': lambda s, b: s.start.sum(axis=0)},
+      'weight': {'loss': lambda s, b: base.loss(s, b) * b['weight']},
+      'group': {'loss': lambda s, b: base.loss(s, b) * b['group']},
+      'whole': {'loss': lambda s, b: base.loss(s, b) * b['group'],
+                'needs_whole_questions': True}}
+  return dataclasses.replace(base, **change[kind])
 
 def loss(**options): return objectives.OBJECTIVES['cross_entropy'](**options)
 def rule(): return decoding.NullRule(lambda w: -w.best[w.first])
@@ -83,7 +109,7 @@ def test_every_kind_of_constructor_may_be_imported(package):
 
 @pytest.mark.parametrize(('spec', 'message'), [
     ('my_project:Wrong', "head 'my_project:Wrong' returns tuple, expected"),
-    ('my_project:Wrong(shape="3d")', r'start scores of shape \(1, 2, 2\)'),
+    ('my_project:Wrong(shape="3d")', r'start scores of shape \(2, 8, 768\)'),
     ('my_project:nothing', "'my_project:nothing' returns NoneType, expected"),
     ('my_project:Doubled(factr=1.0)', "no argument 'factr'; did you mean"),
     ('my_project:Doubled(factor="x")', "factor='x', expected float"),
@@ -96,6 +122,26 @@ def test_a_wrong_constructor_is_one_line(package, spec, message):
   with pytest.raises(errors.UserError, match=message) as e:
     build.check_objective('cross_entropy', spec)
   assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['last_four', 'attention'])
+def test_a_head_of_several_layers_or_attention_heads_is_accepted(
+    package, kind):
+  build.check_objective('cross_entropy', f'my_project:Usual(kind="{kind}")')
+
+
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('needs', "needs='pairs'; did you mean 'pair'"),
+    ('mean', r'returns a loss of shape \(\) for 2 windows, expected one loss'),
+    ('transposed', r'a loss of shape \(8,\) for 2 windows'),
+    ('weight', r"reads batch\['weight'\], but a loss gets context_mask, "),
+    ('group', r"reads batch\['group'\].*; group needs needs_whole_questions")])
+def test_a_faulty_objective_is_one_line(package, kind, message):
+  spec = f'my_project:faulty(kind="{kind}")'
+  with pytest.raises(errors.UserError, match=message) as e:
+    build.check_objective(spec, 'independent')
+  assert '\n' not in str(e.value) and spec in str(e.value)
+  build.check_objective('my_project:faulty(kind="whole")', 'independent')
 
 
 @pytest.mark.parametrize(('spec', 'message'), [

@@ -2,7 +2,9 @@
 
 import dataclasses
 
+from flax import linen as nn
 from flax import traverse_util
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -83,6 +85,45 @@ def test_layer_rates_are_powers_counted_from_the_head():
   assert scales['encoder']['layer_11']['mlp']['kernel'] == 0.5
   assert scales['encoder']['layer_1']['mlp']['kernel'] == 0.5**11
   assert scales['encoder']['embeddings']['word']['embedding'] == 0.5**13
+
+
+class FlaxHead(nn.Module):
+  """The modules of a user's head, with names that an encoder has too."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.MultiHeadDotProductAttention(2, name='layer_0')(x)
+    return nn.Dense(1, name='embeddings')(nn.LayerNorm()(x))
+
+
+@pytest.fixture(scope='module')
+def head_params():
+  return {'head': FlaxHead().init(jax.random.key(0), jnp.ones((1, 3, 4)))[
+      'params']}
+
+
+def test_a_head_trains_at_the_full_rate_whatever_its_modules_are_called(
+    head_params):
+  assert {'layer_0', 'embeddings'} <= head_params['head'].keys()
+  scales = optimizer.layer_scales(head_params, 0.5, 12)
+  assert set(jax.tree.leaves(scales)) == {1.0}
+
+
+def test_the_layer_norm_of_flax_escapes_decay(head_params):
+  mask = optimizer.decay_mask(head_params)['head']
+  assert mask['LayerNorm_0'] == {'scale': False, 'bias': False}
+  assert mask['embeddings'] == {'kernel': True, 'bias': False}
+
+
+def test_an_encoder_parameter_without_a_rate_is_refused_at_the_start():
+  params = {'encoder': {'pooler': {'kernel': jnp.ones(2)}}}
+  tx = lambda decay: optimizer.adamw(
+      optax.constant_schedule(0.1), layer_decay=decay, num_layers=2)
+  with pytest.raises(errors.UserError, match=(
+      r'layer_decay=0.5 gives no rate to the parameter encoder/pooler/kernel.* '
+      'set layer_decay to 1')):
+    tx(0.5).init(params)
+  tx(1.0).init(params)
 
 
 def test_first_update_is_adamw_by_hand():

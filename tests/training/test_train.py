@@ -243,6 +243,87 @@ def test_a_run_goes_on_with_another_number_of_devices(
       assert a['loss'] == pytest.approx(b['loss'], rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize(('fields', 'why'), [
+    ({'data': {**tiny.FIELDS['data'], 'packing': 'rows'}}, 'data.packing=rows'),
+    ({'objective': 'shared_norm'}, 'the objective keeps questions together')])
+def test_a_plan_of_the_devices_does_not_go_on_with_another_number(
+    tmp_path, monkeypatch, capsys, fields, why):
+  devices = jax.devices()
+  config = tiny.config(parallel={'num_devices': 0},
+                       train={**tiny.FIELDS['train'], 'num_steps': 3}, **fields)
+
+  def use_devices(count):
+    monkeypatch.setattr(trainer_lib, 'select_train_devices',
+                        lambda _: devices[:count])
+  use_devices(2)
+  runs.train_until_killed(config, tmp_path, 3)
+  use_devices(1)
+  with pytest.raises(errors.UserError, match=(
+      rf'2 devices before, 1 now, .*\({why}\); resume it on as many')):
+    train.train(config, tmp_path)
+  use_devices(2)
+  metrics = train.train(config, tmp_path)
+  use_devices(1)  # A complete run reads no batch.
+  assert train.train(config, tmp_path) == metrics
+  assert 'is complete at step 3' in capsys.readouterr().err
+
+
+QUESTIONS = [
+    {'id': str(i), 'question': 'Who came?', 'context': f'{name} came home.',
+     'answers': [{'text': name, 'answer_start': 0}]}
+    for i, name in enumerate(['Ada', 'Eve', 'Bob', 'Kim', 'Leo', 'Mia'] * 2)]
+
+
+def write_questions(path: pathlib.Path, rows=None) -> None:
+  path.write_text(''.join(
+      json.dumps(row) + '\n' for row in rows or QUESTIONS))
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+  """Returns the config, data and directory of a run killed after step 2."""
+  data = tmp_path / 'train.jsonl', tmp_path / 'eval.jsonl'
+  for path in data:
+    write_questions(path)
+  config = tiny.config(
+      data={**tiny.FIELDS['data'], 'train': str(data[0]), 'eval': str(data[1])},
+      train={**tiny.FIELDS['train'], 'num_steps': 3})
+  runs.train_until_killed(config, tmp_path / 'run', 3)
+  return config, data, tmp_path / 'run'
+
+
+def test_a_run_does_not_go_on_with_other_training_data(interrupted):
+  config, (train_data, _), workdir = interrupted
+  write_questions(train_data, [
+      {**QUESTIONS[0], 'context': 'Ada saw a zebra.'}, *QUESTIONS[1:9]])
+  with pytest.raises(errors.UserError, match=(
+      'began with other inputs: the vocabulary and the training data changed; '
+      r'put back .* or choose a new --workdir')) as e:
+    train.train(config, workdir)
+  assert '\n' not in str(e.value)
+  record = files.read_object(workdir / 'run.json')
+  write_questions(train_data)
+  train.train(config, workdir)
+  assert files.read_object(workdir / 'run.json') == record
+
+
+def test_other_evaluation_data_are_named(interrupted, capsys):
+  config, (_, eval_data), workdir = interrupted
+  write_questions(eval_data, QUESTIONS[:5])
+  train.train(config, workdir)
+  assert 'the evaluation data changed since the run' in capsys.readouterr().err
+
+
+def test_a_run_whose_record_has_no_hashes_goes_on(interrupted):
+  config, (train_data, _), workdir = interrupted
+  record = files.read_object(workdir / 'run.json')
+  files.write_json(workdir / 'run.json', {
+      k: v for k, v in record.items() if k != 'sha256'})
+  # The vocabulary is learned from the set of words, which stays.
+  write_questions(train_data, QUESTIONS[::-1])
+  assert train.train(config, workdir)
+
+
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory) -> pathlib.Path:
   """Trains the tiny config to its end; returns the run directory."""
