@@ -117,7 +117,7 @@ class Data:
   # Packing of several windows into rows of max_length tokens: False, True (with
   # batch_size windows in each update), rows (with a fixed number of rows, as
   # many as batch_size windows need on average), or auto. auto is False on a CPU
-  # and for attention that takes no packed rows, else rows.
+  # and for an attention or objective that takes no packed rows, else rows.
   packing: bool | str = 'auto'
   # Training on windows that do not hold the answer of their question: cls
   # labels them with the span at [CLS], drop leaves them out.
@@ -324,7 +324,9 @@ def packing(config: Config, platform: str) -> bool | str:
   """
   if config.data.packing != 'auto':
     return config.data.packing
-  padded = platform in ('', 'cpu') or config.model.attention == 'cudnn'
+  padded = (platform in ('', 'cpu') or config.model.attention == 'cudnn'
+            # Such an objective normalises over padding.
+            or re.search(r'domain *= *[\'"]all', config.objective))
   return False if padded else 'rows'
 
 

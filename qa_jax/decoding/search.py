@@ -132,7 +132,7 @@ def top_k(*, k: int = 20) -> Search:
   There are four more differences: k need not equal `n_best`; equal scores are
   ordered as in the other searches here, not by rank of start and end;
   candidates with equal texts are not merged (see `decode.merge`); padding is
-  never a candidate before a token, since the model sets its scores to MASKED.
+  never a candidate before a token, since decoding sets its scores to MASKED.
   """
   errors.check_at_least(1, "search 'top_k'", k=k)
   return _restricted(lambda scores, start_mask, end_mask: (

@@ -24,6 +24,7 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import registry
+from qa_jax import span_scores
 from qa_jax.data import windows
 from qa_jax.decoding import candidates
 from qa_jax.decoding import search
@@ -59,12 +60,14 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
     context_mask = (position >= begin) & (position < end)
     start_mask, end_mask = start_mask & context_mask, end_mask & context_mask
     head_starts = start_mask if decode.whole_words else None
+    attention_mask = (position <= end).astype(jnp.int32)
     scores = model.apply(
         {'params': flax.traverse_util.unflatten_dict(params, sep='/')},
-        token_ids=token_ids, attention_mask=(position <= end).astype(jnp.int32),
+        token_ids=token_ids, attention_mask=attention_mask,
         token_type_ids=context_type * (
             (position >= begin) & (position <= end)).astype(jnp.int32),
         context_mask=context_mask, start_mask=head_starts)
+    scores = span_scores.mask_padding(scores, attention_mask)
     fields = candidates.window_candidates(
         find, scores, start_mask, end_mask, n_best=decode.n_best,
         longest=decode.max_answer_length,

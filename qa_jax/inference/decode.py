@@ -11,6 +11,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax import registry
+from qa_jax import span_scores
 from qa_jax.data import batch_plans
 from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
@@ -58,9 +59,10 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
   def run(params, batch, temperatures):
     starts = batch['start_mask']
     ends = batch.get('end_mask', batch['context_mask'])
-    scores = model.apply(
+    scores = span_scores.mask_padding(model.apply(
         {'params': params}, **qa.model_inputs(batch),
-        start_mask=starts if 'end_mask' in batch else None)
+        start_mask=starts if 'end_mask' in batch else None),
+                                      batch['attention_mask'])
     masks = starts, ends
     fields = candidates.window_candidates(
         find, scores, *masks, longest=longest, n_best=n_best,

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax import span_scores
 from qa_jax.models.dropout import DropoutKeys
 from qa_jax.models.encoders import EncoderConfig
 from qa_jax.span_scores import HeadInput
@@ -71,10 +70,9 @@ class QAModel(nn.Module):
       start_mask: jax.Array | None = None) -> SpanScores:  # [B, L] bool
     """Computes the span scores of every window.
 
-    `start_mask` is that of HeadInput. Padding has the start and end scores
-    span_scores.MASKED, in padded and in packed batches. There is dropout only
-    with a `dropout_key`; its masks then depend on `rows`, or on
-    `packed.packed_row` in a packed batch.
+    `start_mask` is that of HeadInput.
+    There is dropout only with a `dropout_key`; its masks then depend on `rows`,
+    or on `packed.packed_row` in a packed batch.
     """
     keys = None
     if dropout_key is not None:
@@ -89,14 +87,13 @@ class QAModel(nn.Module):
           packed.unpack, attention_mask=attention_mask)
       if getattr(self.head, 'token_wise', False):
         # Only scores move from packed rows to windows: D times fewer bytes.
-        return span_scores.mask_padding(
-            jax.tree.map(unpack, self._score(HeadInput(
-                layers, jnp.zeros_like(segments, bool)))), attention_mask)
+        return jax.tree.map(unpack, self._score(HeadInput(
+            layers, jnp.zeros_like(segments, bool))))
       layers = tuple(map(unpack, layers))
     else:
       layers = self._encode(token_ids, token_type_ids, attention_mask, keys)
-    return span_scores.mask_padding(self._score(HeadInput(
-        layers, context_mask, gold_start, start_mask)), attention_mask)
+    return self._score(HeadInput(
+        layers, context_mask, gold_start, start_mask))
 
   def score_zeros(self) -> SpanScores:
     """Computes the span scores of one window whose vectors are zero."""
@@ -130,12 +127,10 @@ class QAModel(nn.Module):
     """
     layers = self._encode(token_ids, token_type_ids, attention_mask)
     count, batch = len(layers), token_ids.shape[0]
-    tile = lambda mask: jnp.tile(mask, (count, 1))
-    by_layer = span_scores.mask_padding(self._score(HeadInput(
-        (jnp.concatenate(layers),) * count, tile(context_mask))),
-                                        tile(attention_mask))
-    return (span_scores.mask_padding(self._score(HeadInput(
-        layers, context_mask, start_mask=start_mask)), attention_mask),
+    by_layer = self._score(HeadInput(
+        (jnp.concatenate(layers),) * count, jnp.tile(context_mask, (count, 1))))
+    return (self._score(HeadInput(
+        layers, context_mask, start_mask=start_mask)),
             by_layer.start.reshape(count, batch, -1),
             by_layer.end.reshape(count, batch, -1))
 

@@ -49,6 +49,8 @@ class Objective:
   # True if all windows of a question must be in one batch. Each of them then
   # has the loss of the question, and only one of them has a weight.
   needs_whole_questions: bool = False
+  # True if the loss depends on the scores of padding, which packed rows lack.
+  reads_padding: bool = False
   # Longest span, in tokens, whose score a window without such a gold span
   # trains. None: the loss has no such limit.
   max_answer_length: int | None = None

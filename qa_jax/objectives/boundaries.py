@@ -29,10 +29,9 @@ def cross_entropy(*, domain: str = 'context',
 
   Devlin et al. (2019), section 4.2. The `domain` of the softmaxes is 'context',
   the context tokens and [CLS] (the paper's "words in the paragraph"), or 'all',
-  all tokens of the window, as in the code of BERT and transformers. Their code
-  adds the padding, whose scores are MASKED here, so that a loss depends on
-  neither packing nor buckets.
-  The `reduction` is 'mean' (as in the code) or 'sum' (as in the paper).
+  which includes question and padding, as in the code of BERT and transformers.
+  Packed rows have no padding, so 'all' needs padded ones. The `reduction` is
+  'mean' (as in the code) or 'sum' (as in the paper).
   """
   errors.check_choice("objective 'cross_entropy'", 'domain', domain, DOMAINS)
   errors.check_choice("objective 'cross_entropy'", 'reduction', reduction,
@@ -44,7 +43,7 @@ def cross_entropy(*, domain: str = 'context',
              + position_loss(scores.end, batch['end_positions'], mask))
     return total / 2 if reduction == 'mean' else total
 
-  return Objective(loss)
+  return Objective(loss, reads_padding=domain == 'all')
 
 
 def conditional(*, domain: str = 'context',
@@ -80,7 +79,7 @@ def label_smoothing(*, epsilon: float = 0.1,
 
     return _soft_loss(scores, batch, domain, target)
 
-  return Objective(loss)
+  return Objective(loss, reads_padding=domain == 'all')
 
 
 def boundary_kernel(*, temperature: float = 1.0,
@@ -108,7 +107,7 @@ def boundary_kernel(*, temperature: float = 1.0,
 
     return _soft_loss(scores, batch, domain, target)
 
-  return Objective(loss)
+  return Objective(loss, reads_padding=domain == 'all')
 
 
 def sigmoid() -> Objective:

@@ -28,7 +28,6 @@ from qa_jax.span_scores import softmax_domain
 LogPartition = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
 
 
-
 def _span_objective(loss: Loss, max_answer_length: int,
                     constrained: bool = True, **demands) -> Objective:
   return Objective(

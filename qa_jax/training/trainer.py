@@ -291,6 +291,12 @@ def build_parts(
   optimizer_lib.make_schedule(config.optim.schedule, learning_rate=1.0,
                               num_steps=1, warmup_fraction=0.0)
   objective = build.check_objective(config.objective, config.model.head)
+  errors.require(
+      not objective.reads_padding or not config_lib.packing(
+          config, jax.default_backend() if platform is None else platform),
+      f'config.objective={config.objective!r} normalises over padding, which '
+      f'packed rows lack: config.data.packing={config.data.packing!r}; set it '
+      'to False')
   if not config.data.train:
     raise errors.UserError('config.data.train is empty; name a data source')
   source = build.init_source(config)

@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+from qa_jax import config as config_lib
+from qa_jax import errors
 from qa_jax import heads
 from qa_jax import objectives
 from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import packing
-from qa_jax.decoding import search
 from qa_jax.inference import decode
 from qa_jax.models import qa
 from qa_jax.training import train
@@ -207,44 +208,23 @@ def alone(padded, below_zero):
   return rows
 
 
-def layout(name, windows):
-  batch = windows.gather(np.arange(6), P + 32 * (name == 'longer'))
-  return batch if name != 'packed' else pack_batch(
-      batch, np.arange(6).reshape(2, -1), P, np.ones(6, bool))
-
-
-@pytest.mark.parametrize('name', ['padded', 'longer', 'packed'])
-def test_a_softmax_over_all_tokens_leaves_padding_out(
-    padded, below_zero, alone, name):
-  batch = layout(name, padded.windows)
-  scores = below_zero[0].apply(
-      {'params': below_zero[1]}, **qa.model_inputs(batch))
-  for spec in ('cross_entropy(domain="all")',
-               'label_smoothing(domain="all", epsilon=0.0)'):
-    loss = registry.build(objectives.OBJECTIVES, spec, what='objective').loss(
-        scores, batch)
-    expected = [
-        np.mean([np.log(np.exp(x).sum()) - x[batch[f'{name}_positions'][row]]
-                 for name, x in zip(('start', 'end'), pair, strict=True)])
-        for row, pair in enumerate(alone)]
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize('name', ['padded', 'longer', 'packed'])
+@pytest.mark.parametrize(('packing_mode', 'longest'), [
+    (False, P), (False, P + 32), (True, P)])
 @pytest.mark.parametrize('k', [2, 20])
 def test_padding_is_not_among_the_best_starts_and_ends(
-    padded, below_zero, alone, name, k):
-  batch = layout(name, padded.windows)
-  scores = below_zero[0].apply(
-      {'params': below_zero[1]}, **qa.model_inputs(batch))
-  context = np.asarray(batch['context_mask'])
-  spans = search.top_k(k=k)(scores, context, context, max_answer_length=5,
-                            n_best=400)
+    padded, below_zero, alone, packing_mode, longest, k):
+  spans = decode.score_windows(*below_zero, padded.windows, config(
+      packing_mode, data={**tiny.FIELDS['data'], 'max_length': longest,
+                          'packing': packing_mode},
+      decode={'search': f'top_k(k={k})', 'n_best': 100,
+              'max_answer_length': 5}))
+  batch = padded.windows.gather(np.arange(6), P)
   empty = 0
   for row, (start, end) in enumerate(alone):
     best = [np.argsort(-x)[:k] for x in (start, end)]
     expected = {(i, j) for i in best[0] for j in best[1]
-                if context[row, i] and context[row, j] and 0 <= j - i < 5}
+                if batch['start_mask'][row, i] and batch['context_mask'][row, j]
+                and 0 <= j - i < 5}
     empty += not expected
     assert expected == {
         (int(i), int(j)) for i, j, valid in zip(
@@ -253,13 +233,21 @@ def test_padding_is_not_among_the_best_starts_and_ends(
   assert k == 2 or not empty
 
 
-def test_scores_of_a_padding_row_stay_finite(padded, below_zero):
-  batch = padded.windows.gather(np.array([0, -1]), P)
-  scores = below_zero[0].apply(
-      {'params': below_zero[1]}, **qa.model_inputs(batch))
-  mass = span_scores.valid_mass(scores, batch['context_mask'],
-                                max_answer_length=5)
-  assert mass[1] == 1 and scores.null_score[1] > -1e3
+@pytest.mark.parametrize('spec', [
+    'cross_entropy(domain="all")', "label_smoothing(domain = 'all')",
+    'boundary_kernel(domain="all")'])
+def test_a_softmax_over_padding_takes_no_packed_rows(spec):
+  for mode in (True, 'rows'):
+    with pytest.raises(errors.UserError, match='normalises over padding'):
+      trainer_lib.build_parts(tiny.config(
+          objective=spec, data={**tiny.FIELDS['data'], 'packing': mode}), 1)
+  auto = tiny.config(objective=spec, data={
+      **tiny.FIELDS['data'], 'packing': 'auto'})
+  assert config_lib.packing(auto, 'gpu') is False
+  assert registry.build(objectives.OBJECTIVES, spec,
+                        what='objective').reads_padding
+  assert not registry.build(objectives.OBJECTIVES, spec.replace(
+      'all', 'context'), what='objective').reads_padding
 
 
 def losses(workdir, settings) -> list[float]:

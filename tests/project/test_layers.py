@@ -34,7 +34,7 @@ ALLOWED = {
     'input_pipeline': 'checkpoints config data errors runtime',
     'inference': (
         'build checkpoints config data decoding errors heads input_pipeline '
-        'io metrics models objectives registry runtime'),
+        'io metrics models objectives registry runtime span_scores'),
     'evaluation': (
         'checkpoints config data decoding errors inference input_pipeline '
         'io metrics models runtime'),
@@ -42,7 +42,7 @@ ALLOWED = {
         'data errors inference input_pipeline io metrics runtime'),
     'export': (
         'build checkpoints config data decoding errors inference io metrics '
-        'models registry runtime'),
+        'models registry runtime span_scores'),
     'training': (
         'build checkpoints config data errors evaluation input_pipeline io '
         'metrics models objectives runtime span_scores'),
