@@ -111,13 +111,13 @@ MUTATIONS: dict[str, Mutation] = {
         'return inner.loss(scores, batch) + extra',
         OBJECTIVES + 'answerability'),
     'objectives-domain': Mutation(
-        BOUNDARIES, 'domain = (owned & ~not_counted) | gold | null',
+        BOUNDARIES, 'domain = (owned & ~mask_of(same_question)) | gold | null',
         'domain = owned | gold | null', OBJECTIVES + 'shared'),
     'objectives-unowned': Mutation(
         BOUNDARIES, 'counted = present & (owns_start | ~elsewhere)',
         'counted = owns_start', OBJECTIVES + 'shared'),
     'objectives-spans-apart': Mutation(
-        BOUNDARIES, "place = golds + batch['context_start'][:, None, None]",
+        BOUNDARIES, 'place = golds + context_start[:, None, None]',
         'place = golds', OBJECTIVES + 'shared'),
     'objectives-kernel': Mutation(
         BOUNDARIES, 'return jnp.where(gold > 0, kernel, column == 0)',
