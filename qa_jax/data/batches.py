@@ -139,21 +139,25 @@ class TrainBatches:
       return f'{self.batch_size} windows, ' + (
           f'packed in rows of {rows}' if self.packing else
           f'padded to {", ".join(map(str, self.buckets))}')
-    mean = len(self.indices) / len(self._plan)
     count = self._planner.rows * self.devices * self.accumulation
-    return f'{mean:.1f} windows on average, packed in {count} rows of {rows}'
+    return (f'{self._mean_windows:.1f} windows on average, packed in {count} '
+            f'rows of {rows}')
 
   def rounding_note(self) -> str:
     """Returns a line if the mean of an update is far from `batch_size`.
 
     It is '' up to 10 %.
     """
-    mean = len(self.indices) / len(self._plan)
+    mean = self._mean_windows
     if not self._planner or abs(mean - self.batch_size) <= self.batch_size / 10:
       return ''
     return (f'train.batch_size={self.batch_size}, but an update has '
             f'{mean:.1f} windows on average: with data.packing=rows each of '
             f'{self.devices * self.accumulation} shards has whole rows')
+
+  @property
+  def _mean_windows(self) -> float:
+    return len(self.indices) / len(self._plan)
 
   @property
   def depends_on_devices(self) -> bool:

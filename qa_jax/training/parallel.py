@@ -151,7 +151,7 @@ def check_mode(mode: str, axes: Mapping[str, int],
         f'unknown parallel.mode {mode!r}{errors.did_you_mean(mode, MODES)}')
   if mode == 'mesh':
     devices_lib.mesh_axes(axes, num_devices)
-  elif {'data': -1, 'fsdp': 1, **axes} != {'data': -1, 'fsdp': 1}:
+  elif devices_lib.mesh_axes(axes, None) != devices_lib.mesh_axes({}, None):
     raise errors.UserError(
         f'parallel.mesh {dict(axes)} is only for parallel.mode=mesh, but the '
         f'mode is {mode}; set parallel.mode=mesh or leave out parallel.mesh')
