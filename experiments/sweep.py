@@ -133,7 +133,8 @@ def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
   choices = tuning.choose(variants, TUNED.value, workdir, data=config.data.eval)
   for choice in choices:
     console.say(f'tuned in {workdir}: {choice.line()}')
-  return [choice.variant for choice in choices]
+  chosen = [choice.variant for choice in choices]
+  return [v for v in variants if tuning.without_seed(v) in chosen]
 
 
 def _admit_code(trials: Sequence['plan_lib.Trial']) -> None:

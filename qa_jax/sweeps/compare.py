@@ -5,7 +5,7 @@ one variant. The variant of the first run is the default. Shapes: S seeds, N
 questions, C scores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 import dataclasses
 import math
 import pathlib
@@ -155,7 +155,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
   keys = {path: _key(RunDirectory(path).read_config()) for path in reasons
           if RunDirectory(path).config_file.is_file()}
   complete = [path for path, reason in reasons.items() if not reason]
-  first = next(iter(reasons))
+  first = _default(reasons, keys)
   groups: dict[str, list[Run]] = {keys.get(first, ''): []}
   if not any(keys[path] in groups for path in complete):
     raise errors.UserError(
@@ -181,6 +181,20 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
       default=_label(original), data=data, questions=runs[0].scores.shape[1],
       incomplete={str(path): reason for path, reason in reasons.items()
                   if reason}, planned=planned or max(len(others), 1))
+
+
+def _default(paths: Iterable[pathlib.Path],
+             begun: Collection[pathlib.Path]) -> pathlib.Path:
+  """Returns the first run of the default.
+
+  If it failed before its config was written, its next seed that begun replaces
+  it.
+  """
+  first, *others = paths
+  label = lambda path: str(path).rsplit('.seed-', 1)[0]
+  return first if first in begun else next(
+      (path for path in others if path in begun and label(path) == label(first)
+       ), first)
 
 
 def _key(config: config_lib.Config) -> str:

@@ -26,7 +26,7 @@ SCORE = 'f1'
 class Choice:
   """The best of the variants that differ in tuned fields only."""
 
-  variant: Mapping[str, Any]
+  variant: Mapping[str, Any]  # without a seed
   tuned: Sequence[Mapping[str, Any]]  # values of the tuned fields, as tried
   scores: Sequence[float]  # of each, a mean over seeds
   best: int  # index into both
@@ -57,8 +57,9 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
   """Chooses the best variant of each group that differs in `fields` only.
 
   The score is F1 in the sweep at `workdir`, a mean over its seeds. The order is
-  that of the first variant of each group. `data` is the data SPEC on which the
-  chosen variants will be compared.
+  that of the first variant of each group. Variants that differ in `seed` alone
+  count once. `data` is the data SPEC on which the chosen variants will be
+  compared.
 
   Raises:
     UserError: a variant lacks a field or a complete trial, its trials have
@@ -69,6 +70,8 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
   if not isinstance(names, list):
     raise errors.UserError(f'--tuned_in={workdir} is no sweep: it has no '
                            'sweep.json that names trials')
+  variants = [*{plan.label_variant(v): v for v in map(
+      without_seed, variants)}.values()]
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for variant in variants:
     for field in fields:
@@ -95,6 +98,10 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
     choices.append(Choice(
         group[best], [{f: v[f] for f in fields} for v in group], scores, best))
   return choices
+
+
+def without_seed(variant: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in variant.items() if k != 'seed'}
 
 
 def _scores(variant: Mapping[str, Any], names: Sequence[str],

@@ -317,6 +317,19 @@ def test_a_run_that_has_only_begun_is_one_of_its_variant(tmp_path):
   assert [v.label for v in found.variants] == ['default', 'head=mlp']
 
 
+def test_a_default_whose_first_seed_never_began_is_the_default(tmp_path):
+  for name, given in (('a.seed-1', {}), ('b.seed-0', {'head': 'mlp'}),
+                      ('b.seed-1', {'head': 'mlp'})):
+    fake(tmp_path / 'trials' / name, seed=int(name[-1]), **given)
+  found = compare.compare([sweep_of(
+      tmp_path, 'a.seed-0', 'b.seed-0', 'a.seed-1', 'b.seed-1')])
+  assert [(v.label, len(v.runs)) for v in found.variants] == [
+      ('default', 1), ('head=mlp', 2)]
+  assert [*found.incomplete.values()] == ['not started']
+  with pytest.raises(errors.UserError, match='the default has no complete'):
+    compare.compare([sweep_of(tmp_path, 'c.seed-0', 'b.seed-0')])
+
+
 def test_costs_are_relative_to_the_default(tmp_path):
   runs = [fake(tmp_path / 'a', rates=(1, 10, 10, 12)),
           fake(tmp_path / 'b', rates=(1, 30, 10), seed=1),

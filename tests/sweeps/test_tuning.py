@@ -62,6 +62,22 @@ def test_scores_are_means_over_seeds(tmp_path):
   assert choice.scores == [1.0, 5.5, 6.0] and choice.variant[RATE] == 1e-3
 
 
+def test_seeds_that_the_sweep_sets_are_no_variants(tmp_path):
+  """The second rate is best with the first seed only."""
+  variants = grid.product(VARIANTS[:3], grid.seeds(2))
+  choice, = choose(tuned_sweep(
+      tmp_path / 'rates', [1.0, 9.0, 6.0, 1.0, 2.0, 6.0], variants=variants),
+                   variants)
+  assert choice.variant == VARIANTS[2] and choice.scores == [1.0, 5.5, 6.0]
+  config = sweeps.write_config(
+      tmp_path / 'c.py', f'\ndef sweep():\n  return {variants!r}\n')
+  result = commands.command(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x', '--print',
+      f'--tuned={RATE}', f'--tuned_in={tmp_path}/rates')
+  assert [shlex.split(line)[-2:] for line in result.out.splitlines()] == [
+      [f'--config.{RATE}=0.001', f'--config.seed={seed}'] for seed in (0, 1)]
+
+
 def test_several_fields_are_tuned_together(tmp_path):
   both = grid.product(VARIANTS[:3], grid.over(DECAY, (1.0, 0.8)))
   tuned_sweep(tmp_path, [1.0, 2.0, 3.0, 9.0, 8.0, 4.0], variants=both)
