@@ -252,7 +252,8 @@ def open_run(trainer: Trainer, config: config_lib.Config,
     directory.write(
         config, trainer.sizes, trainer.tokenizer, run_record.run_record(
             seed=config.seed, argv=argv or sys.argv,
-            devices=trainer.devices, hashes=trainer.hashes) | {
+            devices=trainer.devices,
+            hashes=trainer.data_hashes | trainer.weight_hashes) | {
                 'compute_dtype': build.compute_dtype(config),
                 'platform_choices': config_lib.platform_choices(
                     trainer.config, trainer.devices[0].platform),
@@ -291,11 +292,13 @@ def _check_inputs(trainer: Trainer, directory: RunDirectory,
   if not directory.record_file.is_file():
     return
   stored = directory.read_record().get('sha256', {})
-  changed = [name for name, digest in trainer.hashes.items()
+  # The initial weights do not count after the first checkpoint.
+  hashes = trainer.data_hashes | ({} if store.latest else trainer.weight_hashes)
+  changed = [name for name, digest in hashes.items()
              if stored.get(name, digest) != digest]
   names = {'vocabulary': 'the vocabulary', 'train': 'the training data'}
   differing = [names.get(name, f'config.model.{name}') for name in changed
-               if name in names or (name != 'eval' and not store.latest)]
+               if name != 'eval']
   errors.require(
       not differing,
       f'{directory.path} began with other inputs: {" and ".join(differing)} '

@@ -136,7 +136,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     if processes.is_multi_process():
       processes.check_equal_on_all(
           config=json.dumps(settled.to_dict(), sort_keys=True),
-          **trainer.hashes)
+          **trainer.data_hashes, **trainer.weight_hashes)
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)

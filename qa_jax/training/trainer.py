@@ -186,18 +186,6 @@ def describe_alignment(audit: Mapping[str, int]) -> str:
           'tokens' + f', {faults}' * bool(faults))
 
 
-def input_hashes(trainer: 'Trainer') -> dict[str, str]:
-  """Computes hashes of the vocabulary, the data and the initial weights."""
-  hashes = {'vocabulary': trainer.tokenizer.fingerprint,
-            'train': store_lib.fingerprint(trainer.windows.examples)}
-  if trainer.source:
-    hashes |= {f'init_from: {name}': digest for name, digest in
-               hugging_face.file_hashes(trainer.source).items()}
-  if trainer.evaluator:
-    hashes['eval'] = store_lib.fingerprint(trainer.evaluator.windows.examples)
-  return hashes
-
-
 @dataclasses.dataclass(frozen=True)
 class Trainer:
   """The parts of a training run; only the batch stream changes in the run."""
@@ -223,8 +211,20 @@ class Trainer:
   notes: list[str]  # lines for the user
 
   @functools.cached_property
-  def hashes(self) -> dict[str, str]:
-    return input_hashes(self)
+  def data_hashes(self) -> dict[str, str]:
+    """The hashes of the vocabulary and the data."""
+    hashes = {'vocabulary': self.tokenizer.fingerprint,
+              'train': store_lib.fingerprint(self.windows.examples)}
+    if self.evaluator:
+      hashes['eval'] = store_lib.fingerprint(self.evaluator.windows.examples)
+    return hashes
+
+  @functools.cached_property
+  def weight_hashes(self) -> dict[str, str]:
+    """The hashes of the files of model.init_from."""
+    return {} if not self.source else {
+        f'init_from: {name}': digest for name, digest in
+        hugging_face.file_hashes(self.source).items()}
 
   def place(self, length: int, *rows: dict[str, np.ndarray]) -> Any:
     """Puts batches of one shape on the devices, for one call of `parallel`.

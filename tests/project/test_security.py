@@ -47,14 +47,12 @@ def test_what_is_fetched_from_the_hub_is_no_code():
 
 
 def test_a_run_knows_the_bytes_it_was_initialised_from():
-  one = types.SimpleNamespace
-  found = trainer.input_hashes(one(
-      source=weights.TINY, evaluator=None,
-      tokenizer=one(fingerprint='v'), windows=one(examples=[])))
+  found = trainer.Trainer.weight_hashes.func(
+      types.SimpleNamespace(source=weights.TINY))
   expected = hashlib.sha256(
       (weights.TINY / 'model.safetensors').read_bytes()).hexdigest()
   assert found['init_from: model.safetensors'] == expected
-  assert {'init_from: config.json', 'vocabulary', 'train'} <= {*found}
+  assert 'init_from: config.json' in found
 
 
 @hypothesis.settings(max_examples=300, deadline=None, database=None)

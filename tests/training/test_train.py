@@ -475,6 +475,24 @@ def shallow(source, num_layers, **fields) -> config_lib.Config:
       'num_heads': 0, 'mlp_size': 0, **fields})
 
 
+@pytest.mark.parametrize('steps', [1, 2])
+def test_initial_weights_count_until_the_first_checkpoint(
+    finished, tmp_path, steps):
+  """The first checkpoint is that of step 2."""
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  shutil.copytree(finished, source)
+  config = shallow(source, 0)
+  runs.train_until_killed(config, workdir, steps + 1)
+  with (source / 'config.json').open('a') as file:
+    file.write('\n')
+  if steps == 2:
+    train.train(config, workdir)
+    return
+  with pytest.raises(errors.UserError, match=(
+      r'other inputs: config\.model\.init_from: config\.json changed')):
+    train.train(config, workdir)
+
+
 @pytest.fixture(scope='module')
 def deep(tmp_path_factory):
   """Returns the directory of a run with three layers."""
