@@ -70,6 +70,21 @@ def test_all_three_products_have_the_form_with_a_native_kernel():
       assert line.count('bf16>') == 2 and line.rstrip().endswith('f32>')
 
 
+@pytest.mark.parametrize('rows', [8, 256])
+def test_the_gradient_of_a_weight_is_not_transposed(rows):
+  """A loop that transposes what it reads touches a row for every number."""
+  x, kernel, g = map(jnp.ones, ((rows, 64), (64, 16), (rows, 16)))
+
+  def update(x, kernel, g):
+    _, pull = jax.vjp(
+        lambda k: matmul.dense(x, k, None, jnp.bfloat16), kernel)
+    gradient, = pull(g.astype(jnp.bfloat16))
+    return gradient + kernel, gradient * gradient
+
+  text = jax.jit(update).lower(x, kernel, g).compile().as_text()
+  assert re.findall(r'= (\w+)\[\S* transpose\(', text) == ['bf16']
+
+
 @pytest.mark.slow
 def test_an_encoder_and_its_gradient_multiply_bfloat16_as_compiled():
   """Checks the compiled program: without a kernel XLA upcasts silently."""
