@@ -4,14 +4,18 @@ Each check runs without data and without computing anything, so that a mistake
 is refused before slow work.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import dataclasses
+import functools
 import pathlib
+import traceback
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qa_jax import config as config_lib
 from qa_jax import errors
@@ -19,8 +23,10 @@ from qa_jax import heads
 from qa_jax import objectives
 from qa_jax import registry
 from qa_jax.checkpoints import hugging_face
+from qa_jax.checkpoints.architectures import ARCHITECTURES
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.decoding import answers
+from qa_jax.decoding import candidates
 from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
 from qa_jax.heads import nesting
@@ -48,8 +54,11 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
   """
   given: dict[str, int] = {}
   name, arguments = registry.parse_spec(config.model.encoder or 'bert')
-  presets = encoders.ENCODERS.get(name, encoders.EncoderConfig).PRESETS
   if config.model.preset:
+    # A function that builds an encoder has the presets of all encoders.
+    presets = getattr(registry.find_constructor(
+        encoders.ENCODERS, name, what='encoder'), 'PRESETS',
+                      encoders.EncoderConfig.PRESETS)
     if config.model.preset not in presets:
       raise errors.UserError(
           f'unknown config.model.preset {config.model.preset!r}'
@@ -219,6 +228,16 @@ def build_model(config: config_lib.Config, sizes: encoders.EncoderConfig,
       compute_dtype=_activation_dtype(dtype), tf32=dtype == 'tf32')
 
 
+def is_stored_head(model: qa.QAModel) -> bool:
+  """Returns whether Hugging Face's class of the encoder has the model's head.
+
+  Parameters of equal names are no proof, since a head of a user's package may
+  compute something else from them.
+  """
+  names = ARCHITECTURES[model.config.architecture].heads
+  return type(model.head) in [heads.HEADS[name] for name in names]
+
+
 def incompatibility(objective: objectives.Objective, scores: SpanScores) -> str:
   """Returns why an objective cannot train a head, '' if it can.
 
@@ -302,15 +321,19 @@ def check_objective(objective_spec: str, head_spec: str
 
 
 def check_decode(decode: config_lib.Decode, head: nn.Module,
-                 objective: objectives.Objective) -> None:
+                 objective: objectives.Objective, length: int = 384) -> None:
   """Checks the decode fields of a config against a trained head.
+
+  A search of a user's package is traced for windows of `length` tokens, and a
+  null rule of a user's package is called once.
 
   Raises:
     UserError: the search, null rule or merge is unknown, the null rule needs a
-      null logit that the objective does not train, or
-      decode.max_answer_length exceeds the lengths that the head scores.
+      null logit that the objective does not train, decode.max_answer_length
+      exceeds the lengths that the head scores, or the search or the null rule
+      fails.
   """
-  registry.build(search.SEARCHES, decode.search, what='search')
+  find = search.find_search(decode.search)
   errors.check_known('config.decode.merge', decode.merge, answers.MERGES)
   if ('null' in null_rules.find_rule(decode.null_rule).needs
       and 'null' not in objective.needs):
@@ -322,6 +345,38 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
         f'config.decode.max_answer_length={decode.max_answer_length} exceeds '
         f'the {pair.shape[-1]} lengths that the head scores; lower it or widen '
         'the head')
+  if registry.is_importable(decode.search):
+    mask = jax.ShapeDtypeStruct((nesting.WINDOWS[0], length), bool)
+    with _naming(f'config.decode.search={decode.search!r}'):
+      jax.eval_shape(
+          functools.partial(candidates.window_candidates, find,
+                            longest=decode.max_answer_length,
+                            n_best=decode.n_best),
+          nesting.score_shapes(head, training=False, length=length), mask, mask)
+  if registry.is_importable(decode.null_rule):
+    # Two questions, of two windows and of one.
+    scores = np.array([0.5, -1.0, 2.0])
+    with _naming(f'config.decode.null_rule={decode.null_rule!r}'):
+      null_rules.no_answer_scores(decode.null_rule, null_rules.WindowScores(
+          null=scores, best=scores[::-1].copy(), first=np.array([0, 2]),
+          normaliser=scores + 3 if 'normaliser' in null_rules.find_rule(
+              decode.null_rule).needs else None))
+
+
+@contextlib.contextmanager
+def _naming(part: str) -> Iterator[None]:
+  """Turns an error in a user's code into a UserError that names the part."""
+  try:
+    yield
+  except errors.UserError:
+    raise
+  except Exception as e:
+    place = next((f' at {f.filename}:{f.lineno}' for f in reversed(
+        traceback.extract_tb(e.__traceback__))
+                  if 'site-packages' not in f.filename), '')
+    raise errors.UserError(
+        f'{part} fails{place}: {type(e).__name__}: {" ".join(str(e).split())}'
+    ) from e
 
 
 def untrained_lengths(config: config_lib.Config,

@@ -19,6 +19,10 @@ class UserError(ValueError):
                      else f'{message[:half]} … {message[-half:]}')
 
 
+class NotFiniteError(UserError):
+  """Scores that are not finite, of a training that diverged or of damage."""
+
+
 def did_you_mean(name: str, known: Iterable[str],
                  hidden: Iterable[str] = ()) -> str:
   """Returns '; did you mean …?' with similar names, else '; known: …'.

@@ -129,10 +129,8 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
       fails, or the result is of another type.
   """
   name, arguments = parse_spec(spec)
-  if ':' in name:
-    table = {name: _import_constructor(name, what)}
-  errors.check_known(what, name, table)
-  parameters = dict(inspect.signature(table[name]).parameters)
+  constructor = find_constructor(table, name, what=what)
+  parameters = dict(inspect.signature(constructor).parameters)
   open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
   parameters = {key: p for key, p in parameters.items()
                 if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
@@ -153,11 +151,23 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
   for key, parameter in parameters.items():
     if parameter.default is parameter.empty and key not in arguments:
       raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')
-  built = table[name](**(given or {}), **arguments)
+  built = constructor(**(given or {}), **arguments)
   if not isinstance(built, kind):
     raise errors.UserError(f'{what} {name!r} returns {type(built).__name__}, '
                            f'expected {kind.__name__}')
   return built
+
+
+def find_constructor(table: Mapping[str, Callable[..., Any]], name: str, *,
+                     what: str) -> Callable[..., Any]:
+  """Returns the entry of `table`, or the import that 'module:name' names.
+
+  Raises a UserError if there is no such entry or the import fails.
+  """
+  if ':' in name:
+    return _import_constructor(name, what)
+  errors.check_known(what, name, table)
+  return table[name]
 
 
 def _import_constructor(name: str, what: str) -> Callable[..., Any]:

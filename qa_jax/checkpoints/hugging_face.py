@@ -358,17 +358,18 @@ def stored_head(checkpoint: Checkpoint) -> str:
   return architecture.head_spec(checkpoint.tensors, checkpoint.sizes)
 
 
-def fit_tensors(checkpoint: Checkpoint,
-                template: Any) -> tuple[Any, list[str]]:
+def fit_tensors(checkpoint: Checkpoint, template: Any, *,
+                reads_head: bool = True) -> tuple[Any, list[str]]:
   """Returns `template` with a checkpoint's tensors as values, and notes.
 
   The head of `template` is returned unchanged if the checkpoint has no head, or
   if the head of `template` is not one that the architecture can store: a start
-  vector S and an end vector E, behind the layers of `head_names`. The latter
-  are also taken from the head of another task. The bias of a checkpoint's S and
-  E is used by a head with a bias alone. Other heads drop it: it is constant
-  over positions, so it changes neither the best span nor the difference of null
-  score and best span score.
+  vector S and an end vector E, behind the layers of `head_names`. These layers
+  are also taken from the head of another task. Without `reads_head` the head of
+  `template` is always unchanged. The bias of a checkpoint's S and E is used by
+  a head with a bias alone. Other heads drop it: it is constant over positions,
+  so it changes neither the best span nor the difference of null score and best
+  span score.
 
   Raises:
     UserError: names or shapes do not fit `template`.
@@ -377,11 +378,12 @@ def fit_tensors(checkpoint: Checkpoint,
   tensors, notes = dict(checkpoint.tensors), []
   expected = to_hugging_face(template, architecture)
   weight, bias = (f'{architecture.head}.{x}' for x in ('weight', 'bias'))
-  loads_head = weight in tensors and weight in expected
+  loads_head = reads_head and weight in tensors and weight in expected
   layers = {k for k in {**tensors, **expected} if k.startswith(tuple(
       f'{name}.' for name in architecture.head_names.values()))}
   stored_layers = sorted(layers & tensors.keys())
-  loads_layers = bool(stored_layers) and not layers.isdisjoint(expected)
+  loads_layers = (reads_head and bool(stored_layers)
+                  and not layers.isdisjoint(expected))
   if not loads_head:
     kind = repr(*architecture.heads) if layers else 'a pair of S and E'
     notes.append(FRESH_HEAD if weight not in tensors else
@@ -428,8 +430,8 @@ def fit_tensors(checkpoint: Checkpoint,
   return flax.traverse_util.unflatten_dict(ours, sep='/'), notes
 
 
-def load_parameters(directory: pathlib.Path, template: Any
-                    ) -> tuple[Any, list[str]]:
+def load_parameters(directory: pathlib.Path, template: Any, *,
+                    reads_head: bool = True) -> tuple[Any, list[str]]:
   """Reads parameters of a directory, and notes, as `fit_tensors` does.
 
   A `template` with fewer layers gets the first layers of the checkpoint. Its
@@ -449,7 +451,7 @@ def load_parameters(directory: pathlib.Path, template: Any
         if not (layer[k] and used <= int(layer[k][1]) < stored)
         and not k.startswith(head)})
     notes = [first_layers_note(directory, used, stored)]
-  params, fitted = fit_tensors(checkpoint, template)
+  params, fitted = fit_tensors(checkpoint, template, reads_head=reads_head)
   return params, [*checkpoint.notes, *(notes or fitted)]
 
 

@@ -68,8 +68,8 @@ def merge_windows(
       begin=begin, end=end, score=score, window=row,
       ptr=np.searchsorted(question, np.arange(num + 1)),
       null_score=np.minimum.reduceat(spans.null, first).astype(np.float64),
-      na_score=null_rules.find_rule(null_rule).score(
-          _window_scores(spans, first)),
+      na_score=null_rules.no_answer_scores(
+          null_rule, _window_scores(spans, first)),
       regret=None if spans.exact is None else _regret(spans, first))
   if spans.log_partition is not None:
     # The log-partition is over null, as in `min_null`, and all windows' spans.

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qa_jax import errors
 from qa_jax import span_scores
 from qa_jax.decoding import search
 from qa_jax.span_scores import SpanScores
@@ -55,9 +54,6 @@ def window_candidates(
   """
   spans = find(scores, start_mask, end_mask, max_answer_length=longest,
                n_best=n_best)
-  if not isinstance(spans, search.Spans):
-    raise errors.UserError(f'search {find!r} returns {type(spans).__name__}, '
-                           'expected qa_jax.decoding.Spans')
   valid = spans.valid & (spans.score > NO_SPAN / 2)
   fields = {'start': spans.start, 'end': spans.end, 'valid': valid,
             'score': jnp.where(valid, spans.score, search.ILLEGAL),

@@ -86,6 +86,7 @@ class NullRule:
   needs: frozenset[str] = frozenset()
 
 
+NEEDS = ('null', 'normaliser')  # the scores that a null rule may require
 NULL_RULES: dict[str, NullRule] = {
     'never': NullRule(never), 'min_null': NullRule(min_null),
     'margin': NullRule(margin),
@@ -98,10 +99,32 @@ NULL_RULES: dict[str, NullRule] = {
 def find_rule(name: str) -> NullRule:
   """Returns the null rule of a name in NULL_RULES or of an importable spec.
 
-  Raises a UserError if the name is unknown or the constructor returns no
-  NullRule.
+  Raises a UserError if the name is unknown, or the constructor returns no
+  NullRule or one that needs unknown scores.
   """
   if registry.is_importable(name):
-    return registry.build({}, name, what='null rule', kind=NullRule)
+    rule = registry.build({}, name, what='null rule', kind=NullRule)
+    for need in rule.needs:
+      errors.check_choice(f'null rule {name!r}', 'needs', need, NEEDS)
+    return rule
   errors.check_known('config.decode.null_rule', name, NULL_RULES)
   return NULL_RULES[name]
+
+
+def no_answer_scores(name: str, windows: WindowScores) -> np.ndarray:  # [E]
+  """Returns the no-answer scores by the null rule `name`, in float64.
+
+  Raises a UserError if the rule does not give one number a question.
+  """
+  scores = np.asarray(find_rule(name).score(windows))
+  shape = windows.first.shape
+  errors.require(
+      scores.shape == shape and scores.dtype.kind in 'fiu',
+      f'null rule {name!r} returns an array of shape {scores.shape} and type '
+      f'{scores.dtype} for {shape[0]} questions with {len(windows.null)} '
+      f'windows, expected one number a question, [E] = {shape}')
+  errors.require(
+      not np.isnan(scores).any(),
+      f'null rule {name!r} returns NaN for {np.isnan(scores).sum()} of '
+      f'{shape[0]} questions; -inf gives an answer, inf gives none')
+  return scores.astype(np.float64, copy=False)

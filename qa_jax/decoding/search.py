@@ -167,6 +167,16 @@ SEARCHES: dict[str, Callable[..., Search]] = {
 EXACT = frozenset({'dense', 'banded', 'two_stage'})
 
 
+def find_search(spec: str) -> Search:
+  """Builds the search of a spec; that of a user's package is checked.
+
+  The checked search gives illegal spans the score ILLEGAL and orders the spans.
+  It raises a UserError if the fields of the spans have wrong shapes or types.
+  """
+  find = registry.build(SEARCHES, spec, what='search', kind=Callable)
+  return _checked(spec, find) if registry.is_importable(spec) else find
+
+
 def is_exact(spec: str) -> bool:
   """Returns whether a spec of SEARCHES names an exact search."""
   return registry.parse_spec(spec)[0] in EXACT
@@ -206,6 +216,42 @@ def _restricted(restrict: Callable[..., tuple[jax.Array, jax.Array]]) -> Search:
   """Builds the exact search of the starts and ends that `restrict` selects."""
   return lambda scores, start_mask, end_mask, **options: two_stage(
       scores, *restrict(scores, start_mask, end_mask), **options)
+
+
+def _checked(spec: str, find: Search) -> Search:
+  def checked(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
+              *, max_answer_length: int, n_best: int) -> Spans:
+    spans = find(scores, start_mask, end_mask,
+                 max_answer_length=max_answer_length, n_best=n_best)
+    errors.require(isinstance(spans, Spans),
+                   f'search {spec!r} returns {type(spans).__name__}, '
+                   'expected qa_jax.decoding.Spans')
+    batch, length = scores.start.shape
+    for name, kind in (('start', jnp.integer), ('end', jnp.integer),
+                       ('score', jnp.floating), ('valid', jnp.bool_),
+                       ('null_score', jnp.floating)):
+      x, text, shape = getattr(spans, name), '[B, n_best]', (batch, n_best)
+      if name == 'null_score':
+        text, shape = '[B]', (batch,)
+      errors.require(
+          getattr(x, 'shape', None) == shape and jnp.issubdtype(x.dtype, kind),
+          f'search {spec!r} returns {name} of shape '
+          f'{getattr(x, "shape", None)} and type {getattr(x, "dtype", None)}, '
+          f'expected {text} = {shape} of {kind.__name__}; slots without a span '
+          'are valid=False')
+    take = lambda mask, index: jnp.take_along_axis(
+        mask, jnp.clip(index, 0, length - 1), axis=1)
+    start, end = spans.start, spans.end
+    legal = (spans.valid & (start >= 0) & (end < length) & (end >= start)
+             & (end - start < max_answer_length)
+             & take(start_mask, start) & take(end_mask, end)
+             & ~jnp.isnan(spans.score))
+    best, order = _top_k(jnp.where(
+        legal, _canonical(spans.score), ILLEGAL), n_best)
+    return _spans(scores, best, *(jnp.take_along_axis(x, order, axis=1)
+                                  for x in (start, end))).replace(
+        null_score=spans.null_score)
+  return checked
 
 
 def _among_best(x: jax.Array, count: int,

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from qa_jax import build
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import manager
@@ -25,6 +26,7 @@ from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.metrics import predictions
+from qa_jax.models import encoders
 from qa_jax.models.encoders import EncoderConfig
 from qa_jax.runtime import console
 
@@ -80,7 +82,7 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   tensors = hugging_face.to_hugging_face(model.params, kind)
   if not model.has_head:
     tensors = {k: v for k, v in tensors.items() if not in_head(k, kind)}
-  elif f'{kind.head}.weight' not in tensors:
+  elif not build.is_stored_head(model.model):
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
         f'{" and ".join(map(repr, kind.heads))} can be a '
@@ -124,6 +126,11 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
 
 
 def _architecture(sizes: EncoderConfig) -> Architecture:
+  name = encoders.name_of(sizes)
+  errors.require(
+      name in encoders.ENCODERS,
+      f'transformers has no class for the encoder {name!r}; only '
+      f'{", ".join(map(repr, encoders.ENCODERS))} can be exported')
   errors.check_known('architecture of the encoder', sizes.architecture,
                      ARCHITECTURES)
   return ARCHITECTURES[sizes.architecture]

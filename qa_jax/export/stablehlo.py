@@ -23,7 +23,6 @@ import safetensors.numpy
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
-from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.data import windows
 from qa_jax.decoding import candidates
@@ -46,7 +45,7 @@ def answer_program(model: qa.QAModel, decode: config_lib.Decode,
   `context_type` is that of the tokenizer.
   """
   model = model.clone(attention='xla')  # plain StableHLO, for every platform
-  find = registry.build(search.SEARCHES, decode.search, what='search')
+  find = search.find_search(decode.search)
   normaliser = 'normaliser' in decode_lib.null_rule_needs(decode)
 
   def run(params: Mapping[str, jax.Array],  # by their names in safetensors

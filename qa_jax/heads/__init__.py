@@ -3,7 +3,8 @@
 A head is a Flax module that maps `HeadInput` to `SpanScores`. A new head is a
 file here, an import and an entry of HEADS. A class with `token_wise` True
 computes the start and end of a token from that token alone, and no other
-scores; it then scores packed rows before they are unpacked.
+scores; it then scores packed rows before they are unpacked. A subclass does not
+inherit this.
 """
 
 from collections.abc import Callable

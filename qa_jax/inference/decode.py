@@ -10,7 +10,6 @@ import numpy as np
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
-from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.data import batch_plans
 from qa_jax.data import windows as windows_lib
@@ -53,7 +52,7 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
   It returns arrays of WindowSpans by field name, among them `log_partition` if
   there are temperatures, and `gold_scores` if the batch has gold spans.
   """
-  find = registry.build(search.SEARCHES, spec, what='search')
+  find = search.find_search(spec)
 
   @functools.partial(jax.jit, out_shardings=result)
   def run(params, batch, temperatures):
@@ -98,7 +97,7 @@ def score_windows(
   candidates.STATISTICS if `statistics`.
 
   Raises:
-    UserError: the null score or a candidate's score is not finite.
+    NotFiniteError: the null score or a candidate's score is not finite.
   """
   decode, count = config.decode, mesh.size if mesh else 1
   run = _program(model, decode, mesh, statistics=statistics)
@@ -159,10 +158,11 @@ def score_windows(
       bar.close()
   odd = ~np.isfinite(spans.null) | (
       spans.valid & ~np.isfinite(spans.score)).any(axis=1)
-  errors.require(not odd.any(), (
-      f'the scores of {int(odd.sum())} of {len(windows)} windows are not '
-      'finite: the checkpoint is damaged, or its training diverged; lower '
-      'config.optim.learning_rate'))
+  if odd.any():
+    raise errors.NotFiniteError(
+        f'the scores of {int(odd.sum())} of {len(windows)} windows are not '
+        'finite: the checkpoint is damaged, or its training diverged; lower '
+        'config.optim.learning_rate')
   return spans
 
 

@@ -365,7 +365,7 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config,
   build.check_attention(config, model.config, training=False)
   build.check_decode(config.decode, model.head, registry.build(
       objectives.OBJECTIVES, config.objective, what='objective',
-      kind=objectives.Objective))
+      kind=objectives.Objective), config.data.max_length)
 
 
 def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:

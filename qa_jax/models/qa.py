@@ -45,6 +45,14 @@ class Packed:
     return jnp.where(mask > 0, x, 0)
 
 
+def is_token_wise(head: nn.Module) -> bool:
+  """Returns whether the class of a head declares `token_wise` for itself.
+
+  The declaration is not inherited: a subclass may read other tokens as well.
+  """
+  return 'token_wise' in vars(type(head)) and bool(head.token_wise)
+
+
 class QAModel(nn.Module):
   """An encoder with a span head; its parameters are {'encoder', 'head'}."""
 
@@ -85,7 +93,7 @@ class QAModel(nn.Module):
       layers = self._encode(ids, types, segments, keys, segments, positions)
       unpack = functools.partial(
           packed.unpack, attention_mask=attention_mask)
-      if getattr(self.head, 'token_wise', False):
+      if is_token_wise(self.head):
         # Only scores move from packed rows to windows: D times fewer bytes.
         return jax.tree.map(unpack, self._score(HeadInput(
             layers, jnp.zeros_like(segments, bool))))

@@ -120,25 +120,32 @@ class Checkpointer:
     """Evaluates if the schedule says so, then saves a checkpoint.
 
     A signal ends the evaluation early. The process that resumes the run then
-    evaluates. Returns a line for the user, empty without an evaluation.
+    evaluates. Returns a line for the user, empty without an evaluation. An
+    error of the evaluation, such as one in a user's search, is raised after the
+    checkpoint is saved without metrics, so that the training is not lost.
 
     Raises:
       UserError: scores are not finite, or the checkpoint, or the one before it,
-        cannot be written.
+        cannot be written. If scores are not finite, nothing is saved.
     """
-    metrics, log = {}, self._meter.log
+    metrics, failure, log = {}, None, self._meter.log
     last = step == self._schedule.num_steps
     if self._schedule.evaluates(step):
       run = RunDirectory(self._workdir)
       output = run.record_evaluation(self._data) if last else None
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
-        metrics = self._evaluator.evaluate(
-            state.params, progress='evaluate', seal=False,
-            output=output,
-            show=(lambda name, values: log.histogram(
-                step, f'eval/{name}_of_windows', values))
-            if self._histograms else None)
+        try:
+          metrics = self._evaluator.evaluate(
+              state.params, progress='evaluate', seal=False,
+              output=output,
+              show=(lambda name, values: log.histogram(
+                  step, f'eval/{name}_of_windows', values))
+              if self._histograms else None)
+        except errors.NotFiniteError:  # a training that diverged
+          raise
+        except Exception as e:
+          failure = e
     if metrics:
       self.metrics = metrics
       log.write(step, 'eval', {
@@ -150,6 +157,11 @@ class Checkpointer:
               'devices': self._num_devices,
               'skipped': list(self._meter.skipped),
               'losses': list(self._meter.losses)})
+    if failure:
+      self._store.finish()
+      console.say(f'{self._workdir}: the evaluation before step {step} failed; '
+                  'the checkpoint is saved, and the same command goes on there')
+      raise failure
     if last:  # The run counts as complete only once its checkpoint is sealed.
       self._store.finish()
       processes.wait_for_all('complete')

@@ -51,7 +51,8 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
     return qa.init_params(net, key), []
   if not RunDirectory(source).is_run():
     fresh = qa.init_head(net, key)
-    params, notes = hugging_face.load_parameters(source, fresh)
+    params, notes = hugging_face.load_parameters(
+        source, fresh, reads_head=build.is_stored_head(net))
     return (params if init_head else {**params, 'head': fresh['head']}), notes
   stored = RunDirectory(source).read_config()
   sizes = RunDirectory(source).read_encoder_config()
@@ -309,7 +310,8 @@ def build_parts(
   build.check_layer_decay(config, sizes)
   build.check_attention(config, sizes, training=True, platform=platform)
   model = build.build_model(config, sizes, platform)
-  build.check_decode(config.decode, model.head, objective)
+  build.check_decode(config.decode, model.head, objective,
+                     config.data.max_length)
   return objective, source, vocabulary, model
 
 

@@ -5,7 +5,6 @@ import functools
 import jax
 import numpy as np
 
-from qa_jax import registry
 from qa_jax.decoding import search
 from qa_jax.span_scores import SpanScores
 
@@ -28,7 +27,7 @@ def brute_force(start, end, pair, start_mask, end_mask, longest, count):
 
 def build(spec):
   """Returns the search that the spec names."""
-  return registry.build(search.SEARCHES, spec, what='search')
+  return search.find_search(spec)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import numpy as np
@@ -19,16 +20,21 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import heads
 from qa_jax import input_pipeline
+from qa_jax.checkpoints import hugging_face as checkpoints
 from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face
+from qa_jax.heads import layers
+from qa_jax.heads.independent import Independent
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
 from qa_jax.models import qa
 from qa_jax.models.encoders import bert
+from qa_jax.span_scores import SpanScores
+from qa_jax.training import trainer
 from tests.common import commands
 from tests.common import refusals
 
@@ -134,6 +140,42 @@ def test_another_head_is_refused_and_nothing_is_written(
   assert repr(head) in message
   assert "'independent' and 'biased'" in message
   assert not list(tmp_path.iterdir())
+
+
+class Centred(Independent):
+  """A head with the parameters of `independent` that computes other scores."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    x = inputs.hidden - inputs.hidden.mean(axis=1, keepdims=True)
+    return SpanScores(layers.project('start', x), layers.project('end', x))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mine(bert.BertConfig):
+  """An encoder that is no entry of ENCODERS."""
+
+
+def test_a_head_or_encoder_of_a_user_with_known_names_is_refused(
+    theirs, tmp_path):
+  ours = source(f'{__name__}:Centred', theirs)
+  message = refusal(hugging_face.write_hugging_face, ours, tmp_path / 'out')
+  assert ':Centred' in message and "'independent' and 'biased'" in message
+  ours = source('independent', theirs)
+  mine = Mine(**dataclasses.asdict(ours.model.model.config))
+  ours = dataclasses.replace(ours, model=dataclasses.replace(
+      ours.model, model=ours.model.model.clone(config=mine)))
+  message = refusal(hugging_face.write_hugging_face, ours, tmp_path / 'out')
+  assert f"the encoder '{__name__}:Mine'; only 'bert', " in message
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_head_of_a_user_does_not_start_from_the_head_of_a_checkpoint():
+  net = qa.QAModel(checkpoints.read_config(TINY), Centred())
+  params, notes = trainer.initial_parameters(net, jax.random.key(0), TINY)
+  fresh = qa.init_head(net, jax.random.key(0))['head']
+  jax.tree.map(np.testing.assert_array_equal, params['head'], fresh)
+  assert len(notes) == 1 and 'dropped' in notes[0] and 'fresh' in notes[0]
 
 
 def test_config_is_what_transformers_writes(exported):

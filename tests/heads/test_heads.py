@@ -20,6 +20,7 @@ from qa_jax import heads
 from qa_jax import objectives
 from qa_jax import registry
 from qa_jax.heads import layers
+from qa_jax.models import qa
 from qa_jax.span_scores import HeadInput
 from qa_jax.training import optimizer as optimizer_lib
 from tests.common import heads as common
@@ -131,7 +132,7 @@ def test_rows_do_not_affect_each_other(spec, mode):
 @every_head
 def test_a_token_wise_head_scores_tokens_in_any_order_and_row(spec):
   head = common.build_head(spec)
-  if not getattr(head, 'token_wise', False):
+  if not qa.is_token_wise(head):
     return
   x = common.head_inputs()
   order = np.random.default_rng(0).permutation(common.BATCH * common.LENGTH)

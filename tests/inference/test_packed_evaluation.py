@@ -1,6 +1,8 @@
 """Evaluation in packed rows: the spans of windows that are padded alone."""
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -8,9 +10,12 @@ from qa_jax import config as config_lib
 from qa_jax import input_pipeline
 from qa_jax.data import tokenizer
 from qa_jax.data.examples import Example
+from qa_jax.heads import layers
+from qa_jax.heads.independent import Independent
 from qa_jax.inference import decode
 from qa_jax.models.encoders import bert
 from qa_jax.runtime import devices
+from qa_jax.span_scores import SpanScores
 from tests.common import random_model
 
 LETTERS = 'abcdefghijklmnop'
@@ -19,6 +24,16 @@ TOKENIZER = tokenizer.Tokenizer(
 SIZES = bert.BertConfig(
     vocab_size=len(TOKENIZER.vocab), hidden_size=16, num_layers=2, num_heads=2,
     mlp_size=32, max_position=40, initializer_range=0.5)
+
+
+class Neighbours(Independent):
+  """A subclass of a token-wise head that also reads the mask and neighbours."""
+
+  @nn.compact
+  def __call__(self, inputs):
+    x = inputs.hidden * inputs.context_mask[..., None]
+    x = x + jnp.roll(x, 1, axis=1)
+    return SpanScores(layers.project('start', x), layers.project('end', x))
 
 
 def make(packing, head='independent', batch=6):
@@ -39,7 +54,7 @@ def windows_of(qa, count=50):
 
 
 @pytest.mark.parametrize(('head', 'count'), [
-    ('independent', 1), ('independent', 4),
+    ('independent', 1), ('independent', 4), (f'{__name__}:Neighbours', 1),
     pytest.param('biaffine(width=12)', 1, marks=pytest.mark.slow),
     pytest.param('answerability', 2, marks=pytest.mark.slow)])
 def test_fixed_rows_have_the_spans_of_padded_windows(monkeypatch, head, count):

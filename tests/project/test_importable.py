@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,11 +12,15 @@ import qa_jax
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax import heads
+from qa_jax import objectives
 from qa_jax import registry
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.decoding import null_rules
+from qa_jax.decoding import search
+from qa_jax.span_scores import SpanScores
 from qa_jax.sweeps import engines
 from qa_jax.training import train
 from tests.common import commands
@@ -28,9 +33,12 @@ reads_a_config = pytest.mark.filterwarnings('ignore:the load_module')
 SOURCE = '''
 import dataclasses
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+import numpy as np
 from qa_jax import heads, objectives, decoding
 from qa_jax.data import Example
+from qa_jax.models.encoders import bert
 from qa_jax.span_scores import SpanScores
 open(__file__ + '.ran', 'w').close()
 
@@ -59,6 +67,31 @@ class Usual(nn.Module):
     scores = nn.Dense(2)(x)
     return SpanScores(scores[..., 0], scores[..., 1])
 
+class Odd(nn.Module):
+  kind: str
+  @nn.compact
+  def __call__(self, inputs):
+    x = inputs.hidden
+    start, end = (nn.Dense(1, name=n)(x)[..., 0] for n in ('start', 'end'))
+    scores = SpanScores(start, end)
+    if self.kind == 'parameter':
+      start += self.param('p', nn.initializers.zeros, (1, x.shape[1]))
+    if self.kind == 'dropout':
+      start = nn.Dropout(0.5, deterministic=inputs.gold_start is None)(start)
+    if self.kind == 'statistics':
+      start = nn.BatchNorm(use_running_average=False)(start)
+    return SpanScores(start, end, **{
+        'table': lambda: {'pair': start[:, :, None] + end[:, None]},
+        'flat': lambda: {'pair': start},
+        'turned': lambda: {'pair': jnp.zeros((len(x), 30, x.shape[1]))},
+        'nulls': lambda: {'null': start},
+        'column': lambda: {'null': end[:, :1]},
+        'outer': lambda: {'boundary': start},
+        'inner': lambda: {'boundary': SpanScores(start[:, 0], end)},
+        'band': lambda: {'pair': jnp.zeros((*start.shape, 30)),
+                         'null': start[:, 0], 'boundary': scores},
+    }.get(self.kind, dict)())
+
 def faulty(kind: str):
   base = objectives.OBJECTIVES['cross_entropy']()
   change = {
@@ -70,6 +103,40 @@ def faulty(kind: str):
       'whole': {'loss': lambda s, b: base.loss(s, b) * b['group'],
                 'needs_whole_questions': True}}
   return dataclasses.replace(base, **change[kind])
+
+def faulty_search(kind: str):
+  def find(scores, start_mask, end_mask, *, max_answer_length, n_best):
+    spans = decoding.two_stage(
+        scores, start_mask, end_mask, max_answer_length=max_answer_length,
+        n_best=n_best)
+    change = {
+        'tuple': lambda: (spans.start, spans.end),
+        'fewer': lambda: jax.tree.map(lambda x: x[:, :1] if x.ndim > 1 else x,
+                                      spans),
+        'float': lambda: spans.replace(start=spans.start * 1.0),
+        'null': lambda: spans.replace(null_score=None),
+        'raises': lambda: scores.starts,
+        # Spans that are no answers, before the right ones in wrong order.
+        'illegal': lambda: spans.replace(
+            start=spans.start.at[:, 0].set(spans.end[:, 0] + 1),
+            score=spans.score.at[:, 0].add(9.0))}
+    return change[kind]()
+  return {'signature': lambda scores, mask: None, 'number': 3}.get(kind, find)
+
+def faulty_rule(kind: str):
+  needs = {'needs': {'normalizer'}}.get(kind, ())
+  return decoding.NullRule({
+      'windows': lambda w: w.null, 'column': lambda w: w.best[w.first][:, None],
+      'nan': lambda w: w.null[w.first] * np.nan,
+      'nothing': lambda w: None, 'needs': lambda w: w.best[w.first],
+      'raises': lambda w: w.normaliser[w.first]}[kind], frozenset(needs))
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wide(bert.BertConfig):
+  PRESETS = {'nano': dict(hidden_size=24, num_layers=1, num_heads=3,
+                          mlp_size=40)}
+
+def wide(**sizes): return Wide(**sizes)
 
 def loss(**options): return objectives.OBJECTIVES['cross_entropy'](**options)
 def rule(): return decoding.NullRule(lambda w: -w.best[w.first])
@@ -107,6 +174,19 @@ def test_every_kind_of_constructor_may_be_imported(package):
                         ).head, objective)
 
 
+def test_an_imported_encoder_has_its_own_presets(package):
+  def sizes(encoder, preset):
+    fields = {'hidden_size': 0, 'num_layers': 0, 'num_heads': 0, 'mlp_size': 0}
+    return build.encoder_config(tiny.config(model={
+        'encoder': encoder, 'preset': preset, **fields}), 50, None)
+
+  wide = sizes('my_project:Wide', 'nano')
+  assert (wide.hidden_size, wide.num_heads, wide.mlp_size) == (24, 3, 40)
+  with pytest.raises(errors.UserError, match=r"preset 'tiny'.*known: nano"):
+    sizes('my_project:Wide', 'tiny')
+  assert sizes('my_project:wide', 'tiny').hidden_size == 128
+
+
 @pytest.mark.parametrize(('spec', 'message'), [
     ('my_project:Wrong', "head 'my_project:Wrong' returns tuple, expected"),
     ('my_project:Wrong(shape="3d")', r'start scores of shape \(2, 8, 768\)'),
@@ -131,6 +211,25 @@ def test_a_head_of_several_layers_or_attention_heads_is_accepted(
 
 
 @pytest.mark.parametrize(('kind', 'message'), [
+    ('table', r'8 pair scores a token in windows of 8 tokens, but 16 in .* of '
+     '16; pair, .* is indexed by start and end - start, and .* depend on L'),
+    ('flat', r'pair scores of shape \(2, 8\) .* expected .* = \(2, 8, W\)'),
+    ('turned', r'pair scores of shape \(2, 30, 8\) .* = \(2, 8, W\)'),
+    ('nulls', r'null scores of shape \(2, 8\) .* expected \[B\] = \(2,\)'),
+    ('column', r'null scores of shape \(2, 1\) .* expected \[B\] = \(2,\)'),
+    ('outer', 'boundary scores of type .*, expected qa_jax.heads.SpanScores'),
+    ('inner', r'boundary start scores of shape \(2,\) .* \[B, L\] = \(2, 8\)'),
+    ('parameter', 'a parameter whose shape depends on the length of a window'),
+    ('dropout', 'draws random numbers, but heads get no key: .*model.dropout'),
+    ('statistics', 'has variables that are no parameters')])
+def test_a_faulty_head_is_one_line_before_training(package, kind, message):
+  with pytest.raises(errors.UserError, match=message) as e:
+    build.check_objective('compound', f'my_project:Odd(kind="{kind}")')
+  assert '\n' not in str(e.value) and "head 'my_project:Odd'" in str(e.value)
+  build.check_objective('compound', 'my_project:Odd(kind="band")')
+
+
+@pytest.mark.parametrize(('kind', 'message'), [
     ('needs', "needs='pairs'; did you mean 'pair'"),
     ('mean', r'returns a loss of shape \(\) for 2 windows, expected one loss'),
     ('transposed', r'a loss of shape \(8,\) for 2 windows'),
@@ -142,6 +241,68 @@ def test_a_faulty_objective_is_one_line(package, kind, message):
     build.check_objective(spec, 'independent')
   assert '\n' not in str(e.value) and spec in str(e.value)
   build.check_objective('my_project:faulty(kind="whole")', 'independent')
+
+
+def check_decode(**decode):
+  build.check_decode(
+      config_lib.Decode(**decode), heads.HEADS['independent'](),
+      objectives.OBJECTIVES['cross_entropy'](), length=64)
+
+
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('tuple', 'returns tuple, expected qa_jax.decoding.Spans'),
+    ('fewer', r'start of shape \(2, 1\) .*expected \[B, n_best\] = \(2, 20\)'),
+    ('float', r'returns start of shape \(2, 20\) and type float32, .*integer'),
+    ('null', r'returns null_score of shape None .* \[B\] = \(2,\)'),
+    ('raises', r"fails at .*my_project.py:\d+: AttributeError: .*'starts'"),
+    ('signature', "fails.*TypeError: .*unexpected keyword argument"),
+    ('number', 'returns int, expected Callable')])
+def test_a_faulty_search_is_one_line_before_training(package, kind, message):
+  spec = f'my_project:faulty_search(kind="{kind}")'
+  with pytest.raises(errors.UserError, match=message) as e:
+    check_decode(search=spec)
+  assert '\n' not in str(e.value) and 'my_project:faulty_search' in str(e.value)
+
+
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('windows', r'shape \(3,\) .* for 2 questions with 3 windows, expected'),
+    ('column', r'shape \(2, 1\)'), ('nothing', r'shape \(\) and type object'),
+    ('nan', 'returns NaN for 2 of 2 questions'),
+    ('needs', "needs='normalizer'; did you mean 'normaliser'"),
+    ('raises', r"fails at .*my_project.py:\d+: TypeError: 'NoneType'")])
+def test_a_faulty_null_rule_is_one_line_before_training(package, kind, message):
+  spec = f'my_project:faulty_rule(kind="{kind}")'
+  with pytest.raises(errors.UserError, match=message) as e:
+    check_decode(null_rule=spec)
+  assert '\n' not in str(e.value) and spec in str(e.value)
+
+
+@pytest.mark.parametrize('kind', ['windows', 'nan'])
+def test_a_null_rule_without_one_number_a_question_gives_no_answers(
+    package, kind):
+  qa = random_model.random_qa('shared')
+  wrong = dataclasses.replace(qa, config=dataclasses.replace(
+      qa.config, decode=dataclasses.replace(
+          qa.config.decode,
+          null_rule=f'my_project:faulty_rule(kind="{kind}")')))
+  context = ' '.join([random_model.CONTEXT] * 9)  # of several windows
+  with pytest.raises(errors.UserError, match=r'null rule .my_project:faulty_'):
+    wrong.answer('Who?', context)
+
+
+def test_an_illegal_span_of_an_imported_search_is_no_answer(package):
+  spec = 'my_project:faulty_search(kind="illegal")'
+  rng = np.random.default_rng(0)
+  scores = SpanScores(*jnp.array(rng.normal(size=(2, 4, 12)), jnp.float32))
+  mask = np.arange(12)[None] > np.array([[2], [3], [9], [11]])
+  options = dict(max_answer_length=3, n_best=30)
+  right = search.two_stage(scores, mask, mask, **options)
+  spans = search.find_search(spec)(scores, mask, mask, **options)
+  for name in ('start', 'end', 'valid'):  # the right ones without the best
+    np.testing.assert_array_equal(
+        getattr(spans, name)[:, :-1], getattr(right, name)[:, 1:], err_msg=name)
+  assert not spans.valid[:, -1].any() and spans.valid[:3, 0].all()
+  np.testing.assert_array_equal(spans.score[:, :-1], right.score[:, 1:])
 
 
 @pytest.mark.parametrize(('spec', 'message'), [

@@ -42,7 +42,7 @@ ALLOWED = {
         'data errors inference input_pipeline io metrics runtime'),
     'export': (
         'build checkpoints config data decoding errors inference io metrics '
-        'models registry runtime span_scores'),
+        'models runtime span_scores'),
     'training': (
         'build checkpoints config data errors evaluation input_pipeline io '
         'metrics models objectives runtime span_scores'),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from docs import generate
@@ -161,5 +162,14 @@ def test_the_parts_run_alone():
   assert (spans.start[0, 0], spans.end[0, 0]) == (4, 6)
   assert names['scores'].pair.shape == (1, 9, 30)
   assert len(names['cut']) >= len(names['examples'])
+  cut, batch = names['cut'], names['batch']
+  losses = [names['objective'].loss(names['score_batch'](params, batch), batch)
+            for params in (names['params'], names['init_params'](
+                names['model'], jax.random.key(0)))]
+  assert losses[0].shape == (8,) and losses[0].mean() < losses[1].mean()
+  assert {*names['window'].tolist()} == {*range(8)}
+  for w, begin, end in zip(names['window'], names['begin'], names['end'],
+                           strict=True):
+    assert 0 <= begin < end <= len(cut.examples[cut.example_of[w]].context)
   assert names['metrics']['exact_match'] == 100
   assert names['score'] == {'exact_match': 100, 'f1': 100, 'total': 1}

@@ -1,5 +1,6 @@
 """Training: wrapped train steps agree, and a killed run resumes exactly."""
 
+import contextlib
 import functools
 import json
 import pathlib
@@ -20,6 +21,7 @@ from qa_jax.checkpoints import manager
 from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
+from qa_jax.evaluation import evaluator
 from qa_jax.export import hugging_face as export
 from qa_jax.inference import predict
 from qa_jax.io import files
@@ -549,6 +551,37 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_kept(tmp_path):
   store = manager.Checkpoints(tmp_path / 'run' / 'checkpoints')
   assert store.latest is None
   store.close()
+
+
+def test_an_error_of_the_evaluation_is_raised_after_the_checkpoint(
+    tmp_path, monkeypatch):
+  """The same command then goes on, to the bits of an undisturbed run."""
+  config = tiny.config(train={'num_steps': 3, 'eval_every_steps': 2,
+                              'checkpoint_every_steps': 10})
+
+  real, fails = evaluator.Evaluator.evaluate, [True, False, True, False]
+
+  def evaluate(*args, **options):  # of steps 2, 2, 3, 3
+    if fails.pop(0):
+      raise ValueError('in a search')
+    return real(*args, **options)
+
+  monkeypatch.setattr(evaluator.Evaluator, 'evaluate', evaluate)
+  for step in (2, 3):
+    with pytest.raises(ValueError, match='in a search'):
+      train.train(config, tmp_path / 'cut')
+    with contextlib.closing(manager.Checkpoints(
+        tmp_path / 'cut' / 'checkpoints')) as store:
+      assert store.latest == step and not store.metrics(step)
+  train.train(config, tmp_path / 'cut')
+  monkeypatch.undo()
+  train.train(config, tmp_path / 'whole')
+  ours, whole = (runs.state_of(tmp_path / name, 3) for name in ('cut', 'whole'))
+  for name, value in whole.items():
+    np.testing.assert_array_equal(ours[name], value, err_msg=name)
+  evaluated = lambda name: [r for r in runs.rows_of(tmp_path / name)
+                            if r['split'] == 'eval']
+  assert evaluated('cut') == evaluated('whole')
 
 
 def test_training_overfits_what_it_has_seen(tmp_path):
