@@ -235,12 +235,15 @@ def listed(n_best: flags.FlagHolder) -> int:
   return count
 
 
-def load_model(workdir: str) -> Any:
-  """Loads the model of --workdir, decoded as the flags say; a predict.QA."""
+def load_model(workdir: str, **defaults: Any) -> Any:
+  """Loads the model of --workdir, decoded as the flags say; a predict.QA.
+
+  `defaults` hold for the fields of decoding that no flag sets.
+  """
   from qa_jax.inference import predict
   return predict.load(
       workdir, checkpoint=flags.FLAGS['checkpoint'].value,
-      calibrated=flags.FLAGS['calibrated'].value, **decoding())
+      calibrated=flags.FLAGS['calibrated'].value, **{**defaults, **decoding()})
 
 
 def _one_of_several(main: Callable[[list[str]], None]
@@ -389,8 +392,8 @@ def _flag_help(name: str, required: bool = False) -> str:
   f = flags.FLAGS[name]
   again = isinstance(f, flags.MultiFlag)  # absl's help repeats this
   several = isinstance(f.parser, flags.ListParser)
-  kind = ('' if f.boolean else '=FILE[:arg]' if name in CONFIGS
-          else '=A,B' if several else '=STRING' if again
+  kind = ('' if f.boolean else '=NAME[,NAME…]' if several
+          else '=FILE[:arg]' if name in CONFIGS else '=STRING' if again
           else f'={f.flag_type().upper()}')
   shown = (','.join(f.default) if several and f.default else
            None if again or several else f.default)

@@ -8,10 +8,12 @@ A member is a run, the directory of an evaluation or an nbest.jsonl, with any
 head and tokenizer. A run is evaluated on --data if there is no evaluation of
 its best checkpoint. --held_out names the questions on which members are
 selected greedily and the null threshold is chosen. Without it, all members are
-averaged and the threshold is 0. With it, members that are no runs need
---held_out_members. The flags of decoding are for members that are runs; each
-member is evaluated with them.
-Writes the files of an evaluation and ensemble.{json,md}.
+averaged and the threshold is 0. If a member is no run, --held_out needs
+--held_out_members: for each member its run, or its evaluation on --held_out.
+The flags of decoding are for members that are runs; each member is evaluated
+with them.
+Writes metrics.json, predictions.json, na_probs.json, nbest.jsonl and
+ensemble.{json,md}.
 """
 
 import pathlib

@@ -44,7 +44,6 @@ MAX_WINDOWS = flags.DEFINE_integer(
 
 
 def main() -> None:
-  from qa_jax.inference import predict
   from qa_jax.runtime import console
   from qa_jax.runtime import settings
   from qa_jax.serving import service
@@ -56,10 +55,8 @@ def main() -> None:
         f"{e.name} is not installed; pip install -e '.[serve]'") from None
   with server.bind_socket(HOST.value, PORT.value) as listener:
     settings.configure_process()
-    qa = cli.load_model(WORKDIR.value)
-    if 'whole_words' not in cli.decoding():
-      # People read the answers. A calibration remains in use.
-      qa = predict.with_options(qa, whole_words=True)
+    # People read the answers.
+    qa = cli.load_model(WORKDIR.value, whole_words=True)
     qa_service = service.Service(
         qa, dataclasses.replace(
             service.Limits(), batch=MAX_BATCH.value,

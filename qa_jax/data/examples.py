@@ -1,6 +1,6 @@
 """Examples, checked fields of rows, and the normal form of answer texts."""
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sized
 import dataclasses
 import difflib
 import functools
@@ -12,6 +12,10 @@ from typing import Any
 from qa_jax import errors
 
 FIELDS = ('id', 'context', 'question', 'answers', 'title', 'is_impossible')
+# Columns (text, start) that stand for `answers`, with one answer in a row, or
+# with the two lists of the hub's form.
+FLAT = (('answers.text', 'answers.answer_start'), ('text', 'answer_start'),
+        ('answer', 'answer_start'), ('answer_text', 'answer_start'))
 UNLOCATED = -1  # the start of an answer without answer_start
 # A file is refused if more than this share of its questions has an empty list
 # of answers and no question is marked. Such a file has lost its answers.
@@ -135,12 +139,40 @@ def question_example(row: Any, context: str, title: Any, at: str, *,
   check_names(row, at)
   key = '' if is_missing(row.get('id')) else id_field(row, 'id', at)
   title = '' if is_missing(title) else check_text(title, f'{at}: title')
-  answers, marked = row.get('answers'), _flag(row, 'is_impossible', at)
-  golds = (() if marked or is_missing(answers) else
-           gold_answers(answers, context, f'{at}.answers', locate=locate))
+  answers, marked = _row_answers(row), _flag(row, 'is_impossible', at)
+  golds = () if is_missing(answers) else gold_answers(
+      answers, context, f'{at}.answers', locate=locate)
+  check_mark(bool(marked), golds, at)
   return Example(
       key, question, context, golds, bool(marked), title,
       unmarked=marked is None and not is_missing(answers) and not golds)
+
+
+def flat_columns(names: Container[str]) -> tuple[str, str] | None:
+  """Returns the pair of FLAT that stands for `answers`, if any."""
+  return None if 'answers' in names else next(
+      (pair for pair in FLAT if all(name in names for name in pair)), None)
+
+
+def _row_answers(row: dict[str, Any]) -> Any:
+  """Returns `answers`, or a form of it from two columns of FLAT."""
+  pair = flat_columns(row)
+  if not pair:
+    return row.get('answers')
+  text, start = (row[name] for name in pair)
+  if is_missing(text) and is_missing(start):
+    return None
+  if isinstance(start, float) and start.is_integer():
+    start = int(start)  # pandas writes integers beside a missing one as floats
+  answer = {'text': text, 'answer_start': start}
+  return answer if isinstance(text, list) else [answer]
+
+
+def check_mark(impossible: bool, answers: Sized, at: str) -> None:
+  """Raises a UserError if a question is unanswerable and has answers."""
+  errors.require(not (impossible and answers), (
+      f'{at}: is_impossible is true, but there are answers; correct one of '
+      "them, or call answers that only seem right 'plausible_answers'"))
 
 
 def _flag(row: dict[str, Any], key: str, at: str) -> bool | None:
@@ -283,9 +315,16 @@ def check_names(names: Iterable[str], at: str) -> None:
   """Checks that no name resembles the name of a field that is missing.
 
   Raises:
-    UserError: one does, such as `answer` if there is no `answers`.
+    UserError: one does, such as `answer` if there is no `answers`, or there is
+      `answer_start` and no text beside it.
   """
-  near = _near_name(frozenset(names))
+  names = frozenset(names)
+  if flat_columns(names):
+    names |= {'answers'}
+  errors.require('answers' in names or 'answer_start' not in names, (
+      f"{at} has 'answer_start' and no 'answers'; call the field of the "
+      "answer's text 'text'"))
+  near = _near_name(names)
   if near:
     raise errors.UserError(
         f'{at} has {near[0]!r} and no {near[1]!r}; rename it to {near[1]!r}, '

@@ -194,19 +194,61 @@ def _load_part(part: str) -> list[Example]:
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
           f'{errors.did_you_mean(part, SOURCES)}')
-  read = tables.read_table if tables.is_table(part) else squad_json
+  read = (tables.read_table if os.path.isdir(part) or tables.is_table(part)
+          else squad_json)
   return read(path=part)
 
 
 def _checked(part: str, examples: Any) -> list[Example]:
-  """Returns what a source returned, if it is Examples."""
+  """Returns what a source returned, if it is Examples.
+
+  The sources of this package have checked the types of the fields already.
+  """
   examples = list(examples) if isinstance(examples, Iterable) else [examples]
   for example in examples:
     if not isinstance(example, Example):
       raise errors.UserError(
           f'data source {part!r} returns {type(example).__name__}, expected a '
           'list of qa_jax.data.Example')
-  return examples
+  return examples if not registry.is_importable(part) else [
+      _checked_example(example, f'data source {part!r}: [{i}]')
+      for i, example in enumerate(examples)]
+
+
+def _checked_example(example: Example, at: str) -> Example:
+  """Returns an example with its lists as tuples.
+
+  Raises:
+    UserError: a field has another type than Example says.
+  """
+  for name in ('id', 'question', 'context', 'title'):
+    check_text(getattr(example, name), f'{at}.{name}')
+  errors.require(bool(example.id), f'{at}.id is empty')
+  errors.require(
+      type(example.impossible) is bool,
+      f'{at}.impossible is {type(example.impossible).__name__}, expected bool')
+  for name in ('answers', 'accepted'):
+    value = getattr(example, name)
+    errors.require(type(value) in (tuple, list), (
+        f'{at}.{name} is {type(value).__name__}, expected a tuple'))
+    if type(value) is list:
+      example = dataclasses.replace(example, **{name: tuple(value)})
+  for a, answer in enumerate(example.answers):
+    here = f'{at}.answers[{a}]'
+    errors.require(isinstance(answer, GoldAnswer), (
+        f'{here} is {type(answer).__name__}, expected '
+        'qa_jax.data.GoldAnswer(text, start)'))
+    check_text(answer.text, f'{here}.text')
+    errors.require(
+        type(answer.start) is int and (
+            UNLOCATED <= answer.start <= len(example.context)),
+        f'{here}.start is {reprlib.repr(answer.start)}, expected an int within '
+        f'the {len(example.context)} characters of the context, or '
+        f'{UNLOCATED}: the first occurrence')
+  for a, text in enumerate(example.accepted):
+    check_text(text, f'{at}.accepted[{a}]')
+  examples_lib.check_mark(example.impossible, example.gold_texts, at)
+  return example
 
 
 def is_call(part: str) -> bool:

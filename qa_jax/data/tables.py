@@ -1,7 +1,8 @@
 """Tables with SQuAD's columns: Hugging Face `datasets`, parquet, CSV, JSON.
 
 The columns question and context are required; id, answers, title and
-is_impossible are optional. Further columns are not read, but a column whose
+is_impossible are optional; two columns of `examples.FLAT` may stand for
+answers. Further columns are not read, but a column whose
 name resembles that of a missing one is refused. `examples.question_example`
 reads a row. A CSV cell holds `answers` as JSON or as pandas writes it. An empty
 cell of an optional column counts as a missing value.
@@ -91,6 +92,8 @@ def read_json(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     UserError: the file is none of these.
   """
   text = files.read_text(path)
+  if not text.strip():
+    return  # no line, and so no row
   begin = len(text) - len(text.lstrip())
   try:
     value, end = json.JSONDecoder().raw_decode(text, begin)
@@ -143,11 +146,15 @@ def _decoded(row: dict[str, Any], at: str) -> dict[str, Any]:
   """Returns a CSV row with decoded optional cells; an empty cell is None."""
   for name in ('id', 'title'):
     row[name] = row.get(name) or None
-  for name in ('answers', 'is_impossible'):
+  text, literal = examples.flat_columns(row) or ('', 'answers')
+  for name in (literal, 'is_impossible'):
     if row.get(name, '').strip().lower() in MISSING:
       row[name] = None
-  if row['answers'] is not None:
-    row['answers'] = _literal(row['answers'], f'{at}.answers')
+  if row[literal] is not None:
+    row[literal] = _literal(row[literal], f'{at}.{literal}')
+  if text:  # a literal only beside a list of starts
+    row[text] = (_literal(row[text], f'{at}.{text}') if isinstance(
+        row[literal], list) else row[text] or None)
   if (impossible := row['is_impossible']) is not None:
     if impossible.lower() not in BOOLEANS:
       raise errors.UserError(
@@ -236,9 +243,13 @@ def _saved(directory: pathlib.Path) -> Rows:
         f'{", ".join(f"{directory}/{name}" for name in names)}')
   path = directory / 'state.json'
   if not path.is_file():
+    inside = sorted(str(p) for depth in ('*', '*/*')
+                    for p in directory.glob(depth)
+                    if NAMES.search(p.name) or p.suffix in ('.json', '.jsonl'))
     raise errors.UserError(
         f'{directory}: Is a directory, and not one of save_to_disk: it has no '
-        'state.json')
+        'state.json' + (f'; give a file, such as {inside[0]}, or several '
+                        'joined by "+"' if inside else ''))
   state = files.read_object(path)
   if state.get('_indices_data_files'):
     raise errors.UserError(
@@ -252,14 +263,15 @@ def _saved(directory: pathlib.Path) -> Rows:
 
 def _check_columns(names: list[str], path: pathlib.Path) -> list[str]:
   """Returns the columns to read; a UserError if one is missing or doubled."""
-  for name in REQUIRED + OPTIONAL:
+  known = (*REQUIRED, *OPTIONAL, *(examples.flat_columns(names) or ()))
+  for name in known:
     if name in REQUIRED and name not in names:
       raise errors.UserError(
           f'{path} has no column {name!r}{errors.did_you_mean(name, names)}')
     if names.count(name) > 1:
       raise errors.UserError(f'{path} has the column {name!r} twice')
   examples.check_names(names, str(path))
-  return [n for n in REQUIRED + OPTIONAL if n in names]
+  return [n for n in known if n in names]
 
 
 READERS: dict[str, Callable[[pathlib.Path], Rows]] = {

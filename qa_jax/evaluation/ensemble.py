@@ -69,6 +69,12 @@ class Pool:
   log_p: np.ndarray  # [M, C]
   null_log_p: np.ndarray  # [M, E]
   windows: np.ndarray  # [E] the largest number of windows of any member
+  never: bool = False  # decode.null_rule of all members: all are answered
+
+  @property
+  def may_decline(self) -> bool:
+    """Whether a null threshold decides which questions are answered."""
+    return self.has_null and not self.never
 
   @functools.cached_property
   def has_null(self) -> bool:
@@ -124,12 +130,12 @@ class Combination:
     empty = self.pool.empty_score
     answered = np.where(self.best >= 0, np.append(
         self.pool.scores, np.zeros((2, 1)), axis=1)[:, self.best], empty)
-    return answered if not self.pool.has_null else np.where(
+    return answered if not self.pool.may_decline else np.where(
         selective.declines(self.na_score, threshold), empty, answered)
 
   def best_threshold(self) -> float:
-    """Returns the null threshold of the best F1; 0 if all have an answer."""
-    if not self.pool.has_null:
+    """Returns the null threshold of the best F1; 0 if none may be declined."""
+    if not self.pool.may_decline:
       return 0.0
     return calibration.choose_threshold(
         self.na_score, self.scores(np.inf)[1], self.pool.empty_score)[0]
@@ -214,6 +220,20 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
                              'train': {'num_steps': 1}})
   examples = sources.load_answered(data)
   held_out_examples = sources.load_answered(held_out) if held_out else []
+  if held_out and not held_out_members:
+    for path in members:
+      errors.require(RunDirectory(pathlib.Path(path)).is_run(), (
+          f'member {path} is no run, so it cannot answer --held_out; give '
+          '--held_out_members: for each member the run, or its evaluation on '
+          '--held_out'))
+  for paths, asked in ((members, examples),
+                       (held_out_members, held_out_examples)):
+    for path in paths:  # before the first one is evaluated
+      _check_member(pathlib.Path(path), any(e.impossible for e in asked),
+                    decoding)
+  for path in map(pathlib.Path, members if held_out else ()):
+    if RunDirectory(path).is_run():
+      calibrate.check_untrained(path, held_out, held_out_examples)
   pool = _read_pool(members, data, examples, decoding)
   everyone = range(len(members))
   n_best = decoding.get('n_best', N_BEST)
@@ -223,9 +243,6 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
                     [threshold] * len(members), n_best=n_best)
   held_out_pool = _read_pool(
       held_out_members or members, held_out, held_out_examples, decoding)
-  for path in map(pathlib.Path, members):
-    if RunDirectory(path).is_run():
-      calibrate.check_untrained(path, held_out, held_out_pool.examples)
   seen = ({e.context for e in held_out_pool.examples}
           & {e.context for e in pool.examples})
   if seen:
@@ -243,7 +260,7 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
 
 def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
                    seed: int = 0) -> list[documents.Block]:
-  """Writes the files of an evaluation and ensemble.{json,md}.
+  """Writes the files of `write_evaluation` and ensemble.{json,md}.
 
   Returns the blocks of ensemble.md. `seed` is that of the resampling.
   """
@@ -254,9 +271,9 @@ def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
   predictions = predictions_lib.Predictions(
       pool.examples, texts, {e.id: s for e, s in zip(
           pool.examples, combination.na_score.tolist(), strict=True)}
-      if pool.has_null else None)
+      if pool.may_decline else None)
   metrics = predictions.metrics(ensemble.threshold)
-  if pool.has_null and ensemble.alone is not None:
+  if pool.may_decline and ensemble.alone is not None:
     metrics |= predictions.held_out_metrics(ensemble.threshold)
   predictions_lib.write_evaluation(
       output, predictions, threshold=ensemble.threshold, metrics=metrics,
@@ -283,9 +300,11 @@ def write_ensemble(ensemble: Ensemble, output: pathlib.Path, *,
   return blocks
 
 
-def read_member(path: pathlib.Path, examples: Sequence[Example]
-                ) -> dict[str, MemberCandidates]:
+def read_member(path: pathlib.Path, examples: Sequence[Example], *,
+                never: bool = False) -> dict[str, MemberCandidates]:
   """Reads an nbest.jsonl that has exactly the questions of `examples`.
+
+  `never` says that the null rule is never, so that no answer has probability 0.
 
   Raises:
     UserError: the file is unreadable, has another shape or no probabilities, a
@@ -304,7 +323,7 @@ def read_member(path: pathlib.Path, examples: Sequence[Example]
         f'first is {missing[0]!r}; evaluate on the whole data')
   member = {e.id: _member_candidates(
       rows[e.id], e.context, f'{path}: question {e.id!r}') for e in examples}
-  if any(e.impossible for e in examples) and all(
+  if not never and any(e.impossible for e in examples) and all(
       x.null <= np.log(MIN_PROBABILITY) for x in member.values()):
     raise errors.UserError(
         f'{path}: no answer has no probability there (decode.null_rule never); '
@@ -335,8 +354,11 @@ def _log_probability(value: Any, where: str) -> float:
 
 
 def pool_members(examples: Sequence[Example],
-                 members: Sequence[Mapping[str, MemberCandidates]]) -> Pool:
+                 members: Sequence[Mapping[str, MemberCandidates]], *,
+                 never: bool = False) -> Pool:
   """Joins the candidates of members; a span a member lacks gets its floor.
+
+  `never` is that of Pool.
 
   Raises:
     UserError: a question cannot be scored.
@@ -359,7 +381,7 @@ def pool_members(examples: Sequence[Example],
       null_log_p=np.array([[member[e.id].null for e in examples]
                            for member in members]),
       windows=np.array([max(member[e.id].windows for member in members)
-                        for e in examples]))
+                        for e in examples]), never=never)
 
 
 def select_members(pool: Pool) -> list[tuple[int, float]]:
@@ -387,16 +409,39 @@ def select_members(pool: Pool) -> list[tuple[int, float]]:
 def _read_pool(members: Sequence[str], data: str, examples: Sequence[Example],
                decoding: Mapping[str, Any]) -> Pool:
   paths = [*map(pathlib.Path, members)]
-  for path in paths:  # before the first one is evaluated
-    if not path.exists():
-      raise errors.UserError(
-          f'member {path}: no such run, evaluation or nbest.jsonl')
-    if decoding and not RunDirectory(path).is_run():
-      raise errors.UserError(
-          f'member {path} is no run, so it has no model to decode; leave out '
-          f'{", ".join(decoding)}')
+  never = decoding.get('null_rule') == 'never'
   return pool_members(examples, [read_member(
-      _n_best_file(path, data, decoding), examples) for path in paths])
+      _n_best_file(path, data, decoding), examples, never=never)
+                                 for path in paths], never=never)
+
+
+def _check_member(path: pathlib.Path, unanswerable: bool,
+                  decoding: Mapping[str, Any]) -> None:
+  """Raises a UserError if a member cannot be read or evaluated.
+
+  `unanswerable` says whether a question of the data is.
+  """
+  if not path.exists():
+    raise errors.UserError(
+        f'member {path}: no such run, evaluation or nbest.jsonl')
+  run = RunDirectory(path)
+  if run.is_run():
+    errors.require(
+        not unanswerable or 'null_rule' in decoding
+        or run.read_config().decode.null_rule != 'never',
+        f'member {path} has the null rule never, but some questions are '
+        'unanswerable; give --decode.null_rule=min_null, or never for all '
+        'members')
+    return
+  if decoding:
+    raise errors.UserError(
+        f'member {path} is no run, so it has no model to decode; leave out '
+        f'{", ".join(decoding)}')
+  if path.is_dir() and not (path / predictions_lib.N_BEST).is_file():
+    raise errors.UserError(
+        f'member {path} is neither a run nor an evaluation: it has no '
+        f'{predictions_lib.N_BEST}; evaluate it (python -m experiments.evaluate'
+        f' --workdir={path} --data=… --output=DIR) and give DIR')
 
 
 def _n_best_file(member: pathlib.Path, data: str,

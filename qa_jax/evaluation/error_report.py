@@ -77,7 +77,8 @@ def error_report_blocks(analysis: Mapping[str, Any],
           [name, *_interval(analysis[key])] for key, name in SCORES.items()]),
       documents.Text(
           'Intervals here and below are over articles and their questions. '
-          f'Slices of fewer than {FEW} questions are in grey.')]
+          'Slices are of answerable questions; those of fewer than '
+          f'{FEW} are in grey.')]
   if 'difference' in analysis:
     blocks += _difference(analysis['difference'])
   if 'no_answer' in analysis:
@@ -100,7 +101,8 @@ def error_report_blocks(analysis: Mapping[str, Any],
   if 'candidates' in analysis:
     scores = analysis['candidates']
     blocks += [
-        documents.Title(2, 'The best of the first k candidates'),
+        documents.Title(2, 'The best of the first k candidates, for answerable '
+                        'questions'),
         documents.Table(['k', *map(str, error_analysis.CUTS)], [
             [name, *(f'{scores[key][str(k)]:.2f}' for k in error_analysis.CUTS)]
             for key, name in SCORES.items()]),
@@ -121,7 +123,8 @@ def error_report_blocks(analysis: Mapping[str, Any],
       documents.Picture('F1 by coverage', COVERAGE_PLOT)]
   for name, slices in analysis.get('slices', {}).items():
     blocks += [documents.Title(2, f'By {name}'), documents.Table(
-        [name, 'questions', 'EM', '95 % interval', 'F1', '95 % interval'],
+        [name, 'answerable questions', 'EM', '95 % interval', 'F1',
+         '95 % interval'],
         [[value, str(scores['total']), *_interval(scores['exact_match']),
           *_interval(scores['f1'])] for value, scores in slices.items()],
         grey=[i for i, scores in enumerate(slices.values())

@@ -48,6 +48,11 @@ class Evaluator:
     self._calibration = calibration
     self._uncalibrated_threshold = uncalibrated_threshold
     self.declined = 0  # number of questions, in the last evaluation
+    unanswerable = sum(e.impossible for e in windows.examples)
+    if unanswerable and config.decode.null_rule == 'never':
+      console.say_once(
+          f'decode.null_rule=never answers all {unanswerable} unanswerable '
+          'questions of the evaluation data; min_null can decline them')
 
   @property
   def chosen_on_these_questions(self) -> bool:

@@ -10,11 +10,14 @@ import dataclasses
 import functools
 import itertools
 import os
+import re
 from typing import Any
 
 import jax
+import numpy as np
 
 from qa_jax import errors
+from qa_jax.data import windows as windows_lib
 from qa_jax.inference import predict
 
 TASK = 'question-answering'
@@ -23,21 +26,30 @@ PADDINGS = (None, True, False, 'do_not_pad', 'longest', 'max_length')
 ABSENT = ('config', 'feature_extractor', 'framework', 'revision', 'use_fast',
           'token', 'device_map', 'dtype', 'torch_dtype', 'trust_remote_code',
           'model_kwargs', 'num_workers', 'binary_output', 'modelcard')
+# Fields of the config → the options that set them, for messages.
+NAMES = {'max_length': 'max_seq_len', 'window_overlap': 'doc_stride',
+         'max_question_length': 'max_question_len',
+         'max_answer_length': 'max_answer_len'}
 GENERATED = 32  # questions of a generator that are answered together
+# Equal texts are one answer. Its score adds up those of the ADDED best spans,
+# as in transformers if top_k is 1, and is equal for any top_k.
+ADDED = 12
+MOST = 10_000  # spans in which top_k different texts are looked for
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """The options of a call. None takes the default of the model."""
+  """The options of a call, with the defaults of transformers."""
 
   top_k: int = 1
-  doc_stride: int | None = None  # context tokens that windows share
+  # Context tokens that windows share; None: half a window, at most 128.
+  doc_stride: int | None = None
   max_answer_len: int = 15  # tokens, counting both ends
-  max_seq_len: int | None = None  # tokens of a window
-  max_question_len: int | None = None  # tokens
+  max_seq_len: int | None = None  # tokens of a window; None: as the model
+  max_question_len: int | None = None  # tokens; None: 64, or what has room
   handle_impossible_answer: bool = False
   align_to_words: bool = True
-  batch_size: int | None = None  # windows
+  batch_size: int | None = None  # windows; None: as the model
 
 
 class QuestionAnswering:
@@ -62,11 +74,13 @@ class QuestionAnswering:
     or a list of dicts if `top_k` is above 1 and there are several answers.
     Several questions give a list of these, and a generator of questions gives a
     generator of them. `score` is the posterior of the answer among all spans of
-    all windows of its context. The answer to a context without tokens is ''.
+    all windows of its context, added over its places among the ADDED best
+    spans. The answer to a context without tokens is ''.
 
     Questions are `question=…, context=…` (texts, or lists of equal length, or
     several questions of one context), or dicts with these keys, or objects
-    with question_text and context_text. Options are the fields of Options.
+    with question_text and context_text, or a data set of them: an iterable, or
+    an object with a length and items. Options are the fields of Options.
 
     Raises:
       UserError: an argument is unknown or wrong, or a text is empty.
@@ -123,7 +137,7 @@ def pipeline(task: str | None = None,
           'out')
   checked = change_options(Options(), options)
   qa = model if isinstance(model, predict.QA) else predict.load(
-      model, allow_code=allow_code)
+      model, allow_code=allow_code, **_decoding(checked))
   return QuestionAnswering(qa, checked)
 
 
@@ -147,12 +161,16 @@ def change_options(options: Options, changes: Mapping[str, Any]) -> Options:
     if value is None:
       del changes[name]
       continue
+    if isinstance(value, np.generic):
+      changes[name] = value = value.item()
     kind = type(getattr(Options, name))
     kind = bool if kind is bool else int
     least = 0 if name == 'doc_stride' else 1
     if type(value) is not kind or (kind is int and value < least):
       wanted = 'bool' if kind is bool else f'an integer of at least {least}'
       raise errors.UserError(f'pipeline: {name}={value!r}, expected {wanted}')
+    errors.require(name != 'top_k' or value <= MOST, (
+        f'pipeline: top_k={value!r}, expected at most {MOST}'))
   return dataclasses.replace(options, **changes)
 
 
@@ -168,21 +186,56 @@ def prepare_model(qa: predict.QA, options: Options) -> predict.QA:
              else options.doc_stride)
   room = length - overlap - qa.tokenizer.outer_length - 1  # a step of 1 token
   question = options.max_question_len or max(min(64, room), 1)
-  return predict.with_options(
-      qa, batch_size=options.batch_size, max_length=length,
-      window_overlap=overlap, max_question_length=question,
-      buckets=[b for b in data.buckets if b < length],
-      max_answer_length=options.max_answer_len,
-      # Equal texts are merged afterwards, so more candidates are needed.
-      n_best=2 * options.top_k + 10, merge='none',
-      null_rule='min_null' if options.handle_impossible_answer else 'never',
-      null_threshold=0.0, whole_words=options.align_to_words)
+  try:
+    windows_lib.check_lengths(
+        length, overlap, question, qa.tokenizer.outer_length)
+    prepared = predict.with_options(
+        qa, batch_size=options.batch_size, max_length=length,
+        window_overlap=overlap, max_question_length=question,
+        buckets=[b for b in data.buckets if b < length],
+        # Equal texts are merged afterwards, so more candidates are needed.
+        n_best=2 * options.top_k + 10, **_decoding(options))
+  except errors.UserError as e:
+    raise errors.UserError('pipeline: ' + re.sub(
+        rf'(?:config\.)?(?:data\.|decode\.)?\b({"|".join(NAMES)})\b',
+        lambda match: NAMES[match[1]], str(e))) from None
+  return predict.refit_calibration(prepared)
+
+
+def _decoding(options: Options) -> dict[str, Any]:
+  """Returns the fields of config.decode that a calibration must fit."""
+  return {'null_rule': 'min_null' if options.handle_impossible_answer
+                       else 'never',
+          'null_threshold': 0.0, 'merge': 'none',
+          'max_answer_length': options.max_answer_len,
+          'whole_words': options.align_to_words}
 
 
 def _answer(qa: predict.QA, options: Options, questions: Iterable[Any]
             ) -> list[dict[str, Any] | list[dict[str, Any]]]:
-  return [_result(answer, options) for answer in qa.answer_batch(
-      [_question(i, q) for i, q in enumerate(questions)])]
+  rows = [_question(i, q) for i, q in enumerate(questions)]
+  return [_result(answer, options)
+          for answer in _candidates(qa, options, rows)]
+
+
+def _candidates(qa: predict.QA, options: Options, rows: list[dict[str, Any]]
+                ) -> list[predict.Answer]:
+  """Returns the answers with enough candidates for `top_k` different texts.
+
+  A question has fewer if all its spans, or the MOST best ones, have fewer.
+  """
+  answers, n_best = qa.answer_batch(rows), qa.config.decode.n_best
+  while n_best < MOST:
+    lacking = [i for i, answer in enumerate(answers)
+               if len(answer.n_best) == n_best and len({
+                   c['text'].lower() for c in answer.n_best}) < options.top_k]
+    if not lacking:
+      break
+    n_best = min(8 * n_best, MOST)
+    for i, answer in zip(lacking, qa.answer_batch(
+        [rows[i] for i in lacking], n_best=n_best), strict=True):
+      answers[i] = answer
+  return answers
 
 
 def _result(answer: predict.Answer, options: Options
@@ -192,11 +245,13 @@ def _result(answer: predict.Answer, options: Options
   A context without a token has the empty answer.
   """
   merged: dict[str, dict[str, Any]] = {}  # lower-cased text → best place
-  for candidate in answer.n_best:
-    row = merged.setdefault(candidate['text'].lower(), {
-        'score': 0.0, 'start': candidate['start'], 'end': candidate['end'],
-        'answer': candidate['text']})
-    row['score'] = min(row['score'] + candidate['probability'], 1.0)
+  for rank, candidate in enumerate(answer.n_best):
+    key, probability = candidate['text'].lower(), candidate['probability']
+    if key not in merged:
+      merged[key] = {'score': probability, 'start': candidate['start'],
+                     'end': candidate['end'], 'answer': candidate['text']}
+    elif rank < ADDED:
+      merged[key]['score'] = min(merged[key]['score'] + probability, 1.0)
   rows = list(merged.values())
   if options.handle_impossible_answer or not rows:
     rows.append({'score': answer.null_probability, 'start': 0, 'end': 0,
@@ -219,10 +274,15 @@ def _questions(args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
     value = args[0] if args else next(iter(given.values()))
     if isinstance(value, Iterator):
       return value
-    single = isinstance(value, Mapping) or hasattr(value, 'question_text')
-    if not single and isinstance(value, Iterable) and not isinstance(
-        value, str):
+    if isinstance(value, Mapping) and {*value} == {
+        'question', 'context'} and isinstance(value['question'], list | tuple):
+      return _questions((), value)  # several questions as columns
+    if isinstance(value, (str, Mapping)) or hasattr(value, 'question_text'):
+      return [value]
+    if isinstance(value, Iterable):
       return list(value)
+    if hasattr(value, '__len__') and hasattr(value, '__getitem__'):
+      return [value[i] for i in range(len(value))]
     return [value]
   if {*given} != {'question', 'context'}:
     raise errors.UserError(
@@ -233,9 +293,12 @@ def _questions(args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
                 else context)
     if not isinstance(contexts, (list, tuple)) or len(question) != len(
         contexts):
+      given = (f'{len(contexts)} contexts were given' if isinstance(
+          contexts, (list, tuple)) else f'{type(contexts).__name__} was given')
       raise errors.UserError(
-          f'pipeline: {len(question)} questions need one context or '
-          f'{len(question)} of them')
+          f'pipeline: {len(question)} question'
+          f'{"s need" if len(question) > 1 else " needs"} one context or '
+          f'{len(question)} of them, and {given}')
     return [{'question': q, 'context': c}
             for q, c in zip(question, contexts, strict=True)]
   return [{'question': question, 'context': context}]

@@ -1,7 +1,8 @@
 """Answers to questions by a trained model: `load(...)` returns a QA."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
+import itertools
 import os
 import pathlib
 from typing import Any
@@ -72,6 +73,8 @@ class QA:
   uncalibrated_threshold: float = 0.0
   window_note: str = ''  # see pretrained.Pretrained
   step: int | None = None  # of the checkpoint; None: not of a run
+  # The calibration of the run, whether it fits config.decode or not.
+  stored_calibration: calibration_lib.Calibration | None = None
 
   def __repr__(self) -> str:
     sizes, decode = self.model.config, self.config.decode
@@ -270,10 +273,11 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   step = run.resolve_step(checkpoint)
   params = run.read_parameters(str(step), shapes)
   uncalibrated = config.decode.null_threshold
-  config, calibration = (_calibrate(config, run, step, overrides)
-                         if calibrated else (config, None))
+  stored = calibration_lib.read_calibration(run.path) if calibrated else None
+  config, calibration = (_calibrate(config, stored, run, step, overrides)
+                         if stored else (config, None))
   return QA(model, params, tokenizer, config, calibration, uncalibrated,
-            step=step)
+            step=step, stored_calibration=stored)
 
 
 def with_options(qa: QA, *, batch_size: int | None = None,
@@ -331,16 +335,33 @@ def _override(config: config_lib.Config,
   return config_lib.check_config(values)
 
 
-def _calibrate(config: config_lib.Config, run: RunDirectory, step: int,
-               overrides: Mapping[str, Any]) -> tuple[
+def refit_calibration(qa: QA) -> QA:
+  """Returns the model with the stored calibration in use only if it fits.
+
+  Prints a line if this is a change. The null threshold stays.
+  """
+  stored = qa.stored_calibration
+  if stored is None:
+    return qa
+  problem = stored.misfit(qa.step, dataclasses.asdict(qa.config.decode))
+  if bool(problem) == bool(qa.calibration):
+    console.say(_not_used(problem) if problem else (
+        f'{calibration_lib.NAME}: temperature {stored.temperature:.4g} in use'))
+  return dataclasses.replace(qa, calibration=None if problem else stored)
+
+
+def _not_used(problem: str) -> str:
+  return f'{calibration_lib.NAME} {problem}: not used; calibrate anew'
+
+
+def _calibrate(config: config_lib.Config,
+               calibration: calibration_lib.Calibration, run: RunDirectory,
+               step: int, overrides: Mapping[str, Any]) -> tuple[
                    config_lib.Config, calibration_lib.Calibration | None]:
   """Returns the config with the calibrated null threshold, and calibration."""
-  calibration = calibration_lib.read_calibration(run.path)
-  if calibration is None:
-    return config, None
   problem = calibration.misfit(step, dataclasses.asdict(config.decode))
   if problem:
-    console.say(f'{calibration_lib.NAME} {problem}: not used; calibrate anew')
+    console.say(_not_used(problem))
     return config, None
   said = f'{run.path / calibration_lib.NAME}: '
   in_use = f'temperature {calibration.temperature:.4g} in use'
@@ -368,6 +389,20 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config,
       kind=objectives.Objective), config.data.max_length)
 
 
+def _question_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+  """Yields as files.read_rows; an error at other JSON says what is expected."""
+  hint = ('; a line is {"question": …, "context": …}; answer SQuAD JSON by '
+          'python -m experiments.evaluate --data')
+  rows = files.parse_rows(files.read_text(path), path)
+  try:
+    place, row = first = next(rows, ('', {}))
+  except errors.UserError as e:
+    raise errors.UserError(f'{e}{hint}') from None
+  errors.require('question' in row or not {'data', 'paragraphs', 'qas'} & {
+      *row}, f'{place} is no question{hint}')
+  yield from itertools.chain([first] if place else [], rows)
+
+
 def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
   """Reads the rows of a JSONL file, or raises a UserError that names the line.
 
@@ -375,7 +410,7 @@ def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
   or an integer. Other fields, such as gold answers, are left out.
   """
   rows = []
-  for place, row in files.read_rows(path):
+  for place, row in _question_rows(path):
     for key in ('question', 'context'):
       examples_lib.check_text(row.get(key), f'{place}: {key}')
     if 'id' in row and type(row['id']) is not int:

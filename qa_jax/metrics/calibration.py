@@ -46,13 +46,13 @@ class Calibration:
       return f'is of step {self.checkpoint}, not {checkpoint}'
     # A file of older code lacks fields: it was computed at their defaults.
     stored = {'merge': 'none', 'whole_words': False, **self.decode}
-    for name, value in stored.items():
-      # Without a merge, neither the best answer nor a score depends on n_best.
-      if name == 'n_best' and stored['merge'] == 'none':
-        continue
-      if decode.get(name, value) != value:
-        return f'is of decode.{name}={value!r}, not {decode[name]!r}'
-    return ''
+    if stored['merge'] == 'none':
+      # Neither the best answer nor a score depends on n_best.
+      stored.pop('n_best', None)
+    differences = [f'of decode.{name}={value!r}, not {decode[name]!r}'
+                   for name, value in stored.items()
+                   if decode.get(name, value) != value]
+    return f'is {", ".join(differences)}' if differences else ''
 
 
 def write_calibration(workdir: pathlib.Path, calibration: Calibration,

@@ -128,11 +128,13 @@ def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
                      metrics: Mapping[str, float] | None) -> None:
   """Writes the files of an evaluation; metrics.json comes last.
 
-  Without metrics, the metrics.json of an earlier evaluation is removed.
+  Without metrics or no-answer scores, those of an earlier evaluation are
+  removed.
   """
-  if metrics is None:
-    with contextlib.suppress(OSError):
-      (output / METRICS).unlink()
+  for name, value in ((METRICS, metrics), (NA_PROBS, predictions.na_scores)):
+    if value is None:
+      with contextlib.suppress(OSError):
+        (output / name).unlink()
   if predictions.na_scores is not None:
     files.write_json(output / NA_PROBS, predictions.na_scores)
   files.write_json(output / PREDICTIONS, predictions.texts(threshold))

@@ -102,6 +102,11 @@ def test_a_misspelt_suite_is_told():
   assert result.code == 1 and "did you mean 'search'" in result.err
 
 
+def test_help_says_that_suites_are_names():
+  result = commands.command('benchmark', '--help')
+  assert '--suite=NAME[,NAME…]' in result.out and 'FILE' not in result.out
+
+
 def test_losses_are_compared_one_by_one_and_none_may_be_missing():
   a, b = np.float32([[4, 2], [1, 8]]), np.float32([[4, 1], [1, 8]])
   assert population.apart(a, a) == 0 and population.apart(a, b) == 1

@@ -21,6 +21,7 @@ from qa_jax.data import cache
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import tokenizer
+from qa_jax.data.examples import FLAT
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from tests.common import examples as examples_lib
@@ -264,6 +265,38 @@ def test_a_name_that_is_nearly_right_is_refused(tmp_path, form, name, wanted):
     rows = [{**row, name: 'Mira'} for row in rows]
   assert f'has {name!r} and no {wanted!r}; rename it' in refusal(
       sources.load_examples, write(tmp_path, form, rows))
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('names', FLAT, ids=str)
+def test_two_columns_may_stand_for_answers(tmp_path, form, names):
+  """An answer without its text and its place is missing."""
+  rows = [{k: v for k, v in row.items() if k != 'answers'} for row in ROWS]
+  for row, before in zip(rows, ROWS, strict=True):
+    answer = before['answers'][0] if before['answers'] else {
+        'text': None, 'answer_start': None}
+    row |= dict(zip(names, (answer['text'], answer['answer_start']),
+                    strict=True))
+  found = sources.load_examples(write(tmp_path, form, rows))
+  assert [e.answers for e in found] == [e.answers[:1] for e in EXAMPLES]
+  assert 'outside the' in refusal(sources.load_examples, write(
+      tmp_path, form, [{**row, names[1]: 10**6} for row in rows]))
+
+
+@pytest.mark.parametrize('form', sorted({*FORMS} - {'CSV, arrays'}))
+def test_a_flattened_table_keeps_lists_of_answers(tmp_path, form):
+  rows = [{k: v for k, v in row.items() if k != 'answers'} | {
+      f'answers.{key}': [a[key] for a in row['answers']]
+      for key in ('text', 'answer_start')} for row in ROWS]
+  assert sources.load_examples(write(tmp_path, form, rows)) == EXAMPLES
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_a_place_without_a_text_asks_for_the_text(tmp_path, form):
+  rows = [{k: v for k, v in row.items() if k != 'answers'} | {
+      'answer_start': 0, 'gold': 'x'} for row in ROWS]
+  message = refusal(sources.load_examples, write(tmp_path, form, rows))
+  assert "has 'answer_start' and no 'answers'; call the field" in message
 
 
 def test_other_names_are_left_alone(tmp_path):

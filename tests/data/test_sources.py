@@ -1,6 +1,7 @@
 """Tests of data sources: their examples, and one-line errors."""
 
 import copy
+import dataclasses
 import gzip
 import json
 
@@ -85,13 +86,14 @@ def test_version_1_needs_neither_title_nor_is_impossible(tmp_path):
       ]
 
 
-def test_answers_of_an_impossible_question_are_not_answers(tmp_path):
+def test_an_unanswerable_question_with_answers_is_refused(tmp_path):
+  """The official script takes the answers, and no one can tell who is right."""
   data = examples_lib.changed(
       examples_lib.SQUAD,
       ('data', 0, 'paragraphs', 0, 'qas', 0, 'is_impossible'), True)
-  example = sources.load_examples(examples_lib.write(tmp_path / 'a.json',
-                                                     data))[0]
-  assert example.impossible and not example.answers
+  message = refusal(examples_lib.write(tmp_path / 'a.json', data))
+  assert ('data[0].paragraphs[0].qas[0]: is_impossible is true, but there are '
+          'answers') in message
 
 
 def test_byte_order_mark_is_dropped(tmp_path):
@@ -267,12 +269,33 @@ def test_bad_spec_is_one_line(spec, message):
 @pytest.mark.parametrize('name', ['a.json', 'a.jsonl', 'a.jsonl.gz', 'plain'])
 def test_directory_where_a_file_is_meant_is_one_line(tmp_path, name):
   (tmp_path / name).mkdir()
-  assert 'Is a directory' in refusal(str(tmp_path / name))
+  message = refusal(str(tmp_path / name))
+  assert 'Is a directory' in message and message.endswith('no state.json')
+
+
+def test_a_directory_of_shards_names_a_file(tmp_path):
+  """As the hub stores a data set."""
+  (tmp_path / 'data').mkdir()
+  for n in (1, 0):
+    (tmp_path / 'data' / f'train-0000{n}-of-00002.parquet').touch()
+  for folder in (tmp_path, tmp_path / 'data'):
+    assert (f'give a file, such as {tmp_path}/data/train-00000-of-00002.parquet'
+            ', or several joined by "+"') in refusal(str(folder))
+
+
+@pytest.mark.parametrize('name', ['a.jsonl', 'a.json', 'a', 'a.csv'])
+@pytest.mark.parametrize('content', ['', '\n\n'])
+def test_an_empty_file_holds_no_question(tmp_path, name, content):
+  path = tmp_path / name
+  path.write_text(content)
+  assert refusal(str(path)) == f'{path}: holds no question'
+
+
 
 
 @pytest.mark.parametrize(
     ('content', 'message'),
-    [('', 'not JSON'), ('words', 'not JSON'), ('[1', 'not JSON'),
+    [('', 'holds no question'), ('words', 'not JSON'), ('[1', 'not JSON'),
      (json.dumps(examples_lib.SQUAD)[:-9], 'not JSON'),
      (json.dumps(examples_lib.SQUAD) * 2, 'Extra'),
      (json.dumps(examples_lib.SQUAD).replace('Mira',
@@ -341,6 +364,40 @@ def test_one_example_object_twice_is_named(monkeypatch):
   monkeypatch.setitem(sources.SOURCES, 'mine', lambda: [Example(
       'what', 'Who?', 'Ada.', (GoldAnswer('Ada', 0),))] * 2)
   assert "'what' stands there twice" in refusal('mine()')
+
+
+@pytest.mark.parametrize(('fields', 'message'), [
+    ({'id': 3}, "'mine()': [1].id is int, expected a string"),
+    ({'id': ''}, '[1].id is empty'),
+    ({'question': None}, '[1].question is NoneType, expected a string'),
+    ({'context': 'x\ud800'}, 'surrogate U+D800 at character 1'),
+    ({'title': None}, '[1].title is NoneType'),
+    ({'impossible': 1}, '[1].impossible is int, expected bool'),
+    ({'answers': None}, '[1].answers is NoneType, expected a tuple'),
+    ({'answers': 'Ada'}, '[1].answers is str, expected a tuple'),
+    ({'answers': ('Ada',)}, '[1].answers[0] is str, expected qa_jax.data.Gold'),
+    ({'answers': ({'text': 'Ada', 'answer_start': 0},)}, 'answers[0] is dict'),
+    ({'answers': (GoldAnswer('Ada', 0.0),)}, 'answers[0].start is 0.0'),
+    ({'answers': (GoldAnswer('Ada', -2),)}, 'answers[0].start is -2'),
+    ({'answers': (GoldAnswer('Ada', 5),)}, 'within the 4 characters'),
+    ({'answers': (GoldAnswer(None, 0),)}, 'answers[0].text is NoneType'),
+    ({'accepted': 'Ada'}, '[1].accepted is str, expected a tuple'),
+    ({'accepted': (3,)}, '[1].accepted[0] is int'),
+    ({'impossible': True}, 'but there are answers')], ids=str)
+def test_a_wrong_field_of_an_example_of_a_source_is_named(
+    monkeypatch, fields, message):
+  right = Example('a', 'Who?', 'Ada.', (GoldAnswer('Ada', 0),))
+  monkeypatch.setitem(sources.SOURCES, 'mine', lambda: [
+      right, dataclasses.replace(right, **{'id': 'b', **fields})])
+  assert message in refusal('mine()')
+
+
+def test_a_source_may_give_lists_and_answers_without_a_position(monkeypatch):
+  monkeypatch.setitem(sources.SOURCES, 'mine', lambda: [
+      Example('a', 'Who?', 'Ada.', [GoldAnswer('Ada', -1)], accepted=['Ada'])])
+  example, = sources.load_examples('mine()')
+  assert example == Example(
+      'a', 'Who?', 'Ada.', (GoldAnswer('Ada', -1),), accepted=('Ada',))
 
 
 def test_an_id_twice_is_named(tmp_path):

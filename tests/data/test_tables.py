@@ -165,7 +165,8 @@ def test_list_of_answers_is_read_as_in_squad_json(tmp_path):
 @pytest.mark.parametrize('name', ['a.csv', 'a.jsonl'])
 @pytest.mark.parametrize(('fields', 'impossible', 'golds'), [
     ({}, False, 2), ({'answers': {'text': [], 'answer_start': []}}, True, 0),
-    ({'answers': None}, False, 0), ({'is_impossible': True}, True, 0),
+    ({'answers': None}, False, 0),
+    ({'is_impossible': True, 'answers': None}, True, 0),
     ({'is_impossible': None}, False, 2),
     ({'answers': {'text': [], 'answer_start': []}, 'is_impossible': False},
      False, 0)])

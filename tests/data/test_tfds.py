@@ -20,7 +20,7 @@ from tests.common import examples as examples_lib
 DEV = examples_lib.SQUAD
 TRAIN = examples_lib.changed(DEV, ('data', 0, 'paragraphs', 0, 'qas'), [
     {'id': f'q{i}', 'question': f'Who, number {i}?', 'is_impossible': i == 3,
-     'answers': [{'text': 'Mira', 'answer_start': 0}]}
+     'answers': [{'text': 'Mira', 'answer_start': 0}] * (i != 3)}
     for i in range(4)])
 RECORDS = 'squad/v2.0/3.0.0/squad-train.array_record-00000-of-00001'
 

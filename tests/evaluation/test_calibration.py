@@ -20,6 +20,7 @@ from qa_jax.decoding import candidates
 from qa_jax.evaluation import calibrate
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import decode as decode_lib
+from qa_jax.inference import pipeline
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import calibration
@@ -445,19 +446,62 @@ def test_listing_more_or_fewer_candidates_keeps_the_calibration(
       candidates_listed, 6))
 
 
-def test_serve_answers_whole_words_by_the_calibration(calibrated, monkeypatch):
+@pytest.fixture(scope='module')
+def calibrated_on(calibrated):
+  """Returns a function: fields of decoding → a run calibrated with them."""
+  def run(**decoding):
+    workdir = shutil.copytree(
+        calibrated, calibrated.parent / str(sorted(decoding)),
+        dirs_exist_ok=True)
+    calibrate.calibrate_run(workdir, HELD_OUT, **decoding)
+    return workdir
+  return run
+
+
+@pytest.mark.parametrize('whole_words', [False, True])
+def test_serve_uses_the_calibration_of_its_own_decoding(
+    calibrated, calibrated_on, monkeypatch, whole_words):
+  workdir = calibrated_on(whole_words=True) if whole_words else calibrated
   served = []
   monkeypatch.setattr(service.Service, 'warm_up', lambda self: 0)
   monkeypatch.setattr(server, 'serve', lambda s, _: served.append(s.qa))
-  for flags in ([], ['--decode.whole_words=false']):
-    result = commands.command('serve', f'--workdir={calibrated}', '--port=0',
+  threshold = calibration.read_calibration(workdir).threshold
+  for flags, words in ([], True), (['--decode.whole_words=false'], False):
+    result = commands.command('serve', f'--workdir={workdir}', '--port=0',
                               *flags)
     assert result.code == 0, result.err
-  threshold = calibration.read_calibration(calibrated).threshold
-  for qa, whole_words in zip(served, (True, False), strict=True):
-    assert qa.calibration
-    assert qa.config.decode.whole_words == whole_words
-    assert qa.config.decode.null_threshold == threshold
+    qa, fits = served.pop(), words == whole_words
+    assert qa.config.decode.whole_words == words
+    assert bool(qa.calibration) == fits
+    assert qa.config.decode.null_threshold == (threshold if fits else 0)
+    assert ('not used' not in result.err) == fits
+
+
+def test_a_pipeline_uses_the_calibration_of_its_own_decoding(
+    calibrated, calibrated_on, capsys):
+  question = {'question': 'Who?', 'context': 'Ada met Bob in Rome.'}
+  capsys.readouterr()
+  other = pipeline.pipeline(model=calibrated)
+  said = capsys.readouterr().err
+  assert other.qa.calibration is None and said.count('\n') == 1
+  for part in ("null_rule='min_null', not 'never'",
+               'max_answer_length=8, not 15', 'whole_words=False, not True',
+               'not used'):
+    assert part in said
+  workdir = calibrated_on(
+      whole_words=True, null_rule='never', max_answer_length=15)
+  capsys.readouterr()
+  uncalibrated = pipeline.pipeline(
+      model=predict.load(workdir, calibrated=False))
+  assert not capsys.readouterr().err
+  pipe = pipeline.pipeline(model=workdir)
+  assert 'in use' in capsys.readouterr().err
+  assert pipe(**question)['score'] != uncalibrated(**question)['score']
+  assert not capsys.readouterr().err
+  # An option of a call that the calibration is not of.
+  short = {'max_answer_len': 3}
+  assert pipe(**question, **short) == uncalibrated(**question, **short)
+  assert 'max_answer_length=15, not 3: not used' in capsys.readouterr().err
 
 
 def test_predict_answers_by_the_stored_threshold(

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
+from qa_jax.evaluation import calibrate
 from qa_jax.evaluation import ensemble
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import predict
@@ -461,6 +463,55 @@ def test_mistakes_of_the_command_are_one_line(folder, members, more, message):
   result = run(folder, *more, members=members)
   assert result.code == 1 and message in result.err
   assert result.err.count('\n') == 1 and not (folder / 'out').exists()
+
+
+@pytest.mark.parametrize(('members', 'more', 'message'), [
+    (['run', 'dev1.jsonl'], ['--held_out=HELD'],
+     'dev1.jsonl is no run, so it cannot answer --held_out; give '
+     '--held_out_members'),
+    (['run', 'model'], [], 'model is neither a run nor an evaluation: it has '
+     'no nbest.jsonl; evaluate it (python -m experiments.evaluate --workdir='),
+    (['run', 'no_null'], [], 'no_null has the null rule never, but some')])
+def test_a_member_that_cannot_answer_is_refused_before_any_model_runs(
+    folder, monkeypatch, members, more, message):
+  """The run of the first member has no evaluation."""
+  (write_run(folder, 'synthetic(size=4)') / 'eval/dev/nbest.jsonl').unlink()
+  (folder / 'model').mkdir()
+  files.write_json(folder / 'model' / 'config.json', {})
+  random_model.write_run(
+      random_model.random_qa('independent'), folder / 'no_null')
+  monkeypatch.setattr(predict, 'load', None)
+  result = run(folder, *(f.replace('HELD', f'{folder}/held.json')
+                         for f in more), members=members)
+  assert result.code == 1 and message in result.err, result.err
+  assert result.err.count('\n') == 1 and not (folder / 'out').exists()
+
+
+@pytest.mark.parametrize('held_out', [False, True])
+def test_without_a_null_rule_every_question_is_answered(
+    folder, monkeypatch, held_out):
+  """A model twice is scored as its own evaluation."""
+  monkeypatch.setattr(calibrate, 'check_untrained', lambda *_: None)
+  runs = write_models(folder)
+  more = [f'--held_out={folder}/held.json'] if held_out else []
+  (folder / 'both').mkdir()
+  files.write_json(folder / 'both' / 'na_probs.json', {})  # of another rule
+  for name, paths in (('both', runs), ('twice', [runs[0], folder / 'again'])):
+    if name == 'twice':
+      shutil.copytree(runs[0], folder / 'again')
+    result = commands.command(
+        'ensemble', members_flag(paths), f'--data={folder}/dev.json',
+        '--decode.null_rule=never', f'--output={folder}/{name}', *more)
+    assert result.code == 0, result.err
+    predictions = predictions_lib.read_predictions(
+        folder / name / 'predictions.json')
+    assert all(predictions.values()) and len(predictions) == 40
+    assert not (folder / name / 'na_probs.json').exists()
+  evaluation = runs[0] / 'eval' / 'dev.null_rule-never'
+  alone = files.read_object(evaluation / 'metrics.json')
+  assert files.read_object(folder / 'twice' / 'metrics.json') == alone
+  assert alone['no_answer_total'] > 0 and predictions == (
+      predictions_lib.read_predictions(evaluation / 'predictions.json'))
 
 
 def test_an_empty_context_has_no_candidates():

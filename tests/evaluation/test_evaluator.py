@@ -26,6 +26,7 @@ from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
+from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from tests.common import lookup
 
@@ -378,6 +379,23 @@ def test_declined_answers_are_said_if_all_questions_have_one(
   err = capsys.readouterr().err
   assert (said in err and '--decode.null_rule=never' in err) if said else (
       'declined' not in err)
+
+
+@pytest.mark.parametrize(('which', 'rule', 'said'), [
+    ('all', 'never', True), ('answered', 'never', False),
+    ('all', 'min_null', False)])
+def test_unanswerable_questions_that_are_all_answered_are_counted(
+    which, rule, said, capsys):
+  examples = EXAMPLES if which == 'all' else [
+      e for e in EXAMPLES if not e.impossible]
+  count = sum(e.impossible for e in examples)
+  console.say_once.cache_clear()
+  evaluator.Evaluator(model_for(rule), cut(examples),
+                      lookup.make_config(null_rule=rule))
+  assert capsys.readouterr().err == (
+      f'decode.null_rule=never answers all {count} unanswerable questions of '
+      'the evaluation data; min_null can decline them\n' if said else '')
+  assert bool(count) == (which == 'all')
 
 
 @pytest.mark.parametrize(('spec', 'name'), [

@@ -98,6 +98,21 @@ def test_scores_are_posteriors_and_equal_texts_are_added(pipe):
   assert sum(row['score'] for row in rows) == pytest.approx(1)
 
 
+def test_repeated_texts_leave_top_k_answers_and_the_score_is_one(pipe):
+  """The best spans have few texts, each at many places."""
+  ask = lambda **options: pipe('who', 'a b c d e ' * 40,
+                               max_answer_len=5, **options)
+  rows = ask(top_k=22)
+  texts = [row['answer'].lower() for row in rows]
+  assert len(texts) == len({*texts}) == 22
+  assert ask() == rows[0]
+  for k in (2, 5, 12, 20):
+    for row, other in zip(ask(top_k=k), rows[:k], strict=True):
+      assert row == {**other, 'score': pytest.approx(other['score'])}
+  # Up to 5 of the words in a row, beginning with each of the 5.
+  assert len(ask(top_k=9999)) == 5 * 5
+
+
 def test_answers_are_whole_words_by_default(pipe):
   context = 'ships sail to many far off isles'
   words = pipe('who', context, top_k=9)
@@ -124,6 +139,35 @@ def test_options_of_the_pipeline_hold_for_its_calls(directory, pipe):
   assert other.task == 'question-answering' and 'QA(' in repr(other)
 
 
+class Questions:
+  """A data set of torch: a length and items, and no IndexError."""
+
+  def __len__(self):
+    return 2
+
+  def __getitem__(self, i):
+    return SHORT
+
+
+def test_columns_and_data_sets_are_several_questions(pipe):
+  two = pipe([SHORT, SHORT])
+  assert pipe({k: [v] * 2 for k, v in SHORT.items()}) == two
+  assert pipe({'question': [SHORT['question']] * 2,
+               'context': SHORT['context']}) == two
+  assert pipe(Questions()) == pipe(data=Questions()) == two
+
+
+def test_numbers_of_numpy_are_options(pipe):
+  assert pipe(**SHORT, top_k=np.int64(2), align_to_words=np.True_) == pipe(
+      **SHORT, top_k=2)
+
+
+def test_options_without_a_value_have_the_documented_ones(directory):
+  config = qa_jax.pipeline(model=predict.load(
+      directory, window_overlap=3))._model({})[0].config.data
+  assert (config.max_length, config.window_overlap) == (40, 20)
+
+
 def test_a_generator_is_read_as_far_as_its_answers_are(pipe):
   seen = []
 
@@ -139,7 +183,10 @@ def test_a_generator_is_read_as_far_as_its_answers_are(pipe):
 @pytest.mark.parametrize(('args', 'options', 'message'), [
     ((), {'question': 'a'}, 'give question=… and context=…'),
     ((), {'question': 'a', 'context': ['b']}, 'context of row 0 is list'),
-    ((), {'question': ['a'], 'context': ['b', 'c']}, '1 questions need one'),
+    ((), {'question': ['a'], 'context': ['b', 'c']},
+     '1 question needs one context or 1 of them, and 2 contexts were given'),
+    ((), {'question': ['a', 'b'], 'context': 3},
+     '2 questions need one context or 2 of them, and int was given'),
     ((), {'question': '', 'context': 'b'}, 'question of row 0 is empty'),
     ((), {'question': 'a', 'context': ''}, 'context of row 0 is empty'),
     ((), {'question': 'a', 'context': None}, 'context of row 0 is NoneType'),
@@ -147,11 +194,15 @@ def test_a_generator_is_read_as_far_as_its_answers_are(pipe):
     (('a', 'b'), {'question': 'c'}, 'contradict'),
     ((), {**SHORT, 'top_n': 3}, "no argument 'top_n'; did you mean 'top_k'"),
     ((), {**SHORT, 'top_k': 0}, 'top_k=0, expected an integer of at least 1'),
+    ((), {**SHORT, 'top_k': 10**6}, 'top_k=1000000, expected at most 10000'),
     ((), {**SHORT, 'top_k': 1.5}, 'top_k=1.5, expected an integer'),
     ((), {**SHORT, 'align_to_words': 1}, 'align_to_words=1, expected bool'),
     ((), {**SHORT, 'padding': 'left'}, "padding='left' is none of"),
-    ((), {**SHORT, 'max_seq_len': 41}, "exceeds the encoder's 40 positions"),
-    ((), {**SHORT, 'doc_stride': 40}, 'window_overlap 40 leaves no step')],
+    ((), {**SHORT, 'max_seq_len': 41},
+     "pipeline: max_seq_len=41 exceeds the encoder's 40 positions"),
+    ((), {**SHORT, 'doc_stride': 24, 'max_seq_len': 24},
+     'pipeline: doc_stride 24 leaves no step: max_seq_len 24 - max_question_len'
+     )],
     ids=str)
 def test_a_wrong_call_is_one_line(pipe, args, options, message):
   with pytest.raises(errors.UserError, match=message) as e:

@@ -357,6 +357,17 @@ def test_questions_and_ids_are_read_unchanged(tmp_path):
       {'question': '\u2028', 'context': 'b'}]
 
 
+@pytest.mark.parametrize('content', [
+    '{"data": []}', '{"version": "2.0",\n "data": []}', '[]',
+    '{"title": "T", "paragraphs": []}', '{"context": "c", "qas": []}'])
+def test_data_that_are_no_questions_are_for_evaluate(tmp_path, content):
+  path = tmp_path / 'dev.json'
+  path.write_text(content)
+  with pytest.raises(errors.UserError, match=(
+      r'dev\.json:1.*; a line is \{"question": ….*evaluate --data')):
+    predict.read_questions(path)
+
+
 @pytest.mark.parametrize(('line', 'message'), [
     ('{"question": "a"', r'in\.jsonl:2: not JSON'),
     ('["a"]', r'in\.jsonl:2: list, expected'),

@@ -333,6 +333,9 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   text = (evaluation / 'analysis.md').read_text()
   assert '| exact match | 50.00 |' in text
   assert '| exact match | 50.00 | 100.00 | 100.00 |' in text  # by k
+  assert text.count('| answerable questions |') == len(
+      error_analysis.SLICES) + 1  # and the number of windows
+  assert 'of the first k candidates, for answerable questions\n' in text
   assert '| exact match | -50.00 |' in text
   html = (evaluation / 'analysis.html').read_text()
   assert ('<mark class="gold">Ada</mark> met '
