@@ -210,7 +210,9 @@ def _checked(part: str, examples: Any) -> list[Example]:
       raise errors.UserError(
           f'data source {part!r} returns {type(example).__name__}, expected a '
           'list of qa_jax.data.Example')
-  return examples if not registry.is_importable(part) else [
+  constructor = registry.find_constructor(
+      SOURCES, registry.parse_spec(part)[0], what='data source')
+  return examples if constructor.__module__.startswith('qa_jax.') else [
       _checked_example(example, f'data source {part!r}: [{i}]')
       for i, example in enumerate(examples)]
 
