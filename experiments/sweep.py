@@ -134,7 +134,7 @@ def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
   for choice in choices:
     console.say(f'tuned in {workdir}: {choice.line()}')
   chosen = [choice.variant for choice in choices]
-  return [v for v in variants if tuning.without_seed(v) in chosen]
+  return [v for v in variants if plan_lib.without_seed(v) in chosen]
 
 
 def _admit_code(trials: Sequence['plan_lib.Trial']) -> None:

@@ -335,8 +335,8 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
   """
   find = search.find_search(decode.search)
   errors.check_known('config.decode.merge', decode.merge, answers.MERGES)
-  if ('null' in null_rules.find_rule(decode.null_rule).needs
-      and 'null' not in objective.needs):
+  needs = null_rules.find_rule(decode.null_rule).needs
+  if 'null' in needs and 'null' not in objective.needs:
     raise errors.UserError(
         f'config.decode.null_rule={decode.null_rule!r} {_null_advice()}')
   pair = nesting.score_shapes(head, training=False).pair
@@ -359,8 +359,7 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
     with _naming(f'config.decode.null_rule={decode.null_rule!r}'):
       null_rules.no_answer_scores(decode.null_rule, null_rules.WindowScores(
           null=scores, best=scores[::-1].copy(), first=np.array([0, 2]),
-          normaliser=scores + 3 if 'normaliser' in null_rules.find_rule(
-              decode.null_rule).needs else None))
+          normaliser=scores + 3 if 'normaliser' in needs else None))
 
 
 @contextlib.contextmanager

@@ -194,8 +194,7 @@ def _load_part(part: str) -> list[Example]:
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
           f'{errors.did_you_mean(part, SOURCES)}')
-  read = (tables.read_table if os.path.isdir(part) or tables.is_table(part)
-          else squad_json)
+  read = tables.read_table if tables.is_table(part) else squad_json
   return read(path=part)
 
 

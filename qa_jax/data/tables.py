@@ -2,10 +2,10 @@
 
 The columns question and context are required; id, answers, title and
 is_impossible are optional; two columns of `examples.FLAT` may stand for
-answers. Further columns are not read, but a column whose
-name resembles that of a missing one is refused. `examples.question_example`
-reads a row. A CSV cell holds `answers` as JSON or as pandas writes it. An empty
-cell of an optional column counts as a missing value.
+answers. Further columns are not read, but a column whose name resembles that of
+a missing one is refused. `examples.question_example` reads a row. A CSV cell
+holds `answers` as JSON or as pandas writes it. An empty cell of an optional
+column counts as a missing value.
 """
 
 import ast
@@ -61,15 +61,12 @@ def read_table(*, path: str, locate_answers: bool = False) -> list[Example]:
 
 
 def is_table(path: str) -> bool:
-  """Returns whether the name of a file or directory is that of a table.
+  """Returns whether a path is a directory or has the name of a table.
 
   A file of another name is JSON, whose content decides.
   """
-  where = pathlib.Path(path)
-  if os.path.isdir(path):  # False for a name no file can have
-    return any(
-        (where / n).is_file() for n in ('state.json', 'dataset_dict.json'))
-  return bool(NAMES.search(path))
+  # isdir is False for a name no file can have.
+  return os.path.isdir(path) or bool(NAMES.search(path))
 
 
 def row_example(row: Any, at: str, *, locate: bool) -> Example:

@@ -47,7 +47,7 @@ class Trial:
 
   @property
   def variant(self) -> dict[str, Any]:
-    return {k: v for k, v in self.overrides.items() if k != 'seed'}
+    return without_seed(self.overrides)
 
   @property
   def run(self) -> pathlib.Path:
@@ -92,7 +92,7 @@ def plan_trials(
   label_of: dict[str, str] = {}  # config → variant
   trained_by: dict[str, str] = {}  # config without decode → trial
   for overrides in runs:
-    label = label_variant({k: v for k, v in overrides.items() if k != 'seed'})
+    label = label_variant(without_seed(overrides))
     try:
       varied = config_lib.check_config(
           config_lib.override(config.to_dict(), overrides))
@@ -122,8 +122,7 @@ def select_variants(variants: Sequence[Mapping[str, Any]], pattern: str
   Raises:
     UserError: the pattern is no regular expression or finds no variant.
   """
-  labels = [label_variant({k: v for k, v in variant.items() if k != 'seed'})
-            for variant in variants]
+  labels = [label_variant(without_seed(variant)) for variant in variants]
   try:
     chosen = [v for v, label in zip(variants, labels, strict=True)
               if re.search(pattern, label)]
@@ -232,6 +231,10 @@ def _link(source: str, target: str) -> None:
     os.link(source, target)
   except OSError:  # across file systems, or on one without links
     shutil.copy2(source, target)
+
+
+def without_seed(overrides: Mapping[str, Any]) -> dict[str, Any]:
+  return {k: v for k, v in overrides.items() if k != 'seed'}
 
 
 def label_variant(variant: Mapping[str, Any]) -> str:

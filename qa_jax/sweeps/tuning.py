@@ -71,7 +71,7 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
     raise errors.UserError(f'--tuned_in={workdir} is no sweep: it has no '
                            'sweep.json that names trials')
   variants = [*{plan.label_variant(v): v for v in map(
-      without_seed, variants)}.values()]
+      plan.without_seed, variants)}.values()]
   groups: dict[str, list[Mapping[str, Any]]] = {}
   for variant in variants:
     for field in fields:
@@ -98,10 +98,6 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
     choices.append(Choice(
         group[best], [{f: v[f] for f in fields} for v in group], scores, best))
   return choices
-
-
-def without_seed(variant: Mapping[str, Any]) -> dict[str, Any]:
-  return {k: v for k, v in variant.items() if k != 'seed'}
 
 
 def _scores(variant: Mapping[str, Any], names: Sequence[str],
