@@ -96,6 +96,9 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
       not 0 <= score <= 1 for score in (na_scores or {}).values()):
     print(f'warning: {NA_PROBS.value} holds no probabilities, but they are '
           'compared with 1; give --na_threshold', file=sys.stderr)
+  if NA_PROBS.value and not any(e.impossible for e in examples):
+    print('warning: --na_probs is not used: all questions have answers, and '
+          'the metrics of SQuAD 1.1 decline none', file=sys.stderr)
   values = squad.squad_metrics(examples, predictions, na_scores=na_scores,
                                na_threshold=NA_THRESHOLD.value)
   if output:

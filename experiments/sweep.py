@@ -133,8 +133,7 @@ def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
   choices = tuning.choose(variants, TUNED.value, workdir, data=config.data.eval)
   for choice in choices:
     console.say(f'tuned in {workdir}: {choice.line()}')
-  chosen = [choice.variant for choice in choices]
-  return [v for v in variants if plan_lib.without_seed(v) in chosen]
+  return tuning.variants_of(choices, variants)
 
 
 def _admit_code(trials: Sequence['plan_lib.Trial']) -> None:

@@ -174,7 +174,7 @@ def _headline(comparison: compare.Comparison) -> str:
   points = f'{_number(delta.mean, "{:+.2f}")} points F1'
   if all(v.deltas['f1'].verdict == 'too few seeds' for v in others):
     return (f'Too few seeds for a verdict: {compare.MIN_SEEDS} seeds on each '
-            f'side are needed. The largest difference is that of {best.label}, '
+            f'side are needed. The highest difference is that of {best.label}, '
             f'{points}.')
   better, worse = (sum(v.deltas['f1'].verdict == verdict for v in others)
                    for verdict in ('better', 'worse'))
@@ -182,7 +182,7 @@ def _headline(comparison: compare.Comparison) -> str:
     return (f'{best.label} is better than the default by {points}; '
             f'{better} of {len(others)} variants are better, {worse} worse.')
   return ('No variant is better than the default beyond what seeds and '
-          f'questions explain; {worse} of {len(others)} are worse. The largest '
+          f'questions explain; {worse} of {len(others)} are worse. The highest '
           f'difference is that of {best.label}, {points}.')
 
 

@@ -100,6 +100,18 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
   return choices
 
 
+def variants_of(choices: Sequence[Choice],
+                variants: Sequence[Mapping[str, Any]]
+                ) -> list[Mapping[str, Any]]:
+  """Returns the chosen variants, with all their seeds.
+
+  The order is that of the choices, so that the group of the default comes first
+  with whatever value was chosen for it.
+  """
+  return [v for choice in choices for v in variants
+          if plan.without_seed(v) == choice.variant]
+
+
 def _scores(variant: Mapping[str, Any], names: Sequence[str],
             workdir: pathlib.Path, data: str) -> dict[int, float]:
   """Reads {seed: F1} of all trials of a variant, which must be complete."""

@@ -392,6 +392,15 @@ def test_log_odds_have_the_threshold_of_their_predictions(tmp_path):
     exact[bool(flags)] = result.out.splitlines()[0].split()[1]
     assert ('holds no probabilities' in result.err) == (not flags)
   assert exact == {True: '66.6667', False: '33.3333'}
+  assert 'is not used' not in result.err
+  answerable = examples.write(tmp_path / 'answerable.json', [
+      {'id': 'a', 'question': 'Who?', 'context': 'Ada met Bob.',
+       'answers': [{'text': 'Ada', 'answer_start': 0}]}])
+  result = commands.command(
+      'evaluate', f'--data={answerable}', f'--predictions={predictions}',
+      f'--na_probs={odds}', '--na_threshold=0')
+  assert result.out.split()[1] == '100.0000'
+  assert '--na_probs is not used: all questions have answers' in result.err
   assert '--na_threshold goes with --na_probs' in commands.refusal(
       'evaluate', *argv, '--na_threshold=3')
   assert '--na_threshold=nan' in commands.refusal(

@@ -55,6 +55,18 @@ def test_each_variant_gets_its_own_best_value(tmp_path):
   assert [c.scores for c in choices] == [[1, 5, 2], [1, 2, 3]]
 
 
+def test_the_tuned_default_stays_first_where_the_rate_varies_first(tmp_path):
+  """The chosen variant of `shared` stands before that of `independent`."""
+  variants = [{RATE: rate, 'model.head': head, 'seed': seed}
+              for rate in (1e-3, 3e-3) for head in HEADS for seed in (0, 1)]
+  workdir = tuned_sweep(
+      tmp_path, [7.0, 7.5, 7.2, 7.1] * 2, variants=variants)
+  tuned = tuning.variants_of(choose(workdir, variants), variants)
+  assert [(v['model.head'], v[RATE], v['seed']) for v in tuned] == [
+      ('independent', 3e-3, 0), ('independent', 3e-3, 1),
+      ('shared', 1e-3, 0), ('shared', 1e-3, 1)]
+
+
 def test_scores_are_means_over_seeds(tmp_path):
   """Sorted by seed: the second value is best with the first seed only."""
   choice, _ = choose(tuned_sweep(
