@@ -92,13 +92,13 @@ def _score(output: pathlib.Path | None) -> dict[str, float]:
       pathlib.Path(PREDICTIONS.value))
   na_scores = predictions_lib.read_na_probs(
       pathlib.Path(NA_PROBS.value)) if NA_PROBS.value else None
-  if not flags.FLAGS['na_threshold'].present and any(
+  if NA_PROBS.value and squad.resolve_version(examples, 'auto') == '1.1':
+    print('warning: --na_probs is not used: all questions have answers, and '
+          'the metrics of SQuAD 1.1 decline none', file=sys.stderr)
+  elif not flags.FLAGS['na_threshold'].present and any(
       not 0 <= score <= 1 for score in (na_scores or {}).values()):
     print(f'warning: {NA_PROBS.value} holds no probabilities, but they are '
           'compared with 1; give --na_threshold', file=sys.stderr)
-  if NA_PROBS.value and not any(e.impossible for e in examples):
-    print('warning: --na_probs is not used: all questions have answers, and '
-          'the metrics of SQuAD 1.1 decline none', file=sys.stderr)
   values = squad.squad_metrics(examples, predictions, na_scores=na_scores,
                                na_threshold=NA_THRESHOLD.value)
   if output:
