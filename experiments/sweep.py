@@ -82,6 +82,10 @@ def main() -> None:
   given, whole = flags.FLAGS['config'], []
   path, _, variant = given.config_filename.partition(':')
   if SAMPLER.value == 'grid':
+    if plan_lib.drawn_variants(workdir):
+      raise errors.UserError(
+          f'--workdir={workdir} is the search of another --sampler, with the '
+          'variants that it drew; give that sampler or another --workdir')
     space = {}
     variants = config_file.grid_variants(path, given.override_values,
                                          flags.FLAGS['seeds'].present, variant)
@@ -95,6 +99,8 @@ def main() -> None:
   else:
     choices = config_file.call(path, 'search_space', SAMPLER.value, variant)
     space = samplers.parse_space(choices)
+    config_file.check_overrides(path, given.override_values, space,
+                                'search_space')
     _admit_choices(choices)
     variants = plan_lib.drawn_variants(workdir) or [{}]
   trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
@@ -115,6 +121,7 @@ def main() -> None:
     rounds = samplers.propose_rounds(
         study, space, SAMPLER.value, config=config, count=TRIALS.value,
         variants=plan_lib.drawn_variants(workdir),
+        check=lambda varied: plan_lib.check_parts(varied, devices),
         # Random variants are drawn all at once; tpe draws a variant a worker.
         size=(TRIALS.value if SAMPLER.value == 'random'
               else math.ceil(workers / SEEDS.value)))
@@ -164,6 +171,7 @@ def _run(config: config_lib.Config,
   `write_plan`. Returns all trials, and the names of the failed ones with the
   reasons.
   """
+  from qa_jax.runtime import console
   from qa_jax.sweeps import engines
   from qa_jax.sweeps import plan as plan_lib
 
@@ -175,9 +183,13 @@ def _run(config: config_lib.Config,
     trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
     _admit_code(trials)
     plan_lib.check_trials([t for t in trials if t not in known], devices)
-    plan_lib.write_plan(workdir, trials,
-                        drawn=None if SAMPLER.value == 'grid' else variants,
-                        whole=whole)
+    left = plan_lib.write_plan(
+        workdir, trials, whole=whole,
+        drawn=None if SAMPLER.value == 'grid' else variants)
+    if left:
+      console.say(f'{len(left)} earlier trials, such as {left[0]}, are not of '
+                  f'this command; they stay in {workdir}/trials, and reports '
+                  'leave them out until a command has their variant and seed')
     failed |= engines.ENGINES[ENGINE.value](
         [t for t in trials if not {t.name, t.source} & failed.keys()],
         _command, setup)

@@ -24,6 +24,7 @@ from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import significance
 from qa_jax.metrics import squad as squad_lib
+from qa_jax.sweeps import plan
 
 SCORES = ('exact_match', 'f1')  # [C], the compared scores
 MIN_SEEDS = 3  # common seeds without which no difference counts
@@ -246,13 +247,12 @@ def _directories(workdirs: Sequence[pathlib.Path],
   """Maps the directory of each run and trial to its log file, if any."""
   runs: dict[pathlib.Path, pathlib.Path | None] = {}
   for workdir in workdirs:
-    if (workdir / 'sweep.json').is_file():
-      names = files.read_object(workdir / 'sweep.json').get('trials')
-      if not isinstance(names, list) or not names:
-        raise errors.UserError(f'{workdir}/sweep.json names no trials')
-      for name in names:
-        runs[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
-    elif RunDirectory(workdir).config_file.is_file():
+    names = plan.planned_names(workdir)
+    for name in names:
+      runs[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
+    if names:
+      continue
+    if RunDirectory(workdir).config_file.is_file():
       runs[workdir] = None
     else:
       raise errors.UserError(f'{workdir} is neither a run nor a sweep: it has '

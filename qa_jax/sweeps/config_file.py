@@ -33,12 +33,18 @@ def grid_variants(path: str, overrides: Collection[str],
         isinstance(key, str) for key in given):
       raise errors.UserError(f'{path}: sweep() yields {given!r}, expected '
                              "overrides such as {'model.head': 'biaffine'}")
-    for key in {*overrides} & given.keys():
-      raise errors.UserError(
-          f'--config.{key}: {path} varies it; leave it to sweep()')
+    check_overrides(path, overrides, given, 'sweep')
     if 'seed' in given and has_seeds:
       raise errors.UserError(f'--seeds: {path} sets seeds; leave them to it')
   return list(variants)
+
+
+def check_overrides(path: str, overrides: Collection[str],
+                    varied: Collection[str], name: str) -> None:
+  """Raises a UserError if the user sets a field that function `name` varies."""
+  for key in sorted({*overrides} & {*varied}):
+    raise errors.UserError(
+        f'--config.{key}: {path} varies it; leave it to {name}()')
 
 
 def call(path: str, name: str, sampler: str, variant: str = '') -> Any:

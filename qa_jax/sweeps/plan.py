@@ -138,21 +138,36 @@ def select_variants(variants: Sequence[Mapping[str, Any]], pattern: str
 
 def write_plan(workdir: pathlib.Path, trials: Sequence[Trial],
                drawn: Sequence[Mapping[str, Any]] | None, *,
-               whole: Sequence[str] = ()) -> None:
+               whole: Sequence[str] = ()) -> list[str]:
   """Writes the names of the trials, and any sampled variants, to sweep.json.
 
   If the trials are a part of a sweep, `whole` has the names of all its trials.
   Those of an existing file are kept then, in the order of `whole`, because the
-  first one is the default.
+  first one is the default. Returns the names of the existing file that are left
+  out of the new one, although their trials have begun.
   """
   path, names = workdir / 'sweep.json', [t.name for t in trials]
-  if whole and path.is_file():
+  earlier = planned_names(workdir)
+  if whole:
     order = {name: i for i, name in enumerate(whole)}
-    names = sorted(
-        dict.fromkeys([*files.read_object(path)['trials'], *names]),
-        key=lambda name: order.get(name, len(order)))
+    names = sorted(dict.fromkeys([*earlier, *names]),
+                   key=lambda name: order.get(name, len(order)))
   files.write_json(path, {'trials': names} if drawn is None
                    else {'trials': names, 'drawn': drawn})
+  return [name for name in earlier if name not in names
+          and (workdir / 'trials' / name).is_dir()]
+
+
+def planned_names(workdir: pathlib.Path) -> list[str]:
+  """Reads the names of the trials from sweep.json; [] if there is no file."""
+  path = workdir / 'sweep.json'
+  if not path.is_file():
+    return []
+  names = files.read_object(path).get('trials')
+  if not isinstance(names, list) or not names or not all(
+      isinstance(name, str) for name in names):
+    raise errors.UserError(f'{path} names no trials')
+  return names
 
 
 def drawn_variants(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -185,7 +200,7 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
       if key in checked:
         continue
       checked.add(key)
-      _check_parts(trial.config, devices)
+      check_parts(trial.config, devices)
       data = trial.config.data
       for name, spec in (('train', data.train), ('eval', data.eval)):
         if not spec:
@@ -196,7 +211,8 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
       raise errors.UserError(f'{trial.name}: {e}') from None
 
 
-def _check_parts(config: config_lib.Config, devices: int | None) -> None:
+def check_parts(config: config_lib.Config, devices: int | None) -> None:
+  """Checks the parts of a config as `check_trials` does, without its data."""
   num_devices = config.parallel.num_devices
   if devices and num_devices > devices:
     raise errors.UserError(

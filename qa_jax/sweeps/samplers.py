@@ -18,10 +18,12 @@ from optuna.trial import TrialState
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.runtime import console
+from qa_jax.sweeps import plan
 from qa_jax.sweeps import study as study_lib
 
 DIGITS = 4  # significant digits of a sampled float, a part of a run's name
-TRIES = 20  # draws before the search space counts as exhausted
+TRIES = 50  # draws before the search space counts as exhausted
 
 # seed → sampler. TPE: Bergstra et al. (2011), after ten random variants.
 SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -33,14 +35,21 @@ def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
   """Returns the Optuna distribution of each field.
 
   Raises:
-    UserError: there is no field, or a field has neither choices nor a range.
+    UserError: there is no field, a field has neither choices nor a range, or no
+      config has it.
   """
   if not isinstance(space, Mapping) or not space:
     raise errors.UserError(
         f'search_space() gives {space!r}, expected fields with choices or '
         "ranges, such as {'optim.learning_rate': (1e-5, 1e-3, 'log')}")
-  return {str(field): _parse(str(field), value)
-          for field, value in space.items()}
+  parsed = {str(field): _parse(str(field), value)
+            for field, value in space.items()}
+  known = config_lib.paths()
+  for field in parsed:
+    if field not in known:
+      raise errors.UserError(f'search_space(): config has no field {field!r}'
+                             f'{errors.did_you_mean(field, known)}')
+  return parsed
 
 
 def _parse(field: str, value: Any) -> BaseDistribution:
@@ -62,27 +71,39 @@ def _parse(field: str, value: Any) -> BaseDistribution:
 def propose_rounds(
     study: study_lib.Study, space: Mapping[str, BaseDistribution], sampler: str,
     *, config: config_lib.Config, variants: Sequence[Mapping[str, Any]],
-    count: int, size: int) -> Iterator[list[Mapping[str, Any]]]:
+    count: int, size: int, check: Callable[[config_lib.Config], None],
+    ) -> Iterator[list[Mapping[str, Any]]]:
   """Yields growing lists of variants, up to the default and `count` others.
 
   `variants` are those of an earlier start of the sweep, the default {} first;
   the first list repeats them, so that their trials finish. Each further list
   has `size` more, which the sampler proposes from the results of the study.
+  A draw whose config is invalid, or for which `check` raises a UserError, is
+  said and replaced by another draw.
+
+  Raises:
+    UserError: every draw is refused.
   """
   drawn = [*variants] or [{}]
-  configs = [_resolved(config, v) for v in drawn]
+  known = [_resolved(config, v) for v in drawn]
+  refused: dict[str, str] = {}  # draw → reason
   if variants:
     yield [*drawn]  # finish the earlier variants first
     if len(drawn) > count:
       return
   while True:
     for _ in range(min(size, count + 1 - len(drawn))):
-      variant = _propose(study, space, sampler, config, configs)
+      variant = _propose(study, space, sampler, config, known, refused, check)
       if variant is None:
+        if refused and len(drawn) == 1:
+          raise errors.UserError('search_space(): every draw is refused: '
+                                 f'{[*refused.values()][-1]}')
+        console.say(f'{TRIES} draws of --sampler={sampler} gave no new variant:'
+                    f' the search ends with {len(drawn) - 1} instead of '
+                    f'--trials={count}')
         count = 0
         break
       drawn.append(variant)
-      configs.append(_resolved(config, variant))
     yield [*drawn]
     if len(drawn) > count:
       return
@@ -90,29 +111,46 @@ def propose_rounds(
 
 def _propose(study: study_lib.Study, space: Mapping[str, BaseDistribution],
              sampler: str, config: config_lib.Config,
-             known: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-  """Returns the overrides of a new variant; None after TRIES repetitions.
+             known: list[config_lib.Config], refused: dict[str, str],
+             check: Callable[[config_lib.Config], None],
+             ) -> dict[str, Any] | None:
+  """Returns the overrides of a new variant; None after TRIES draws without one.
 
-  The seed counts the Optuna trials: an interrupted sweep draws as a whole one.
+  Adds its config to `known`, and draws that are refused to `refused`. The seed
+  counts the Optuna trials: an interrupted sweep draws as a whole one.
   """
   for _ in range(TRIES):
     with study.guard():
       study.optuna.sampler = SAMPLERS[sampler](
           config.seed + len(study.optuna.get_trials(deepcopy=False)))
       trial = study.optuna.ask(dict(space))
-      variant = {field: _rounded(value, space[field])
-                 for field, value in trial.params.items()}
-      if _resolved(config, variant) not in known:
-        trial.set_user_attr('overrides', json.dumps(variant))
+    variant = {field: _rounded(value, space[field])
+               for field, value in trial.params.items()}
+    text = json.dumps(variant)
+    is_new = False
+    if text not in refused:
+      try:
+        varied = _resolved(config, variant)
+        is_new = varied not in known
+        if is_new:
+          check(varied)
+          known.append(varied)
+      except errors.UserError as e:
+        is_new = False
+        refused[text] = f'{plan.label_variant(variant)}: {e}'
+        console.say(f'draws another variant instead of {refused[text]}')
+    with study.guard():
+      if is_new:
+        trial.set_user_attr('overrides', text)
         return variant
       study.optuna.tell(trial, state=TrialState.FAIL)
   return None
 
 
 def _resolved(config: config_lib.Config,
-              variant: Mapping[str, Any]) -> dict[str, Any]:
+              variant: Mapping[str, Any]) -> config_lib.Config:
   return config_lib.check_config(
-      config_lib.override(config.to_dict(), variant)).to_dict()
+      config_lib.override(config.to_dict(), variant))
 
 
 def _rounded(value: Any, space: BaseDistribution) -> Any:

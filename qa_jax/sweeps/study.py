@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import pathlib
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.distributions import CategoricalDistribution
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState
 import sqlalchemy
@@ -47,6 +49,20 @@ class Study:
           load_if_exists=True,
           pruner=pruners.while_training(pruner, eval_every_steps))
       self._id = storage.get_study_id_from_name(name)
+      self._check_space()
+
+  def _check_space(self) -> None:
+    """Raises a UserError if an earlier draw had another kind of space."""
+    for row in self.optuna.get_trials(deepcopy=False):
+      for field in row.distributions.keys() & self._space.keys():
+        before, now = row.distributions[field], self._space[field]
+        try:
+          optuna.distributions.check_distribution_compatibility(before, now)
+        except ValueError:
+          raise errors.UserError(
+              f'search_space(): {field} is {now}, but the search in '
+              f'{self.where} began with {before}; give that, or choose another '
+              '--workdir') from None
 
   def register(self, trials: Sequence[plan.Trial]) -> None:
     """Writes a row for every trial that agrees with its run directory."""
@@ -80,7 +96,10 @@ class Study:
         for key, value in names.items():
           self._storage.set_trial_user_attr(self._row_id(asked), key, value)
         return self._row_id(asked)
-    drawn = trial.variant.keys() == self._space.keys()
+    # A range may have become narrower since.
+    drawn = trial.variant.keys() == self._space.keys() and all(
+        _contains(self._space[field], value)
+        for field, value in trial.variant.items())
     return self._storage.create_new_trial(
         self._id, optuna.trial.create_trial(
             state=TrialState.WAITING, user_attrs=names,
@@ -181,6 +200,12 @@ class Study:
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError,
             optuna.exceptions.OptunaError) as e:
       raise _refusal(self.where, e) from None
+
+
+def _contains(space: BaseDistribution, value: Any) -> bool:
+  if isinstance(space, CategoricalDistribution):
+    return value in space.choices
+  return space.low <= value <= space.high
 
 
 def _refusal(where: str, e: Exception) -> errors.UserError:

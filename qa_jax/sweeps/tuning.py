@@ -65,9 +65,8 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
     UserError: a variant lacks a field or a complete trial, its trials have
       other seeds than those of another variant, or they were scored on `data`.
   """
-  names = files.read_object(workdir / 'sweep.json').get('trials') if (
-      workdir / 'sweep.json').is_file() else None
-  if not isinstance(names, list):
+  names = plan.planned_names(workdir)
+  if not names:
     raise errors.UserError(f'--tuned_in={workdir} is no sweep: it has no '
                            'sweep.json that names trials')
   variants = [*{plan.label_variant(v): v for v in map(

@@ -1,5 +1,6 @@
 """Studies: the trials that Optuna stores, proposes and prunes."""
 
+import itertools
 import json
 import pathlib
 import sqlite3
@@ -102,7 +103,7 @@ def test_a_run_that_is_gone_gets_a_new_row(tmp_path):
 
 
 def draw(workdir, sampler, count, size, space=SPACE, seed=3, score=None,
-         on_disk=False):
+         on_disk=False, check=lambda varied: None):
   """All variants, each measured when its round is over."""
   parsed = samplers.parse_space(space)
   config = tiny.config(seed=seed)
@@ -114,7 +115,8 @@ def draw(workdir, sampler, count, size, space=SPACE, seed=3, score=None,
                                           config=config,
                                           variants=plan.drawn_variants(workdir),
                                           count=count,
-                                          size=size):
+                                          size=size,
+                                          check=check):
     trials = plan.plan_trials(config, variants, 1, workdir)
     plan.write_plan(workdir, trials, variants)
     study.register(trials)
@@ -174,6 +176,58 @@ def test_a_small_space_is_drawn_once(tmp_path):
   # The default has head independent: it is not drawn again.
   assert sorted(v.get('model.head', '') for v in variants) == [
       '', 'mlp', 'shared']
+
+
+def test_draws_that_training_refuses_are_said_and_replaced(tmp_path, capsys):
+  space = {'model.head': ['independent', 'biaffine', 'mlp_span'],
+           'objective': ['cross_entropy', 'joint', 'beam_search']}
+  check = lambda varied: plan.check_parts(varied, 2)
+  *_, variants = draw(tmp_path, 'random', 99, 99, space, check=check)
+  fits = set()
+  for head, objective in itertools.product(*space.values()):
+    try:
+      check(tiny.config(model={'head': head}, objective=objective))
+      fits.add((head, objective))
+    except errors.UserError:
+      pass
+  default = tiny.config()
+  fits -= {(default.model.head, default.objective)}
+  assert 0 < len(fits) < 8
+  drawn = [(v['model.head'], v['objective']) for v in variants[1:]]
+  assert sorted(drawn) == sorted(fits)
+  said = capsys.readouterr().err
+  assert ('draws another variant instead of model.head-biaffine.objective-'
+          'cross_entropy: ') in said
+  assert said.count('instead of model.head-biaffine.objective-cross_') == 1
+  assert f'the search ends with {len(fits)} instead of --trials=99' in said
+
+
+def test_a_space_without_a_legal_draw_is_one_line(tmp_path):
+  space = {'model.head': ['independent', 'biafine']}
+  with pytest.raises(errors.UserError, match='every draw is refused: '):
+    [*draw(tmp_path, 'random', 3, 3, space,
+           check=lambda varied: plan.check_parts(varied, 2))]
+  with pytest.raises(errors.UserError, match=r'no field .model\.haed.'):
+    [*draw(tmp_path, 'random', 3, 3, {'model.haed': ['shared']})]
+
+
+def test_other_choices_are_refused_and_narrower_ranges_go_on(tmp_path):
+  space = {'model.head': ['mlp', 'shared'], 'model.dropout': (0.0, 0.9)}
+  score = lambda c: 100 * c.model.dropout
+  [*draw(tmp_path, 'tpe', 14, 5, space, score=score, on_disk=True)]
+  for changed, message in (
+      ({**space, 'model.head': ['mlp', 'biaffine']}, "('mlp', 'shared')"),
+      ({**space, 'model.dropout': (0.1, 0.9, 'log')}, 'model.dropout is ')):
+    with pytest.raises(errors.UserError) as caught:
+      next(draw(tmp_path, 'tpe', 16, 5, changed, on_disk=True))
+    assert message in str(caught.value) and '\n' not in str(caught.value)
+    assert 'began with' in str(caught.value)
+  (tmp_path / 'study.db').unlink()
+  *_, variants = draw(tmp_path, 'tpe', 18, 5, {
+      **space, 'model.dropout': (0.85, 0.9)}, score=score, on_disk=True)
+  assert len(variants) == 19
+  assert all(v['model.dropout'] >= 0.85 for v in variants[15:])
+  assert any(v['model.dropout'] < 0.85 for v in variants[1:15])
 
 
 @pytest.mark.parametrize(('space', 'message'), [
@@ -321,6 +375,16 @@ def test_random_search_by_the_command(config, tmp_path, monkeypatch):
   assert again.out == result.out, again
   assert commands.files_of(tmp_path / 'x' / 'trials') == before
   assert len(ran) == 6
+  # As a grid, or with a value for all, it would be another sweep.
+  config.with_name('both.py').write_text(config.read_text() + '''
+def sweep(): return [{}]
+''')
+  assert 'is the search of another --sampler' in commands.refusal(
+      'sweep', f'--config={config.with_name("both.py")}', *argv[2:5])
+  assert (f'--config.decode.n_best: {config} varies it; leave it to '
+          'search_space()') in commands.refusal(*argv,
+                                                '--config.decode.n_best=4')
+  assert files.read_object(tmp_path / 'x' / 'sweep.json')['drawn'] == drawn
 
 
 def test_a_config_without_a_space_or_a_sweep_is_one_line(config, tmp_path):

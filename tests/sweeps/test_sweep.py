@@ -18,6 +18,7 @@ from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.io import files
 from qa_jax.sweeps import config_file
+from qa_jax.sweeps import engines
 from qa_jax.sweeps import grid
 from qa_jax.sweeps import plan as plan_lib
 from qa_jax.sweeps.engines import local as local_lib
@@ -575,6 +576,29 @@ def test_only_adds_to_an_earlier_plan_in_the_order_of_the_sweep(tmp_path):
   plan_lib.write_plan(tmp_path, trials[1:], None)
   assert files.read_object(tmp_path / 'sweep.json')['trials'] == [
       trials[1].name]
+
+
+def test_trials_that_leave_the_plan_are_said(tmp_path, monkeypatch):
+  def engine(trials, command, setup):
+    for trial in trials:
+      files.write_json(trial.run / 'config.json', trial.config.to_dict())
+      sweeps.measure(trial, 10.0)
+    return {}
+
+  monkeypatch.setitem(engines.ENGINES, 'local', engine)
+  path = sweeps.write_config(tmp_path / 'heads.py', '''
+def sweep():
+  return [{}, {'model.head': 'shared'}]
+''')
+  argv = ('sweep', f'--config={path}', f'--workdir={tmp_path}/x', '--workers=1')
+  whole = commands_lib.command(*argv, '--seeds=3')
+  assert whole.code == 0 and 'earlier trials' not in whole.err
+  fewer = commands_lib.command(*argv, '--config.seed=5', '--seeds=2')
+  assert ('4 earlier trials, such as default.seed-3, are not of this command; '
+          f'they stay in {tmp_path}/x/trials') in fewer.err
+  again = commands_lib.command(*argv, '--seeds=4')
+  assert 'earlier trials' not in again.err
+  assert len(files.read_object(tmp_path / 'x' / 'sweep.json')['trials']) == 8
 
 
 def test_config_without_a_sweep_is_one_variant(sweep_config, tmp_path):
