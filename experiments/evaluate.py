@@ -65,9 +65,9 @@ def main() -> None:
     raise errors.UserError('--na_threshold goes with --na_probs')
   errors.require(not math.isnan(NA_THRESHOLD.value),
                  '--na_threshold=nan, expected a number')
-  if PREDICTIONS.value and cli.decoding():
+  if PREDICTIONS.value and (of_model := [*_decode_flags(), *_model_flags()]):
     raise errors.UserError(
-        f'--predictions runs no model; leave out {", ".join(cli.decoding())}')
+        f'--predictions runs no model; leave out {", ".join(of_model)}')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / predictions_lib.METRICS)
@@ -79,6 +79,18 @@ def main() -> None:
                      if not output or name in PRINTED})
   if output and values:
     print(f'results: {output}')
+
+
+def _decode_flags() -> list[str]:
+  """Returns the flags of decoding and windows that are given."""
+  return [f'--{name if name in cli.WINDOWS else cli.DECODE + name}'
+          for name in cli.decoding()]
+
+
+def _model_flags() -> list[str]:
+  """Returns the flags that choose a checkpoint or its calibration, if given."""
+  return [f'--{name}' for name in ('checkpoint', 'calibrated')
+          if flags.FLAGS[name].present]
 
 
 def _score(output: pathlib.Path | None) -> dict[str, float]:
@@ -140,10 +152,12 @@ def _audit() -> None:
   if PREDICTIONS.value or NA_PROBS.value:
     raise errors.UserError('--audit looks at gold spans, not at predictions; '
                            'leave out --predictions and --na_probs')
+  if _model_flags() and not WORKDIR.value:
+    raise errors.UserError(f'{_model_flags()[0]} goes with --workdir; leave it '
+                           'out of an --audit with a learned vocabulary')
   windows = cli.decoding()
-  if other := [name for name in windows if name not in cli.WINDOWS]:
-    raise errors.UserError(
-        f'--audit decodes nothing; leave out --decode.{other[0]}')
+  if other := [f for f in _decode_flags() if f.startswith(f'--{cli.DECODE}')]:
+    raise errors.UserError(f'--audit decodes nothing; leave out {other[0]}')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / 'alignment.json')

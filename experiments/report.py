@@ -5,8 +5,10 @@ r"""Compares the variants of sweeps or runs with the first variant.
 
 Runs that differ only in the seed are one variant. The report compares their
 answers to data.eval, or to --data=SPEC if experiments.evaluate has evaluated
-every run on it. Writes report.md, .html (one file, with all plots), .csv, .tex
-and .png to --output, or to report/ in the first WORKDIR.
+every run on it. Of runs with equal configs and seeds, the first is compared.
+Writes report.md, .html (one file, with all plots), .csv, .tex, .png and, with a
+row for each run, report_runs.csv to --output, or to report/ in the first
+WORKDIR.
 """
 
 import pathlib
@@ -38,7 +40,8 @@ def main() -> None:
                                planned=PLANNED.value)
   report.write_report(comparison, output)
   print('\n'.join(report.headline(comparison)))
-  print(f'report: {output}/report.md, .html, .csv, .tex and .png')
+  print(f'report: {output}/report.md, .html, .csv, .tex, .png and '
+        'report_runs.csv')
 
 
 if __name__ == '__main__':

@@ -114,13 +114,13 @@ class Comparison:
   default: str  # its fields that others change
   data: str  # SPEC of the questions
   questions: int
-  incomplete: Mapping[str, str]  # run → why it is not compared
+  left_out: Mapping[str, str]  # run → why it is not compared
   planned: int  # comparisons with the default once the study is complete
 
 
 def detectable_difference(comparison: Comparison, score: str,
                           seeds: int) -> float:
-  """Computes the true difference that both tests find with 80 % power, points.
+  """Computes the true difference that each test finds with 80 % power, points.
 
   The estimate is for `seeds` seeds of each variant, from the seeds of the
   default: a variant is taken to differ from it in the mean alone, with
@@ -148,13 +148,20 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
   for its power; 0 takes those so far. `seed` is the seed of the resampling.
 
   Raises:
-    UserError: a directory is not a run, the default has no complete run, runs
-      have other questions, or two runs have equal configs and seeds.
+    UserError: a directory is not a run, the default has no complete run, or
+      runs have other questions.
   """
   reasons = {path: _incomplete(path, log, data)
              for path, log in _directories(workdirs).items()}
   keys = {path: _key(RunDirectory(path).read_config()) for path in reasons
           if RunDirectory(path).config_file.is_file()}
+  chosen: dict[str, pathlib.Path] = {}  # config and seed → complete run
+  for path, reason in reasons.items():
+    if not reason:
+      first = chosen.setdefault(
+          config_lib.key(RunDirectory(path).read_config()), path)
+      if first != path:
+        reasons[path] = f'has the config and the seed of {first}'
   complete = [path for path, reason in reasons.items() if not reason]
   first = _default(reasons, keys)
   groups: dict[str, list[Run]] = {keys.get(first, ''): []}
@@ -163,12 +170,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
         f'the default has no complete run; {first}: {reasons[first]}')
   runs, data, articles = _read(complete, data)
   for run in runs:
-    group = groups.setdefault(keys[run.path], [])
-    for other in group:
-      if other.config.seed == run.config.seed:
-        raise errors.UserError(f'{other.path} and {run.path} are the same '
-                               'config and seed; name one of them')
-    group.append(run)
+    groups.setdefault(keys[run.path], []).append(run)
   default, *others = groups.values()
   base = {**default[0].config.to_dict(), 'seed': None}
   changes = [config_lib.differences(
@@ -180,8 +182,8 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
           [_label({field: new for field, _, new in c}) for c in changes],
           others, _deltas(default, others, articles, seed))],
       default=_label(original), data=data, questions=runs[0].scores.shape[1],
-      incomplete={str(path): reason for path, reason in reasons.items()
-                  if reason}, planned=planned or max(len(others), 1))
+      left_out={str(path): reason for path, reason in reasons.items()
+                if reason}, planned=planned or max(len(others), 1))
 
 
 def _default(paths: Iterable[pathlib.Path],

@@ -1,6 +1,6 @@
 """The report of a comparison as Markdown, HTML, CSV, LaTeX and pictures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import csv
 import io
 import math
@@ -37,11 +37,11 @@ LATEX = str.maketrans({
     '^': r'\textasciicircum{}'})
 READING = (
     'Δ is variant − default in percentage points, on the same questions and '
-    'averaged over the seeds that both have; ± is the standard deviation over '
-    'those seeds. The floor is the difference that seeds alone cause: the '
-    'standard deviation of the difference between two means over as many seeds '
-    'of the default. The interval is a 95 % percentile bootstrap over seeds, '
-    'articles and the questions of an article '
+    'averaged over the seeds that both have, whose number is given; ± is the '
+    'standard deviation over those seeds. The floor is the difference that '
+    'seeds alone cause: the standard deviation of the difference between two '
+    'means over as many seeds of the default. The interval is a 95 % '
+    'percentile bootstrap over seeds, articles and the questions of an article '
     f'({significance.BOOTSTRAPS} draws; with few seeds their part is too '
     'narrow). p is that of a two-sided paired sign-flip permutation test over '
     'questions, on scores averaged over seeds '
@@ -60,6 +60,7 @@ def write_report(comparison: compare.Comparison, output: pathlib.Path) -> None:
     plot_curves(comparison, output / 'report_curves.png')
   files.write_text(output / 'report.md', report_markdown(comparison))
   files.write_text(output / 'report.csv', csv_table(comparison))
+  files.write_text(output / 'report_runs.csv', csv_of_runs(comparison))
   files.write_text(output / 'report.tex', latex_table(comparison))
   files.write_text(output / 'report.html', documents.to_html(
       report_blocks(comparison), output))
@@ -98,8 +99,9 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
     if compared:
       blocks += [
           documents.Title(2, f'{TITLES[score]} against the default'),
-          documents.Table(['variant', 'Δ', 'floor', '95 % interval', 'p',
-                           'p (articles)', 'p (seeds)', 'p (Holm)', 'counts'],
+          documents.Table(['variant', 'seeds', 'Δ', 'floor', '95 % interval',
+                           'p', 'p (articles)', 'p (seeds)', 'p (Holm)',
+                           'counts'],
                           [_delta(v.label, v.deltas[score]) for v in compared])]
   if len(variants) > 1:
     blocks += [documents.Text(READING)]
@@ -107,9 +109,9 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   blocks += [documents.Picture('Per-seed scores', 'report.png')]
   if has_curves(comparison):
     blocks += [documents.Picture('Learning curves', 'report_curves.png')]
-  if comparison.incomplete:
-    blocks += [documents.Title(2, 'Not complete'),
-             documents.Items(list(comparison.incomplete.items()))]
+  if comparison.left_out:
+    blocks += [documents.Title(2, 'Left out'),
+               documents.Items(list(comparison.left_out.items()))]
   return blocks
 
 
@@ -127,11 +129,11 @@ def _power_blocks(comparison: compare.Comparison) -> list[documents.Block]:
            for seeds in sorted({*POWER_SEEDS, max(
                len(default.runs), compare.MIN_SEEDS)})]),
       documents.Text(
-          'The smallest true difference that the tests over seeds and over '
-          f'{comparison.questions:,} questions both find with a probability of '
-          f'80 %, at the level 0.05 / {comparison.planned}. It is estimated '
-          f'from {len(default.runs)} seeds of the default: the smaller their '
-          'number, the rougher the estimate.')]
+          'The smallest true difference that the test over seeds and the one '
+          f'over {comparison.questions:,} questions each find with a '
+          f'probability of 80 %, at the level 0.05 / {comparison.planned}. It '
+          f'is estimated from {len(default.runs)} seeds of the default: the '
+          'smaller their number, the rougher the estimate.')]
 
 
 def headline(comparison: compare.Comparison) -> list[str]:
@@ -148,8 +150,10 @@ def headline(comparison: compare.Comparison) -> list[str]:
     lines.append(f'{seeds} seeds show a true difference of {_number(power)} '
                  'points F1 with a probability of 80 %')
   lines += _earlier(comparison)
-  if comparison.incomplete:
-    lines.append(f'not complete and left out: {len(comparison.incomplete)}')
+  if comparison.left_out:
+    path, reason = next(iter(comparison.left_out.items()))
+    lines.append(f'left out: {len(comparison.left_out)} runs, the first is '
+                 f'{path}: {reason}')
   return lines
 
 
@@ -202,8 +206,23 @@ def csv_table(comparison: compare.Comparison) -> str:
       row |= {f'{score}_delta': delta.mean, f'{score}_delta_sd': delta.sd, **{
           f'{score}_{name}': getattr(delta, name)
           for name in ('floor', 'low', 'high', 'p', 'p_articles', 'p_seeds',
-                       'p_holm')}}
+                       'p_holm')},
+              f'{score}_seeds': delta.seeds,
+              f'{score}_verdict': delta.verdict if delta.seeds else ''}
     rows.append({**row, **cost})
+  return _to_csv(rows)
+
+
+def csv_of_runs(comparison: compare.Comparison) -> str:
+  """Returns CSV with a row for each run; unknown values are empty."""
+  shown = _shown(comparison)
+  return _to_csv([
+      {'variant': v.label, 'seed': run.config.seed, 'run': str(run.path),
+       **{name: run.metrics.get(name, math.nan) for name in shown}}
+      for v in comparison.variants for run in v.runs])
+
+
+def _to_csv(rows: Sequence[Mapping[str, str | float]]) -> str:
   out = io.StringIO()
   writer = csv.DictWriter(out, list(rows[0]), lineterminator='\n')
   writer.writeheader()
@@ -313,7 +332,8 @@ def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
 
 
 def _delta(label: str, delta: compare.Delta) -> list[str]:
-  return [label, _spread(delta.mean, delta.sd, '+'), _number(delta.floor),
+  return [label, str(delta.seeds), _spread(delta.mean, delta.sd, '+'),
+          _number(delta.floor),
           f'{_number(delta.low, "{:+.2f}")} … {_number(delta.high, "{:+.2f}")}',
           _number(delta.p, '{:.4f}'), _number(delta.p_articles, '{:.4f}'),
           _number(delta.p_seeds, '{:.4f}'), _number(delta.p_holm, '{:.4f}'),

@@ -5,8 +5,9 @@ variants on other questions. A choice on the compared questions would make the
 scores of all variants too high.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 
 from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import sources
 from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.sweeps import plan
@@ -63,7 +65,8 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
 
   Raises:
     UserError: a variant lacks a field or a complete trial, its trials have
-      other seeds than those of another variant, or they were scored on `data`.
+      other seeds than those of another variant, or they were scored on
+      questions of `data`.
   """
   names = plan.planned_names(workdir)
   if not names:
@@ -80,7 +83,8 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
             'does not set it; tune fields that every variant sets')
     shared = {k: v for k, v in variant.items() if k not in fields}
     groups.setdefault(json.dumps(shared, sort_keys=True), []).append(variant)
-  by_seed = {plan.label_variant(v): _scores(v, names, workdir, data)
+  shared = functools.cache(lambda spec: _shared_questions(spec, data))
+  by_seed = {plan.label_variant(v): _scores(v, names, workdir, shared)
              for v in variants}
   seeds = {label: sorted(scores) for label, scores in by_seed.items()}
   first = next(iter(seeds))
@@ -111,9 +115,21 @@ def variants_of(choices: Sequence[Choice],
           if plan.without_seed(v) == choice.variant]
 
 
+def _shared_questions(spec: str, other: str) -> int:
+  """Returns how many questions two data SPECs ask about equal passages."""
+  one, two = ({(e.context, e.question) for e in sources.load_examples(s)}
+              for s in (spec, other))
+  return len(one & two)
+
+
 def _scores(variant: Mapping[str, Any], names: Sequence[str],
-            workdir: pathlib.Path, data: str) -> dict[int, float]:
-  """Reads {seed: F1} of all trials of a variant, which must be complete."""
+            workdir: pathlib.Path, shared: Callable[[str], int]
+            ) -> dict[int, float]:
+  """Reads {seed: F1} of all trials of a variant, which must be complete.
+
+  `shared` maps their data SPEC to the number of its questions that will be
+  compared, which must be 0.
+  """
   label, scores = plan.label_variant(variant), {}
   for name in names:
     if name.rpartition('.seed-')[0] != label:
@@ -126,10 +142,11 @@ def _scores(variant: Mapping[str, Any], names: Sequence[str],
       raise errors.UserError(
           f'--tuned_in={workdir}: {name} is not complete; complete that sweep '
           'first, by its own command')
-    if config.data.eval == data:
+    if shared(config.data.eval):
       raise errors.UserError(
-          f'--tuned_in={workdir} was scored on config.data.eval={data!r}, the '
-          'data of this comparison; tune on other data, such as '
+          f'--tuned_in={workdir} was scored on config.data.eval='
+          f'{config.data.eval!r}, with {shared(config.data.eval):,} questions '
+          'of this comparison; tune on other data, such as '
           'articles(of="TRAIN", low=0.8)')
     scores[config.seed] = files.read_object(path)[SCORE]
   if not scores:

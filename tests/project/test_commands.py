@@ -369,9 +369,14 @@ def test_a_run_that_is_decoded_otherwise_keeps_its_evaluation(run, data):
 
 
 @pytest.mark.parametrize('argv', [
-    ['--predictions=x', '--decode.n_best=2'], ['--audit', '--decode.n_best=2']])
-def test_decoding_without_a_model_is_refused(data, argv):
-  assert 'n_best' in commands.refusal('evaluate', f'--data={data}', *argv)
+    ['--predictions=x', '--decode.n_best=2'], ['--audit', '--decode.n_best=2'],
+    ['--predictions=x', '--max_length=64'], ['--predictions=x',
+                                             '--checkpoint=last'],
+    ['--predictions=x', '--nocalibrated'], ['--audit', '--checkpoint=3']])
+def test_flags_of_a_model_without_one_are_refused(data, argv):
+  name = argv[1].partition('=')[0].removeprefix('--no')
+  message = commands.refusal('evaluate', f'--data={data}', *argv)
+  assert name in message and 'leave' in message
 
 
 def test_log_odds_have_the_threshold_of_their_predictions(tmp_path):

@@ -255,7 +255,9 @@ def test_delta_is_over_common_seeds(tmp_path):
   assert delta.mean == pytest.approx(30.0) and math.isnan(delta.sd)
   assert delta.floor == pytest.approx(25 / math.sqrt(2) * math.sqrt(2))
   assert mlp.deltas == {}
-  assert '| head=mlp | 1 |' in report.report_markdown(compare.compare(runs))
+  text = report.report_markdown(compare.compare(runs))
+  assert '| head=mlp | 1 |' in text
+  assert re.search(r'head=shared \| 1 \| \+30\.00 \|', text)
 
 
 def test_a_lucky_question_set_gains_less_than_its_floor(tmp_path):
@@ -302,9 +304,24 @@ def test_incomplete_trials_are_listed_with_their_reason(
   if log is not None:
     files.write_text(tmp_path / 'logs' / 'b.log', log)
   found = compare.compare([sweep_of(tmp_path, 'a', 'b')])
-  assert found.incomplete == {str(bad): reason}
-  assert f'## Not complete\n\n- `{bad}`: {reason}' in report.report_markdown(
-      found)
+  assert found.left_out == {str(bad): reason}
+  assert f'## Left out\n\n- `{bad}`: {reason}' in report.report_markdown(found)
+  assert report.headline(found)[-1] == (
+      f'left out: 1 runs, the first is {bad}: {reason}')
+
+
+def test_sweeps_with_a_common_default_are_compared(tmp_path):
+  for name, head, wrong in (('x', 'shared', 5), ('y', 'mlp', 8)):
+    fake(tmp_path / name / 'trials' / 'default', range(wrong))
+    fake(tmp_path / name / 'trials' / head, head=head)
+  found = compare.compare([sweep_of(tmp_path / 'x', 'default', 'shared'),
+                           sweep_of(tmp_path / 'y', 'default', 'mlp')])
+  assert [(v.label, len(v.runs)) for v in found.variants] == [
+      ('default', 1), ('head=shared', 1), ('head=mlp', 1)]
+  first = tmp_path / 'x' / 'trials' / 'default'
+  assert found.variants[0].runs[0].path == first
+  assert found.left_out == {f'{tmp_path}/y/trials/default':
+                            f'has the config and the seed of {first}'}
 
 
 def test_a_run_that_has_only_begun_is_one_of_its_variant(tmp_path):
@@ -325,7 +342,7 @@ def test_a_default_whose_first_seed_never_began_is_the_default(tmp_path):
       tmp_path, 'a.seed-0', 'b.seed-0', 'a.seed-1', 'b.seed-1')])
   assert [(v.label, len(v.runs)) for v in found.variants] == [
       ('default', 1), ('head=mlp', 2)]
-  assert [*found.incomplete.values()] == ['not started']
+  assert [*found.left_out.values()] == ['not started']
   with pytest.raises(errors.UserError, match='the default has no complete'):
     compare.compare([sweep_of(tmp_path, 'c.seed-0', 'b.seed-0')])
 
@@ -361,9 +378,22 @@ def test_csv_has_all_numbers(runs):
   delta = found.variants[1].deltas['f1']
   for name, value in (('f1', found.variants[1].mean('f1')),
                       ('f1_delta', delta.mean), ('f1_floor', delta.floor),
-                      ('f1_low', delta.low), ('f1_p_holm', delta.p_holm)):
+                      ('f1_low', delta.low), ('f1_p_holm', delta.p_holm),
+                      ('f1_seeds', 2)):
     assert float(rows[1][name]) == value
+  assert [r['f1_verdict'] for r in rows] == ['', *['too few seeds'] * 2]
   assert rows[0]['f1_delta'] == rows[0]['step_time'] == ''
+
+
+def test_csv_of_runs_has_each_seed(runs):
+  rows = list(csv.DictReader(report.csv_of_runs(
+      compare.compare(runs)).splitlines()))
+  assert [(r['variant'], r['seed'], r['run'], float(r['exact_match']))
+          for r in rows] == [
+      (label, str(i % 2), str(runs[i]), right / 40 * 100)
+      for i, (label, right) in enumerate(zip(
+          ['default'] * 2 + ['head=shared'] * 2 + ['head=mlp'] * 2,
+          [30, 28, 35, 31, 30, 27], strict=True))]
 
 
 def test_tables_are_rectangular(runs):
@@ -533,7 +563,8 @@ def test_command_writes_its_files_and_prints_the_headline(runs, tmp_path):
       f'{best.label}, {best.deltas["f1"].mean:+.2f} points F1.')
   assert where.startswith(f'report: {tmp_path}/out/report.md')
   assert {p.name for p in (tmp_path / 'out').iterdir()} == {
-      f'report.{kind}' for kind in ('md', 'html', 'csv', 'tex', 'png')}
+      *(f'report.{kind}' for kind in ('md', 'html', 'csv', 'tex', 'png')),
+      'report_runs.csv'}
   again = commands.command('report', f'--workdir={runs[0]}')
   assert again.code == 0 and (runs[0] / 'report' / 'report.md').is_file()
 
@@ -551,10 +582,6 @@ def changed_data(tmp_path):
   path = fake(tmp_path / 'a')
   files.write_json(path / 'run.json', {'sha256': {'eval': 'x'}})
   return [path]
-
-
-def twice(tmp_path):
-  return [fake(tmp_path / 'a'), fake(tmp_path / 'b')]
 
 
 def no_default(tmp_path):
@@ -580,7 +607,6 @@ def broken(name, content):
     (lambda p: [p / 'nowhere'], 'is neither a run nor a sweep'),
     (other_data, 'were evaluated on different questions; report them apart'),
     (changed_data, f'{SPEC} is not what '),
-    (twice, 'are the same config and seed; name one of them'),
     (no_default, 'trials/a: not started'),
     (empty_sweep, 'sweep.json names no trials'),
     (broken('config.json', '{'), 'config.json: not JSON'),

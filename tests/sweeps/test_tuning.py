@@ -121,6 +121,11 @@ def test_what_cannot_be_tuned_is_refused(tmp_path):
   assert re.search('shared.*seed-3 is not complete; complete', refusal(part))
   same = tuned_sweep(tmp_path / 'same', [1.0] * 6, data={})
   assert f'was scored on config.data.eval={COMPARED!r}' in refusal(same)
+  # Neither another spelling nor a part of the compared questions is held out.
+  for name, spec in (('spelled', COMPARED.replace('(', '( ')),
+                     ('part of', f'articles(of={COMPARED!r}, high=0.5)')):
+    leaky = tuned_sweep(tmp_path / name, [1.0] * 6, data={'eval': spec})
+    assert 'questions of this comparison' in refusal(leaky)
 
 
 def test_variants_with_other_seeds_are_refused(tmp_path):
