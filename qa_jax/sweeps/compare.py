@@ -249,12 +249,12 @@ def _directories(workdirs: Sequence[pathlib.Path],
   """Maps the directory of each run and trial to its log file, if any."""
   runs: dict[pathlib.Path, pathlib.Path | None] = {}
   for workdir in workdirs:
-    names = plan.planned_names(workdir)
-    for name in names:
-      runs[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
-    if names:
-      continue
-    if RunDirectory(workdir).config_file.is_file():
+    if (workdir / 'sweep.json').is_file():
+      names = plan.planned_names(workdir)
+      errors.require(bool(names), f'{workdir}/sweep.json names no trials')
+      for name in names:
+        runs[workdir / 'trials' / name] = workdir / 'logs' / f'{name}.log'
+    elif RunDirectory(workdir).config_file.is_file():
       runs[workdir] = None
     else:
       raise errors.UserError(f'{workdir} is neither a run nor a sweep: it has '

@@ -164,9 +164,9 @@ def planned_names(workdir: pathlib.Path) -> list[str]:
   if not path.is_file():
     return []
   names = files.read_object(path).get('trials')
-  if not isinstance(names, list) or not names or not all(
+  if not isinstance(names, list) or not all(
       isinstance(name, str) for name in names):
-    raise errors.UserError(f'{path} names no trials')
+    raise errors.UserError(f'{path}: trials: expected a list of names')
   return names
 
 
