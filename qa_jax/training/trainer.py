@@ -20,6 +20,7 @@ from qa_jax import objectives
 from qa_jax import span_scores
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import alignment
 from qa_jax.data import batches as batches_lib
 from qa_jax.data import cache
 from qa_jax.data import examples as examples_lib
@@ -179,11 +180,12 @@ def updates_per_dispatch(config: config_lib.Config, platform: str,
 
 
 def describe_alignment(audit: Mapping[str, int]) -> str:
-  """Returns the numbers of an audit of gold spans as a sentence."""
+  """Returns the numbers of gold spans in an audit as a sentence."""
+  spans = {fate: audit[fate] for fate in alignment.FATES}
   faults = ', '.join(f'{count:,} {fate.replace("_", " ")}'
-                     for fate, count in audit.items()
+                     for fate, count in spans.items()
                      if count and fate != 'exact')
-  return (f'{audit["exact"]:,} of {sum(audit.values()):,} gold spans are whole '
+  return (f'{audit["exact"]:,} of {sum(spans.values()):,} gold spans are whole '
           'tokens' + f', {faults}' * bool(faults))
 
 

@@ -7,9 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from qa_jax import input_pipeline
+from qa_jax.data import cache
 from qa_jax.runtime import console as console_lib
 from qa_jax.training import metrics_log as metrics_log_lib
 from qa_jax.training import train
+from qa_jax.training import trainer as trainer_lib
 from tests.common import runs
 from tests.common import tiny
 
@@ -99,6 +102,19 @@ def test_a_run_begins_with_its_size_and_the_compilation(tmp_path, capsys):
   assert lines[size + 2].startswith('compiled in ')
   assert lines[size + 3].startswith('train 1/7  loss ')
   assert any('gold spans are whole tokens' in line for line in lines[:size])
+
+
+def test_the_line_about_gold_spans_counts_no_questions(tmp_path):
+  row = {'question': 'Who met Bob?', 'context': 'Ada met Bob.'}
+  rows = [{**row, 'answers': [{'text': 'Ada', 'answer_start': 0}]},
+          {**row, 'answers': []}, {**row, 'answers': []}]
+  (tmp_path / 'rows.json').write_text(json.dumps(rows))
+  windows, note = input_pipeline.load_windows(
+      tiny.config(), str(tmp_path / 'rows.json'),
+      cache.LearnedVocabulary(200, True))
+  assert '2 of them, whose list of answers is empty' in note
+  assert trainer_lib.describe_alignment(windows.audit) == (
+      '1 of 1 gold spans are whole tokens')
 
 
 def test_a_long_silence_is_broken_without_a_terminal(monkeypatch, capsys):
