@@ -40,7 +40,7 @@ Candidates = Sequence[Mapping[str, Any]]  # `answers` of a row of nbest.jsonl
 def question_word(example: Example) -> str:
   """Returns a question word, 'how many' and 'how much' apart, or 'other'."""
   words = re.findall(r'[a-z]+', example.question.lower())
-  for word, following in zip(words, [*words[1:], ''], strict=True):
+  for word, following in zip(words, [*words, ''][1:], strict=True):
     if word in QUESTION_WORDS:
       quantity = word == 'how' and following in ('many', 'much')
       return f'how {following}' if quantity else word

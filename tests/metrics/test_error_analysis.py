@@ -35,7 +35,9 @@ def spans(*texts: str) -> list[dict]:
     ('Who met Bob?', 'who'), ('In what year?', 'what'),
     ('How many people met?', 'how many'), ('how did they meet', 'how'),
     ('Name a city.', 'other'), ('By whom was it?', 'whom'),
-    ('Somewhere, where?', 'where')])
+    ('Somewhere, where?', 'where'), ('how', 'how'),
+    ('中国的首都是哪里？', 'other'), ('Кто?', 'other'), ('1987?', 'other'),
+    ('', 'other')])
 def test_a_question_is_sorted_by_its_first_question_word(question, word):
   assert error_analysis.question_word(example(0, 'Ada',
                                               question=question)) == word
