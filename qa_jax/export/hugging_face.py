@@ -25,6 +25,7 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
+from qa_jax.metrics import calibration as calibration_lib
 from qa_jax.metrics import predictions
 from qa_jax.models import encoders
 from qa_jax.models.encoders import EncoderConfig
@@ -51,6 +52,7 @@ class ConversionSource:
   model: pretrained.Pretrained
   run: pathlib.Path | None
   step: int | None = None  # of the checkpoint of the run
+  calibration: calibration_lib.Calibration | None = None  # of the run, in use
 
 
 def read_source(source: str, checkpoint_name: str = 'best', *,
@@ -67,7 +69,7 @@ def read_source(source: str, checkpoint_name: str = 'best', *,
                     calibrated=calibrated)
   return ConversionSource(source, pretrained.Pretrained(
       qa.model, qa.params, qa.tokenizer, qa.config, has_head=True, notes=()),
-                          directory, qa.step)
+                          directory, qa.step, qa.calibration)
 
 
 def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
@@ -88,6 +90,11 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
         f'{" and ".join(map(repr, kind.heads))} can be a '
         f'{kind.class_prefix}ForQuestionAnswering')
   check_target(target)
+  if source.calibration and source.calibration.temperature != 1:
+    console.say(
+        f'the temperature {source.calibration.temperature:.4g} of '
+        f'{calibration_lib.NAME} stays behind: probabilities of {target} are '
+        'those at temperature 1')
   fields = hugging_face_config(
       sizes, kind.class_prefix + (
           'ForQuestionAnswering' if model.has_head else 'Model'))
@@ -179,7 +186,7 @@ def model_card(source: ConversionSource) -> str:
   """Returns README.md, with the metrics and the training of a run, if any."""
   model, sizes = source.model, source.model.model.config
   name = pathlib.Path(source.name).name
-  results = _results(source.run, source.step) if source.run else {}
+  results = _results(source) if source.run else {}
   about = huggingface_hub.ModelCardData(
       model_name=name, library_name='transformers',
       pipeline_tag='question-answering' if model.has_head else None,
@@ -227,22 +234,28 @@ def _declining(model: pretrained.Pretrained) -> str:
           f'{decode.null_threshold:.6g}.')
 
 
-def _results(run: pathlib.Path,
-             step: int | None) -> dict[str, dict[str, float]]:
-  """Reads the metrics of the evaluations of a step by the name of their folder.
+def _results(source: ConversionSource) -> dict[str, dict[str, float]]:
+  """Reads the metrics of a run's evaluations by the name of their folder.
 
-  An evaluation of another step is left out, with a message. An evaluation of
-  earlier versions, which recorded no step, is taken to be of this one.
+  An evaluation of another step or at another held-out threshold is left out,
+  with a message. An evaluation of earlier versions, which recorded no step, is
+  taken to be of this one.
   If the null threshold was chosen on the questions of an evaluation, its EM and
   F1 are those at threshold 0.
   """
-  results = {}
-  for path in sorted(run.glob('eval/*/metrics.json')):
+  results, step = {}, source.step
+  threshold = source.calibration and source.calibration.threshold
+  for path in sorted(source.run.glob('eval/*/metrics.json')):
     values = files.read_object(path)
     recorded = run_directory.read_step(path.parent)
     if step is not None and recorded not in (None, step):
       console.say(f'{path.parent} is the evaluation of step {recorded}, not of '
                   f'step {step}: the model card leaves it out')
+      continue
+    if (held_out := values.get('held_out_threshold')) != threshold:
+      console.say(f'{path.parent} is an evaluation at the held-out threshold '
+                  f'{held_out}, not {threshold}: the model card leaves it out; '
+                  'evaluate again')
       continue
     if values.get(predictions.CHOSEN_HERE):
       values |= {key: values[f'at_zero_{key}'] for key in (

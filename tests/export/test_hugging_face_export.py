@@ -31,6 +31,7 @@ from qa_jax.heads.independent import Independent
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
 from qa_jax.io import files
+from qa_jax.metrics import calibration
 from qa_jax.models import qa
 from qa_jax.models.encoders import bert
 from qa_jax.span_scores import SpanScores
@@ -306,6 +307,25 @@ def test_the_model_card_has_only_evaluations_of_its_weights(
   assert '| dev |' in body and '| test |' in body and 'later' not in body
   assert (f'{other}/eval/later is the evaluation of step 3, not of step 0: the '
           'model card leaves it out') in capsys.readouterr().err
+
+
+def test_the_model_card_has_only_evaluations_at_its_null_threshold(
+    run, tmp_path, capsys):
+  other = shutil.copytree(run, tmp_path / 'run')
+  calibration.write_calibration(other, calibration.Calibration(
+      -1.5, 2.0, 'held', '', 300, checkpoint=0,
+      decode=dataclasses.asdict(RunDirectory(other).read_config().decode)), {})
+  files.write_json(other / 'eval' / 'test' / 'metrics.json', {
+      'exact_match': 1.0, 'f1': 2.0, 'total': 12, 'held_out_threshold': -1.5})
+  for calibrated, kept, left in ((True, 'test', 'dev'), (False, 'dev', 'test')):
+    target = tmp_path / f'calibrated-{calibrated}'
+    hugging_face.write_hugging_face(hugging_face.read_source(
+        str(other), calibrated=calibrated), target)
+    card, said = (target / 'README.md').read_text(), capsys.readouterr().err
+    assert f'| {kept} |' in card and f'| {left} |' not in card
+    assert f'{other}/eval/{left} is an evaluation at the held-out ' in said
+    assert ('temperature 2 of calibration.json stays behind' in said
+            ) == calibrated
 
 
 @pytest.mark.parametrize(('decode', 'sentence'), [
