@@ -343,15 +343,20 @@ def refit_calibration(qa: QA) -> QA:
   stored = qa.stored_calibration
   if stored is None:
     return qa
-  problem = stored.misfit(qa.step, dataclasses.asdict(qa.config.decode))
+  problem = _misfit(stored, qa.step, qa.config)
   if bool(problem) == bool(qa.calibration):
-    console.say(_not_used(problem) if problem else (
+    console.say(problem or (
         f'{calibration_lib.NAME}: temperature {stored.temperature:.4g} in use'))
   return dataclasses.replace(qa, calibration=None if problem else stored)
 
 
-def _not_used(problem: str) -> str:
-  return f'{calibration_lib.NAME} {problem}: not used; calibrate anew'
+def _misfit(calibration: calibration_lib.Calibration, step: int,
+            config: config_lib.Config) -> str:
+  """Returns the message that a calibration does not fit, or ''."""
+  decode = dataclasses.asdict(config.decode)
+  problem = calibration.misfit(step, decode)
+  return problem and (f'{calibration_lib.NAME} {problem}: not used; '
+                      f'{calibration.remedy(decode)}')
 
 
 def _calibrate(config: config_lib.Config,
@@ -359,9 +364,8 @@ def _calibrate(config: config_lib.Config,
                step: int, overrides: Mapping[str, Any]) -> tuple[
                    config_lib.Config, calibration_lib.Calibration | None]:
   """Returns the config with the calibrated null threshold, and calibration."""
-  problem = calibration.misfit(step, dataclasses.asdict(config.decode))
-  if problem:
-    console.say(_not_used(problem))
+  if problem := _misfit(calibration, step, config):
+    console.say(problem)
     return config, None
   said = f'{run.path / calibration_lib.NAME}: '
   in_use = f'temperature {calibration.temperature:.4g} in use'

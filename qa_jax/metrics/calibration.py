@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import math
 import pathlib
+import shlex
 from typing import Any
 
 import numpy as np
@@ -44,15 +45,26 @@ class Calibration:
     """Returns why this does not fit a step and a config.decode, or ''."""
     if checkpoint != self.checkpoint:
       return f'is of step {self.checkpoint}, not {checkpoint}'
+    differences = [
+        f'of decode.{name}={value!r}, not {decode[name]!r}'
+        for name, value in self._other_fields(decode).items()]
+    return f'is {", ".join(differences)}' if differences else ''
+
+  def remedy(self, decode: Mapping[str, Any]) -> str:
+    """Returns what to do if this does not fit a config.decode or its step."""
+    flags = [f'--decode.{name}={decode[name]}'
+             for name in self._other_fields(decode)]
+    return f'calibrate with {shlex.join(flags)}' if flags else 'calibrate anew'
+
+  def _other_fields(self, decode: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the stored fields that differ from those of a config.decode."""
     # A file of older code lacks fields: it was computed at their defaults.
     stored = {'merge': 'none', 'whole_words': False, **self.decode}
     if stored['merge'] == 'none':
       # Neither the best answer nor a score depends on n_best.
       stored.pop('n_best', None)
-    differences = [f'of decode.{name}={value!r}, not {decode[name]!r}'
-                   for name, value in stored.items()
-                   if decode.get(name, value) != value]
-    return f'is {", ".join(differences)}' if differences else ''
+    return {name: value for name, value in stored.items()
+            if decode.get(name, value) != value}
 
 
 def write_calibration(workdir: pathlib.Path, calibration: Calibration,

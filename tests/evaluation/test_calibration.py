@@ -538,10 +538,12 @@ def test_predict_answers_by_the_stored_threshold(
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({'checkpoint': '2'}, 'is of step 3, not 2'),
+    ({'checkpoint': '2'}, 'is of step 3, not 2: not used; calibrate anew'),
     ({'null_rule': 'margin'}, "decode.null_rule='min_null', not 'margin'"),
-    ({'whole_words': True}, 'decode.whole_words=False, not True'),
-    ({'max_answer_length': 3}, 'decode.max_answer_length=8, not 3')])
+    ({'whole_words': True}, 'decode.whole_words=False, not True: not used; '
+     'calibrate with --decode.whole_words=True\n'),
+    ({'max_answer_length': 3}, 'decode.max_answer_length=8, not 3: not used; '
+     'calibrate with --decode.max_answer_length=3\n')])
 def test_a_calibration_of_something_else_is_not_used(
     calibrated, capsys, options, message):
   qa = predict.load(calibrated, **options)
