@@ -17,6 +17,8 @@ FIELDS = ('id', 'context', 'question', 'answers', 'title', 'is_impossible')
 FLAT = (('answers.text', 'answers.answer_start'), ('text', 'answer_start'),
         ('answer', 'answer_start'), ('answer_text', 'answer_start'))
 UNLOCATED = -1  # the start of an answer without answer_start
+LOCATE = ('the option locate_answers=True of squad_json, mrqa and table takes '
+          'the first occurrence of an answer without it')
 # A file is refused if more than this share of its questions has an empty list
 # of answers and no question is marked. Such a file has lost its answers.
 MAX_UNMARKED = 0.75
@@ -297,7 +299,7 @@ def gold_answer(answer: Any, context: str, at: str, *,
   if not 0 <= start <= len(context):
     raise errors.UserError(
         f'{at}.answer_start is {start}, outside the {len(context)} characters '
-        'of the context')
+        f'of the context; correct it, or leave it out: {LOCATE}')
   return GoldAnswer(text_field(answer, 'text', at), start)
 
 
@@ -306,9 +308,7 @@ def _start_field(holder: Any, kind: type, at: str) -> Any:
   try:
     return required_field(holder, 'answer_start', kind, at)
   except errors.UserError as e:
-    raise errors.UserError(
-        f'{e}; the option locate_answers=True of squad_json, mrqa and table '
-        'takes the first occurrence of an answer without it') from None
+    raise errors.UserError(f'{e}; {LOCATE}') from None
 
 
 def check_names(names: Iterable[str], at: str) -> None:

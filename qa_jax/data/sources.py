@@ -168,7 +168,8 @@ def load_examples(spec: str) -> list[Example]:
   for example in examples:
     if example.id in seen:
       raise errors.UserError(
-          f'{spec}: the question id {example.id!r} stands there twice')
+          f'{spec}: the question id {example.id!r} stands there twice; give '
+          'each question an id of its own, or leave out all ids')
     seen.add(example.id)
   if not examples:
     raise errors.UserError(f'{spec}: holds no question')

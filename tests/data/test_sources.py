@@ -322,7 +322,8 @@ def test_file_of_another_shape_is_one_line(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     ('path', 'value', 'message'),
-    [(examples_lib.START, -1, 'answer_start is -1, outside the 47 characters'),
+    [(examples_lib.START, -1, 'is -1, outside the 47 characters of the context;'
+      ' correct it, or leave it out: the option locate_answers=True of '),
      (examples_lib.START, 48, 'answer_start is 48, outside the 47 characters'),
      (examples_lib.START, 10**30, 'outside the 47 characters'),
      (examples_lib.START, True, 'answer_start is bool'),
@@ -363,7 +364,8 @@ def test_bad_field_is_named_with_its_place(tmp_path, path, value, message):
 def test_one_example_object_twice_is_named(monkeypatch):
   monkeypatch.setitem(sources.SOURCES, 'mine', lambda: [Example(
       'what', 'Who?', 'Ada.', (GoldAnswer('Ada', 0),))] * 2)
-  assert "'what' stands there twice" in refusal('mine()')
+  assert ("'what' stands there twice; give each question an id of its own"
+          in refusal('mine()'))
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
