@@ -25,14 +25,19 @@ PARTIAL = '.partial'  # ending of the name of an unfinished file or directory
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes UTF-8 text to `path` and creates its parent directories.
+  """Writes UTF-8 text to `path`, as `write_bytes` does."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, content: bytes) -> None:
+  """Writes `content` to `path` and creates its parent directories.
 
   A UserError is raised if this fails. An old file then stays unchanged.
   """
   partial = path.with_name(f'{path.name}.{os.getpid()}{PARTIAL}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(text, encoding='utf-8', newline='\n')
+    partial.write_bytes(content)
     os.replace(partial, path)
   except OSError as e:
     raise errors.UserError(f'{path}: cannot be written: {e.strerror}') from None

@@ -1,6 +1,7 @@
 """Plots of a run and of span scores, drawn by matplotlib without a display."""
 
 from collections.abc import Mapping, Sequence
+import io
 import pathlib
 import textwrap
 from typing import Any
@@ -10,6 +11,7 @@ from matplotlib import figure
 import numpy as np
 
 from qa_jax import errors
+from qa_jax.io import files
 
 START, END = '#0072B2', '#D55E00'  # colour-blind safe (Wong, 2011)
 TOKEN_INCHES, LENGTH_INCHES = 0.115, 0.08  # of a column and a row of the band
@@ -183,6 +185,7 @@ def _image(ax: axes_lib.Axes, bar: axes_lib.Axes, images: Sequence[np.ndarray],
 
 
 def save_figure(fig: figure.Figure, path: pathlib.Path) -> None:
-  """Writes a figure to `path` and creates its parent directories."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  fig.savefig(path, dpi=110)
+  """Writes a figure to `path`, as `files.write_bytes` does."""
+  picture = io.BytesIO()
+  fig.savefig(picture, dpi=110, format=path.suffix[1:])
+  files.write_bytes(path, picture.getvalue())

@@ -424,7 +424,7 @@ def test_a_full_disk_while_metrics_are_added_keeps_the_step(
   def full(*_, **__):
     raise OSError(errno.ENOSPC, 'No space left on device')
   with monkeypatch.context() as patch:
-    patch.setattr(pathlib.Path, 'write_text', full)
+    patch.setattr(pathlib.Path, 'write_bytes', full)
     with pytest.raises(errors.UserError, match='No space left on device'):
       save(store, 8, f1=60.0)
   assert store.steps == [8] and not store.damage(8)

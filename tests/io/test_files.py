@@ -5,10 +5,12 @@ import json
 import os
 import pathlib
 
+from matplotlib import figure
 import pytest
 
 from qa_jax import errors
 from qa_jax.io import files
+from qa_jax.io import plots
 
 TEXT = 'Zürich\n東京 \u2028 end\n'
 
@@ -42,17 +44,21 @@ def test_json_keeps_letters_and_jsonl_has_one_line_a_row(tmp_path):
 
 
 @pytest.mark.parametrize(('owner', 'name'), [
-    (os, 'replace'), (pathlib.Path, 'write_text')])
+    (os, 'replace'), (pathlib.Path, 'write_bytes')])
 @pytest.mark.parametrize('old', [None, 'old'])
+@pytest.mark.parametrize('write', [
+    lambda path: files.write_text(path, 'new'),
+    lambda path: plots.save_figure(figure.Figure(), path)],
+    ids=['text', 'figure'])
 def test_failing_write_leaves_the_old_file_alone(
-    tmp_path, monkeypatch, owner, name, old):
-  path = tmp_path / 'file'
+    tmp_path, monkeypatch, owner, name, old, write):
+  path = tmp_path / 'file.png'
   if old:
     path.write_text(old)
   monkeypatch.setattr(owner, name, fail)
-  assert 'No space left' in refusal(files.write_text, path, 'new')
+  assert 'No space left' in refusal(write, path)
   monkeypatch.undo()
-  assert [p.name for p in tmp_path.iterdir()] == (['file'] if old else [])
+  assert [p.name for p in tmp_path.iterdir()] == ([path.name] if old else [])
   assert not old or path.read_text() == old
 
 
