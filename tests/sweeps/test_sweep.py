@@ -306,6 +306,8 @@ def test_a_trial_that_dies_is_started_again(tmp_path, capsys):
     [('die()', 'died of signal 9 (Killed)', 3),
      ('print("step 1"); raise ValueError("no luck")', 'ValueError: no luck', 3),
      ('sys.exit("error: no such head")', 'no such head', 1),
+     ('print("error: full disk\\nRuntimeError: a thread"); sys.exit(1)',
+      'full disk', 1),
      ('print("done?")', 'done?', 3)])
 def test_the_others_go_on_after_a_failure(tmp_path, code, reason, attempts):
   trials = sweeps.plan(tmp_path, seeds=2)
@@ -315,6 +317,13 @@ def test_the_others_go_on_after_a_failure(tmp_path, code, reason, attempts):
   assert reason in trials[0].log.read_text()
   assert run(trials, 'finish()') == {}
   assert [sweeps.starts(t) for t in trials] == [attempts + 1, 1, 1, 1]
+
+
+def test_a_mistake_of_an_earlier_start_is_not_the_reason(tmp_path):
+  trials = sweeps.plan(tmp_path)[:1]
+  run(trials, 'sys.exit("error: old")')
+  assert run(trials, 'raise ValueError("new")') == {
+      trials[0].name: 'ValueError: new'}
 
 
 def test_workers_have_cores_and_devices_of_their_own(tmp_path):

@@ -9,8 +9,8 @@
 5. While it runs, the study reads its evaluations and may ask it to end: it gets
    SIGTERM and, after GRACE_SECONDS, SIGKILL.
 6. When the process has ended, the trial is complete if it has metrics.json. It
-   has failed if its log ends with a message to the user. Otherwise it died: it
-   is started again, at most RETRIES times, from its last checkpoint.
+   has failed if its log has a message to the user. Otherwise it died: it is
+   started again, at most RETRIES times, from its last checkpoint.
 """
 
 import collections
@@ -251,14 +251,21 @@ def lock_sweep(path: pathlib.Path) -> BinaryIO | None:
 
 
 def _reason(log: pathlib.Path, code: int) -> str:
-  """Returns why a process ended: a signal, or the last line of its log."""
+  """Returns why a process ended: a signal, a mistake, or its last line."""
   if code < 0:
     reason = f'died of signal {-code} ({signal.strsignal(-code)})'
     record_note(log, reason)
     return reason
   lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
-  last = next((line for line in reversed(lines) if line.strip()), 'no log')
-  return last.strip().removeprefix(LOG_MARK)[:300]
+  written = [line.strip() for line in lines if line.strip()]
+  for line in reversed(written):
+    # Threads of a library may print tracebacks after the message to the user,
+    # as those of orbax do when the disk is full.
+    if line.startswith(MISTAKE):
+      return line[:300]
+    if line.startswith(LOG_MARK):  # an earlier attempt is before this line
+      break
+  return written[-1].removeprefix(LOG_MARK)[:300] if written else 'no log'
 
 
 def record_note(log: pathlib.Path, text: str) -> None:
