@@ -13,6 +13,7 @@ it estimates how often such an answer is right.
 
 import dataclasses
 import json
+import os
 import pathlib
 
 from absl import flags
@@ -41,6 +42,9 @@ def main() -> None:
         'give --question and --context, or --input and --output')
   many = INPUT.value is not None
   if many:
+    if os.path.realpath(INPUT.value) == os.path.realpath(OUTPUT.value):
+      raise errors.UserError(f'--output={OUTPUT.value} is the file of --input, '
+                             'whose questions would be lost; choose another')
     files.check_writable(pathlib.Path(OUTPUT.value))
     questions = predict.read_questions(pathlib.Path(INPUT.value))
   else:

@@ -821,6 +821,16 @@ def test_bad_question_line_is_named_and_nothing_written(run, tmp_path, line,
   assert not (tmp_path / 'new').exists()
 
 
+def test_predict_does_not_write_over_its_questions(run, tmp_path):
+  path, text = tmp_path / 'in.jsonl', '{"question": "W", "context": "M"}'
+  path.write_text(text)
+  (tmp_path / 'link').symlink_to(path)
+  for output in (path, tmp_path / 'link'):
+    assert f'--output={output} is the file of --input' in commands.refusal(
+        'predict', f'--workdir={run}', f'--input={path}', f'--output={output}')
+  assert path.read_text() == text
+
+
 @pytest.mark.parametrize(
     ('flag', 'message'),
     [('--input={tmp}', 'Is a directory'), ('--input={tmp}/x', 'No such file'),
