@@ -21,12 +21,11 @@ def check_buckets(buckets: Sequence[int], max_length: int) -> tuple[int, ...]:
   Lengths above `max_length` are left out, so that it can be lowered alone.
 
   Raises:
-    UserError: a length is not positive, or all exceed `max_length`.
+    UserError: a length is not positive.
   """
-  if buckets and not 0 < min(buckets) <= max_length:
-    raise errors.UserError(
-        f'data.buckets has {min(buckets)}, outside 1 … data.max_length '
-        f'{max_length}')
+  shortest = min(buckets, default=max_length)
+  errors.require(shortest > 0, f'data.buckets has {shortest}, expected lengths '
+                 'of at least 1')
   return tuple(sorted({*(b for b in buckets if b < max_length), max_length}))
 
 

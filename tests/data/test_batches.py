@@ -227,7 +227,7 @@ def test_a_stream_has_the_plan_of_each_epoch(start):
   assert len({str([r[1:] for r in rows]) for rows in epochs}) == 4
 
 
-@pytest.mark.parametrize('bad', [(0, 8), (13, 14)])
+@pytest.mark.parametrize('bad', [(0, 8), (-1,)])
 def test_bucket_out_of_range_is_refused(bad):
   with pytest.raises(errors.UserError, match=r'data\.buckets'):
     batches_lib.check_buckets(bad, 12)
@@ -236,6 +236,7 @@ def test_bucket_out_of_range_is_refused(bad):
 def test_longest_bucket_is_always_max_length():
   assert batches_lib.check_buckets((8, 8, 4), 12) == (4, 8, 12)
   assert batches_lib.check_buckets((8, 12, 4, 13), 12) == (4, 8, 12)
+  assert batches_lib.check_buckets((13, 14), 12) == (12,)
 
 
 @pytest.mark.parametrize('grouping', batches.GROUPING)

@@ -209,8 +209,8 @@ def test_a_bad_variant_is_one_line(tmp_path, variants, message):
                               'parallel.num_devices': 4
                           }, 'num_devices=4, but a trial has 2'),
                           ({
-                              'data.buckets': (99,)
-                          }, 'data.buckets has 99'),
+                              'data.buckets': (0,)
+                          }, 'data.buckets has 0'),
                           ({
                               'parallel.mode': 'pmapp'
                           }, "did you mean 'pmap'"),

@@ -615,7 +615,7 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'objective': 'cross_entropi'}, "did you mean 'cross_entropy'"),
     ({'objective': 'cross_entropy(domain="al")'}, "did you mean 'all'"),
     ({'data': {'train': ''}}, 'data.train is empty'),
-    ({'data': {'buckets': (99,)}}, 'data.buckets has 99'),
+    ({'data': {'buckets': (0,)}}, 'data.buckets has 0'),
     ({'data': {'window_overlap': 60}}, 'leaves no step'),
     ({'data': {'windows_without_answer': 'keep'}}, 'choose cls or drop'),
     ({'data': {'vocab': '/no/where'}}, 'is not a directory'),
