@@ -268,8 +268,10 @@ def check_lengths(max_length: int, window_overlap: int,
     raise errors.UserError(
         f'window_overlap {window_overlap} leaves no step: max_length '
         f'{max_length} - max_question_length {max_question_length} - '
-        f'{outer_length} special tokens = {room} context tokens; lower the '
-        f'overlap below {room}')
+        f'{outer_length} special tokens = {room} context tokens; ' + (
+            f'lower the overlap below {room}' if room > 0 else
+            f'raise max_length above {max_question_length + outer_length} or '
+            'lower max_question_length'))
 
 
 def check_without_answer(choice: str) -> None:

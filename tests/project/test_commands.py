@@ -345,7 +345,8 @@ def test_predict_decodes_as_the_flags_say(run, tmp_path, flag):
     (['--decode.null_rule=nevr'], "did you mean 'never'"),
     (['--max_length=10000'], 'max_length=10000 must be in'),
     (['--max_length=1000'], "max_length=1000 exceeds the encoder's"),
-    (['--window_overlap=96'], 'window_overlap 96 leaves no step')])
+    (['--window_overlap=96'], 'window_overlap 96 leaves no step'),
+    (['--max_length=16'], 'raise max_length above ')])
 def test_decoding_that_does_not_fit_is_one_line(run, flags, message):
   assert message in commands.refusal(
       'predict', f'--workdir={run}', '--question=Who?', '--context=Mira',
