@@ -141,7 +141,7 @@ def question_example(row: Any, context: str, title: Any, at: str, *,
   check_names(row, at)
   key = '' if is_missing(row.get('id')) else id_field(row, 'id', at)
   title = '' if is_missing(title) else check_text(title, f'{at}: title')
-  answers, marked = _row_answers(row), _flag(row, 'is_impossible', at)
+  answers, marked = _row_answers(row, at), _flag(row, 'is_impossible', at)
   golds = () if is_missing(answers) else gold_answers(
       answers, context, f'{at}.answers', locate=locate)
   check_mark(bool(marked), golds, at)
@@ -151,17 +151,25 @@ def question_example(row: Any, context: str, title: Any, at: str, *,
 
 
 def flat_columns(names: Container[str]) -> tuple[str, str] | None:
-  """Returns the pair of FLAT that stands for `answers`, if any."""
-  return None if 'answers' in names else next(
-      (pair for pair in FLAT if all(name in names for name in pair)), None)
+  """Returns the pair of FLAT that stands for `answers`, if any.
+
+  Its start may be missing, unless the text is in the column `text`, which may
+  be something else then.
+  """
+  whole = [pair for pair in FLAT if all(name in names for name in pair)]
+  texts = [pair for pair in FLAT if pair[0] in names and pair[0] != 'text']
+  return None if 'answers' in names else next(iter(whole + texts), None)
 
 
-def _row_answers(row: dict[str, Any]) -> Any:
-  """Returns `answers`, or a form of it from two columns of FLAT."""
+def _row_answers(row: dict[str, Any], at: str) -> Any:
+  """Returns `answers`, or a form of it from one or two columns of FLAT."""
   pair = flat_columns(row)
   if not pair:
     return row.get('answers')
-  text, start = (row[name] for name in pair)
+  text, start = (row.get(name) for name in pair)
+  texts = text if isinstance(text, list) else [text]
+  if any(isinstance(t, dict) for t in texts):
+    raise _near_name_error(at, pair[0], 'answers')
   if is_missing(text) and is_missing(start):
     return None
   if isinstance(start, float) and start.is_integer():
@@ -315,7 +323,7 @@ def check_names(names: Iterable[str], at: str) -> None:
   """Checks that no name resembles the name of a field that is missing.
 
   Raises:
-    UserError: one does, such as `answer` if there is no `answers`, or there is
+    UserError: one does, such as `Answers` if there is no `answers`, or there is
       `answer_start` and no text beside it.
   """
   names = frozenset(names)
@@ -326,9 +334,13 @@ def check_names(names: Iterable[str], at: str) -> None:
       "answer's text 'text'"))
   near = _near_name(names)
   if near:
-    raise errors.UserError(
-        f'{at} has {near[0]!r} and no {near[1]!r}; rename it to {near[1]!r}, '
-        'or remove it if it is something else')
+    raise _near_name_error(at, *near)
+
+
+def _near_name_error(at: str, name: str, wanted: str) -> errors.UserError:
+  return errors.UserError(
+      f'{at} has {name!r} and no {wanted!r}; rename it to {wanted!r}, or '
+      'remove it if it is something else')
 
 
 @functools.lru_cache

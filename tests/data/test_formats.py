@@ -255,7 +255,7 @@ def test_a_question_without_answers_among_others_is_not_scored(
 
 @pytest.mark.parametrize('form', FORMS)
 @pytest.mark.parametrize(('name', 'wanted'), [
-    ('answer', 'answers'), ('Answers', 'answers'), ('answer_text', 'answers'),
+    ('Answer', 'answers'), ('Answers', 'answers'),
     ('gold_answers', 'answers'), ('impossible', 'is_impossible'),
     ('isImpossible', 'is_impossible'), ('question_id', 'id'), ('ID', 'id')])
 def test_a_name_that_is_nearly_right_is_refused(tmp_path, form, name, wanted):
@@ -283,6 +283,28 @@ def test_two_columns_may_stand_for_answers(tmp_path, form, names):
       tmp_path, form, [{**row, names[1]: 10**6} for row in rows]))
 
 
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize('name', ['answer', 'answer_text', 'answers.text'])
+def test_a_column_of_texts_alone_is_located_by_the_option(tmp_path, form, name):
+  rows = [{k: v for k, v in row.items() if k != 'answers'} | {
+      name: row['answers'][0]['text'] if row['answers'] else None}
+          for row in ROWS]
+  spec = write(tmp_path, form, rows)
+  assert 'the option locate_answers=True' in refusal(
+      sources.load_examples, spec)
+  assert [[(a.text, a.start) for a in e.answers] for e in
+          sources.load_examples(located(form, spec))] == [
+              [(a.text, -1) for a in e.answers[:1]] for e in EXAMPLES]
+
+
+@pytest.mark.parametrize('answers', [{'text': ['Mira'], 'answer_start': [0]},
+                                     [{'text': 'Mira', 'answer_start': 0}]])
+def test_answers_under_the_name_of_a_text_are_to_be_renamed(tmp_path, answers):
+  row = {'context': 'Mira', 'question': 'Who?', 'answer': answers}
+  assert "has 'answer' and no 'answers'; rename it to 'answers'" in refusal(
+      sources.load_examples, write(tmp_path, 'list', [row]))
+
+
 @pytest.mark.parametrize('form', sorted({*FORMS} - {'CSV, arrays'}))
 def test_a_flattened_table_keeps_lists_of_answers(tmp_path, form):
   rows = [{k: v for k, v in row.items() if k != 'answers'} | {
@@ -305,6 +327,13 @@ def test_other_names_are_left_alone(tmp_path):
   assert sources.load_examples(write(tmp_path, 'list', rows)) == EXAMPLES
 
 
+def located(form, path) -> str:
+  """Returns the SPEC of a file whose answers have no position."""
+  source = 'squad_json' if FORMS[form][0] not in (
+      'a.csv', 'a.tsv', 'a.parquet', 'a.arrow') else 'table'
+  return f'{source}(path="{path}", locate_answers=True)'
+
+
 def start_less(rows):
   return [{**row, 'answers': [{'text': a['text']} for a in row['answers']]}
           for row in rows]
@@ -316,10 +345,7 @@ def test_an_answer_without_answer_start_is_located_by_an_option(
   spec = write(tmp_path, form, start_less(ROWS))
   assert 'the option locate_answers=True' in refusal(
       sources.load_examples, spec)
-  source = 'squad_json' if FORMS[form][0] not in (
-      'a.csv', 'a.tsv', 'a.parquet', 'a.arrow') else 'table'
-  examples = sources.load_examples(
-      f'{source}(path="{spec}", locate_answers=True)')
+  examples = sources.load_examples(located(form, spec))
   assert [[(a.text, a.start) for a in e.answers] for e in examples] == [
       [(a.text, -1) for a in e.answers] for e in EXAMPLES]
 
@@ -408,7 +434,7 @@ def test_an_answer_may_differ_from_the_context_in_white_space(
     ('a.tsv', 'id,context,question\n', "a.tsv has no column 'context'"),
     ('a.csv', 'context,question,answers\nx,y,"[{\'text\': 1}\n {}]"',
      'as json.dumps writes it'),
-    ('a.csv', 'context,question,answer\nx,y,z', "'answer' and no 'answers'")])
+    ('a.csv', 'context,question,Answer\nx,y,z', "'Answer' and no 'answers'")])
 def test_what_cannot_be_read_is_one_line(tmp_path, name, content, message):
   assert message in refusal(
       sources.load_examples, examples_lib.write(tmp_path / name, content))
