@@ -144,11 +144,16 @@ def describe_audit(examples: Sequence[Example], counts: Mapping[str, int],
 
 
 def _show(example: Example) -> dict[str, object]:
-  return {'id': example.id, 'answers': [
-      {'text': a.text, 'answer_start': a.start,
-       'context': example.context[max(a.start - AROUND, 0):
-                                  a.start + len(a.text) + AROUND]}
-      for a in example.answers]}
+  shown = []
+  for answer in example.answers:
+    # Without answer_start, the place is the occurrence that was taken.
+    place = (character_span(example.context, answer)[0] if answer.start < 0
+             else answer.start)
+    shown.append({
+        'text': answer.text, 'answer_start': answer.start,
+        'context': example.context[max(place - AROUND, 0):
+                                   place + len(answer.text) + AROUND]})
+  return {'id': example.id, 'answers': shown}
 
 
 def character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:

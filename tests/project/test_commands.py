@@ -433,6 +433,16 @@ def test_defaults_of_serve_are_the_limits_of_the_service():
     assert entries[flag].endswith(f'[{value}]')
 
 
+def test_an_audit_shows_where_an_answer_was_located(tmp_path):
+  (tmp_path / 'data.jsonl').write_text(json.dumps({
+      'question': 'Who?', 'context': f'{"x" * 99} Bob {"y" * 99}',
+      'answers': ['Bob']}))
+  result = commands.command(
+      'evaluate', '--audit',
+      f'--data=squad_json(path="{tmp_path}/data.jsonl", locate_answers=True)')
+  assert f"'context': '{'x' * 19} Bob {'y' * 19}'" in result.out
+
+
 def test_an_audit_counts_gold_spans_by_fate_and_shows_some(tmp_path):
   answers = [('Ada', 0), ('Ada', 3), ('da', 1), ('Eve', 0)]
   (tmp_path / 'data.json').write_text(
