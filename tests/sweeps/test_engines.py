@@ -42,6 +42,24 @@ import json, pathlib, sys
 from tests.sweeps import test_engines
 print(json.dumps(test_engines.table('ray', pathlib.Path(sys.argv[1]))))
 '''
+SIGNALLED = """
+import pathlib, signal, sys
+from qa_jax.sweeps.engines import ray, scheduler
+from tests.common import sweeps
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+code = '''
+def save(*_):
+  time.sleep(5)
+  started.with_suffix(".saved").touch()
+  sys.exit()
+signal.signal(signal.SIGTERM, save)
+with started.open('a') as f: f.write('ready')  # a second word
+time.sleep(60)
+'''
+ray.run(sweeps.plan(pathlib.Path(sys.argv[1]))[:1],
+        lambda trial: sweeps.stand_in(trial, code),
+        scheduler.Setup(workers=1, address='local'))
+"""
 RUNS = {
     'local': (local.run, scheduler.Setup([{}, {}])),
     'ray': (ray.run, scheduler.Setup(workers=2, address='local')),
@@ -91,6 +109,24 @@ def test_ray_gives_the_same_table_as_here(tmp_path, here):
   assert done.returncode == 0, done.stderr[-3000:]
   assert json.loads(done.stdout.splitlines()[-1]) == json.loads(
       json.dumps(here))
+
+
+@pytest.mark.slow
+def test_trials_on_ray_have_seconds_to_save_after_sigterm(tmp_path):
+  pytest.importorskip('ray')
+  trial = sweeps.plan(tmp_path)[0]
+  driver = subprocess.Popen(
+      [sys.executable, '-c', SIGNALLED, str(tmp_path)], cwd=commands.ROOT,
+      stderr=subprocess.PIPE, text=True)
+  while sweeps.starts(trial) < 2:
+    if driver.poll() is not None:
+      assert 'timed out during startup' in driver.stderr.read()
+      pytest.skip('Ray gives itself 30 seconds to start')
+    time.sleep(0.1)
+  driver.terminate()
+  _, output = driver.communicate(timeout=60)
+  assert driver.returncode == 143, output[-3000:]
+  assert sweeps.started(trial).with_suffix('.saved').is_file()
 
 
 @pytest.mark.slow

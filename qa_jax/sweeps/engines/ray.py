@@ -14,6 +14,7 @@ stands for it.
 from collections.abc import Iterator, Mapping, Sequence
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -113,12 +114,16 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   ray = _import(setup.address)
   here = ({'include_dashboard': False, '_node_ip_address': '127.0.0.1'}
           if setup.address == 'local' else {})
+  handler = signal.getsignal(signal.SIGTERM)
   try:
     ray.init(address=setup.address, log_to_driver=False,
              logging_level='ERROR', **here)
   except (Exception, SystemExit) as e:  # ray.init raises many types
     raise errors.UserError(f'--address={setup.address}: '
                            + _reason(f'{e} {e.__context__ or ""}')) from None
+  # ray.init replaces the handler of SIGTERM by one that prints a stack and ends
+  # this process after 3 seconds, before the trials have saved their states.
+  signal.signal(signal.SIGTERM, handler)
   try:
     workers, resources = share(
         [node['Resources'] for node in ray.nodes() if node['Alive']],
