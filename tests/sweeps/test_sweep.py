@@ -294,6 +294,16 @@ def test_a_trial_is_run_once_and_not_again(tmp_path, capsys):
   assert [sweeps.starts(t) for t in trials] == [1, 1, 1, 1]
 
 
+def test_progress_counts_trials_that_ended_in_an_earlier_sweep(
+    tmp_path, capsys):
+  trials = sweeps.plan(tmp_path, seeds=2)
+  sweeps.measure(trials[2], 50.0)
+  files.write_json(trials[3].pruned, {'reason': ''})
+  run(trials, 'finish()', workers=1)
+  shown = re.findall(r'sweep (\d)/4  obj', capsys.readouterr().err)
+  assert shown == ['3', '4']
+
+
 def test_a_trial_that_dies_is_started_again(tmp_path, capsys):
   trials = sweeps.plan(tmp_path)
   assert run(trials, 'finish() if attempt == 3 else die()', 'finish()') == {}

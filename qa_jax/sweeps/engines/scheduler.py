@@ -151,10 +151,13 @@ class Queue:
     self.study = study
     self.waiting = list(trials)
     self.failed: dict[str, str] = {}
-    self.board = progress.Board(
-        len(trials), sum(t.metrics.is_file() for t in trials))
     self._trials = {trial.name: trial for trial in trials}
-    self._done, self._pruned, self._locked = set(), set(), set()  # names
+    self._locked: set[str] = set()  # names, as in the two sets below
+    self._done = {t.name for t in trials if t.metrics.is_file()}
+    self._pruned = {
+        t.name for t in trials if t.pruned.is_file()} - self._done
+    self.board = progress.Board(
+        len(trials), len(self._done) + len(self._pruned))
     self._attempts: collections.Counter[str] = collections.Counter()
 
   def next(self) -> tuple[plan.Trial, BinaryIO] | tuple[None, None]:
