@@ -336,6 +336,14 @@ def test_a_mistake_of_an_earlier_start_is_not_the_reason(tmp_path):
       trials[0].name: 'ValueError: new'}
 
 
+def test_the_reason_of_an_error_in_a_traced_function_is_that_error(tmp_path):
+  trials = sweeps.plan(tmp_path)[:1]
+  code = 'import jax\njax.jit(lambda x: x[0][1])(([],))'
+  command = lambda t: [sys.executable, '-c', code]
+  assert local_lib.run(trials, command, scheduler.Setup()) == {
+      trials[0].name: 'IndexError: list index out of range'}
+
+
 def test_workers_have_cores_and_devices_of_their_own(tmp_path):
   cores = os.sched_getaffinity(0)
   trials = sweeps.plan(tmp_path)
