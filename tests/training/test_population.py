@@ -457,6 +457,25 @@ def test_a_trial_that_failed_tries_again_alone(tmp_path):
   assert names(population_lib.groups(trials)) == [[trials[2].name]]
 
 
+def test_a_population_that_crashes_does_not_hold_back_the_next(
+    tmp_path, monkeypatch):
+  def crash(configs, runs):
+    raise MemoryError('too large')
+
+  def finish_alone(config, run):
+    finish(trials[2], None)
+    return {}
+  trials = plan(tmp_path, {'objective': 'cross_entropy'}, seeds=2)
+  trials += plan(tmp_path, {'objective': 'span_softmax'}, seeds=1)
+  monkeypatch.setattr(population, 'train_members', crash)
+  monkeypatch.setattr(train, 'train', finish_alone)
+  assert population_lib.run(trials, None, scheduler.Setup()) == dict.fromkeys(
+      [t.name for t in trials[:2]], 'MemoryError: too large')
+  assert [t.metrics.is_file() for t in trials] == [False, False, True]
+  assert names(population_lib.groups(trials)) == [
+      [t.name] for t in trials[:2]]
+
+
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> pathlib.Path:
   """Writes a config of two steps with a sweep of rates, search and head."""

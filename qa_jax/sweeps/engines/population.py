@@ -5,6 +5,7 @@ A sweep that was killed continues with the recorded members.
 """
 
 from collections.abc import Sequence
+import traceback
 from typing import BinaryIO
 
 from qa_jax import errors
@@ -98,7 +99,10 @@ def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
 
 
 def _outcomes(group: Sequence[plan.Trial]) -> list[object]:
-  """Returns the metrics of each trial, or the UserError that ended it."""
+  """Returns the metrics of each trial, or the UserError that ended it.
+
+  Any other exception becomes one, so that the other populations are trained.
+  """
   try:
     if len(group) == 1:
       return [train.train(group[0].config, group[0].run)]
@@ -107,3 +111,6 @@ def _outcomes(group: Sequence[plan.Trial]) -> list[object]:
         [t.config for t in group], [t.run for t in group])
   except errors.UserError as e:
     return [e] * len(group)
+  except Exception as e:  # a device or a head of one's own may raise anything
+    traceback.print_exc()
+    return [errors.UserError(f'{type(e).__name__}: {e}')] * len(group)
