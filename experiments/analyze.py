@@ -13,6 +13,7 @@ directory of the evaluation, or into --output.
 
 from collections.abc import Sequence
 import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
@@ -84,6 +85,9 @@ def _read_predictions(path: pathlib.Path,
   predictions = predictions_lib.read_predictions(
       path / predictions_lib.PREDICTIONS if path.is_dir() else path)
   error_analysis.check_ids(examples, predictions, path)
+  if missing := sum(e.id not in predictions for e in examples):
+    print(f'warning: {path} has no prediction for {missing} of {len(examples)} '
+          'questions, which score 0', file=sys.stderr)
   return predictions
 
 

@@ -351,6 +351,16 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert analysis['slices']['windows']['1']['f1']['mean'] == 0
 
 
+def test_questions_without_a_prediction_are_counted(evaluation, tmp_path):
+  files.write_json(tmp_path / 'some.json', {'0': 'Ada'})
+  result = analyze(evaluation, f'--against={tmp_path}/some.json',
+                   f'--output={tmp_path}')
+  assert result.code == 0 and result.err == (
+      f'warning: {tmp_path}/some.json has no prediction for 1 of 2 questions, '
+      'which score 0\n')
+  assert f'difference from {tmp_path}/some.json' in result.out
+
+
 def test_texts_may_hold_any_line_separator(tmp_path):
   answer = {'text': 'a\u2028b\x85c', 'start': 0, 'end': 5, 'score': 0.0}
   files.write_jsonl(tmp_path / 'nbest.jsonl', [
@@ -383,7 +393,7 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
      "nbest.jsonl:2: question '0' stands there twice"),
     ('na_probs.json', {'0': 1.0}, 'questions have no na_score')])
 def test_a_mistake_is_one_line(evaluation, tmp_path, name, content, message):
-  files.write_json(tmp_path / 'predictions.json', {'0': 'Ada'})
+  files.write_json(tmp_path / 'predictions.json', {'0': 'Ada', '1': ''})
   write = files.write_json if name.endswith('.json') else (
       lambda path, row: files.write_jsonl(
           path, row if isinstance(row, list) else [row]))
