@@ -124,7 +124,9 @@ def _csv(path: pathlib.Path, delimiter: str = ',') -> Rows:
                         delimiter=delimiter)
     lines = [(reader.line_num, cells) for cells in reader if cells]
   except csv.Error as e:
-    raise errors.UserError(f'{path}:{reader.line_num}: not CSV: {e}') from None
+    raise errors.UserError(
+        f'{path}:{reader.line_num}: not CSV: {e}; quote each cell that holds a '
+        'quote or a line end, as csv.writer and pandas do') from None
   finally:
     csv.field_size_limit(limit)
   if not lines:

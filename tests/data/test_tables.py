@@ -260,7 +260,7 @@ def test_bad_row_is_named_with_its_line(tmp_path, name, row, message):
     ('id,context,question\n1,a\n', ':2 has 2 cells, the header 3'),
     ('id,context,question\n1,a,b,c\n', ':2 has 4 cells, the header 3'),
     ('id,context,question\n1,"a,b\n', 'not CSV: unexpected end of data'),
-    ('id,context,question\n1,"a"b",c\n', ':2: not CSV'),
+    ('id,context,question\n1,"a"b",c\n', '; quote each cell that holds a'),
     (b'id,context,question\n1,\xff,b\n', 'not UTF-8'),
     ('id,context,question,answers\n1,a,b,__import__("os")\n',
      'answers is \'__import__("os")\', expected'),
