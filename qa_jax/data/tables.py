@@ -109,7 +109,7 @@ def read_json(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         f"{path}: 'question' is {type(value['question']).__name__}: the file "
         "has columns, not rows; write it with to_json(orient='records')")
   elif 'data' not in value and {
-      'question', 'qas', 'paragraphs', 'header'} & value.keys():
+      'question', 'context', 'qas', 'paragraphs', 'header'} & value.keys():
     yield f'{path}:{1 + text.count(chr(10), 0, begin)}', value  # a single line
   else:
     yield from ((f'{path}: data[{i}]', row) for i, row in enumerate(

@@ -421,6 +421,7 @@ def test_an_answer_may_differ_from_the_context_in_white_space(
     ('a.json', '{"question": {"0": "Who?"}, "context": {"0": "x"}}',
      "has columns, not rows; write it with to_json(orient='records')"),
     ('a.json', '[{"question": "Who?"}]', "a.json: [0] has no 'context'"),
+    ('a.json', '{"context": "x", "answers": []}', "a.json:1 has no 'question'"),
     ('a.json', '[3]', "a.json: [0] is int, expected an object"),
     ('a.json', '{"data": [{"context": "x"}]}', "data[0] has no 'question'"),
     ('a.json', '\n\n{"question": "Who?", "context": 3}',
