@@ -15,6 +15,7 @@ weight decay.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
+import os
 import pathlib
 import shlex
 import signal
@@ -115,7 +116,7 @@ def main() -> None:
       workdir, STORAGE.value, pruner=PRUNER.value, space=space,
       eval_every_steps=config.train.eval_every_steps)
   setup = dataclasses.replace(setup, study=study)
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # and end the trials
+  signal.signal(signal.SIGTERM, _stop)
   if space:
     workers = max(WORKERS.value, len(setup.environments))
     rounds = samplers.propose_rounds(
@@ -126,6 +127,12 @@ def main() -> None:
         size=(TRIALS.value if SAMPLER.value == 'random'
               else math.ceil(workers / SEEDS.value)))
   _conclude(*_run(config, rounds, trials, setup, devices, whole))
+
+
+def _stop(*_: object) -> None:
+  """Ends the sweep, and so its trials, after SIGTERM."""
+  os.write(2, b'stopped by SIGTERM; the same command goes on\n')
+  sys.exit(143)
 
 
 def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
@@ -203,15 +210,19 @@ def _say_start(trials: Sequence['plan_lib.Trial'],
   from qa_jax.runtime import console
 
   done = sum(t.metrics.is_file() for t in trials)
-  if done == len(trials):
+  pruned = sum(
+      t.pruned.is_file() and not t.metrics.is_file() for t in trials)
+  left = len(trials) - done - pruned
+  if not left:
     return
   where = (f'their logs are {WORKDIR.value}/logs/TRIAL.log'
            if ENGINE.value != 'population' else 'this process runs them')
   side = (f', {len(setup.environments)} at a time'
           if ENGINE.value == 'local' else '')
   first = '' if SAMPLER.value == 'grid' else 'the first '
-  console.say(f'--engine={ENGINE.value} runs {first}{len(trials) - done} of '
-              f'{len(trials)} trials{side}, {done} are complete; {where}')
+  console.say(f'--engine={ENGINE.value} runs {first}{left} of '
+              f'{len(trials)} trials{side}, {done} are complete'
+              + f' and {pruned} pruned' * bool(pruned) + f'; {where}')
 
 
 def _setup() -> tuple['scheduler.Setup', int | None]:

@@ -278,10 +278,13 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None, data: str) -> str:
   mark = log and log.parent.parent / 'pruned' / f'{path.name}.json'
   if mark and mark.is_file():
     return f'pruned: {files.read_object(mark).get("reason", "")}'
-  lines = files.read_text(log).split('\n') if log and log.is_file() else []
-  output = [line.strip() for line in lines if line.strip()]
-  if output:
-    return output[-1].removeprefix('error: ')[:300]
+  words = plan.last_words(log) if log else ''
+  if words.startswith(plan.MISTAKE):
+    return words.removeprefix(plan.MISTAKE)
+  if words and not path.is_dir():
+    return f'its directory is missing; its log ends with: {words}'
+  if words:
+    return words
   steps = [row['step'] for row in run.read_metrics()]
   return f'stopped after step {steps[-1]}' if steps else 'not started'
 

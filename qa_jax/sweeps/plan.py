@@ -30,6 +30,8 @@ from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.training import trainer
 
 MAX_LABEL = 80  # characters
+LOG_MARK = 'sweep: '  # prefix of the lines of a log that the sweep writes
+MISTAKE = 'error: '  # prefix of the message of a trial that failed
 # Entries of a run directory that a trial copies when it shares a training.
 # The metrics that were measured while training are not copied.
 TRAINED = {'checkpoints', 'tokenizer', 'encoder.json', 'alignment.json'}
@@ -221,6 +223,23 @@ def check_parts(config: config_lib.Config, devices: int | None) -> None:
   trainer.build_parts(
       config, 1 if config.parallel.mode == 'jit' else num_devices or devices,
       platform='')
+
+
+def last_words(log: pathlib.Path) -> str:
+  """Returns the message of a trial that failed, else the last line of its log.
+
+  Threads of a library may print tracebacks after the message, as those of orbax
+  do when the disk is full. Returns '' if the log is empty or missing.
+  """
+  text = log.read_text(encoding='utf-8',
+                       errors='replace') if log.is_file() else ''
+  lines = [line.strip() for line in text.split('\n') if line.strip()]
+  for line in reversed(lines):
+    if line.startswith(MISTAKE):
+      return line[:300]
+    if line.startswith(LOG_MARK):  # an earlier attempt is before this line
+      break
+  return lines[-1].removeprefix(LOG_MARK)[:300] if lines else ''
 
 
 def share_training(source: Trial, trial: Trial) -> None:

@@ -209,14 +209,30 @@ def _contains(space: BaseDistribution, value: Any) -> bool:
 
 
 def _refusal(where: str, e: Exception) -> errors.UserError:
-  reason = ' '.join(str(getattr(e, 'orig', None) or e).split('\n')[0].split())
+  cause = e.__cause__ or e  # Optuna raises its own error from the database's
+  reason = ' '.join(str(getattr(cause, 'orig', None) or cause)
+                    .split('\n')[0].split())
   return errors.UserError(
       f'{where}: no study can be read or written there: {reason}; what has '
-      'been trained is safe: move a broken file away and it is made anew')
+      'been trained is safe: ' + (
+          'free some space and run the same command again'
+          if 'full' in reason else
+          'move a broken file away and it is made anew'))
 
 
 def in_memory() -> Study:
   return Study(optuna.storages.InMemoryStorage(), 'sweep', 'memory')
+
+
+def _storage(url: str, options: Mapping[str, Any] | None
+             ) -> optuna.storages.RDBStorage:
+  try:
+    return optuna.storages.RDBStorage(url, engine_kwargs=options)
+  except (sqlalchemy.exc.OperationalError, sqlalchemy.exc.IntegrityError) as e:
+    if 'already exists' not in str(e) and 'UNIQUE' not in str(e):
+      raise
+  # Another process has made the tables meanwhile.
+  return optuna.storages.RDBStorage(url, engine_kwargs=options)
 
 
 def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
@@ -237,7 +253,7 @@ def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
       url = f'sqlite:///{home}/study.db'
     options = ({'connect_args': {'timeout': LOCK_SECONDS}}
                if url.startswith('sqlite') else None)
-    storage = optuna.storages.RDBStorage(url, engine_kwargs=options)
+    storage = _storage(url, options)
   except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError,
           OSError) as e:
     raise _refusal(where, e) from None

@@ -293,6 +293,9 @@ def test_a_sweep_is_read_in_its_order(tmp_path):
 @pytest.mark.parametrize(('log', 'rows', 'reason'), [
     ('step 1\nerror: not finite\n\n', 3, 'not finite'),
     ('ValueError: x', 0, 'ValueError: x'),
+    # A library's late traceback, and the sweep's own note.
+    ('sweep: python\nerror: disk full\nRuntimeError: loop', 3, 'disk full'),
+    ('error: old\nsweep: died of signal 9', 3, 'died of signal 9'),
     ('', 3, 'stopped after step 20'),
     (None, 0, 'not started')])
 def test_incomplete_trials_are_listed_with_their_reason(
@@ -308,6 +311,16 @@ def test_incomplete_trials_are_listed_with_their_reason(
   assert f'## Left out\n\n- `{bad}`: {reason}' in report.report_markdown(found)
   assert report.headline(found)[-1] == (
       f'left out: 1 runs, the first is {bad}: {reason}')
+
+
+def test_a_trial_without_its_directory_is_said_to_be(tmp_path):
+  fake(tmp_path / 'trials' / 'a')
+  files.write_text(tmp_path / 'logs' / 'b.log', 'F1 62\nevaluate it by x\n')
+  files.write_text(tmp_path / 'logs' / 'c.log', 'error: no such file\n')
+  found = compare.compare([sweep_of(tmp_path, 'a', 'b', 'c')])
+  assert [*found.left_out.values()] == [
+      'its directory is missing; its log ends with: evaluate it by x',
+      'no such file']
 
 
 def test_sweeps_with_a_common_default_are_compared(tmp_path):

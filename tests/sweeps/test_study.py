@@ -7,8 +7,10 @@ import sqlite3
 import subprocess
 import sys
 
+import optuna
 from optuna.trial import TrialState
 import pytest
+import sqlalchemy
 
 from qa_jax import errors
 from qa_jax.io import files
@@ -429,6 +431,34 @@ def test_a_bad_storage_is_one_line(tmp_path, url, message):
   with pytest.raises(errors.UserError) as caught:
     open_study(tmp_path, url=url)
   assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_tables_that_another_process_has_just_made_are_used(
+    tmp_path, monkeypatch):
+  calls = []
+
+  class Racing(optuna.storages.RDBStorage):
+
+    def __init__(self, *args, **kwargs):
+      super().__init__(*args, **kwargs)
+      calls.append(args)
+      if len(calls) == 1:  # these tables are those of the other process
+        raise sqlalchemy.exc.OperationalError(
+            'CREATE', {}, Exception('table trials already exists'))
+
+  monkeypatch.setattr(optuna.storages, 'RDBStorage', Racing)
+  study = open_study(tmp_path)
+  assert len(calls) == 2 and not study.optuna.get_trials()
+
+
+def test_a_full_disk_is_the_reason(tmp_path):
+  study = open_study(tmp_path)
+  full = sqlalchemy.exc.OperationalError(
+      'INSERT', {}, sqlite3.OperationalError('database or disk is full'))
+  with pytest.raises(errors.UserError) as caught, study.guard():
+    raise optuna.exceptions.StorageInternalError('An exception is') from full
+  assert ('database or disk is full; what has been trained is safe: free some '
+          'space') in str(caught.value)
 
 
 def test_a_password_is_not_told(tmp_path):

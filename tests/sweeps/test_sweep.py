@@ -605,6 +605,24 @@ def test_only_adds_to_an_earlier_plan_in_the_order_of_the_sweep(tmp_path):
       trials[1].name]
 
 
+def test_a_sweep_that_is_ended_says_how_to_go_on(
+    tmp_path, monkeypatch, capfd):
+  def engine(trials, command, setup):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(60)
+
+  monkeypatch.setitem(engines.ENGINES, 'local', engine)
+  path = sweeps.write_config(tmp_path / 'one.py', '')
+  before = signal.getsignal(signal.SIGTERM)
+  try:
+    result = commands_lib.command('sweep', f'--config={path}', '--workers=1',
+                                  f'--workdir={tmp_path}/x')
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert result.code == 143
+  assert 'stopped by SIGTERM; the same command goes' in capfd.readouterr().err
+
+
 def test_trials_that_leave_the_plan_are_said(tmp_path, monkeypatch):
   def engine(trials, command, setup):
     for trial in trials:

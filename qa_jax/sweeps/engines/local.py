@@ -45,7 +45,7 @@ class Process:
   def __init__(self, command: Sequence[str], log: BinaryIO,
                environment: Mapping[str, str], *, cores: Sequence[int] = (),
                directory: pathlib.Path | None = None):
-    log.write(f'{scheduler.LOG_MARK}{shlex.join(command)}\n'.encode())
+    log.write(f'{plan.LOG_MARK}{shlex.join(command)}\n'.encode())
     log.flush()
     self._process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,

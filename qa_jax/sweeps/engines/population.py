@@ -10,7 +10,6 @@ from typing import BinaryIO
 
 from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.sweeps import plan
 from qa_jax.sweeps.engines import scheduler
@@ -42,10 +41,8 @@ def groups(trials: Sequence[plan.Trial]) -> list[list[plan.Trial]]:
 
 
 def _failed(trial: plan.Trial) -> bool:
-  if trial.metrics.is_file() or not trial.log.is_file():
-    return False
-  lines = files.read_text(trial.log).rstrip('\n').split('\n')
-  return lines[-1].startswith(scheduler.MISTAKE)
+  return not trial.metrics.is_file() and plan.last_words(
+      trial.log).startswith(plan.MISTAKE)
 
 
 def run(trials: Sequence[plan.Trial], command: scheduler.Command,
@@ -84,14 +81,14 @@ def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
       if log is None:
         return {t.name: f'another process runs {trial.name}' for t in group}
       opened.append(log)
-      log.write(f'{scheduler.LOG_MARK}as one program: {names}\n'.encode())
+      log.write(f'{plan.LOG_MARK}as one program: {names}\n'.encode())
     failed = {}
     for trial, log, outcome in zip(group, opened, _outcomes(group),
                                    strict=True):
       if isinstance(outcome, errors.UserError):
         failed[trial.name] = str(outcome)
         reason = ' '.join(str(outcome).split())
-        log.write(f'{scheduler.MISTAKE}{reason}\n'.encode())
+        log.write(f'{plan.MISTAKE}{reason}\n'.encode())
     return failed
   finally:
     for log in opened:

@@ -31,8 +31,6 @@ from qa_jax.sweeps.engines import progress
 RETRIES = 2  # of a trial that died; a user's mistake is not retried
 GRACE_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.1
-LOG_MARK = 'sweep: '  # prefix of log lines that the sweep writes
-MISTAKE = 'error: '  # prefix of the last line of a trial that failed
 
 Command = Callable[[plan.Trial], Sequence[str]]
 
@@ -217,8 +215,8 @@ class Queue:
       self._prune(trial, hopeless)
       return
     reason = _reason(trial.log, code)
-    if reason.startswith(MISTAKE) or self._attempts[trial.name] > RETRIES:
-      self._fail(trial, reason.removeprefix(MISTAKE))
+    if reason.startswith(plan.MISTAKE) or self._attempts[trial.name] > RETRIES:
+      self._fail(trial, reason.removeprefix(plan.MISTAKE))
     else:
       console.say(f'{trial.name}: {reason}; starting it again')
       self.waiting.insert(0, trial)
@@ -259,19 +257,10 @@ def _reason(log: pathlib.Path, code: int) -> str:
     reason = f'died of signal {-code} ({signal.strsignal(-code)})'
     record_note(log, reason)
     return reason
-  lines = log.read_text(encoding='utf-8', errors='replace').split('\n')
-  written = [line.strip() for line in lines if line.strip()]
-  for line in reversed(written):
-    # Threads of a library may print tracebacks after the message to the user,
-    # as those of orbax do when the disk is full.
-    if line.startswith(MISTAKE):
-      return line[:300]
-    if line.startswith(LOG_MARK):  # an earlier attempt is before this line
-      break
-  return written[-1].removeprefix(LOG_MARK)[:300] if written else 'no log'
+  return plan.last_words(log) or 'no log'
 
 
 def record_note(log: pathlib.Path, text: str) -> None:
   """Adds a line of the sweep to the log of a trial."""
   with log.open('a', encoding='utf-8') as file:
-    file.write(f'{LOG_MARK}{text}\n')
+    file.write(f'{plan.LOG_MARK}{text}\n')

@@ -82,7 +82,7 @@ def _executor(setup: scheduler.Setup, folder: str) -> Any:
   except (RuntimeError, ValueError, NameError, TypeError,
           AssertionError) as e:
     reason = ' '.join(str(e).split())
-    raise errors.UserError(f'--slurm: {reason[:300]}') from None
+    raise errors.UserError(f'--engine=slurm: {reason[:300]}') from None
   return executor
 
 
