@@ -34,9 +34,14 @@ def main() -> None:
     raise errors.UserError(
         f'{workdir}: config.data.eval is empty, so the run has no held-out '
         'passage to ask about; use python -m experiments.predict')
-  examples = sources.load_examples(qa.config.data.eval)
+  examples = [e for e in sources.load_examples(qa.config.data.eval)
+              if e.answers]
+  if not examples:
+    raise errors.UserError(
+        f'{workdir}: no question of config.data.eval={qa.config.data.eval!r} '
+        'has an answer to show; use python -m experiments.predict')
   context = examples[0].context
-  questions = [e for e in examples if e.context == context and e.answers][:2]
+  questions = [e for e in examples if e.context == context][:2]
   plots = workdir / 'plots'
   answers = qa.answer_batch([
       {'question': e.question, 'context': context} for e in questions])
@@ -53,7 +58,7 @@ def main() -> None:
   print(f'held-out: {cli.scores_line(metrics)}')
   print(f'passage:  {context}')
   for e, a in zip(questions, answers, strict=True):
-    print(f'{e.question}  →  {a.text}')
+    print(f'{e.question}  →  {a.text or "(no answer)"}')
   print(f'pictures: {plots}/learning_curve.png, {plots}/two_questions.png')
   asked = shlex.join([f'--question={questions[0].question}',
                       f'--context={context}'])

@@ -512,6 +512,26 @@ def test_demo_prints_scores_answers_and_a_command_that_answers_again(run):
     assert (run / 'plots' / f'{name}.png').is_file()
 
 
+def test_demo_asks_a_question_that_has_an_answer(run, tmp_path):
+  copy = shutil.copytree(run, tmp_path / 'run')
+  rows = [{'question': 'When?', 'context': 'Never.', 'is_impossible': True},
+          {'question': 'Who?', 'context': 'Mira built it.', 'answers': [
+              {'text': 'Mira', 'answer_start': 0}]}]
+  config = json.loads((copy / 'config.json').read_text())
+  for some, passage in (rows, 'Mira built it.'), (rows[:1], None):
+    data = examples.write(tmp_path / f'{len(some)}.json', some)
+    config['data']['eval'] = str(data)
+    (copy / 'config.json').write_text(json.dumps(config))
+    argv = [f'--workdir={copy}']
+    assert commands.command('evaluate', *argv, f'--data={data}').code == 0
+    if passage:
+      result = commands.command('demo', *argv)
+      assert result.code == 0 and f'passage:  {passage}\n' in result.out
+      assert re.search('  →  .', result.out)
+    else:
+      assert 'has an answer to show' in commands.refusal('demo', *argv)
+
+
 def test_demo_of_a_run_without_held_out_data_is_one_line(tmp_path):
   qa = random_model.random_qa('independent')
   random_model.write_run(dataclasses.replace(qa, config=config_lib.check_config(
