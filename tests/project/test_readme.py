@@ -1,5 +1,6 @@
 """README.md and docs/ say what the code does."""
 
+import inspect
 import json
 import os
 import pathlib
@@ -88,6 +89,21 @@ def test_the_files_and_sections_that_a_page_names_exist(page):
     target = page.parent / link if link else page
     assert target.exists(), link
     assert not section or section in sections(target), (link, section)
+
+
+@pytest.mark.parametrize('page', ('docs/heads.md', 'docs/objectives.md'))
+def test_a_page_has_the_arguments_of_every_choice_with_defaults(page):
+  text = (ROOT / page).read_text(encoding='utf-8')
+  _, table = text.split('| argument |')
+  rows = [[re.findall('`(.*?)`', cell) for cell in row.split(' | ')[:3]]
+          for row in table.split('\n\n')[0].splitlines()[2:]]
+  listed = sorted((choice, name, value) for names, choices, (value,) in rows
+                  for name in names for choice in choices)
+  assert listed == sorted(
+      (choice, name, repr(parameter.default))
+      for choice, make in TABLES[page][0].items()
+      for name, parameter in inspect.signature(make).parameters.items()
+      if name not in ('heads', 'name', 'parent'))  # not of a spec string
 
 
 def test_every_page_of_docs_is_in_the_index():
