@@ -108,7 +108,7 @@ def _finetune(results: results_lib.Results, number: int) -> dict[str, Any]:
 
 
 def ablation(results: results_lib.Results) -> None:
-  """Measures a sweep of twelve heads with five seeds, and makes its report.
+  """Measures a sweep of thirteen heads with five seeds, and makes its report.
 
   The report has the trials that were complete when the time was over.
   """
