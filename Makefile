@@ -1,9 +1,10 @@
 # make demo       trains, evaluates and asks a tiny model; downloads packages only
 # make test       ruff and the suite
 # make test-slow  the tests that take long: several processes, populations
-# make readme     every command of README.md, small
+# make readme     every command of README.md and docs/, small
 # make clean      removes the installed packages; runs stay
 # make chaos      every fault at its full count, hours; ROWS="R2 fuzz-squad"
+# make mutants    one-line changes that tests must notice, an hour; ROWS="heads"
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quickstart
