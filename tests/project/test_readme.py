@@ -14,6 +14,7 @@ import pytest
 
 from docs import generate
 from qa_jax import heads
+from qa_jax import models
 from qa_jax import objectives
 from qa_jax.decoding import answers
 from qa_jax.decoding import null_rules
@@ -104,6 +105,15 @@ def test_a_page_has_the_arguments_of_every_choice_with_defaults(page):
       for choice, make in TABLES[page][0].items()
       for name, parameter in inspect.signature(make).parameters.items()
       if name not in ('heads', 'name', 'parent'))  # not of a spec string
+
+
+def test_the_sizes_of_every_preset_are_listed():
+  text = (ROOT / 'docs' / 'configuration.md').read_text(encoding='utf-8')
+  header, _, *rows = text.split('| preset |')[1].split('\n\n')[0].splitlines()
+  fields = re.findall('`(.*?)`', header)
+  assert {name: dict(zip(fields, map(int, sizes), strict=True))
+          for name, *sizes in (re.findall(r'\w+', row) for row in rows)
+          } == models.PRESETS
 
 
 def test_every_page_of_docs_is_in_the_index():
