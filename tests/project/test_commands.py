@@ -280,6 +280,16 @@ def test_training_ends_with_metrics_on_stdout(trained):
   assert all(f'--workdir={workdir}' in line for line in following)
 
 
+def test_the_page_on_training_has_every_value_of_a_row(run):
+  page = pathlib.Path(__file__).resolve().parents[2] / 'docs' / 'training.md'
+  table = page.read_text().split('| value | meaning |')[1].split('\n\n')[0]
+  values = {name for row in table.splitlines()[2:]
+            for name in re.findall(r'`(\w+)`', row.split(' | ')[0])}
+  rows = map(json.loads, (run / 'metrics.jsonl').read_text().splitlines())
+  row = next(row for row in rows if row['split'] == 'train')
+  assert values == row.keys() - {'step', 'split'}
+
+
 def test_finished_run_says_so_and_is_left_alone(config, trained):
   workdir, first = trained
   before = commands.files_of(workdir)
