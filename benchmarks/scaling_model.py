@@ -6,9 +6,9 @@ The model uses published peaks and link rates; nothing here is measured.
 Glossary of shapes: B windows of a step over all devices, L length, D hidden.
 """
 
+import argparse
 import dataclasses
 import math
-import sys
 
 import jax
 import numpy as np
@@ -114,7 +114,12 @@ def table(sizes: bert.BertConfig, machine: Machine, counts: list[int]) -> str:
 
 
 def main() -> None:
-  preset = sys.argv[1] if len(sys.argv) > 1 else 'base'
+  parser = argparse.ArgumentParser(
+      description=__doc__.partition('\n')[0],
+      prog='python -m benchmarks.scaling_model')
+  parser.add_argument('preset', nargs='?', default='base',
+                      choices=bert.BertConfig.PRESETS)
+  preset = parser.parse_args().preset
   sizes = bert.BertConfig(
       vocab_size=VOCABULARY, **bert.BertConfig.PRESETS[preset])
   megabytes = gradient_bytes(parameter_shapes(sizes)) / 2**20

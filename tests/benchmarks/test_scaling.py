@@ -103,3 +103,11 @@ def test_tables_in_the_document_are_what_the_script_prints(capsys, monkeypatch):
   scaling_model.main()
   for line in capsys.readouterr().out.splitlines():
     assert line in document, line
+
+
+def test_an_unknown_preset_is_a_line_with_the_choices(capsys, monkeypatch):
+  monkeypatch.setattr('sys.argv', ['scaling_model', 'huge'])
+  with pytest.raises(SystemExit, match='2'):
+    scaling_model.main()
+  *_, line = capsys.readouterr().err.splitlines()
+  assert "invalid choice: 'huge'" in line and 'minilm_l6' in line
