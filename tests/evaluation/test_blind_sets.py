@@ -100,7 +100,8 @@ PARTLY = [{**ROWS[0], **ANSWER}, {**ROWS[1], **ANSWER}, ROWS[2]]
     (ROWS, 'none of the 3 questions has answers'),
     (BLIND['empty'], 'none of the 3 questions has answers'),
     (PARTLY, '1 of 3 questions have neither answers nor a mark'),
-    ([{**row, 'answer': 'Mira'} for row in ROWS], "'answer' and no 'answers'")])
+    ([{**row, 'answer': 'Mira'} for row in ROWS], 'locate_answers=True of '),
+    ([{**row, 'answr': 'Mira'} for row in ROWS], "'answr' and no 'answers'")])
 def test_a_set_that_cannot_be_scored_is_refused_before_the_model_runs(
     workdir, tmp_path, no_model, rows, message):
   data = examples.write(tmp_path / 'test.json', rows)
