@@ -163,7 +163,8 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
       qa.model, windows, qa.config, mesh, calibration=qa.calibration,
       uncalibrated_threshold=qa.uncalibrated_threshold)
   if evaluator.chosen_on_these_questions:
-    console.say('warning: the threshold was chosen on these very questions')
+    chosen = 'temperature' if qa.calibration.threshold is None else 'threshold'
+    console.say(f'warning: the {chosen} was chosen on these very questions')
   params = devices.put_tree(qa.params, jax.sharding.NamedSharding(
       mesh, jax.sharding.PartitionSpec()))  # a copy on every device
   metrics = evaluator.evaluate(params, output=output, progress=progress)

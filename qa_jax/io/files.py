@@ -21,6 +21,7 @@ from qa_jax import errors
 # A .gz file may unzip to UNZIPPED_TIMES its size, or to UNZIPPED_FREE bytes if
 # more. Text shrinks to a tenth of its size, a gzip bomb to a thousandth.
 UNZIPPED_TIMES, UNZIPPED_FREE = 100, 2**26
+GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
 PARTIAL = '.partial'  # ending of the name of an unfinished file or directory
 
 
@@ -109,8 +110,10 @@ def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
     with _open(path, name, newline) as f:
       return f.read()
   except UnicodeDecodeError as e:
+    fix = ('it is a gzip file, so give it a name that ends in .gz'
+           if e.object.startswith(GZIP) else 're-encode it')
     raise errors.UserError(
-        f'{name}: not UTF-8 at byte {e.start}; re-encode it') from None
+        f'{name}: not UTF-8 at byte {e.start}; {fix}') from None
   except (gzip.BadGzipFile, EOFError, zlib.error) as e:
     raise errors.UserError(
         f'{name}: not a whole gzip file ({e}); fetch it again') from None
