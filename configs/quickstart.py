@@ -22,7 +22,7 @@ def get_config() -> ml_collections.ConfigDict:
   # Half of the passages state two facts: one sentence to find among two is
   # learned sooner than among four, and these windows are short. One epoch: a
   # model that sees passages again learns some of them by heart.
-  corpus = 'size=56000, paraphrases=1, repeats=0.0'
+  corpus = 'size=75200, paraphrases=1, repeats=0.0'
   c.data.train = (f'synthetic(seed=0, {corpus})'
                   f' + synthetic(seed=2, {corpus}, facts=2)')
   c.data.eval = ('synthetic(seed=1, size=1000, paraphrases=1, repeats=0.0, '
@@ -36,7 +36,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.decode.max_answer_length = 10
   c.decode.n_best = 10
   c.decode.null_rule = 'never'  # every question has an answer
-  c.train.num_steps = 3500  # 32 windows each
+  c.train.num_steps = 4700  # 32 windows each
   c.train.eval_batch_size = 64
   c.train.eval_every_steps = 500
   c.train.log_every_steps = 100
