@@ -210,8 +210,7 @@ def _say_start(trials: Sequence['plan_lib.Trial'],
   from qa_jax.runtime import console
 
   done = sum(t.metrics.is_file() for t in trials)
-  pruned = sum(
-      t.pruned.is_file() and not t.metrics.is_file() for t in trials)
+  pruned = _count_pruned(trials)
   left = len(trials) - done - pruned
   if not left:
     return
@@ -223,6 +222,10 @@ def _say_start(trials: Sequence['plan_lib.Trial'],
   console.say(f'--engine={ENGINE.value} runs {first}{left} of '
               f'{len(trials)} trials{side}, {done} are complete'
               + f' and {pruned} pruned' * bool(pruned) + f'; {where}')
+
+
+def _count_pruned(trials: Sequence['plan_lib.Trial']) -> int:
+  return sum(t.pruned.is_file() and not t.metrics.is_file() for t in trials)
 
 
 def _setup() -> tuple['scheduler.Setup', int | None]:
@@ -337,7 +340,7 @@ def _conclude(trials: Sequence['plan_lib.Trial'],
       console.say(f'failed: {name}: {reason}')
     raise errors.UserError(f'{len(failed)} of {len(trials)} trials failed; '
                            f'see {WORKDIR.value}/logs')
-  pruned = sum(t.pruned.is_file() and not t.metrics.is_file() for t in trials)
+  pruned = _count_pruned(trials)
   print(f'{len(trials) - pruned} trials are complete'
         + f' and {pruned} pruned' * bool(pruned) + '; compare them by\n'
         '  python -m experiments.report '

@@ -126,25 +126,33 @@ def _propose(study: study_lib.Study, space: Mapping[str, BaseDistribution],
       trial = study.optuna.ask(dict(space))
     variant = {field: _rounded(value, space[field])
                for field, value in trial.params.items()}
-    text = json.dumps(variant)
-    is_new = False
-    if text not in refused:
-      try:
-        varied = _resolved(config, variant)
-        is_new = varied not in known
-        if is_new:
-          check(varied)
-          known.append(varied)
-      except errors.UserError as e:
-        is_new = False
-        refused[text] = f'{plan.label_variant(variant)}: {e}'
-        console.say(f'draws another variant instead of {refused[text]}')
+    is_new = _admit(config, variant, known, refused, check)
     with study.guard():
       if is_new:
-        trial.set_user_attr('overrides', text)
+        trial.set_user_attr('overrides', json.dumps(variant))
         return variant
       study.optuna.tell(trial, state=TrialState.FAIL)
   return None
+
+
+def _admit(config: config_lib.Config, variant: Mapping[str, Any],
+           known: list[config_lib.Config], refused: dict[str, str],
+           check: Callable[[config_lib.Config], None]) -> bool:
+  """Returns whether a draw is new and not refused, and notes it as either."""
+  text = json.dumps(variant)
+  if text in refused:
+    return False
+  try:
+    varied = _resolved(config, variant)
+    if varied in known:
+      return False
+    check(varied)
+  except errors.UserError as e:
+    refused[text] = f'{plan.label_variant(variant)}: {e}'
+    console.say(f'draws another variant instead of {refused[text]}')
+    return False
+  known.append(varied)
+  return True
 
 
 def _resolved(config: config_lib.Config,

@@ -83,8 +83,8 @@ def choose(variants: Sequence[Mapping[str, Any]], fields: Sequence[str],
             'does not set it; tune fields that every variant sets')
     shared = {k: v for k, v in variant.items() if k not in fields}
     groups.setdefault(json.dumps(shared, sort_keys=True), []).append(variant)
-  shared = functools.cache(lambda spec: _shared_questions(spec, data))
-  by_seed = {plan.label_variant(v): _scores(v, names, workdir, shared)
+  count_shared = functools.cache(lambda spec: _count_shared(spec, data))
+  by_seed = {plan.label_variant(v): _scores(v, names, workdir, count_shared)
              for v in variants}
   seeds = {label: sorted(scores) for label, scores in by_seed.items()}
   first = next(iter(seeds))
@@ -115,7 +115,7 @@ def variants_of(choices: Sequence[Choice],
           if plan.without_seed(v) == choice.variant]
 
 
-def _shared_questions(spec: str, other: str) -> int:
+def _count_shared(spec: str, other: str) -> int:
   """Returns how many questions two data SPECs ask about equal passages."""
   one, two = ({(e.context, e.question) for e in sources.load_examples(s)}
               for s in (spec, other))
@@ -123,12 +123,12 @@ def _shared_questions(spec: str, other: str) -> int:
 
 
 def _scores(variant: Mapping[str, Any], names: Sequence[str],
-            workdir: pathlib.Path, shared: Callable[[str], int]
+            workdir: pathlib.Path, count_shared: Callable[[str], int]
             ) -> dict[int, float]:
   """Reads {seed: F1} of all trials of a variant, which must be complete.
 
-  `shared` maps their data SPEC to the number of its questions that will be
-  compared, which must be 0.
+  `count_shared` maps their data SPEC to the number of its questions that will
+  be compared, which must be 0.
   """
   label, scores = plan.label_variant(variant), {}
   for name in names:
@@ -142,11 +142,11 @@ def _scores(variant: Mapping[str, Any], names: Sequence[str],
       raise errors.UserError(
           f'--tuned_in={workdir}: {name} is not complete; complete that sweep '
           'first, by its own command')
-    if shared(config.data.eval):
+    if count := count_shared(config.data.eval):
       raise errors.UserError(
           f'--tuned_in={workdir} was scored on config.data.eval='
-          f'{config.data.eval!r}, with {shared(config.data.eval):,} questions '
-          'of this comparison; tune on other data, such as '
+          f'{config.data.eval!r}, with {count:,} questions of this '
+          'comparison; tune on other data, such as '
           'articles(of="TRAIN", low=0.8)')
     scores[config.seed] = files.read_object(path)[SCORE]
   if not scores:
