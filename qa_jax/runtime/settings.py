@@ -22,7 +22,7 @@ CACHE_BYTES = 4 * 2**30
 # Environment variable of glibc → number of the parameter in <malloc.h>, value.
 MALLOC = {
     'MALLOC_MMAP_MAX_': (-4, 0),  # Large blocks come from the heap.
-    'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1),  # The heap is never shrunk.
+    'MALLOC_TRIM_THRESHOLD_': (-1, -1),  # The heap is never shrunk.
     'MALLOC_TOP_PAD_': (-2, 2**28),  # The heap grows by 256 MiB.
     # One heap for all threads: the heap of a thread ends at 64 MiB, and larger
     # blocks would be mapped in spite of MALLOC_MMAP_MAX_.

@@ -109,6 +109,30 @@ thread.join()
   assert printed == str(tuned)
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone has mallopt')
+@pytest.mark.parametrize(('environment', 'kept'), [
+    ({}, True),
+    ({'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '2147483647'}, False)])
+def test_the_heap_keeps_more_than_an_int_of_freed_bytes(
+    tmp_path, environment, kept):
+  """As of BERT-base, which frees 2 GiB in an update; no page is touched."""
+  printed = run('''
+import ctypes
+from qa_jax.runtime import settings
+settings.configure_process()
+c = ctypes.CDLL(None)
+c.malloc.restype = c.sbrk.restype = ctypes.c_void_p
+c.malloc.argtypes = [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+c.sbrk.argtypes = [ctypes.c_ssize_t]
+block = c.malloc(9 * 2**28)
+end = c.sbrk(0)
+c.free(block)
+print(c.sbrk(0) == end)
+''', XDG_CACHE_HOME=str(tmp_path), **environment)
+  assert printed == str(kept)
+
+
 @pytest.mark.parametrize(('platforms', 'plugins', 'expected'), [
     ('cpu', True, False), ('cuda,cpu', False, True), ('', False, False),
     ('', True, True)])
