@@ -16,6 +16,7 @@ import subprocess
 from typing import Any
 
 from qa_jax import errors
+from qa_jax.runtime import console
 from qa_jax.runtime import settings
 
 # Both sides get this allocator, so that both pay alike for page faults.
@@ -208,6 +209,9 @@ def interleave(contenders: Sequence[Contender], rounds: int, *,
       if warm:
         contender.run()
       contender.seconds.append(contender.run())
+      timing = contender.timing
+      console.say(f'{timing.side}, {timing.name}: {timing.items:g} '
+                  f'{timing.unit} in {timing.seconds[-1]:.3g} s')
 
 
 def fastest(contenders: Sequence[Contender]) -> Contender:

@@ -33,7 +33,7 @@ def row(ours=2.0, peer=4.0, **fields) -> harness.Row:
       harness.Timing('peer', 'b', (peer,), 12), **fields)
 
 
-def test_contenders_take_turns_and_the_median_counts():
+def test_contenders_take_turns_and_the_median_counts(capsys):
   order = []
   a = contender('ours', 'a', (1, 9, 2), order)
   b = contender('peer', 'b', (4, 4, 7), order)
@@ -41,6 +41,8 @@ def test_contenders_take_turns_and_the_median_counts():
   assert order == ['a', 'b'] * 3
   assert (a.timing.median, b.timing.median) == (2, 4)
   assert a.timing.items_per_second == 6
+  assert capsys.readouterr().err.splitlines()[:2] == [
+      'ours, a: 12 examples in 1 s', 'peer, b: 12 examples in 4 s']
 
 
 def test_finalists_are_the_best_of_each_side_and_group_after_a_warm_run():
