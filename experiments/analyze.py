@@ -57,7 +57,7 @@ def main() -> None:
                    for paths in (ours, theirs))
   read = lambda reader, name: (
       reader(folder / name) if folder and (folder / name).is_file() else None)
-  metrics = read(files.read_object, predictions_lib.METRICS) or {}
+  metrics = read(predictions_lib.read_metrics, predictions_lib.METRICS) or {}
   n_best = read(predictions_lib.read_n_best, predictions_lib.N_BEST)
   analysis = error_analysis.analyse_errors(
       examples, first[0], n_best,

@@ -22,7 +22,6 @@ def main() -> None:
   from qa_jax.checkpoints.run_directory import RunDirectory
   from qa_jax.data import sources
   from qa_jax.inference import span_view
-  from qa_jax.io import files
   from qa_jax.io import plots as plots_lib
   from qa_jax.metrics import predictions as predictions_lib
   from qa_jax.runtime import settings
@@ -52,7 +51,7 @@ def main() -> None:
       plots / 'two_questions.png', tokens=span_view.focus_tokens(views))
   plots_lib.plot_learning_curve(
       RunDirectory(workdir).read_metrics(), plots / 'learning_curve.png')
-  metrics = files.read_object(
+  metrics = predictions_lib.read_metrics(
       RunDirectory(workdir).evaluation(qa.config.data.eval)
       / predictions_lib.METRICS)
   print(f'held-out: {cli.scores_line(metrics)}')

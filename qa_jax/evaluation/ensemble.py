@@ -458,7 +458,8 @@ def _n_best_file(member: pathlib.Path, data: str,
   folder = run.evaluation(data, label)
   n_best_file = folder / predictions_lib.N_BEST
   metrics_file = folder / predictions_lib.METRICS
-  metrics = files.read_object(metrics_file) if metrics_file.is_file() else {}
+  metrics = (predictions_lib.read_metrics(metrics_file)
+             if metrics_file.is_file() else {})
   step = run_directory.read_step(folder)
   if (not n_best_file.is_file()
       or (step is not None and step != run.resolve_step('best'))

@@ -143,6 +143,24 @@ def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
     files.write_json(output / METRICS, metrics)
 
 
+def read_metrics(path: pathlib.Path) -> dict[str, Any]:
+  """Reads a metrics.json, which has at least exact match and F1.
+
+  Raises:
+    UserError: the file is unreadable or lacks a score.
+  """
+  try:
+    metrics = files.read_object(path)
+    for name in ('exact_match', 'f1'):
+      if not isinstance(metrics.get(name), int | float):
+        raise errors.UserError(
+            f'{path}: {name} is {metrics.get(name)}, expected a number')
+  except errors.UserError as e:
+    raise errors.UserError(
+        f'{e}; delete the file and evaluate the run again') from None
+  return metrics
+
+
 def read_predictions(path: pathlib.Path) -> dict[str, str]:
   """Reads {question id: text} from a JSON file.
 

@@ -330,7 +330,8 @@ def _read(paths: Sequence[pathlib.Path], data: str,
         path=path, config=config,
         earlier=(f'step {step} of {last}'
                  if step is not None and step < last else ''),
-        metrics=files.read_object(where.with_name(predictions_lib.METRICS)),
+        metrics=predictions_lib.read_metrics(
+            where.with_name(predictions_lib.METRICS)),
         scores=100 * squad_lib.per_question(examples, predictions),
         curve=[(row['step'], row['f1']) for row in rows
                if row['split'] == 'eval'],

@@ -70,6 +70,10 @@ class Trial:
     return (RunDirectory(self.run).evaluation(self.config.data.eval)
             / predictions_lib.METRICS)
 
+  def read_metrics(self) -> dict[str, Any]:
+    """Reads metrics.json, which must be there."""
+    return predictions_lib.read_metrics(self.metrics)
+
 
 def plan_trials(
     config: config_lib.Config, variants: Sequence[Mapping[str, Any]],

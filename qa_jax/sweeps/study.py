@@ -121,7 +121,7 @@ class Study:
     for other in self._trials.values():
       if other.metrics.is_file():
         finished.setdefault(json.dumps(other.variant), {})[
-            other.config.seed] = files.read_object(other.metrics)[SCORE]
+            other.config.seed] = other.read_metrics()[SCORE]
     return pruners.worse_over_seeds(
         finished.pop(json.dumps(trial.variant), {}), list(finished.values()))
 
@@ -149,7 +149,7 @@ class Study:
     """Records the last evaluations and the final F1 of a trial."""
     self.hopeless(trial)
     self._set_state(trial, TrialState.COMPLETE,
-                    files.read_object(trial.metrics)[SCORE])
+                    trial.read_metrics()[SCORE])
 
   def settle(self, trials: Sequence[plan.Trial],
              failed: Mapping[str, str]) -> None:

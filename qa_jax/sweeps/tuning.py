@@ -17,7 +17,6 @@ import numpy as np
 from qa_jax import errors
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
-from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.sweeps import plan
 
@@ -148,7 +147,7 @@ def _scores(variant: Mapping[str, Any], names: Sequence[str],
           f'{config.data.eval!r}, with {count:,} questions of this '
           'comparison; tune on other data, such as '
           'articles(of="TRAIN", low=0.8)')
-    scores[config.seed] = files.read_object(path)[SCORE]
+    scores[config.seed] = predictions_lib.read_metrics(path)[SCORE]
   if not scores:
     raise errors.UserError(f'--tuned_in={workdir} has no trial of {label}; its '
                            'sweep() must give the same variants')

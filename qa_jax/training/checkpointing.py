@@ -334,7 +334,7 @@ def final_metrics(trainer: Trainer, workdir: pathlib.Path,
   path = folder / predictions_lib.METRICS
   if path.is_file() and run_directory.read_step(folder) in (
       None, trainer.num_steps):
-    return files.read_object(path)
+    return predictions_lib.read_metrics(path)
   metrics = trainer.evaluator.evaluate(
       params, output=run.record_evaluation(data))
   run_directory.record_step(folder, trainer.num_steps)

@@ -119,6 +119,18 @@ def test_malformed_file_is_refused(read, text, message, tmp_path):
 
 
 @pytest.mark.parametrize('text, message', [
+    ('', 'not JSON'), ('[]', 'expected a JSON object'),
+    ('{"f1": 60.0}', 'exact_match is None, expected a number'),
+    ('{"exact_match": 50.0, "f1": "x"}', 'f1 is x, expected a number'),
+])
+def test_damaged_metrics_are_refused_with_the_way_to_new_ones(
+    text, message, tmp_path):
+  with pytest.raises(errors.UserError, match=f'{message}.*; delete the file '
+                     'and evaluate the run again$'):
+    predictions_lib.read_metrics(write(tmp_path, text))
+
+
+@pytest.mark.parametrize('text, message', [
     ('{"q7": 0.5}', "'q7' is 0.5, expected a string"),
     ('{"q7": ["x"]}', r"'q7' is \[\"x\"\], expected a string"),
 ])

@@ -22,7 +22,6 @@ import signal
 import time
 from typing import Any, BinaryIO, Protocol
 
-from qa_jax.io import files
 from qa_jax.runtime import console
 from qa_jax.sweeps import plan
 from qa_jax.sweeps import study as study_lib
@@ -207,7 +206,7 @@ class Queue:
     if trial.metrics.is_file():
       self._done.add(trial.name)
       self.study.complete(trial)
-      metrics = files.read_object(trial.metrics)
+      metrics = trial.read_metrics()
       self._note(f'{trial.name}: EM {metrics["exact_match"]:.2f} '
                  f'F1 {metrics["f1"]:.2f}')
       return
