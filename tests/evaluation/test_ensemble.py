@@ -260,6 +260,9 @@ def test_without_held_out_questions_all_are_members(folder):
   assert len(summary['members']) == 3 and summary['threshold'] == 0
 
 
+SCORES = {'exact_match': 0.0, 'f1': 0.0}
+
+
 def write_run(folder, trained_on: str):
   """Writes a run directory without a model, evaluated on dev.json."""
   workdir = folder / 'run'
@@ -271,7 +274,7 @@ def write_run(folder, trained_on: str):
   output = workdir / 'eval' / 'dev'
   output.mkdir(parents=True)
   (output / 'nbest.jsonl').write_bytes((folder / 'dev0.jsonl').read_bytes())
-  files.write_json(output / 'metrics.json', {})
+  files.write_json(output / 'metrics.json', SCORES)
   return workdir
 
 
@@ -296,7 +299,7 @@ def test_a_run_is_evaluated_if_its_evaluation_is_missing_or_old(
     calls.append((qa, data))
     output = run.record_evaluation(data)
     (output / 'nbest.jsonl').write_bytes((folder / 'dev0.jsonl').read_bytes())
-    files.write_json(output / 'metrics.json', {'temperature': 2.0})
+    files.write_json(output / 'metrics.json', {**SCORES, 'temperature': 2.0})
 
   monkeypatch.setattr(predict, 'load', str)
   monkeypatch.setattr(run_directory.RunDirectory, 'resolve_step',
