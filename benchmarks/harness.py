@@ -209,9 +209,9 @@ def interleave(contenders: Sequence[Contender], rounds: int, *,
       if warm:
         contender.run()
       contender.seconds.append(contender.run())
-      timing = contender.timing
-      console.say(f'{timing.side}, {timing.name}: {timing.items:g} '
-                  f'{timing.unit} in {timing.seconds[-1]:.3g} s')
+      console.say(
+          f'{contender.side}, {contender.name}: {contender.items:g} '
+          f'{contender.unit} in {contender.seconds[-1]:.3g} s')
 
 
 def fastest(contenders: Sequence[Contender]) -> Contender:

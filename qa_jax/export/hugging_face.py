@@ -261,11 +261,7 @@ def _results(source: ConversionSource) -> dict[str, dict[str, float]]:
       values |= {key: values[f'at_zero_{key}'] for key in (
           'exact_match', 'f1') if f'at_zero_{key}' in values}
     results[path.parent.name] = values
-    for key in ('total', 'exact_match', 'f1'):
-      if type(values.get(key)) not in (int, float):
-        raise errors.UserError(
-            f'{path}: {key} is {values.get(key)!r}, expected a number; '
-            'evaluate again')
+    predictions.check_scores(path, values, ('total', 'exact_match', 'f1'))
   return results
 
 

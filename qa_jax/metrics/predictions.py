@@ -25,6 +25,7 @@ PREDICTIONS = 'predictions.json'  # {question id: text}, '' for no answer
 NA_PROBS = 'na_probs.json'  # {question id: no-answer score}
 N_BEST = 'nbest.jsonl'  # the n-best candidates of a question in each line
 METRICS = 'metrics.json'
+ANEW = 'delete the file and evaluate the run again'  # if it is damaged
 # Entries of metrics.json that depend on the null threshold.
 AT_THRESHOLD = ('exact_match', 'f1', 'has_answer_exact_match', 'has_answer_f1',
                 'no_answer_exact_match')
@@ -151,14 +152,19 @@ def read_metrics(path: pathlib.Path) -> dict[str, Any]:
   """
   try:
     metrics = files.read_object(path)
-    for name in ('exact_match', 'f1'):
-      if not isinstance(metrics.get(name), int | float):
-        raise errors.UserError(
-            f'{path}: {name} is {metrics.get(name)}, expected a number')
   except errors.UserError as e:
-    raise errors.UserError(
-        f'{e}; delete the file and evaluate the run again') from None
+    raise errors.UserError(f'{e}; {ANEW}') from None
+  check_scores(path, metrics)
   return metrics
+
+
+def check_scores(path: pathlib.Path, metrics: Mapping[str, Any],
+                 names: Sequence[str] = ('exact_match', 'f1')) -> None:
+  """Raises a UserError if an entry of the metrics.json is not a number."""
+  for name in names:
+    if type(metrics.get(name)) not in (int, float):
+      raise errors.UserError(f'{path}: {name} is {metrics.get(name)!r}, '
+                             f'expected a number; {ANEW}')
 
 
 def read_predictions(path: pathlib.Path) -> dict[str, str]:

@@ -121,7 +121,7 @@ def test_malformed_file_is_refused(read, text, message, tmp_path):
 @pytest.mark.parametrize('text, message', [
     ('', 'not JSON'), ('[]', 'expected a JSON object'),
     ('{"f1": 60.0}', 'exact_match is None, expected a number'),
-    ('{"exact_match": 50.0, "f1": "x"}', 'f1 is x, expected a number'),
+    ('{"exact_match": 50.0, "f1": "x"}', "f1 is 'x', expected a number"),
 ])
 def test_damaged_metrics_are_refused_with_the_way_to_new_ones(
     text, message, tmp_path):

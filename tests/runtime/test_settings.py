@@ -59,18 +59,24 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(tmp_path):
   assert run(PROGRAM, XDG_CACHE_HOME=str(tmp_path / 'file')) == 'None'
 
 
-@pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone has mallopt')
-@pytest.mark.parametrize(('environment', 'tuned'), [
-    ({}, True), ({'MALLOC_ARENA_MAX': '2'}, False)])
-def test_malloc_is_tuned_unless_the_user_did(tmp_path, environment, tuned):
-  """Tuned, a block of 64 MiB comes from the heap and is not mapped."""
-  printed = run('''
+# The functions of the C library, in a process that is configured.
+LIBC = '''
 import ctypes
 from qa_jax.runtime import settings
 settings.configure_process()
 c = ctypes.CDLL(None)
 c.malloc.restype = ctypes.c_void_p
 c.malloc.argtypes = [ctypes.c_size_t]
+c.free.argtypes = [ctypes.c_void_p]
+'''
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc alone has mallopt')
+@pytest.mark.parametrize(('environment', 'tuned'), [
+    ({}, True), ({'MALLOC_ARENA_MAX': '2'}, False)])
+def test_malloc_is_tuned_unless_the_user_did(tmp_path, environment, tuned):
+  """Tuned, a block of 64 MiB comes from the heap and is not mapped."""
+  printed = run(LIBC + '''
 block = c.malloc(2**26)
 heap = next(line for line in open('/proc/self/maps') if '[heap]' in line)
 begin, end = (int(x, 16) for x in heap.split()[0].split('-'))
@@ -84,14 +90,8 @@ print(begin <= block < end)
     ({}, True), ({'MALLOC_TRIM_THRESHOLD_': '100000000'}, False)])
 def test_a_thread_keeps_the_memory_that_it_frees(tmp_path, environment, tuned):
   """As XLA's do: a block, freed and taken again, faults no page anew."""
-  printed = run('''
-import ctypes, resource, threading
-from qa_jax.runtime import settings
-settings.configure_process()
-c = ctypes.CDLL(None)
-c.malloc.restype = ctypes.c_void_p
-c.malloc.argtypes = [ctypes.c_size_t]
-c.free.argtypes = [ctypes.c_void_p]
+  printed = run(LIBC + '''
+import resource, threading
 c.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 def take():
   before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -115,15 +115,9 @@ thread.join()
     ({'MALLOC_MMAP_MAX_': '0', 'MALLOC_TRIM_THRESHOLD_': '2147483647'}, False)])
 def test_the_heap_keeps_more_than_an_int_of_freed_bytes(
     tmp_path, environment, kept):
-  """As of BERT-base, which frees 2 GiB in an update; no page is touched."""
-  printed = run('''
-import ctypes
-from qa_jax.runtime import settings
-settings.configure_process()
-c = ctypes.CDLL(None)
-c.malloc.restype = c.sbrk.restype = ctypes.c_void_p
-c.malloc.argtypes = [ctypes.c_size_t]
-c.free.argtypes = [ctypes.c_void_p]
+  """As after an update of BERT-base; no page is touched."""
+  printed = run(LIBC + '''
+c.sbrk.restype = ctypes.c_void_p
 c.sbrk.argtypes = [ctypes.c_ssize_t]
 block = c.malloc(9 * 2**28)
 end = c.sbrk(0)
