@@ -18,6 +18,7 @@ from qa_jax.data import cache
 from qa_jax.data import packing as packing_lib
 from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows
 from qa_jax.data.examples import Example
 from qa_jax.runtime import console
@@ -45,7 +46,7 @@ def vocabulary_source(config: config_lib.Config, source: pathlib.Path | None,
         'vocab.txt or tokenizer.json')
   if RunDirectory(directory).is_run():
     directory = directory / 'tokenizer'
-  tokenizer = tokenizer_lib.read_tokenizer(directory, config.data.lowercase)
+  tokenizer = tokenizer_files.read_tokenizer(directory, config.data.lowercase)
   windows.check_limit(config.data.max_length, tokenizer)
   return tokenizer
 

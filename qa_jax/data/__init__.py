@@ -10,7 +10,7 @@ from qa_jax.data.examples import normalize_answer as normalize_answer
 from qa_jax.data.sources import SOURCES as SOURCES
 from qa_jax.data.sources import load_examples as load_examples
 from qa_jax.data.tokenizer import Tokenizer as Tokenizer
-from qa_jax.data.tokenizer import read_tokenizer as read_tokenizer
 from qa_jax.data.tokenizer import train_tokenizer as train_tokenizer
+from qa_jax.data.tokenizer_files import read_tokenizer as read_tokenizer
 from qa_jax.data.windows import WindowSet as WindowSet
 from qa_jax.data.windows import make_windows as make_windows

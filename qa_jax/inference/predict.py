@@ -19,6 +19,7 @@ from qa_jax import registry
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.inference import decode as decode_lib
@@ -261,7 +262,7 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
           f'but {source} is no run directory; leave it out')
     return _load_pretrained(run, source, allow_code, overrides)
   config = _override(run.read_config(allow_code), overrides)
-  tokenizer = tokenizer_lib.read_tokenizer(run.tokenizer)
+  tokenizer = tokenizer_files.read_tokenizer(run.tokenizer)
   sizes = run.read_encoder_config()
   if 'attention' not in overrides:
     config, note = build.usable_attention(config, sizes)

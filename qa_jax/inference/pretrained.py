@@ -10,6 +10,7 @@ from qa_jax import errors
 from qa_jax import registry
 from qa_jax.checkpoints import hugging_face
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.models import qa
 
 # Config fields that an export stores in config.json under 'qa_jax', so that a
@@ -43,7 +44,7 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   architecture or no vocabulary. `allow_code` is that of `predict.load`.
   """
   directory = hugging_face.resolve_source(source)
-  tokenizer = tokenizer_lib.read_tokenizer(directory)
+  tokenizer = tokenizer_files.read_tokenizer(directory)
   checkpoint = hugging_face.read_checkpoint(directory)
   sizes, notes = checkpoint.sizes, [*checkpoint.notes]
   if len(tokenizer.vocab) > sizes.vocab_size:

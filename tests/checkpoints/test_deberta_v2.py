@@ -24,6 +24,7 @@ from qa_jax import objectives
 from qa_jax.checkpoints import architectures
 from qa_jax.checkpoints import hugging_face
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face as export_lib
@@ -392,7 +393,7 @@ def test_a_checkpoint_becomes_a_run_and_leaves_equal(variant, tmp_path):
 
 @pytest.mark.parametrize('kind', scripts.DEBERTA)
 def test_ids_and_offsets_are_those_of_transformers(golden, kind, tmp_path):
-  reader = tokenizer_lib.read_tokenizer(write(tmp_path, kind=kind))
+  reader = tokenizer_files.read_tokenizer(write(tmp_path, kind=kind))
   texts = scripts.texts()
   rows = reader.encode(texts)
   different = [text for text, a, b, expected in zip(
@@ -409,7 +410,7 @@ def test_ids_and_offsets_are_those_of_transformers(golden, kind, tmp_path):
 
 @pytest.mark.parametrize('kind', scripts.DEBERTA)
 def test_a_window_is_the_pair_of_transformers(golden, kind, tmp_path):
-  reader = tokenizer_lib.read_tokenizer(write(tmp_path, kind=kind))
+  reader = tokenizer_files.read_tokenizer(write(tmp_path, kind=kind))
   expected = golden[f'{kind} pair']
   window = windows_lib.make_windows(
       [Example('0', '東京 ab?', scripts.texts()[0][:20])], reader,
@@ -424,7 +425,7 @@ def test_a_window_is_the_pair_of_transformers(golden, kind, tmp_path):
 def test_special_tokens_need_no_other_file_and_are_never_typed(kind, tmp_path):
   library = scripts.deberta_tokenizer(kind)
   library.save(str(tmp_path / 'tokenizer.json'))
-  reader = tokenizer_lib.read_tokenizer(tmp_path)
+  reader = tokenizer_files.read_tokenizer(tmp_path)
   assert reader.special == tokenizer_lib.SPECIAL
   ids = reader.encode([' '.join((*reader.special, *reader.special))
                        + ''.join(reader.special)]).ids.tolist()

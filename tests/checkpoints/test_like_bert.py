@@ -27,6 +27,7 @@ from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints import weight_names
 from qa_jax.checkpoints.architectures import bert
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face as export_lib
@@ -310,7 +311,7 @@ def test_ids_and_offsets_of_albert_are_those_of_the_library(tmp_path):
   files.write_json(tmp_path / 'tokenizer_config.json', {
       'do_lower_case': True, 'keep_accents': False,
       'tokenizer_class': 'AlbertTokenizer'})
-  reader = tokenizer_lib.read_tokenizer(tmp_path)
+  reader = tokenizer_files.read_tokenizer(tmp_path)
   rows = reader.encode(texts)
   for text, begin, end in zip(texts, rows.ptr[:-1], rows.ptr[1:], strict=True):
     theirs = library.encode(text, add_special_tokens=False)
@@ -329,7 +330,7 @@ def test_a_window_is_the_pair_of_the_library(kind, tmp_path):
   """Also without tokenizer_config.json, which names the special tokens."""
   library = LIBRARIES[kind]()
   library.save(str(tmp_path / 'tokenizer.json'))
-  reader = tokenizer_lib.read_tokenizer(tmp_path)
+  reader = tokenizer_files.read_tokenizer(tmp_path)
   expected = library.encode(QUESTION, CONTEXT)
   window = windows_lib.make_windows(
       [Example('0', QUESTION, CONTEXT)], reader, max_length=90,

@@ -22,7 +22,7 @@ from qa_jax import objectives
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints.architectures import ARCHITECTURES
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face as export_lib
@@ -77,7 +77,7 @@ def golden():
 
 @pytest.fixture(scope='module')
 def reader():
-  return tokenizer_lib.read_tokenizer(DIRECTORY)
+  return tokenizer_files.read_tokenizer(DIRECTORY)
 
 
 @pytest.fixture(scope='module')

@@ -18,7 +18,7 @@ import tokenizers
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
@@ -53,7 +53,7 @@ def golden():
 
 @pytest.fixture(scope='module')
 def readers():
-  return {kind: tokenizer_lib.read_tokenizer(directory_of(kind))
+  return {kind: tokenizer_files.read_tokenizer(directory_of(kind))
           for kind in KINDS}
 
 
@@ -178,7 +178,7 @@ def test_vocab_json_and_merges_txt_are_the_tokenizer(readers, tmp_path):
   files.write_json(tmp_path / 'vocab.json', model['vocab'])
   (tmp_path / 'merges.txt').write_text('#version: 0.2\n' + ''.join(
       ' '.join(pair) + '\n' for pair in model['merges']))
-  built, texts = tokenizer_lib.read_tokenizer(tmp_path), scripts.texts()[:200]
+  built, texts = tokenizer_files.read_tokenizer(tmp_path), scripts.texts()[:200]
   ours, expected = built.encode(texts), readers['roberta'].encode(texts)
   np.testing.assert_array_equal(ours.ids, expected.ids)
   np.testing.assert_array_equal(ours.offsets, expected.offsets)
@@ -186,10 +186,10 @@ def test_vocab_json_and_merges_txt_are_the_tokenizer(readers, tmp_path):
       readers['roberta'].special, 2, readers['roberta'].vocab)
   (tmp_path / 'merges.txt').write_text('a b c\n')
   assert "line 1 'a b c' is not a pair" in refusal(
-      tokenizer_lib.read_tokenizer, tmp_path)
+      tokenizer_files.read_tokenizer, tmp_path)
   (tmp_path / 'merges.txt').unlink()
   assert 'merges.txt is missing' in refusal(
-      tokenizer_lib.read_tokenizer, tmp_path)
+      tokenizer_files.read_tokenizer, tmp_path)
 
 
 def test_add_prefix_space_is_that_of_tokenizer_config(readers, tmp_path):
@@ -197,7 +197,7 @@ def test_add_prefix_space_is_that_of_tokenizer_config(readers, tmp_path):
   files.write_json(directory / 'tokenizer_config.json',
                    {'add_prefix_space': True})
   ids = lambda reader, text: reader.encode([text]).ids.tolist()
-  spaced = tokenizer_lib.read_tokenizer(directory)
+  spaced = tokenizer_files.read_tokenizer(directory)
   assert ids(spaced, 'a') == ids(readers['roberta'], ' a')
   assert ids(spaced, 'a') != ids(readers['roberta'], 'a')
 
@@ -224,13 +224,13 @@ def change(kind: str, path: pathlib.Path, **parts) -> pathlib.Path:
 def test_another_tokenizer_is_refused_in_one_line(
     tmp_path, kind, parts, message):
   with pytest.raises(errors.UserError, match=message) as e:
-    tokenizer_lib.read_tokenizer(change(kind, tmp_path, **parts))
+    tokenizer_files.read_tokenizer(change(kind, tmp_path, **parts))
   assert '\n' not in str(e.value) and len(str(e.value)) < 600
 
 
 def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path):
   (tmp_path / 'sentencepiece.bpe.model').write_bytes(b'x')
-  message = refusal(tokenizer_lib.read_tokenizer, tmp_path)
+  message = refusal(tokenizer_files.read_tokenizer, tmp_path)
   assert 'sentencepiece.bpe.model is not read' in message
   assert 'save_pretrained' in message
 
@@ -415,7 +415,7 @@ def test_camembert_is_read_and_written_by_its_name(tmp_path):
 
 def test_the_written_tokenizer_json_lays_out_pairs_as_before(tmp_path):
   for kind in KINDS:
-    reader = tokenizer_lib.read_tokenizer(directory_of(kind))
+    reader = tokenizer_files.read_tokenizer(directory_of(kind))
     reader.save(tmp_path / kind)
     before, after = (tokenizers.Tokenizer.from_file(str(
         path / 'tokenizer.json')) for path in (

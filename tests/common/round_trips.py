@@ -18,6 +18,7 @@ import tokenizers
 
 from qa_jax.data import sources
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
 
@@ -63,7 +64,7 @@ def learn(kind: str, texts: Sequence[str], size: int
       special_tokens=[('<s>', 0), ('</s>', 2)])
   with tempfile.TemporaryDirectory() as directory:
     library.save(str(pathlib.Path(directory) / 'tokenizer.json'))
-    return tokenizer_lib.read_tokenizer(directory)
+    return tokenizer_files.read_tokenizer(directory)
 
 
 def fates(examples: Sequence[Example], tokenizer: tokenizer_lib.Tokenizer,

@@ -12,6 +12,7 @@ import tokenizers
 
 from qa_jax import errors
 from qa_jax.data import tokenizer
+from qa_jax.data import tokenizer_files
 from tests.common import scripts
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
@@ -33,7 +34,7 @@ def directories(tmp_path_factory):
 @pytest.fixture(scope='module')
 def kinds(directories):
   assert directories.keys() == {*KINDS}
-  return {kind: tokenizer.read_tokenizer(directory)
+  return {kind: tokenizer_files.read_tokenizer(directory)
           for kind, directory in directories.items()}
 
 
@@ -197,7 +198,7 @@ def test_a_mark_at_the_beginning_of_a_token_is_not_in_the_token_before(
   (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n')
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(
       {'additional_special_tokens': ['\u0301x']}))
-  wordpiece = tokenizer.read_tokenizer(tmp_path)
+  wordpiece = tokenizer_files.read_tokenizer(tmp_path)
   (ids, offsets), = rows(wordpiece.encode(['a\u0301\u0301x b']))
   assert [wordpiece.vocab[i] for i in ids] == ['a', '\u0301x', 'b']
   assert offsets.tolist() == [[0, 2], [2, 4], [5, 6]]
@@ -232,7 +233,7 @@ def test_added_tokens_are_matched(kinds):
 def test_a_token_beside_the_vocabulary_gets_the_next_id(tmp_path, settings):
   (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n')
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
-  wordpiece = tokenizer.read_tokenizer(tmp_path)
+  wordpiece = tokenizer_files.read_tokenizer(tmp_path)
   assert wordpiece.encode(['a[E1]b']).ids.tolist() == [4, 6, 5]
 
 
@@ -254,7 +255,7 @@ def test_names_of_special_tokens_come_from_tokenizer_json(
   whole = tokenizers.Tokenizer.from_str(kinds['added'].to_json())
   whole.enable_padding(pad_token='<pad>')
   whole.save(str(tmp_path / 'tokenizer.json'))
-  loaded = tokenizer.read_tokenizer(tmp_path)
+  loaded = tokenizer_files.read_tokenizer(tmp_path)
   assert loaded.special[:4] == ('<pad>', '<unk>', '<s>', '</s>')
   assert loaded.vocab == kinds['added'].vocab
 
@@ -273,7 +274,7 @@ def test_same_text_learns_the_same_vocabulary(size):
 def test_a_saved_tokenizer_loads_equal(trained, kinds, tmp_path):
   for name, wordpiece in {'trained': trained, **kinds}.items():
     wordpiece.save(tmp_path / name)
-    loaded = tokenizer.read_tokenizer(tmp_path / name)
+    loaded = tokenizer_files.read_tokenizer(tmp_path / name)
     assert loaded == wordpiece, name
     assert loaded.fingerprint == wordpiece.fingerprint
     texts = scripts.texts()[:60]
@@ -285,7 +286,7 @@ def test_a_saved_tokenizer_loads_equal(trained, kinds, tmp_path):
 def test_any_piece_of_a_vocabulary_is_saved(tmp_path, piece):
   wordpiece = tokenizer.Tokenizer((*tokenizer.SPECIAL, 'c', piece), True)
   wordpiece.save(tmp_path)
-  assert tokenizer.read_tokenizer(tmp_path) == wordpiece
+  assert tokenizer_files.read_tokenizer(tmp_path) == wordpiece
 
 
 def test_fingerprints_tell_tokenizers_apart(kinds):
@@ -296,7 +297,7 @@ def test_tokenizer_json_loads_without_its_truncation(trained, tmp_path):
   whole = tokenizers.Tokenizer.from_str(trained.to_json())
   whole.enable_truncation(2)
   whole.save(str(tmp_path / 'tokenizer.json'))
-  loaded = tokenizer.read_tokenizer(tmp_path)
+  loaded = tokenizer_files.read_tokenizer(tmp_path)
   assert loaded == trained
   assert len(loaded.encode([TEXTS[0]]).ids) > 2
 
@@ -315,14 +316,14 @@ def test_settings_override_the_normalizer_of_tokenizer_json(
       (*tokenizer.SPECIAL, 'CAFÉ', 'café', 'cafe', 'CAFE'), False)
   (tmp_path / 'tokenizer.json').write_text(cased.to_json())
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
-  assert tokens(tokenizer.read_tokenizer(tmp_path), 'CAFÉ') == expected
+  assert tokens(tokenizer_files.read_tokenizer(tmp_path), 'CAFÉ') == expected
 
 
 def test_a_limit_of_characters_makes_a_longer_word_unknown(trained, tmp_path):
   whole = json.loads(trained.to_json())
   whole['model']['max_input_chars_per_word'] = 3
   (tmp_path / 'tokenizer.json').write_text(json.dumps(whole))
-  limited = tokenizer.read_tokenizer(tmp_path)
+  limited = tokenizer_files.read_tokenizer(tmp_path)
   assert '[UNK]' not in tokens(limited, 'the in')
   assert tokens(limited, 'ship') == ['[UNK]'] != tokens(trained, 'ship')
 
@@ -330,21 +331,21 @@ def test_a_limit_of_characters_makes_a_longer_word_unknown(trained, tmp_path):
 def test_of_equal_lines_of_a_vocabulary_the_last_one_counts(tmp_path):
   (tmp_path / 'vocab.txt').write_text(
       '[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\na\n')
-  loaded = tokenizer.read_tokenizer(tmp_path)
+  loaded = tokenizer_files.read_tokenizer(tmp_path)
   assert loaded.encode(['a b']).ids.tolist() == [6, 5]
   loaded.save(tmp_path / 'again')
-  assert tokenizer.read_tokenizer(tmp_path / 'again') == loaded
+  assert tokenizer_files.read_tokenizer(tmp_path / 'again') == loaded
 
 
 def test_wrong_case_is_refused(trained, tmp_path):
   trained.save(tmp_path)
   with pytest.raises(errors.UserError, match=r'set data\.lowercase=True'):
-    tokenizer.read_tokenizer(tmp_path, lowercase=False)
+    tokenizer_files.read_tokenizer(tmp_path, lowercase=False)
 
 
 def test_capitals_in_a_bare_vocabulary_make_it_cased(tmp_path):
   (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\nParis\n')
-  assert not tokenizer.read_tokenizer(tmp_path).lowercase
+  assert not tokenizer_files.read_tokenizer(tmp_path).lowercase
 
 
 # --- refusals
@@ -372,7 +373,7 @@ def test_a_bad_vocabulary_is_refused_in_one_line(
     tmp_path, name, content, message):
   (tmp_path / name).write_bytes(content)
   with pytest.raises(errors.UserError, match=message) as e:
-    tokenizer.read_tokenizer(tmp_path)
+    tokenizer_files.read_tokenizer(tmp_path)
   assert '\n' not in str(e.value)
 
 
@@ -421,18 +422,18 @@ def test_settings_that_cannot_be_honoured_are_refused(
   stored = json.loads(path.read_text()) if path.is_file() else {}
   path.write_text(json.dumps(stored | content))
   with pytest.raises(errors.UserError, match=message) as e:
-    tokenizer.read_tokenizer(tmp_path)
+    tokenizer_files.read_tokenizer(tmp_path)
   assert '\n' not in str(e.value) and len(str(e.value)) < 600
 
 
 def test_two_vocabularies_that_differ_are_refused(trained, tmp_path):
   trained.save(tmp_path)
   (tmp_path / 'tokenizer.json').write_text(trained.to_json())
-  assert tokenizer.read_tokenizer(tmp_path) == trained
+  assert tokenizer_files.read_tokenizer(tmp_path) == trained
   lines = [*trained.vocab[:-2], trained.vocab[-1], trained.vocab[-2]]
   (tmp_path / 'vocab.txt').write_text('\n'.join(lines) + '\n')
   with pytest.raises(errors.UserError, match='give 2 tokens another id'):
-    tokenizer.read_tokenizer(tmp_path)
+    tokenizer_files.read_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize('change', [
@@ -446,4 +447,4 @@ def test_another_layout_of_rows_is_refused(trained, tmp_path, change):
   (tmp_path / 'tokenizer.json').write_text(json.dumps(whole))
   (tmp_path / 'tokenizer_config.json').write_text('{"cls_token": "[CLS]"}')
   with pytest.raises(errors.UserError, match='post_processor makes'):
-    tokenizer.read_tokenizer(tmp_path)
+    tokenizer_files.read_tokenizer(tmp_path)

@@ -23,7 +23,7 @@ from qa_jax import input_pipeline
 from qa_jax.checkpoints import hugging_face as checkpoints
 from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
-from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.data.examples import Example
 from qa_jax.export import hugging_face
 from qa_jax.heads import layers
@@ -210,7 +210,7 @@ def test_other_carried_fields_are_refused(carried, exported, tmp_path):
 
 
 def test_tokenizer_json_gives_our_windows(exported):
-  ours = tokenizer_lib.read_tokenizer(exported)
+  ours = tokenizer_files.read_tokenizer(exported)
   assert (ours.vocab, ours.lowercase) == (tuple(VOCAB), True)
   whole = tokenizers.Tokenizer.from_file(str(exported / 'tokenizer.json'))
   question, context = 'What IS é?', 'ab cde. zz 東 [x] q'

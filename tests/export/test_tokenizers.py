@@ -13,6 +13,7 @@ from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data import tokenizer as tokenizer_lib
+from qa_jax.data import tokenizer_files
 from qa_jax.export import hugging_face
 from qa_jax.export import run as run_lib
 from qa_jax.export import stablehlo
@@ -37,7 +38,7 @@ def directories(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def kinds(directories):
-  return {kind: tokenizer_lib.read_tokenizer(directory)
+  return {kind: tokenizer_files.read_tokenizer(directory)
           for kind, directory in directories.items()}
 
 
@@ -75,7 +76,7 @@ def test_a_tokenizer_survives_both_conversions(kinds, kind, tmp_path):
   # The encoder has 64 positions, which bound model_max_length.
   expected = dataclasses.replace(kinds[kind], max_length=64)
   for name in ('hf', 'run/tokenizer', 'again'):
-    loaded = tokenizer_lib.read_tokenizer(tmp_path / name)
+    loaded = tokenizer_files.read_tokenizer(tmp_path / name)
     assert loaded == expected, name
   config = files.read_object(tmp_path / 'again' / 'config.json')
   assert config['pad_token_id'] == kinds[kind].pad_id
