@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from typing import Any, TextIO
 import zlib
 
@@ -80,9 +81,12 @@ def check_writable(path: pathlib.Path) -> None:
   above = next(p for p in path.absolute().parents if os.path.exists(p))
   if path.is_dir():
     raise errors.UserError(f'{path}: a directory, expected a file to write')
-  if not above.is_dir() or not os.access(above, os.W_OK):
+  try:
+    tempfile.TemporaryFile(dir=above).close()  # permissions do not say enough
+  except OSError as e:
     raise errors.UserError(
-        f'{path}: cannot be written: {above} is not a directory to write in')
+        f'{path}: cannot be written: {above} is not a directory to write in '
+        f'({e.strerror})') from None
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

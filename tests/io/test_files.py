@@ -93,6 +93,9 @@ def test_check_writable_refuses_early_and_writes_nothing(tmp_path):
   assert 'a directory' in refusal(files.check_writable, tmp_path)
   assert f'{tmp_path}/file is not a directory' in refusal(
       files.check_writable, tmp_path / 'file' / 'below')
+  if os.path.isdir('/proc/self'):  # to root it seems writable, but is not
+    assert '/proc is not a directory to write in' in refusal(
+        files.check_writable, pathlib.Path('/proc/new/file'))
   assert [p.name for p in tmp_path.iterdir()] == ['file']
 
 
