@@ -98,6 +98,7 @@ class Outcome:
   timings: list[harness.Timing] = dataclasses.field(default_factory=list)
   notes: list[str] = dataclasses.field(default_factory=list)
   curves: dict[str, Any] = dataclasses.field(default_factory=dict)
+  failed: list[str] = dataclasses.field(default_factory=list)  # left out
 
 
 @dataclasses.dataclass

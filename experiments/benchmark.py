@@ -78,6 +78,8 @@ def main() -> None:
     print(table.plain(record, list(outcomes.values())), end='')
     if OUTPUT.value:
       print(f'numbers: {OUTPUT.value}')
+    failed = [reason for o in outcomes.values() for reason in o.failed]
+    errors.require(not failed, f'left out: {"; ".join(failed)}')
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:

@@ -173,6 +173,7 @@ def run(session: Session) -> Outcome:
     except harness.WorkerError as e:  # such as out of memory; others go on
       out.rows.append(harness.Row('train', NAMES[encoder], None, None,
                                   note=f'left out: {e}'))
+      out.failed.append(f'train {NAMES[encoder]}: {e}')
   return out
 
 

@@ -97,6 +97,10 @@ def test_an_encoder_that_kills_its_worker_leaves_the_others_measured(
       session_lib.TINY, tmp_path, encoders=('base', 'minilm_l6'))).rows
   assert found[0].verdict == 'left out: ours ended with exit code -9'
   assert found[1] == row()
+  result = commands.command('benchmark', '--suite=train', '--quick')
+  assert result.code == 1 and 'spans' in result.out
+  assert result.err.endswith(
+      'left out: train BERT-base: ours ended with exit code -9\n')
 
 
 def test_a_misspelt_suite_is_told():
