@@ -1,0 +1,170 @@
+r"""Compiles the train step for chips of a TPU v5e, on a machine without a TPU.
+
+  pip install -e '.[tpu]'
+  python -m benchmarks.tpu --preset=base --batch=32 --length=384 --chips=4
+
+Takes half a minute for --preset=tiny and some minutes for base on two cores.
+The milliseconds are a roofline: what the chip needs at best for the FLOPs and
+for the bytes that XLA counts. Nothing is run.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from unittest import mock
+
+CHIPS = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4'}  # number → layout of a slice
+# Before jax is imported. The variables of libtpu describe a machine with a TPU,
+# which it else asks the network for; several processes may load it.
+for _name, _value in (
+    ('JAX_PLATFORMS', 'cpu'), ('JAX_NUM_CPU_DEVICES', str(max(CHIPS))),
+    ('TPU_SKIP_MDS_QUERY', '1'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-16'),
+    ('TPU_WORKER_HOSTNAMES', 'localhost'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')):
+  os.environ.setdefault(_name, _value)
+
+import jax  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+import numpy as np  # noqa: E402
+
+from benchmarks.gpu import cases  # noqa: E402
+from qa_jax import config as config_lib  # noqa: E402
+from qa_jax import errors  # noqa: E402
+from qa_jax.models import attention  # noqa: E402
+from qa_jax.models.encoders import bert  # noqa: E402
+from qa_jax.runtime import console  # noqa: E402
+from qa_jax.training import parallel  # noqa: E402
+from qa_jax.training import step as step_lib  # noqa: E402
+from qa_jax.training import trainer as trainer_lib  # noqa: E402
+
+NAME = 'TPU v5e'
+PEAK, BANDWIDTH = 197e12, 819e9  # bfloat16 FLOP/s and bytes/s of a chip
+COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all')
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled train step of one chip; sizes in bytes."""
+
+  batch: tuple[int, ...]  # the shape of the token ids of all chips
+  seconds: float  # of its compilation
+  flops: float
+  bytes: float  # read from and written to memory
+  temporary: int
+  arguments: int
+  collectives: dict[str, int]  # name → number of operations
+
+  @property
+  def roofline(self) -> float:  # seconds
+    return max(self.flops / PEAK, self.bytes / BANDWIDTH)
+
+
+def describe_chips(count: int) -> list[jax.Device]:
+  """Returns chips of a TPU v5e that is not there.
+
+  Raises:
+    UserError: libtpu is not installed, or there is no such slice.
+  """
+  errors.require(count in CHIPS, f'--chips={count}: there are slices of '
+                 f'{", ".join(map(str, CHIPS))} chips')
+  try:
+    # A slice of one chip is not known to libtpu; it is one of a slice of four.
+    topology = topologies.get_topology_desc(
+        platform='tpu', topology_name=f'v5e:{CHIPS[max(count, 4)]}')
+  except Exception as e:  # jax raises several types without libtpu
+    raise errors.UserError(
+        f'jax cannot compile for a TPU here: {str(e).splitlines()[0][:200]}; '
+        "install the extra: pip install -e '.[tpu]'") from None
+  return list(topology.devices)[:count]
+
+
+@contextlib.contextmanager
+def _choosing():
+  """Makes qa_jax choose as it would on a TPU."""
+  with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+    yield
+
+
+def compile_step(config: config_lib.Config) -> Program:
+  """Compiles the train step of a config for as many chips as it trains on."""
+  chips = describe_chips(config.parallel.num_devices)
+  with _choosing():
+    trainer = trainer_lib.build_trainer(config)
+    step, batch = trainer.step, next(trainer.batches)
+    if trainer.dispatch > 1:
+      step = step_lib.several_updates(step)
+      batch = step_lib.stack_batches([batch], trainer.dispatch)
+    wrapped = parallel.wrap_step(
+        step, mode=config.parallel.mode, devices=chips,
+        axes=dict(config.parallel.mesh))
+    state = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        trainer.state, wrapped.state_sharding(trainer.state))
+    if config.parallel.mode == 'pmap':
+      rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+          (len(chips), len(x) // len(chips), *x.shape[1:]), x.dtype), batch)
+    else:
+      split = jax.sharding.NamedSharding(
+          wrapped.mesh, jax.sharding.PartitionSpec(wrapped.mesh.axis_names))
+      rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=split), batch)
+    lowered = wrapped.lower(state, rows)
+    began = time.perf_counter()
+    compiled = lowered.compile()
+  costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  text = compiled.as_text()
+  counts = {name: len(re.findall(rf' {name}(?:-start)?\(', text))
+            for name in COLLECTIVES}
+  return Program(
+      np.shape(batch['token_ids']), time.perf_counter() - began,
+      costs['flops'], costs['bytes accessed'], memory.temp_size_in_bytes,
+      memory.argument_size_in_bytes,
+      {name: count for name, count in counts.items() if count})
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  add = parser.add_argument
+  add('--preset', default='base', choices=bert.BertConfig.PRESETS)
+  add('--batch', type=int, default=32, help='windows of an update')
+  add('--length', type=int, default=384, help='tokens of a row')
+  add('--chips', type=int, default=1, choices=CHIPS)
+  add('--mode', default='pmap', choices=parallel.MODES)
+  add('--fsdp', type=int, default=1, help='chips that divide the parameters')
+  add('--attention', default='auto', choices=attention.ATTENTION)
+  add('--packing', default='auto', choices=[*map(str, config_lib.PACKINGS)])
+  return parser.parse_args(argv)
+
+
+def main() -> None:
+  args = parse()
+  mesh = {'data': -1, 'fsdp': args.fsdp} if args.mode == 'mesh' else {}
+  with tempfile.TemporaryDirectory() as scratch:
+    program = compile_step(cases.config(
+        pathlib.Path(scratch), preset=args.preset, batch=args.batch,
+        length=args.length, dtype='auto', attention=args.attention,
+        packing=args.packing, train__updates_per_dispatch=0,
+        parallel__num_devices=args.chips, parallel__mode=args.mode,
+        **{f'parallel__mesh__{k}': v for k, v in mesh.items()}))
+  console.say(f'jax {jax.__version__}, {args.chips} × {NAME}, compiled in '
+              f'{program.seconds:.0f} s, not run')
+  print(f'batch {"×".join(map(str, program.batch))}; of a chip:\n'
+        f'  {program.flops / 1e9:.0f} GFLOP\n'
+        f'  {program.bytes / 1e9:.1f} GB to and from memory\n'
+        f'  {1e3 * program.roofline:.1f} ms at best\n'
+        f'  {program.temporary / 2**20:.0f} MiB of temporary arrays, '
+        f'{program.arguments / 2**20:.0f} MiB of arguments\n'
+        f'  collectives: {program.collectives or "none"}')
+
+
+if __name__ == '__main__':
+  try:
+    main()
+  except errors.UserError as e:
+    sys.exit(f'error: {e}')
