@@ -263,8 +263,25 @@ def _read_tensors(directory: pathlib.Path, file: ConfigFile
   if bert.POSITIONS in tensors:
     tensors[bert.POSITIONS] = tensors[bert.POSITIONS][
         _unused_positions(path, config, kind):]
-  note = f'not read, a span model has no use for them: {_first_names(ignored)}'
-  return tensors, [note] if ignored else []
+  notes = [f'not read, a span model has no use for them: '
+           f'{_first_names(ignored)}'] if ignored else []
+  types = tensors.get(bert.TOKEN_TYPES, np.zeros((1, 0)))
+  if not _has_token_types(directory) and (types != types[:1]).any():
+    # A model whose tokens all have type 0.
+    tensors[bert.TOKEN_TYPES] = np.repeat(types[:1], len(types), axis=0)
+    notes.append('the context gets the vector of token type 0, because '
+                 'tokenizer_config.json asks for no token_type_ids')
+  return tensors, notes
+
+
+def _has_token_types(directory: pathlib.Path) -> bool:
+  """Returns whether transformers gives the context token type 1."""
+  path = directory / 'tokenizer_config.json'
+  about = files.read_object(path) if path.is_file() else {}
+  names = about.get('model_input_names')
+  if names is None:  # the class, of transformers 5, has no types by default
+    return about.get('tokenizer_class') != 'TokenizersBackend'
+  return not isinstance(names, list) or 'token_type_ids' in names
 
 
 def _check_finite(tensors: Arrays, directory: pathlib.Path) -> None:

@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from qa_jax.checkpoints import hugging_face
+from qa_jax.io import files
 from tests.common import weights
 from tests.common.refusals import refusal
 
@@ -272,6 +273,28 @@ def test_other_architectures_give_transformers_logits(name):
       np.testing.assert_allclose(
           getattr(scores, end)[tokens], golden[f'{name}_{end}'][tokens],
           atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('about, has_types', [
+    ({'model_input_names': ['input_ids', 'attention_mask']}, False),
+    ({'model_input_names': ['input_ids', 'token_type_ids']}, True),
+    ({'tokenizer_class': 'TokenizersBackend'}, False),
+    ({'tokenizer_class': 'PreTrainedTokenizerFast'}, True)])
+def test_a_tokenizer_without_token_types_gives_all_tokens_type_0(
+    template, tensors, tmp_path, about, has_types):
+  files.write_json(write(tmp_path, tensors) / 'tokenizer_config.json', about)
+  params, notes = hugging_face.load_parameters(tmp_path, template)
+  assert ('token_type_ids' in ''.join(notes)) != has_types
+  original, _ = hugging_face.load_parameters(weights.TINY, template)
+  ids = np.arange(5, 17)[None]
+  types = (np.arange(12) >= 6)[None].astype(np.int32)
+  scores = lambda params, types: weights.model(weights.TINY).apply(
+      {'params': params}, ids, types, ids > 0, types > 0)
+  ours, theirs = scores(params, types), scores(original, types * has_types)
+  np.testing.assert_array_equal(ours.start, theirs.start)
+  np.testing.assert_array_equal(ours.end, theirs.end)
+  assert (scores(original, types).start != scores(original, 0 * types).start
+          ).any()
 
 
 def test_parts_of_an_electra_discriminator_are_skipped(tmp_path):
