@@ -7,11 +7,12 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
   python -m experiments.evaluate --data=dev-v2.0.json --audit
 
 --workdir also takes a Hugging Face directory or hub id of a model for question
-answering. --data takes a path, a source spec, or several joined by +. Results
-go to WORKDIR/eval/<data>/ or --output; the flags of decoding, --checkpoint and
---nocalibrated add their values to the name of this folder, whose data.json has
-the step of the checkpoint. Without answers in the data, the results are
-predictions that are not scored. A calibrated run predicts at its held-out null
+answering; its results are files only with --output. --data takes a path, a
+source spec, or several joined by +. Results of a run go to WORKDIR/eval/<data>/
+or --output; the flags of decoding, --checkpoint and --nocalibrated add their
+values to the name of this folder, whose data.json has the step of the
+checkpoint. Without answers in the data, the results are predictions that are
+not scored. A calibrated run predicts at its held-out null
 threshold; metrics.json has EM and F1 at threshold 0, at the held-out one, and
 at the best one of this data (an oracle). With --coordinator, several processes
 share the questions. --audit runs no model: it reports how gold spans became
@@ -127,6 +128,7 @@ def score_model(output: pathlib.Path | None
   """
   from qa_jax.checkpoints import run_directory
   from qa_jax.evaluation import evaluator
+  from qa_jax.runtime import console
   from qa_jax.runtime import processes
   from qa_jax.runtime import settings
 
@@ -136,6 +138,9 @@ def score_model(output: pathlib.Path | None
   label = cli.evaluation_label()
   folder = output or (
       run.evaluation(DATA.value, label) if run.is_run() else None)
+  if folder is None:
+    console.say(f'{WORKDIR.value} is no run, so no file is written; '
+                '--output=DIR keeps predictions and metrics')
   values = evaluator.evaluate_data(
       qa, DATA.value, progress='evaluate', output=output,
       run=run if run.is_run() else None, label=label)

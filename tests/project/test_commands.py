@@ -325,6 +325,20 @@ def test_evaluate_goes_to_a_folder_of_the_run_named_after_the_data(run, data):
   assert (run / 'eval' / 'dev' / 'metrics.json').is_file()
 
 
+def test_evaluate_says_that_it_keeps_no_file_of_a_model_that_is_no_run(
+    run, data, tmp_path):
+  exported, kept = tmp_path / 'hf', tmp_path / 'kept'
+  assert commands.command('convert_weights', f'--workdir={run}',
+                          f'--output={exported}').code == 0
+  before = commands.files_of(tmp_path)
+  argv = 'evaluate', f'--workdir={exported}', f'--data={data}'
+  said = commands.command(*argv)
+  assert said.code == 0 and commands.files_of(tmp_path) == before
+  assert f'{exported} is no run, so no file is written; --output' in said.err
+  silent = commands.command(*argv, f'--output={kept}')
+  assert 'no file' not in silent.err and (kept / 'predictions.json').is_file()
+
+
 DECODED = {  # flag of decoding → what every span of the answer fulfils
     '--decode.max_answer_length=1': lambda rows: all(
         len(row['text'].split()) <= 1 for a in rows for row in a['n_best']),
