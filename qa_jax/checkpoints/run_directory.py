@@ -170,6 +170,13 @@ class RunDirectory:
     *lines, _ = files.read_text(self.metrics_file).split('\n')
     return [files.parse_object(line, self.metrics_file) for line in lines]
 
+  def has_checkpoint(self) -> bool:
+    """Returns whether the directory is a run that can be resumed."""
+    if not self.is_run():
+      return False
+    with self._open_checkpoints() as store:
+      return store.latest is not None
+
   def resolve_step(self, which: str) -> int:
     """Returns the step of the checkpoint 'best', 'last' or a number."""
     with self._open_checkpoints() as store:

@@ -132,7 +132,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
   if processes.is_first_process():
     lock.check_unlocked(workdir)
   with metrics_log_lib.Costs() as costs, contextlib.ExitStack() as open_things:
-    trainer = trainer_lib.build_trainer(settled)
+    trainer = trainer_lib.build_trainer(settled, run_directory)
     if processes.is_multi_process():
       processes.check_equal_on_all(
           config=json.dumps(settled.to_dict(), sort_keys=True),

@@ -268,7 +268,7 @@ def batch_shape(length: int, rows: Mapping[str, np.ndarray]) -> tuple[int, int]:
 
 def build_parts(
     config: config_lib.Config, num_devices: int | None,
-    platform: str | None = None
+    platform: str | None = None, run: RunDirectory | None = None
 ) -> tuple[objectives.Objective, pathlib.Path | None,
            tokenizer_lib.Tokenizer | cache.LearnedVocabulary, qa.QAModel]:
   """Builds and checks all that needs no data, because data are slow to read.
@@ -277,6 +277,7 @@ def build_parts(
   settings of a vocabulary to learn, and the model. The vocab_size of its
   encoder is 0 if the vocabulary is learned from the data. `num_devices` is None
   if it is unknown. A `platform` of None is that of this process; '' is unknown.
+  `run` is that of `build_trainer`.
 
   Raises:
     UserError: the config has a mistake, or weights cannot be read.
@@ -302,7 +303,7 @@ def build_parts(
       'to False')
   if not config.data.train:
     raise errors.UserError('config.data.train is empty; name a data source')
-  source = build.init_source(config)
+  source = build.init_source(config, run)
   vocabulary = input_pipeline.vocabulary_source(config, source)
   known = isinstance(vocabulary, tokenizer_lib.Tokenizer)
   windows_lib.check_lengths(**input_pipeline.window_lengths(config), **(
@@ -317,14 +318,21 @@ def build_parts(
   return objective, source, vocabulary, model
 
 
-def build_trainer(config: config_lib.Config) -> Trainer:
+def build_trainer(config: config_lib.Config,
+                  run: RunDirectory | None = None) -> Trainer:
   """Builds and checks all parts of a run before anything is written.
+
+  `run` may be resumed: where model.init_from is gone, its checkpoint will do.
 
   Raises:
     UserError: the config has a mistake, or data or weights cannot be read.
   """
   devices = select_train_devices(config)
-  objective, source, vocabulary, model = build_parts(config, len(devices))
+  objective, source, vocabulary, model = build_parts(
+      config, len(devices), run=run)
+  if run and source == run.path:  # in place of init_from; its head is this one
+    config = dataclasses.replace(config, model=dataclasses.replace(
+        config.model, init_head=True))
   buckets, sizes = input_pipeline.batch_buckets(config), model.config
   windows, note = input_pipeline.load_windows(
       config, config.data.train, vocabulary)

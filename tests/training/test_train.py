@@ -36,6 +36,7 @@ from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
 from tests.common import runs
 from tests.common import tiny
+from tests.common.refusals import refusal
 
 WRAPPERS = [('jit', 1, {}), ('pmap', 1, {}), ('pmap', 4, {}), ('pmap', 8, {}),
             ('mesh', 8, {'data': 8}),
@@ -493,6 +494,32 @@ def test_initial_weights_count_until_the_first_checkpoint(
   with pytest.raises(errors.UserError, match=(
       r'other inputs: config\.model\.init_from: config\.json changed')):
     train.train(config, workdir)
+
+
+@pytest.mark.parametrize('init_head', [True, False])
+def test_a_run_with_a_checkpoint_goes_on_where_its_initial_weights_are_gone(
+    finished, tmp_path, capfd, init_head):
+  source, whole = tmp_path / 'source', tmp_path / 'whole'
+  config = shallow(source, 0, init_head=init_head)
+  shutil.copytree(finished, source)
+  train.train(config, whole)
+  for run, steps in ((tmp_path / 'early', 1), (tmp_path / 'late', 3)):
+    runs.train_until_killed(config, run, steps)
+  shutil.rmtree(source)
+  capfd.readouterr()
+  metrics = train.train(config, tmp_path / 'late')
+  said = capfd.readouterr().err
+  assert f'{source} is not a directory' in said and 'resuming from' in said
+  assert 'the head is fresh' not in said
+  assert metrics == train.train(config, whole)  # which is complete
+  for run in (whole, tmp_path / 'late'):
+    assert json.loads((run / 'config.json').read_text())['model'][
+        'init_from'] == str(source)
+  jax.tree.map(np.testing.assert_array_equal, *(
+      jax.device_get(predict.load(run, checkpoint='last').params)
+      for run in (whole, tmp_path / 'late')))
+  assert 'is not a directory' in refusal(
+      train.train, config, tmp_path / 'early')
 
 
 @pytest.fixture(scope='module')
