@@ -67,6 +67,13 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   for group, values in carried.items():
     fields[group] = {**fields.get(group, {}), **values}
   config = config_lib.check_config(fields)
+  threshold = config.decode.null_threshold
+  # An export has no such field before transformers writes its config.json anew.
+  if threshold and 'transformers_version' in checkpoint.config.fields:
+    notes.append(
+        f'{checkpoint.config.path}: the null threshold {threshold:.4g} is that '
+        'of the export that transformers loaded and saved; if it was trained '
+        'meanwhile, choose another by decode.null_threshold')
   registry.check_code(str(checkpoint.config.path),
                       config_lib.spec_strings(config), allow_code)
   build.check_positions(config, sizes)

@@ -114,6 +114,25 @@ def test_theirs_to_a_run_to_theirs_is_equal_to_the_bit(exported):
     assert file.metadata() == {'format': 'pt'}
 
 
+def test_the_null_threshold_of_an_export_is_noted_once_transformers_saved_it(
+    exported, tmp_path):
+  assert not any('threshold' in note for note in pretrained.read_pretrained(
+      str(exported)).notes)
+  saved = shutil.copytree(exported, tmp_path / 'saved')
+  fields = json.loads((saved / 'config.json').read_text())
+  files.write_json(saved / 'config.json', fields | {  # save_pretrained adds it
+      'transformers_version': '5.23.0'})
+  again = pretrained.read_pretrained(str(saved))
+  assert again.config.decode.null_threshold == 0.25
+  assert any('the null threshold 0.25 is that of the export' in note
+             for note in again.notes)
+  fields['qa_jax']['decode']['null_threshold'] = 0.0
+  files.write_json(saved / 'config.json', fields | {
+      'transformers_version': '5.23.0'})
+  assert not any('threshold' in note for note in pretrained.read_pretrained(
+      str(saved)).notes)
+
+
 @pytest.mark.parametrize('head', ['independent', 'biased'])
 def test_ours_to_theirs_to_ours_is_equal_to_the_bit(head, theirs, tmp_path):
   ours = source(head, theirs)
