@@ -33,7 +33,6 @@ from qa_jax.heads import nesting
 from qa_jax.models import attention
 from qa_jax.models import encoders
 from qa_jax.models import qa
-from qa_jax.runtime import console
 from qa_jax.span_scores import SpanScores
 
 SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
@@ -405,23 +404,13 @@ def _null_advice() -> str:
           f'choose one of {", ".join(others)}')
 
 
-def init_source(config: config_lib.Config, run: RunDirectory | None = None
-                ) -> pathlib.Path | None:
+def init_source(config: config_lib.Config) -> pathlib.Path | None:
   """Returns the directory of model.init_from, None for an encoder from scratch.
-
-  If it is gone, a run that has a checkpoint stands in for it: `run`, the run
-  that is resumed.
 
   Raises:
     UserError: `init_from` is neither a directory nor a hub id.
   """
   source = config.model.init_from
-  if not source or RunDirectory(pathlib.Path(source)).is_run():
-    return pathlib.Path(source) if source else None
-  try:
-    return hugging_face.resolve_source(source)
-  except errors.UserError as e:
-    if not (run and run.has_checkpoint()):
-      raise
-    console.say(f'{e}; {run.path} has a checkpoint and goes on without it')
-    return run.path
+  if source and RunDirectory(pathlib.Path(source)).is_run():
+    return pathlib.Path(source)
+  return hugging_face.resolve_source(source) if source else None

@@ -31,6 +31,7 @@ from qa_jax.evaluation import evaluator as evaluator_lib
 from qa_jax.models import encoders
 from qa_jax.models import qa
 from qa_jax.runtime import compilation
+from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
 from qa_jax.training import optimizer as optimizer_lib
@@ -303,7 +304,7 @@ def build_parts(
       'to False')
   if not config.data.train:
     raise errors.UserError('config.data.train is empty; name a data source')
-  source = build.init_source(config, run)
+  source = _find_source(config, run)
   vocabulary = input_pipeline.vocabulary_source(config, source)
   known = isinstance(vocabulary, tokenizer_lib.Tokenizer)
   windows_lib.check_lengths(**input_pipeline.window_lengths(config), **(
@@ -316,6 +317,21 @@ def build_parts(
   build.check_decode(config.decode, model.head, objective,
                      config.data.max_length)
   return objective, source, vocabulary, model
+
+
+def _find_source(config: config_lib.Config, run: RunDirectory | None
+                 ) -> pathlib.Path | None:
+  """Returns the directory of model.init_from, or that of `run` if it is gone.
+
+  A run with a checkpoint needs its initial weights no more.
+  """
+  try:
+    return build.init_source(config)
+  except errors.UserError as e:
+    if not (run and run.has_checkpoint()):
+      raise
+    console.say(f'{e}; {run.path} has a checkpoint and goes on without it')
+    return run.path
 
 
 def build_trainer(config: config_lib.Config,
