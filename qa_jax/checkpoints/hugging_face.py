@@ -279,8 +279,9 @@ def _has_token_types(directory: pathlib.Path) -> bool:
   path = directory / 'tokenizer_config.json'
   about = files.read_object(path) if path.is_file() else {}
   names = about.get('model_input_names')
-  if names is None:  # the class, of transformers 5, has no types by default
-    return about.get('tokenizer_class') != 'TokenizersBackend'
+  if names is None:  # transformers 5, which writes `backend`, has a default
+    return 'backend' not in about or about.get('tokenizer_class') not in (
+        'AlbertTokenizer', 'TokenizersBackend')
   return not isinstance(names, list) or 'token_type_ids' in names
 
 

@@ -278,8 +278,10 @@ def test_other_architectures_give_transformers_logits(name):
 @pytest.mark.parametrize('about, has_types', [
     ({'model_input_names': ['input_ids', 'attention_mask']}, False),
     ({'model_input_names': ['input_ids', 'token_type_ids']}, True),
-    ({'tokenizer_class': 'TokenizersBackend'}, False),
-    ({'tokenizer_class': 'PreTrainedTokenizerFast'}, True)])
+    ({'tokenizer_class': 'TokenizersBackend', 'backend': 'tokenizers'}, False),
+    ({'tokenizer_class': 'AlbertTokenizer', 'backend': 'tokenizers'}, False),
+    ({'tokenizer_class': 'BertTokenizer', 'backend': 'tokenizers'}, True),
+    ({'tokenizer_class': 'AlbertTokenizer'}, True)])
 def test_a_tokenizer_without_token_types_gives_all_tokens_type_0(
     template, tensors, tmp_path, about, has_types):
   files.write_json(write(tmp_path, tensors) / 'tokenizer_config.json', about)
