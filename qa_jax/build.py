@@ -4,12 +4,10 @@ Each check runs without data and without computing anything, so that a mistake
 is refused before slow work.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Mapping
 import dataclasses
 import functools
 import pathlib
-import traceback
 from typing import Any
 
 import flax.linen as nn
@@ -218,14 +216,35 @@ def build_model(config: config_lib.Config, sizes: encoders.EncoderConfig,
                 platform: str | None = None) -> qa.QAModel:
   """Returns the model without parameters; a wrong model.head is a UserError.
 
-  `platform` is that of `compute_dtype`.
+  So is an encoder of a user's package that fails when it is traced. `platform`
+  is that of `compute_dtype`.
   """
   head = registry.build(heads.HEADS, config.model.head, what='head',
                         kind=nn.Module)
   dtype = compute_dtype(config, platform)
+  if registry.is_importable(config.model.encoder):
+    _trace_encoder(config.model, sizes, _activation_dtype(dtype))
   return qa.QAModel(
       config=sizes, head=head, attention=config.model.attention,
       compute_dtype=_activation_dtype(dtype), tf32=dtype == 'tf32')
+
+
+def _trace_encoder(model: config_lib.Model, sizes: encoders.EncoderConfig,
+                   dtype: jnp.dtype) -> None:
+  """Raises a UserError if an encoder fails or does not return vectors."""
+  part = f'config.model.encoder={model.encoder!r}'
+  sizes = dataclasses.replace(sizes, vocab_size=sizes.vocab_size or 100)
+  ids = jax.ShapeDtypeStruct(nesting.WINDOWS, jnp.int32)
+  with errors.naming(part, registry.imported_modules(model.encoder)):
+    encoder = sizes.build(dtype, model.attention)
+    layers, _ = jax.eval_shape(lambda ids: encoder.init_with_output(
+        jax.random.key(0), ids, ids, ids), ids)
+  shapes = [getattr(x, 'shape', None) for x in jax.tree.leaves(layers)]
+  wanted = (*nesting.WINDOWS, sizes.hidden_size)
+  errors.require(
+      isinstance(layers, tuple | list) and {*shapes} == {wanted},
+      f'{part} returns {type(layers).__name__} of shapes {shapes}, expected a '
+      f'tuple of the output of each layer, [B, L, D] = {wanted}')
 
 
 def is_stored_head(model: qa.QAModel) -> bool:
@@ -302,16 +321,18 @@ def check_objective(objective_spec: str, head_spec: str
       'draw': jax.ShapeDtypeStruct((windows,), jnp.float32),
       'gold_spans': jax.ShapeDtypeStruct((windows, 1, 2), jnp.int32),
       **({'group': one} if objective.needs_whole_questions else {})}
-  try:
-    loss = jax.eval_shape(objective.loss, scores, batch)
-  except KeyError as e:
-    if e.args[0] in batch:
-      raise
-    raise errors.UserError(
-        f'objective {objective_spec!r} reads batch[{e.args[0]!r}], but a loss '
-        f'gets {", ".join(sorted(batch))}' + (
-            '; group needs needs_whole_questions=True'
-            if e.args[0] == 'group' else '')) from None
+  with errors.naming(f'objective {objective_spec!r}',
+                     registry.imported_modules(objective_spec)):
+    try:
+      loss = jax.eval_shape(objective.loss, scores, batch)
+    except KeyError as e:
+      if e.args[0] in batch:
+        raise
+      raise errors.UserError(
+          f'objective {objective_spec!r} reads batch[{e.args[0]!r}], but a '
+          f'loss gets {", ".join(sorted(batch))}' + (
+              '; group needs needs_whole_questions=True'
+              if e.args[0] == 'group' else '')) from None
   shape = getattr(loss, 'shape', None)
   errors.require(
       shape == (windows,),
@@ -347,7 +368,8 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
         'the head')
   if registry.is_importable(decode.search):
     mask = jax.ShapeDtypeStruct((nesting.WINDOWS[0], length), bool)
-    with _naming(f'config.decode.search={decode.search!r}'):
+    with errors.naming(f'config.decode.search={decode.search!r}',
+                       registry.imported_modules(decode.search)):
       jax.eval_shape(
           functools.partial(candidates.window_candidates, find,
                             longest=decode.max_answer_length,
@@ -356,26 +378,11 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
   if registry.is_importable(decode.null_rule):
     # Two questions, of two windows and of one.
     scores = np.array([0.5, -1.0, 2.0])
-    with _naming(f'config.decode.null_rule={decode.null_rule!r}'):
+    with errors.naming(f'config.decode.null_rule={decode.null_rule!r}',
+                       registry.imported_modules(decode.null_rule)):
       null_rules.no_answer_scores(decode.null_rule, null_rules.WindowScores(
           null=scores, best=scores[::-1].copy(), first=np.array([0, 2]),
           normaliser=scores + 3 if 'normaliser' in needs else None))
-
-
-@contextlib.contextmanager
-def _naming(part: str) -> Iterator[None]:
-  """Turns an error in a user's code into a UserError that names the part."""
-  try:
-    yield
-  except errors.UserError:
-    raise
-  except Exception as e:
-    place = next((f' at {f.filename}:{f.lineno}' for f in reversed(
-        traceback.extract_tb(e.__traceback__))
-                  if 'site-packages' not in f.filename), '')
-    raise errors.UserError(
-        f'{part} fails{place}: {type(e).__name__}: {" ".join(str(e).split())}'
-    ) from e
 
 
 def untrained_lengths(config: config_lib.Config,

@@ -1,7 +1,9 @@
 """The error class for mistakes of the user, and checks that raise it."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+import contextlib
 import difflib
+import traceback
 
 MAX_NAMES = 30  # listed in a message
 MAX_CHARACTERS = 4000  # of a message, however long the values in it are
@@ -21,6 +23,29 @@ class UserError(ValueError):
 
 class NotFiniteError(UserError):
   """Scores that are not finite, of a training that diverged or of damage."""
+
+
+@contextlib.contextmanager
+def naming(part: str, modules: Iterable[str]) -> Iterator[None]:
+  """Turns an error in a user's code into a UserError that names the `part`.
+
+  The message has the last line that ran in the packages of the `modules`, which
+  hold this code. Without modules the error is left alone.
+  """
+  packages = {module.partition('.')[0] for module in modules}
+  try:
+    yield
+  except UserError:
+    raise
+  except Exception as e:
+    if not packages:
+      raise
+    place = ''
+    for frame, line in traceback.walk_tb(e.__traceback__):
+      if frame.f_globals.get('__name__', '').partition('.')[0] in packages:
+        place = f' at {frame.f_code.co_filename}:{line}'
+    raise UserError(f'{part} fails{place}: {type(e).__name__}: '
+                    f'{" ".join(str(e).split())}') from e
 
 
 def did_you_mean(name: str, known: Iterable[str],

@@ -125,8 +125,8 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
 
   Raises:
     UserError: the entry or an argument is unknown, a required argument is
-      missing, an argument has another type than its annotation, the import
-      fails, or the result is of another type.
+      missing, an argument has another type than its annotation, the import or
+      an imported constructor fails, or the result is of another type.
   """
   name, arguments = parse_spec(spec)
   constructor = find_constructor(table, name, what=what)
@@ -151,7 +151,8 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
   for key, parameter in parameters.items():
     if parameter.default is parameter.empty and key not in arguments:
       raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')
-  built = constructor(**(given or {}), **arguments)
+  with errors.naming(f'{what} {name!r}', imported_modules(name)):
+    built = constructor(**(given or {}), **arguments)
   if not isinstance(built, kind):
     raise errors.UserError(f'{what} {name!r} returns {type(built).__name__}, '
                            f'expected {kind.__name__}')
@@ -172,13 +173,16 @@ def find_constructor(table: Mapping[str, Callable[..., Any]], name: str, *,
 
 def _import_constructor(name: str, what: str) -> Callable[..., Any]:
   module, _, attribute = name.partition(':')
+  with errors.naming(f'{what} {name!r}', [module]):
+    try:
+      imported = importlib.import_module(module)
+    except ImportError as e:
+      raise errors.UserError(
+          f'{what} {name!r}: {" ".join(str(e).split())}; is its directory on '
+          'PYTHONPATH?') from e
   try:
-    constructor = getattr(importlib.import_module(module), attribute)
+    constructor = getattr(imported, attribute)
     inspect.signature(constructor)
-  except ImportError as e:
-    raise errors.UserError(
-        f'{what} {name!r}: {" ".join(str(e).split())}; is its directory on '
-        'PYTHONPATH?') from e
   except AttributeError as e:
     raise errors.UserError(f'{what} {name!r}: {" ".join(str(e).split())}'
                            ) from e

@@ -204,7 +204,9 @@ def _checked(part: str, examples: Any) -> list[Example]:
 
   The sources of this package have checked the types of the fields already.
   """
-  examples = list(examples) if isinstance(examples, Iterable) else [examples]
+  with errors.naming(f'data source {part!r}', registry.imported_modules(part)):
+    examples = (list(examples) if isinstance(examples, Iterable)
+                else [examples])  # a generator runs here
   for example in examples:
     if not isinstance(example, Example):
       raise errors.UserError(

@@ -31,12 +31,13 @@ def score_shapes(head: nn.Module, *, training: bool,
       variables that are no parameters.
   """
   inputs = _input_shapes(training, length)
-  # The key is made inside eval_shape, so that no array is put on a device.
-  scores, variables = jax.eval_shape(lambda inputs: head.init_with_output(
-      jax.random.key(0), inputs), inputs)
-  # A head that a spec imports is not in the table that the tests run on.
   name = f'{type(head).__module__}:{type(head).__name__}'
+  # The key is made inside eval_shape, so that no array is put on a device.
+  with errors.naming(f'head {name!r}', [name.partition(':')[0]]):
+    scores, variables = jax.eval_shape(lambda inputs: head.init_with_output(
+        jax.random.key(0), inputs), inputs)
   _check_shapes(name, scores, (WINDOWS[0], length))
+  # A head that a spec imports is not in the table that the tests run on.
   if length == WINDOWS[1] and not name.startswith('qa_jax.'):
     _check_other_length(name, head, variables, scores,
                         _input_shapes(training, 2 * length))

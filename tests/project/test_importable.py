@@ -67,6 +67,15 @@ class Usual(nn.Module):
     scores = nn.Dense(2)(x)
     return SpanScores(scores[..., 0], scores[..., 1])
 
+class Failing(nn.Module):
+  late: bool = False
+  def __post_init__(self):
+    if not self.late:
+      raise ValueError('of two\\nlines')
+    super().__post_init__()
+  def __call__(self, inputs):
+    return inputs.hidden @ inputs.hidden
+
 class Odd(nn.Module):
   kind: str
   @nn.compact
@@ -97,6 +106,7 @@ def faulty(kind: str):
   change = {
       'needs': {'needs': frozenset({'pairs'})},
       'mean': {'loss': lambda s, b: base.loss(s, b).mean()},
+      'raises': {'loss': lambda s, b: base.loss(s, b) + None},
       'transposed': {'loss': lambda s, b: s.start.sum(axis=0)},
       'weight': {'loss': lambda s, b: base.loss(s, b) * b['weight']},
       'group': {'loss': lambda s, b: base.loss(s, b) * b['group']},
@@ -138,6 +148,21 @@ class Wide(bert.BertConfig):
 
 def wide(**sizes): return Wide(**sizes)
 
+class Vectors(nn.Module):
+  size: int
+  kind: str
+  @nn.compact
+  def __call__(self, ids, types, mask, keys=None):
+    x = nn.Embed(9, self.size)(ids)
+    return {'array': lambda: x, 'ids': lambda: (ids,),
+            'raises': lambda: types.nothing}.get(self.kind, lambda: [x, x])()
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Strange(bert.BertConfig):
+  kind: str
+  def build(self, *options):
+    return Vectors(self.hidden_size, self.kind)
+
 def loss(**options): return objectives.OBJECTIVES['cross_entropy'](**options)
 def rule(): return decoding.NullRule(lambda w: -w.best[w.first])
 def search(): return decoding.SEARCHES['banded']()
@@ -145,6 +170,8 @@ def rows(n: int = 2): return [Example(str(i), 'q', 'a b') for i in range(n)]
 def nothing(): return None
 def bad_search(): return lambda *args, **options: {}
 def texts(): return ['a']
+def early(): return {}['key']
+def late(): yield Example('1', 'q', 'a b'); raise OSError('no disk')
 NUMBER = 3
 '''
 
@@ -155,6 +182,8 @@ def package(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(tmp_path)
   monkeypatch.setattr(registry, '_allowed', set())
   (tmp_path / 'my_project.py').write_text(SOURCE)
+  (tmp_path / 'my_faults.py').write_text('import json\n{}["x"]\n')
+  (tmp_path / 'my_syntax.py').write_text('def :\n')
   yield tmp_path / 'my_project.py.ran'
   sys.modules.pop('my_project', None)
 
@@ -187,6 +216,24 @@ def test_an_imported_encoder_has_its_own_presets(package):
   assert sizes('my_project:wide', 'tiny').hidden_size == 128
 
 
+@pytest.mark.parametrize(('kind', 'message'), [
+    ('array', r'returns \w+ of shapes \[.*expected a tuple.* = \(2, 8, 24\)'),
+    ('ids', r'returns tuple of shapes \[\(2, 8\)\], expected'),
+    ('raises', r"fails at .*my_project.py:\d+: AttributeError: .*nothing")])
+def test_a_faulty_encoder_is_one_line_before_the_data(
+    package, kind, message):
+  def model(kind):
+    config = tiny.config(model={
+        'encoder': f'my_project:Strange(kind="{kind}")', 'hidden_size': 24,
+        'num_heads': 3})
+    return build.build_model(config, build.encoder_config(config, 0, None))
+
+  with pytest.raises(errors.UserError, match=message) as e:
+    model(kind)
+  assert '\n' not in str(e.value) and 'my_project:Strange' in str(e.value)
+  model('list')
+
+
 @pytest.mark.parametrize(('spec', 'message'), [
     ('my_project:Wrong', "head 'my_project:Wrong' returns tuple, expected"),
     ('my_project:Wrong(shape="3d")', r'start scores of shape \(2, 8, 768\)'),
@@ -196,6 +243,13 @@ def test_an_imported_encoder_has_its_own_presets(package):
     ('my_project:Missing', "has no attribute 'Missing'"),
     ('my_project:NUMBER', 'is no function or class'),
     ('no_such_project.heads:A', 'No module named .*PYTHONPATH'),
+    ('my_project:Failing', r"head 'my_project:Failing' fails at .*project.py:"
+     r'\d+: ValueError: of two lines$'),
+    ('my_project:Failing(late=True)', r'fails at .*project.py:\d+: TypeError'),
+    ('length_prior(base="my_project:Failing(late=True)")',
+     r"head 'my_project:Failing' fails at .*project.py:\d+: TypeError"),
+    ('my_faults:A', r"'my_faults:A' fails at .*my_faults.py:2: KeyError: 'x'"),
+    ('my_syntax:A', r'SyntaxError: .*my_syntax.py, line 1'),
     ('my_project:', 'not of the form'), (':A', 'not of the form'),
     ('my_project:A.b', 'not of the form')])
 def test_a_wrong_constructor_is_one_line(package, spec, message):
@@ -231,6 +285,7 @@ def test_a_faulty_head_is_one_line_before_training(package, kind, message):
 
 @pytest.mark.parametrize(('kind', 'message'), [
     ('needs', "needs='pairs'; did you mean 'pair'"),
+    ('raises', r'fails at .*my_project.py:\d+: TypeError: '),
     ('mean', r'returns a loss of shape \(\) for 2 windows, expected one loss'),
     ('transposed', r'a loss of shape \(8,\) for 2 windows'),
     ('weight', r"reads batch\['weight'\], but a loss gets context_mask, "),
@@ -307,7 +362,9 @@ def test_an_illegal_span_of_an_imported_search_is_no_answer(package):
 
 @pytest.mark.parametrize(('spec', 'message'), [
     ('my_project:texts', 'returns str, expected a list of qa_jax.data.Example'),
-    ('my_project:nothing', 'returns NoneType, expected a list')])
+    ('my_project:nothing', 'returns NoneType, expected a list'),
+    ('my_project:early', r"early' fails at .*project.py:\d+: KeyError: 'key'"),
+    ('my_project:late', r'late. fails at .*project.py:\d+: OSError: no disk')])
 def test_a_source_returns_examples(package, spec, message):
   with pytest.raises(errors.UserError, match=message):
     sources.load_examples(spec)
