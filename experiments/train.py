@@ -46,6 +46,18 @@ def profile_steps() -> range:
   return range(int(first), int(end))
 
 
+def check_specs(config: config_lib.Config) -> None:
+  """Raises a UserError if a spec string of a config is wrong; reads no file."""
+  from qa_jax import build
+  from qa_jax.data import sources
+
+  build.check_specs(config)
+  if not config.model.init_from:
+    build.encoder_config(config, 0, None)
+  for spec in filter(None, (config.data.train, config.data.eval)):
+    sources.check_spec(spec, files=False)
+
+
 def main() -> None:
   from qa_jax.runtime import console
   from qa_jax.runtime import processes
@@ -58,6 +70,7 @@ def main() -> None:
   config = cli.config()
   cli.join()
   if PRINT_CONFIG.value:
+    check_specs(config)
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
   settings.configure_process()

@@ -282,6 +282,19 @@ def scores_all_spans(head: nn.Module) -> bool:
   return not nesting.score_shapes(head, training=True).conditional
 
 
+def check_specs(config: config_lib.Config) -> objectives.Objective:
+  """Returns the objective of a config if its head, search and rules fit it.
+
+  Raises a UserError as `check_objective` and `check_decode` do. No file is
+  read.
+  """
+  objective = check_objective(config.objective, config.model.head)
+  check_decode(config.decode, registry.build(
+      heads.HEADS, config.model.head, what='head', kind=nn.Module),
+               objective, config.data.max_length)
+  return objective
+
+
 def check_objective(objective_spec: str, head_spec: str
                     ) -> objectives.Objective:
   """Returns the objective of a spec string if it fits the head.

@@ -119,14 +119,34 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
           given: Mapping[str, Any] | None = None) -> Any:
   """Calls the constructor that `spec` names and returns the result.
 
-  The constructor is an entry of `table` or is imported. It gets the arguments
-  `given` beside those of `spec`, which cannot name them. The result must be an
-  instance of `kind`.
+  The constructor gets the arguments `given` beside those of `spec`, which
+  cannot name them. The result must be an instance of `kind`.
+
+  Raises:
+    UserError: `bind` refuses the spec, an imported constructor fails, or the
+      result is of another type.
+  """
+  constructor, arguments = bind(table, spec, what=what, given=given)
+  name, _ = parse_spec(spec)
+  with errors.naming(f'{what} {name!r}', imported_modules(name)):
+    built = constructor(**(given or {}), **arguments)
+  if not isinstance(built, kind):
+    raise errors.UserError(f'{what} {name!r} returns {type(built).__name__}, '
+                           f'expected {kind.__name__}')
+  return built
+
+
+def bind(table: Mapping[str, Callable[..., Any]], spec: str, *, what: str,
+         given: Mapping[str, Any] | None = None
+         ) -> tuple[Callable[..., Any], dict[str, Any]]:
+  """Returns the constructor and the arguments of `spec`, without a call.
+
+  The constructor is an entry of `table` or is imported.
 
   Raises:
     UserError: the entry or an argument is unknown, a required argument is
-      missing, an argument has another type than its annotation, the import or
-      an imported constructor fails, or the result is of another type.
+      missing, an argument has another type than its annotation, or the import
+      fails.
   """
   name, arguments = parse_spec(spec)
   constructor = find_constructor(table, name, what=what)
@@ -151,12 +171,7 @@ def build(table: Mapping[str, Callable[..., Any]], spec: str, *,
   for key, parameter in parameters.items():
     if parameter.default is parameter.empty and key not in arguments:
       raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')
-  with errors.naming(f'{what} {name!r}', imported_modules(name)):
-    built = constructor(**(given or {}), **arguments)
-  if not isinstance(built, kind):
-    raise errors.UserError(f'{what} {name!r} returns {type(built).__name__}, '
-                           f'expected {kind.__name__}')
-  return built
+  return constructor, arguments
 
 
 def find_constructor(table: Mapping[str, Callable[..., Any]], name: str, *,

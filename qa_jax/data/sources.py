@@ -155,11 +155,7 @@ def load_examples(spec: str) -> list[Example]:
       there is no question.
   """
   parts = split_mixture(spec)
-  for part in parts:
-    if (len(parts) > 1 and re.search('[/.]', part) and not is_call(part)
-        and not os.path.exists(part)):
-      raise errors.UserError(
-          f'{part}: No such file or directory, in the mixture {spec!r}')
+  check_spec(spec, files=len(parts) > 1)  # the reader of one file says more
   examples = [
       dataclasses.replace(e, id=f'{index}-{e.id}')
       if e.numbered and len(parts) > 1 else e
@@ -176,6 +172,27 @@ def load_examples(spec: str) -> list[Example]:
   return examples
 
 
+def check_spec(spec: str, *, files: bool = True) -> None:
+  """Raises a UserError if a data SPEC names what there is not; reads no data.
+
+  The existence of files is checked only if `files` is true.
+  """
+  parts = split_mixture(spec)
+  for part in parts:
+    # os.path.exists, unlike pathlib's, is False for a name no file can have.
+    if os.path.exists(part):
+      continue
+    if is_call(part):
+      registry.bind(SOURCES, part, what='data source')
+    elif not re.search('[/.]', part):
+      raise errors.UserError(
+          f'data {part!r} is neither a file nor a source'
+          f'{errors.did_you_mean(part, SOURCES)}')
+    elif files:
+      raise errors.UserError(f'{part}: No such file or directory' + (
+          f', in the mixture {spec!r}' if len(parts) > 1 else ''))
+
+
 def load_answered(spec: str) -> list[Example]:
   """Reads the examples of a data SPEC to score; a UserError if it cannot be.
 
@@ -187,14 +204,8 @@ def load_answered(spec: str) -> list[Example]:
 
 
 def _load_part(part: str) -> list[Example]:
-  # os.path.exists, unlike pathlib's, is False for a name no file can have.
-  if not os.path.exists(part):
-    if is_call(part):
-      return _checked(part, registry.build(SOURCES, part, what='data source'))
-    if not re.search('[/.]', part):
-      raise errors.UserError(
-          f'data {part!r} is neither a file nor a source'
-          f'{errors.did_you_mean(part, SOURCES)}')
+  if is_call(part) and not os.path.exists(part):
+    return _checked(part, registry.build(SOURCES, part, what='data source'))
   read = tables.read_table if tables.is_table(part) else squad_json
   return read(path=part)
 

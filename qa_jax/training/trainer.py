@@ -24,6 +24,7 @@ from qa_jax.data import alignment
 from qa_jax.data import batches as batches_lib
 from qa_jax.data import cache
 from qa_jax.data import examples as examples_lib
+from qa_jax.data import sources
 from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
@@ -295,7 +296,7 @@ def build_parts(
   windows_lib.check_without_answer(config.data.windows_without_answer)
   optimizer_lib.make_schedule(config.optim.schedule, learning_rate=1.0,
                               num_steps=1, warmup_fraction=0.0)
-  objective = build.check_objective(config.objective, config.model.head)
+  objective = build.check_specs(config)
   errors.require(
       not objective.reads_padding or not config_lib.packing(
           config, jax.default_backend() if platform is None else platform),
@@ -304,6 +305,8 @@ def build_parts(
       'to False')
   if not config.data.train:
     raise errors.UserError('config.data.train is empty; name a data source')
+  for spec in filter(None, (config.data.train, config.data.eval)):
+    sources.check_spec(spec)
   source = _find_source(config, run)
   vocabulary = input_pipeline.vocabulary_source(config, source)
   known = isinstance(vocabulary, tokenizer_lib.Tokenizer)
@@ -314,8 +317,6 @@ def build_parts(
   build.check_layer_decay(config, sizes)
   build.check_attention(config, sizes, training=True, platform=platform)
   model = build.build_model(config, sizes, platform)
-  build.check_decode(config.decode, model.head, objective,
-                     config.data.max_length)
   return objective, source, vocabulary, model
 
 

@@ -251,6 +251,39 @@ def test_print_config_is_the_resolved_config(config, tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize(('flag', 'message'), [
+    ('model.head=mlp(foo=3)', "head 'mlp' has no argument 'foo'"),
+    ('model.head=biaffine', "it does not fit config.model.head='biaffine'"),
+    ('model.encoder=bart', "unknown encoder 'bart'"),
+    ('objective=span_softmax(max=3)', "no argument 'max'"),
+    ('decode.search=top_k(kk=3)', "no argument 'kk'; did you mean 'k'"),
+    ('decode.null_rule=classifier', 'needs a null logit'),
+    ('data.train=synthetic(sise=3)', "did you mean 'size'"),
+    ('data.eval=nowhere.json+sythetic', "did you mean 'synthetic'")])
+def test_print_config_refuses_wrong_spec_strings(config, flag, message):
+  assert message in commands.refusal(
+      'train', f'--config={config}', '--print_config', f'--config.{flag}')
+
+
+def test_print_config_reads_no_files(config):
+  result = commands.command(
+      'train', f'--config={config}', '--print_config',
+      '--config.model.init_from=no/hub-id', '--config.data.train=nowhere.json')
+  assert result.code == 0 and "'train': 'nowhere.json'" in result.out
+
+
+@pytest.mark.parametrize(('spec', 'message'), [
+    ('nowhere.json', 'nowhere.json: No such file'),
+    ('synthetic(siz=3)', "data source 'synthetic' has no argument 'siz'"),
+    ('synthetic+sythetic', "did you mean 'synthetic'")])
+def test_a_wrong_evaluation_source_is_refused_before_data_are_read(
+    config, tmp_path, monkeypatch, spec, message):
+  monkeypatch.setitem(sources.SOURCES, 'synthetic', lambda *, size=3: 1 / 0)
+  assert message in commands.refusal(
+      'train', f'--config={config}', f'--workdir={tmp_path}/run',
+      '--config.data.train=synthetic(size=3)', f'--config.data.eval={spec}')
+
+
 def test_dry_run_prints_sizes_and_trains_nothing(config, tmp_path):
   result = commands.command('train', f'--config={config}', '--dry_run',
                             f'--workdir={tmp_path}/run')
