@@ -125,7 +125,10 @@ class WindowSet:
     in_question = ((column >= 1) & real_row
                    & (column < first - self.tokenizer.separators))
     total = np.where(real_row, first + self.length[row] + 1, 1)
-    assert (total <= length).all(), (total.max(), length)
+    errors.require(
+        (total <= length).all(),
+        f'length={length} of a batch is below {total.max(initial=0)}, the '
+        'tokens of its longest window (WindowSet.total_lengths)')
 
     context = self.contexts.ptr[self.context_of[example]] + self.begin[row]
     question = self.questions.ptr[example]
@@ -194,9 +197,23 @@ class WindowSet:
 
   def char_spans(self, window: np.ndarray, start: np.ndarray,
                  end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Converts spans of windows to character ranges [begin, end) of context."""
+    """Converts spans of windows to character ranges [begin, end) of context.
+
+    Raises a UserError if a span is not within the context tokens, as that of
+    [CLS], which stands for no answer.
+    """
+    first = self.context_offset[window]
+    outside = (start < first) | (end >= first + self.length[window])
+    if outside.any():
+      window, start, end = (np.broadcast_to(x, outside.shape)[outside][0]
+                            for x in (window, start, end))
+      raise errors.UserError(
+          f'the span ({start}, {end}) of window {window} is not within its '
+          f'context tokens, {self.context_offset[window]} … '
+          f'{self.total_lengths[window] - 2}; leave out spans of [CLS] and '
+          'those with valid=False')
     base = (self.contexts.ptr[self.context_of[self.example_of[window]]]
-            + self.begin[window] - self.context_offset[window])
+            + self.begin[window] - first)
     offsets = self.contexts.offsets
     return offsets[base + start, 0], offsets[base + end, 1]
 

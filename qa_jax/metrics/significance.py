@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from qa_jax import errors
+
 RESAMPLES = 9999  # sign flips; p is at least 2 / (RESAMPLES + 1)
 BOOTSTRAPS = 1999
 _BATCH = 256  # resamples of signs held in memory at a time
@@ -56,8 +58,13 @@ def sign_flip(differences: np.ndarray, *, seed: int) -> float:  # [N]
   difference. Under the null hypothesis every pattern of signs is as likely as
   the observed one (Fisher's randomisation; Yeh, 2000, "More accurate tests for
   the statistical significance of result differences"). The test takes all 2^N
-  patterns if these are at most RESAMPLES, else RESAMPLES random ones.
+  patterns if these are at most RESAMPLES, else RESAMPLES random ones. A NaN is
+  a UserError.
   """
+  errors.require(
+      not np.isnan(differences).any(),
+      f'{np.isnan(differences).sum()} of {len(differences)} differences are '
+      'NaN, which no test orders; leave out these questions in both systems')
   from scipy import stats  # lazily: slow to import
   changed = differences[differences != 0]  # a zero has no sign to turn
   if len(changed) < 2:  # both signs of a single difference are equally large
@@ -78,6 +85,10 @@ def hierarchical_interval(differences: np.ndarray,  # [S, N]
   and Hinkley, 1997, section 3.8, strategy with replacement at both levels). The
   seeds' part of the interval is too narrow by √((S - 1) / S).
   """
+  errors.require(
+      len(articles) == differences.shape[1],
+      f'{len(articles)} articles for {differences.shape[1]} questions; give '
+      'the article of each question')
   _, group = np.unique(np.asarray(articles), return_inverse=True)
   order = np.argsort(group, kind='stable')
   x = differences[:, order]

@@ -119,6 +119,30 @@ def test_every_gold_span_reads_back_as_text():
     assert w.audit['exact'] == 1
 
 
+@pytest.mark.parametrize('place', ['cls', 'question', 'separator', 'padding'])
+def test_a_span_outside_of_the_context_is_no_text(place):
+  w = windows.cut(windows.example(context='abc de fgh', question='a b'),
+                  max_length=30)
+  first = 4  # after [CLS] a b [SEP]
+  position = {'cls': 0, 'question': 2, 'separator': first + w.length[0],
+              'padding': 29}[place]
+  for span in ((position, first), (first, position)):
+    if span[0] < first or span[1] >= first + w.length[0]:
+      with pytest.raises(errors.UserError, match=rf'span \({span[0]}, {span[1]}'
+                         r'\) of window 0 is not within .* 4 … ') as e:
+        w.char_spans(np.zeros(2, int), *np.array([[first, x] for x in span]))
+      assert f' … {first + w.length[0] - 1};' in str(e.value)
+
+
+def test_a_batch_shorter_than_its_windows_is_refused():
+  w = windows.cut(windows.example(30), max_length=20)
+  longest = int(w.total_lengths.max())
+  assert w.gather(np.array([0]), longest)['token_ids'].shape == (1, longest)
+  with pytest.raises(errors.UserError, match=f'length={longest - 1} of a batch '
+                     f'is below {longest}'):
+    w.gather(np.array([-1, 0]), longest - 1)
+
+
 def test_every_window_with_the_whole_span_has_a_label():
   w = windows.cut(windows.example(30, answers=[('g h', 12)]))
   positions = np.stack([w.start_positions, w.end_positions], 1)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from qa_jax import errors
 from qa_jax.metrics import significance
 
 # Typical differences of EM and F1: most questions have none.
@@ -41,6 +42,18 @@ def test_no_difference_has_p_one_and_an_empty_interval():
   assert significance.sign_flip(np.zeros(9), seed=0) == 1.0
   assert significance.hierarchical_interval(
       np.zeros((1, 9)), list('abcdefghi'), seed=0) == (0.0, 0.0)
+
+
+def test_a_difference_that_is_nan_has_no_p():
+  with pytest.raises(errors.UserError, match='1 of 3 differences are NaN'):
+    significance.sign_flip(np.array([1.0, np.nan, 2.0]), seed=0)
+
+
+@pytest.mark.parametrize('count', [3, 5])
+def test_each_question_has_an_article(count):
+  with pytest.raises(errors.UserError,
+                     match=f'{count} articles for 4 questions'):
+    significance.hierarchical_interval(np.ones((2, 4)), ['a'] * count, seed=0)
 
 
 def test_p_is_never_zero():
