@@ -169,11 +169,13 @@ def param_shapes(model: QAModel) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=0)  # equal models are traced once
+@jax.enable_x64(False)  # else initializers would draw float64
 def _init(model: QAModel, key: jax.Array, ids: jax.Array) -> Any:
   return model.init(key, ids, ids, ids + 1, ids > 0)['params']
 
 
 @functools.partial(jax.jit, static_argnums=0)
+@jax.enable_x64(False)
 def _init_head(model: QAModel, key: jax.Array) -> Any:
   # flax derives the key of a parameter from its path, so that the head gets
   # the numbers of `init_params` without a trace of the encoder.

@@ -164,6 +164,29 @@ def test_initializer_range_scales_only_the_encoder():
         rtol=1e-6, err_msg=name)
 
 
+def test_parameters_and_gradients_are_float32_also_with_64_bit_types():
+  model = make_model()
+  model = model.clone(config=dataclasses.replace(model.config, num_layers=1))
+  ids = np.arange(1, 17, dtype=np.int32).reshape(2, 8)
+
+  def score(params):
+    return model.apply(
+        {'params': params}, ids, 0 * ids, ids > 0, ids > 0).start.sum()
+
+  def results():
+    params = qa.init_params(model, jax.random.key(0))
+    head = qa.init_head(model, jax.random.key(0))['head']
+    return (params, head), jax.grad(score)(params)
+
+  expected = results()
+  with jax.enable_x64(True):
+    actual = results()
+  jax.tree.map(np.testing.assert_array_equal, expected[0], actual[0])
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=1e-5, atol=1e-5), expected[1], actual[1])
+  assert {x.dtype for x in jax.tree.leaves(actual)} == {np.dtype('float32')}
+
+
 def test_a_head_for_a_loaded_encoder_is_that_of_fresh_parameters():
   model, key = make_model(), jax.random.key(3)
   fresh, head_only = qa.init_params(model, key), qa.init_head(model, key)
