@@ -9,7 +9,6 @@ for the bytes that XLA counts. Nothing is run.
 """
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import pathlib
@@ -19,32 +18,29 @@ import tempfile
 import time
 from unittest import mock
 
-CHIPS = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4'}  # number → layout of a slice
-# Before jax is imported. The variables of libtpu describe a machine with a TPU,
-# which it else asks the network for; several processes may load it.
-for _name, _value in (
-    ('JAX_PLATFORMS', 'cpu'), ('JAX_NUM_CPU_DEVICES', str(max(CHIPS))),
-    ('TPU_SKIP_MDS_QUERY', '1'), ('TPU_ACCELERATOR_TYPE', 'v5litepod-16'),
-    ('TPU_WORKER_HOSTNAMES', 'localhost'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')):
-  os.environ.setdefault(_name, _value)
+import jax
+from jax.experimental import topologies
+import numpy as np
 
-import jax  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-import numpy as np  # noqa: E402
-
-from benchmarks.gpu import cases  # noqa: E402
-from qa_jax import config as config_lib  # noqa: E402
-from qa_jax import errors  # noqa: E402
-from qa_jax.models import attention  # noqa: E402
-from qa_jax.models.encoders import bert  # noqa: E402
-from qa_jax.runtime import console  # noqa: E402
-from qa_jax.training import parallel  # noqa: E402
-from qa_jax.training import step as step_lib  # noqa: E402
-from qa_jax.training import trainer as trainer_lib  # noqa: E402
+from benchmarks.gpu import cases
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax.models import attention
+from qa_jax.models.encoders import bert
+from qa_jax.runtime import console
+from qa_jax.training import parallel
+from qa_jax.training import step as step_lib
+from qa_jax.training import trainer as trainer_lib
 
 NAME = 'TPU v5e'
 PEAK, BANDWIDTH = 197e12, 819e9  # bfloat16 FLOP/s and bytes/s of a chip
+CHIPS = {1: '2x2', 4: '2x2', 8: '2x4'}  # number → the slice that has them
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all')
+# What libtpu asks of the network on a machine with a TPU. Several processes may
+# load it here.
+ENVIRONMENT = {
+    'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+    'TPU_WORKER_HOSTNAMES': 'localhost', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +66,13 @@ def describe_chips(count: int) -> list[jax.Device]:
   Raises:
     UserError: libtpu is not installed, or there is no such slice.
   """
-  errors.require(count in CHIPS, f'--chips={count}: there are slices of '
-                 f'{", ".join(map(str, CHIPS))} chips')
+  errors.require(count in CHIPS, f'parallel.num_devices={count}: choose one '
+                 f'of {", ".join(map(str, CHIPS))} chips')
+  for name, value in ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
   try:
-    # A slice of one chip is not known to libtpu; it is one of a slice of four.
     topology = topologies.get_topology_desc(
-        platform='tpu', topology_name=f'v5e:{CHIPS[max(count, 4)]}')
+        platform='tpu', topology_name=f'v5e:{CHIPS[count]}')
   except Exception as e:  # jax raises several types without libtpu
     raise errors.UserError(
         f'jax cannot compile for a TPU here: {str(e).splitlines()[0][:200]}; '
@@ -83,17 +80,11 @@ def describe_chips(count: int) -> list[jax.Device]:
   return list(topology.devices)[:count]
 
 
-@contextlib.contextmanager
-def _choosing():
-  """Makes qa_jax choose as it would on a TPU."""
-  with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
-    yield
-
-
 def compile_step(config: config_lib.Config) -> Program:
   """Compiles the train step of a config for as many chips as it trains on."""
   chips = describe_chips(config.parallel.num_devices)
-  with _choosing():
+  # qa_jax chooses as it would on a TPU.
+  with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
     trainer = trainer_lib.build_trainer(config)
     step, batch = trainer.step, next(trainer.batches)
     if trainer.dispatch > 1:
@@ -144,6 +135,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
   args = parse()
+  # The trainer is built on as many devices of the CPU.
+  jax.config.update('jax_platforms', 'cpu')
+  jax.config.update('jax_num_cpu_devices', args.chips)
   mesh = {'data': -1, 'fsdp': args.fsdp} if args.mode == 'mesh' else {}
   with tempfile.TemporaryDirectory() as scratch:
     program = compile_step(cases.config(
