@@ -27,7 +27,7 @@ def batch(trainer):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('head', sorted(heads.HEADS))
-def test_float32_products_are_not_rounded_on_a_gpu(trainer, batch, head):
+def test_float32_products_are_not_rounded_on_a_gpu_or_tpu(trainer, batch, head):
   model = trainer.model.clone(head=heads_lib.build_head(head))
   inputs = {**qa.model_inputs(batch), 'gold_start': np.full(8, 5)}
 
@@ -36,15 +36,16 @@ def test_float32_products_are_not_rounded_on_a_gpu(trainer, batch, head):
     return (span_scores.band(scores, batch['context_mask'], 8).sum()
             + scores.null_score.sum())
 
-  def products(setting):
+  def products(setting, platform='cuda'):
     with jax.default_matmul_precision(setting):
       program = jax.jit(jax.grad(total)).trace(qa.zero_params(model)).lower(
-          lowering_platforms=('cuda',)).as_text()
+          lowering_platforms=(platform,)).as_text()
     return re.findall('stablehlo.dot_general.*', program)
 
-  assert products(None)
-  for product in products(None):
-    assert 'precision = [HIGHEST, HIGHEST]' in product, product
+  for platform in ('cuda', 'tpu'):
+    assert products(None, platform)
+    for product in products(None, platform):
+      assert 'precision = [HIGHEST, HIGHEST]' in product, product
   # JAX's own option chooses TF32 for all products.
   assert not any('HIGHEST' in p for p in products('tensorfloat32'))
 

@@ -1,0 +1,86 @@
+"""The train step for a TPU: what it lowers to, and that libtpu compiles it."""
+
+import importlib.util
+from unittest import mock
+
+import jax
+import pytest
+
+from benchmarks import tpu
+from benchmarks.gpu import cases
+from qa_jax import errors
+from qa_jax import heads
+from qa_jax.models.encoders import ENCODERS
+from qa_jax.training import trainer as trainer_lib
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason='needs [tpu]')
+OBJECTIVES = {  # of the heads that cross_entropy does not fit
+    'conditional': 'conditional', 'compound': 'compound',
+    'answerability': 'answerability', 'biaffine': 'joint',
+    'trilinear': 'joint', 'mlp_span': 'joint', 'length_prior': 'span_softmax'}
+
+
+def config(directory, *, chips=1, mode='pmap', **fields):
+  return cases.config(directory, **{
+      'preset': 'tiny', 'batch': 8, 'length': 64, 'dtype': 'auto',
+      'questions': 60, 'vocab_size': 2500, 'packing': 'auto',
+      'parallel__num_devices': chips, 'parallel__mode': mode, **fields})
+
+
+def test_the_default_step_for_a_tpu_has_no_running_sum(tmp_path):
+  """XLA for TPUs took 100 seconds to compile a running log Σ exp."""
+  with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+    trainer = trainer_lib.build_trainer(config(tmp_path))
+    text = jax.jit(trainer.step).trace(
+        trainer.state, next(trainer.batches)).lower(
+            lowering_platforms=('tpu',)).as_text()
+  assert 'stablehlo.dot_general' in text and 'bf16' in text
+  assert 'reduce_window' not in text
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_chips_add_their_gradients_or_also_gather_their_parameters(tmp_path):
+  whole, halves = (tpu.compile_step(config(
+      tmp_path, chips=4, mode=mode, **fields)) for mode, fields in (
+          ('pmap', {}), ('mesh', {'parallel__mesh__fsdp': 2})))
+  assert whole.collectives == {'all-reduce': 1}
+  assert halves.collectives['all-gather'] > 1
+  assert halves.arguments < 0.55 * whole.arguments
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_flops_are_those_of_the_encoder(tmp_path):
+  program = tpu.compile_step(config(
+      tmp_path, packing='False', length=128, vocab_size=30_522))
+  assert program.batch == (8, 128)
+  expected = cases.flops('tiny', [128] * 8)
+  assert expected < program.flops < 1.3 * expected
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize('name', ENCODERS)
+def test_the_step_of_every_encoder_compiles_for_a_tpu(tmp_path, name):
+  assert tpu.compile_step(config(tmp_path, model__encoder=name)).flops > 1e8
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize('head', sorted(heads.HEADS))
+def test_the_step_of_every_head_compiles_for_a_tpu(tmp_path, head):
+  objective = OBJECTIVES.get(head, 'cross_entropy')
+  assert tpu.compile_step(config(
+      tmp_path, model__head=head, objective=objective)).flops > 1e8
+
+
+def test_a_missing_libtpu_is_one_line_with_the_extra(monkeypatch):
+  def fail(*args, **kwargs):
+    raise RuntimeError('no libtpu\nmore')
+  monkeypatch.setattr(tpu.topologies, 'get_topology_desc', fail)
+  monkeypatch.setattr(tpu.os, 'environ', {})
+  with pytest.raises(errors.UserError, match='tpu') as e:
+    tpu.describe_chips(1)
+  assert '\n' not in str(e.value)
