@@ -74,7 +74,7 @@ def dense(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
     right = _floored_sum(right, jnp.take_along_axis(
         pair, jnp.broadcast_to(offset, right.shape), axis=2))
   table = jnp.where(legal, _floored_sum(start[:, :, None], right), ILLEGAL)
-  best, flat = _top_k(table.reshape(batch, -1), n_best)
+  best, flat = _top_k(table, n_best)
   return _spans(scores, best, flat // length, flat % length)
 
 
@@ -84,7 +84,7 @@ def banded(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array, *,
   table = span_band(scores, start_mask, end_mask,
                     max_answer_length=max_answer_length)
   width = table.shape[-1]
-  best, flat = _top_k(table.reshape(table.shape[0], -1), n_best)
+  best, flat = _top_k(table, n_best)
   return _spans(scores, best, flat // width, flat // width + flat % width)
 
 
@@ -117,7 +117,7 @@ def two_stage(scores: SpanScores, start_mask: jax.Array, end_mask: jax.Array,
   else:
     right = jnp.take_along_axis(right, starts[:, :, None], axis=1)
   table = _add_start(take(start), take(start_mask), right)
-  best, flat = _top_k(table.reshape(table.shape[0], -1), n_best)
+  best, flat = _top_k(table, n_best)
   first = jnp.take_along_axis(starts, flat // width, axis=1)
   return _spans(scores, best, first, first + flat % width)
 
@@ -320,9 +320,14 @@ def _sliding_max(x: jax.Array, width: int) -> jax.Array:  # [B, L]
   return jnp.maximum(x, shifted(x, width - span)) if width > span else x
 
 
-def _top_k(table: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-  """Returns top_k of each row, padded to `count` slots with ILLEGAL."""
-  best, flat = jax.lax.top_k(table, min(count, table.shape[-1]))
+def _top_k(table: jax.Array,  # [B, …]
+           count: int) -> tuple[jax.Array, jax.Array]:  # [B, K] each
+  """Returns the best scores of each window and their flat positions.
+
+  They are padded to `count` slots with ILLEGAL.
+  """
+  rows = jax.lax.collapse(table, 1)
+  best, flat = jax.lax.top_k(rows, min(count, rows.shape[1]))
   pad = ((0, 0), (0, count - best.shape[-1]))
   return (jnp.pad(best, pad, constant_values=ILLEGAL), jnp.pad(flat, pad))
 

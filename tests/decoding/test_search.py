@@ -46,6 +46,15 @@ def test_search_is_brute_force(name, with_pair, tied, length, longest, count):
       *masks(rng, batch, length), longest, count)
 
 
+@pytest.mark.parametrize('spec', search_lib.SEARCHES)
+def test_a_batch_without_windows_has_no_spans(spec):
+  scores, mask = SpanScores(np.zeros((0, 8)), np.zeros((0, 8))), np.ones((0, 8))
+  spans = search_lib.find_search(spec)(
+      scores, mask > 0, mask > 0, max_answer_length=4, n_best=3)
+  assert spans.start.shape == spans.score.shape == (0, 3)
+  assert spans.null_score.shape == (0,)
+
+
 @pytest.mark.parametrize('name', search.NAMES)
 @pytest.mark.parametrize('longest', [1, 30, 511, 600])
 def test_search_is_brute_force_at_full_length(name, longest):
