@@ -20,7 +20,7 @@ PARTS = {'bhqk': 'attention core', 'bhsk': 'attention core', 'mlp/': 'mlp',
          'attention': 'attention', 'embeddings': 'embeddings', 'head/': 'head'}
 SHAPE = re.compile(rf'\b({"|".join(SIZES)})\[([\d,]*)\]')
 INSTRUCTION = re.compile(
-    r'^(?:ROOT )?%([\w.\-]+) = (\(.*?\)|[^( ]+) ([\w\-]+)\((.*)$')
+    r'^(?:ROOT )?%([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +54,11 @@ def read_kernels(text: str) -> list[Kernel]:
 
   The body of a loop counts once.
   """
+  return list(_walk(*read_bodies(text)))
+
+
+def read_bodies(text: str) -> tuple[dict[str, list[str]], str]:
+  """Returns the lines of each computation by its name, and the entry's name."""
   bodies: dict[str, list[str]] = {}
   entry = current = ''
   for line in text.splitlines():
@@ -65,7 +70,7 @@ def read_kernels(text: str) -> list[Kernel]:
       current = ''
     elif current:
       bodies[current].append(line.strip())
-  return list(_walk(bodies, entry))
+  return bodies, entry
 
 
 def _walk(bodies: dict[str, list[str]], name: str) -> Iterable[Kernel]:

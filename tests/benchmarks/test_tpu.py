@@ -39,6 +39,35 @@ def test_the_default_step_for_a_tpu_has_no_running_sum(tmp_path):
   assert 'reduce_window' not in text
 
 
+TEXT = '''HloModule step
+
+%body (p.1: (f32[8,16])) -> (f32[8,16]) {
+  %p.1 = (f32[8,16]{1,0:T(8,128)}) parameter(0)
+  %g.1 = f32[8,16]{1,0:T(8,128)} get-tuple-element(%p.1), index=0
+  %f.1 = f32[8,16]{1,0:T(8,128)S(1)} fusion(%g.1, %g.1), kind=kLoop
+  %f.2 = f32[8,16]{1,0:T(8,128)} fusion(%f.1), kind=kLoop
+  ROOT %t.1 = (f32[8,16]{1,0:T(8,128)}) tuple(%f.2)
+}
+
+ENTRY %main (a: f32[8,16], b: bf16[64,16]) -> (f32[8,16]) {
+  %a = f32[8,16]{1,0:T(8,128)} parameter(0)
+  %b = bf16[64,16]{1,0:T(8,128)(2,1)} parameter(1)
+  %s = ((bf16[64,16]{1,0:T(8,128)(2,1)}), bf16[4,16]{1,0:T(8,128)(2,1)S(1)}, \
+s32[]{:S(2)}) slice-start(%b), slice={[0:4], [0:16]}
+  %d = bf16[4,16]{1,0:T(8,128)(2,1)S(1)} slice-done(%s)
+  %c = bf16[4,16]{1,0:T(8,128)(2,1)S(1)} custom-call(%d), \
+custom_call_target="ConcatBitcast"
+  %u = (f32[8,16]{1,0:T(8,128)}) tuple(%a)
+  ROOT %w = (f32[8,16]{1,0:T(8,128)}) while(%u), condition=%less, body=%body
+}
+'''
+
+
+def test_bytes_are_those_of_the_memory_and_not_of_the_caches():
+  read_and_written, sliced = 2 * 8 * 16 * 4, 4 * 16 * 2
+  assert tpu.memory_bytes(TEXT) == read_and_written + sliced
+
+
 @pytest.mark.slow
 @needs_libtpu
 def test_chips_add_their_gradients_or_also_gather_their_parameters(tmp_path):
