@@ -4,12 +4,15 @@ import importlib.util
 from unittest import mock
 
 import jax
+import numpy as np
 import pytest
 
 from benchmarks import tpu
 from benchmarks.gpu import cases
 from qa_jax import errors
 from qa_jax import heads
+from qa_jax import span_scores
+from qa_jax.decoding import search
 from qa_jax.models.encoders import ENCODERS
 from qa_jax.training import trainer as trainer_lib
 
@@ -103,6 +106,21 @@ def test_the_step_of_every_head_compiles_for_a_tpu(tmp_path, head):
   objective = OBJECTIVES.get(head, 'cross_entropy')
   assert tpu.compile_step(config(
       tmp_path, model__head=head, objective=objective)).flops > 1e8
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize('spec', search.SEARCHES)
+def test_every_search_compiles_for_a_tpu(spec):
+  replicated = jax.sharding.NamedSharding(
+      jax.sharding.Mesh(tpu.describe_chips(1), ('data',)),
+      jax.sharding.PartitionSpec())
+  of = lambda dtype: jax.ShapeDtypeStruct((4, 64), dtype, sharding=replicated)
+  program = jax.jit(lambda start, end, mask: search.find_search(spec)(
+      span_scores.SpanScores(start, end), mask, mask, max_answer_length=30,
+      n_best=5), out_shardings=replicated).trace(
+          of(np.float32), of(np.float32), of(bool)).lower().compile()
+  assert 'S(1)' in program.as_text()  # a memory space of a TPU
 
 
 def test_a_missing_libtpu_is_one_line_with_the_extra(monkeypatch):
