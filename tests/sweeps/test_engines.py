@@ -42,23 +42,32 @@ import json, pathlib, sys
 from tests.sweeps import test_engines
 print(json.dumps(test_engines.table('ray', pathlib.Path(sys.argv[1]))))
 '''
-SIGNALLED = """
-import pathlib, signal, sys
-from qa_jax.sweeps.engines import ray, scheduler
-from tests.common import sweeps
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-code = '''
+# A trial that takes 5 seconds to save its state.
+SAVES = """
 def save(*_):
   time.sleep(5)
-  started.with_suffix(".saved").touch()
+  started.with_suffix('.saved').touch()
   sys.exit()
 signal.signal(signal.SIGTERM, save)
 with started.open('a') as f: f.write('ready')  # a second word
 time.sleep(60)
-'''
+"""
+SIGNALLED = f"""
+import pathlib, signal, sys
+from qa_jax.sweeps.engines import ray, scheduler
+from tests.common import sweeps
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 ray.run(sweeps.plan(pathlib.Path(sys.argv[1]))[:1],
-        lambda trial: sweeps.stand_in(trial, code),
+        lambda trial: sweeps.stand_in(trial, {SAVES!r}),
         scheduler.Setup(workers=1, address='local'))
+"""
+INTERRUPTED = f"""
+import pathlib, sys
+from qa_jax.sweeps.engines import remote
+from tests.common import sweeps
+trial = sweeps.plan(pathlib.Path(sys.argv[1]))[0]
+trial.log.parent.mkdir()
+remote.Work(sweeps.stand_in(trial, {SAVES!r}), trial.log, trial.metrics)()
 """
 RUNS = {
     'local': (local.run, scheduler.Setup([{}, {}])),
@@ -126,6 +135,22 @@ def test_trials_on_ray_have_seconds_to_save_after_sigterm(tmp_path):
   driver.terminate()
   _, output = driver.communicate(timeout=60)
   assert driver.returncode == 143, output[-3000:]
+  assert sweeps.started(trial).with_suffix('.saved').is_file()
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_leaves_a_trial_time_to_save(tmp_path):
+  trial = sweeps.plan(tmp_path)[0]
+  task = subprocess.Popen(
+      [sys.executable, '-c', INTERRUPTED, str(tmp_path)], cwd=commands.ROOT,
+      stderr=subprocess.DEVNULL)
+  while sweeps.starts(trial) < 2:
+    assert task.poll() is None
+    time.sleep(0.1)
+  for _ in range(3):
+    task.send_signal(signal.SIGINT)
+    time.sleep(1)
+  task.wait(timeout=60)
   assert sweeps.started(trial).with_suffix('.saved').is_file()
 
 

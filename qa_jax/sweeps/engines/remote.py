@@ -1,8 +1,11 @@
 """The task that runs a trial on another machine of a shared file system."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import contextlib
 import fcntl
 import pathlib
+import signal
+import threading
 import time
 
 from qa_jax.sweeps.engines import local
@@ -37,4 +40,18 @@ class Work:
         time.sleep(scheduler.POLL_SECONDS)
       return process.poll()
     finally:
-      scheduler.stop([process])
+      with _ignored_interrupts():
+        scheduler.stop([process])
+
+
+@contextlib.contextmanager
+def _ignored_interrupts() -> Iterator[None]:
+  """Ignores SIGINT, which Ray repeats before a trial has saved its state."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # only the main thread gets signals
+    return
+  handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, handler)
