@@ -7,6 +7,7 @@ import pathlib
 import signal
 import threading
 import time
+from typing import Any
 
 from qa_jax.sweeps.engines import local
 from qa_jax.sweeps.engines import scheduler
@@ -28,6 +29,11 @@ class Work:
 
   def __call__(self, where: str = '') -> int:
     """Runs the command, writes `where` to the log and returns the exit code."""
+    # Ray interrupts a task by SIGINT, which nohup has its workers ignore.
+    with _on_interrupt(signal.default_int_handler):
+      return self._run(where)
+
+  def _run(self, where: str) -> int:
     with self._log.open('ab') as log:
       fcntl.flock(log, fcntl.LOCK_EX)
       if self._metrics.is_file():
@@ -40,18 +46,19 @@ class Work:
         time.sleep(scheduler.POLL_SECONDS)
       return process.poll()
     finally:
-      with _ignored_interrupts():
+      # A second interrupt must not end the wait for the state of the trial.
+      with _on_interrupt(signal.SIG_IGN):
         scheduler.stop([process])
 
 
 @contextlib.contextmanager
-def _ignored_interrupts() -> Iterator[None]:
-  """Ignores SIGINT, which Ray repeats before a trial has saved its state."""
+def _on_interrupt(handler: Any) -> Iterator[None]:
+  """Handles SIGINT by `handler`; only the main thread gets signals."""
   if threading.current_thread() is not threading.main_thread():
-    yield  # only the main thread gets signals
+    yield
     return
-  handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  before = signal.signal(signal.SIGINT, handler)
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGINT, before)
