@@ -151,13 +151,14 @@ def compile_step(config: config_lib.Config) -> Program:
     lowered = wrapped.lower(state, rows)
     began = time.perf_counter()
     compiled = lowered.compile()
+    seconds = time.perf_counter() - began
   costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
   text = compiled.as_text()
   counts = {name: len(re.findall(rf' {name}(?:-start)?\(', text))
             for name in COLLECTIVES}
   return Program(
-      np.shape(batch['token_ids']), time.perf_counter() - began,
-      costs['flops'], memory_bytes(text), memory.temp_size_in_bytes,
+      np.shape(batch['token_ids']), seconds, costs['flops'],
+      memory_bytes(text), memory.temp_size_in_bytes,
       memory.argument_size_in_bytes,
       {name: count for name, count in counts.items() if count})
 
@@ -182,14 +183,13 @@ def main() -> None:
   # The trainer is built on as many devices of the CPU.
   jax.config.update('jax_platforms', 'cpu')
   jax.config.update('jax_num_cpu_devices', args.chips)
-  mesh = {'data': -1, 'fsdp': args.fsdp} if args.mode == 'mesh' else {}
   with tempfile.TemporaryDirectory() as scratch:
     program = compile_step(cases.config(
         pathlib.Path(scratch), preset=args.preset, batch=args.batch,
         length=args.length, dtype='auto', attention=args.attention,
         packing=args.packing, train__updates_per_dispatch=0,
         parallel__num_devices=args.chips, parallel__mode=args.mode,
-        **{f'parallel__mesh__{k}': v for k, v in mesh.items()}))
+        parallel__mesh__fsdp=args.fsdp))
   console.say(f'jax {jax.__version__}, {args.chips} × {NAME}, compiled in '
               f'{program.seconds:.0f} s, not run')
   print(f'batch {"×".join(map(str, program.batch))}; of a chip:\n'
