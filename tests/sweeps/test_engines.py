@@ -120,9 +120,8 @@ def test_ray_gives_the_same_table_as_here(tmp_path, here):
       json.dumps(here))
 
 
-def ignore_interrupts() -> None:
-  """Does what a shell does for a command in the background."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
+# SIGINT is ignored, as a shell does for a command in the background.
+BACKGROUND = ('sh', '-c', 'trap "" INT; exec "$0" "$@"', sys.executable, '-c')
 
 
 @pytest.mark.slow
@@ -130,8 +129,8 @@ def test_trials_on_ray_have_seconds_to_save_after_sigterm(tmp_path):
   pytest.importorskip('ray')
   trial = sweeps.plan(tmp_path)[0]
   driver = subprocess.Popen(
-      [sys.executable, '-c', SIGNALLED, str(tmp_path)], cwd=commands.ROOT,
-      stderr=subprocess.PIPE, text=True, preexec_fn=ignore_interrupts)
+      [*BACKGROUND, SIGNALLED, str(tmp_path)], cwd=commands.ROOT,
+      stderr=subprocess.PIPE, text=True)
   while sweeps.starts(trial) < 2:
     if driver.poll() is not None:
       assert 'timed out during startup' in driver.stderr.read()
@@ -147,8 +146,8 @@ def test_trials_on_ray_have_seconds_to_save_after_sigterm(tmp_path):
 def test_a_second_interrupt_leaves_a_trial_time_to_save(tmp_path):
   trial = sweeps.plan(tmp_path)[0]
   task = subprocess.Popen(
-      [sys.executable, '-c', INTERRUPTED, str(tmp_path)], cwd=commands.ROOT,
-      stderr=subprocess.DEVNULL, preexec_fn=ignore_interrupts)
+      [*BACKGROUND, INTERRUPTED, str(tmp_path)], cwd=commands.ROOT,
+      stderr=subprocess.DEVNULL)
   while sweeps.starts(trial) < 2:
     assert task.poll() is None
     time.sleep(0.1)
