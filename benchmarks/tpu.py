@@ -42,9 +42,9 @@ CHIPS = {1: '2x2', 4: '2x2', 8: '2x4'}  # number → the slice that has them
 # An array whose layout has a space S(…) is in a cache, not in the memory.
 ARRAY = re.compile(
     rf'\b({"|".join(hlo.SIZES)})\[([\d,]*)\]((?:\{{[^}}]*\}})?)')
-# Instructions that move nothing; the starts of copies and slices do.
-FREE = ('parameter', 'constant', 'get-tuple-element', 'tuple', 'bitcast',
-        'copy-done', 'slice-done', 'ConcatBitcast')
+# Instructions that move nothing: slice-start moves what slice-done returns.
+FREE = {*hlo.FREE, 'slice-done'} - {'copy-start'}
+JOINED = 'custom_call_target="ConcatBitcast"'  # slices, moved already
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all')
 # What libtpu asks of the network on a machine with a TPU. Several processes may
 # load it here.
@@ -89,7 +89,7 @@ def _moved(bodies: Mapping[str, Sequence[str]], name: str) -> int:
                                             ), 'S(' not in layout)
               for dtype, n, layout in ARRAY.findall(shape)]
     sizes[result] = sum(size for size, outside in arrays if outside)
-    if operation in FREE or any(f'"{free}"' in line for free in FREE):
+    if operation in FREE or JOINED in line:
       continue
     if operation in ('while', 'call'):
       called = re.search(r'(?:to_apply|body)=%([\w.\-]+)', line)
