@@ -11,6 +11,7 @@ XLA counts. Nothing is run.
 
 import argparse
 from collections.abc import Mapping, Sequence
+import contextlib
 import dataclasses
 import math
 import os
@@ -36,7 +37,7 @@ from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
 from qa_jax.training import trainer as trainer_lib
 
-NAME = 'TPU v5e'
+NAME, KIND = 'TPU v5e', 'TPU v5 lite'  # in the naming of jax
 PEAK, BANDWIDTH = 197e12, 819e9  # bfloat16 FLOP/s and bytes/s of a chip
 CHIPS = {1: '2x2', 4: '2x2', 8: '2x4'}  # number → the slice that has them
 # An array whose layout has a space S(…) is in a cache, not in the memory.
@@ -124,11 +125,19 @@ def describe_chips(count: int) -> list[jax.Device]:
   return list(topology.devices)[:count]
 
 
+def on_a_chip() -> contextlib.AbstractContextManager[None]:
+  """Returns a context that names a chip, which kernels need for lowering."""
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(
+      (), (), axis_types=(),
+      abstract_device=jax.sharding.AbstractDevice(KIND, 1, 'tpu')))
+
+
 def compile_step(config: config_lib.Config) -> Program:
   """Compiles the train step of a config for as many chips as it trains on."""
   chips = describe_chips(config.parallel.num_devices)
   # qa_jax chooses as it would on a TPU.
-  with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
+  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
+        on_a_chip()):
     trainer = trainer_lib.build_trainer(config)
     step, batch = trainer.step, next(trainer.batches)
     if trainer.dispatch > 1:

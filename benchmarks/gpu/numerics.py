@@ -117,8 +117,8 @@ def attentions(results: results_lib.Results) -> None:
     for name, (dtype, precision) in itertools.product(
         ('xla', 'pallas', 'cudnn'), BOUNDS):
       use = attention.Use(
-          jax.default_backend(), shape[2], shape[3], jnp.dtype(dtype), packed,
-          training=True, dropout=rate)
+          jax.default_backend(), shape[2], shape[1], shape[3],
+          jnp.dtype(dtype), packed, training=True, dropout=rate)
       if not attention.limitation(name, use):
         results.attempt(
             f'{name} {dtype} {precision} {where}', _compare, functools.partial(

@@ -31,15 +31,19 @@ def config(directory, *, chips=1, mode='pmap', **fields):
       'parallel__num_devices': chips, 'parallel__mode': mode, **fields})
 
 
-def test_the_default_step_for_a_tpu_has_no_running_sum(tmp_path):
+def test_the_default_step_for_a_tpu_has_kernels_and_no_running_sum(tmp_path):
   """XLA for TPUs took 100 seconds to compile a running log Σ exp."""
-  with mock.patch.object(jax, 'default_backend', lambda: 'tpu'):
-    trainer = trainer_lib.build_trainer(config(tmp_path))
+  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
+        tpu.on_a_chip()):
+    trainer = trainer_lib.build_trainer(config(tmp_path, length=96))
     text = jax.jit(trainer.step).trace(
         trainer.state, next(trainer.batches)).lower(
             lowering_platforms=('tpu',)).as_text()
   assert 'stablehlo.dot_general' in text and 'bf16' in text
   assert 'reduce_window' not in text
+  # A forward and a backward kernel for all layers, and no attention weights.
+  assert text.count('@tpu_custom_call') == 2
+  assert 'x96x96x' not in text
 
 
 TEXT = '''HloModule step

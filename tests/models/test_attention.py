@@ -12,10 +12,13 @@ import re
 
 import jax
 import jax._src.cudnn.fused_attention_stablehlo as cudnn_of_jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks import tpu
 from qa_jax import build
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
@@ -25,6 +28,8 @@ from qa_jax.models import attention
 from qa_jax.models import dropout
 from qa_jax.models import qa
 from qa_jax.models.attention import chunked
+from qa_jax.models.attention import kernels
+from qa_jax.models.attention import pallas_tpu
 from qa_jax.models.attention import xla
 from qa_jax.models.encoders import bert
 from qa_jax.training import trainer
@@ -34,7 +39,8 @@ from tests.common import tiny
 
 B, H, L, K = 4, 2, 40, 16  # three tiles of 16 in pallas, the last half empty
 RATE = 0.3
-TRAINED = ('xla', 'pallas', 'chunked')
+TRAINED = ('xla', 'pallas', 'pallas_tpu', 'chunked')
+KERNELS = ('pallas', 'pallas_tpu')
 WINDOW = 5  # of the cases of a local layer
 
 LENGTHS = np.array([L, 25, 1, 0])
@@ -50,6 +56,7 @@ CASES |= {f'local {name}': case for name, case in CASES.items()}
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
   monkeypatch.setattr(chunked, 'CHUNK', 16)  # three chunks, the last half empty
+  monkeypatch.setattr(pallas_tpu, 'TILES', (8,))  # five tiles
 
 
 def window_of(case: str) -> int | None:
@@ -229,48 +236,77 @@ def read_out(name: str, lengths: tuple[int, int] | None = None,
 @pytest.mark.parametrize('name', TRAINED)
 def test_bfloat16_products_accumulate_in_float32(name):
   mask, y, v = read_out(name)
-  # Weights are 0 or 1 / 0.5, so only the sum is rounded, by pallas to bfloat16.
+  # Weights are 0 or 1 / 0.5, so only the sum is rounded; a kernel rounds it
+  # to bfloat16.
   np.testing.assert_allclose(
       y, np.einsum('bhqs,bhsk->bhqk', 2.0 * mask, v) / v.shape[2], atol=1e-6,
-      rtol=2**-8 if name == 'pallas' else 0)
+      rtol=2**-8 if name in KERNELS else 0)
 
 
 @pytest.mark.parametrize('lengths', [None, (31, 48)])
 def test_dropout_masks_of_all_implementations_are_equal(lengths):
   mask, _, _ = read_out('xla', lengths)
-  np.testing.assert_array_equal(read_out('pallas', lengths)[0], mask)
-  np.testing.assert_array_equal(read_out('chunked', lengths)[0], mask)
+  for name in TRAINED:
+    np.testing.assert_array_equal(read_out(name, lengths)[0], mask)
   assert abs(mask.mean() - 0.5) < 0.02
   if lengths:  # only the second row has the length of the array
     equal = (mask == read_out('xla')[0]).all(axis=(1, 2, 3))
     assert equal.tolist() == [False, True]
 
 
+def test_heads_of_all_groups_of_a_tpu_kernel_have_their_own_weights():
+  """Two groups of two heads; other tests have one group."""
+  rng = np.random.default_rng(3)
+  q, k, v, g = (jnp.asarray(rng.normal(size=(2, 4, 16, 64)), jnp.float32)
+                for _ in range(4))
+  rows = attention.Visible(jnp.ones((2, 16), bool)), drop_of(RATE, 2).keys
+  for ours, reference in zip(
+      *(jax.jit(gradient_function(name, RATE))(q, k, v, *rows, g)
+        for name in ('pallas_tpu', 'xla')), strict=True):
+    np.testing.assert_allclose(ours, reference, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_simulated_tpu_finds_no_use_of_memory_that_was_not_written(
+    monkeypatch):
+  """A program of its own has its blocks in memory that begins as NaN."""
+  interpret = pltpu.InterpretParams(uninitialized_memory='nan')
+  monkeypatch.setattr(
+      kernels, 'call', lambda kernel, *arrays, compiler=None, **options:
+      pl.pallas_call(kernel, interpret=interpret, **options)(*arrays))
+  q, k, v, g = arrays()
+  inputs = q, k, v, visible_of('packed'), drop_of(RATE).keys, g
+  for ours, formula in zip(gradient_function('pallas_tpu', RATE)(*inputs),
+                           expected('packed', RATE), strict=True):
+    np.testing.assert_allclose(ours, formula, atol=1e-5)
+
+
 # --- On several devices -----------------------------------------------------
 
-def test_each_device_computes_its_own_rows():
+@pytest.mark.parametrize('name', KERNELS)
+def test_each_device_computes_its_own_rows(name):
   mesh = jax.make_mesh((4,), ('data',), devices=jax.devices()[:4],
                        axis_types=(jax.sharding.AxisType.Auto,))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
   q, k, v, g = arrays()
   inputs = jax.device_put(
       (q, k, v, visible_of('packed'), drop_of(RATE).keys, g), split)
-  program = jax.jit(gradient_function('pallas', RATE)).lower(
-      *inputs).compile()
+  program = jax.jit(gradient_function(name, RATE)).lower(*inputs).compile()
   assert 'all-gather' not in program.as_text()
-  for ours, alone in zip(program(*inputs), outputs('pallas', 'packed', RATE),
+  for ours, alone in zip(program(*inputs), outputs(name, 'packed', RATE),
                          strict=True):
     assert ours.sharding.is_equivalent_to(split, 4)
     np.testing.assert_allclose(ours, alone, atol=1e-6)
 
 
-def test_vmap_over_members_of_a_population_equals_one_batch():
+@pytest.mark.parametrize('name', KERNELS)
+def test_vmap_over_members_of_a_population_equals_one_batch(name):
   q, k, v, g = arrays()
   rows = (q, k, v, visible_of('packed'), drop_of(RATE).keys, g)
   members = jax.tree.map(lambda x: x.reshape(2, B // 2, *x.shape[1:]), rows)
   for ours, alone in zip(
-      jax.jit(jax.vmap(gradient_function('pallas', RATE)))(*members),
-      outputs('pallas', 'packed', RATE), strict=True):
+      jax.jit(jax.vmap(gradient_function(name, RATE)))(*members),
+      outputs(name, 'packed', RATE), strict=True):
     np.testing.assert_allclose(ours.reshape(alone.shape), alone, atol=1e-6)
 
 
@@ -351,7 +387,18 @@ def test_pallas_lowers_for_a_gpu(length, size, dtype, rate):
   assert f'{H}x{length}x{length}' not in program
 
 
-@pytest.mark.parametrize('name', ['xla', 'pallas'])
+@pytest.mark.parametrize(('length', 'size', 'dtype', 'rate'), [
+    (384, 64, jnp.bfloat16, 0.1), (500, 64, jnp.float32, 0.0)])
+def test_pallas_tpu_lowers_for_a_tpu(monkeypatch, length, size, dtype, rate):
+  monkeypatch.undo()  # the tiles of a TPU
+  with tpu.on_a_chip():
+    program = lowered('pallas_tpu', 'tpu', packed=True, rate=rate,
+                      length=length, size=size, dtype=dtype)
+  assert program.count('@tpu_custom_call') == 2  # forward and backward
+  assert f'{H}x{length}x{length}' not in program
+
+
+@pytest.mark.parametrize('name', ['xla', *KERNELS])
 @pytest.mark.parametrize('precision', ['tensorfloat32', 'highest'])
 def test_a_gradient_has_the_precision_of_its_call(name, precision):
   """JAX traces the gradient later, when the chosen precision is over."""
@@ -400,7 +447,7 @@ def test_chunked_has_no_array_of_all_weights(window):
 
 # --- Choice and refusal -----------------------------------------------------
 
-USE = attention.Use(platform='cpu', length=384, head_size=64,
+USE = attention.Use(platform='cpu', length=384, num_heads=12, head_size=64,
                     dtype=jnp.dtype('bfloat16'), packed=False, training=False)
 
 
@@ -418,7 +465,15 @@ USE = attention.Use(platform='cpu', length=384, head_size=64,
     ({'platform': 'gpu', 'packed': True, 'dtype': jnp.dtype('float32')},
      'pallas'),
     ({'platform': 'gpu', 'packed': True, 'length': 513}, 'xla'),
-    ({'platform': 'tpu', 'packed': True, 'training': True}, 'xla'),
+    ({'platform': 'tpu', 'packed': True, 'training': True}, 'pallas_tpu'),
+    ({'platform': 'tpu', 'window': 64, 'length': 1024}, 'pallas_tpu'),
+    ({'platform': 'tpu', 'length': 511}, 'pallas_tpu'),
+    ({'platform': 'tpu', 'length': 513}, 'xla'),
+    ({'platform': 'tpu', 'length': 576}, 'pallas_tpu'),
+    ({'platform': 'tpu', 'biased': True}, 'xla'),
+    ({'platform': 'tpu', 'num_heads': 11}, 'xla'),
+    ({'platform': 'tpu', 'head_size': 96}, 'xla'),
+    ({'platform': 'tpu', 'length': 1088}, 'chunked'),
     ({'platform': 'abacus'}, 'xla'),
     ({'length': 1024}, 'xla'),
     ({'length': 1025}, 'chunked'),
@@ -438,7 +493,7 @@ def test_every_entry_has_limits_and_the_reference_has_none():
 
 SIZES = bert.BertConfig(vocab_size=300, hidden_size=128, num_layers=1,
                         num_heads=2, mlp_size=32, attention_dropout=0.1)
-GPU = {'platform': 'gpu'}
+GPU, TPU = {'platform': 'gpu'}, {'platform': 'tpu'}
 
 
 @pytest.mark.parametrize(('name', 'fields', 'sizes', 'where', 'message'), [
@@ -457,7 +512,12 @@ GPU = {'platform': 'gpu'}
     ('pallas', {}, {'hidden_size': 24}, GPU,
      'takes heads of 16, 32, 64, 128, not 12'),
     ('cudnn', {'precision': {'compute_dtype': 'bfloat16'}},
-     {'hidden_size': 24}, GPU, 'multiples of 8 up to 128, not 12')])
+     {'hidden_size': 24}, GPU, 'multiples of 8 up to 128, not 12'),
+    ('pallas_tpu', {}, {}, {}, 'runs on a TPU, and this is a cpu'),
+    ('pallas_tpu', {}, {'hidden_size': 64}, TPU,
+     'heads that have a multiple of 128 numbers together, not 2 heads of 32'),
+    ('pallas_tpu', {}, {'hidden_size': 24}, TPU,
+     'takes heads of 16, 32, 64, 128, not 12')])
 def test_refusal_is_one_line(name, fields, sizes, where, message):
   config = tiny.config(**{**fields, 'model': {
       **tiny.FIELDS['model'], 'attention': name}})
@@ -479,6 +539,13 @@ def test_a_local_window_is_refused_by_kernels_without_one(name):
 def test_pallas_limits_the_length():
   assert 'up to 512 tokens, not 513' in attention.limitation(
       'pallas', dataclasses.replace(USE, platform='gpu', length=513))
+
+
+def test_pallas_tpu_limits_the_length(monkeypatch):
+  monkeypatch.undo()  # the tiles of a TPU
+  use = functools.partial(dataclasses.replace, USE, platform='tpu')
+  assert ('up to 512 tokens, or up to 1024 in multiples of 64, not 520'
+          in attention.limitation('pallas_tpu', use(length=520)))
 
 
 def test_training_refuses_before_anything_starts():

@@ -22,6 +22,7 @@ from qa_jax import errors
 from qa_jax.models.attention import chunked
 from qa_jax.models.attention import cudnn
 from qa_jax.models.attention import pallas
+from qa_jax.models.attention import pallas_tpu
 from qa_jax.models.attention import xla
 from qa_jax.models.attention.base import Attend
 from qa_jax.models.attention.base import Drop
@@ -34,6 +35,7 @@ class Use:
 
   platform: str  # in the naming of jax; '': unknown yet, any is accepted
   length: int
+  num_heads: int
   head_size: int
   dtype: jnp.dtype
   packed: bool
@@ -53,7 +55,8 @@ def auto(q: jax.Array, k: jax.Array, v: jax.Array, visible: Visible,
 
 ATTENTION: dict[str, Attend] = {
     'auto': auto, 'xla': xla.attend, 'cudnn': cudnn.attend,
-    'pallas': pallas.attend, 'chunked': chunked.attend}
+    'pallas': pallas.attend, 'pallas_tpu': pallas_tpu.attend,
+    'chunked': chunked.attend}
 # Tokens of a row from which `auto` computes the weights of a chunk at a time.
 # On a CPU, a step at 512 tokens is a tenth faster in one piece, one at 2,048
 # tokens is a third faster by chunks (measured in commit 43a5877).
@@ -64,11 +67,13 @@ def choose_attention(use: Use) -> str:
   """Returns the fast implementation for a use, or 'xla' if it does not fit.
 
   On a GPU it is 'pallas' for packed rows and for dropout of weights, of which
-  'xla' stores L·L weights a head, and else 'cudnn', which takes bfloat16.
+  'xla' stores L·L weights a head, and else 'cudnn', which takes bfloat16. On a
+  TPU it is 'pallas_tpu'.
   """
   drops = use.training and use.dropout > 0
-  fused = 'pallas' if use.packed or drops else 'cudnn'
-  if use.platform == 'gpu' and not limitation(fused, use):
+  fused = {'gpu': 'pallas' if use.packed or drops else 'cudnn',
+           'tpu': 'pallas_tpu'}.get(use.platform)
+  if fused and not limitation(fused, use):
     return fused
   if use.window is not None:  # a query then computes 3C weights, not L
     long = use.length > 3 * chunked.chunk_of_window(use.window)
@@ -105,6 +110,18 @@ LIMITS: dict[str, tuple[tuple[Callable[[Use], bool], str], ...]] = {
          '{use.head_size}'),
         (lambda use: use.length > pallas.LONGEST,
          f'takes up to {pallas.LONGEST} tokens, not {{use.length}}')),
+    'pallas_tpu': (
+        _runs_on('tpu'), _NO_BIAS,
+        (lambda use: use.head_size not in pallas_tpu.HEAD_SIZES,
+         f'takes heads of {", ".join(map(str, pallas_tpu.HEAD_SIZES))}, not '
+         '{use.head_size}'),
+        (lambda use: use.num_heads * use.head_size % pallas_tpu.LANES,
+         f'takes heads that have a multiple of {pallas_tpu.LANES} numbers '
+         'together, not {use.num_heads} heads of {use.head_size}'),
+        (lambda use: not pallas_tpu.fits(use.length),
+         f'takes up to {pallas_tpu.LONGEST_TILE} tokens, or up to '
+         f'{pallas_tpu.LONGEST} in multiples of {min(pallas_tpu.TILES)}, not '
+         '{use.length}')),
 }
 
 
@@ -148,7 +165,7 @@ def check_attention(name: str, use: Use, what: str = 'attention') -> None:
 def _use(q: jax.Array, visible: Visible, drop: Drop,
          bias: jax.Array | None) -> Use:
   return Use(platform=jax.default_backend(), length=q.shape[2],
-             head_size=q.shape[3], dtype=q.dtype,
+             num_heads=q.shape[1], head_size=q.shape[3], dtype=q.dtype,
              packed=visible.segment_ids is not None,
              training=drop.keys is not None, dropout=drop.rate,
              biased=bias is not None, window=visible.window)

@@ -24,16 +24,15 @@ from jax.experimental import pallas as pl
 import jax.numpy as jnp
 
 from qa_jax import span_scores
-from qa_jax.models import dropout
 from qa_jax.models import matmul
 from qa_jax.models.attention import base
+from qa_jax.models.attention import kernels
 from qa_jax.models.attention.base import Drop
 from qa_jax.models.attention.base import Visible
 
 HEAD_SIZES = (16, 32, 64, 128)  # sizes of operands of a Triton product
 LONGEST = 512  # tokens
 LARGEST_TILE, SMALLEST_TILE = 64, 16
-SEEDS = 4  # columns: two seeds of the row, its length for dropout, one unused
 # The score of a key beyond L. It is below MASKED, so that a row in which all
 # keys are masked gives such keys no weight: exp(BEYOND - MASKED) is 0.
 BEYOND = 2 * span_scores.MASKED
@@ -50,19 +49,15 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   tile = min(LARGEST_TILE, max(
       SMALLEST_TILE, 1 << (length - 1).bit_length()))
   missing = -length % tile
-  rate, seeds = 0.0, jnp.zeros((len(q), SEEDS), jnp.uint32)
-  if drop.active:
-    rate, keys = drop.rate, drop.keys.fold(0)
-    seeds = seeds.at[:, :2].set(keys.seeds).at[:, 2].set(
-        length if keys.lengths is None else keys.lengths.astype(jnp.uint32))
   # The kernels read and write the layout of Dense layers, [B, P, 3H, K], so
   # this cancels the transposes and the split of the caller.
   qkv = jnp.pad(jnp.concatenate([x.swapaxes(1, 2) for x in (q, k, v)], axis=2),
                 ((0, 0), (0, missing), (0, 0), (0, 0)))
   ids = [jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
          for x, none in zip(visible.ids(), (-1, -2), strict=True)]
-  y = _fused(length, tile, rate, matmul.float32_precision(q.dtype), qkv, *ids,
-             _bounds(*ids, tile), seeds)
+  y = _fused(length, tile, drop.rate if drop.active else 0.0,
+             matmul.float32_precision(q.dtype), qkv, *ids, _bounds(*ids, tile),
+             kernels.row_seeds(drop, len(q), length))
   return y[:, :length].swapaxes(1, 2).astype(jnp.float32)
 
 
@@ -95,7 +90,7 @@ def _fused(length: int, tile: int, rate: float, precision: matmul.Precision,
            qkv: jax.Array,  # [B, P, 3H, K]: q, k and v of all heads
            query_ids: jax.Array, key_ids: jax.Array,  # [B, P] int32
            bounds: jax.Array,  # [B, N, 4] int32
-           seeds: jax.Array) -> jax.Array:  # [B, SEEDS] uint32 → [B, P, H, K]
+           seeds: jax.Array) -> jax.Array:  # uint32 → [B, P, H, K]
   return _forward(length, tile, rate, precision, qkv, query_ids, key_ids,
                   bounds, seeds)[0]
 
@@ -156,7 +151,7 @@ def _blocks(shape: tuple[int, ...], tile: int) -> list[Any]:
 
   `shape` is that of q, k and v together. The blocks are a head of q (0), of k
   (1) or of v (2), a tile of q, a row and a tile of [B, P], a tile of [B, N, 4],
-  and a row of [B, SEEDS]. Blocks of q are also those of y.
+  and a row of seeds. Blocks of q are also those of y.
   """
   _, padded, heads, size = shape
   return [
@@ -167,26 +162,25 @@ def _blocks(shape: tuple[int, ...], tile: int) -> list[Any]:
       pl.BlockSpec((None, padded), lambda b, h, n: (b, 0)),
       pl.BlockSpec((None, tile), lambda b, h, n: (b, n)),
       pl.BlockSpec((None, None, 4), lambda b, h, n: (b, n, 0)),
-      pl.BlockSpec((None, SEEDS), lambda b, h, n: (b, 0))]
+      pl.BlockSpec((None, kernels.SEEDS), lambda b, h, n: (b, 0))]
 
 
 def _call(kernel: Callable[..., None], *arrays: jax.Array, **options: Any):
   # Only GPUs need this import, a twentieth of the time to start a command.
   from jax.experimental.pallas import triton
-  return jax.lax.platform_dependent(
-      *arrays, cpu=pl.pallas_call(kernel, interpret=True, **options),
-      default=pl.pallas_call(kernel, compiler_params=triton.CompilerParams(
-          num_warps=4, num_stages=2), **options))
+  return kernels.call(
+      kernel, *arrays, compiler=triton.CompilerParams(
+          num_warps=4, num_stages=2), **options)
 
 
 def _forward_kernel(length, rate, precision, q_ref, k_ref, v_ref, query_ids_ref,
                     key_ids_ref, bounds_ref, seeds_ref, y_ref, top_ref,
                     total_ref):
-  q, query_ids = _scaled(q_ref[...]), query_ids_ref[...]  # [T, K], [T]
+  q, query_ids = kernels.scaled(q_ref[...]), query_ids_ref[...]  # [T, K], [T]
   tile = len(query_ids)
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
-  product = functools.partial(_product, precision)
+  product = functools.partial(kernels.product, precision)
 
   def add(n, sums):
     top, total, y = sums
@@ -219,13 +213,13 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
   """
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
-  product = functools.partial(_product, precision)
+  product = functools.partial(kernels.product, precision)
 
   def pair(i, j):
     """Returns the weights after dropout and the gradient of scores, [T, T]."""
     rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
     scores, seen = _scores(
-        product, length, _scaled(q_ref[rows, :]), k_ref[columns, :],
+        product, length, kernels.scaled(q_ref[rows, :]), k_ref[columns, :],
         query_ids_ref[rows], key_ids_ref[columns], j)
     weights = jnp.exp(scores - top_ref[rows][:, None])
     weights = weights / total_ref[rows][:, None]
@@ -240,7 +234,7 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
     dk, dv = sums
     weights, slope = pair(i, this)
     rows = pl.ds(i * tile, tile)
-    return (dk + product(slope, _scaled(q_ref[rows, :]), 0, 0),
+    return (dk + product(slope, kernels.scaled(q_ref[rows, :]), 0, 0),
             dv + product(weights, g_ref[rows, :], 0, 0))
 
   def by_queries(j, dq):
@@ -254,11 +248,6 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
   out_ref[:, 2, :] = dv.astype(out_ref.dtype)
   dq = jax.lax.fori_loop(bounds_ref[0], bounds_ref[1], by_queries, zeros)
   out_ref[:, 0, :] = base.scaled(dq).astype(out_ref.dtype)
-
-
-def _scaled(q: jax.Array) -> jax.Array:
-  """Computes q / √K rounded to the dtype of `q`; Triton divides no bfloat16."""
-  return base.scaled(q.astype(jnp.float32)).astype(q.dtype)
 
 
 def _scores(product, length, q, k, query_ids, key_ids, n):
@@ -276,20 +265,7 @@ def _scores(product, length, q, k, query_ids, key_ids, n):
 
 def _factor(rate, seeds_ref, head, i, j, tile):
   """Computes the dropout factors of query tile i and key tile j, [T, T]."""
-  if not rate:
-    return jnp.ones((tile, tile), jnp.float32)
-  iota = functools.partial(jax.lax.broadcasted_iota, jnp.int32, (tile, tile))
-  query, key = ((n * tile + iota(axis)).astype(jnp.uint32)
-                for axis, n in enumerate((i, j)))
-  length = seeds_ref[2]
-  index = (jnp.uint32(head) * length + query) * length + key
-  keep = dropout.keep_mask(index, seeds_ref[0], seeds_ref[1], rate)
-  return jnp.where(keep, 1 / (1 - rate), 0.0)
-
-
-def _product(precision: matmul.Precision, a: jax.Array, b: jax.Array, i: int,
-             j: int) -> jax.Array:
-  """Computes the sum over axis i of a and axis j of b, in float32."""
-  return jax.lax.dot_general(
-      a, b, (((i,), (j,)), ((), ())), preferred_element_type=jnp.float32,
-      precision=precision)
+  query, key = (n * tile + jax.lax.broadcasted_iota(
+      jnp.int32, (tile, tile), axis) for axis, n in enumerate((i, j)))
+  return kernels.factor(rate, [seeds_ref[n] for n in range(3)], head, query,
+                        key)
