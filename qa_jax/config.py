@@ -48,8 +48,9 @@ class Model:
   dropout: float = 0.1
   # Dropout rate of attention weights while training.
   attention_dropout: float = 0.1
-  # Implementation of attention: auto, xla, cudnn, pallas or chunked. All
-  # compute one result; auto chooses what suits device, config and row length.
+  # Implementation of attention: auto, xla, cudnn, pallas, pallas_tpu or
+  # chunked. All compute one result; auto chooses what suits device, config and
+  # row length.
   attention: str = 'auto'
   # Standard deviation of the initial weights of an encoder from scratch.
   initializer_range: float = 0.02
