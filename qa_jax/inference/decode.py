@@ -33,19 +33,22 @@ def null_rule_needs(decode: config_lib.Decode) -> frozenset[str]:
   return null_rules.find_rule(decode.null_rule).needs
 
 
-def _program(model: qa.QAModel, decode: config_lib.Decode,
-             mesh: jax.sharding.Mesh | None = None, *,
-             statistics: bool = False) -> Callable[..., dict[str, Any]]:
-  """Returns the program of a model and a config, from the cache if possible."""
+def build_program(model: qa.QAModel, decode: config_lib.Decode,
+                  mesh: jax.sharding.Mesh | None = None, *,
+                  statistics: bool = False) -> Callable[..., dict[str, Any]]:
+  """Returns the jitted function (params, batch, temperatures) → arrays.
+
+  It is from the cache if possible; `_compiled` says what it returns.
+  """
   return _compiled(model, decode.search, decode.max_answer_length,
                    decode.n_best, 'normaliser' in null_rule_needs(decode),
-                   devices.replicated_sharding(mesh), statistics)
+                   mesh, statistics)
 
 
 # The cache holds compiled programs, not parameters.
 @functools.lru_cache(maxsize=32)
 def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
-              normaliser: bool, result: jax.sharding.Sharding | None,
+              normaliser: bool, mesh: jax.sharding.Mesh | None,
               statistics: bool) -> Callable[..., dict[str, Any]]:
   """Builds encoder, head and span search as one jitted function.
 
@@ -54,14 +57,14 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
   """
   find = search.find_search(spec)
 
-  @functools.partial(jax.jit, out_shardings=result)
+  @functools.partial(jax.jit, out_shardings=devices.replicated_sharding(mesh))
   def run(params, batch, temperatures):
     starts = batch['start_mask']
     ends = batch.get('end_mask', batch['context_mask'])
-    scores = span_scores.mask_padding(model.apply(
-        {'params': params}, **qa.model_inputs(batch),
-        start_mask=starts if 'end_mask' in batch else None),
-                                      batch['attention_mask'])
+    with devices.on_mesh(mesh):
+      scores = model.apply({'params': params}, **qa.model_inputs(batch),
+                           start_mask=starts if 'end_mask' in batch else None)
+    scores = span_scores.mask_padding(scores, batch['attention_mask'])
     masks = starts, ends
     fields = candidates.window_candidates(
         find, scores, *masks, longest=longest, n_best=n_best,
@@ -100,7 +103,7 @@ def score_windows(
     NotFiniteError: the null score or a candidate's score is not finite.
   """
   decode, count = config.decode, mesh.size if mesh else 1
-  run = _program(model, decode, mesh, statistics=statistics)
+  run = build_program(model, decode, mesh, statistics=statistics)
   packed = bool(input_pipeline.packing(config))
   plan = input_pipeline.plan_evaluation(config, windows.total_lengths, count)
 
@@ -176,7 +179,7 @@ def calls_of_bucket(
   tokens on one device, unpacked: one for each power of two of windows, up to
   the rows of a full batch. `windows` are any windows; they are not read.
   """
-  run = _program(model, config.decode)
+  run = build_program(model, config.decode)
   most = batch_plans.eval_rows(
       input_pipeline.eval_batch_size(config, 1), length,
       input_pipeline.batch_buckets(config)[-1], multiple=1)

@@ -48,6 +48,18 @@ def make_mesh(devices, axes: dict[str, int]) -> jax.sharding.Mesh:
       axis_types=(jax.sharding.AxisType.Auto,) * len(axes))
 
 
+def on_mesh(mesh: jax.sharding.Mesh | None
+            ) -> contextlib.AbstractContextManager[None]:
+  """Returns a context to trace a program in whose rows the mesh divides.
+
+  It tells kernels, which the compiler cannot divide, to divide their rows over
+  all axes of the mesh.
+  """
+  if mesh is None:
+    return contextlib.nullcontext()
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def data_mesh() -> jax.sharding.Mesh:
   """Returns the mesh of evaluation: all devices on one axis 'data'."""
   devices = select_devices(jax.devices(), 0)

@@ -71,8 +71,9 @@ def _sharded(step, mesh, *, parameters: str | None, options: Options
   def gathered(state, batch):
     # Without this constraint the compiler may split the activations in the way
     # the parameters are split. It then moves many times more bytes.
-    return step(state.replace(params=jax.lax.with_sharding_constraint(
-        state.params, replicated)), batch)
+    with devices_lib.on_mesh(mesh):
+      return step(state.replace(params=jax.lax.with_sharding_constraint(
+          state.params, replicated)), batch)
 
   @functools.cache
   def jitted(treedef, shapes):

@@ -13,7 +13,10 @@ from qa_jax import errors
 from qa_jax import heads
 from qa_jax import span_scores
 from qa_jax.decoding import search
+from qa_jax.inference import decode
+from qa_jax.models import qa
 from qa_jax.models.encoders import ENCODERS
+from qa_jax.runtime import devices
 from qa_jax.training import trainer as trainer_lib
 
 needs_libtpu = pytest.mark.skipif(
@@ -84,6 +87,29 @@ def test_chips_add_their_gradients_or_also_gather_their_parameters(tmp_path):
   assert whole.collectives == {'all-reduce': 1}
   assert halves.collectives['all-gather'] > 1
   assert halves.arguments < 0.55 * whole.arguments
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_evaluation_on_several_chips_compiles_for_a_tpu(tmp_path):
+  """XLA cannot divide a kernel, so each chip calls it for its rows."""
+  chips = devices.make_mesh(tpu.describe_chips(4), {'data': 4})
+  def array(dtype, *shape, axes=()):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=(
+        jax.sharding.NamedSharding(chips, jax.sharding.PartitionSpec(*axes))))
+
+  settings = config(tmp_path, chips=4)
+  trainer = trainer_lib.build_trainer(settings)
+  batch = {k: array(dtype, 8, 64, axes=['data'])
+           for names, dtype in ((qa.INPUTS, np.int32),
+                                (['context_mask', 'start_mask'], bool))
+           for k in names}
+  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
+        tpu.on_a_chip()):
+    text = decode.build_program(trainer.model, settings.decode, chips).lower(
+        jax.tree.map(lambda x: array(x.dtype, *x.shape), trainer.state.params),
+        batch, array(np.float32, 1)).compile().as_text()
+  assert 'tpu_custom_call' in text
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_regret_of_an_inexact_search_is_to_the_best_whole_words():
 def test_warm_up_compiles_all_programs_of_an_answer():
   qa = make(whole_words=True)
   qa.warm_up()
-  run = decode._program(qa.model, qa.config.decode)
+  run = decode.build_program(qa.model, qa.config.decode)
   compiled = run._cache_size()
   qa.answer(*QUESTIONS[2])
   assert run._cache_size() == compiled > 0

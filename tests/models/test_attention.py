@@ -32,6 +32,7 @@ from qa_jax.models.attention import kernels
 from qa_jax.models.attention import pallas_tpu
 from qa_jax.models.attention import xla
 from qa_jax.models.encoders import bert
+from qa_jax.runtime import devices
 from qa_jax.training import trainer
 from tests.common import jaxprs
 from tests.common import refusals
@@ -291,7 +292,8 @@ def test_each_device_computes_its_own_rows(name):
   q, k, v, g = arrays()
   inputs = jax.device_put(
       (q, k, v, visible_of('packed'), drop_of(RATE).keys, g), split)
-  program = jax.jit(gradient_function(name, RATE)).lower(*inputs).compile()
+  with devices.on_mesh(mesh):
+    program = jax.jit(gradient_function(name, RATE)).lower(*inputs).compile()
   assert 'all-gather' not in program.as_text()
   for ours, alone in zip(program(*inputs), outputs(name, 'packed', RATE),
                          strict=True):

@@ -139,7 +139,7 @@ def test_spans_are_the_band_over_the_tokens_of_the_context(client):
 def test_after_the_warm_up_no_request_compiles():
   service, app = make()
   assert service.warm_up() == 3 + 1  # 1, 2 or 4 windows; and the spans
-  programs = (decode._program(service.qa.model, service.qa.config.decode),
+  programs = (decode.build_program(service.qa.model, service.qa.config.decode),
               span_view._compiled(service.qa.model,
                                   service.qa.config.decode.max_answer_length))
   before = [program._cache_size() for program in programs]

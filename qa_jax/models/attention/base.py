@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import flax.struct
 import jax
-from jax.experimental import custom_partitioning
 import jax.numpy as jnp
 
 from qa_jax.models import dropout
@@ -115,29 +114,20 @@ def scaled(q: jax.Array) -> jax.Array:
 def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:
   """Computes function(*rows) on each device for the rows of that device.
 
-  The first axis of the arrays and of the results numbers the rows. Without this
-  function the compiler, which cannot look into a kernel, would copy all rows to
-  every device. It has no derivative. vmap appends the rows of all members of a
+  The first axis of the arrays and of the results numbers the rows. The devices
+  are those of the mesh in context (devices.on_mesh), all of whose axes divide
+  the rows. Without it the compiler, which cannot look into a kernel, would copy
+  all rows to every device, or fail. vmap appends the rows of all members of a
   population and calls `function` once.
   """
-  results = jax.tree.leaves(jax.eval_shape(function, *rows))
-
-  def axes(name: str, arrays: Sequence[Any]) -> str:
-    return ', '.join(
-        ' '.join(['b', *(f'{name}{n}_{axis}' for axis in range(1, x.ndim))])
-        for n, x in enumerate(arrays))
-
-  def partition(mesh: jax.sharding.Mesh, arguments: Sequence[Any],
-                result: Any) -> Any:
-    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(
-        *arguments[0].sharding.spec[:1]))
-    return (mesh, function, jax.tree.map(lambda _: split, result),
-            (split,) * len(rows))
-
-  partitioned = custom_partitioning.custom_partitioning(function)
-  partitioned.def_partition(partition=partition, sharding_rule=(
-      f'{axes("i", rows)} -> {axes("o", results)}'))
-  call = jax.custom_batching.custom_vmap(lambda *rows: partitioned(*rows))
+  @jax.custom_batching.custom_vmap
+  def call(*rows):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or mesh.size == 1:  # one device calls
+      return function(*rows)
+    split = jax.sharding.PartitionSpec(mesh.axis_names)
+    return jax.shard_map(function, in_specs=split, out_specs=split,
+                         check_vma=False)(*rows)
 
   @call.def_vmap
   def fold(members, is_mapped, *rows):
