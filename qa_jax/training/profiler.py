@@ -7,6 +7,7 @@ import jax
 
 from qa_jax import errors
 from qa_jax.runtime import console as console_lib
+from qa_jax.runtime import processes
 
 
 def check_profile_steps(steps: range, start: int, end: int) -> None:
@@ -22,7 +23,11 @@ def check_profile_steps(steps: range, start: int, end: int) -> None:
 
 
 class Profiler:
-  """A recorder of a range of steps, for TensorBoard or Perfetto."""
+  """A recorder of a range of steps, for TensorBoard or Perfetto.
+
+  With several processes, only the first records. The others have the range too,
+  because all must divide the steps into equal dispatches.
+  """
 
   def __init__(self, directory: pathlib.Path, steps: range):
     self._directory, self._steps, self._on = directory, steps, False
@@ -34,11 +39,13 @@ class Profiler:
   def before(self, step: int | None, state: Any) -> None:
     """Starts or ends the profile before a step, or after the last (None)."""
     if self._on != (step in self._steps):
+      self._on = not self._on
+      if not processes.is_first_process():
+        return
       jax.block_until_ready(state)  # the profile leaves out the earlier steps
       if self._on:
+        jax.profiler.start_trace(self._directory)
+      else:
         jax.profiler.stop_trace()
         console_lib.say(
             f'profile of {len(self._steps)} steps in {self._directory}')
-      else:
-        jax.profiler.start_trace(self._directory)
-      self._on = not self._on

@@ -142,7 +142,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
     store = checkpointing.open_run(
         trainer, config, workdir, argv or [], open_things)
-    start, = processes.broadcast_from_first([store.latest or 0])
+    start, *bounds = processes.broadcast_from_first(
+        [store.latest or 0, profile_steps.start, profile_steps.stop])
     about = describe_run(trainer)  # counts the initial parameters
     state, counts, position = checkpointing.restore_state(
         trainer, store, start)
@@ -152,6 +153,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     if checkpointing.make_schedule(trainer).is_complete(store, start):
       console.say(f'{workdir} is complete at step {start}; nothing to do')
       return checkpointing.final_metrics(trainer, workdir, state.params)
+    profile_steps = range(*bounds)
     profiler.check_profile_steps(profile_steps, start, trainer.num_steps)
     console.say(about)
     shapes = len(trainer.batches.shapes(trainer.num_steps - start))
@@ -171,8 +173,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
         signals.StopRequests(alone=not processes.is_multi_process()))
     dog = open_things.enter_context(watchdog.Watchdog(
         config.train.step_timeout_seconds, str(workdir)))
-    trace = profiler.Profiler(workdir / 'profile', (
-        profile_steps if processes.is_first_process() else range(0)))
+    trace = profiler.Profiler(workdir / 'profile', profile_steps)
     meter = checkpointing.step_metrics(trainer, log, costs, counts, progress)
     checkpointer = checkpointing.build_checkpointer(
         trainer, store, workdir, requests, meter, start=start)

@@ -152,6 +152,12 @@ def test_the_first_alone_speaks(pair):
 
 
 @SLOW
+def test_the_first_process_alone_records_the_profile(pair):
+  assert len([*pair.workdir.rglob('*.xplane.pb')]) == 1
+  assert 'profile of 1 steps' in pair.err[0]
+
+
+@SLOW
 def test_all_stop_before_one_step_and_resume_bit_for_bit(pair):
   assert [result['stopped'] for result in pair.results] == [143, 143]
   assert pair.results[0]['saved'] == pair.results[1]['saved']
