@@ -4,6 +4,7 @@ Glossary of shapes: N windows, E questions.
 """
 
 from collections.abc import Callable, Mapping
+import hashlib
 import pathlib
 from typing import Any
 
@@ -154,7 +155,13 @@ def evaluate_data(qa: predict.QA, data: str, *,
 def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
                      output: pathlib.Path | None,
                      progress: str = '') -> dict[str, float]:
-  """Computes the metrics of a model on windows, shared by all devices."""
+  """Computes the metrics of a model on windows, shared by all devices.
+
+  Raises:
+    UserError: the model, its decoding or the data differ between processes.
+  """
+  if processes.is_multi_process():
+    _check_equal_on_all(qa, windows)
   qa.say_window_note(windows)
   console.say(f'evaluating {len(windows)} windows; the first batch of each '
               f'length is compiled{settings.cache_note()}')
@@ -175,6 +182,21 @@ def evaluate_windows(qa: predict.QA, windows: windows_lib.WindowSet, *,
                 'declined, though all have answers; --decode.null_rule=never '
                 'answers every question')
   return metrics
+
+
+def _check_equal_on_all(qa: predict.QA, windows: windows_lib.WindowSet) -> None:
+  """Raises a UserError if an input of an evaluation differs on a process.
+
+  Each process computes a part of every batch, so that the answers would be of
+  several models, or of several data sets.
+  """
+  weights = hashlib.sha256()
+  for leaf in jax.tree.leaves(qa.params):
+    weights.update(np.ascontiguousarray(leaf))
+  processes.check_equal_on_all(
+      config=repr(qa.config), calibration=repr(qa.calibration),
+      vocabulary=qa.tokenizer.fingerprint,
+      data=store.fingerprint(windows.examples), weights=weights.hexdigest())
 
 
 def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]

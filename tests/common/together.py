@@ -57,6 +57,12 @@ def refusal(call, *arguments) -> str:
   raise AssertionError
 
 
+def score_other_weights(output: pathlib.Path) -> None:
+  """Evaluates another checkpoint on each process."""
+  flags.FLAGS.checkpoint = str(4 + jax.process_index())
+  evaluate.score_model(output)
+
+
 def main() -> None:
   cli.join()
   workdir = pathlib.Path(evaluate.OUTPUT.value)
@@ -92,7 +98,8 @@ def main() -> None:
           config='same', data=f'of {jax.process_index()}')),
       refusal(population.train_members, [RUNS['whole']],
               [workdir / 'member']),
-      refusal(trainer.build_trainer, tiny.config(parallel={'mode': 'jit'}))]
+      refusal(trainer.build_trainer, tiny.config(parallel={'mode': 'jit'})),
+      refusal(score_other_weights, workdir / 'mixed')]
   (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
   train_until(signal.SIGKILL, 3, workdir / 'killed')
 

@@ -227,10 +227,11 @@ def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
 @SLOW
 def test_what_processes_cannot_share_is_refused_by_all(pair):
   for result in pair.results:
-    same, population, mode = result['refused']
+    same, population, mode, weights = result['refused']
     assert same.startswith('data: not the same on processes 0 and 1')
     assert 'one process, not in 2' in population
     assert "mode='jit' trains on one device" in mode
+    assert weights.startswith('weights: not the same on processes 0 and 1')
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
