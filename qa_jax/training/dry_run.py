@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from qa_jax.runtime import devices
+from qa_jax.runtime import processes
 from qa_jax.training import trainer as trainer_lib
 
 STEPS = 3  # steps that are timed at most, after a first one
@@ -71,7 +72,8 @@ def _costs(trainer: trainer_lib.Trainer) -> dict[str, Any]:
     if local[0].platform == 'cpu':  # all its devices share one memory
       needed *= len(local)
     free = devices.free_bytes(local[0])
-    if needed > MEMORY_SHARE * free:
+    fits, = processes.broadcast_from_first([needed <= MEMORY_SHARE * free])
+    if not fits:
       return {**costs, 'eta': (
           f'not timed: beside the state a step needs {needed / MEBIBYTE:,.0f} '
           f'MiB, and {free / MEBIBYTE:,.0f} MiB are free')}
@@ -88,16 +90,19 @@ def _time(trainer: trainer_lib.Trainer, state: Any, length: int,
           rows: dict[str, np.ndarray]) -> tuple[float, int]:
   """Returns the median seconds of a step, and the number of steps timed.
 
-  The first step is left out if there are others. It compiles nothing.
+  The first step is left out if there are others. It compiles nothing. The first
+  process decides how many steps all make: one more would wait for ever.
   """
   seconds: list[float] = []
-  began = time.perf_counter()
-  while len(seconds) <= STEPS and (
-      not seconds or time.perf_counter() - began < SECONDS):
+  processes.wait_for_all('compiled')  # Some may have longer to compile.
+  began, goes_on = time.perf_counter(), True
+  while goes_on:
     start = time.perf_counter()
     state, values = trainer.parallel.step(state, trainer.place(length, rows))
     jax.block_until_ready(values)
     seconds.append(time.perf_counter() - start)
+    goes_on, = processes.broadcast_from_first([
+        len(seconds) <= STEPS and time.perf_counter() - began < SECONDS])
   timed = seconds[1:] or seconds
   return float(np.median(timed)), len(timed)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import time
 from typing import Any, Protocol
@@ -133,10 +132,6 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     lock.check_unlocked(workdir)
   with metrics_log_lib.Costs() as costs, contextlib.ExitStack() as open_things:
     trainer = trainer_lib.build_trainer(settled, run_directory)
-    if processes.is_multi_process():
-      processes.check_equal_on_all(
-          config=json.dumps(settled.to_dict(), sort_keys=True),
-          **trainer.data_hashes, **trainer.weight_hashes)
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)

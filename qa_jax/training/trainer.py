@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import json
 import math
 import pathlib
 from typing import Any
@@ -342,7 +343,8 @@ def build_trainer(config: config_lib.Config,
   `run` may be resumed: where model.init_from is gone, its checkpoint will do.
 
   Raises:
-    UserError: the config has a mistake, or data or weights cannot be read.
+    UserError: the config has a mistake, data or weights cannot be read, or one
+      of them differs between processes.
   """
   devices = select_train_devices(config)
   objective, source, vocabulary, model = build_parts(
@@ -381,11 +383,16 @@ def build_trainer(config: config_lib.Config,
     notes.append(f'evaluation: {note}')
     evaluator = evaluator_lib.Evaluator(
         model, held_out, config, mesh=wrapped.mesh)
-  return Trainer(
+  trainer = Trainer(
       config=config, devices=devices, objective=objective, source=source,
       windows=windows, tokenizer=windows.tokenizer, buckets=buckets,
       sizes=sizes, model=model, loss_fn=loss_fn, dispatch=dispatch,
       parallel=wrapped, evaluator=evaluator, notes=notes, **parts)
+  if processes.is_multi_process():
+    processes.check_equal_on_all(
+        config=json.dumps(config.to_dict(), sort_keys=True),
+        **trainer.data_hashes, **trainer.weight_hashes)
+  return trainer
 
 
 def with_seed_and_rates(trainer: Trainer, config: config_lib.Config) -> Trainer:

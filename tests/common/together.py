@@ -20,6 +20,7 @@ from qa_jax import errors
 from qa_jax.data import windows
 from qa_jax.runtime import processes
 from qa_jax.runtime import signals
+from qa_jax.training import dry_run
 from qa_jax.training import population
 from qa_jax.training import train
 from qa_jax.training import trainer
@@ -93,13 +94,16 @@ def main() -> None:
       int(p.name) for p in (workdir / 'stopped' / 'checkpoints').iterdir())
   processes.wait_for_all('looked')
   found['resumed'] = train.train(RUNS['whole'], workdir / 'stopped')
+  dry_run.SECONDS = 60.0 * jax.process_index()  # another limit on each
+  found['dry run'] = dry_run.summarize(trainer.build_trainer(RUNS['whole']))
   found['refused'] = [
       refusal(lambda: processes.check_equal_on_all(
           config='same', data=f'of {jax.process_index()}')),
       refusal(population.train_members, [RUNS['whole']],
               [workdir / 'member']),
       refusal(trainer.build_trainer, tiny.config(parallel={'mode': 'jit'})),
-      refusal(score_other_weights, workdir / 'mixed')]
+      refusal(score_other_weights, workdir / 'mixed'),
+      refusal(trainer.build_trainer, tiny.config(seed=jax.process_index()))]
   (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
   train_until(signal.SIGKILL, 3, workdir / 'killed')
 

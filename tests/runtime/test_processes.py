@@ -158,6 +158,12 @@ def test_the_first_process_alone_records_the_profile(pair):
 
 
 @SLOW
+def test_all_make_the_steps_of_a_dry_run_that_the_first_has_time_for(pair):
+  for result in pair.results:
+    assert 'an estimate from 1 timed steps' in result['dry run']['eta']
+
+
+@SLOW
 def test_all_stop_before_one_step_and_resume_bit_for_bit(pair):
   assert [result['stopped'] for result in pair.results] == [143, 143]
   assert pair.results[0]['saved'] == pair.results[1]['saved']
@@ -227,11 +233,12 @@ def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
 @SLOW
 def test_what_processes_cannot_share_is_refused_by_all(pair):
   for result in pair.results:
-    same, population, mode, weights = result['refused']
+    same, population, mode, weights, seed = result['refused']
     assert same.startswith('data: not the same on processes 0 and 1')
     assert 'one process, not in 2' in population
     assert "mode='jit' trains on one device" in mode
     assert weights.startswith('weights: not the same on processes 0 and 1')
+    assert seed.startswith('config: not the same on processes 0 and 1')
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
