@@ -129,10 +129,12 @@ def score_model(output: pathlib.Path | None
   from qa_jax.checkpoints import run_directory
   from qa_jax.evaluation import evaluator
   from qa_jax.runtime import console
+  from qa_jax.runtime import devices
   from qa_jax.runtime import processes
   from qa_jax.runtime import settings
 
   settings.configure_process()
+  devices.data_mesh()  # refuses devices that JAX cannot read a checkpoint with
   qa = cli.load_model(WORKDIR.value)
   run = run_directory.RunDirectory(pathlib.Path(WORKDIR.value))
   label = cli.evaluation_label()

@@ -87,7 +87,8 @@ def mesh_axes(axes: Mapping[str, int] | None, num_devices: int | None
     axes = {k: num_devices // known if n == -1 else n for k, n in axes.items()}
   if math.prod(axes.values()) != num_devices or min(axes.values()) < 1:
     raise errors.UserError(
-        f'parallel.mesh {axes} does not multiply to {num_devices} devices')
+        f'parallel.mesh {axes} does not multiply to {num_devices} devices; '
+        'choose sizes with this product, or -1 for one of them')
   return axes
 
 
@@ -140,18 +141,21 @@ def select_devices(devices: Sequence[jax.Device], count: int
   """Returns `count` devices (0: all), equally many of each process in turn.
 
   Raises:
-    UserError: the processes cannot contribute equally many devices.
+    UserError: the processes cannot contribute equally many devices, or have not
+      equally many, which functions of JAX need.
   """
   of_process: dict[int, list[jax.Device]] = {}
   for device in devices:
     of_process.setdefault(device.process_index, []).append(device)
-  total = count or len(devices)
-  each, rest = divmod(total, len(of_process))
-  if rest or any(len(d) < each for d in of_process.values()):
-    have = ', '.join(str(len(of_process[p])) for p in sorted(of_process))
-    raise errors.UserError(
-        f'config.parallel.num_devices={count}: {total} cannot be as many of '
-        f'each of {len(of_process)} processes, which have {have}')
+  have = [len(of_process[p]) for p in sorted(of_process)]
+  errors.require(
+      len({*have}) == 1, f'the {len(have)} processes have '
+      f'{", ".join(map(str, have))} devices; start all with equally many')
+  each, rest = divmod(count or len(devices), len(have))
+  errors.require(
+      not rest and each <= have[0],
+      f'config.parallel.num_devices={count} must be a multiple of the '
+      f'{len(have)} processes, up to {len(devices)}')
   return [d for p in sorted(of_process) for d in of_process[p][:each]]
 
 

@@ -297,7 +297,15 @@ def test_devices_are_taken_evenly_from_processes():
 def test_devices_that_cannot_be_even_are_refused(count):
   devices = [device(p, n) for p in range(2) for n in range(4)]
   message = refusals.refusal(devices_lib.select_devices, devices, count)
-  assert f'num_devices={count}' in message and 'have 4, 4' in message
+  assert message == (f'config.parallel.num_devices={count} must be a multiple '
+                     'of the 2 processes, up to 8')
+
+
+@pytest.mark.parametrize('count', [0, 4])
+def test_processes_with_unequal_devices_are_refused(count):
+  devices = [device(p, n) for p in range(2) for n in range(4 - 2 * p)]
+  assert refusals.refusal(devices_lib.select_devices, devices, count) == (
+      'the 2 processes have 4, 2 devices; start all with equally many')
 
 
 def test_one_process_is_the_first_and_has_all_rows():
