@@ -25,8 +25,10 @@ from qa_jax.models import encoders
 from qa_jax.runtime import console
 from qa_jax.runtime import processes
 
-# Fields that may differ in a resumed run: no computed value depends on them.
-FREE_FIELDS = ('train.step_timeout_seconds',)
+# Fields that may differ in a resumed run: values depend on them by rounding at
+# most. `checkpointing.restore_state` refuses a number of devices that changes
+# the batches.
+FREE_FIELDS = ('train.step_timeout_seconds', 'parallel.num_devices')
 # In the directory of an evaluation: its data SPEC, and the checkpoint's step.
 SPEC = 'data.json'
 # Fields of earlier versions, without effect, that a stored config may have.

@@ -216,7 +216,8 @@ def restore_state(
         'number of devices ('
         + ('data.packing=rows' if trainer.batches.packing == 'rows' else
            'the objective keeps questions together')
-        + '); resume it on as many, or choose a new --workdir')
+        + '); resume it on as many, such as by --config.parallel.num_devices='
+        f'{meta["devices"]}, or choose a new --workdir')
     console.say(f'{changed}: equal but for rounding'
                 + ' and dropout' * bool(trainer.batches.packing))
   console.say(f'resuming from step {step} of {trainer.num_steps}')

@@ -225,18 +225,12 @@ def test_a_run_that_dies_in_its_last_save_does_not_look_complete(
 @pytest.mark.slow
 @pytest.mark.parametrize(('before', 'after'), [(4, 1), (1, 8)])
 def test_a_run_goes_on_with_another_number_of_devices(
-    tmp_path, monkeypatch, capsys, before, after):
-  devices = jax.devices()
-  config = tiny.config(parallel={'num_devices': 0})
-
-  def use_devices(count):
-    monkeypatch.setattr(trainer_lib, 'select_train_devices',
-                        lambda _: devices[:count])
-  use_devices(before)
-  train.train(config, tmp_path / 'whole')
-  runs.train_until_killed(config, tmp_path / 'moved', 5)
-  use_devices(after)
-  train.train(config, tmp_path / 'moved')
+    tmp_path, capsys, before, after):
+  on_before, on_after = (
+      tiny.config(parallel={'num_devices': count}) for count in (before, after))
+  train.train(on_before, tmp_path / 'whole')
+  runs.train_until_killed(on_before, tmp_path / 'moved', 5)
+  train.train(on_after, tmp_path / 'moved')
   assert f'{before} devices before, {after} now' in capsys.readouterr().err
   for a, b in zip(runs.rows_of(tmp_path / 'whole'),
                   runs.rows_of(tmp_path / 'moved'),
@@ -250,24 +244,18 @@ def test_a_run_goes_on_with_another_number_of_devices(
     ({'data': {**tiny.FIELDS['data'], 'packing': 'rows'}}, 'data.packing=rows'),
     ({'objective': 'shared_norm'}, 'the objective keeps questions together')])
 def test_a_plan_of_the_devices_does_not_go_on_with_another_number(
-    tmp_path, monkeypatch, capsys, fields, why):
-  devices = jax.devices()
-  config = tiny.config(parallel={'num_devices': 0},
-                       train={**tiny.FIELDS['train'], 'num_steps': 3}, **fields)
-
-  def use_devices(count):
-    monkeypatch.setattr(trainer_lib, 'select_train_devices',
-                        lambda _: devices[:count])
-  use_devices(2)
-  runs.train_until_killed(config, tmp_path, 3)
-  use_devices(1)
+    tmp_path, capsys, fields, why):
+  one, two = (tiny.config(
+      parallel={'num_devices': count},
+      train={**tiny.FIELDS['train'], 'num_steps': 3}, **fields)
+              for count in (1, 2))
+  runs.train_until_killed(two, tmp_path, 3)
   with pytest.raises(errors.UserError, match=(
-      rf'2 devices before, 1 now, .*\({why}\); resume it on as many')):
-    train.train(config, tmp_path)
-  use_devices(2)
-  metrics = train.train(config, tmp_path)
-  use_devices(1)  # A complete run reads no batch.
-  assert train.train(config, tmp_path) == metrics
+      rf'2 devices before, 1 now, .*\({why}\); resume it on as many, such as '
+      'by --config.parallel.num_devices=2, or')):
+    train.train(one, tmp_path)
+  metrics = train.train(two, tmp_path)
+  assert train.train(one, tmp_path) == metrics  # It reads no batch.
   assert 'is complete at step 3' in capsys.readouterr().err
 
 
