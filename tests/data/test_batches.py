@@ -73,7 +73,7 @@ def test_fixed_rows_hold_every_window_once_and_have_one_shape(
     n, size, multiple):
   lengths = np.random.default_rng(0).integers(3, 41, n)
   planned = batch_plans.plan_fixed_rows(
-      lengths, batch_size=size, buckets=(16, 40), multiple=multiple)
+      lengths, batch_size=size, buckets=(8, 16, 40), multiple=multiple)
   shapes, tokens, seen = set(), 0, []
   for length, indices, places in planned:
     shapes.add((length, indices.shape, places['packed_row'].shape))
@@ -92,16 +92,19 @@ def test_fixed_rows_hold_every_window_once_and_have_one_shape(
     assert lengths.sum() > 0.9 * tokens
 
 
-@pytest.mark.parametrize(('devices', 'size', 'packing', 'mean'), [
-    (4, 12, 'rows', 16.0),  # 3 of 6 tokens a shard: 1.5 rows, rounded to 2
-    (4, 16, 'rows', None), (1, 12, 'rows', None), (4, 12, True, None),
-    (4, 12, False, None)])
+@pytest.mark.parametrize(('steps', 'size', 'packing', 'mean'), [
+    (2, 12, 'rows', 16.0),  # 3 of 6 tokens a shard: 1.5 rows, rounded to 2
+    (2, 16, 'rows', None), (1, 12, 'rows', None), (2, 12, True, None),
+    (2, 12, False, None)])
 def test_a_line_says_how_far_whole_rows_are_from_the_batch_size(
-    devices, size, packing, mean):
+    steps, size, packing, mean):
   window_set = windows.cut(*[windows.example(1)] * 240)
   stream = batches_lib.TrainBatches(
-      window_set, np.arange(240), size, (12,), seed=0, packing=packing,
-      devices=devices)
+      window_set, np.arange(240), size, (8, 12), seed=0, packing=packing,
+      devices=steps, accumulation=steps)
+  if packing == 'rows':
+    assert stream.describe().endswith(
+        f'packed in {next(stream)["packed_row"].size} rows of 12')
   real = np.mean([(next(stream)['weight'] > 0).sum()
                   for _ in range(stream.steps_per_epoch)])
   if mean:
@@ -127,10 +130,13 @@ def test_eval_batches_hold_about_as_many_tokens_whatever_their_length(
 
 
 @pytest.mark.parametrize(('n', 'rows'), [(1, 1), (3, 4), (5, 8), (200, 64)])
-def test_few_windows_are_one_batch_of_a_power_of_two(n, rows):
-  planned = batch_plans.plan_eval(
-      np.full(n, 12), batch_size=64, buckets=BUCKETS)
+@pytest.mark.parametrize('make', [
+    batch_plans.plan_eval, batch_plans.plan_packed])
+def test_few_windows_are_one_batch_of_a_power_of_two(n, rows, make):
+  planned = make(np.full(n, 12), batch_size=64, buckets=BUCKETS)
   assert {len(r) for _, r in planned} == {rows}
+  windows_of_all = np.concatenate([r for _, r in planned])
+  assert sorted(windows_of_all[windows_of_all >= 0]) == list(range(n))
 
 
 @pytest.mark.parametrize('layout', [
@@ -202,10 +208,12 @@ def test_a_restored_position_gives_the_same_next_batches(grouping):
   other = batches.stream(**grouping)
   for _ in range(11):
     next(other)
-  resumed = batches.stream(**grouping)
+  resumed, skipped = batches.stream(**grouping), batches.stream(**grouping)
   resumed.seek(other.position)
-  for a, b in zip(expected[11:], itertools.islice(resumed, 14), strict=True):
-    assert all((a[k] == b[k]).all() for k in a)
+  skipped.skip(11)
+  for stream in (resumed, skipped):
+    for a, b in zip(expected[11:], itertools.islice(stream, 14), strict=True):
+      assert all((a[k] == b[k]).all() for k in a)
 
 
 @pytest.mark.parametrize('start', [0, 11, 40])

@@ -89,6 +89,17 @@ def test_windows_of_an_update_part_in_the_next_epoch():
   assert len(together[0] & together[1]) < 0.1 * len(together[0])
 
 
+def test_questions_of_several_rows_share_their_emptiest_ones():
+  """Each of two questions fills a row of its own; one row has the rest."""
+  made = planner(np.array([48, 10, 48, 12, 20]), np.array([0, 0, 1, 1, 2]),
+                 batch_size=5)
+  assert (made.rows, made.updates) == (3, 1)
+  plan = made.plan(0, 0)
+  alone = plan.window[np.isin(plan.window, (0, 2))]
+  assert sorted(alone) == [0, 2]
+  assert len({*plan.row[np.isin(plan.window, (1, 3, 4))]}) == 1
+
+
 def test_blocks_of_several_rows_fit_best_and_the_rest_is_dealt_evenly():
   size = np.array([3, 2, 1, 1, 1, 1, 1])
   windows = np.array([5, 2, 4, 3, 3, 1, 1])

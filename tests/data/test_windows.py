@@ -282,6 +282,9 @@ def test_question_is_cut_and_empty_texts_have_one_window():
   assert w.questions.lengths.tolist() == [4, 2, 0]
   assert len(w) == 3
   batch = w.gather(np.arange(3), 12)
+  assert [[windows.VOCAB.vocab[t] for t in row[1:6]]
+          for row in batch['token_ids'][:2]] == [
+              [*'aaaa', '[SEP]'], [*'ab', '[SEP]', '[SEP]', '[PAD]']]
   assert batch['context_mask'].sum(1).tolist() == [5, 0, 3]
 
 

@@ -147,7 +147,8 @@ def test_holm_by_hand(p, adjusted):
 
 
 @pytest.mark.parametrize(('count', 'comparisons', 'power'), [
-    (3, 1, 0.8), (5, 1, 0.8), (5, 8, 0.8), (20, 8, 0.9), (1278, 8, 0.8)])
+    (3, 1, 0.8), (5, 1, 0.8), (5, 8, 0.8), (20, 8, 0.9), (1278, 8, 0.8),
+    (20, 1, 0.06)])  # a fifth of this power lies in the wrong tail
 def test_detectable_difference_is_found_with_the_power_of_noncentral_t(
     count, comparisons, power):
   shift = significance.detectable_difference(
