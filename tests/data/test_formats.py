@@ -220,9 +220,9 @@ def test_a_file_that_lost_its_answers_is_refused(
   if refused:
     assert (f"'answers' is empty for {empty} of {answered + empty} questions"
             in refusal(sources.load_examples, spec))
-    marked = [{**row, 'is_impossible': not row['answers'] or None}
-              for row in rows]
-    spec = write(tmp_path, form, marked)
+    # One mark is enough.
+    spec = write(tmp_path, form, [
+        {**row, 'is_impossible': row is rows[-1] or None} for row in rows])
   examples = sources.load_examples(spec)
   assert sum(e.impossible for e in examples) == empty
 
@@ -295,6 +295,14 @@ def test_a_column_of_texts_alone_is_located_by_the_option(tmp_path, form, name):
   assert [[(a.text, a.start) for a in e.answers] for e in
           sources.load_examples(located(form, spec))] == [
               [(a.text, -1) for a in e.answers[:1]] for e in EXAMPLES]
+
+
+@pytest.mark.parametrize('form', ['SQuAD', 'JSON lines', 'CSV', 'parquet'])
+def test_a_column_text_without_places_may_be_something_else(tmp_path, form):
+  rows = [{k: v for k, v in row.items() if k != 'answers'} | {'text': 'Note'}
+          for row in ROWS]
+  found = sources.load_examples(write(tmp_path, form, rows))
+  assert not any(e.impossible or e.answers for e in found)
 
 
 @pytest.mark.parametrize('answers', [{'text': ['Mira'], 'answer_start': [0]},
@@ -402,6 +410,7 @@ def test_mrqa_answers_are_located_by_the_option(tmp_path):
     ('old Tarn. The old  Tarn.', 'old Tarn', 14, 'spaces', 'old  Tarn'),
     ('Oh, the old  Tarn.', 'old Tarn', 0, 'repaired', 'old  Tarn'),
     ('old  Tarn, old\tTarn', 'old Tarn', 9, 'repaired', 'old\tTarn'),
+    ('old  Tarn', 'old Tarn', 9, 'repaired', 'old  Tarn'),  # at the end
     ('old Tarn', 'old Tarn', 0, 'exact', 'old Tarn'),
     ('oldTarn', 'old Tarn', 0, 'unrecoverable', None)])
 def test_an_answer_may_differ_from_the_context_in_white_space(
