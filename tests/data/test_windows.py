@@ -160,6 +160,7 @@ def test_every_window_with_the_whole_span_has_a_label():
     (('de', 19), 'repaired'), (('zz', 4), 'unrecoverable'),
     (('', 4), 'unrecoverable'), ((' ', 3), 'unrecoverable'),
     (('de', 10**9), 'repaired'), ((' de ', 3), 'exact'),
+    (('j', -1), 'located'), (('abc  de', -1), 'located'),
 ])
 def test_audit_names_the_fate_of_a_gold_span(answer, fate):
   # The vocabulary has single letters only, so any letter is a token.
