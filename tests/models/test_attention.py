@@ -177,16 +177,19 @@ def test_values_and_gradients_are_those_of_the_formulas(name, case, rate):
                                atol=1e-5)
 
 
-@pytest.mark.parametrize('packed', [False, True])
-def test_long_rows_have_the_values_that_they_have_with_a_gradient(packed):
+@pytest.mark.parametrize('case', ['padded', 'packed', 'biased', 'dropped'])
+def test_long_rows_have_the_values_that_they_have_with_a_gradient(case):
   """On a CPU they are computed head by head if no gradient is needed."""
   rng = np.random.default_rng(2)
   q, k, v = (jnp.asarray(rng.normal(size=(2, 3, xla.LONG, 8)), jnp.float32)
              for _ in range(3))
   segments = np.arange(xla.LONG) // np.array([[100], [77]])
-  visible = attention.Visible(jnp.asarray(segments < 3),
-                              jnp.asarray(segments) if packed else None)
-  attend = lambda q, k, v: xla.attend(q, k, v, visible, attention.Drop())
+  visible = attention.Visible(jnp.asarray(segments < 3), jnp.asarray(
+      segments) if case == 'packed' else None)
+  bias = jnp.asarray(rng.normal(size=(1, 3, xla.LONG, xla.LONG)), jnp.float32)
+  attend = lambda q, k, v: xla.attend(
+      q, k, v, visible, drop_of(RATE if case == 'dropped' else 0.0, 2),
+      bias if case == 'biased' else None)
   np.testing.assert_allclose(
       jax.jit(attend)(q, k, v),
       jax.jit(lambda *qkv: jax.vjp(attend, *qkv)[0])(q, k, v), atol=1e-6)
