@@ -106,8 +106,17 @@ def test_loss_gradient_and_update_do_not_depend_on_the_wrapper(
 
 
 @pytest.mark.parametrize('accumulation', [2, 4])
-def test_accumulation_changes_nothing(trainer, batch, reference, accumulation):
+def test_accumulation_changes_nothing_but_the_rows_at_a_time(
+    trainer, batch, reference, accumulation, monkeypatch):
+  of_rows, counts = loss_fn, set()
+
+  def counted(trainer, params, rows, key):
+    counts.add(len(rows['row']))
+    return of_rows(trainer, params, rows, key)
+
+  monkeypatch.setitem(globals(), 'loss_fn', counted)
   update = sgd_update(trainer, batch, 'pmap', 2, {}, accumulation)
+  assert counts == {16 // 2 // accumulation}
   jax.tree.map(lambda a, b: np.testing.assert_allclose(
       a, b, rtol=1e-6, atol=1e-6), update, reference)
 
