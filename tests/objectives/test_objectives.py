@@ -18,6 +18,7 @@ from qa_jax import objectives
 from qa_jax import registry
 from qa_jax import span_scores
 from qa_jax.span_scores import SpanScores
+from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
 from tests.common import batches
 from tests.common import jaxprs
@@ -580,21 +581,29 @@ def test_shared_norm_counts_each_token_once(spans, start, end):
 
 
 def test_shared_norm_of_grouped_batches_does_not_depend_on_the_devices():
+  """Compares train steps of 2 devices and 2 micro-steps with whole batches."""
   stream = batches.stream(**batches.GROUPING[3])
-  loss = jax.jit(build('shared_norm').loss)
+  loss, optimizer = build('shared_norm').loss, optax.sgd(0.0)
+
+  def loss_fn(scores, rows, key):
+    del key
+    return {'loss': loss(jax.tree.map(lambda x: x[rows['row']], scores), rows)}
+
+  wrapped = parallel.wrap_step(functools.partial(
+      step_lib.train_step, loss_fn=loss_fn, optimizer=optimizer,
+      accumulation=stream.accumulation), mode='pmap',
+                               devices=jax.devices()[:stream.devices], axes={})
   for batch in itertools.islice(stream, 3):
-    length = batch['token_ids'].shape[1]
-    scores = draw(batch=16, length=length, fields=())
-    total = loss(scores, batch) * batch['weight']
-    parts = np.zeros(16, np.float32)
-    for device in range(stream.devices):
-      for micro_step in range(stream.accumulation):
-        rows = np.arange(16).reshape(stream.devices, -1)[device][
-            micro_step::stream.accumulation]
-        part = {k: v[rows] for k, v in batch.items()}
-        parts[rows] = part['weight'] * loss(
-            jax.tree.map(lambda x, r=rows: x[r], scores), part)
-    np.testing.assert_allclose(parts, total, rtol=1e-6, atol=1e-6)
+    scores = draw(batch=16, length=batch['token_ids'].shape[1], fields=())
+    state = step_lib.TrainState(
+        step=jnp.zeros((), jnp.int32), params=scores,
+        opt_state=optimizer.init(scores),
+        key_data=jax.random.key_data(jax.random.key(0)))
+    _, values = wrapped.step(
+        jax.device_put(state, wrapped.state_sharding(state)),
+        wrapped.place_batch(batch))
+    np.testing.assert_allclose(values['loss'], np.average(
+        jax.jit(loss)(scores, batch), weights=batch['weight']), rtol=1e-6)
 
 
 @pytest.mark.parametrize(('domain', 'columns'), [
