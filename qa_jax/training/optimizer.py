@@ -49,14 +49,15 @@ def make_schedule(name: str, *, learning_rate: float, num_steps: int,
 
 def adamw(schedule: optax.Schedule, *, weight_decay: float = 0.01,
           clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
-          bias_correction: bool = True,
-          eps: float = 1e-8) -> optax.GradientTransformationExtraArgs:
+          bias_correction: bool = True, eps: float = 1e-8,
+          bias_table: str = '') -> optax.GradientTransformationExtraArgs:
   """Builds AdamW: clipping, Adam, decoupled decay, layer-wise rates, schedule.
 
   The gradients must already be averaged over devices, because they are clipped
   by their global norm. `clip_norm` 0 turns clipping off. Without
   `bias_correction`, as in BERT's code, early updates are up to 6.6 times as
   long and fine-tuning becomes unstable (Zhang et al., 2021, section 4).
+  `bias_table` is that of `decay_mask`.
 
   `update` takes two more arguments. `norm` is the global norm of the gradients
   if it is known. If `good`, a bool array, is false, the state does not change.
@@ -64,7 +65,8 @@ def adamw(schedule: optax.Schedule, *, weight_decay: float = 0.01,
   return optax.chain(
       _clip(clip_norm) if clip_norm else optax.identity(),
       _scale_by_adam(bias_correction, eps),
-      optax.add_decayed_weights(weight_decay, decay_mask),
+      optax.add_decayed_weights(
+          weight_decay, lambda params: decay_mask(params, bias_table)),
       _scale_layers(layer_decay, num_layers),
       _skippable(optax.scale_by_learning_rate(schedule)))
 
@@ -113,10 +115,15 @@ def _skippable(inner: optax.GradientTransformation
   return optax.GradientTransformationExtraArgs(inner.init, update)
 
 
-def decay_mask(params: Any) -> Any:
-  """Returns a tree of bools: True except for biases and LayerNorm scales."""
+def decay_mask(params: Any, bias_table: str = '') -> Any:
+  """Returns a tree of bools: True except for biases and LayerNorm scales.
+
+  `bias_table` is the path of a table of biases below the encoder, '' if it has
+  none. The Trainer of transformers spares that of MPNet, too.
+  """
   return _map_named(
-      lambda name, _: not re.search(r'(^|/)(bias|scale)$', name), params)
+      lambda name, _: not (re.search(r'(^|/)(bias|scale)$', name)
+                           or name == f'encoder/{bias_table}'), params)
 
 
 def layer_scales(params: Any, layer_decay: float, num_layers: int) -> Any:

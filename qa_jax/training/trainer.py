@@ -78,7 +78,7 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
 
 def build_optimizer(
     config: config_lib.Optim, *, num_steps: int, num_layers: int,
-    step: jax.Array | None = None,
+    bias_table: str = '', step: jax.Array | None = None,
     learning_rate: jax.Array | None = None,
     weight_decay: jax.Array | None = None
     ) -> tuple[optax.Schedule, optax.GradientTransformation]:
@@ -99,7 +99,7 @@ def build_optimizer(
   return schedule, optimizer_lib.adamw(
       applied, weight_decay=weight_decay, clip_norm=config.clip_norm,
       layer_decay=config.layer_decay, bias_correction=config.bias_correction,
-      eps=config.eps, num_layers=num_layers)
+      eps=config.eps, num_layers=num_layers, bias_table=bias_table)
 
 
 def build_loss(net: qa.QAModel, objective: objectives.Objective,
@@ -124,7 +124,8 @@ def build_loss(net: qa.QAModel, objective: objectives.Objective,
 
 
 def build_step(config: config_lib.Config, loss_fn: step_lib.Loss, *,
-               num_steps: int, num_layers: int) -> parallel.Step:
+               num_steps: int, num_layers: int,
+               bias_table: str = '') -> parallel.Step:
   """Builds the train step of a config, not yet wrapped for devices.
 
   Its argument `rates` overrides the config's learning rate and weight decay
@@ -136,7 +137,7 @@ def build_step(config: config_lib.Config, loss_fn: step_lib.Loss, *,
            rates: dict[str, jax.Array] | None = None) -> tuple[Any, Any]:
     schedule, optimizer = build_optimizer(
         config.optim, num_steps=num_steps, num_layers=num_layers,
-        step=state.step, **(rates or {}))
+        bias_table=bias_table, step=state.step, **(rates or {}))
     rate = schedule(state.step)
     state, values = step_lib.train_step(
         state, batch, axis_name, loss_fn=loss_fn, optimizer=optimizer,
@@ -420,8 +421,9 @@ def _seeded_parts(
       accumulation=config.train.grad_accumulation)
   num_steps = config.train.num_steps or math.ceil(
       config.train.num_epochs * batches.steps_per_epoch)
-  counts = dict(num_steps=num_steps, num_layers=model.config.num_layers)
-  schedule, optimizer = build_optimizer(config.optim, **counts)
+  facts = dict(num_steps=num_steps, num_layers=model.config.num_layers,
+               bias_table=model.config.BIAS_TABLE)
+  schedule, optimizer = build_optimizer(config.optim, **facts)
   init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
   params, notes = initial_parameters(
       model, init_key, source, init_head=config.model.init_head)
@@ -433,4 +435,4 @@ def _seeded_parts(
                              jax.eval_shape(optimizer.init, params)),
       key_data=jax.random.key_data(dropout_key))
   return dict(batches=batches, num_steps=num_steps, schedule=schedule,
-              step=build_step(config, loss_fn, **counts), state=state), notes
+              step=build_step(config, loss_fn, **facts), state=state), notes

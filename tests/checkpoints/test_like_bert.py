@@ -110,7 +110,8 @@ def test_loss_gradients_and_an_update_are_those_of_torch(case):
   kind, model, params, expected = case
   batch = parity.inputs(kind)
   objective = objectives.cross_entropy(domain='context')
-  adamw = optimizer.adamw(lambda t: 1e-3, weight_decay=0.01)
+  adamw = optimizer.adamw(lambda t: 1e-3, weight_decay=0.01,
+                          bias_table=model.config.BIAS_TABLE)
 
   @jax.jit
   def step(params):
@@ -358,6 +359,20 @@ def test_training_starts_from_a_checkpoint(kind, tmp_path):
   expected, _ = hugging_face.load_parameters(
       source, qa_lib.zero_params(trainer.model))
   jax.tree.map(np.testing.assert_array_equal, trainer.state.params, expected)
+
+
+def test_training_decays_no_bias_of_relative_positions():
+  trainer = trainer_lib.build_trainer(tiny.config(
+      model={'encoder': 'mpnet'}, optim={'warmup_fraction': 0.0},
+      data={'eval': ''}, parallel={'mode': 'jit', 'num_devices': 1}))
+  batch = trainer.place(*trainer.batches.next_rows())
+  plain, decayed = (jax.jit(trainer.step)(
+      trainer.state, batch,
+      rates={'learning_rate': 0.1, 'weight_decay': decay})[0].params['encoder']
+                    for decay in (0.0, 0.5))
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), plain, decayed)
+  assert moved['embeddings']['word']['embedding']
+  assert not moved['embeddings']['relative']['embedding']
 
 
 def test_rates_by_layer_are_refused_where_layers_share_parameters():

@@ -84,10 +84,10 @@ def record(name: str) -> tuple[dict[str, np.ndarray], dict]:
       'gradient_norms': np.array([
           float(named[k].grad.double().norm()) for k in sorted(named)])}
   torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
-  spared = lambda k: k.endswith(('.bias', 'orm.weight'))
+  decayed = transformers.Trainer.get_decay_parameter_names(None, net)
   torch.optim.AdamW([
-      {'params': [v for k, v in named.items() if not spared(k)]},
-      {'params': [v for k, v in named.items() if spared(k)],
+      {'params': [v for k, v in named.items() if k in decayed]},
+      {'params': [v for k, v in named.items() if k not in decayed],
        'weight_decay': 0.0}], lr=1e-3, weight_decay=0.01).step()
   out['updated'] = np.stack([
       parity.some(named[k].detach().numpy()) for k in sorted(named)])

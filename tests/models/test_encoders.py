@@ -324,7 +324,10 @@ def test_thirty_steps_from_scratch_lower_the_loss(qa, arrays):
 
 def test_decay_spares_vectors_and_layer_wise_rates_cover_everything(qa):
   sizes = qa.model.config
-  for name, decays in named(optimizer.decay_mask(qa.params)).items():
+  mask = named(optimizer.decay_mask(qa.params, sizes.BIAS_TABLE))
+  if sizes.BIAS_TABLE:
+    assert not mask.pop(f'encoder/{sizes.BIAS_TABLE}')
+  for name, decays in mask.items():
     assert decays == (named(qa.params)[name].ndim > 1), name
   if sizes.SHARES_LAYERS:
     config = dataclasses.replace(qa.config, optim=dataclasses.replace(

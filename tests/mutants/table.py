@@ -144,8 +144,9 @@ MUTATIONS: dict[str, Mutation] = {
         OPTIMIZER, 'int(warmup_fraction * num_steps)',
         '-int(-warmup_fraction * num_steps // 1)', ADAMW),
     'optimizer-decay-mask': Mutation(
-        OPTIMIZER, 'optax.add_decayed_weights(weight_decay, decay_mask)',
-        'optax.add_decayed_weights(weight_decay)', ADAMW),
+        OPTIMIZER,
+        'weight_decay, lambda params: decay_mask(params, bias_table)',
+        'weight_decay', ADAMW),
     'optimizer-clip': Mutation(
         OPTIMIZER,
         '_clip(clip_norm) if clip_norm else optax.identity', 'optax.identity',

@@ -52,6 +52,8 @@ class EncoderConfig:
   PRESETS: ClassVar[dict[str, dict[str, int]]] = PRESETS  # model.preset → sizes
   ATTENTION_BIAS: ClassVar[bool] = False  # whether its attention gets a bias
   SHARES_LAYERS: ClassVar[bool] = False  # whether all layers are layer_0
+  # The path below the encoder of a table of biases, which is not decayed.
+  BIAS_TABLE: ClassVar[str] = ''
   hidden_act: ClassVar[str] = 'gelu'  # activation of the MLP
 
   vocab_size: int

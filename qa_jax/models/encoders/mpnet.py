@@ -47,6 +47,7 @@ class MPNetConfig(bert.BertConfig):
 
   ATTENTION_BIAS: ClassVar[bool] = True
   RELATIVE_POSITIONS: ClassVar[type[nn.Module] | None] = RelativePositions
+  BIAS_TABLE: ClassVar[str] = 'embeddings/relative/embedding'
   type_vocab_size: int = 0
   layer_norm_eps: float = 1e-5
   architecture: str = 'mpnet'
