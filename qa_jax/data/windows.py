@@ -240,7 +240,9 @@ def make_windows(examples: Sequence[Example],
   done = lambda before: progress and (lambda count: progress(
       before + count, len(distinct) + len(examples)))
   contexts = tokenizer.encode(list(distinct), done(0))
-  questions = _cut(tokenizer.encode([e.question for e in examples],
+  # Spaces before a question are tokens of byte-level BPE; run_qa.py of
+  # transformers removes them, too.
+  questions = _cut(tokenizer.encode([e.question.lstrip() for e in examples],
                                     done(len(distinct))), max_question_length)
 
   tokens = contexts.lengths[context_of]  # [E]

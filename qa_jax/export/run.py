@@ -102,7 +102,7 @@ def answer_question(loaded, question, context):
   qa_jax/inference/predict.py. `loaded` comes from `load_program`.
   """
   meta, program, params, tokenizer = loaded
-  query, passage = tokenizer.encode_batch([question, context],
+  query, passage = tokenizer.encode_batch([question.lstrip(), context],
                                           add_special_tokens=False)
   legal = legal_tokens(meta, context, passage)
   *inputs, offset = make_windows(meta, query.ids, passage.ids, *legal)

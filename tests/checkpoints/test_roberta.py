@@ -37,7 +37,7 @@ WINDOWS = {'window_overlap': 6, 'max_question_length': 8}
 ANY = {'null_rule': 'never', 'max_answer_length': 9, 'n_best': 5}
 CONTEXT = ("The café (1901)  isn't far\n\n from Zürich, 東京 or Łódź: "
            'Ålesund-Bergen costs €5.30! ') * 3
-QUESTIONS = [('Where is it?', CONTEXT), ('東京?', '  東京 x '), ('', 'a b'),
+QUESTIONS = [('Where is it?', CONTEXT), (' 東京?', '  東京 x '), ('', 'a b'),
              ('</s> <pad>', '<s>word</s> <mask> <pad>words'), ('q', '')]
 
 
@@ -200,6 +200,19 @@ def test_add_prefix_space_is_that_of_tokenizer_config(readers, tmp_path):
   spaced = tokenizer_files.read_tokenizer(directory)
   assert ids(spaced, 'a') == ids(readers['roberta'], ' a')
   assert ids(spaced, 'a') != ids(readers['roberta'], 'a')
+
+
+@pytest.mark.parametrize('kind', [*KINDS, 'modernbert'])
+def test_spaces_before_a_question_are_no_tokens(kind):
+  """As in run_qa.py of transformers, which gives them to no tokenizer."""
+  directory, question = directory_of(kind), ' \n\u3000 who ran ? '
+  made = windows_lib.make_windows(
+      [Example('0', question, ' a b', ())],
+      tokenizer_files.read_tokenizer(directory), max_length=40,
+      window_overlap=4, max_question_length=20)
+  row = made.gather(np.arange(1), made.total_lengths[0])['token_ids'][0]
+  library = tokenizers.Tokenizer.from_file(str(directory / 'tokenizer.json'))
+  assert row.tolist() == library.encode(question.lstrip(), ' a b').ids
 
 
 def change(kind: str, path: pathlib.Path, **parts) -> pathlib.Path:
