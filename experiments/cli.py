@@ -464,7 +464,7 @@ def scores_line(metrics: Mapping[str, float]) -> str:
                  f'{metrics["has_answer_f1"]:.2f}')
   if 'no_answer_exact_match' in metrics:
     parts.append(f'NoAns {metrics["no_answer_exact_match"]:.2f}')
-  return '  '.join(parts) + f'  on {metrics["total"]} questions'
+  return '  '.join(parts) + f'  on {metrics["total"]:.0f} questions'
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

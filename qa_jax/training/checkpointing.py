@@ -340,3 +340,22 @@ def final_metrics(trainer: Trainer, workdir: pathlib.Path,
       params, output=run.record_evaluation(data))
   run_directory.record_step(folder, trainer.num_steps)
   return metrics
+
+
+def metrics_without_data(run: RunDirectory, config: config_lib.Config
+                         ) -> dict[str, float] | None:
+  """Returns the metrics of a complete run whose data cannot be read.
+
+  They are those of its last checkpoint; {} if the config has no evaluation
+  data. The result is None if the run is not known to be complete.
+  """
+  if not run.has_checkpoint():
+    return None
+  with contextlib.closing(
+      manager.Checkpoints(run.checkpoints, read_only=True)) as store:
+    step, metrics = store.latest, store.metrics(store.latest)
+  train = config.train  # num_steps or num_epochs is 0
+  ended = step >= train.num_steps and any(
+      row['split'] == 'train' and row['step'] == step
+      and row['epoch'] >= train.num_epochs for row in run.read_metrics())
+  return metrics if ended and (metrics or not config.data.eval) else None

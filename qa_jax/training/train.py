@@ -10,6 +10,7 @@ import jax
 
 from qa_jax import build
 from qa_jax import config as config_lib
+from qa_jax import errors
 from qa_jax.checkpoints import lock
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import compilation
@@ -131,7 +132,14 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
   if processes.is_first_process():
     lock.check_unlocked(workdir)
   with metrics_log_lib.Costs() as costs, contextlib.ExitStack() as open_things:
-    trainer = trainer_lib.build_trainer(settled, run_directory)
+    try:
+      trainer = trainer_lib.build_trainer(settled, run_directory)
+    except errors.UserError as e:
+      metrics = checkpointing.metrics_without_data(run_directory, settled)
+      if metrics is None:
+        raise
+      console.say(f'{e}; {workdir} is complete; nothing to do')
+      return metrics
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)

@@ -380,6 +380,33 @@ def test_a_complete_run_is_left_as_it_is(finished, capsys):
       / 'metrics.json')
 
 
+@pytest.mark.parametrize('train_fields', [
+    {'num_steps': 5}, {'num_steps': 0, 'num_epochs': 0.7}])
+@pytest.mark.parametrize('evaluation', ['', tiny.FIELDS['data']['eval']])
+def test_a_complete_run_needs_no_data(
+    tmp_path, capsys, train_fields, evaluation):
+  data = tmp_path / 'data.jsonl'
+  data.write_text(''.join(json.dumps({
+      'id': e.id, 'question': e.question, 'context': e.context,
+      'answers': {'text': [a.text for a in e.answers],
+                  'answer_start': [a.start for a in e.answers]}}) + '\n'
+      for e in sources.load_examples(tiny.FIELDS['data']['train'])))
+  config = tiny.config(data={'train': str(data), 'eval': evaluation},
+                       train={**tiny.FIELDS['train'], **train_fields})
+  runs.train_until_killed(config, tmp_path / 'killed', 4)
+  metrics = train.train(config, tmp_path / 'run')
+  assert bool(metrics) == bool(evaluation)
+  data.unlink()
+  before = contents(tmp_path / 'run')
+  capsys.readouterr()
+  assert train.train(config, tmp_path / 'run') == metrics
+  [line] = capsys.readouterr().err.splitlines()
+  assert f'{data}: No such file' in line and 'run is complete; not' in line
+  assert contents(tmp_path / 'run') == before
+  assert 'data.jsonl: No such file' in refusal(
+      train.train, config, tmp_path / 'killed')
+
+
 def test_a_complete_run_has_no_metrics_of_another_checkpoint(
     finished, tmp_path):
   """`evaluate` replaces the evaluation of the last step by that of the best."""
