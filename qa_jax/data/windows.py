@@ -12,7 +12,7 @@ so a data set of SQuAD's size is prepared in seconds. Positions inside a window
 count from its [CLS]. Spans are inclusive at both ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -218,7 +218,7 @@ class WindowSet:
     return offsets[base + start, 0], offsets[base + end, 1]
 
 
-def make_windows(examples: Sequence[Example],
+def make_windows(examples: Iterable[Example],
                  tokenizer: tokenizer_lib.Tokenizer, *, max_length: int,
                  window_overlap: int, max_question_length: int,
                  progress: Callable[[int, int], None] | None = None,
@@ -234,6 +234,8 @@ def make_windows(examples: Sequence[Example],
   """
   check_lengths(max_length, window_overlap, max_question_length,
                 tokenizer.outer_length)
+  if not isinstance(examples, Sequence):  # a generator is read only once
+    examples = [*examples]
   distinct: dict[str, int] = {}
   context_of = np.array([distinct.setdefault(e.context, len(distinct))
                          for e in examples], np.int64)

@@ -8,7 +8,7 @@ prediction scores 0 here, and a question that cannot be scored is a UserError.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import numbers
 from typing import Any
 
@@ -54,7 +54,7 @@ def _f1(predicted: list[str], expected: list[str], version: str) -> float:
   return 2 * precision * recall / (precision + recall)
 
 
-def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
+def per_question(examples: Iterable[Example], predictions: Mapping[str, str],
                  version: str = 'auto') -> np.ndarray:  # [2, N]
   """Computes exact match and F1 of every question, float64, 0 … 1.
 
@@ -63,6 +63,7 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
   Raises:
     UserError: the version is unknown, or is 1.1 and a question has no gold.
   """
+  examples = list(examples)
   version = resolve_version(examples, version)
   scores = np.zeros((2, len(examples)))
   for i, example in enumerate(examples):
@@ -77,7 +78,7 @@ def per_question(examples: Sequence[Example], predictions: Mapping[str, str],
 
 
 def squad_metrics(
-    examples: Sequence[Example] | None = None,
+    examples: Iterable[Example] | None = None,
     predictions: Mapping[str, str] | Sequence[Mapping[str, Any]] = (), *,
     references: Sequence[Mapping[str, Any]] | None = None,
     na_scores: Mapping[str, float] | None = None,
@@ -122,6 +123,7 @@ def squad_metrics(
   if references is not None:
     examples = [_reference_example(key, row) for key, row in _by_id(
         references, 'references').items()]
+  examples = list(examples)
   if not examples:
     raise errors.UserError('there is no question to score')
   _check_values(predictions, 'predictions', str, 'a text')

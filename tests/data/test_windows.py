@@ -277,6 +277,15 @@ def test_drop_leaves_out_answer_free_windows_of_answerable_questions_only():
   assert len(w.train_indices('cls')) == len(w)
 
 
+def test_a_generator_gives_the_windows_of_a_list():
+  examples = [windows.example(n) for n in (3, 30)]
+  given, expected = (windows_lib.make_windows(
+      e, windows.VOCAB, max_length=12, window_overlap=2, max_question_length=4)
+                     for e in (iter(examples), examples))
+  assert given.examples == expected.examples == examples
+  np.testing.assert_array_equal(given.begin, expected.begin)
+
+
 def test_question_is_cut_and_empty_texts_have_one_window():
   w = windows.cut(windows.example(5, question='a ' * 400), windows.example(0),
                   windows.example(3, question=''))

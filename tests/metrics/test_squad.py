@@ -267,6 +267,13 @@ def test_na_scores_may_be_numbers_of_numpy():
       'no_answer_exact_match'] == 100
 
 
+def test_a_generator_of_examples_scores_as_a_list():
+  assert squad.squad_metrics(iter(EXAMPLES), ANSWERS) == squad.squad_metrics(
+      EXAMPLES, ANSWERS)
+  np.testing.assert_array_equal(squad.per_question(iter(EXAMPLES), ANSWERS),
+                                squad.per_question(EXAMPLES, ANSWERS))
+
+
 def test_predictions_for_no_question_are_counted_and_ignored():
   values = squad.squad_metrics(EXAMPLES, ANSWERS | {'z': 'x', 'y': ''})
   assert values == squad.squad_metrics(EXAMPLES, ANSWERS) | {'unknown': 2}
