@@ -77,6 +77,10 @@ class Tokenizer:
           'supported tokenizer, or tokenizer_config.json lacks the names of '
           'its special tokens')
 
+  def __getstate__(self) -> dict[str, Any]:
+    """Leaves cached properties out of a copy; a pickle cannot have them all."""
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
   @functools.cached_property
   def index(self) -> dict[str, int]:
     return {token: i for i, token in enumerate(self.vocab)}

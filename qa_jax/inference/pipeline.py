@@ -14,7 +14,6 @@ import re
 from typing import Any
 
 import jax
-import numpy as np
 
 from qa_jax import errors
 from qa_jax.data import windows as windows_lib
@@ -63,6 +62,9 @@ class QuestionAnswering:
     self._prepared = functools.lru_cache(maxsize=16)(
         functools.partial(prepare_model, qa))
     self._prepared(options)  # wrong options are refused before the first call
+
+  def __reduce__(self) -> tuple[Any, ...]:
+    return type(self), (self.qa, self.options)  # no pickle has a cache
 
   def __repr__(self) -> str:
     return f'{type(self).__name__}({self.qa!r})'
@@ -161,8 +163,7 @@ def change_options(options: Options, changes: Mapping[str, Any]) -> Options:
     if value is None:
       del changes[name]
       continue
-    if isinstance(value, np.generic):
-      changes[name] = value = value.item()
+    changes[name] = value = predict.plain(value)
     kind = type(getattr(Options, name))
     kind = bool if kind is bool else int
     least = 0 if name == 'doc_stride' else 1

@@ -125,6 +125,7 @@ class QA:
   def _answer_examples(self, rows: list[examples_lib.Example],
                        progress: str = '', *, cache: bool = False,
                        n_best: int | None = None) -> list[Answer]:
+    n_best = plain(n_best)
     if n_best is not None:
       errors.require(
           type(n_best) is int and n_best >= 1,
@@ -245,6 +246,7 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   if not isinstance(source, (str, os.PathLike)):
     raise errors.UserError(
         f'source is {type(source).__name__}, expected a path or a hub id')
+  checkpoint = plain(checkpoint)
   if type(checkpoint) not in (str, int):
     raise errors.UserError(
         f'checkpoint={checkpoint!r}, expected best, last or a step')
@@ -332,8 +334,14 @@ def _override(config: config_lib.Config,
           f'load() has no option {key!r}; it takes {", ".join(known)}'
           if key in values['data'] else
           f'load() has no option {key!r}{errors.did_you_mean(key, known)}')
-    values[groups[0]][key] = value
+    values[groups[0]][key] = plain(value)
   return config_lib.check_config(values)
+
+
+def plain(value: Any) -> Any:
+  """Returns a number or an array of numpy as a number or a list of Python."""
+  return (value.tolist() if isinstance(value, np.generic | np.ndarray)
+          else value)
 
 
 def refit_calibration(qa: QA) -> QA:

@@ -1,6 +1,9 @@
 """Tests of a loaded model's answers by brute force on its scores."""
 
+import copy
+import functools
 import pathlib
+import pickle
 import shutil
 import string
 
@@ -18,6 +21,7 @@ from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.runtime import devices
 from tests.common import random_model
+from tests.common.refusals import refusal
 
 TINY = pathlib.Path(__file__).resolve().parents[1] / 'golden' / 'tiny_bert'
 LETTERS = string.ascii_lowercase
@@ -65,6 +69,31 @@ def brute_force(qa, question, context, longest=5):
 @pytest.fixture(scope='module')
 def expected(qa):
   return brute_force(qa, 'x y', [c for c in SHORT if c != ' '])
+
+
+@pytest.mark.parametrize('copied', [
+    copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_used_model_gives_equal_answers(qa, copied):
+  answer = qa.answer('x y', SHORT)  # fills the caches
+  assert copied(qa).answer('x y', SHORT) == answer
+  pipe = qa_jax.pipeline(model=qa)
+  result = pipe(question='x y', context=SHORT)
+  assert copied(pipe)(question='x y', context=SHORT) == result
+
+
+def test_numbers_of_numpy_are_those_of_python(directory, qa):
+  given = {**OPTIONS, 'max_length': 40, 'null_threshold': 0.25}
+  numpy_values = {name: np.array(value)[()] for name, value in given.items()}
+  assert {type(value) for value in numpy_values.values()} == {
+      np.int64, np.float64}
+  assert predict.load(directory, **numpy_values).config == predict.load(
+      directory, **given).config
+  for n_best in (2, 9):
+    assert qa.answer('x y', SHORT, n_best=np.int32(n_best)) == qa.answer(
+        'x y', SHORT, n_best=n_best)
+  for n_best in (np.True_, np.float32(2), np.int64(0)):
+    assert 'an integer of at least 1' in refusal(
+        functools.partial(qa.answer, 'x', SHORT, n_best=n_best))
 
 
 def test_answer_is_the_best_span_in_characters_of_the_context(qa, expected):
@@ -339,7 +368,7 @@ def test_a_source_of_another_type_is_refused():
 def test_a_checkpoint_is_chosen_by_its_step(tmp_path):
   run = random_model.write_run(random_model.random_qa('shared'), tmp_path)
   scores = {predict.load(run, checkpoint=which)('a', random_model.CONTEXT).score
-            for which in (0, '0', 'last')}
+            for which in (0, '0', 'last', np.int64(0))}
   assert len(scores) == 1
   with pytest.raises(errors.UserError, match='3000'):
     predict.load(run, checkpoint=3000)
