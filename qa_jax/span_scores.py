@@ -189,8 +189,9 @@ def overlap_f1(golds: jax.Array,  # [B, G, 2]
   def better(best, gold):  # one gold span at a time: O(L·W), not O(L·W·G)
     a, b = gold[:, 0, None, None], gold[:, 1, None, None]
     shared = jnp.minimum(last, b) - jnp.maximum(first, a) + 1
-    f1 = 2 * shared / (last - first + b - a + 2)
-    return jnp.maximum(best, f1.astype(best.dtype)), None  # also if x64 is on
+    # A quotient of integers would be float64 if jax_enable_x64 is on.
+    total = (last - first + b - a + 2).astype(best.dtype)
+    return jnp.maximum(best, 2 * shared / total), None
 
   zeros = jnp.zeros((len(golds), *shape), jnp.float32)
   return jax.lax.scan(better, zeros, golds.swapaxes(0, 1))[0]

@@ -74,7 +74,7 @@ def label_smoothing(*, epsilon: float = 0.1,
     even = valid / valid.sum(axis=1, keepdims=True)
 
     def target(positions):
-      one_hot = jax.nn.one_hot(positions, valid.shape[1])
+      one_hot = jax.nn.one_hot(positions, valid.shape[1], dtype=jnp.float32)
       return (1 - epsilon) * one_hot + epsilon * even
 
     return _soft_loss(scores, batch, domain, target)
@@ -100,7 +100,7 @@ def boundary_kernel(*, temperature: float = 1.0,
 
     def target(positions):
       gold = positions[:, None]
-      near = -jnp.abs(column - gold) / temperature
+      near = -jnp.abs(column - gold).astype(jnp.float32) / temperature
       kernel = jax.nn.softmax(jnp.where(context, near, span_scores.MASKED),
                               axis=1)
       return jnp.where(gold > 0, kernel, column == 0)
@@ -122,7 +122,7 @@ def sigmoid() -> Objective:
     valid = softmax_domain(batch['context_mask'])
 
     def boundary_loss(x, positions):
-      gold = jax.nn.one_hot(positions, x.shape[1])
+      gold = jax.nn.one_hot(positions, x.shape[1], dtype=jnp.float32)
       return jnp.where(valid, jax.nn.softplus(x) - gold * x, 0.0).sum(axis=1)
 
     return (boundary_loss(scores.start, batch['start_positions'])
