@@ -266,5 +266,7 @@ def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
   if shared and owner not in ('', str(home)):
     raise errors.UserError(
         f'--workdir={workdir}: {where} has a study {home.name!r}, that of '
-        f'{owner}; choose another name')
+        f'{owner}; choose another name. A sweep that was moved from there goes '
+        'on once its directory is renamed: it then gets a study of the new '
+        'name, with all its trials')
   return study

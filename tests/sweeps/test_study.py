@@ -473,8 +473,23 @@ def test_two_sweeps_of_one_name_do_not_share_a_study(tmp_path):
   open_study(tmp_path / 'a' / 'heads', url=url)
   open_study(tmp_path / 'b' / 'objectives', url=url)
   with pytest.raises(errors.UserError, match=(
-      r"has a study 'heads', that of \S+/a/heads; choose another name")):
+      r"'heads', that of \S+/a/heads; choose another name\. A sweep that was "
+      'moved from there goes on once its directory is renamed')):
     open_study(tmp_path / 'b' / 'heads', url=url)
+
+
+def test_a_moved_and_renamed_sweep_goes_on_in_a_shared_database(tmp_path):
+  url = f'sqlite:///{tmp_path}/shared.db'
+  trials = sweeps.plan(tmp_path / 'heads', seeds=2)
+  sweeps.measure(trials[0], 1.0, 2.0)
+  open_study(tmp_path / 'heads', url=url).register(trials)
+  moved = (tmp_path / 'heads').rename(tmp_path / 'heads-2')
+  study = open_study(moved, url=url)
+  study.register(sweeps.plan(moved, seeds=2))
+  rows = sweeps.rows(study)
+  assert rows.keys() == {t.name for t in trials}
+  assert rows[trials[0].name].value == 2.0
+  assert rows[trials[1].name].state == TrialState.WAITING
 
 
 DRIVER = '''
