@@ -82,8 +82,9 @@ def main() -> None:
     jax.config.update('jax_platforms', 'cpu')  # leaves the devices to trials
   given, whole = flags.FLAGS['config'], []
   path, _, variant = given.config_filename.partition(':')
+  drawn = plan_lib.drawn_variants(workdir)
   if SAMPLER.value == 'grid':
-    if plan_lib.drawn_variants(workdir):
+    if drawn:
       raise errors.UserError(
           f'--workdir={workdir} is the search of another --sampler, with the '
           'variants that it drew; give that sampler or another --workdir')
@@ -103,7 +104,7 @@ def main() -> None:
     config_file.check_overrides(path, given.override_values, space,
                                 'search_space')
     _admit_choices(choices)
-    variants = plan_lib.drawn_variants(workdir) or [{}]
+    variants = drawn or [{}]
   trials = plan_lib.plan_trials(config, variants, SEEDS.value, workdir)
   _admit_code(trials)
   if PRINT.value:
@@ -120,8 +121,8 @@ def main() -> None:
   if space:
     workers = max(WORKERS.value, len(setup.environments))
     rounds = samplers.propose_rounds(
-        study, space, SAMPLER.value, config=config, count=TRIALS.value,
-        variants=plan_lib.drawn_variants(workdir),
+        study, space, SAMPLER.value, config=config, variants=drawn,
+        count=TRIALS.value,
         check=lambda varied: plan_lib.check_parts(varied, devices),
         # Random variants are drawn all at once; tpe draws a variant a worker.
         size=(TRIALS.value if SAMPLER.value == 'random'
@@ -210,7 +211,7 @@ def _say_start(trials: Sequence['plan_lib.Trial'],
   from qa_jax.runtime import console
 
   done = sum(t.metrics.is_file() for t in trials)
-  pruned = _count_pruned(trials)
+  pruned = sum(t.is_pruned for t in trials)
   left = len(trials) - done - pruned
   if not left:
     return
@@ -222,10 +223,6 @@ def _say_start(trials: Sequence['plan_lib.Trial'],
   console.say(f'--engine={ENGINE.value} runs {first}{left} of '
               f'{len(trials)} trials{side}, {done} are complete'
               + f' and {pruned} pruned' * bool(pruned) + f'; {where}')
-
-
-def _count_pruned(trials: Sequence['plan_lib.Trial']) -> int:
-  return sum(t.pruned.is_file() and not t.metrics.is_file() for t in trials)
 
 
 def _setup() -> tuple['scheduler.Setup', int | None]:
@@ -340,7 +337,7 @@ def _conclude(trials: Sequence['plan_lib.Trial'],
       console.say(f'failed: {name}: {reason}')
     raise errors.UserError(f'{len(failed)} of {len(trials)} trials failed; '
                            f'see {WORKDIR.value}/logs')
-  pruned = _count_pruned(trials)
+  pruned = sum(t.is_pruned for t in trials)
   print(f'{len(trials) - pruned} trials are complete'
         + f' and {pruned} pruned' * bool(pruned) + '; compare them by\n'
         '  python -m experiments.report '

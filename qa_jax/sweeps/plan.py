@@ -65,6 +65,10 @@ class Trial:
     return self.workdir / 'pruned' / f'{self.name}.json'
 
   @property
+  def is_pruned(self) -> bool:
+    return self.pruned.is_file() and not self.metrics.is_file()
+
+  @property
   def metrics(self) -> pathlib.Path:
     """Returns the path of metrics.json, the last file that a run writes."""
     return (RunDirectory(self.run).evaluation(self.config.data.eval)
@@ -208,10 +212,9 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
       checked.add(key)
       check_parts(trial.config, devices)
       data = trial.config.data
-      for name, spec in (('train', data.train), ('eval', data.eval)):
-        if not spec:
-          raise errors.UserError(
-              f'config.data.{name} is empty; name a data source')
+      errors.require(bool(data.eval),
+                     'config.data.eval is empty; name a data source')
+      for spec in (data.train, data.eval):
         load(spec)
     except errors.UserError as e:
       raise errors.UserError(f'{trial.name}: {e}') from None

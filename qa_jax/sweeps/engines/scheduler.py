@@ -151,8 +151,7 @@ class Queue:
     self._trials = {trial.name: trial for trial in trials}
     self._locked: set[str] = set()  # names, as in the two sets below
     self._done = {t.name for t in trials if t.metrics.is_file()}
-    self._pruned = {
-        t.name for t in trials if t.pruned.is_file()} - self._done
+    self._pruned = {t.name for t in trials if t.is_pruned}
     self.board = progress.Board(
         len(trials), len(self._done) + len(self._pruned))
     self._attempts: collections.Counter[str] = collections.Counter()
