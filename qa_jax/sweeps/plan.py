@@ -193,6 +193,7 @@ def drawn_variants(workdir: pathlib.Path) -> list[dict[str, Any]]:
 def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
   """Checks the configs and data of all trials before the first one starts.
 
+  Of a complete trial, whose data may be gone, only the config is compared.
   Heads, objectives and decoders are built as shapes. Data sets are read here,
   so that they are downloaded once and not by every worker. `devices` is the
   number of devices of a trial, None if it is unknown.
@@ -207,7 +208,7 @@ def check_trials(trials: Sequence[Trial], devices: int | None = None) -> None:
     try:
       RunDirectory(trial.run).check_config(trial.config)
       key = config_lib.key(trial.config, without=('seed',))
-      if key in checked:
+      if key in checked or trial.metrics.is_file():
         continue
       checked.add(key)
       check_parts(trial.config, devices)

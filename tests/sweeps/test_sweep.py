@@ -263,6 +263,16 @@ def test_variants_with_seeds_of_their_own_are_checked(tmp_path):
     plan_lib.check_trials(trials)
 
 
+def test_the_data_of_complete_trials_may_be_gone(tmp_path):
+  trials = sweeps.plan(tmp_path, data={'train': f'{tmp_path}/gone.json'})
+  sweeps.measure(trials[0], 1.0)
+  files.write_json(trials[0].run / 'config.json', trials[0].config.to_dict())
+  plan_lib.check_trials(trials[:1])
+  with pytest.raises(errors.UserError) as caught:
+    plan_lib.check_trials(trials)
+  assert f'{trials[1].name}: {tmp_path}/gone.json: No' in str(caught.value)
+
+
 def test_a_trial_of_another_config_is_refused(tmp_path):
   trials = sweeps.plan(tmp_path)
   files.write_json(trials[1].run / 'config.json', tiny.config().to_dict())
