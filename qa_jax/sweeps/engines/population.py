@@ -77,7 +77,7 @@ def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
   opened: list[BinaryIO] = []
   try:
     for trial in group:
-      log = scheduler.lock_sweep(trial.log)
+      log = scheduler.lock_log(trial.log)
       if log is None:
         return {t.name: f'another process runs {trial.name}' for t in group}
       opened.append(log)

@@ -169,7 +169,7 @@ class Queue:
         continue
       if trial.source and trial.source not in self._done:
         continue
-      log = lock_sweep(trial.log)
+      log = lock_log(trial.log)
       if log is None:
         if trial.name not in self._locked:
           console.say(f'{trial.name}: waiting for the process that runs it')
@@ -234,7 +234,7 @@ class Queue:
         len(self._done) + len(self.failed) + len(self._pruned), note)
 
 
-def lock_sweep(path: pathlib.Path) -> BinaryIO | None:
+def lock_log(path: pathlib.Path) -> BinaryIO | None:
   """Opens and locks a log; returns None if another process holds the lock.
 
   The lock lasts until this process and those that inherit the file close it.
