@@ -12,7 +12,6 @@ from collections.abc import Mapping
 import contextlib
 import pathlib
 import pprint
-import sys
 
 from absl import flags
 
@@ -91,7 +90,7 @@ def main() -> None:
           WANDB_PROJECT.value, workdir, config.to_dict(), WANDB_GROUP.value)
       open_things.callback(run_tracker.close)
     metrics = train.train(
-        config, workdir, sys.argv, profile_steps(), run_tracker)
+        config, workdir, profile_steps(), run_tracker)
   if processes.is_first_process():
     _conclude(workdir, config, metrics)
 

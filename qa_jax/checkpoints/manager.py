@@ -51,10 +51,8 @@ class Checkpoints:
   first process does the work outside orbax.
   """
 
-  def __init__(self, directory: pathlib.Path, *, best_metric: str = 'f1',
-               read_only: bool = False):
-    self._directory, self._metric = directory.resolve(), best_metric
-    self._read_only = read_only
+  def __init__(self, directory: pathlib.Path, *, read_only: bool = False):
+    self._directory, self._read_only = directory.resolve(), read_only
     # On a CPU the next step overwrites the arrays that a save is still reading.
     self._overlapping = jax.default_backend() != 'cpu'
     self._sealer = futures.ThreadPoolExecutor(1)
@@ -83,7 +81,7 @@ class Checkpoints:
     return writer
 
   def _score(self, metrics: dict[str, float]) -> float:
-    value = metrics.get(self._metric, -math.inf)
+    value = metrics.get('f1', -math.inf)
     return value if math.isfinite(value) else -math.inf
 
   def _tidy(self) -> None:

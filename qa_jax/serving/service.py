@@ -102,7 +102,7 @@ class Service:
 
   async def answer(self, question: Question) -> dict[str, Any]:
     """Returns the answer of `predict.QA.answer` as JSON fields."""
-    await self._check_windows(question, self.limits.windows)
+    await self._check_windows(question)
     answer = await self.batcher.ask(
         {'question': question.question, 'context': question.context})
     return {**dataclasses.asdict(answer),
@@ -114,7 +114,7 @@ class Service:
     A long context gives the tokens of the window that holds the best span.
     `band[i][d]` is the score of tokens i … i + d; None if they are no span.
     """
-    await self._check_windows(question, self.limits.windows)
+    await self._check_windows(question)
     view = await self.batcher.call(self.qa.spans, question.question,
                                    question.context)
     keep = np.flatnonzero(view.context_mask)
@@ -128,8 +128,9 @@ class Service:
             'null_probability': view.null_probability,
             'window': view.window, 'windows': view.windows}
 
-  async def _check_windows(self, question: Question, most: int) -> None:
+  async def _check_windows(self, question: Question) -> None:
     count = await asyncio.to_thread(self._count_windows, question)
+    most = self.limits.windows
     if count > most:
       raise RefusedError(
           422, f'the context needs {count} windows of '

@@ -140,12 +140,12 @@ def detectable_difference(comparison: Comparison, score: str,
 
 
 def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
-            planned: int = 0, seed: int = 0) -> Comparison:
+            planned: int = 0) -> Comparison:
   """Reads runs and sweeps and compares their variants with the default.
 
   `data` is the SPEC of an evaluation by experiments.evaluate, '' that of
   config.data.eval. `planned` is the number of comparisons of the whole study,
-  for its power; 0 takes those so far. `seed` is the seed of the resampling.
+  for its power; 0 takes those so far.
 
   Raises:
     UserError: a directory is not a run, the default has no complete run, or
@@ -180,7 +180,7 @@ def compare(workdirs: Sequence[pathlib.Path], *, data: str = '',
       variants=[Variant('default', default, {}), *map(
           Variant,
           [_label({field: new for field, _, new in c}) for c in changes],
-          others, _deltas(default, others, articles, seed))],
+          others, _deltas(default, others, articles))],
       default=_label(original), data=data, questions=runs[0].scores.shape[1],
       left_out={str(path): reason for path, reason in reasons.items()
                 if reason}, planned=planned or max(len(others), 1))
@@ -210,7 +210,7 @@ def _label(fields: Mapping[str, Any]) -> str:
 
 
 def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
-            articles: Sequence[str], seed: int) -> list[dict[str, Delta]]:
+            articles: Sequence[str]) -> list[dict[str, Delta]]:
   """Returns the deltas of each variant; p is corrected over variants."""
   deltas: list[dict[str, Delta]] = [{} for _ in others]
   for c, score in enumerate(SCORES):
@@ -220,7 +220,7 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
       pairs = [run.scores[c] - of_seed[run.config.seed] for run in group
                if run.config.seed in of_seed]
       if pairs:
-        out[score] = _delta(np.stack(pairs), articles, spread, seed)
+        out[score] = _delta(np.stack(pairs), articles, spread)
         compared.append(out)
     # Both tests must find a difference, so the larger p-value is that of both.
     adjusted = significance.holm_adjust([float(np.fmax(
@@ -231,8 +231,8 @@ def _deltas(default: Sequence[Run], others: Sequence[Sequence[Run]],
 
 
 def _delta(differences: np.ndarray,  # [S, N] in points
-           articles: Sequence[str], spread: float, seed: int) -> Delta:
-  values = significance.paired_difference(differences, articles, seed=seed)
+           articles: Sequence[str], spread: float) -> Delta:
+  values = significance.paired_difference(differences, articles, seed=0)
   return Delta(
       seeds=len(differences), sd=_sd(differences.mean(axis=1)),
       floor=spread * math.sqrt(2 / len(differences)),

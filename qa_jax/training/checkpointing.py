@@ -242,8 +242,7 @@ def step_metrics(
 
 
 def open_run(trainer: Trainer, config: config_lib.Config,
-             workdir: pathlib.Path, argv: list[str],
-             stack: contextlib.ExitStack,
+             workdir: pathlib.Path, stack: contextlib.ExitStack,
              record: dict[str, Any] | None = None) -> manager.Checkpoints:
   """Opens the checkpoints of a run directory, locked until `stack` closes.
 
@@ -264,8 +263,7 @@ def open_run(trainer: Trainer, config: config_lib.Config,
         'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
     directory.write(
         config, trainer.sizes, trainer.tokenizer, run_record.run_record(
-            seed=config.seed, argv=argv or sys.argv,
-            devices=trainer.devices,
+            seed=config.seed, argv=sys.argv, devices=trainer.devices,
             hashes=trainer.data_hashes | trainer.weight_hashes) | {
                 'compute_dtype': build.compute_dtype(config),
                 'platform_choices': config_lib.platform_choices(

@@ -292,7 +292,7 @@ class _PopulationProgram:
 
 def train_members(
     configs: Sequence[config_lib.Config], workdirs: Sequence[pathlib.Path],
-    argv: list[str] | None = None) -> list[dict[str, float] | errors.UserError]:
+    ) -> list[dict[str, float] | errors.UserError]:
   """Trains or resumes a population.
 
   Returns the final metrics of each member, or the error that ended it. The
@@ -340,7 +340,7 @@ def train_members(
       trainer = dataclasses.replace(
           trainer, state=jax.device_get(trainer.state))
       members.append(_Member(trainer, workdir, checkpointing.open_run(
-          trainer, config, workdir, argv or [], open_things,
+          trainer, config, workdir, open_things,
           {'population': [other.name for other in workdirs]})))
     first = None  # frees its state on the device
     requests = open_things.enter_context(signals.StopRequests())

@@ -113,7 +113,7 @@ def describe_run(trainer: trainer_lib.Trainer) -> str:
 
 
 def train(config: config_lib.Config, workdir: pathlib.Path,
-          argv: list[str] | None = None, profile_steps: range = range(0),
+          profile_steps: range = range(0),
           tracker: tracker_lib.Tracker | None = None) -> dict[str, float]:
   """Trains `config` in `workdir`, or resumes it; returns the final metrics.
 
@@ -143,8 +143,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     for note in trainer.notes:
       console.say(note)
     profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
-    store = checkpointing.open_run(
-        trainer, config, workdir, argv or [], open_things)
+    store = checkpointing.open_run(trainer, config, workdir, open_things)
     start, *bounds = processes.broadcast_from_first(
         [store.latest or 0, profile_steps.start, profile_steps.stop])
     about = describe_run(trainer)  # counts the initial parameters

@@ -6,7 +6,9 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 import threading
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -328,7 +330,8 @@ def test_a_run_whose_record_has_no_hashes_goes_on(interrupted):
 def finished(tmp_path_factory) -> pathlib.Path:
   """Trains the tiny config to its end; returns the run directory."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-  train.train(tiny.config(), workdir, ['train', '--x'])
+  with mock.patch.object(sys, 'argv', ['train', '--x']):
+    train.train(tiny.config(), workdir)
   return workdir
 
 
