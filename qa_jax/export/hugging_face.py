@@ -64,6 +64,7 @@ def read_source(source: str, checkpoint_name: str = 'best', *,
   """
   directory = pathlib.Path(source)
   if not RunDirectory(directory).is_run():
+    predict.check_no_choice(checkpoint_name, source)
     return ConversionSource(source, pretrained.read_pretrained(source), None)
   qa = predict.load(directory, checkpoint=checkpoint_name,
                     calibrated=calibrated)

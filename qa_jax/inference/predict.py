@@ -258,10 +258,7 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   checkpoint = str(checkpoint)
   run = RunDirectory(pathlib.Path(source))
   if not run.is_run():
-    if checkpoint != 'best':
-      raise errors.UserError(
-          f'checkpoint={checkpoint!r} chooses among the checkpoints of a run, '
-          f'but {source} is no run directory; leave it out')
+    check_no_choice(checkpoint, source)
     return _load_pretrained(run, source, allow_code, overrides)
   config = _override(run.read_config(allow_code), overrides)
   tokenizer = tokenizer_files.read_tokenizer(run.tokenizer)
@@ -281,6 +278,14 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
                          if stored else (config, None))
   return QA(model, params, tokenizer, config, calibration, uncalibrated,
             step=step, stored_calibration=stored)
+
+
+def check_no_choice(checkpoint: str, source: str | os.PathLike[str]) -> None:
+  """Raises a UserError if `checkpoint` is chosen of a source that is no run."""
+  errors.require(
+      checkpoint == 'best',
+      f'checkpoint={checkpoint!r} chooses among the checkpoints of a run, but '
+      f'{source} is no run directory; leave it out')
 
 
 def with_options(qa: QA, *, batch_size: int | None = None,

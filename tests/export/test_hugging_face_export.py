@@ -419,6 +419,11 @@ def test_more_words_than_embeddings_are_refused(theirs, tmp_path):
                                                   str(path))
 
 
+def test_a_checkpoint_of_what_is_no_run_is_refused(theirs):
+  assert "checkpoint='7' chooses among the checkpoints of a run" in refusal(
+      hugging_face.read_source, str(theirs), '7')
+
+
 # --- the target directory
 
 
