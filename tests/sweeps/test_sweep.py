@@ -295,6 +295,19 @@ def test_shipped_sweep_fits_together(tmp_path, path, monkeypatch):
 # The local engine.
 
 
+@pytest.mark.parametrize(('program', 'message'), [
+    ('kill -9 $$', 'no device: exit code -9'),
+    ('printf "a\\nb\\n" >&2; exit 1', 'no device: b')])
+def test_a_failed_look_for_devices_is_one_line(
+    tmp_path, monkeypatch, program, message):
+  python = tmp_path / 'python'
+  python.write_text(f'#!/bin/sh\n{program}\n')
+  python.chmod(0o700)
+  monkeypatch.setattr(sys, 'executable', str(python))
+  with pytest.raises(errors.UserError, match=f'{message}$'):
+    local_lib.list_devices(0)
+
+
 def test_a_trial_is_run_once_and_not_again(tmp_path, capsys):
   trials = sweeps.plan(tmp_path, seeds=2)
   assert run(trials, 'finish()') == {}

@@ -96,8 +96,9 @@ def list_devices(workers: int) -> Devices:
   child = subprocess.run([sys.executable, '-c', program], capture_output=True,
                          text=True, check=False)
   if child.returncode:
-    raise errors.UserError(
-        f'jax finds no device: {child.stderr.strip().splitlines()[-1]}')
+    # A process that the system kills writes nothing.
+    reason = child.stderr.strip() or f'exit code {child.returncode}'
+    raise errors.UserError(f'jax finds no device: {reason.splitlines()[-1]}')
   platform, number = child.stdout.split()
   return share_devices(platform, int(number), workers,
                        os.environ.get('CUDA_VISIBLE_DEVICES', ''))
