@@ -31,8 +31,9 @@ from qa_jax.runtime import console
 ENOUGH_QUESTIONS = 200
 
 
-def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
-                  progress: str = '', **overrides: Any) -> dict[str, float]:
+def calibrate_run(workdir: pathlib.Path, data: str, *,
+                  checkpoint: str | int = 'best', progress: str = '',
+                  **overrides: Any) -> dict[str, float]:
   """Chooses threshold and temperature on `data` and stores them with the run.
 
   Returns the metrics of the held-out questions to print. `data` is a SPEC;
@@ -44,8 +45,7 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
       neither a threshold nor a temperature can be computed on them, or
       `overrides` sets the threshold.
   """
-  run = RunDirectory(workdir)
-  if not run.is_run():
+  if not RunDirectory(workdir).is_run():
     raise errors.UserError(
         f'{workdir} is not a run: a calibration is stored with a run')
   if 'null_threshold' in overrides:
@@ -89,7 +89,7 @@ def calibrate_run(workdir: pathlib.Path, data: str, *, checkpoint: str = 'best',
   calibration.write_calibration(workdir, calibration.Calibration(
       threshold=threshold, temperature=temperature, data=data,
       sha256=store.fingerprint(examples), questions=len(examples),
-      checkpoint=run.resolve_step(checkpoint),
+      checkpoint=qa.step,
       decode={name: fields[name] for name in calibration.DECODE}), metrics)
   return metrics
 

@@ -12,6 +12,7 @@ import pytest
 from scipy import optimize
 import sklearn.calibration
 
+from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import examples as examples_lib
 from qa_jax.data import sources
 from qa_jax.data import store
@@ -244,7 +245,7 @@ def test_the_threshold_is_that_of_the_merged_answers(
       e.id, e.question, e.context, (examples_lib.GoldAnswer(
           texts[e.id], e.context.index(texts[e.id])),))
               for n, e in enumerate(examples)]
-  qa = predict.QA(lookup.Lookup(), params, lookup.TOKENIZER, config)
+  qa = predict.QA(lookup.Lookup(), params, lookup.TOKENIZER, config, step=0)
   monkeypatch.setattr(calibrate.predict, 'load', lambda *_, **__: qa)
   monkeypatch.setattr(calibrate.input_pipeline, 'load_windows',
                       lambda *_: (cut(examples), ''))
@@ -416,6 +417,14 @@ def test_a_calibration_that_calibrates_nothing_replaces_none(
   assert 'none of its 12 questions' in message
   assert (calibrated / 'calibration.json').read_bytes() == before
   assert 'warning: ' in capsys.readouterr().err
+
+
+def test_a_step_chooses_the_checkpoint_of_a_calibration(trained, tmp_path):
+  workdir = shutil.copytree(trained, tmp_path / 'run')
+  for step in RunDirectory(workdir).resolve_step('last'), np.int64(
+      RunDirectory(workdir).resolve_step('best')):
+    calibrate.calibrate_run(workdir, HELD_OUT, checkpoint=step)
+    assert calibration.read_calibration(workdir).checkpoint == step
 
 
 def test_few_questions_give_a_warning_with_its_reason(
