@@ -97,7 +97,7 @@ def _scale_by_adam(bias_correction, eps, decays=(0.9, 0.999)
     state = jax.lax.platform_dependent(
         state, cpu=jax.lax.optimization_barrier, default=lambda state: state)
     m_factor, v_factor = (
-        1 / (1 - jnp.power(decay, state.count)) if bias_correction else 1.0
+        1 / (1 - jnp.float32(decay) ** state.count) if bias_correction else 1.0
         for decay in decays)
     return jax.tree.map(
         lambda m, v: m * m_factor / (jnp.sqrt(v * v_factor) + eps),

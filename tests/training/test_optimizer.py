@@ -15,6 +15,7 @@ from qa_jax import errors
 from qa_jax.training import optimizer
 from qa_jax.training import trainer
 from tests.common import adamw
+from tests.common import jaxprs
 
 PARAMS = {
     'encoder': {
@@ -61,6 +62,22 @@ def test_every_schedule_warms_up_from_zero_and_never_exceeds_the_peak(name):
   assert values[0] == 0
   assert values.max() <= 2.0 + 1e-6
   assert np.isfinite(rates(name, warmup=0.0)).all()
+
+
+def test_an_update_is_computed_in_float32_where_jax_allows_float64():
+  optim = dataclasses.replace(config_lib.Optim(), layer_decay=0.5)
+  float32 = jax.tree.map(np.float32, PARAMS)
+
+  def update(params):
+    _, tx = trainer.build_optimizer(optim, num_steps=8, num_layers=12)
+    return tx.update(params, tx.init(params), params)[0]
+
+  expected = update(float32)
+  with jax.enable_x64(True):
+    wide = [x for x in jaxprs.computed_arrays(jax.make_jaxpr(update)(
+        float32).jaxpr) if x.dtype == 'float64' and x.ndim]
+    jax.tree.map(np.testing.assert_array_equal, update(float32), expected)
+  assert not wide
 
 
 def test_unknown_schedule_is_refused():
