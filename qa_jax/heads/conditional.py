@@ -96,5 +96,5 @@ def _band(log_end: jax.Array, starts: jax.Array,  # [B, K, L], [B, K]
   batch, _, length = log_end.shape
   columns = starts[:, :, None] + jnp.arange(width)[None, None]  # [B, K, W]
   rows = jnp.take_along_axis(log_end, jnp.minimum(columns, length - 1), axis=2)
-  table = jnp.full((batch, length, width), NEVER)
+  table = jnp.full((batch, length, width), NEVER, jnp.float32)
   return table.at[jnp.arange(batch)[:, None], starts].set(rows)

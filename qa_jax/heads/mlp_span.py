@@ -46,5 +46,5 @@ class MlpSpan(nn.Module):
     w = self.param('output', layers.kernel_init, (size,))
     score = lambda end: layers.normalize(nn.relu(left + end)) @ w  # [B, L]
     pair = layers.over_band(score, right, self.width)
-    zeros = jnp.zeros(hidden.shape[:2])
+    zeros = jnp.zeros(hidden.shape[:2], jnp.float32)
     return SpanScores(start=zeros, end=zeros, pair=pair, null=pair[:, 0, 0])

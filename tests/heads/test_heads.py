@@ -60,12 +60,15 @@ def test_scores_have_their_shapes(spec, mode):
 
 @every_head
 @every_mode
-def test_half_precision_vectors_are_scored_in_float32(spec, mode):
+@pytest.mark.parametrize('x64', [False, True])
+def test_half_precision_vectors_are_scored_in_float32(spec, mode, x64):
   x = common.head_inputs()
   x = x.replace(layers=tuple(jnp.bfloat16(h) for h in x.layers))
-  program = jax.make_jaxpr(functools.partial(common.head_scores, spec, mode))(
-      common.random_params(spec), x)
-  dtypes = {a.dtype for a in jaxprs.computed_arrays(program.jaxpr)}
+  with jax.enable_x64(x64):
+    program = jax.make_jaxpr(functools.partial(
+        common.head_scores, spec, mode))(common.random_params(spec), x)
+  dtypes = {a.dtype for a in (*jaxprs.computed_arrays(program.jaxpr),
+                              *program.out_avals) if a.ndim}
   assert {d for d in dtypes if jnp.issubdtype(d, jnp.floating)} == {
       jnp.dtype('float32')}
 
