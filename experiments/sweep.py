@@ -39,7 +39,8 @@ SEEDS = flags.DEFINE_integer(
 ENGINE = flags.DEFINE_string(
     'engine', 'local', 'local, population, ray or slurm.')
 WORKERS = flags.DEFINE_integer(
-    'workers', 0, 'Trials side by side; 0: one a GPU, else one.')
+    'workers', 0, 'Trials side by side; 0: one a GPU, else one a machine; '
+    'on SLURM all.')
 ADDRESS = flags.DEFINE_string(
     'address', 'auto', 'Ray cluster, HOST:PORT; local starts one.')
 SLURM = flags.DEFINE_list(

@@ -1,5 +1,7 @@
 """The queue of trials, and the loop that runs it with an engine's processes.
 
+A trial goes through these steps:
+
 1. It waits in the queue. A trial that shares the training of another trial
    waits until that one is complete, and fails or is pruned with it.
 2. The queue locks its log file. The lock shows that a process runs the trial;
@@ -39,7 +41,7 @@ class Setup:
   """The options of engines; every engine reads those that concern it."""
 
   environments: Sequence[Mapping[str, str]] = ({},)  # one a local worker
-  workers: int = 0  # trials side by side; 0: one a device, else one
+  workers: int = 0  # trials side by side on Ray or SLURM; 0: the most
   address: str = 'auto'  # of a Ray cluster
   # Parameters of submitit; cluster='local' runs jobs here without SLURM.
   slurm: Mapping[str, Any] = dataclasses.field(default_factory=dict)
