@@ -224,22 +224,32 @@ def test_dropout_depends_on_key_and_row_alone(qa, arrays):
 
 
 def test_layers_and_places_drop_independently(qa, arrays, monkeypatch):
-  real, seen = dropout.counter_hash, []
+  real, seen, rates = dropout.counter_hash, [], []
+  sizes = dataclasses.replace(
+      qa.model.config, dropout=0.2, attention_dropout=0.3)
 
   def spy(keys, count, rate, index=None):
-    seen.append(real(keys, 4096, rate)[0])
+    seen.append(real(keys, 4096, 0.1)[0])
+    rates.append((count == sizes.num_heads * LENGTH**2, rate))
     return jnp.ones((len(keys), count), bool)
 
   monkeypatch.setattr(dropout, 'counter_hash', spy)
   with jax.disable_jit():  # under jit all layers share one trace
-    qa.model.config.build(jnp.float32, 'xla').apply(
+    sizes.build(jnp.float32, 'xla').apply(
         {'params': qa.params['encoder']},
         **{k: v[:1] for k, v in arrays.items()}, keys=keys_of(1, [0]))
   masks = np.asarray(seen, np.float64)
   # Embeddings, and at least weights and output of attention in each layer.
-  assert len(masks) >= 1 + 2 * qa.model.config.num_layers
+  assert len(masks) >= 1 + 2 * sizes.num_layers
   correlation = np.corrcoef(masks) - np.eye(len(masks))
   assert abs(correlation).max() < 5 / 4096**0.5
+  weights, units = ([rate for kind, rate in rates if kind == of_weights]
+                    for of_weights in (True, False))
+  assert weights == [0.3] * sizes.num_layers
+  # ModernBERT's attention_dropout is also that of the output of attention.
+  assert units == ([0.2, *[0.3, 0.2] * sizes.num_layers]
+                   if sizes.architecture == 'modernbert' else
+                   [0.2] * len(units))
 
 
 # --- dtypes and gradients
