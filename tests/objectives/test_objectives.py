@@ -682,14 +682,17 @@ def test_f1_weighted_is_its_definition(weight, longest):
         expected)
 
 
-def test_answerability_is_judged_per_window():
+@pytest.mark.parametrize(('spec', 'weight'), [
+    ('answerability(weight=0.3)', 0.3),
+    ('answerability', 0.5)])  # of XLNet's code
+def test_answerability_is_judged_per_window(spec, weight):
   # Windows 4 and 5 belong to one question; only window 4 contains its answer.
   scores = draw()
   def expected(row):
     p = 1 / (1 + np.exp(-float(scores.null[row])))
-    return cross_entropy(scores, row) / 2 - 0.3 * np.log(
+    return cross_entropy(scores, row) / 2 - weight * np.log(
         1 - p if ROWS[row][1] else p)
-  check('answerability(weight=0.3)', scores, expected)
+  check(spec, scores, expected)
 
 
 def test_answerability_of_a_grouped_loss_is_the_mean_over_its_windows():
@@ -727,6 +730,7 @@ def test_answerability_needs_all_that_its_base_needs():
     ('boundary_kernel(temperature=0.0)', 'must be above 0'),
     ('boundary_kernel(domain="x")', 'known: all, context'),
     ('answerability(weight=-1.0)', 'at least 0'),
+    ('answerability(weight=1e999)', 'finite'),
     ('answerability(base="joynt")', "did you mean 'joint'"),
     ('shared_norm(x=1)', 'takes none')])
 def test_a_bad_argument_is_one_line(spec, message):
