@@ -15,6 +15,7 @@ import scipy.special
 
 from qa_jax import objectives
 from qa_jax.heads import conditional
+from qa_jax.heads import layers
 from tests.common import heads as common
 from tests.common import search
 
@@ -87,6 +88,13 @@ def test_shared_scores_are_symmetric():
   s = h @ p['start/kernel'][:, 0]
   assert_table(scores, s[:, :, None] + s[:, None, :])
   np.testing.assert_array_equal(scores.start, scores.end)
+
+
+def test_equal_units_are_normalised_to_zero_with_a_gradient():
+  """All units of a relu may be 0."""
+  y, pull = jax.vjp(layers.normalize, jnp.array([[0.0] * 4, [3.0] * 4]))
+  assert not y.any()
+  assert np.isfinite(pull(jnp.ones_like(y))[0]).all()
 
 
 def test_mlp_is_its_formula():
