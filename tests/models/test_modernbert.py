@@ -10,6 +10,7 @@ import functools
 import subprocess
 import sys
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +63,18 @@ def value_and_gradient(params, attention, inputs, keys):
   (_, layers), gradient = jax.jit(
       jax.value_and_grad(loss, has_aux=True))(params)
   return np.asarray(layers), gradient
+
+
+def test_fresh_outputs_of_layers_are_smaller_by_the_root_of_their_number(
+    params):
+  """All draws are truncated at two deviations, as in test_bert.py."""
+  flat = flax.traverse_util.flatten_dict(params, sep='/')
+  for part in ('query_key_value', 'intermediate', 'output'):
+    draws = np.concatenate([x.ravel() for name, x in flat.items()
+                            if name.endswith(f'{part}/kernel')])
+    expected = 0.8796 * 0.4 / ((2 * 3) ** 0.5 if part == 'output' else 1)
+    off = 4 / (2 * draws.size) ** 0.5
+    assert draws.std() == pytest.approx(expected, rel=off), part
 
 
 @pytest.mark.parametrize('packed', [False, True])
