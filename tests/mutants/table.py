@@ -83,6 +83,9 @@ MUTATIONS: dict[str, Mutation] = {
     'heads-norm-eps': Mutation(
         'qa_jax/heads/layers.py', 'keepdims=True) + 1e-12)',
         'keepdims=True) + 1e-5)', FORMULAS),
+    'heads-dead-units': Mutation(
+        'qa_jax/heads/layers.py', 'keepdims=True) + 1e-12)',
+        'keepdims=True))', FORMULAS + ' -k equal_units'),
     'heads-beam-mask': Mutation(
         'qa_jax/heads/conditional.py',
         'masked = jnp.where(start_mask, log_start, span_scores.MASKED)',
@@ -104,6 +107,15 @@ MUTATIONS: dict[str, Mutation] = {
     'heads-prior': Mutation(
         'qa_jax/heads/length_prior.py', '[:, :, :self.width] + prior',
         '[:, :, -self.width:] + prior', FORMULAS),
+    # --- encoders
+    'encoders-long-bias': Mutation(
+        'qa_jax/models/attention/xla.py', 'or bias is not None or q.ndim > 4',
+        'or q.ndim > 4', 'tests/models/test_attention.py -k long_rows'),
+    'encoders-rate': Mutation(
+        'qa_jax/models/encoders/bert.py',
+        'attention_lib.Drop(keys, c.attention_dropout)',
+        'attention_lib.Drop(keys, c.dropout)',
+        'tests/models/test_encoders.py -k layers_and_places'),
     # --- objectives
     'objectives-answerability': Mutation(
         'qa_jax/objectives/__init__.py',
@@ -183,6 +195,13 @@ MUTATIONS: dict[str, Mutation] = {
     'step-one-row': Mutation(
         STEP, 'jnp.maximum(weight, 1e-8)', 'jnp.maximum(weight, 2.0)',
         'tests/training/test_train.py -k one_real_row'),
+    'step-accumulation': Mutation(
+        STEP, 'if accumulation == 1:', 'if True:',
+        'tests/training/test_train.py -k accumulation_changes'),
+    'step-micro-rows': Mutation(
+        STEP, '-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)',
+        'accumulation, -1, *x.shape[1:]), batch)',
+        OBJECTIVES + 'grouped_batches'),
     'step-skip-norm': Mutation(
         STEP, "good &= values['grad_norm'] <= skip_norm",
         "good &= values['grad_norm'] < skip_norm", SKIP),
@@ -207,12 +226,18 @@ MUTATIONS: dict[str, Mutation] = {
     'windows-weight': Mutation(
         'qa_jax/data/windows.py', "'weight': real_row[:, 0].astype(np.float32)",
         "'weight': np.ones(len(indices), np.float32)", WINDOWS),
+    'windows-questions': Mutation(
+        'qa_jax/data/windows.py', 'keep = ordinal < longest',
+        'keep = ordinal <= longest', WINDOWS),
     'alignment-nearest': Mutation(
         ALIGNMENT, 'min(hits, key=lambda h: abs(h - near), default=-1)',
         'max(hits, default=-1)', WINDOWS),
     'alignment-before': Mutation(
         ALIGNMENT, 'context.rfind(text, 0, max(near, 0) + len(text))',
         'context.rfind(text, 0, max(near, 0))', WINDOWS),
+    'alignment-unlocated': Mutation(
+        ALIGNMENT, 'if answer.start >= 0 and context.startswith(text, a):',
+        'if context.startswith(text, a):', WINDOWS),
     'alignment-widened': Mutation(
         ALIGNMENT, "fate = 'widened'", 'pass', WINDOWS),
     'windows-word-starts': Mutation(
@@ -249,9 +274,19 @@ MUTATIONS: dict[str, Mutation] = {
     'batches-devices': Mutation(
         PLANS, 'most = -(-_enough_rows(len(lengths)) // multiple) * multiple',
         'most = _enough_rows(len(lengths))', BATCHES),
+    'batches-packed': Mutation(
+        PLANS, 'size = -(-min(batch_size, _enough_rows(count)) // multiple)',
+        'size = -(-max(batch_size, _enough_rows(count)) // multiple)', BATCHES),
     'packing-best-fit': Mutation(
         PACKING, 'room = length + (fits & -fits).bit_length() - 1',
         'room = length + fits.bit_length() - 1', ROWS),
+    'packing-extra-rows': Mutation(
+        PACKING, 'if fits and needed[r] + extras[i] <= most_extra:',
+        'if fits and needed[r] <= most_extra:',
+        'tests/data/test_row_plans.py -k epoch_holds'),
+    'packing-shared-rows': Mutation(
+        'qa_jax/data/row_plans.py', 'extra=more, most_extra=self.rows - 1)',
+        'extra=more)', 'tests/data/test_row_plans.py -k emptiest'),
     'packing-fixed-rows-even': Mutation(
         'qa_jax/data/row_plans.py', "np.argsort(load[open_], kind='stable')",
         "np.argsort(-load[open_], kind='stable')",
