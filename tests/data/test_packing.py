@@ -4,6 +4,8 @@ Glossary of shapes: S shards, B windows over all of them, R rows of a shard,
 P row length.
 """
 
+import dataclasses
+
 from hypothesis import given
 from hypothesis import strategies as st
 import jax
@@ -180,6 +182,25 @@ def test_a_window_does_not_see_its_neighbours_in_the_row(padded):
   first = (packed['segment_ids'].reshape(-1)[packed['first']] == 1)
   np.testing.assert_array_equal(after[first], before[first])
   assert abs(after[~first] - before[~first]).max() > 1e-3
+
+
+def test_dropout_of_a_packed_row_is_that_of_a_row_of_its_number(padded):
+  model = padded.model.clone(config=dataclasses.replace(
+      padded.model.config, dropout=0.2, attention_dropout=0.2))
+  batch = padded.windows.gather(np.zeros(2, int), P)  # one window twice
+  numbers = np.array([4, 9], np.int32)
+  packed = packing.lay_out(
+      batch, {'first': np.array([0, P], np.int32),
+              'segment': np.ones(2, np.int32), 'packed_row': numbers[None]},
+      batch['attention_mask'].sum(axis=1), np.arange(2)[None], P)
+  apply = jax.jit(lambda batch, rows: model.apply(
+      {'params': padded.state.params}, **qa.model_inputs(batch),
+      dropout_key=jax.random.key(3), rows=rows).start)
+  domain = span_scores.softmax_domain(batch['context_mask'])
+  expected = np.where(domain, apply(batch, numbers), 0)
+  np.testing.assert_allclose(
+      np.where(domain, apply(packed, None), 0), expected, atol=1e-5)
+  assert abs(expected[0] - expected[1]).max() > 1e-3
 
 
 @pytest.fixture(scope='module')
