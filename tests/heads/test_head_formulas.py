@@ -17,6 +17,7 @@ from qa_jax import objectives
 from qa_jax.heads import conditional
 from qa_jax.heads import layers
 from tests.common import heads as common
+from tests.common import platforms
 from tests.common import search
 
 BATCH, LENGTH, GOLD_START = common.BATCH, common.LENGTH, common.GOLD_START
@@ -95,6 +96,20 @@ def test_equal_units_are_normalised_to_zero_with_a_gradient():
   y, pull = jax.vjp(layers.normalize, jnp.array([[0.0] * 4, [3.0] * 4]))
   assert not y.any()
   assert np.isfinite(pull(jnp.ones_like(y))[0]).all()
+
+
+@pytest.mark.parametrize('width', [4, 6, 8])
+def test_a_band_of_several_offsets_at_once_is_its_loops(width, monkeypatch):
+  platforms.leave_the_cpu(monkeypatch)
+  assert 4 < layers.OFFSETS_AT_ONCE < 8
+  left, right = np.random.default_rng(0).normal(size=(2, 2, 9, 3)).astype(
+      np.float32)
+  band = layers.over_band(
+      lambda end: (left * end).sum(axis=-1), jnp.asarray(right), width)
+  assert band.shape == (2, 9, width)
+  for i in range(9):
+    for d in range(min(width, 9 - i)):
+      assert_close(band[:, i, d], (left[:, i] * right[:, i + d]).sum(axis=-1))
 
 
 def test_mlp_is_its_formula():

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 
 from qa_jax.models.encoders import base
+from tests.common import platforms
 
 EPSILON = 1e-6
 
 
 @pytest.mark.parametrize('use_bias', [True, False])
-@pytest.mark.parametrize('shape', [(3, 5, 24), (7, 1), (24,)])
-def test_values_and_gradients_are_those_of_flax(shape, use_bias):
+@pytest.mark.parametrize(('shape', 'on_cpu'), [
+    ((3, 5, 24), True), ((7, 1), True), ((24,), True), ((3, 5, 24), False)])
+def test_values_and_gradients_are_those_of_flax(
+    shape, on_cpu, use_bias, monkeypatch):
+  if not on_cpu:
+    platforms.leave_the_cpu(monkeypatch)
   rng = np.random.default_rng(0)
   x = rng.normal(3.0, 2.0, shape).astype(np.float32)
   if len(shape) == 3:

@@ -10,6 +10,7 @@ import pytest
 
 from qa_jax.models import matmul
 from qa_jax.models.encoders import bert
+from tests.common import platforms
 
 SPECS = {'nd,df->nf': ((6, 4), (4, 5)),
          'bhqk,bhsk->bhqs': ((2, 3, 6, 4), (2, 3, 5, 4)),
@@ -34,8 +35,11 @@ def test_value_and_gradients_in_float32_are_those_of_einsum(spec):
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5)
 
 
+@pytest.mark.parametrize('on_cpu', [True, False])
 @pytest.mark.parametrize('spec', sorted(SPECS))
-def test_bfloat16_rounds_only_the_operands(spec):
+def test_bfloat16_rounds_only_the_operands(spec, on_cpu, monkeypatch):
+  if not on_cpu:
+    platforms.leave_the_cpu(monkeypatch)
   a, b = operands(spec)
   rounded = lambda x: np.asarray(x.astype(jnp.bfloat16), np.float64)
   y, pull = jax.vjp(
@@ -52,6 +56,27 @@ def test_bfloat16_rounds_only_the_operands(spec):
   np.testing.assert_allclose(
       db, np.einsum(f'{left},{out}->{right}', rounded(a), rounded(y)),
       atol=1e-4)
+
+
+@pytest.mark.parametrize('on_cpu', [True, False])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_dense_is_its_formula_up_to_the_rounding_of_its_results(
+    dtype, on_cpu, monkeypatch):
+  if not on_cpu:
+    platforms.leave_the_cpu(monkeypatch)
+  rng = np.random.default_rng(0)
+  x, w, b, g = (jnp.asarray(rng.normal(size=s), dtype).astype(jnp.float32)
+                for s in ((6, 4), (4, 5), (5,), (6, 5)))
+  y, pull = jax.vjp(lambda *a: matmul.dense(*a, jnp.dtype(dtype)), x, w, b)
+  gradients = pull(g.astype(dtype))
+  assert y.dtype == dtype and {d.dtype for d in gradients} == {x.dtype}
+  x, w, b, g = (np.float64(a) for a in (x, w, b, g))
+  # The product, the sum with the bias, or both are rounded to 8 bits.
+  close = dict(rtol=1e-6, atol=1e-6) if dtype == 'float32' else dict(
+      rtol=2**-7, atol=2**-7)
+  for ours, formula in zip((y, *gradients), (
+      x @ w + b, g @ w.T, x.T @ g, g.sum(axis=0)), strict=True):
+    np.testing.assert_allclose(np.float64(ours), formula, **close)
 
 
 def test_all_three_products_have_the_form_with_a_native_kernel():

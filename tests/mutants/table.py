@@ -116,6 +116,16 @@ MUTATIONS: dict[str, Mutation] = {
         'attention_lib.Drop(keys, c.attention_dropout)',
         'attention_lib.Drop(keys, c.dropout)',
         'tests/models/test_encoders.py -k layers_and_places'),
+    'encoders-norm-elsewhere': Mutation(
+        'qa_jax/models/encoders/base.py', 'default=lambda a, b: (a * b).sum',
+        'default=lambda a, b: a.sum', 'tests/models/test_layer_norm.py'),
+    'encoders-dense-elsewhere': Mutation(
+        'qa_jax/models/matmul.py', 'default=lambda: add(times(out=dtype)))',
+        'default=lambda: times(out=dtype))', 'tests/models/test_matmul.py'),
+    'encoders-packed-dropout': Mutation(
+        'qa_jax/models/qa.py', 'packed.packed_row.reshape(-1) if packed else',
+        '0 * packed.packed_row.reshape(-1) if packed else',
+        'tests/data/test_packing.py -k of_its_number'),
     # --- objectives
     'objectives-answerability': Mutation(
         'qa_jax/objectives/__init__.py',
