@@ -491,6 +491,37 @@ def test_auto_takes_the_fast_implementation_that_fits(changes, name):
   assert attention.choose_attention(dataclasses.replace(USE, **changes)) == name
 
 
+@pytest.mark.parametrize(('platform', 'shape', 'fields', 'name'), [
+    ('gpu', (384, 64), {}, 'cudnn'),
+    ('gpu', (384, 20), {}, 'xla'),  # no multiple of 8
+    ('gpu', (20, 64), {}, 'cudnn'),
+    ('gpu', (384, 64), {'dtype': jnp.float32}, 'xla'),
+    ('gpu', (384, 64), {'packed': True}, 'pallas'),
+    ('gpu', (384, 64), {'rate': 0.1}, 'pallas'),
+    ('gpu', (384, 64), {'window': 64}, 'chunked'),
+    ('gpu', (384, 64), {'packed': True, 'biased': True}, 'xla'),
+    ('cpu', (384, 64), {}, 'xla'),
+    ('cpu', (1025, 64), {}, 'chunked'),
+    ('cpu', (64, 1032), {}, 'xla'),
+    ('cpu', (1025, 64), {'biased': True}, 'xla')])
+def test_auto_chooses_by_the_arrays_that_it_gets(
+    platform, shape, fields, name, monkeypatch):
+  chosen = []
+  for other in attention.ATTENTION.keys() - {'auto'}:
+    monkeypatch.setitem(attention.ATTENTION, other,
+                        lambda *_, other=other: chosen.append(other))
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  length, _ = shape
+  q = jax.ShapeDtypeStruct((2, 3, *shape), fields.get('dtype', jnp.bfloat16))
+  ids = np.ones((2, length), np.int32)
+  attention.attend(
+      'auto', q, q, q, attention.Visible(
+          ids > 0, ids if fields.get('packed') else None, fields.get('window')),
+      drop_of(fields.get('rate', 0.0), 2),
+      np.zeros((1, 3, length, length)) if fields.get('biased') else None)
+  assert chosen == [name]
+
+
 def test_every_entry_has_limits_and_the_reference_has_none():
   assert set(attention.LIMITS) == set(attention.ATTENTION)
   assert not attention.LIMITS['xla'] and not attention.LIMITS['auto']

@@ -108,6 +108,9 @@ MUTATIONS: dict[str, Mutation] = {
         'qa_jax/heads/length_prior.py', '[:, :, :self.width] + prior',
         '[:, :, -self.width:] + prior', FORMULAS),
     # --- encoders
+    'encoders-auto-length': Mutation(
+        'qa_jax/models/attention/__init__.py', 'length=q.shape[2],',
+        'length=q.shape[3],', 'tests/models/test_attention.py -k auto_chooses'),
     'encoders-long-bias': Mutation(
         'qa_jax/models/attention/xla.py', 'or bias is not None or q.ndim > 4',
         'or q.ndim > 4', 'tests/models/test_attention.py -k long_rows'),
