@@ -46,6 +46,12 @@ def check_unlocked(directory: pathlib.Path) -> None:
       _lock(file, path)
 
 
+def read_lock(directory: pathlib.Path) -> str:
+  """Returns the text of the lock, which names its owner, or '' without one."""
+  path = directory / NAME
+  return path.read_text(encoding='utf-8') if path.is_file() else ''
+
+
 def _take(path: pathlib.Path) -> TextIO:
   while True:
     try:

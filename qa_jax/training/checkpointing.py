@@ -273,17 +273,18 @@ def open_run(trainer: Trainer, config: config_lib.Config,
   directory = RunDirectory(workdir)
   if processes.is_first_process() and not directory.config_file.is_file():
     files.write_directory(workdir, write)
-  processes.wait_for_all('run')
-  if not directory.config_file.is_file():
-    raise errors.UserError(
-        f'--workdir={workdir} of process {jax.process_index()} is not that of '
-        'process 0; choose a directory that all see')
   if processes.is_first_process():
     before = stack.enter_context(lock.hold_lock(workdir))
     if before:
       console.say(f'{workdir}: going on from {before}, which died')
     if record is None:  # The user trains this run alone, so it tries again.
       directory.failure_file.unlink(missing_ok=True)
+  processes.wait_for_all('run')
+  if processes.is_multi_process():
+    # In a directory that only looks the same, the first save would wait for the
+    # files of the others for ever.
+    processes.check_equal_on_all(**{
+        f'the directory --workdir={workdir}': lock.read_lock(workdir)})
   store = manager.Checkpoints(directory.checkpoints)
   stack.callback(store.close)
   _check_inputs(trainer, directory, store)

@@ -103,7 +103,8 @@ def main() -> None:
               [workdir / 'member']),
       refusal(trainer.build_trainer, tiny.config(parallel={'mode': 'jit'})),
       refusal(score_other_weights, workdir / 'mixed'),
-      refusal(trainer.build_trainer, tiny.config(seed=jax.process_index()))]
+      refusal(trainer.build_trainer, tiny.config(seed=jax.process_index())),
+      refusal(train.train, RUNS['whole'], workdir / f'{jax.process_index()}')]
   (workdir / f'{jax.process_index()}.json').write_text(json.dumps(found))
   train_until(signal.SIGKILL, 3, workdir / 'killed')
 

@@ -233,12 +233,14 @@ def test_a_coordinator_that_is_lost_is_told_by_the_same_line():
 @SLOW
 def test_what_processes_cannot_share_is_refused_by_all(pair):
   for result in pair.results:
-    same, population, mode, weights, seed = result['refused']
+    same, population, mode, weights, seed, workdir = result['refused']
     assert same.startswith('data: not the same on processes 0 and 1')
     assert 'one process, not in 2' in population
     assert "mode='jit' trains on one device" in mode
     assert weights.startswith('weights: not the same on processes 0 and 1')
     assert seed.startswith('config: not the same on processes 0 and 1')
+    assert workdir.startswith('the directory --workdir=')
+    assert ': not the same on processes 0 and 1' in workdir
 
 
 @pytest.mark.parametrize(('argv', 'message'), [
