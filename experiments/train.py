@@ -67,11 +67,11 @@ def main() -> None:
   from qa_jax.training import trainer
 
   config = cli.config()
-  cli.join()
   if PRINT_CONFIG.value:
     check_specs(config)
     pprint.pprint(config.to_dict(), sort_dicts=False)
     return
+  cli.join()
   settings.configure_process()
   if DRY_RUN.value:
     console.say('dry run: reads the data, compiles the step of the largest '

@@ -244,7 +244,10 @@ def test_both_lengths_on_the_command_line_are_refused(config):
 def test_print_config_is_the_resolved_config(config, tmp_path):
   result = commands.command('train', f'--config={config}', '--print_config',
                             '--config.optim.learning_rate=0.5',
+                            '--coordinator=no.such.host.invalid:1',
+                            '--num_processes=2', '--process_index=1',
                             f'--workdir={tmp_path}/run')
+  # It waits for no other process.
   assert result.code == 0 and not result.err
   assert "'learning_rate': 0.5" in result.out
   assert "'warmup_fraction': 0.1" in result.out
