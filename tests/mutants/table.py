@@ -215,6 +215,9 @@ MUTATIONS: dict[str, Mutation] = {
         STEP, '-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)',
         'accumulation, -1, *x.shape[1:]), batch)',
         OBJECTIVES + 'grouped_batches'),
+    'step-clip-norm': Mutation(
+        STEP, "norm=values['grad_norm'])", "norm=2 * values['grad_norm'])",
+        SKIP),
     'step-skip-norm': Mutation(
         STEP, "good &= values['grad_norm'] <= skip_norm",
         "good &= values['grad_norm'] < skip_norm", SKIP),
