@@ -156,6 +156,14 @@ def test_an_objective_reads_no_score_but_those_it_needs(name, batch):
 
 
 @pytest.mark.parametrize('name', NAMES)
+def test_an_objective_says_whether_it_trains_pair_and_null_scores(name, batch):
+  objective, grads = build(name), run(name, full(name), batch)[1]
+  for part in ('pair', 'null'):
+    assert np.any(getattr(grads, part)) == (
+        objective.trains_pair_and_null or part in objective.needs), part
+
+
+@pytest.mark.parametrize('name', NAMES)
 def test_no_loss_is_negative(name, batch):
   assert (run(name, full(name), batch)[0] >= -1e-6).all()
 

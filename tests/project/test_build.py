@@ -62,6 +62,8 @@ def test_pair_of_head_and_objective_is_traced_or_refused(head, objective):
     ('conditional', 'mlp', 'needs a head with conditional scores'),
     ('answerability', 'shared', 'needs a head with null scores'),
     ('span_softmax', 'conditional', 'for the gold start alone'),
+    ('marginal(over="boundary")', 'conditional', 'for the gold start alone'),
+    ('shared_norm', 'conditional', 'for the gold start alone'),
     ('cross_entropy', 'biaffine', "leaves the head's pair scores"),
     ('cross_entropy', 'answerability', "leaves the head's null scores"),
     ('joint', 'biaffine(width=20)', 'exceeds the 20 lengths'),
