@@ -29,6 +29,7 @@ from qa_jax.models import dropout
 from qa_jax.models import qa
 from qa_jax.models.attention import chunked
 from qa_jax.models.attention import kernels
+from qa_jax.models.attention import pallas
 from qa_jax.models.attention import pallas_tpu
 from qa_jax.models.attention import xla
 from qa_jax.models.encoders import bert
@@ -38,7 +39,7 @@ from tests.common import jaxprs
 from tests.common import refusals
 from tests.common import tiny
 
-B, H, L, K = 4, 2, 40, 16  # three tiles of 16 in pallas, the last half empty
+B, H, L, K = 4, 2, 40, 16
 RATE = 0.3
 TRAINED = ('xla', 'pallas', 'pallas_tpu', 'chunked')
 KERNELS = ('pallas', 'pallas_tpu')
@@ -56,8 +57,10 @@ CASES |= {f'local {name}': case for name, case in CASES.items()}
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
-  monkeypatch.setattr(chunked, 'CHUNK', 16)  # three chunks, the last half empty
-  monkeypatch.setattr(pallas_tpu, 'TILES', (8,))  # five tiles
+  """Divides the rows into three parts, the last half empty, or into five."""
+  monkeypatch.setattr(chunked, 'CHUNK', 16)
+  monkeypatch.setattr(pallas, 'LARGEST_TILE', 16)
+  monkeypatch.setattr(pallas_tpu, 'TILES', (8,))
 
 
 def window_of(case: str) -> int | None:
@@ -225,7 +228,7 @@ def read_out(name: str, lengths: tuple[int, int] | None = None,
   Returns the mask of the weights, which one-hot values reveal, [2, H, S, S]; y
   of random values, [2, H, S, 16]; and these values.
   """
-  size = 48  # three tiles in pallas
+  size = 48  # three tiles of 16 in pallas
   normal = np.random.default_rng(1).normal(size=(2, H, size, 64 - size))
   v = jnp.asarray(np.concatenate([np.broadcast_to(
       np.eye(size), (2, H, size, size)), normal], axis=3), jnp.bfloat16)
@@ -384,7 +387,8 @@ def lowered(name: str, platform: str, *, packed: bool, rate: float = 0.0,
 @pytest.mark.parametrize(('length', 'size', 'dtype', 'rate'), [
     (384, 64, jnp.bfloat16, 0.1), (512, 32, jnp.float32, 0.0),
     (96, 128, jnp.bfloat16, 0.1), (50, 16, jnp.float32, 0.1)])
-def test_pallas_lowers_for_a_gpu(length, size, dtype, rate):
+def test_pallas_lowers_for_a_gpu(length, size, dtype, rate, monkeypatch):
+  monkeypatch.setattr(pallas, 'LARGEST_TILE', 64)  # that of the kernels
   with on_a_gpu():
     program = lowered('pallas', 'cuda', packed=True, rate=rate, length=length,
                       size=size, dtype=dtype)

@@ -114,6 +114,11 @@ MUTATIONS: dict[str, Mutation] = {
     'encoders-long-bias': Mutation(
         'qa_jax/models/attention/xla.py', 'or bias is not None or q.ndim > 4',
         'or q.ndim > 4', 'tests/models/test_attention.py -k long_rows'),
+    'encoders-tiles': Mutation(
+        'qa_jax/models/attention/pallas.py',
+        'y = y * shrink[:, None] + product(dropped, v, 1, 0)',
+        'y = y + product(dropped, v, 1, 0)',
+        'tests/models/test_attention.py -k pallas'),
     'encoders-rate': Mutation(
         'qa_jax/models/encoders/bert.py',
         'attention_lib.Drop(keys, c.attention_dropout)',

@@ -33,6 +33,9 @@ from qa_jax.models.attention.base import Visible
 HEAD_SIZES = (16, 32, 64, 128)  # sizes of operands of a Triton product
 LONGEST = 512  # tokens
 LARGEST_TILE, SMALLEST_TILE = 64, 16
+# Ids of places beyond L. They lie on either side of all ids of `Visible.ids`,
+# so that no tile seems to see a key in a row that has none.
+NO_QUERY, NO_KEY = jnp.iinfo(jnp.int32).max, -1
 # The score of a key beyond L. It is below MASKED, so that a row in which all
 # keys are masked gives such keys no weight: exp(BEYOND - MASKED) is 0.
 BEYOND = 2 * span_scores.MASKED
@@ -54,7 +57,7 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   qkv = jnp.pad(jnp.concatenate([x.swapaxes(1, 2) for x in (q, k, v)], axis=2),
                 ((0, 0), (0, missing), (0, 0), (0, 0)))
   ids = [jnp.pad(x, ((0, 0), (0, missing)), constant_values=none)
-         for x, none in zip(visible.ids(), (-1, -2), strict=True)]
+         for x, none in zip(visible.ids(), (NO_QUERY, NO_KEY), strict=True)]
   y = _fused(length, tile, drop.rate if drop.active else 0.0,
              matmul.float32_precision(q.dtype), qkv, *ids, _bounds(*ids, tile),
              kernels.row_seeds(drop, len(q), length))
