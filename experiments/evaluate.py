@@ -55,6 +55,8 @@ def main() -> None:
   if flags.FLAGS.coordinator and (AUDIT.value or PREDICTIONS.value):
     raise errors.UserError('--coordinator goes with a model to run; leave it '
                            'out with --audit and --predictions')
+  if flags.FLAGS['na_threshold'].present and not NA_PROBS.value:
+    raise errors.UserError('--na_threshold goes with --na_probs')
   if AUDIT.value:
     _audit()
     return
@@ -62,8 +64,6 @@ def main() -> None:
     raise errors.UserError('give one of --workdir and --predictions')
   if NA_PROBS.value and not PREDICTIONS.value:
     raise errors.UserError('--na_probs goes with --predictions')
-  if flags.FLAGS['na_threshold'].present and not NA_PROBS.value:
-    raise errors.UserError('--na_threshold goes with --na_probs')
   errors.require(not math.isnan(NA_THRESHOLD.value),
                  '--na_threshold=nan, expected a number')
   if PREDICTIONS.value and (of_model := [*_decode_flags(), *_model_flags()]):

@@ -126,6 +126,10 @@ def squad_metrics(
   examples = list(examples)
   if not examples:
     raise errors.UserError('there is no question to score')
+  if not isinstance(examples[0], Example):
+    raise errors.UserError(
+        f'squad_metrics: examples[0] is {examples[0]!r:.80}, expected an '
+        "Example; give rows of Hugging Face's evaluate as references=")
   _check_values(predictions, 'predictions', str, 'a text')
   _check_values(na_scores or {}, 'na_scores', numbers.Real, 'a number')
   version = resolve_version(examples, version)

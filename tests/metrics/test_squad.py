@@ -260,6 +260,14 @@ def test_a_value_of_another_type_is_named(predictions, na_scores, message):
     squad.squad_metrics(EXAMPLES, predictions, na_scores=na_scores)
 
 
+def test_rows_of_evaluate_that_are_given_as_examples_are_named():
+  row = {'id': 'a', 'answers': {'text': ['x'], 'answer_start': [0]}}
+  with pytest.raises(errors.UserError, match=r"\{'id': 'a'.* as references="):
+    squad.squad_metrics([row], {'a': 'x'})
+  assert squad.squad_metrics(references=[row], predictions={'a': 'x'})[
+      'f1'] == 100
+
+
 def test_na_scores_may_be_numbers_of_numpy():
   scores = dict(zip('abcd', np.array([0.1, 2, 0.1, 2], np.float32),
                     strict=True))

@@ -473,7 +473,9 @@ def test_log_odds_have_the_threshold_of_their_predictions(tmp_path):
       'evaluate', *argv, f'--na_probs={odds}', '--na_threshold=nan')
 
 
-def test_an_audit_takes_the_length_of_windows(data):
+def test_an_audit_takes_the_length_of_windows_and_no_threshold(data):
+  assert '--na_threshold goes with --na_probs' in commands.refusal(
+      'evaluate', f'--data={data}', '--audit', '--na_threshold=0.5')
   assert 'max_length=3 must be in' in commands.refusal(
       'evaluate', f'--data={data}', '--audit', '--max_length=3')
 
