@@ -119,6 +119,19 @@ MUTATIONS: dict[str, Mutation] = {
         'y = y * shrink[:, None] + product(dropped, v, 1, 0)',
         'y = y + product(dropped, v, 1, 0)',
         'tests/models/test_attention.py -k pallas'),
+    'encoders-tpu-heads': Mutation(
+        'qa_jax/models/attention/pallas_tpu.py',
+        'return [(n, pl.program_id(1) * count + n, seeds)',
+        'return [(n, n, seeds)', 'tests/models/test_attention.py -k groups'),
+    'encoders-tpu-gradients': Mutation(
+        'qa_jax/models/attention/pallas_tpu.py',
+        'b, 0, jnp.maximum(n - count + 1, 0) * groups + g)),',
+        'b, 0, jnp.maximum(n - count, 0) * groups + g)),',
+        'tests/models/test_attention.py -k gradients_are'),
+    'encoders-devices': Mutation(
+        'qa_jax/models/attention/base.py',
+        'if mesh.empty or mesh.manual_axes or mesh.size == 1:', 'if True:',
+        'tests/models/test_attention.py -k each_device'),
     'encoders-rate': Mutation(
         'qa_jax/models/encoders/bert.py',
         'attention_lib.Drop(keys, c.attention_dropout)',
