@@ -4,6 +4,7 @@ import importlib.util
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -14,7 +15,10 @@ from qa_jax import heads
 from qa_jax import span_scores
 from qa_jax.decoding import search
 from qa_jax.inference import decode
+from qa_jax.models import attention
+from qa_jax.models import dropout
 from qa_jax.models import qa
+from qa_jax.models.attention import pallas_tpu
 from qa_jax.models.encoders import ENCODERS
 from qa_jax.runtime import devices
 from qa_jax.training import trainer as trainer_lib
@@ -109,6 +113,22 @@ def test_the_evaluation_on_several_chips_compiles_for_a_tpu(tmp_path):
     text = decode.build_program(trainer.model, settings.decode, chips).lower(
         jax.tree.map(lambda x: array(x.dtype, *x.shape), trainer.state.params),
         batch, array(np.float32, 1)).compile().as_text()
+  assert 'tpu_custom_call' in text
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_attention_of_many_short_rows_compiles_for_a_tpu():
+  """Seeds of 2,048 rows would not fit into the scalar memory."""
+  on = jax.sharding.SingleDeviceSharding(tpu.describe_chips(1)[0])
+  of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=on)
+  x = of(jnp.bfloat16, 2048, 2, 64, 64)
+  attend = lambda q, k, v, mask, seeds: pallas_tpu.attend(
+      q, k, v, attention.Visible(mask),
+      attention.Drop(dropout.DropoutKeys(seeds), 0.1))
+  with tpu.on_a_chip():
+    text = jax.jit(attend).lower(x, x, x, of(bool, 2048, 64), of(
+        jnp.uint32, 2048, 2)).compile().as_text()
   assert 'tpu_custom_call' in text
 
 

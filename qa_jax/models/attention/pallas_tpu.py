@@ -59,7 +59,7 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
   y = _fused((heads, drop.rate if drop.active else 0.0, visible.window,
               matmul.float32_precision(q.dtype)),
              qkv, query_ids[:, :, None], key_ids[:, None],
-             kernels.row_seeds(drop, batch, length))
+             kernels.row_seeds(drop, batch, length)[:, None])
   return y.reshape(batch, length, heads, size).swapaxes(1, 2).astype(
       jnp.float32)
 
@@ -68,7 +68,8 @@ def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as are k and v
 def _fused(options: tuple[int, float, int | None, matmul.Precision],
            qkv: jax.Array,  # [B, L, 3·H·K]: q, k and v of all heads
            query_ids: jax.Array, key_ids: jax.Array,  # [B, L, 1], [B, 1, L]
-           seeds: jax.Array) -> jax.Array:  # uint32 → [B, L, H·K]
+           seeds: jax.Array,  # [B, 1, kernels.SEEDS] uint32
+           ) -> jax.Array:  # [B, L, H·K]
   return _forward(options, qkv, query_ids, key_ids, seeds)[0]
 
 
@@ -134,8 +135,8 @@ def _blocks(shape: tuple[int, ...]) -> tuple[Any, ...]:
 
   `shape` is that of q, k and v together. The results are the number of groups;
   the size of a tile; the block of a group of q (0), k (1) or v (2); that of a
-  tile of q, y or the gradient of y; those of the ids of queries and of keys;
-  and all seeds.
+  tile of q, y or the gradient of y; and those of a row's ids, first as queries
+  and then as keys, and of its seeds.
   """
   from jax.experimental.pallas import tpu
   _, length, width = shape
@@ -143,24 +144,26 @@ def _blocks(shape: tuple[int, ...]) -> tuple[Any, ...]:
   tile = _tile(length)
   last = length // tile - 1
   lanes = width // 3 // groups
+  of_row = functools.partial(
+      pl.BlockSpec, index_map=lambda b, g, n: (b, 0, 0))
   return (
       groups, tile,
       lambda part: pl.BlockSpec((None, length, lanes),
                                 lambda b, g, n: (b, 0, part * groups + g)),
       pl.BlockSpec((None, tile, lanes),
                    lambda b, g, n: (b, jnp.minimum(n, last), g)),
-      (pl.BlockSpec((None, tile, 1),
-                    lambda b, g, n: (b, jnp.minimum(n, last), 0)),
-       pl.BlockSpec((None, 1, length), lambda b, g, n: (b, 0, 0))),
-      pl.BlockSpec(memory_space=tpu.SMEM))
+      (of_row((None, length, 1)), of_row((None, 1, length))),
+      of_row((None, 1, kernels.SEEDS), memory_space=tpu.SMEM))
 
 
 def _forward_kernel(size, rate, window, precision, q_ref, k_ref, v_ref,
                     query_ids_ref, key_ids_ref, seeds_ref, y_ref):
   product = functools.partial(kernels.product, precision)
   q, k, v = kernels.scaled(q_ref[...], size), k_ref[...], v_ref[...]
-  places = _places(pl.program_id(2), len(q), len(k))
-  seen = _seen(query_ids_ref, key_ids_ref, places, window)
+  this = pl.program_id(2)
+  places = _places(this, len(q), len(k))
+  seen = _seen(query_ids_ref[_rows(this, len(q), len(k)), :], key_ids_ref[...],
+               places, window)
   y = jnp.zeros(q.shape, jnp.float32)
   for n, head, seeds in _heads(q, size, seeds_ref):
     weights = _weights(product, _only(n, q, size), k, seen)
@@ -188,7 +191,8 @@ def _backward_kernel(size, rate, window, precision, q_ref, k_ref, v_ref,
     q, k, v = kernels.scaled(q_ref[...], size), k_ref[...], v_ref[...]
     g = g_ref[...]
     places = _places(this, tile, len(k))
-    seen = _seen(query_ids_ref, key_ids_ref, places, window)
+    rows = _rows(this, tile, len(k))
+    seen = _seen(query_ids_ref[rows, :], key_ids_ref[...], places, window)
     gy = g.astype(jnp.float32) * y_ref[...].astype(jnp.float32)
     dq = jnp.zeros(q.shape, jnp.float32)
     for n, head, seeds in heads:
@@ -202,13 +206,16 @@ def _backward_kernel(size, rate, window, precision, q_ref, k_ref, v_ref,
       dq += product(slope, _only(n, k, size), 1, 0)
       sums_ref[0] += product(slope, only_q, 0, 0)
       sums_ref[1] += product((weights * factor).astype(k.dtype), only_g, 0, 0)
-    first = this * tile if count > 1 else 0  # multiples of 8, or known
-    out_ref[pl.ds(first, tile), :] = (dq / math.sqrt(size)).astype(
-        out_ref.dtype)
+    out_ref[rows, :] = (dq / math.sqrt(size)).astype(out_ref.dtype)
 
   @pl.when(this >= count)
   def _():
     out_ref[...] = sums_ref[this - count].astype(out_ref.dtype)
+
+
+def _rows(n: jax.Array, tile: int, length: int) -> Any:
+  """Returns the slice of tile n: it begins at a known multiple of 8."""
+  return pl.ds(n * tile if length > tile else 0, tile)
 
 
 def _places(tile: jax.Array, queries: int, keys: int
@@ -219,9 +226,9 @@ def _places(tile: jax.Array, queries: int, keys: int
   return tile * queries + query, key
 
 
-def _seen(query_ids_ref, key_ids_ref, places, window: int | None) -> jax.Array:
+def _seen(query_ids, key_ids, places, window: int | None) -> jax.Array:
   """Computes the mask of the keys that queries see, [T, L]."""
-  seen = query_ids_ref[...] == key_ids_ref[...]
+  seen = query_ids == key_ids
   if window is not None:
     seen &= abs(places[0] - places[1]) <= window
   return seen
@@ -229,7 +236,7 @@ def _seen(query_ids_ref, key_ids_ref, places, window: int | None) -> jax.Array:
 
 def _heads(q, size: int, seeds_ref) -> list[tuple[int, jax.Array, list[Any]]]:
   """Returns the heads of the group: number, that of all heads, and seeds."""
-  seeds = [seeds_ref[pl.program_id(0), n] for n in range(3)]
+  seeds = [seeds_ref[0, n] for n in range(3)]
   count = q.shape[1] // size
   return [(n, pl.program_id(1) * count + n, seeds) for n in range(count)]
 
