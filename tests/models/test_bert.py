@@ -164,6 +164,7 @@ def test_initializer_range_scales_only_the_encoder():
         rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_parameters_and_gradients_are_float32_also_with_64_bit_types():
   model = make_model()
   model = model.clone(config=dataclasses.replace(model.config, num_layers=1))

@@ -262,6 +262,7 @@ def test_a_failed_member_does_not_hold_back_a_population_that_is_killed(
   assert_equal_state(runs[1], whole[1], 10)
 
 
+@pytest.mark.slow
 def test_a_first_checkpoint_is_used_though_another_member_failed_before_its(
     tmp_path, monkeypatch, capsys):
   configs = diverging_and_good(6)

@@ -523,7 +523,8 @@ def test_initial_weights_count_until_the_first_checkpoint(
     train.train(config, workdir)
 
 
-@pytest.mark.parametrize('init_head', [True, False])
+@pytest.mark.parametrize('init_head', [
+    pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_with_a_checkpoint_goes_on_where_its_initial_weights_are_gone(
     finished, tmp_path, capfd, init_head):
   source, whole = tmp_path / 'source', tmp_path / 'whole'
