@@ -10,7 +10,7 @@ XLA counts. Nothing is run.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -125,19 +125,18 @@ def describe_chips(count: int) -> list[jax.Device]:
   return list(topology.devices)[:count]
 
 
-def on_a_chip() -> contextlib.AbstractContextManager[None]:
-  """Returns a context that names a chip, which kernels need for lowering."""
-  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(
-      (), (), axis_types=(),
-      abstract_device=jax.sharding.AbstractDevice(KIND, 1, 'tpu')))
+@contextlib.contextmanager
+def lowering() -> Iterator[None]:
+  """Makes qa_jax and jax choose as they would on a TPU v5e."""
+  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
+        cases.on_device(KIND, 1, 'tpu')):
+    yield
 
 
 def compile_step(config: config_lib.Config) -> Program:
   """Compiles the train step of a config for as many chips as it trains on."""
   chips = describe_chips(config.parallel.num_devices)
-  # qa_jax chooses as it would on a TPU.
-  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
-        on_a_chip()):
+  with lowering():
     trainer = trainer_lib.build_trainer(config)
     step, batch = trainer.step, next(trainer.batches)
     if trainer.dispatch > 1:

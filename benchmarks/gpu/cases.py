@@ -2,8 +2,11 @@
 size, and the FLOPs of a batch."""
 
 from collections.abc import Sequence
+import contextlib
 import pathlib
 from typing import Any
+
+import jax
 
 from benchmarks import session
 from qa_jax import config as config_lib
@@ -28,6 +31,17 @@ def vocabulary(directory: pathlib.Path, size: int) -> str:
     (directory / 'vocab.txt').write_text(
         '\n'.join(entries) + '\n', encoding='utf-8')
   return str(directory)
+
+
+def on_device(kind: str, cores: int | None, platform: str
+              ) -> contextlib.AbstractContextManager[None]:
+  """Returns a context that names a device, which kernels need for lowering.
+
+  `kind` and `platform` are names of jax; no such device need be there.
+  """
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(
+      (), (), axis_types=(), abstract_device=jax.sharding.AbstractDevice(
+          kind, cores, platform)))
 
 
 def config(scratch: pathlib.Path, *, preset: str, batch: int, length: int,

@@ -18,6 +18,7 @@ from jax._src.cudnn import fused_attention_stablehlo as cudnn_of_jax
 from jax.experimental import topologies
 import numpy as np
 
+from benchmarks.gpu import cases
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.training import population
@@ -66,13 +67,10 @@ def device() -> jax.Device:
 @contextlib.contextmanager
 def lowering() -> Iterator[None]:
   """Makes qa_jax and jax choose as they would on an H100."""
-  mesh = jax.sharding.AbstractMesh(
-      (), (), axis_types=(),
-      abstract_device=jax.sharding.AbstractDevice(NAME, None, 'gpu'))
   with (mock.patch.object(jax, 'default_backend', lambda: 'gpu'),
         mock.patch.object(
             cudnn_of_jax, 'check_cudnn_version', lambda: 91_900),
-        jax.sharding.use_abstract_mesh(mesh)):
+        cases.on_device(NAME, None, 'gpu')):
     yield
 
 

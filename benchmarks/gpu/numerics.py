@@ -116,9 +116,10 @@ def attentions(results: results_lib.Results) -> None:
                       _by_numpy(*inputs), 1e-5)
     for name, (dtype, precision) in itertools.product(
         ('xla', 'pallas', 'cudnn'), BOUNDS):
+      _, heads, length, size = shape
       use = attention.Use(
-          jax.default_backend(), shape[2], shape[1], shape[3],
-          jnp.dtype(dtype), packed, training=True, dropout=rate)
+          jax.default_backend(), length, heads, size, jnp.dtype(dtype), packed,
+          training=True, dropout=rate)
       if not attention.limitation(name, use):
         results.attempt(
             f'{name} {dtype} {precision} {where}', _compare, functools.partial(

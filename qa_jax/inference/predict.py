@@ -280,7 +280,8 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
             step=step, stored_calibration=stored)
 
 
-def check_no_choice(checkpoint: str, source: str | os.PathLike[str]) -> None:
+def check_no_choice(checkpoint: str | int,
+                    source: str | os.PathLike[str]) -> None:
   """Raises a UserError if `checkpoint` is chosen of a source that is no run."""
   errors.require(
       checkpoint == 'best',

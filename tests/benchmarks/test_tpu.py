@@ -1,7 +1,6 @@
 """The train step for a TPU: what it lowers to, and that libtpu compiles it."""
 
 import importlib.util
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,7 @@ def config(directory, *, chips=1, mode='pmap', **fields):
 
 def test_the_default_step_for_a_tpu_has_kernels_and_no_running_sum(tmp_path):
   """XLA for TPUs took 100 seconds to compile a running log Σ exp."""
-  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
-        tpu.on_a_chip()):
+  with tpu.lowering():
     trainer = trainer_lib.build_trainer(config(tmp_path, length=96))
     text = jax.jit(trainer.step).trace(
         trainer.state, next(trainer.batches)).lower(
@@ -108,8 +106,7 @@ def test_the_evaluation_on_several_chips_compiles_for_a_tpu(tmp_path):
            for names, dtype in ((qa.INPUTS, np.int32),
                                 (['context_mask', 'start_mask'], bool))
            for k in names}
-  with (mock.patch.object(jax, 'default_backend', lambda: 'tpu'),
-        tpu.on_a_chip()):
+  with tpu.lowering():
     text = decode.build_program(trainer.model, settings.decode, chips).lower(
         jax.tree.map(lambda x: array(x.dtype, *x.shape), trainer.state.params),
         batch, array(np.float32, 1)).compile().as_text()
@@ -126,7 +123,7 @@ def test_the_attention_of_many_short_rows_compiles_for_a_tpu():
   attend = lambda q, k, v, mask, seeds: pallas_tpu.attend(
       q, k, v, attention.Visible(mask),
       attention.Drop(dropout.DropoutKeys(seeds), 0.1))
-  with tpu.on_a_chip():
+  with tpu.lowering():
     text = jax.jit(attend).lower(x, x, x, of(bool, 2048, 64), of(
         jnp.uint32, 2048, 2)).compile().as_text()
   assert 'tpu_custom_call' in text

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from benchmarks import tpu
+from benchmarks.gpu import cases
 from qa_jax import build
 from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
@@ -363,9 +364,7 @@ def on_a_gpu():
   """Returns a context that names a GPU, which jax 0.11 needs for lowering."""
   if jax.__version_info__ < (0, 11):
     return contextlib.nullcontext()
-  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh(
-      (), (), axis_types=(), abstract_device=jax.sharding.AbstractDevice(
-          'NVIDIA H100 80GB HBM3', None, 'gpu')))
+  return cases.on_device('NVIDIA H100 80GB HBM3', None, 'gpu')
 
 
 def lowered(name: str, platform: str, *, packed: bool, rate: float = 0.0,
@@ -400,7 +399,7 @@ def test_pallas_lowers_for_a_gpu(length, size, dtype, rate, monkeypatch):
     (384, 64, jnp.bfloat16, 0.1), (500, 64, jnp.float32, 0.0)])
 def test_pallas_tpu_lowers_for_a_tpu(monkeypatch, length, size, dtype, rate):
   monkeypatch.undo()  # the tiles of a TPU
-  with tpu.on_a_chip():
+  with tpu.lowering():
     program = lowered('pallas_tpu', 'tpu', packed=True, rate=rate,
                       length=length, size=size, dtype=dtype)
   assert program.count('@tpu_custom_call') == 2  # forward and backward

@@ -1,4 +1,4 @@
-"""What the kernels for GPUs and those for TPUs have in common.
+"""Seeds, dropout factors and products of the kernels for GPUs and TPUs.
 
 Glossary of shapes: B rows, L row length, K head size, T queries of a tile, S
 keys of a tile.

@@ -138,6 +138,7 @@ def _blocks(shape: tuple[int, ...]) -> tuple[Any, ...]:
   tile of q, y or the gradient of y; and those of a row's ids, first as queries
   and then as keys, and of its seeds.
   """
+  # Only TPUs need this import, as in pallas.py that of Triton.
   from jax.experimental.pallas import tpu
   _, length, width = shape
   groups = max(1, width // 3 // LANES)
