@@ -28,7 +28,7 @@ class Fault:
 EVERY = 10**6  # at most so many kills: at every operation
 FAULTS: dict[str, Fault] = {
     'R1': Fault('kill, resume', runs.resume, 60, why='minutes to compile; '
-                'test_train.py kills a run within its process'),
+                'test_resume.py kills a run within its process'),
     'R2': Fault('kill in a save', runs.mid_save, 50, 2),
     'R3': Fault('bit rot', damage.checkpoints, 40, 1),
     'R4': Fault('disk full', disk.full, 5, why='minutes; test_logs.py, '
@@ -50,7 +50,7 @@ FAULTS: dict[str, Fault] = {
     'R15': Fault('kill at each file operation of a save', kills.saves, EVERY,
                  30),
     'R16': Fault('kill at each file operation of a run', kills.run, EVERY,
-                 why='an hour; R15 has its saves, test_train.py its kills'),
+                 why='an hour; R15 has its saves, test_resume.py its kills'),
     'R17': Fault('kill at each file operation of a population', kills.members,
                  EVERY, why='hours; R15 has its saves, test_population.py its '
                  'kills'),

@@ -24,7 +24,7 @@ OPTIMIZER = 'qa_jax/training/optimizer.py'
 ADAMW = 'tests/training/test_optimizer.py'
 TRAINER = 'qa_jax/training/trainer.py'
 STEP = 'qa_jax/training/step.py'
-WRAPPERS = 'tests/training/test_train.py -k wrapper'
+WRAPPERS = 'tests/training/test_step.py -k wrapper'
 SKIP = 'tests/training/test_skip.py -k "not kill"'
 WINDOWS = 'tests/data/test_windows.py'
 ALIGNMENT = 'qa_jax/data/alignment.py'
@@ -217,7 +217,7 @@ MUTATIONS: dict[str, Mutation] = {
     'step-dropout-key': Mutation(
         STEP, 'jax.random.wrap_key_data(state.key_data), state.step)',
         'jax.random.wrap_key_data(state.key_data), 0)',
-        'tests/training/test_train.py -k masks'),
+        'tests/training/test_step.py -k masks'),
     'step-devices': Mutation(
         STEP, 'totals = jax.lax.psum(totals, axis_name)', 'pass', WRAPPERS),
     'step-mean': Mutation(
@@ -225,10 +225,10 @@ MUTATIONS: dict[str, Mutation] = {
         'grads', WRAPPERS),
     'step-one-row': Mutation(
         STEP, 'jnp.maximum(weight, 1e-8)', 'jnp.maximum(weight, 2.0)',
-        'tests/training/test_train.py -k one_real_row'),
+        'tests/training/test_step.py -k one_real_row'),
     'step-accumulation': Mutation(
         STEP, 'if accumulation == 1:', 'if True:',
-        'tests/training/test_train.py -k accumulation_changes'),
+        'tests/training/test_step.py -k accumulation_changes'),
     'step-micro-rows': Mutation(
         STEP, '-1, accumulation, *x.shape[1:]).swapaxes(0, 1), batch)',
         'accumulation, -1, *x.shape[1:]), batch)',
@@ -352,7 +352,7 @@ MUTATIONS: dict[str, Mutation] = {
     # --- checkpoints, export and populations
     'dispatch-count': Mutation(
         STEP, '0, batches[COUNT].max(), body', '0, most, body',
-        'tests/training/test_train.py -k any_number'),
+        'tests/training/test_dispatch.py -k any_number'),
     'checkpoints-best': Mutation(
         MANAGER, 'key=lambda step: (scores[step], step), default=None)',
         'key=lambda step: (scores[step], -step), default=None)', STORE),

@@ -16,6 +16,7 @@ from qa_jax.training import optimizer
 from qa_jax.training import trainer
 from tests.common import adamw
 from tests.common import jaxprs
+from tests.common import tiny
 
 PARAMS = {
     'encoder': {
@@ -214,3 +215,17 @@ def test_without_bias_correction_it_is_the_code_of_bert():
         {'kernel': jnp.asarray(grad, jnp.float32)}, state, params)
     params = optax.apply_updates(params, updates)
   np.testing.assert_allclose(params['kernel'], weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize('fields', [
+    {}, {'layer_decay': 0.5, 'clip_norm': 1.0, 'bias_correction': False}])
+def test_the_initial_state_of_the_optimizer_is_that_of_optax(fields):
+  config = tiny.config(optim=fields)
+  state = trainer.build_trainer(config).state
+  _, built = trainer.build_optimizer(config.optim, num_steps=7, num_layers=1)
+  wanted = built.init(state.params)
+  assert jax.tree.structure(state.opt_state) == jax.tree.structure(wanted)
+  for x, y in zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(wanted),
+                  strict=True):
+    assert x.dtype == y.dtype
+    np.testing.assert_array_equal(x, y)

@@ -1,0 +1,143 @@
+"""Runs that start from the weights of a run, whole or in part."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from qa_jax import config as config_lib
+from qa_jax import errors
+from qa_jax.export import hugging_face as export
+from qa_jax.inference import predict
+from qa_jax.training import train
+from qa_jax.training import trainer as trainer_lib
+from tests.common import runs
+from tests.common import tiny
+from tests.common.refusals import refusal
+
+
+def test_a_run_can_start_from_a_run(finished, tmp_path):
+  config = tiny.config(model={'init_from': str(finished), 'hidden_size': 0,
+                              'num_layers': 0, 'num_heads': 0, 'mlp_size': 0})
+  started = trainer_lib.build_trainer(config)
+  qa = predict.load(finished)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params), jax.device_get(qa.params))
+  assert started.tokenizer == qa.tokenizer
+
+
+@pytest.mark.parametrize('fields', [
+    {'head': 'mlp'}, {'init_head': False}])
+def test_a_fresh_head_can_start_on_the_encoder_of_a_run(finished, fields):
+  started = trainer_lib.build_trainer(tiny.config(model={
+      'init_from': str(finished), 'hidden_size': 0, 'num_layers': 0,
+      'num_heads': 0, 'mlp_size': 0, **fields}))
+  stored = jax.device_get(predict.load(finished).params)
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params['encoder']),
+               stored['encoder'])
+  assert not any(
+      np.isin(leaf, stored['head']['start']['kernel']).any()
+      for leaf in jax.tree.leaves(jax.device_get(started.state.params['head'])))
+  assert any('the head is fresh' in note for note in started.notes)
+
+
+def shallow(source, num_layers, **fields) -> config_lib.Config:
+  return tiny.config(model={
+      'init_from': str(source), 'hidden_size': 0, 'num_layers': num_layers,
+      'num_heads': 0, 'mlp_size': 0, **fields})
+
+
+@pytest.mark.parametrize('steps', [1, 2])
+def test_initial_weights_count_until_the_first_checkpoint(
+    finished, tmp_path, steps):
+  """The first checkpoint is that of step 2."""
+  source, workdir = tmp_path / 'source', tmp_path / 'run'
+  shutil.copytree(finished, source)
+  config = shallow(source, 0)
+  runs.train_until_killed(config, workdir, steps + 1)
+  with (source / 'config.json').open('a') as file:
+    file.write('\n')
+  if steps == 2:
+    train.train(config, workdir)
+    return
+  with pytest.raises(errors.UserError, match=(
+      r'other inputs: config\.model\.init_from: config\.json changed')):
+    train.train(config, workdir)
+
+
+@pytest.mark.parametrize('init_head', [
+    pytest.param(True, marks=pytest.mark.slow), False])
+def test_a_run_with_a_checkpoint_goes_on_where_its_initial_weights_are_gone(
+    finished, tmp_path, capfd, init_head):
+  source, whole = tmp_path / 'source', tmp_path / 'whole'
+  config = shallow(source, 0, init_head=init_head)
+  shutil.copytree(finished, source)
+  train.train(config, whole)
+  for run, steps in ((tmp_path / 'early', 1), (tmp_path / 'late', 3)):
+    runs.train_until_killed(config, run, steps)
+  shutil.rmtree(source)
+  capfd.readouterr()
+  metrics = train.train(config, tmp_path / 'late')
+  said = capfd.readouterr().err
+  assert f'{source} is not a directory' in said and 'resuming from' in said
+  assert 'the head is fresh' not in said
+  assert metrics == train.train(config, whole)  # which is complete
+  for run in (whole, tmp_path / 'late'):
+    assert json.loads((run / 'config.json').read_text())['model'][
+        'init_from'] == str(source)
+  jax.tree.map(np.testing.assert_array_equal, *(
+      jax.device_get(predict.load(run, checkpoint='last').params)
+      for run in (whole, tmp_path / 'late')))
+  assert 'is not a directory' in refusal(
+      train.train, config, tmp_path / 'early')
+
+
+@pytest.fixture(scope='module')
+def deep(tmp_path_factory):
+  """Returns the directory of a run with three layers."""
+  workdir = tmp_path_factory.mktemp('deep') / 'run'
+  train.train(tiny.config(model={'num_layers': 3}, train={'num_steps': 1},
+                          data={'eval': ''}), workdir)
+  return workdir
+
+
+@pytest.mark.parametrize('head', ['independent', 'layer_mix'])
+def test_first_layers_of_a_run_are_taken_with_a_fresh_head(deep, head):
+  started = trainer_lib.build_trainer(shallow(deep, 2, head=head))
+  stored = jax.device_get(predict.load(deep).params)
+  encoder = jax.device_get(started.state.params['encoder'])
+  assert encoder.keys() == {'embeddings', 'layer_0', 'layer_1'}
+  for name, values in encoder.items():
+    jax.tree.map(np.testing.assert_array_equal, values,
+                 stored['encoder'][name])
+  head = jax.device_get(started.state.params['head'])
+  assert not any(np.isin(leaf, stored['head']['start']['kernel']).any()
+                 for leaf in jax.tree.leaves(head))
+  assert any('the first 2 of the 3 layers' in note for note in started.notes)
+
+
+@pytest.mark.parametrize('fields', [
+    {'num_layers': 4}, {'num_layers': 0, 'preset': 'mini'}])
+def test_layers_that_a_checkpoint_lacks_are_refused(deep, fields):
+  with pytest.raises(errors.UserError, match=r'num_layers.4, but .* has 3'):
+    trainer_lib.build_trainer(shallow(deep, **fields))
+
+
+@pytest.mark.slow
+def test_a_run_of_first_layers_resumes_loads_and_converts(
+    deep, tmp_path):
+  config = shallow(deep, 2)
+  runs.train_until_killed(config, tmp_path / 'cut', 5)
+  train.train(config, tmp_path / 'cut')
+  train.train(config, tmp_path / 'whole')
+  assert runs.rows_of(tmp_path / 'cut')[-1] == runs.rows_of(
+      tmp_path / 'whole')[-1]
+  source = predict.load(tmp_path / 'cut')
+  assert source.model.config.num_layers == 2
+  export.write_hugging_face(export.read_source(str(tmp_path / 'cut')),
+                            tmp_path / 'hf')
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(source.params),
+               jax.device_get(predict.load(tmp_path / 'hf').params))
