@@ -62,6 +62,14 @@ def rehearse(c: ml_collections.ConfigDict, *, eval_size: int = 500,
   return c
 
 
+def score_rates(c: ml_collections.ConfigDict) -> None:
+  """Makes `c` half as long, on four fifths of its articles, scored on the rest.
+  """
+  c.data.eval = f'articles(of={c.data.train!r}, low=0.8, seed=3)'
+  c.data.train = f'articles(of={c.data.train!r}, high=0.8, seed=3)'
+  c.train.num_epochs /= 2
+
+
 def small_from_scratch(c: ml_collections.ConfigDict) -> None:
   """Sets a tiny encoder without dropout, and windows as short as the corpus."""
   c.model.preset = 'tiny'

@@ -46,9 +46,7 @@ def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
     c.train.num_epochs = 1.0
     c.precision.compute_dtype = 'bfloat16'
   if name != variant:
-    c.data.eval = f'articles(of={c.data.train!r}, low=0.8, seed=3)'
-    c.data.train = f'articles(of={c.data.train!r}, high=0.8, seed=3)'
-    c.train.num_epochs /= 2
+    common.score_rates(c)
   return c
 
 

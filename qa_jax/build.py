@@ -140,7 +140,15 @@ def check_positions(config: config_lib.Config,
 
 def check_layer_decay(config: config_lib.Config,
                       sizes: encoders.EncoderConfig) -> None:
-  """Raises a UserError if layers that share parameters have other rates."""
+  """Raises a UserError if layers have other rates and cannot have them.
+
+  They share their parameters, or are frozen.
+  """
+  errors.require(
+      not config.optim.freeze_encoder or config.optim.layer_decay == 1,
+      f'config.optim.layer_decay={config.optim.layer_decay}, but the layers '
+      'have no learning rate under optim.freeze_encoder=True; set layer_decay '
+      'to 1')
   errors.require(
       not sizes.SHARES_LAYERS or config.optim.layer_decay == 1,
       f'config.optim.layer_decay={config.optim.layer_decay}, but the layers of '

@@ -180,6 +180,8 @@ class Optim:
   skip_norm: float = 0.0
   # Factor on the learning rate for each layer below the head; 1 has no effect.
   layer_decay: float = 1.0
+  # Whether only the head is trained and the encoder keeps its weights.
+  freeze_encoder: bool = False
   # Whether Adam corrects the bias of its moments; BERT does not (eps 1e-6).
   bias_correction: bool = True
   # Adam's epsilon, added to the root of the second moment.

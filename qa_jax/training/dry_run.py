@@ -23,10 +23,11 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
   Compiles the step for the largest batch, and times a few steps if they fit in
   the free memory. Writes no run.
   """
-  count, config = count_parameters(trainer), trainer.config
+  config = trainer.config
   return {
-      'parameters': count,
-      'state_megabytes': round(3 * 4 * count / MEBIBYTE, 1),
+      'parameters': count_parameters(trainer),
+      'state_megabytes': round(sum(
+          x.nbytes for x in jax.tree.leaves(trainer.state)) / MEBIBYTE, 1),
       'devices': device_text(trainer),
       'examples': len(trainer.windows.examples),
       'windows': len(trainer.windows),
@@ -45,6 +46,16 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
 def count_parameters(trainer: trainer_lib.Trainer) -> int:
   """Returns the number of parameters of encoder and head."""
   return sum(x.size for x in jax.tree.leaves(trainer.state.params))
+
+
+def describe_parameters(trainer: trainer_lib.Trainer) -> str:
+  """Returns the number of parameters, and that of the head if it learns alone.
+  """
+  text = f'{count_parameters(trainer):,} parameters'
+  if not trainer.config.optim.freeze_encoder:
+    return text
+  head = sum(x.size for x in jax.tree.leaves(trainer.state.params['head']))
+  return f'{text} ({head:,} of the head are trained)'
 
 
 def device_text(trainer: trainer_lib.Trainer) -> str:

@@ -50,25 +50,30 @@ def make_schedule(name: str, *, learning_rate: float, num_steps: int,
 def adamw(schedule: optax.Schedule, *, weight_decay: float = 0.01,
           clip_norm: float = 1.0, layer_decay: float = 1.0, num_layers: int = 0,
           bias_correction: bool = True, eps: float = 1e-8,
-          bias_table: str = '') -> optax.GradientTransformationExtraArgs:
+          bias_table: str = '', freeze_encoder: bool = False
+          ) -> optax.GradientTransformationExtraArgs:
   """Builds AdamW: clipping, Adam, decoupled decay, layer-wise rates, schedule.
 
   The gradients must already be averaged over devices, because they are clipped
   by their global norm. `clip_norm` 0 turns clipping off. Without
   `bias_correction`, as in BERT's code, early updates are up to 6.6 times as
   long and fine-tuning becomes unstable (Zhang et al., 2021, section 4).
-  `bias_table` is that of `decay_mask`.
+  `bias_table` is that of `decay_mask`. With `freeze_encoder` the encoder has no
+  moments; its gradients must be 0 and are its updates.
 
   `update` takes two more arguments. `norm` is the global norm of the gradients
   if it is known. If `good`, a bool array, is false, the state does not change.
   """
-  return optax.chain(
+  chain = optax.chain(
       _clip(clip_norm) if clip_norm else optax.identity(),
       _scale_by_adam(bias_correction, eps),
       optax.add_decayed_weights(
           weight_decay, lambda params: decay_mask(params, bias_table)),
       _scale_layers(layer_decay, num_layers),
       _skippable(optax.scale_by_learning_rate(schedule)))
+  return optax.masked(chain, lambda params: _map_named(
+      lambda name, _: not name.startswith('encoder/'), params)
+                      ) if freeze_encoder else chain
 
 
 def _clip(longest) -> optax.GradientTransformationExtraArgs:

@@ -104,7 +104,7 @@ def describe_run(trainer: trainer_lib.Trainer) -> str:
   The trainer has its initial state.
   """
   config = trainer.config
-  return (f'{dry_run.count_parameters(trainer):,} parameters on '
+  return (f'{dry_run.describe_parameters(trainer)} on '
           f'{dry_run.device_text(trainer)} ({config.parallel.mode}), '
           f'{build.compute_dtype(config)}, attention '
           f'{build.attention_in_use(config, trainer.sizes)}; '

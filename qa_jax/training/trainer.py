@@ -99,17 +99,23 @@ def build_optimizer(
   return schedule, optimizer_lib.adamw(
       applied, weight_decay=weight_decay, clip_norm=config.clip_norm,
       layer_decay=config.layer_decay, bias_correction=config.bias_correction,
-      eps=config.eps, num_layers=num_layers, bias_table=bias_table)
+      eps=config.eps, num_layers=num_layers, bias_table=bias_table,
+      freeze_encoder=config.freeze_encoder)
 
 
 def build_loss(net: qa.QAModel, objective: objectives.Objective,
-               decode: config_lib.Decode) -> step_lib.Loss:
+               decode: config_lib.Decode, freeze_encoder: bool = False
+               ) -> step_lib.Loss:
   """Builds the loss function of the train step.
+
+  With `freeze_encoder` its gradient by the encoder is 0, which costs nothing.
 
   It returns the objective's 'loss' of each row. Unless the head scores ends
   only for given starts, it also returns 'valid_mass', which is only logged.
   """
   def loss_fn(params, batch, key):
+    if freeze_encoder:
+      params = {**params, 'encoder': jax.lax.stop_gradient(params['encoder'])}
     scores = net.apply(
         {'params': params}, **qa.model_inputs(batch), dropout_key=key,
         rows=batch['row'], dropout_lengths=batch.get('dropout_lengths'),
@@ -362,7 +368,8 @@ def build_trainer(config: config_lib.Config,
   if not sizes.vocab_size:
     sizes = dataclasses.replace(sizes, vocab_size=len(windows.tokenizer.vocab))
     model = model.clone(config=sizes)
-  loss_fn = build_loss(model, objective, config.decode)
+  loss_fn = build_loss(model, objective, config.decode,
+                       config.optim.freeze_encoder)
   parts, state_notes = _seeded_parts(
       config, devices, objective, source, windows, buckets, model, loss_fn)
   dispatch = updates_per_dispatch(

@@ -23,6 +23,7 @@ OBJECTIVES = 'tests/objectives/test_objectives.py -k '
 OPTIMIZER = 'qa_jax/training/optimizer.py'
 ADAMW = 'tests/training/test_optimizer.py'
 TRAINER = 'qa_jax/training/trainer.py'
+FROZEN = 'tests/project/test_config_fields.py -k freeze'
 STEP = 'qa_jax/training/step.py'
 WRAPPERS = 'tests/training/test_step.py -k wrapper'
 SKIP = 'tests/training/test_skip.py -k "not kill"'
@@ -208,6 +209,11 @@ MUTATIONS: dict[str, Mutation] = {
     'trainer-bias': Mutation(
         TRAINER, ' bias_correction=config.bias_correction,', '', ADAMW),
     'trainer-eps': Mutation(TRAINER, 'eps=config.eps, ', '', ADAMW),
+    'trainer-frozen': Mutation(
+        TRAINER, 'if freeze_encoder:', 'if False:', FROZEN),
+    'optimizer-frozen': Mutation(
+        OPTIMIZER, ') if freeze_encoder else chain', ') if False else chain',
+        FROZEN),
     'trainer-logged-rate': Mutation(
         TRAINER, 'rate = schedule(state.step)',
         'rate = schedule(state.step + 1)', SKIP),

@@ -21,6 +21,7 @@ import jax
 import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from qa_jax import build
@@ -743,6 +744,43 @@ OPTIM = dict(
     eps=0.1)
 
 
+def check_freeze_encoder(tmp_path):
+  """The head makes the updates of a model that has nothing but the head."""
+  fields = dict(model__head='mlp', optim__learning_rate=0.1,
+                optim__warmup_fraction=0.0, optim__schedule='constant',
+                optim__clip_norm=0.01)
+  frozen, free = built(**fields, optim__freeze_encoder=True), built(**fields)
+  batch, grads = first_batch(frozen), []
+  encoder, step = frozen.state.params['encoder'], jax.jit(frozen.step)
+  states = [frozen.state]
+  gradient = jax.jit(jax.grad(lambda head, rows, key: free.loss_fn(
+      {'encoder': encoder, 'head': head}, rows, key)['loss'].mean()))
+  for t in range(2):
+    state = states[-1]
+    rows = {**batch, 'step': np.full_like(batch['step'], t)}
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key_data), t)
+    grads.append(gradient(state.params['head'], rows, key))
+    state, values = step(state, rows)
+    assert values['grad_norm'] == pytest.approx(
+        float(optax.tree.norm(grads[-1])), rel=1e-5)
+    states.append(state)
+  expected = adamw.train(
+      arrays({'head': frozen.state.params['head']}),
+      [arrays({'head': g}) for g in grads], [0.1, 0.1], weight_decay=0.01,
+      clip_norm=0.01, layer_decay=1.0, num_layers=1, bias_correction=True,
+      eps=1e-8)
+  assert equal(states[-1].params['encoder'], encoder)
+  for name, value in arrays({'head': states[-1].params['head']}).items():
+    np.testing.assert_allclose(value, expected[name], rtol=2e-3, atol=1e-6)
+  flops = [jax.jit(t.step).lower(t.state, batch).cost_analysis()['flops']
+           for t in (frozen, free)]
+  assert flops[0] < 0.65 * flops[1]  # no gradient of the encoder
+  sizes = [sum(x.size for x in jax.tree.leaves(t.state.opt_state))
+           for t in (frozen, free)]
+  assert sizes[0] < 0.1 * sizes[1]  # no moments of the encoder
+
+
+
 # --- devices and types
 
 
@@ -865,6 +903,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'train.step_timeout_seconds': check_step_timeout_seconds,
     **{f'optim.{name}': lambda _, change={name: value}: check_optim(**change)
        for name, value in OPTIM.items()},
+    'optim.freeze_encoder': check_freeze_encoder,
     'parallel.mode': check_mode,
     'parallel.num_devices': check_num_devices,
     'parallel.mesh': check_mesh,

@@ -29,9 +29,11 @@ from tests.common.refusals import refusal
     ({'mode': 'mesh', 'num_devices': 4, 'mesh': {'data': 2, 'fsdp': 2}},
      {'eval_every_steps': 3}, (6,)),
     ({'mode': 'jit', 'num_devices': 1}, {}, (2,))])
+@pytest.mark.parametrize('freeze', [False, True])
 def test_a_killed_run_resumes_bit_for_bit(
-    tmp_path, parallel_fields, train_fields, kills):
-  config = tiny.config(parallel=parallel_fields, train=train_fields)
+    tmp_path, parallel_fields, train_fields, kills, freeze):
+  config = tiny.config(parallel=parallel_fields, train=train_fields,
+                       optim={'freeze_encoder': freeze})
   metrics = train.train(config, tmp_path / 'whole')
   for step in kills:
     runs.train_until_killed(config, tmp_path / 'killed', step)

@@ -157,7 +157,9 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'data': {'windows_without_answer': 'keep'}}, 'choose cls or drop'),
     ({'data': {'vocab': '/no/where'}}, 'is not a directory'),
     ({'data': {'cache': ''}}, "choose 'auto', 'none' or a directory"),
-    ({'optim': {'schedule': 'lineal'}}, "did you mean 'linear'")])
+    ({'optim': {'schedule': 'lineal'}}, "did you mean 'linear'"),
+    ({'optim': {'freeze_encoder': True, 'layer_decay': 0.5}},
+     'no learning rate under optim.freeze_encoder=True; set layer_decay to 1')])
 def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     train.train(tiny.config(**changes), tmp_path / 'run')
