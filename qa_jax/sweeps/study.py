@@ -132,18 +132,21 @@ class Study:
     if size == self._sizes.get(trial.name):
       return ''
     self._sizes[trial.name] = size
+    reason = ''
     with self.guard():
+      known = self._storage.get_trial(self._ids[trial.name])
+      if known.state.is_finished():  # Optuna takes no more values of it
+        return ''
       optuna_trial = optuna.Trial(self.optuna, self._ids[trial.name])
-      known = self._storage.get_trial(
-          self._ids[trial.name]).intermediate_values
       for row in RunDirectory(trial.run).read_metrics():
-        if row['split'] != 'eval' or row['step'] in known:
+        if row['split'] != 'eval' or row['step'] in known.intermediate_values:
           continue
         optuna_trial.report(row[SCORE], row['step'])
-        if optuna_trial.should_prune() and not self._is_default(trial):
-          return (f'F1 {row[SCORE]:.2f} at step {row["step"]} is not in the '
-                  'better half of the trials that came so far')
-    return ''
+        if (not reason and optuna_trial.should_prune()
+            and not self._is_default(trial)):
+          reason = (f'F1 {row[SCORE]:.2f} at step {row["step"]} is not in the '
+                    'better half of the trials that came so far')
+    return reason
 
   def complete(self, trial: plan.Trial) -> None:
     """Records the last evaluations and the final F1 of a trial."""

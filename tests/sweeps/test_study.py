@@ -91,6 +91,18 @@ def test_a_lost_study_is_made_anew_from_the_runs(tmp_path):
   assert len(study.optuna.get_trials()) == len(trials)
 
 
+def test_a_complete_trial_has_all_values_whatever_the_pruner(tmp_path):
+  trials = sweeps.plan(tmp_path, [{}, {'decode.n_best': 3}])
+  sweeps.measure(trials[0], 50.0, 60.0, 70.0)
+  sweeps.measure(trials[1], 20.0, 30.0, 40.0)  # halving would have ended it
+  for _ in range(2):  # anew, and with its finished rows
+    study = open_study(tmp_path, pruner='halving', eval_every_steps=10)
+    study.register(trials)
+    row = sweeps.rows(study)[trials[1].name]
+    assert (row.state, row.value) == (TrialState.COMPLETE, 40.0)
+    assert row.intermediate_values == {10: 20.0, 20: 30.0, 30: 40.0}
+
+
 def test_a_run_that_is_gone_gets_a_new_row(tmp_path):
   trials = sweeps.plan(tmp_path)
   sweeps.measure(trials[0], 1.0)
