@@ -46,15 +46,14 @@ def main() -> None:
   qa = predict.with_options(cli.load_model(WORKDIR.value), n_best=n_best)
   questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
                if q is not None]
-  html = inspect_page.render_page(qa, questions, CONTEXT.value, title=(
+  answered = inspect_page.answer_questions(qa, questions, CONTEXT.value)
+  html = inspect_page.render_page(qa, answered, CONTEXT.value, title=(
       f'Scores of tokens and spans: {pathlib.Path(WORKDIR.value).name}'))
   if PNG.value:
-    answers = qa.answer_batch([
-        {'question': q, 'context': CONTEXT.value} for q in questions])
-    views = [qa.spans(q, CONTEXT.value) for q in questions]
-    plots.plot_spans([(q, view, a.text) for q, view, a in zip(
-        questions, views, answers, strict=True)], pathlib.Path(PNG.value),
-                     tokens=span_view.focus_tokens(views), by_layer=True)
+    plots.plot_spans(
+        [(question, view, answer.text) for question, view, answer in answered],
+        pathlib.Path(PNG.value), by_layer=True, tokens=span_view.focus_tokens(
+            [view for _, view, _ in answered]))
   files.write_text(pathlib.Path(OUTPUT.value), html)
   print(', '.join(map(str, outputs)))
 

@@ -32,15 +32,27 @@ MARKS = 3  # number of best spans marked on the band
 GAP = '⋯'  # label of a row or column in place of tokens that are left out
 
 
-def render_page(qa: predict.QA, questions: Sequence[str], context: str,
-                *, title: str) -> str:
+def answer_questions(
+    qa: predict.QA, questions: Sequence[str], context: str
+    ) -> list[tuple[str, SpanView, predict.Answer]]:
+  """Returns each question about one context with its view and its answer."""
+  views = [qa.spans(question, context) for question in questions]
+  answers = qa.answer_batch([
+      {'question': question, 'context': context} for question in questions])
+  return [*zip(questions, views, answers, strict=True)]
+
+
+def render_page(qa: predict.QA,
+                answered: Sequence[tuple[str, SpanView, predict.Answer]],
+                context: str, *, title: str) -> str:
   """Returns the HTML page of a context with one question, or two side by side.
 
-  Heat maps show the tokens near the best spans and, below, all tokens of the
-  window. A UserError is raised if the context has no token, or if nothing has a
-  score: no legal span, and no null because the null rule is `never`.
+  `answered` is that of `answer_questions`. Heat maps show the tokens near the
+  best spans and, below, all tokens of the window. A UserError is raised if the
+  context has no token, or if nothing has a score: no legal span, and no null
+  because the null rule is `never`.
   """
-  views = [qa.spans(question, context) for question in questions]
+  _, views, answers = zip(*answered, strict=True)
   if not views[0].context_mask.any():
     raise errors.UserError('the context has no token to show')
   decode = qa.config.decode
@@ -50,10 +62,7 @@ def render_page(qa: predict.QA, questions: Sequence[str], context: str,
         'the context has no legal span to show: no span of whole words has at '
         f'most decode.max_answer_length={decode.max_answer_length} tokens; '
         'raise it, or set decode.whole_words=False')
-  answers = qa.answer_batch([
-      {'question': question, 'context': context} for question in questions])
-  panels = [_panel(qa, *parts, context=context)
-            for parts in zip(questions, views, answers, strict=True)]
+  panels = [_panel(qa, *parts, context=context) for parts in answered]
   near = span_view.focus_tokens(views)
   whole = [np.arange(view.context_mask.sum()) for view in views]
   for name, chosen in (('near', near), ('whole', whole)):

@@ -219,9 +219,10 @@ def test_a_refusal_is_shown_and_the_form_stays_usable(tab, url):
 
 
 def inspect(tab, tmp_path, *questions, context=CONTEXT):
-  path = tmp_path / 'page.html'
+  path, qa = tmp_path / 'page.html', random_qa('independent')
+  answered = inspect_page_lib.answer_questions(qa, questions, context)
   path.write_text(inspect_page_lib.render_page(
-      random_qa('independent'), questions, context, title=ATTACK), 'utf-8')
+      qa, answered, context, title=ATTACK), 'utf-8')
   tab.goto(path.as_uri())
   assert tab.requested == [path.as_uri()]
 

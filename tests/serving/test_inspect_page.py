@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from qa_jax import errors
+from qa_jax.inference import predict
 from qa_jax.inference import span_view
 from qa_jax.serving import inspect_page
 from tests.common import commands
@@ -58,9 +59,9 @@ class Tree(parser.HTMLParser):
 
 
 def rendered(*questions, context=CONTEXT, head='independent', **decode):
-  return Tree(inspect_page.render_page(
-      random_qa(head, **decode), questions or [QUESTION], context,
-      title='A run'))
+  qa = random_qa(head, **decode)
+  answered = inspect_page.answer_questions(qa, questions or [QUESTION], context)
+  return Tree(inspect_page.render_page(qa, answered, context, title='A run'))
 
 
 @pytest.fixture(scope='module')
@@ -253,10 +254,10 @@ def test_a_joint_head_is_shown_as_one(head):
 
 def test_markup_in_any_text_is_text():
   qa = random_qa('independent')
-  html = inspect_page.render_page(qa, [SCRIPT, '"onload="x'],
-                                  f'Mira {SCRIPT} <b title="',
-                                  title=SCRIPT)
-  tree = Tree(html)
+  context = f'Mira {SCRIPT} <b title="'
+  answered = inspect_page.answer_questions(
+      qa, [SCRIPT, '"onload="x'], context)
+  tree = Tree(inspect_page.render_page(qa, answered, context, title=SCRIPT))
   assert not tree.find('script') and all(
       not e[1] for e in tree.find('b'))
   assert tree.find('title')[0][2] == tree.find('h2')[0][2] == SCRIPT
@@ -303,7 +304,10 @@ def run(tmp_path_factory):
                    tmp_path_factory.mktemp('runs') / 'run')
 
 
-def test_command_writes_the_page_and_the_picture(run, tmp_path):
+def test_command_writes_the_page_and_the_picture(run, tmp_path, monkeypatch):
+  scored, score = [], predict.QA.spans
+  monkeypatch.setattr(predict.QA, 'spans', lambda qa, question, context: (
+      scored.append(question) or score(qa, question, context)))
   result = commands.command(
       'inspect_spans', f'--workdir={run}', f'--question={QUESTION}',
       '--second_question=', f'--context={CONTEXT}',
@@ -312,6 +316,7 @@ def test_command_writes_the_page_and_the_picture(run, tmp_path):
   assert result.out == f'{tmp_path}/new/a.html, {tmp_path}/a.png\n'
   tree = Tree((tmp_path / 'new' / 'a.html').read_text('utf-8'))
   assert len(tree.find('article')) == 2
+  assert scored == [QUESTION, '']  # once for both files
   assert (tmp_path / 'a.png').read_bytes()[:4] == b'\x89PNG'
 
 
