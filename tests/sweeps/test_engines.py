@@ -39,7 +39,9 @@ CODES = ('finish()', 'die() if attempt == 1 else finish()',
          sweeps.SLOW.replace('SCORE', '20.0'))
 DRIVER = '''
 import json, pathlib, sys
+import jax
 from tests.sweeps import test_engines
+jax.devices()  # as the checks of the trials do
 print(json.dumps(test_engines.table('ray', pathlib.Path(sys.argv[1]))))
 '''
 # A trial that takes 5 seconds to save its state.
@@ -116,6 +118,7 @@ def test_ray_gives_the_same_table_as_here(tmp_path, here):
   if 'timed out during startup' in done.stderr:
     pytest.skip('Ray gives itself 30 seconds to start; this machine was busy')
   assert done.returncode == 0, done.stderr[-3000:]
+  assert 'os.fork' not in done.stderr  # JAX warns of it
   assert json.loads(done.stdout.splitlines()[-1]) == json.loads(
       json.dumps(here))
 

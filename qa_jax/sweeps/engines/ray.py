@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 from typing import Any
+import warnings
 
 from qa_jax import errors
 from qa_jax.sweeps import plan
@@ -116,8 +117,11 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
           if setup.address == 'local' else {})
   handler = signal.getsignal(signal.SIGTERM)
   try:
-    ray.init(address=setup.address, log_to_driver=False,
-             logging_level='ERROR', **here)
+    with warnings.catch_warnings():
+      # JAX warns of any fork. The forked children call exec at once.
+      warnings.filterwarnings('ignore', r'os\.fork\(\)', RuntimeWarning)
+      ray.init(address=setup.address, log_to_driver=False,
+               logging_level='ERROR', **here)
   except (Exception, SystemExit) as e:  # ray.init raises many types
     raise errors.UserError(f'--address={setup.address}: '
                            + _reason(f'{e} {e.__context__ or ""}')) from None
