@@ -46,7 +46,6 @@ FLAG_OF = {int: flags.DEFINE_integer, float: flags.DEFINE_float,
 
 def run(main: Callable[[], None], *, config: bool = False,
         several: bool = False, model: bool = False, calibrated: bool = True,
-        decoding: bool = False,
         required: Sequence[str] = (),
         aliases: Mapping[str, str] | None = None) -> None:
   """Runs a command and prints a UserError as one line on stderr.
@@ -59,7 +58,6 @@ def run(main: Callable[[], None], *, config: bool = False,
     model: adds the flags that `load_model` reads: the checkpoint, the decoding
       and the windows of a trained model.
     calibrated: whether `model` adds --calibrated.
-    decoding: adds the flags of decoding and windows alone, which `model` has.
     required: flags that must have a value.
     aliases: older name → name of a flag.
   """
@@ -84,9 +82,7 @@ def run(main: Callable[[], None], *, config: bool = False,
     flags.DEFINE_integer('process_index', None, 'Index of this process from 0.')
     common += PROCESSES
   if model:
-    common += _define_model_flags(calibrated)
-  if model or decoding:
-    common += _define_decoding_flags()
+    common += _define_model_flags(calibrated) + _define_decoding_flags()
   aliases = aliases or {}
   for name, original in aliases.items():
     flags.DEFINE_alias(name, original)
@@ -206,15 +202,20 @@ def decoding() -> dict[str, Any]:
           if flags.FLAGS[name].value is not None}
 
 
+def options() -> dict[str, Any]:
+  """Returns the options of `predict.load` that the command line changes."""
+  changed = decoding()
+  if (checkpoint := flags.FLAGS['checkpoint'].value) != 'best':
+    changed['checkpoint'] = checkpoint
+  if not flags.FLAGS['calibrated'].value:
+    changed['calibrated'] = False
+  return changed
+
+
 def evaluation_label() -> str:
   """Returns the end of the folder's name of an evaluation with these flags."""
   from qa_jax.checkpoints import run_directory
-  options = decoding()
-  if (checkpoint := flags.FLAGS['checkpoint'].value) != 'best':
-    options['checkpoint'] = checkpoint
-  if not flags.FLAGS['calibrated'].value:
-    options['calibrated'] = False
-  return run_directory.evaluation_label(options)
+  return run_directory.evaluation_label(options())
 
 
 def listed(n_best: flags.FlagHolder) -> int:
@@ -241,9 +242,7 @@ def load_model(workdir: str, **defaults: Any) -> Any:
   `defaults` hold for the fields of decoding that no flag sets.
   """
   from qa_jax.inference import predict
-  return predict.load(
-      workdir, checkpoint=flags.FLAGS['checkpoint'].value,
-      calibrated=flags.FLAGS['calibrated'].value, **{**defaults, **decoding()})
+  return predict.load(workdir, **{**defaults, **options()})
 
 
 def _one_of_several(main: Callable[[list[str]], None]

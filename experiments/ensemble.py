@@ -6,12 +6,12 @@ r"""Averages the span probabilities of runs and n-best files into an ensemble.
 
 A member is a run, the directory of an evaluation or an nbest.jsonl, with any
 head and tokenizer. A run is evaluated on --data if there is no evaluation of
-its best checkpoint. --held_out names the questions on which members are
+its checkpoint. --held_out names the questions on which members are
 selected greedily and the null threshold is chosen. Without it, all members are
 averaged and the threshold is 0. If a member is no run, --held_out needs
 --held_out_members: for each member its run, or its evaluation on --held_out.
-The flags of decoding are for members that are runs; each member is evaluated
-with them.
+The flags of decoding, --checkpoint and --nocalibrated are for members that are
+runs; each member is evaluated with them.
 Writes metrics.json, predictions.json, na_probs.json, nbest.jsonl and
 ensemble.{json,md}.
 """
@@ -48,12 +48,12 @@ def main() -> None:
   settings.configure_process()
   result = ensemble.build_ensemble(
       MEMBERS.value, DATA.value, held_out=HELD_OUT.value,
-      held_out_members=HELD_OUT_MEMBERS.value, **cli.decoding())
+      held_out_members=HELD_OUT_MEMBERS.value, **cli.options())
   print(documents.to_markdown(ensemble.write_ensemble(
       result, output, seed=SEED.value)), end='')
   print(f'\nfiles: {output}')
 
 
 if __name__ == '__main__':
-  cli.run(main, decoding=True, required=('workdir', 'data', 'output'),
+  cli.run(main, model=True, required=('workdir', 'data', 'output'),
           aliases={'members': 'workdir'})

@@ -190,27 +190,28 @@ class Ensemble:
 
 def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
                    held_out_members: Sequence[str] = (),
-                   **decoding: Any) -> Ensemble:
+                   **options: Any) -> Ensemble:
   """Reads the candidates of members on `data`, and selects on `held_out`.
 
   A member is a run, the directory of an evaluation or an nbest.jsonl. A run
   without the evaluation is evaluated. Without `held_out`, all are members of
   the ensemble and the threshold is `null_threshold`, or 0.
 
-  `decoding` are fields of config.decode and config.data, as of `predict.load`,
-  that replace those of all members. `null_threshold` is that of the ensemble
-  and of each member alone; `n_best` also counts the ensemble's candidates.
+  `options` are those of `predict.load`, for all members: `checkpoint`,
+  `calibrated` and fields of config.decode and config.data. `null_threshold` is
+  that of the ensemble and of each member alone; `n_best` also counts the
+  ensemble's candidates.
 
   Raises:
     UserError: a member is neither a run nor an evaluation, is of other
       questions, or is a run that was trained on held-out questions; or
-      `decoding` is wrong, or is given and a member is no run.
+      an option is wrong, or is given and a member is no run.
   """
   if len(members) < 2:
     raise errors.UserError('an ensemble needs two members; give --workdir=A,B')
   if len(set(members)) < len(members):
     raise errors.UserError('a member is named twice in --workdir')
-  fixed = decoding.pop('null_threshold', None)
+  fixed = options.pop('null_threshold', None)
   if fixed is not None:
     if held_out:
       raise errors.UserError(
@@ -230,19 +231,19 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
                        (held_out_members, held_out_examples)):
     for path in paths:  # before the first one is evaluated
       _check_member(pathlib.Path(path), any(e.impossible for e in asked),
-                    decoding)
+                    options)
   for path in map(pathlib.Path, members if held_out else ()):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_examples)
-  pool = _read_pool(members, data, examples, decoding)
+  pool = _read_pool(members, data, examples, options)
   everyone = range(len(members))
-  n_best = decoding.get('n_best', N_BEST)
+  n_best = options.get('n_best', N_BEST)
   if not held_out:
     threshold = float(fixed or 0.0)
     return Ensemble(members, pool, list(everyone), threshold,
                     [threshold] * len(members), n_best=n_best)
   held_out_pool = _read_pool(
-      held_out_members or members, held_out, held_out_examples, decoding)
+      held_out_members or members, held_out, held_out_examples, options)
   seen = ({e.context for e in held_out_pool.examples}
           & {e.context for e in pool.examples})
   if seen:
@@ -407,16 +408,16 @@ def select_members(pool: Pool) -> list[tuple[int, float]]:
 
 
 def _read_pool(members: Sequence[str], data: str, examples: Sequence[Example],
-               decoding: Mapping[str, Any]) -> Pool:
+               options: Mapping[str, Any]) -> Pool:
   paths = [*map(pathlib.Path, members)]
-  never = decoding.get('null_rule') == 'never'
+  never = options.get('null_rule') == 'never'
   return pool_members(examples, [read_member(
-      _n_best_file(path, data, decoding), examples, never=never)
+      _n_best_file(path, data, options), examples, never=never)
                                  for path in paths], never=never)
 
 
 def _check_member(path: pathlib.Path, unanswerable: bool,
-                  decoding: Mapping[str, Any]) -> None:
+                  options: Mapping[str, Any]) -> None:
   """Raises a UserError if a member cannot be read or evaluated.
 
   `unanswerable` says whether a question of the data is.
@@ -427,16 +428,16 @@ def _check_member(path: pathlib.Path, unanswerable: bool,
   run = RunDirectory(path)
   if run.is_run():
     errors.require(
-        not unanswerable or 'null_rule' in decoding
+        not unanswerable or 'null_rule' in options
         or run.read_config().decode.null_rule != 'never',
         f'member {path} has the null rule never, but some questions are '
         'unanswerable; give --decode.null_rule=min_null, or never for all '
         'members')
     return
-  if decoding:
+  if options:
     raise errors.UserError(
         f'member {path} is no run, so it has no model to decode; leave out '
-        f'{", ".join(decoding)}')
+        f'{", ".join(options)}')
   if path.is_dir() and not (path / predictions_lib.N_BEST).is_file():
     raise errors.UserError(
         f'member {path} is neither a run nor an evaluation: it has no '
@@ -445,16 +446,16 @@ def _check_member(path: pathlib.Path, unanswerable: bool,
 
 
 def _n_best_file(member: pathlib.Path, data: str,
-                 decoding: Mapping[str, Any]) -> pathlib.Path:
+                 options: Mapping[str, Any]) -> pathlib.Path:
   """Returns the nbest.jsonl of a member.
 
-  A run that has none for `data`, this decoding and its best checkpoint, or that
+  A run that has none for `data`, these options and their checkpoint, or that
   was calibrated since, is evaluated.
   """
   run = RunDirectory(member)
   if not run.is_run():
     return member / predictions_lib.N_BEST if member.is_dir() else member
-  label = run_directory.evaluation_label(decoding)
+  label = run_directory.evaluation_label(options)
   folder = run.evaluation(data, label)
   n_best_file = folder / predictions_lib.N_BEST
   metrics_file = folder / predictions_lib.METRICS
@@ -462,20 +463,26 @@ def _n_best_file(member: pathlib.Path, data: str,
              if metrics_file.is_file() else {})
   step = run_directory.read_step(folder)
   if (not n_best_file.is_file()
-      or (step is not None and step != run.resolve_step('best'))
-      or metrics.get('temperature') != _temperature(run, decoding)):
+      or (step is not None and step != _step(run, options))
+      or metrics.get('temperature') != _temperature(run, options)):
     console.say(f'{member}: evaluated on {data}')
-    evaluator.evaluate_data(predict.load(member, **decoding), data, run=run,
+    evaluator.evaluate_data(predict.load(member, **options), data, run=run,
                             label=label, progress=member.name)
   return n_best_file
 
 
+def _step(run: RunDirectory, options: Mapping[str, Any]) -> int:
+  """Returns the step of the checkpoint that `options` choose."""
+  return run.resolve_step(options.get('checkpoint', 'best'))
+
+
 def _temperature(run: RunDirectory,
-                 decoding: Mapping[str, Any]) -> float | None:
+                 options: Mapping[str, Any]) -> float | None:
   """Returns the temperature of an evaluation now; None if not calibrated."""
-  current = calibration.read_calibration(run.path)
-  if current is None or current.misfit(run.resolve_step('best'), {
-      **dataclasses.asdict(run.read_config().decode), **decoding}):
+  current = (calibration.read_calibration(run.path)
+             if options.get('calibrated', True) else None)
+  if current is None or current.misfit(_step(run, options), {
+      **dataclasses.asdict(run.read_config().decode), **options}):
     return None
   return current.temperature
 

@@ -396,16 +396,36 @@ def test_the_evaluation_of_another_checkpoint_is_no_member(folder):
   assert run_directory.read_step(where) == 1 and len({*lists.values()}) == 2
   assert ensemble._n_best_file(run.path, data, {}).read_text() == lists['best']
   assert run_directory.read_step(where) == 0
+  chosen = ensemble._n_best_file(run.path, data, {'checkpoint': 'last'})
+  assert chosen.parent.name == 'dev.checkpoint-last'
+  assert chosen.read_text() == lists['last']
   # An evaluation of an earlier version has no step and is accepted.
   (where / 'nbest.jsonl').write_text(lists['last'])
   (where / 'data.json').unlink()
   assert ensemble._n_best_file(run.path, data, {}).read_text() == lists['last']
 
 
+def test_members_without_their_calibration_are_as_before_it(folder):
+  runs, lists = write_models(folder), []
+  argv = [members_flag(runs), f'--data={folder}/dev.json',
+          f'--output={folder}/out']
+  for flags in ([], ['--nocalibrated'], []):
+    result = commands.command('ensemble', *argv, *flags)
+    assert result.code == 0, result.err
+    lists.append((folder / 'out' / 'nbest.jsonl').read_text())
+    for run in runs:
+      calibration.write_calibration(run, calibration.Calibration(
+          None, 2.0, 'x', 'y', 1, run_directory.RunDirectory(
+              run).resolve_step('best'), {}), {})
+  assert lists[0] == lists[1] != lists[2]
+
+
 @pytest.mark.parametrize(('flags', 'message'), [
     (['--decode.n_best=2', '--max_length=40'],
      'dev1.jsonl is no run, so it has no model to decode; leave out n_best, '
      'max_length'),
+    (['--nocalibrated', '--checkpoint=last'],
+     'leave out checkpoint, calibrated'),
     (['--decode.null_threshold=nan'], 'decode.null_threshold'),
     (['--decode.null_threshold=1', '--held_out=HELD'],
      'null_threshold=1.0 and --held_out contradict each other')])
