@@ -123,7 +123,7 @@ def _propose(study: study_lib.Study, space: Mapping[str, BaseDistribution],
     with study.guard():
       study.optuna.sampler = SAMPLERS[sampler](
           config.seed + len(study.optuna.get_trials(deepcopy=False)))
-      trial = study.optuna.ask(dict(space))
+      trial = study.draw(space)
     variant = {field: _rounded(value, space[field])
                for field, value in trial.params.items()}
     is_new = _admit(config, variant, known, refused, check)

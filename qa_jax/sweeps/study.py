@@ -110,6 +110,17 @@ class Study:
     return self._storage.get_trial_id_from_study_id_trial_number(
         self._id, row.number)
 
+  def draw(self, space: Mapping[str, BaseDistribution]) -> optuna.Trial:
+    """Returns a new row with a draw of the sampler.
+
+    Optuna would draw for a row that waits. Such a row belongs to a trial, as
+    after a stop and a start with fewer seeds.
+    """
+    for row in self.optuna.get_trials(False, (TrialState.WAITING,)):
+      self._storage.set_trial_state_values(
+          self._row_id(row), TrialState.RUNNING)
+    return self.optuna.ask(dict(space))
+
   def begin(self, trial: plan.Trial) -> None:
     self._set_state(trial, TrialState.RUNNING)
 

@@ -171,6 +171,19 @@ def test_a_sweep_that_stopped_draws_what_it_would_have_drawn(
   assert resumed == whole
 
 
+def test_a_draw_is_not_stored_with_the_row_of_a_trial_that_waits(tmp_path):
+  """The sweep stops before its second seed and goes on with one seed."""
+  study = open_study(tmp_path, space=samplers.parse_space(SPACE))
+  study.register(sweeps.plan(tmp_path, [{}], seeds=2))
+  *_, variants = draw(tmp_path, 'random', 2, 2, on_disk=True,
+                      score=lambda c: 1.0)
+  rows = sweeps.rows(open_study(tmp_path))
+  for trial in sweeps.plan(tmp_path, [{}], seeds=2):
+    assert rows[trial.name].params == {}
+    assert rows[trial.name].user_attrs['overrides'] == '{}'
+  assert len(rows) == 4 and len(variants) == 3
+
+
 def test_tpe_finds_what_random_does_not(tmp_path):
   """On a smooth score of one field, with as many trials."""
   space = {'model.dropout': (0.0, 0.9)}
