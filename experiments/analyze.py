@@ -45,6 +45,9 @@ def main() -> None:
     raise errors.UserError(
         f'--evaluation has {len(ours)} seeds and --against {len(theirs)}; give '
         'equally many, since they are compared in pairs')
+  for path in (*ours, *theirs):
+    errors.require(path.exists(), f'{path}: no such evaluation; give the '
+                   'directory that evaluate wrote, or a file of predictions')
   folder = ours[0] if ours[0].is_dir() else None
   if not (OUTPUT.value or folder):
     raise errors.UserError(

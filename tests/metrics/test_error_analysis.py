@@ -369,6 +369,15 @@ def test_texts_may_hold_any_line_separator(tmp_path):
   assert rows['0']['answers'] == [answer]
 
 
+def test_an_evaluation_that_is_not_there_is_named(evaluation, tmp_path):
+  """Also without --output, which a directory does not need."""
+  missing = tmp_path / 'evl'
+  for result in (analyze(evaluation, evaluation=missing),
+                 analyze(evaluation, f'--against={missing}')):
+    assert result.code == 1
+    assert result.err.startswith(f'error: {missing}: no such evaluation; give')
+
+
 def test_the_command_takes_seeds(evaluation, tmp_path):
   there = f'{evaluation}/other.json'
   result = analyze(evaluation, f'--against={there},{there}',
