@@ -280,7 +280,7 @@ def _incomplete(path: pathlib.Path, log: pathlib.Path | None, data: str) -> str:
     return f'pruned: {files.read_object(mark).get("reason", "")}'
   words = plan.last_words(log) if log else ''
   if words.startswith(plan.MISTAKE):
-    return words.removeprefix(plan.MISTAKE)
+    return words.removeprefix(plan.MISTAKE).removeprefix(f'{path}: ')
   if words and not path.is_dir():
     return f'its directory is missing; its log ends with: {words}'
   if words:

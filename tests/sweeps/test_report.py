@@ -296,6 +296,7 @@ def test_a_sweep_is_read_in_its_order(tmp_path):
     # A library's late traceback, and the sweep's own note.
     ('sweep: python\nerror: disk full\nRuntimeError: loop', 3, 'disk full'),
     ('error: old\nsweep: died of signal 9', 3, 'died of signal 9'),
+    ('error: RUN: stopped by SIGTERM', 3, 'stopped by SIGTERM'),
     ('', 3, 'stopped after step 20'),
     (None, 0, 'not started')])
 def test_incomplete_trials_are_listed_with_their_reason(
@@ -305,7 +306,7 @@ def test_incomplete_trials_are_listed_with_their_reason(
   for path in bad.glob('eval/*/metrics.json'):
     path.unlink()
   if log is not None:
-    files.write_text(tmp_path / 'logs' / 'b.log', log)
+    files.write_text(tmp_path / 'logs' / 'b.log', log.replace('RUN', str(bad)))
   found = compare.compare([sweep_of(tmp_path, 'a', 'b')])
   assert found.left_out == {str(bad): reason}
   assert f'## Left out\n\n- `{bad}`: {reason}' in report.report_markdown(found)
