@@ -40,6 +40,9 @@ from qa_jax.io import files
 
 MAX_BYTES = 4 * 2**30  # about 80 data sets of SQuAD's size
 ABANDONED_SECONDS = 24 * 3600.0  # a partial entry of this age has no writer
+# The sources that read the file or directory `path` and nothing else. A new
+# source is not cached, because it may read more than its `path`.
+ONE_FILE = frozenset({'squad_json', 'mrqa', 'table'})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +190,7 @@ def _part_identity(part: str) -> list[Any] | None:
     return None  # code of the user, which may change
   if name == 'tfds':
     data = _tfds_identity(arguments['name'], arguments.get('data_dir', ''))
-  elif 'path' in arguments:
+  elif name in ONE_FILE:
     data = _file_identity(arguments.pop('path'))
   elif name == 'articles':
     data = data_identity(arguments.pop('of'))

@@ -219,6 +219,21 @@ def test_another_code_version_has_another_entry(tmp_path, monkeypatch):
   assert not is_warm(cached(tmp_path))
 
 
+def test_an_added_source_may_read_more_than_its_path(tmp_path, monkeypatch):
+  def two_files(*, path: str, answers: str) -> list[Example]:
+    context, answer = (pathlib.Path(x).read_text() for x in (path, answers))
+    return [Example('a', 'who?', context, (GoldAnswer(answer, -1),))]
+
+  monkeypatch.setitem(sources.SOURCES, 'two_files', two_files)
+  context, answers = tmp_path / 'context', tmp_path / 'answers'
+  spec = f'two_files(path={str(context)!r}, answers={str(answers)!r})'
+  context.write_text('ada met bob.')
+  for answer in ('ada', 'bob'):
+    answers.write_text(answer)
+    for part in (spec, f'articles(of={spec!r})'):
+      assert_equal(cached(tmp_path / 'cache', part), fresh(part))
+
+
 def test_another_tokenizers_library_has_another_entry(tmp_path, monkeypatch):
   cached(tmp_path)
   monkeypatch.setattr(cache.tokenizers, '__version__', '0')
