@@ -83,10 +83,15 @@ def load_windows(
   the windows holds a learned vocabulary.
   """
   began = time.perf_counter()
+  what = data if isinstance(data, str) else f'{len(data)} questions'
+  learns = isinstance(vocabulary, cache.LearnedVocabulary)
   with contextlib.ExitStack() as bars:
+    is_read = bars.enter_context(console.say_if_slow(
+        f'reading {what}' + ', and learning a vocabulary' * learns))
     window_set = cache.cached_windows(
         data, vocabulary, where=cache.cache_directory(config.data.cache),
-        say=console.say, progress=_progress(bars), **window_lengths(config))
+        say=console.say, progress=_progress(bars, is_read),
+        **window_lengths(config))
   cached = isinstance(window_set.examples, store_lib.StoredExamples)
   unmarked = window_set.audit['unmarked']
   return window_set, (
@@ -171,10 +176,12 @@ def evaluation_batch(
   return batch
 
 
-def _progress(bars: contextlib.ExitStack) -> Callable[[int, int], None]:
+def _progress(bars: contextlib.ExitStack, begun: Callable[[], None]
+              ) -> Callable[[int, int], None]:
   # The bar appears at the first call, so that cached windows show none.
   @functools.cache
   def bar(total: int) -> console.Progress:
+    begun()
     progress = console.Progress('tokenise', total)
     bars.callback(progress.close)
     return progress

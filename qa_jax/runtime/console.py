@@ -1,8 +1,10 @@
 """Messages to the user on stderr, and progress bars."""
 
+from collections.abc import Callable, Iterator
 import contextlib
 import functools
 import sys
+import threading
 import time
 
 import rich.console
@@ -30,6 +32,21 @@ def say_once(message: str) -> None:
 
 # Without a terminal: the longest time without a line, first and later.
 FIRST_SECONDS, QUIET_SECONDS = 5.0, 30.0
+
+
+@contextlib.contextmanager
+def say_if_slow(message: str) -> Iterator[Callable[[], None]]:
+  """Prints a line after FIRST_SECONDS, unless the block is over by then.
+
+  The block gets a function that cancels the line.
+  """
+  timer = threading.Timer(FIRST_SECONDS, say, [message])
+  timer.daemon = True
+  timer.start()
+  try:
+    yield timer.cancel
+  finally:
+    timer.cancel()
 
 
 class Progress:

@@ -9,6 +9,7 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 
 import hypothesis
@@ -26,6 +27,7 @@ from qa_jax.data import windows
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.io import files
+from qa_jax.runtime import console
 from tests.common import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -217,6 +219,27 @@ def test_another_code_version_has_another_entry(tmp_path, monkeypatch):
   cached(tmp_path)
   monkeypatch.setattr(cache, 'code_version', lambda: 'edited')
   assert not is_warm(cached(tmp_path))
+
+
+def test_slow_reading_is_said_before_the_first_window(tmp_path, monkeypatch):
+  said, heard = [], threading.Event()
+  monkeypatch.setattr(console, 'say', lambda line: (
+      said.append(line), heard.set()))
+  monkeypatch.setattr(console, 'FIRST_SECONDS', 0.0)
+
+  def slow() -> list[Example]:
+    assert heard.wait(60)
+    return sources.load_examples(SPEC)
+
+  monkeypatch.setitem(sources.SOURCES, 'slow', slow)
+  config = tiny.config(data={'train': 'slow()', 'cache': str(tmp_path)})
+  input_pipeline.load_windows(
+      config, 'slow()', cache.LearnedVocabulary(300, True))
+  assert said[0] == 'reading slow(), and learning a vocabulary'
+  monkeypatch.setattr(console, 'FIRST_SECONDS', 3600.0)
+  said.clear()
+  input_pipeline.load_windows(config, SPEC, VOCABULARY)
+  assert not any('reading' in line for line in said)
 
 
 def test_an_added_source_may_read_more_than_its_path(tmp_path, monkeypatch):
