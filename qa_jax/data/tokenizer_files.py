@@ -276,7 +276,8 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
   """Returns the special tokens in the order of ROLES.
 
   A token that the files do not name is the one that tokenizer.json uses, or
-  else that of BERT or, in other vocabularies than WordPiece, of RoBERTa.
+  else that of BERT or, in other vocabularies than WordPiece, of RoBERTa. The
+  padding of `library` is turned off.
   """
   used, names_of = {}, SPECIAL
   if library is None and (directory / 'vocab.json').is_file():
@@ -286,6 +287,7 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
       names_of = ROBERTA_SPECIAL
     used['unk_token'] = _unknown_token(library)
     used['pad_token'] = (library.padding or {}).get('pad_token')
+    library.no_padding()  # else the pair below may end in padding tokens
     for role in (0, 4):  # MPNet and ALBERT have names of both families
       present = [names[role] for names in (SPECIAL, ROBERTA_SPECIAL)
                  if library.token_to_id(names[role]) is not None]
@@ -488,7 +490,6 @@ def _read_layout(library: tokenizers.Tokenizer, special: tuple[str, ...],
         f'{path}: it has no post_processor, which says where its special '
         'tokens stand; save the fast tokenizer again')
     return 1, 1
-  library.no_padding()
   pair = library.encode('a', 'b')
   a, b = (library.encode(x, add_special_tokens=False).tokens for x in 'ab')
   _, _, first, separator, _ = special

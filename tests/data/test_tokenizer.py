@@ -250,10 +250,12 @@ def test_special_tokens_may_have_other_names(kinds):
   assert tokens(wordpiece, '\u2603') == ['<unk>']
 
 
+@pytest.mark.parametrize('padding', [  # of length 128: sentence-transformers
+    {}, {'length': 128}, {'length': 128, 'direction': 'left'}])
 def test_names_of_special_tokens_come_from_tokenizer_json(
-    kinds, directories, tmp_path):
+    kinds, tmp_path, padding):
   whole = tokenizers.Tokenizer.from_str(kinds['added'].to_json())
-  whole.enable_padding(pad_token='<pad>')
+  whole.enable_padding(pad_token='<pad>', **padding)
   whole.save(str(tmp_path / 'tokenizer.json'))
   loaded = tokenizer_files.read_tokenizer(tmp_path)
   assert loaded.special[:4] == ('<pad>', '<unk>', '<s>', '</s>')
