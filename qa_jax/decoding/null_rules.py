@@ -114,7 +114,7 @@ def find_rule(name: str) -> NullRule:
 def no_answer_scores(name: str, windows: WindowScores) -> np.ndarray:  # [E]
   """Returns the no-answer scores by the null rule `name`, in float64.
 
-  Raises a UserError if the rule does not give one number a question.
+  Raises a UserError if the rule does not give one finite number a question.
   """
   scores = np.asarray(find_rule(name).score(windows))
   shape = windows.first.shape
@@ -123,8 +123,10 @@ def no_answer_scores(name: str, windows: WindowScores) -> np.ndarray:  # [E]
       f'null rule {name!r} returns an array of shape {scores.shape} and type '
       f'{scores.dtype} for {shape[0]} questions with {len(windows.null)} '
       f'windows, expected one number a question, [E] = {shape}')
+  finite = np.isfinite(scores)
   errors.require(
-      not np.isnan(scores).any(),
-      f'null rule {name!r} returns NaN for {np.isnan(scores).sum()} of '
-      f'{shape[0]} questions; -inf gives an answer, inf gives none')
+      finite.all() or name == 'never',
+      f'null rule {name!r} returns NaN or infinity for {(~finite).sum()} of '
+      f'{shape[0]} questions, expected finite numbers; -1e9 always gives an '
+      'answer, 1e9 none')
   return scores.astype(np.float64, copy=False)

@@ -138,6 +138,7 @@ def faulty_rule(kind: str):
   return decoding.NullRule({
       'windows': lambda w: w.null, 'column': lambda w: w.best[w.first][:, None],
       'nan': lambda w: w.null[w.first] * np.nan,
+      'inf': lambda w: np.where(w.first > 0, np.inf, 0.0),
       'nothing': lambda w: None, 'needs': lambda w: w.best[w.first],
       'raises': lambda w: w.normaliser[w.first]}[kind], frozenset(needs))
 
@@ -322,7 +323,8 @@ def test_a_faulty_search_is_one_line_before_training(package, kind, message):
 @pytest.mark.parametrize(('kind', 'message'), [
     ('windows', r'shape \(3,\) .* for 2 questions with 3 windows, expected'),
     ('column', r'shape \(2, 1\)'), ('nothing', r'shape \(\) and type object'),
-    ('nan', 'returns NaN for 2 of 2 questions'),
+    ('nan', 'returns NaN or infinity for 2 of 2 questions'),
+    ('inf', 'returns NaN or infinity for 1 of 2 questions'),
     ('needs', "needs='normalizer'; did you mean 'normaliser'"),
     ('raises', r"fails at .*my_project.py:\d+: TypeError: 'NoneType'")])
 def test_a_faulty_null_rule_is_one_line_before_training(package, kind, message):
