@@ -349,7 +349,7 @@ def tokens_inside_words(text: str, offsets: np.ndarray) -> np.ndarray:
   character, whose bytes they divide.
   """
   begin, end = offsets.T
-  inside = inside_words(text)[np.minimum(begin, len(text))]
+  inside = inside_words(text)[begin]
   inside[1:] |= begin[1:] < end[:-1]
   return inside
 

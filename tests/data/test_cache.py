@@ -23,6 +23,7 @@ from qa_jax.data import cache
 from qa_jax.data import sources
 from qa_jax.data import store
 from qa_jax.data import tokenizer
+from qa_jax.data import tokenizer_files
 from qa_jax.data import windows
 from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
@@ -176,6 +177,15 @@ def test_ids_beyond_two_bytes_are_stored(tmp_path):
   assert warm.contexts.ids.dtype == np.int32
   assert warm.contexts.ids.max() > 2**16
   assert_equal(warm, fresh(vocabulary=many))
+
+
+def test_words_of_a_stored_context_may_be_before_any_number_of_spaces(tmp_path):
+  xlm = tokenizer_files.read_tokenizer(ROOT / 'tests/golden/tiny_xlm_roberta')
+  examples = [Example('a', 'Who?', 'He met Ada.' + ' ' * 2**16)]
+  cold, warm = (cached(tmp_path, examples, xlm) for _ in range(2))
+  assert warm.contexts.offsets.dtype == np.uint16
+  np.testing.assert_array_equal(warm.continues_word, cold.continues_word)
+  assert set(cold.continues_word.tolist()) == {False, True}
 
 
 def test_a_learned_vocabulary_is_stored_too(tmp_path, monkeypatch):
