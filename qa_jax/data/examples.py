@@ -274,7 +274,7 @@ def gold_answers(answers: Any, context: str, at: str, *,
     if locate and is_missing(answers.get('answer_start')):
       starts = [None] * len(texts)
     else:
-      starts = _start_field(answers, list, at)
+      starts = place_field(answers, 'answer_start', list, at)
     if len(texts) != len(starts):
       raise errors.UserError(
           f'{at} has {len(texts)} text and {len(starts)} answer_start')
@@ -301,7 +301,7 @@ def gold_answer(answer: Any, context: str, at: str, *,
   start = answer.get('answer_start') if isinstance(answer, dict) else None
   if locate and isinstance(answer, dict) and (start is None or start == -1):
     return GoldAnswer(text_field(answer, 'text', at), UNLOCATED)
-  start = _start_field(answer, int, at)
+  start = place_field(answer, 'answer_start', int, at)
   # A wrong offset inside the context is repaired and counted by the alignment
   # audit. An offset outside the context must belong to another context.
   if not 0 <= start <= len(context):
@@ -311,10 +311,13 @@ def gold_answer(answer: Any, context: str, at: str, *,
   return GoldAnswer(text_field(answer, 'text', at), start)
 
 
-def _start_field(holder: Any, kind: type, at: str) -> Any:
-  """Returns `answer_start`; an error names the option to do without it."""
+def place_field(holder: Any, key: str, kind: type, at: str) -> Any:
+  """Returns the places of answers `holder[key]`, checked by `required_field`.
+
+  Its UserError also names the option to do without them.
+  """
   try:
-    return required_field(holder, 'answer_start', kind, at)
+    return required_field(holder, key, kind, at)
   except errors.UserError as e:
     raise errors.UserError(f'{e}; {LOCATE}') from None
 

@@ -25,6 +25,7 @@ from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.data.examples import check_text
 from qa_jax.data.examples import id_field
+from qa_jax.data.examples import place_field
 from qa_jax.data.examples import required_field
 from qa_jax.data.examples import text_field
 from qa_jax.io import files
@@ -108,7 +109,7 @@ def _mrqa_question(qa: Any, context: str, at: str, locate: bool) -> Example:
   if locate and accepted and 'detected_answers' not in qa:
     golds = dict.fromkeys(GoldAnswer(text, UNLOCATED) for text in accepted)
   else:
-    for answer in required_field(qa, 'detected_answers', list, at):
+    for answer in place_field(qa, 'detected_answers', list, at):
       for span in required_field(answer, 'char_spans', list, at):
         if not (isinstance(span, list) and [*map(type, span)] == [int, int]
                 and 0 <= span[0] <= span[1] < len(context)):

@@ -447,8 +447,8 @@ def test_bad_mrqa_line_is_named_by_its_number(tmp_path, path, value, message):
 def test_missing_mrqa_answers_are_named(tmp_path):
   row = copy.deepcopy(examples_lib.MRQA_ROW)
   del row['qas'][0]['detected_answers']
-  assert "has no 'detected_answers'" in refusal(
-      examples_lib.write(tmp_path / 'a.jsonl', row))
+  line = refusal(examples_lib.write(tmp_path / 'a.jsonl', row))
+  assert "has no 'detected_answers'; the option locate_answers=True" in line
 
 
 @pytest.mark.parametrize('cut', [3, 12, -20, -3])
