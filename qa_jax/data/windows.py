@@ -119,7 +119,7 @@ class WindowSet:
     column = np.arange(length)[None, :]  # [1, L]
     real_row = (indices >= 0)[:, None]
     example = self.example_of[row]
-    first = self.context_offset[row] if len(self) else row
+    first = self.context_offset[row]
     local = column - first  # context token, counted within the window
     in_context = (local >= 0) & (local < self.length[row]) & real_row
     in_question = ((column >= 1) & real_row
