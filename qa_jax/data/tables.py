@@ -54,7 +54,8 @@ def read_table(*, path: str, locate_answers: bool = False) -> list[Example]:
     rows = _saved(where)
   else:
     match = NAMES.search(where.name)
-    rows = READERS[match[1] or match[2]](where) if match else read_json(where)
+    rows = (READERS[(match[1] or match[2]).lower()](where) if match
+            else read_json(where))
   return examples.finish_examples((
       (at, row_example(row, at, locate=locate_answers))
       for at, row in rows), path)
@@ -92,6 +93,11 @@ def read_json(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
   if not text.strip():
     return  # no line, and so no row
   begin = len(text) - len(text.lstrip())
+  errors.require(
+      text[begin] in '[{',
+      f'{path}: not JSON of questions: it begins with '
+      f'{text[begin:begin + 20]!r}, expected a JSON object or list; the name '
+      f'of a table ends in {", ".join(f".{name}" for name in READERS)}')
   try:
     value, end = json.JSONDecoder().raw_decode(text, begin)
   except (ValueError, RecursionError):
@@ -100,7 +106,7 @@ def read_json(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
   if rest.strip() and rest[0] == '\n' and '\n' not in text[begin:end]:
     yield from files.parse_rows(text, path)
     return
-  if rest.strip() or not isinstance(value, dict | list):
+  if rest.strip():
     files.parse_object(text, path)  # raises the reason
   if isinstance(value, list):
     yield from ((f'{path}: [{i}]', row) for i, row in enumerate(value))
@@ -276,4 +282,4 @@ def _check_columns(names: list[str], path: pathlib.Path) -> list[str]:
 READERS: dict[str, Callable[[pathlib.Path], Rows]] = {
     'csv': _csv, 'tsv': functools.partial(_csv, delimiter='\t'),
     'parquet': _parquet, 'arrow': _arrow}
-NAMES = re.compile(r'\.(csv|tsv)(?:\.gz)?$|\.(parquet|arrow)$')
+NAMES = re.compile(r'\.(csv|tsv)(?:\.gz)?$|\.(parquet|arrow)$', re.IGNORECASE)

@@ -296,6 +296,8 @@ def test_an_empty_file_holds_no_question(tmp_path, name, content):
 @pytest.mark.parametrize(
     ('content', 'message'),
     [('', 'holds no question'), ('words', 'not JSON'), ('[1', 'not JSON'),
+     (' id,x\n1,y', "it begins with 'id,x\\n1,y', expected a JSON object"),
+     ('id,question\n1,x', 'the name of a table ends in .csv, .tsv, .parquet'),
      (json.dumps(examples_lib.SQUAD)[:-9], 'not JSON'),
      (json.dumps(examples_lib.SQUAD) * 2, 'Extra'),
      (json.dumps(examples_lib.SQUAD).replace('Mira',

@@ -131,6 +131,12 @@ def test_every_format_gives_the_same_examples(tmp_path, name):
   assert sources.load_examples(f'table(path="{spec}")') == EXAMPLES
 
 
+@pytest.mark.parametrize('name', ['a.csv', 'a.parquet', 'file.arrow'])
+def test_the_name_of_a_table_may_have_capitals(tmp_path, name):
+  spec = write(tmp_path / name.upper(), WRITERS[name](ROWS))
+  assert sources.load_examples(spec) == EXAMPLES
+
+
 def test_saved_data_set_is_its_shards_in_their_order(tmp_path):
   spec = save_to_disk(tmp_path / 'squad' / 'train', ROWS[:2], ROWS[2:])
   (tmp_path / 'squad' / 'train' / 'cache-1.arrow').write_bytes(b'of map()')
