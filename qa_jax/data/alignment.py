@@ -173,7 +173,9 @@ def character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:
   if answer.start >= 0 and (match := re.compile(
       rf'\s*({spaced})').match(context, answer.start)):
     return *match.span(1), 'spaces'
-  fate = 'repaired' if answer.start >= 0 else 'located'
+  fate = 'repaired'
+  if answer.start < 0:
+    fate, a = 'located', 0
   if (begin := _nearest(context, text, a)) >= 0:
     return begin, begin + len(text), fate
   near = min(re.finditer(spaced, context), default=None,
@@ -183,7 +185,7 @@ def character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:
 
 def _nearest(context: str, text: str, near: int) -> int:
   """Returns the offset of `text` nearest to `near`; -1 if it does not occur."""
-  after = context.find(text, max(near, 0))
-  before = context.rfind(text, 0, max(near, 0) + len(text))
+  after = context.find(text, near)
+  before = context.rfind(text, 0, near + len(text))
   hits = [h for h in (before, after) if h >= 0]
   return min(hits, key=lambda h: abs(h - near), default=-1)

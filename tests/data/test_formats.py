@@ -373,7 +373,7 @@ def windows(spec, where=None):
     ['Tarn', 'osprey'], [{'text': 'Tarn'}, {'text': 'osprey'}],
     [{'text': 'Tarn', 'answer_start': None},
      {'text': 'osprey', 'answer_start': -1}],
-    {'text': ['Tarn', 'osprey']},
+    {'text': ['Tarn', 'osprey']}, [' ' * 30 + 'Tarn', 'osprey'],
     {'text': ['Tarn', 'osprey'], 'answer_start': [None, None]}])
 def test_located_answers_are_counted_and_lost_ones_too(tmp_path, answers):
   """Only "Tarn" occurs; its first occurrence is the span."""

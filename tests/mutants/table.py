@@ -273,8 +273,8 @@ MUTATIONS: dict[str, Mutation] = {
         ALIGNMENT, 'min(hits, key=lambda h: abs(h - near), default=-1)',
         'max(hits, default=-1)', WINDOWS),
     'alignment-before': Mutation(
-        ALIGNMENT, 'context.rfind(text, 0, max(near, 0) + len(text))',
-        'context.rfind(text, 0, max(near, 0))', WINDOWS),
+        ALIGNMENT, 'context.rfind(text, 0, near + len(text))',
+        'context.rfind(text, 0, near)', WINDOWS),
     'alignment-unlocated': Mutation(
         ALIGNMENT, 'if answer.start >= 0 and context.startswith(text, a):',
         'if context.startswith(text, a):', WINDOWS),
