@@ -79,8 +79,8 @@ def load_windows(
   """Returns the windows of a data SPEC or of examples, and a line about them.
 
   The line has their number, the time, whether they are from the cache, and how
-  many questions count as unanswerable without being marked. The tokenizer of
-  the windows holds a learned vocabulary.
+  many questions count as unanswerable without being marked or are cut. The
+  tokenizer of the windows holds a learned vocabulary.
   """
   began = time.perf_counter()
   what = data if isinstance(data, str) else f'{len(data)} questions'
@@ -93,13 +93,16 @@ def load_windows(
         say=console.say, progress=_progress(bars, is_read),
         **window_lengths(config))
   cached = isinstance(window_set.examples, store_lib.StoredExamples)
-  unmarked = window_set.audit['unmarked']
+  unmarked, cut = window_set.audit['unmarked'], window_set.audit['cut']
   return window_set, (
       f'{len(window_set)} windows of {len(window_set.examples)} questions '
       f'{"from the cache" if cached else "made"} in '
       f'{time.perf_counter() - began:.1f} s' + (
           f'; {unmarked} of them, whose list of answers is empty, count as '
-          'unanswerable' if unmarked else ''))
+          'unanswerable' if unmarked else '') + (
+              '; questions cut to data.max_question_length='
+              f'{config.data.max_question_length} tokens: {cut}'
+              if cut else ''))
 
 
 def packing(config: config_lib.Config) -> bool | str:

@@ -28,6 +28,7 @@ QUESTIONS = {
     'unmarked': 'questions without is_impossible that count as unanswerable, '
                 'because their list of answers is empty',
     'unanswered': 'questions that have neither answers nor is_impossible',
+    'cut': 'questions of more tokens than data.max_question_length',
 }
 AUDIT = FATES | QUESTIONS
 MAX_EXAMPLES_PER_FAULT = 20
@@ -109,16 +110,18 @@ def place_spans(
 
 def count_fates(
     examples: Sequence[Example], owners: np.ndarray, fates: np.ndarray,
-) -> tuple[dict[str, int], dict[str, list[str]]]:
+    cut: np.ndarray) -> tuple[dict[str, int], dict[str, list[str]]]:
   """Counts answers by fate and questions of QUESTIONS.
 
-  Returns the counts, and a list of example ids for each of them but 'exact'.
+  `cut` [E] is true for questions of which a part is left out. Returns the
+  counts, and a list of example ids for each of them but 'exact'.
   """
   ids = {name: [examples[e].id for e in np.unique(owners[fates == name])]
          for name in FATES if name != 'exact'}
   ids['unmarked'] = [e.id for e in examples if e.unmarked]
   ids['unanswered'] = [e.id for e in examples
                        if not (e.impossible or e.answers)]
+  ids['cut'] = [examples[e].id for e in np.flatnonzero(cut)]
   counts = {**dict.fromkeys(FATES, 0), **collections.Counter(fates.tolist()),
             **{name: len(ids[name]) for name in QUESTIONS}}
   return counts, {name: some[:MAX_EXAMPLES_PER_FAULT]

@@ -244,8 +244,9 @@ def make_windows(examples: Iterable[Example],
   contexts = tokenizer.encode(list(distinct), done(0))
   # Spaces before a question are tokens of byte-level BPE; run_qa.py of
   # transformers removes them, too.
-  questions = _cut(tokenizer.encode([e.question.lstrip() for e in examples],
-                                    done(len(distinct))), max_question_length)
+  whole = tokenizer.encode([e.question.lstrip() for e in examples],
+                           done(len(distinct)))
+  questions = _cut(whole, max_question_length)
 
   tokens = contexts.lengths[context_of]  # [E]
   room = max_length - questions.lengths - tokenizer.outer_length
@@ -265,7 +266,8 @@ def make_windows(examples: Iterable[Example],
       offset=questions.lengths + 1 + tokenizer.separators)
   lost = np.array([not e.impossible for e in examples], bool)
   lost[example_of[gold_spans[:, 0, 0] > 0]] = False
-  audit, faults = alignment.count_fates(examples, owners, fates)
+  audit, faults = alignment.count_fates(
+      examples, owners, fates, cut=whole.lengths > max_question_length)
   return WindowSet(
       examples=examples, questions=questions, contexts=contexts,
       context_of=context_of, example_of=example_of, begin=begin, length=length,

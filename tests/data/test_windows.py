@@ -290,12 +290,17 @@ def test_question_is_cut_and_empty_texts_have_one_window():
   w = windows.cut(windows.example(5, question='a ' * 400), windows.example(0),
                   windows.example(3, question=''))
   assert w.questions.lengths.tolist() == [4, 2, 0]
+  assert (w.audit['cut'], w.faults['cut']) == (1, ['q5'])
   assert len(w) == 3
   batch = w.gather(np.arange(3), 12)
   assert [[windows.VOCAB.vocab[t] for t in row[1:6]]
           for row in batch['token_ids'][:2]] == [
               [*'aaaa', '[SEP]'], [*'ab', '[SEP]', '[SEP]', '[PAD]']]
   assert batch['context_mask'].sum(1).tolist() == [5, 0, 3]
+
+
+def test_a_question_that_just_fits_is_not_cut():
+  assert windows.cut(windows.example(question='abcd')).audit['cut'] == 0
 
 
 def test_layout_of_a_row():

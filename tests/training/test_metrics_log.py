@@ -107,12 +107,13 @@ def test_a_run_begins_with_its_size_and_the_compilation(tmp_path, capsys):
 def test_the_line_about_gold_spans_counts_no_questions(tmp_path):
   row = {'question': 'Who met Bob?', 'context': 'Ada met Bob.'}
   rows = [{**row, 'answers': [{'text': 'Ada', 'answer_start': 0}]},
-          {**row, 'answers': []}, {**row, 'answers': []}]
+          {**row, 'answers': []}, {**row, 'answers': [], 'question': 'x ' * 21}]
   (tmp_path / 'rows.json').write_text(json.dumps(rows))
   windows, note = input_pipeline.load_windows(
       tiny.config(), str(tmp_path / 'rows.json'),
       cache.LearnedVocabulary(200, True))
   assert '2 of them, whose list of answers is empty' in note
+  assert note.endswith('cut to data.max_question_length=16 tokens: 1')
   assert trainer_lib.describe_alignment(windows.audit) == (
       '1 of 1 gold spans are whole tokens')
 
