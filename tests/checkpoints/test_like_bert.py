@@ -175,6 +175,8 @@ def test_buckets_are_those_of_t5():
     ('albert_gelu', {}, {'hidden_act': 'gelu', 'embedding_size': 16}),
     ('electra', {'embedding_size': None, 'layer_norm_eps': None},
      {'embedding_size': 128, 'layer_norm_eps': 1e-12}),
+    # DistilBERT has no such field; its code has the number.
+    ('distilbert', {'layer_norm_eps': 0.1}, {'layer_norm_eps': 1e-12}),
     ('mpnet', {'pad_token_id': None, 'relative_attention_num_buckets': None,
                'layer_norm_eps': None},
      {'max_position': 150, 'layer_norm_eps': 1e-12, 'type_vocab_size': 0})])

@@ -273,6 +273,7 @@ def test_fields_of_both_versions_are_read(tmp_path, fields, expected):
     ({'layer_types': ['sliding_attention'] * 22}, 'layer_types'),
     ({'layer_types': ['full_attention'] * 3}, 'layer_types'),
     ({'local_attention': 0}, 'local_attention is 0'),
+    ({'sliding_window': 1}, 'sliding_window 1 is not supported; only 64 is'),
     ({'global_attn_every_n_layers': 0}, 'global_attn_every_n_layers is 0'),
     ({'head_dim': 32}, 'head_dim 32 is not supported; only 64 is'),
     ({'norm_bias': 'no'}, "norm_bias is 'no'"),

@@ -35,7 +35,7 @@ class Architecture:
   # ^ other fields, and what they must be
   options: Mapping[str, str] = dataclasses.field(default_factory=dict)
   # ^ our field → theirs, for fields that an export writes
-  eps: str = 'layer_norm_eps'  # the name of that field
+  eps: str = 'layer_norm_eps'  # the name of that field; '': there is none
   default_eps: float = 1e-12
   # Reads further fields of the encoder from config.json. Raises a UserError.
   read: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}

@@ -116,8 +116,10 @@ ARCHITECTURES = {
                    'relative_attention_num_buckets': mpnet.BUCKETS},
         positions_after_pad=True),
     # Sanh et al. (2019): without token types; here all have a vector of zeros.
+    # transformers takes the eps 1e-12, whatever a config.json has.
     'distilbert': _like_bert(
         bert.BertConfig, 'DistilBert', 'distilbert.', exported_as='bert',
+        eps='',
         fields={'hidden_size': 'dim', 'num_layers': 'n_layers',
                 'num_heads': 'n_heads', 'mlp_size': 'hidden_dim',
                 'vocab_size': 'vocab_size',

@@ -35,6 +35,12 @@ def read(config: Mapping[str, Any]) -> dict[str, Any]:
                       ('global_attn_every_n_layers', every)):
     errors.require(type(value) is int and value >= 1,
                    f'{name} is {value!r}, expected a positive int')
+  # transformers 5 sets local_attention to twice this field where a file has it.
+  side = out['local_attention'] // 2
+  errors.require(
+      config.get('sliding_window', side) == side,
+      f'sliding_window {config.get("sliding_window")!r} is not supported; only '
+      f'{side} is, local_attention / 2')
   return out | _thetas(config) | {'global_every': _global_every(
       config.get('layer_types'), every, config['num_hidden_layers'])}
 
