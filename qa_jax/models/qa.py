@@ -117,10 +117,11 @@ class QAModel(nn.Module):
       return self.encoder(*inputs)
 
   def _score(self, inputs: HeadInput) -> SpanScores:
-    # A head that a user wrote need not know what TF32 does to its products.
+    # A head that a user wrote need not know what TF32 does to its products, nor
+    # that a loss and a search compute in the dtype of the scores.
     chosen = jax.config.jax_default_matmul_precision
     with jax.default_matmul_precision(chosen or 'highest'):
-      return self.head(inputs)
+      return jax.tree.map(lambda x: x.astype(jnp.float32), self.head(inputs))
 
   def by_layer(
       self, token_ids: jax.Array, token_type_ids: jax.Array,  # [B, L] int32

@@ -1,13 +1,15 @@
-"""Tests of the precision of the products of encoder and head."""
+"""Tests of the precision of the products of encoder and head, and of scores."""
 
 import re
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from qa_jax import heads
+from qa_jax import objectives
 from qa_jax import span_scores
 from qa_jax.models import qa
 from qa_jax.training import trainer as trainer_lib
@@ -80,3 +82,24 @@ def test_tf32_changes_no_bit_on_a_cpu(trainer, batch):
   scores = [trainer.model.clone(tf32=chosen).apply(
       {'params': params}, **qa.model_inputs(batch)) for chosen in (False, True)]
   np.testing.assert_array_equal(scores[0].start, scores[1].start)
+
+
+class HalfPrecision(nn.Module):
+  @nn.compact
+  def __call__(self, inputs: heads.HeadInput) -> heads.SpanScores:
+    x = nn.Dense(3, dtype=jnp.bfloat16)(inputs.hidden)
+    return heads.SpanScores(
+        start=x[..., 0], end=x[..., 1], pair=x, null=x[:, 0, 2])
+
+
+def test_a_head_in_half_precision_has_a_float32_loss(trainer, batch):
+  model = trainer.model.clone(head=HalfPrecision())
+  params = qa.init_params(model, jax.random.key(0))
+  scores = jax.jit(lambda: model.apply(
+      {'params': params}, **qa.model_inputs(batch)))()
+  for x in jax.tree.leaves(scores):
+    assert x.dtype == jnp.float32
+    np.testing.assert_array_equal(x, x.astype(jnp.bfloat16))
+  loss = objectives.span_softmax(max_answer_length=3).loss(scores, batch)
+  assert loss.dtype == jnp.float32
+  assert (loss != loss.astype(jnp.bfloat16)).any()
