@@ -312,7 +312,7 @@ def test_fields_that_a_file_omits_have_the_defaults_of_transformers(tmp_path):
     ({'position_buckets': 78}, 'or 2 to 77 for distances up to 40'),
     ({'position_buckets': '8'}, "position_buckets is '8', expected int"),
     ({'share_att_key': 1}, 'share_att_key is 1, expected bool'),
-    ({'type_vocab_size': -1}, 'type_vocab_size is -1'),
+    ({'type_vocab_size': -1}, 'type_vocab_size=-1'),
     ({'attention_head_size': 4}, 'attention_head_size 4 is not supported'),
     ({'embedding_size': 8}, 'embedding_size 8 differs'),
     ({'model_type': 'deberta'}, "versions 2 and 3 are 'deberta-v2'")])

@@ -9,6 +9,7 @@ Glossary of shapes: B rows, L row length, N layers, D hidden size.
 import dataclasses
 import functools
 import itertools
+import math
 import re
 
 import flax.traverse_util
@@ -433,3 +434,14 @@ def test_the_answer_of_each_layer_ends_in_that_of_the_head(qa, arrays):
       np.testing.assert_allclose(
           np.where(context, ours, 0),
           np.where(context, getattr(alone, name), 0), atol=1e-5)
+
+
+@pytest.mark.parametrize(('name', 'field', 'value'), [
+    *((name, *wrong) for name in ENCODERS for wrong in (
+        ('type_vocab_size', -1), ('layer_norm_eps', -1.0))),
+    ('bert', 'layer_norm_eps', math.inf),
+    *((name, 'embedding_size', -4) for name in ('electra', 'albert'))])
+def test_a_constant_that_no_encoder_can_have_is_one_line(name, field, value):
+  spec = f'{name}({field}={value})'.replace('inf', '1e999')
+  assert refusal(build.encoder_config, tiny.config(model={'encoder': spec}),
+                 VOCAB, None).startswith(f'encoder: {field}={value} must be ')

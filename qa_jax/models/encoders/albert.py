@@ -22,5 +22,6 @@ class AlbertConfig(bert.BertConfig):
   architecture: str = 'albert'
 
   def __post_init__(self):
+    super().__post_init__()
     errors.check_known('hidden_act of the encoder', self.hidden_act,
                        bert.ACTIVATIONS)

@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax.models import attention as attention_lib
 from qa_jax.models import matmul
 from qa_jax.models.dropout import DropoutKeys
@@ -74,6 +75,11 @@ class EncoderConfig:
   # The model_type that transformers gets, an entry of ARCHITECTURES in
   # checkpoints. It changes nothing that the encoder computes.
   architecture: str = ''
+
+  def __post_init__(self):
+    errors.check_at_least(0, 'encoder', type_vocab_size=self.type_vocab_size)
+    errors.require(0 < self.layer_norm_eps < 1, 'encoder: layer_norm_eps='
+                   f'{self.layer_norm_eps} must be in (0, 1)')
 
   @property
   def has_position_table(self) -> bool:

@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from qa_jax import errors
 from qa_jax.models import attention as attention_lib
 from qa_jax.models import dropout as dropout_lib
 from qa_jax.models import gelu
@@ -43,6 +44,10 @@ class BertConfig(base.EncoderConfig):
   RELATIVE_POSITIONS: ClassVar[type[nn.Module] | None] = None
   embedding_size: ClassVar[int] = 0  # 0: D
   architecture: str = 'bert'
+
+  def __post_init__(self):
+    super().__post_init__()
+    errors.check_at_least(0, 'encoder', embedding_size=self.embedding_size)
 
   def build(self, compute_dtype: jnp.dtype = jnp.float32,
             attention: str = 'auto') -> nn.Module:

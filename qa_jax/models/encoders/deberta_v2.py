@@ -78,9 +78,8 @@ class DebertaV2Config(bert.BertConfig):
   conv_act: str = 'tanh'  # or 'gelu'
 
   def __post_init__(self):
+    super().__post_init__()
     terms = self.pos_att_type.split('|')
-    errors.require(self.type_vocab_size >= 0, 'type_vocab_size is '
-                   f'{self.type_vocab_size}, expected 0 for none, or more')
     errors.require(
         set(terms) <= {*TERMS} and len({*terms}) == len(terms),
         f'pos_att_type {self.pos_att_type!r} is not supported; only '

@@ -56,6 +56,7 @@ class ModernBertConfig(base.EncoderConfig):
   architecture: str = 'modernbert'
 
   def __post_init__(self):
+    super().__post_init__()
     errors.check_at_least(1, "encoder 'modernbert'", global_every=(
         self.global_every), local_attention=self.local_attention)
     for name in ('global_theta', 'local_theta'):
