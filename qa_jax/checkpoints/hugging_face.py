@@ -124,10 +124,11 @@ def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
     UserError: the architecture is not supported, or a field that it needs is
       missing or out of range.
   """
-  return _encoder_config(_read_config_file(directory))
+  return encoder_config(_read_config_file(directory))
 
 
-def _encoder_config(file: ConfigFile) -> encoders.EncoderConfig:
+def encoder_config(file: ConfigFile) -> encoders.EncoderConfig:
+  """Returns what `read_config` reads in a file, and raises as it does."""
   path, config, kind = file
   architecture = ARCHITECTURES[kind]
   for key, supported in architecture.supported.items():
@@ -224,7 +225,7 @@ def read_checkpoint(directory: pathlib.Path) -> Checkpoint:
       pickled weights, or the extra for TensorFlow checkpoints is missing.
   """
   config = _read_config_file(directory)
-  sizes = _encoder_config(config)
+  sizes = encoder_config(config)
   return Checkpoint(directory, config, sizes,
                     *_read_tensors(directory, config))
 

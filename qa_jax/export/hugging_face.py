@@ -32,6 +32,9 @@ from qa_jax.models.encoders import EncoderConfig
 from qa_jax.runtime import console
 
 FORMATS = ('hf', 'qa_jax')
+# Constants of an encoder that change nothing it computes when it answers.
+TRAINING = ('dropout', 'attention_dropout', 'initializer_range',
+            'position_base')
 USAGE = '''\
 ```python
 import torch, transformers
@@ -118,6 +121,8 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
     fields |= {'max_position_embeddings': sizes.max_position + unused,
                'bos_token_id': model.tokenizer.cls_id,
                'eos_token_id': model.tokenizer.sep_id}
+  _check_stored(sizes, hugging_face.ConfigFile(
+      target / 'config.json', fields, sizes.architecture))
 
   def write(directory: pathlib.Path) -> None:
     write_weights(tensors, directory, kind)
@@ -142,6 +147,16 @@ def _architecture(sizes: EncoderConfig) -> Architecture:
   errors.check_known('architecture of the encoder', sizes.architecture,
                      ARCHITECTURES)
   return ARCHITECTURES[sizes.architecture]
+
+
+def _check_stored(sizes: EncoderConfig, file: hugging_face.ConfigFile) -> None:
+  """Raises a UserError unless config.json has all constants of an encoder."""
+  stored = hugging_face.encoder_config(file)
+  lost = [f'{name}={value!r}' for name, value in vars(sizes).items()
+          if name not in TRAINING and getattr(stored, name, None) != value]
+  errors.require(
+      not lost, f'{file.path}: {file.class_name} of transformers has no '
+      f'{" and ".join(lost)}, which this encoder has')
 
 
 def in_head(name: str, kind: Architecture) -> bool:

@@ -445,3 +445,23 @@ def test_a_constant_that_no_encoder_can_have_is_one_line(name, field, value):
   spec = f'{name}({field}={value})'.replace('inf', '1e999')
   assert refusal(build.encoder_config, tiny.config(model={'encoder': spec}),
                  VOCAB, None).startswith(f'encoder: {field}={value} must be ')
+
+
+@pytest.mark.parametrize(('spec', 'message'), [
+    ('bert(type_vocab_size=0)', 'type_vocab_size is 0'),
+    ('electra(embedding_size=0)', 'embedding_size is 0'),
+    ('mpnet(type_vocab_size=2)', 'MPNetForQuestionAnswering of transformers '
+                                 'has no type_vocab_size=2')])
+def test_constants_that_transformers_lacks_are_not_exported(
+    spec, message, tmp_path):
+  learned = tokenizer_lib.train_tokenizer([QUESTION + CONTEXT],
+                                          vocab_size=VOCAB)
+  pad, unknown, *others = learned.vocab  # padding is 1, as MPNet has it
+  tokenizer = dataclasses.replace(learned, vocab=(unknown, pad, *others))
+  config = tiny.config(model={'encoder': spec, 'num_layers': 1})
+  sizes = build.encoder_config(config, VOCAB, None)
+  run = random_model.write_run(
+      random_model.draw_qa(config, sizes, tokenizer), tmp_path / 'run')
+  assert message in refusal(export_lib.write_hugging_face,
+                            export_lib.read_source(str(run)), tmp_path / 'out')
+  assert not (tmp_path / 'out').exists()
