@@ -42,8 +42,7 @@ def check_unlocked(directory: pathlib.Path) -> None:
   """Raises a UserError if a process holds the lock, before long work starts."""
   path = directory / NAME
   if path.is_file():
-    with path.open(encoding='utf-8') as file:
-      _lock(file, path)
+    _take(path).close()
 
 
 def read_lock(directory: pathlib.Path) -> str:
@@ -55,6 +54,7 @@ def read_lock(directory: pathlib.Path) -> str:
 def _take(path: pathlib.Path) -> TextIO:
   while True:
     try:
+      # NFS locks only files that are open for writing, see flock(2).
       file = path.open('a+', encoding='utf-8')
     except OSError as e:
       raise errors.UserError(

@@ -1,5 +1,7 @@
 """One writer of a run directory: refused by name, recovered when dead."""
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -45,6 +47,22 @@ def test_a_second_writer_is_told_who_is_the_first(tmp_path, holder):
     with pytest.raises(errors.UserError, match=expected) as caught:
       attempt()
     assert '\n' not in str(caught.value)
+
+
+def test_a_lock_is_taken_over_on_nfs(tmp_path, monkeypatch):
+  flock = fcntl.flock
+
+  def flock_of_nfs(file, operation):  # flock(2), "NFS details"
+    mode = fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE
+    if operation & fcntl.LOCK_EX and mode == os.O_RDONLY:
+      raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return flock(file, operation)
+
+  (tmp_path / lock.NAME).write_text('{"pid": 7, "host": "gone"}')
+  monkeypatch.setattr(fcntl, 'flock', flock_of_nfs)
+  lock.check_unlocked(tmp_path)
+  with lock.hold_lock(tmp_path) as before:
+    assert before == 'pid 7 on gone'
 
 
 def test_the_lock_of_the_dead_is_taken_over(tmp_path, holder):
