@@ -39,7 +39,8 @@ def profile_steps() -> range:
   if text is None:
     return range(0)
   first, _, end = text.partition(':')
-  if not (first.isdigit() and end.isdigit() and int(first) < int(end)):
+  if not (first.isdecimal() and end.isdecimal()
+          and int(first) < int(end)):
     raise errors.UserError(
         f'--profile_steps={text}: expected FIRST:END, such as 10:13')
   return range(int(first), int(end))

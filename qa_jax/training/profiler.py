@@ -10,16 +10,18 @@ from qa_jax.runtime import console as console_lib
 from qa_jax.runtime import processes
 
 
-def check_profile_steps(steps: range, start: int, end: int) -> None:
-  """Checks that the run makes some of the steps to profile.
+def steps_to_profile(steps: range, start: int, end: int) -> range:
+  """Returns those of `steps` that the run makes, which are start … end - 1.
 
   Raises:
-    UserError: none of `steps` is in start … end - 1.
+    UserError: the run makes none of `steps`.
   """
-  if steps and (steps.start >= end or steps.stop <= start):
+  made = range(max(steps.start, start), min(steps.stop, end))
+  if steps and not made:
     raise errors.UserError(
         f'--profile_steps={steps.start}:{steps.stop}: this run makes steps '
         f'{start} … {end - 1}; choose some of them')
+  return made
 
 
 class Profiler:

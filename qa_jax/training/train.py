@@ -142,7 +142,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
       return metrics
     for note in trainer.notes:
       console.say(note)
-    profiler.check_profile_steps(profile_steps, 0, trainer.num_steps)
+    profile_steps = profiler.steps_to_profile(
+        profile_steps, 0, trainer.num_steps)
     store = checkpointing.open_run(trainer, config, workdir, open_things)
     start, *bounds = processes.broadcast_from_first(
         [store.latest or 0, profile_steps.start, profile_steps.stop])
@@ -155,8 +156,8 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     if checkpointing.make_schedule(trainer).is_complete(store, start):
       console.say(f'{workdir} is complete at step {start}; nothing to do')
       return checkpointing.final_metrics(trainer, workdir, state.params)
-    profile_steps = range(*bounds)
-    profiler.check_profile_steps(profile_steps, start, trainer.num_steps)
+    profile_steps = profiler.steps_to_profile(
+        range(*bounds), start, trainer.num_steps)
     console.say(about)
     shapes = len(trainer.batches.shapes(trainer.num_steps - start))
     overlaps = shapes > 1 and compilation.may_overlap()
