@@ -203,7 +203,7 @@ class RunDirectory:
     tokenizer.save(self.tokenizer)
     files.write_json(self.encoder_file, {
         'encoder': encoders.name_of(encoder), **dataclasses.asdict(encoder)})
-    files.write_json(self.record_file, record)
+    _write_ascii(self.record_file, record)
     files.write_json(self.config_file, config.to_dict())
 
   def check_config(self, config: config_lib.Config) -> None:
@@ -211,8 +211,13 @@ class RunDirectory:
 
     Raises:
       UserError: it is a file, holds something else than a run, cannot be
-        written, or its run has another config; the message lists the fields.
+        written, its path is not UTF-8, or its run has another config; the
+        message lists the fields.
     """
+    path = str(self.path.absolute())
+    errors.require(not config_lib.SURROGATE.search(path),
+                   f'--workdir={path!r} is not UTF-8, which checkpoints need; '
+                   'choose another')
     if self.path.exists() and not self.path.is_dir():
       raise errors.UserError(
           f'--workdir={self.path} is a file, not a directory')
@@ -286,8 +291,12 @@ def read_step(folder: pathlib.Path) -> int | None:
 def _add_fields(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
   """Writes fields into a JSON object, which keeps its other fields."""
   before = files.read_object(path) if path.is_file() else {}
-  # ASCII, because the names of files may be no UTF-8.
-  files.write_text(path, json.dumps({**before, **fields}, indent=2) + '\n')
+  _write_ascii(path, {**before, **fields})
+
+
+def _write_ascii(path: pathlib.Path, fields: Mapping[str, Any]) -> None:
+  """Writes JSON in ASCII, because the names of files may be no UTF-8."""
+  files.write_text(path, json.dumps(fields, indent=2) + '\n')
 
 
 def evaluation_label(fields: Mapping[str, Any]) -> str:

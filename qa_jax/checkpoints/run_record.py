@@ -48,8 +48,9 @@ def _git() -> dict[str, Any]:
   def output(*command: str) -> str:
     try:
       return subprocess.run(
-          ['git', '-C', str(root), *command], capture_output=True, text=True,
-          timeout=10, check=True).stdout
+          ['git', '-C', str(root), *command], capture_output=True,
+          encoding='utf-8', errors='surrogateescape', timeout=10, check=True
+          ).stdout
     except (OSError, subprocess.SubprocessError):
       return ''
 

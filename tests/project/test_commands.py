@@ -1045,6 +1045,12 @@ def test_workdir_that_is_no_run_is_left_alone(config, tmp_path, make, message):
   assert commands.files_of(tmp_path) == before
 
 
+def test_workdir_that_is_not_utf8_is_one_line(config, tmp_path):
+  assert "/\\udcff' is not UTF-8" in commands.refusal(
+      'train', f'--config={config}', f'--workdir={tmp_path}/\udcff')
+  assert not list(tmp_path.glob('*\udcff*'))
+
+
 def test_workdir_below_a_file_is_one_line(config, tmp_path):
   (tmp_path / 'file').write_text('old')
   assert f'{tmp_path}/file' in commands.refusal(

@@ -197,12 +197,12 @@ def test_run_record_has_new_files_that_git_does_not_know_yet(
   git('init')
   git('add', '.gitignore', 'qa_jax/checkpoints')
   git('commit', '-m', 'first')
-  (tmp_path / 'qa_jax/checkpoints/old.py').write_text('changed\n')
+  (tmp_path / 'qa_jax/checkpoints/old.py').write_bytes(b'changed \xff\n')
   monkeypatch.setattr(run_record, '__file__',
                       str(tmp_path / 'qa_jax/checkpoints/old.py'))
   record = run_record.run_record(seed=1, argv=[], devices=jax.devices(),
                                  hashes={})['git']
-  assert '+changed' in record['diff']
+  assert '+changed \udcff' in record['diff']  # not UTF-8
   assert record['untracked'] == {path: f'# {path}\n' for path in (
       'qa_jax/heads/mine ü.py', 'configs/mine.py')}
 

@@ -14,6 +14,6 @@ from tests.common import tiny
 def finished(tmp_path_factory) -> pathlib.Path:
   """Trains the tiny config to its end; returns the run directory."""
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
-  with mock.patch.object(sys, 'argv', ['train', '--x']):
+  with mock.patch.object(sys, 'argv', ['train', '--\udcff']):  # not UTF-8
     train.train(tiny.config(), workdir)
   return workdir

@@ -23,7 +23,7 @@ from tests.common import tiny
 
 def test_a_run_directory_stands_alone(finished):
   record = files.read_object(finished / 'run.json')
-  assert record['seed'] == 3 and record['argv'] == ['train', '--x']
+  assert record['seed'] == 3 and record['argv'] == ['train', '--\udcff']
   assert set(record['sha256']) == {'vocabulary', 'train', 'eval'}
   assert record['devices']['count'] == 2 and 'jax' in record['packages']
   assert RunDirectory(finished).read_config() == tiny.config()
