@@ -426,8 +426,13 @@ def _seeded_parts(
       group_questions=objective.needs_whole_questions,
       packing=input_pipeline.packing(config), devices=len(devices),
       accumulation=config.train.grad_accumulation)
-  num_steps = config.train.num_steps or math.ceil(
-      config.train.num_epochs * batches.steps_per_epoch)
+  updates = (config.train.num_steps
+             or config.train.num_epochs * batches.steps_per_epoch)
+  _, most = config_lib.BOUNDS['train.num_steps']
+  errors.require(
+      updates <= most, f'config.train.num_epochs={config.train.num_epochs:g} '
+      f'are {updates:.3g} updates, more than {most}; lower it')
+  num_steps = math.ceil(updates)
   facts = dict(num_steps=num_steps, num_layers=model.config.num_layers,
                bias_table=model.config.BIAS_TABLE)
   schedule, optimizer = build_optimizer(config.optim, **facts)

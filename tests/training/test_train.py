@@ -17,8 +17,10 @@ from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.training import metrics_log
 from qa_jax.training import train
+from qa_jax.training import trainer as trainer_lib
 from tests.common import runs
 from tests.common import tiny
+from tests.common.refusals import refusal
 
 
 def test_a_run_directory_stands_alone(finished):
@@ -165,6 +167,13 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
     train.train(tiny.config(**changes), tmp_path / 'run')
   assert '\n' not in str(caught.value)
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('epochs', [1e9, 1e308])
+def test_more_updates_than_a_run_can_count_are_refused(epochs):
+  config = tiny.config(train={'num_steps': 0, 'num_epochs': epochs})
+  assert f'num_epochs={epochs:g} are' in refusal(
+      trainer_lib.build_trainer, config)
 
 
 def test_the_loop_moves_nothing_to_a_device_unasked(tmp_path, monkeypatch):
