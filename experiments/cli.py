@@ -119,6 +119,14 @@ def run(main: Callable[[], None], *, config: bool = False,
       _fail(str(e), 1)
     except KeyboardInterrupt:
       _fail('interrupted', 130)
+    except (MemoryError, RuntimeError) as e:
+      # That of a device is a RuntimeError of XLA, with its status in the text.
+      if isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      _fail(f'out of memory: {" ".join(str(e).split())[:300].rstrip(".")}; '
+            'lower train.batch_size or raise train.grad_accumulation, or lower '
+            'train.eval_batch_size, data.max_length or the sizes of the model',
+            1)
 
   with quiet_pipes():
     app.run(_one_of_several(guarded) if several else guarded,

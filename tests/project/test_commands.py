@@ -12,6 +12,7 @@ import subprocess
 import sys
 
 from absl import app
+import jax
 import pytest
 
 from experiments import cli
@@ -19,6 +20,7 @@ from qa_jax import config as config_lib
 from qa_jax import config_comments
 from qa_jax.data import sources
 from qa_jax.serving import service
+from qa_jax.training import trainer
 from tests.common import commands
 from tests.common import examples
 from tests.common import random_model
@@ -1079,6 +1081,29 @@ def test_interrupt_ends_with_130(monkeypatch):
                                            '--data=x',
                                            '--predictions=y',
                                            code=130)
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError('Unable to allocate 9 GiB'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of\n memory')])
+def test_memory_that_is_too_small_is_one_line(config, tmp_path, monkeypatch,
+                                              error):
+  def build(*_):
+    raise error
+
+  monkeypatch.setattr(trainer, 'build_trainer', build)
+  assert 'lower train.batch_size' in commands.refusal(
+      'train', f'--config={config}', f'--workdir={tmp_path}/run')
+
+
+def test_another_error_of_a_device_keeps_its_traceback(config, tmp_path,
+                                                       monkeypatch):
+  def build(*_):
+    raise jax.errors.JaxRuntimeError('INTERNAL: no kernel')
+
+  monkeypatch.setattr(trainer, 'build_trainer', build)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='no kernel'):
+    commands.command('train', f'--config={config}', f'--workdir={tmp_path}/run')
 
 
 def test_a_real_process_says_one_line(tmp_path):
