@@ -57,8 +57,8 @@ def join_processes(coordinator: str, num_processes: int | None = None,
   jax.config.update('jax_enable_preemption_service', False)
   late = threading.Timer(CONNECT_SECONDS, _exit, [
       f'not all processes came to {address} within {CONNECT_SECONDS:.0f} s; '
-      'start as many as --num_processes says, each with the same '
-      '--coordinator, and look whether a firewall lets them reach it'])
+      'look whether one ended with an error, start as many as --num_processes '
+      'says, each with the same --coordinator, and open the firewall'])
   late.daemon = True
   late.start()
   _filter_native_output()

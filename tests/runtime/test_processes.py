@@ -280,6 +280,7 @@ processes.join_processes('localhost:{free_port()}', 2, 1)
   out, err = process.communicate(timeout=200)
   assert process.returncode == 1 and not out
   assert err.startswith('error: not all processes came to localhost:')
+  assert 'look whether one ended with an error' in err
   assert err.count('\n') == 1 and time.monotonic() - began < 100
 
 
