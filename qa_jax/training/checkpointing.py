@@ -132,10 +132,10 @@ class Checkpointer:
     last = step == self._schedule.num_steps
     if self._schedule.evaluates(step):
       run = RunDirectory(self._workdir)
-      output = run.record_evaluation(self._data) if last else None
       with (contextlib.suppress(signals.Interrupted),
             self._requests.interrupting()):
         try:
+          output = run.record_evaluation(self._data) if last else None
           metrics = self._evaluator.evaluate(
               state.params, progress='evaluate', seal=False,
               output=output,

@@ -123,6 +123,18 @@ def test_an_error_of_the_evaluation_is_raised_after_the_checkpoint(
   assert evaluated('cut') == evaluated('whole')
 
 
+def test_a_folder_that_cannot_be_made_costs_no_step(tmp_path):
+  config = tiny.config(train={'num_steps': 1, 'checkpoint_every_steps': 10})
+  runs.train_until_killed(config, tmp_path, 1)
+  (tmp_path / 'eval').write_text('a file')
+  assert 'Not a directory' in refusal(train.train, config, tmp_path)
+  with contextlib.closing(manager.Checkpoints(
+      tmp_path / 'checkpoints')) as store:
+    assert store.latest == 1
+  (tmp_path / 'eval').unlink()
+  assert train.train(config, tmp_path)
+
+
 def test_training_overfits_what_it_has_seen(tmp_path):
   """The bound on EM leaves room: 7 of 8 answers for some seeds, 8 for others.
   """
