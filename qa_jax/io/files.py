@@ -6,6 +6,7 @@ file or the whole new one. Every failure is a UserError of one line.
 
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -52,16 +53,28 @@ def write_directory(target: pathlib.Path,
                     fill: Callable[[pathlib.Path], None]) -> None:
   """Writes a temporary directory with `fill` and renames it to `target`.
 
-  A UserError is raised if `target` is not empty or cannot be written.
+  A mount point and the working directory cannot be replaced by renaming. They
+  get the files one after another, config.json last, as it marks a run. A
+  UserError is raised if `target` is not empty or cannot be written.
   """
   final = target.resolve()
-  partial = final.with_name(f'{final.name}.{os.getpid()}{PARTIAL}')
+  stays = final.is_dir() and (os.path.ismount(final)
+                              or os.path.samefile(final, os.curdir))
+  name = f'{final.name}.{os.getpid()}{PARTIAL}'
+  partial = final / name if stays else final.with_name(name)
   try:
+    if stays and any(final.iterdir()):
+      raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
     # In containers, a killed process may have had this process id.
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     fill(partial)
-    partial.replace(final)
+    if stays:
+      for path in sorted(partial.iterdir(),
+                         key=lambda path: path.name == 'config.json'):
+        path.replace(final / path.name)
+    else:
+      partial.replace(final)
   except OSError as e:
     raise errors.UserError(
         f'{target}: cannot be written: {e.strerror}') from None

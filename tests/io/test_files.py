@@ -151,3 +151,26 @@ def test_file_that_cannot_be_read_is_refused_in_one_line(
 def test_text_that_is_no_json_object_is_refused_in_one_line(text, message):
   complaint = refusal(files.parse_object, text, 'here')
   assert complaint.startswith('here: ') and message in complaint
+
+
+@pytest.mark.parametrize('place', ['working directory', 'mount point'])
+def test_a_directory_that_no_rename_can_replace_is_filled(
+    tmp_path, monkeypatch, place):
+  def fill(directory):
+    (directory / 'config.json').write_text('{}')
+    (directory / 'tokenizer').mkdir()
+    (directory / 'tokenizer' / 'vocab.txt').write_text('a')
+
+  target = tmp_path / 'run'
+  target.mkdir()
+  before = target.stat().st_ino
+  if place == 'working directory':
+    monkeypatch.chdir(target)
+  else:
+    monkeypatch.setattr(os.path, 'ismount', lambda path: path == target)
+  files.write_directory(target, fill)
+  assert target.stat().st_ino == before
+  assert sorted(p.relative_to(target).as_posix() for p in target.rglob('*')
+                ) == ['config.json', 'tokenizer', 'tokenizer/vocab.txt']
+  assert 'not empty' in refusal(files.write_directory, target, fill)
+  assert len(list(target.iterdir())) == 2
