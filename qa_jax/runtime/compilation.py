@@ -71,9 +71,6 @@ class Compilation:
     """
     self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
-  def __len__(self) -> int:
-    return len(self._programs)
-
   def is_done(self) -> bool:
     """Returns whether all programs are ready.
 

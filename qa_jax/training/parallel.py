@@ -164,10 +164,6 @@ def check_batch(batch_size: int, num_devices: int, accumulation: int) -> None:
   Raises:
     UserError: they do not.
   """
-  if batch_size < 1 or accumulation < 1:
-    raise errors.UserError(
-        f'train.batch_size {batch_size} and train.grad_accumulation '
-        f'{accumulation} must be at least 1')
   if batch_size % (num_devices * accumulation):
     raise errors.UserError(
         f'train.batch_size {batch_size} is not divisible by {num_devices} '

@@ -61,16 +61,16 @@ def saved(trainer, tmp_path_factory):
     store.close()
 
 
-@pytest.mark.parametrize('batch_size', range(13))
+@pytest.mark.parametrize('batch_size', range(1, 13))
 def test_a_batch_divides_into_equal_micro_steps_of_all_devices(batch_size):
   for devices in range(1, 5):
     for accumulation in range(1, 4):
       parts = [[*range(batch_size)][i::devices * accumulation]
                for i in range(devices * accumulation)]
-      if batch_size and len({len(part) for part in parts}) == 1:
+      if len({len(part) for part in parts}) == 1:
         parallel.check_batch(batch_size, devices, accumulation)
       else:
-        with pytest.raises(errors.UserError, match=r'at least 1|not divisible'):
+        with pytest.raises(errors.UserError, match='not divisible'):
           parallel.check_batch(batch_size, devices, accumulation)
 
 
