@@ -53,13 +53,15 @@ def write_directory(target: pathlib.Path,
                     fill: Callable[[pathlib.Path], None]) -> None:
   """Writes a temporary directory with `fill` and renames it to `target`.
 
-  A mount point and the working directory cannot be replaced by renaming. They
-  get the files one after another, config.json last, as it marks a run. A
-  UserError is raised if `target` is not empty or cannot be written.
+  A rename cannot replace a mount point, the working directory, or a directory
+  whose parent is read-only. Such a target gets its files one after another,
+  config.json last, because it marks a run. A UserError is raised if `target` is
+  not empty or cannot be written.
   """
   final = target.resolve()
-  stays = final.is_dir() and (os.path.ismount(final)
-                              or os.path.samefile(final, os.curdir))
+  stays = final.is_dir() and (
+      os.path.ismount(final) or os.path.samefile(final, os.curdir)
+      or not os.access(final.parent, os.W_OK))
   name = f'{final.name}.{os.getpid()}{PARTIAL}'
   partial = final / name if stays else final.with_name(name)
   try:

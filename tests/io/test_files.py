@@ -153,7 +153,8 @@ def test_text_that_is_no_json_object_is_refused_in_one_line(text, message):
   assert complaint.startswith('here: ') and message in complaint
 
 
-@pytest.mark.parametrize('place', ['working directory', 'mount point'])
+@pytest.mark.parametrize('place', ['working directory', 'mount point',
+                                   'below a read-only directory'])
 def test_a_directory_that_no_rename_can_replace_is_filled(
     tmp_path, monkeypatch, place):
   def fill(directory):
@@ -166,8 +167,10 @@ def test_a_directory_that_no_rename_can_replace_is_filled(
   before = target.stat().st_ino
   if place == 'working directory':
     monkeypatch.chdir(target)
-  else:
+  elif place == 'mount point':
     monkeypatch.setattr(os.path, 'ismount', lambda path: path == target)
+  else:
+    monkeypatch.setattr(os, 'access', lambda path, _: path != tmp_path)
   files.write_directory(target, fill)
   assert target.stat().st_ino == before
   assert sorted(p.relative_to(target).as_posix() for p in target.rglob('*')
