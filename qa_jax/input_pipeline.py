@@ -93,16 +93,20 @@ def load_windows(
         say=console.say, progress=_progress(bars, is_read),
         **window_lengths(config))
   cached = isinstance(window_set.examples, store_lib.StoredExamples)
-  unmarked, cut = window_set.audit['unmarked'], window_set.audit['cut']
+  unmarked, cut = window_set.audit['unmarked'], cut_note(config, window_set)
   return window_set, (
       f'{len(window_set)} windows of {len(window_set.examples)} questions '
       f'{"from the cache" if cached else "made"} in '
       f'{time.perf_counter() - began:.1f} s' + (
           f'; {unmarked} of them, whose list of answers is empty, count as '
-          'unanswerable' if unmarked else '') + (
-              '; questions cut to data.max_question_length='
-              f'{config.data.max_question_length} tokens: {cut}'
-              if cut else ''))
+          'unanswerable' if unmarked else '') + (cut and f'; {cut}'))
+
+
+def cut_note(config: config_lib.Config, made: windows.WindowSet) -> str:
+  """Returns how many questions are cut, or '' if none is."""
+  count = made.audit['cut']
+  return ('questions cut to data.max_question_length='
+          f'{config.data.max_question_length} tokens: {count}') if count else ''
 
 
 def packing(config: config_lib.Config) -> bool | str:

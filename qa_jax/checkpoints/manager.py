@@ -63,8 +63,13 @@ class Checkpoints:
 
   def _open(self) -> None:
     if processes.is_first_process():
-      self._directory.mkdir(parents=True, exist_ok=True)
-      self._tidy()
+      try:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._tidy()
+      except OSError as e:
+        raise errors.UserError(
+            f'{e.filename}: cannot be used for checkpoints: {e.strerror}; move '
+            'it away or change its permissions') from None
     processes.wait_for_all('checkpoints')
 
   @functools.cached_property

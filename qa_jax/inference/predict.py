@@ -139,6 +139,8 @@ class QA:
       console.say(note)
     else:
       windows = input_pipeline.make_windows(self.config, rows, self.tokenizer)
+      if note := input_pipeline.cut_note(self.config, windows):
+        console.say_once(note)
     self.say_window_note(windows)
     answers = decode_lib.answer_questions(
         self.model, self.params, windows, self.config, progress=progress,

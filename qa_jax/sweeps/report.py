@@ -75,7 +75,7 @@ def report_blocks(comparison: compare.Comparison) -> list[documents.Block]:
   default = comparison.default and f' The default has {comparison.default}.'
   blocks = [
       documents.Title(
-          1, f'{len(variants)} variants on {comparison.questions} questions'),
+          1, f'{_variants(comparison)} on {comparison.questions} questions'),
       documents.Text(_headline(comparison)),
       documents.Text(f'Data: {comparison.data}.{default}'),
       *map(documents.Text, _earlier(comparison)),
@@ -141,7 +141,7 @@ def headline(comparison: compare.Comparison) -> list[str]:
   default = comparison.variants[0]
   em, f1 = (_spread(default.mean(name), default.sd(name))
             for name in compare.SCORES)
-  lines = [f'{len(comparison.variants)} variants on {comparison.questions} '
+  lines = [f'{_variants(comparison)} on {comparison.questions} '
            f'questions of {comparison.data}; {default.label}: EM {em}  F1 {f1}',
            _headline(comparison)]
   seeds = len(default.runs)
@@ -163,6 +163,11 @@ def _earlier(comparison: compare.Comparison) -> list[str]:
            for run in v.runs if run.earlier]
   return found and [f'Scored at an earlier checkpoint than the last one: '
                     f'{", ".join(found)}.']
+
+
+def _variants(comparison: compare.Comparison) -> str:
+  count = len(comparison.variants)
+  return f'{count} variant{"s" * (count != 1)}'
 
 
 def _headline(comparison: compare.Comparison) -> str:

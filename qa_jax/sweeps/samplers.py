@@ -35,8 +35,8 @@ def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
   """Returns the Optuna distribution of each field.
 
   Raises:
-    UserError: there is no field, a field has neither choices nor a range, or no
-      config has it.
+    UserError: there is no field, a field has neither choices nor a range, is
+      the seed, or no config has it.
   """
   if not isinstance(space, Mapping) or not space:
     raise errors.UserError(
@@ -44,6 +44,8 @@ def parse_space(space: Mapping[str, Any]) -> dict[str, BaseDistribution]:
         "ranges, such as {'optim.learning_rate': (1e-5, 1e-3, 'log')}")
   parsed = {str(field): _parse(str(field), value)
             for field, value in space.items()}
+  errors.require('seed' not in parsed, 'search_space(): seed is not searched; '
+                 'leave it out, --seeds=N runs each draw with N seeds')
   known = config_lib.paths()
   for field in parsed:
     if field not in known:

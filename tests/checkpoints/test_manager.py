@@ -48,6 +48,13 @@ def value_of(store: manager.Checkpoints, step: int) -> float:
   return float(values[0])
 
 
+def test_a_file_in_place_of_the_directory_is_refused(tmp_path):
+  (tmp_path / 'checkpoints').write_text('mine')
+  with pytest.raises(errors.UserError, match=(
+      'checkpoints: cannot be used for checkpoints: File exists; move it')):
+    manager.Checkpoints(tmp_path / 'checkpoints')
+
+
 @pytest.fixture(scope='module')
 def pristine(tmp_path_factory) -> pathlib.Path:
   """Steps 1 (the best), 4 and 6."""

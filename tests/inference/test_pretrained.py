@@ -98,7 +98,7 @@ def test_an_encoder_of_the_usual_positions_gets_the_default_lengths():
 @pytest.mark.parametrize(('positions', 'context', 'question', 'noted'), [
     (128, 20, 3, False), (128, 300, 3, True), (64, 20, 40, True),
     (64, 20, 3, False), (384, 900, 3, False), (512, 900, 3, False)])
-def test_short_windows_are_noted_once_where_they_matter(
+def test_short_windows_and_cut_questions_are_noted_once(
     tmp_path, capsys, positions, context, question, noted):
   console.say_once.cache_clear()
   qa = predict.load(write(tmp_path / 'x', positions=positions))
@@ -108,7 +108,9 @@ def test_short_windows_are_noted_once_where_they_matter(
   qa.answer(**row)
   qa.answer(**row)
   data = qa.config.data
-  lines = [
+  cut = question > data.max_question_length
+  lines = [f'questions cut to data.max_question_length='
+           f'{data.max_question_length} tokens: 1'] * cut + [
       f'the checkpoint takes {positions} tokens: a window has {positions} '
       f'tokens, at most {data.max_question_length} of the question, and '
       f'overlaps the next by {data.window_overlap}'] * noted

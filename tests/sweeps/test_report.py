@@ -562,6 +562,11 @@ def test_pruned_trials_are_listed_with_their_reason(tmp_path):
       compare.compare([tmp_path]))
 
 
+def test_a_report_of_one_run_says_variant(runs):
+  [run] = runs[:1]
+  assert report.headline(compare.compare([run]))[0].startswith('1 variant on ')
+
+
 def test_command_writes_its_files_and_prints_the_headline(runs, tmp_path):
   result = commands.command(
       'report', '--workdir=' + ','.join(map(str, runs)),

@@ -268,7 +268,8 @@ def test_other_choices_are_refused_and_narrower_ranges_go_on(tmp_path):
     ({'a': (0.0, 1.0, 'log')}, '0 < low'),
     ({'a': (1.0, 2.0, 'lag')}, "(low, high, 'log')"),
     ({'a': (1.0, float('inf'))}, 'expected'),
-    ({'a': ('x', 'y')}, 'expected')])
+    ({'a': ('x', 'y')}, 'expected'),
+    ({'seed': [1, 2]}, 'seed is not searched; leave it out, --seeds=N')])
 def test_a_bad_space_is_one_line(space, message):
   with pytest.raises(errors.UserError) as caught:
     samplers.parse_space(space)
