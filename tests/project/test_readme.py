@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from docs import generate
+from qa_jax import config_comments
 from qa_jax import heads
 from qa_jax import models
 from qa_jax import objectives
@@ -20,6 +21,8 @@ from qa_jax.decoding import answers
 from qa_jax.decoding import null_rules
 from qa_jax.decoding import search
 from qa_jax.models import attention
+from qa_jax.models.encoders import bert
+from qa_jax.training import optimizer
 from qa_jax.training import parallel
 from tests.project import readme_commands
 from tests.project.readme_commands import PAGES
@@ -71,6 +74,18 @@ def test_a_page_names_every_choice(page):
   for table in TABLES[page]:
     for name in table:
       assert re.search(rf'`{name}(\([^`]*\))?`', text), name
+
+
+@pytest.mark.parametrize(('field', 'choices'), [
+    ('model.preset', bert.BertConfig.PRESETS),
+    ('model.attention', attention.ATTENTION),
+    ('decode.search', search.SEARCHES),
+    ('decode.null_rule', null_rules.NULL_RULES),
+    ('decode.merge', answers.MERGES), ('optim.schedule', optimizer.SCHEDULES),
+    ('parallel.mode', parallel.MODES)])
+def test_the_comment_of_a_field_names_every_choice(field, choices):
+  words = re.findall(r'\w+', config_comments.comments()[field])
+  assert {*choices} <= {*words}
 
 
 @pytest.mark.parametrize(
