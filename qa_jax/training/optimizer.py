@@ -71,9 +71,10 @@ def adamw(schedule: optax.Schedule, *, weight_decay: float = 0.01,
           weight_decay, lambda params: decay_mask(params, bias_table)),
       _scale_layers(layer_decay, num_layers),
       _skippable(optax.scale_by_learning_rate(schedule)))
+  if not freeze_encoder:
+    return chain
   return optax.masked(chain, lambda params: _map_named(
-      lambda name, _: not name.startswith('encoder/'), params)
-                      ) if freeze_encoder else chain
+      lambda name, _: name.startswith('head/'), params))
 
 
 def _clip(longest) -> optax.GradientTransformationExtraArgs:

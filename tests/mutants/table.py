@@ -212,8 +212,7 @@ MUTATIONS: dict[str, Mutation] = {
     'trainer-frozen': Mutation(
         TRAINER, 'if freeze_encoder:', 'if False:', FROZEN),
     'optimizer-frozen': Mutation(
-        OPTIMIZER, ') if freeze_encoder else chain', ') if False else chain',
-        FROZEN),
+        OPTIMIZER, 'if not freeze_encoder:', 'if True:', FROZEN),
     'trainer-logged-rate': Mutation(
         TRAINER, 'rate = schedule(state.step)',
         'rate = schedule(state.step + 1)', SKIP),
