@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import rich.console
 
 from qa_jax import errors
 from qa_jax.io import files
+from qa_jax.runtime import console as console_lib
 from qa_jax.sweeps import study as study_lib
 from qa_jax.sweeps.engines import local
 from qa_jax.sweeps.engines import progress
@@ -215,6 +217,13 @@ def test_a_terminal_has_the_table_and_a_file_has_lines(tmp_path, capsys,
   run('sys.exit("error: x")')
   assert capsys.readouterr().err.splitlines()[0].startswith(
       f'sweep 1/2  {trials[0].name}: failed: x')
+  monkeypatch.setattr(console_lib, 'FIRST_SECONDS', 0.0)
+  run('time.sleep(0.5)\nfinish()')
+  lines = capsys.readouterr().err.splitlines()
+  assert lines[0] == 'sweep 0/2  1 running, 0 % trained, ETA –'
+  assert lines[1].startswith(f'sweep 1/2  {trials[0].name}: EM 50.00 F1 60.00')
+  for trial in trials:
+    shutil.rmtree(trial.run)
   monkeypatch.setenv('FORCE_COLOR', '1')
   monkeypatch.setattr(progress, 'REFRESH_SECONDS', 0.0)
   run('time.sleep(0.5)\nfinish()')

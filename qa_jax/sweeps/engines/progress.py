@@ -59,53 +59,60 @@ def eta(rows: Sequence[Row], waiting: int, workers: int,
 
 
 class Board:
-  """The display of a sweep: a line a finished trial, a table on a terminal."""
+  """The display of a sweep: a line a finished trial, a table on a terminal.
+
+  Without a terminal, the table is one line, printed after each long silence.
+  """
 
   def __init__(self, total: int, done: int):
-    self._total, self._done = total, done
-    self._live, self._lines = None, None
-    self._shown = 0.0
+    self._total, self._done, self._live = total, done, None
+    self._shown, self._patience = time.monotonic(), console_lib.FIRST_SECONDS
     console = rich.console.Console(stderr=True)
     if console.is_terminal:
       self._live = rich.live.Live(console=console, auto_refresh=False)
       self._live.start()
-    else:
-      self._lines = console_lib.Progress('sweep', total, done)
+      self._patience = 0.0  # then REFRESH_SECONDS
 
   def ended(self, done: int, note: str) -> None:
     """Shows that `done` trials have ended; `note` describes the last one."""
     self._done = done
-    if self._lines:
-      self._lines.update(done)
-      self._lines.note(note)
-    else:
+    if self._live:
       self._live.console.print(note, markup=False, highlight=False)
+    else:
+      self._say(note)
 
   @property
   def is_due(self) -> bool:
     """Returns whether the table is to be drawn again."""
-    return (self._live is not None
-            and time.monotonic() > self._shown + REFRESH_SECONDS)
+    return time.monotonic() > self._shown + self._patience
 
   def show(self, rows: Sequence[Row], seconds: float) -> None:
     """Draws the table; `seconds` is the time left of the sweep."""
-    self._shown = time.monotonic()
-    self._live.update(progress_table(rows, self._done, self._total, seconds),
-                      refresh=True)
+    if self._live:
+      self._shown, self._patience = time.monotonic(), REFRESH_SECONDS
+      self._live.update(progress_table(rows, self._done, self._total, seconds),
+                        refresh=True)
+    else:
+      trained = sum(r.fraction for r in rows) / max(len(rows), 1)
+      self._say(f'{len(rows)} running, {100 * trained:.0f} % trained, '
+                f'ETA {_left(seconds)}')
 
   def close(self) -> None:
-    if self._lines:
-      self._lines.close()
-    else:
+    if self._live:
       self._live.stop()
+
+  def _say(self, note: str) -> None:
+    console_lib.say(f'sweep {self._done}/{self._total}  {note}')
+    self._shown = time.monotonic()
+    self._patience = console_lib.QUIET_SECONDS
 
 
 def progress_table(rows: Sequence[Row], done: int, total: int,
                    seconds: float) -> rich.table.Table:
   """Returns the table of running trials, titled with the sweep's progress."""
-  left = '–' if math.isnan(seconds) else _clock(seconds)
   table = rich.table.Table(
-      title=f'{done} of {total} trials, ETA {left}', title_justify='left')
+      title=f'{done} of {total} trials, ETA {_left(seconds)}',
+      title_justify='left')
   table.add_column('trial', overflow='fold')
   for name in ('step', 'done', 'F1', 'time', 'left'):
     table.add_column(name, justify='right')
@@ -115,6 +122,10 @@ def progress_table(rows: Sequence[Row], done: int, total: int,
         '–' if math.isnan(r.f1) else f'{r.f1:.2f}', _clock(r.seconds),
         _clock(r.seconds / r.fraction - r.seconds) if r.fraction else '–')
   return table
+
+
+def _left(seconds: float) -> str:
+  return '–' if math.isnan(seconds) else _clock(seconds)
 
 
 def _clock(seconds: float) -> str:
