@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from qa_jax import config
+from qa_jax.sweeps import grid
 
 # Variant of a config file → the pretrained encoder, a hub id.
 ENCODERS = {
@@ -62,14 +63,6 @@ def rehearse(c: ml_collections.ConfigDict, *, eval_size: int = 500,
   return c
 
 
-def score_rates(c: ml_collections.ConfigDict) -> None:
-  """Makes `c` half as long, on four fifths of its articles, scored on the rest.
-  """
-  c.data.eval = f'articles(of={c.data.train!r}, low=0.8, seed=3)'
-  c.data.train = f'articles(of={c.data.train!r}, high=0.8, seed=3)'
-  c.train.num_epochs /= 2
-
-
 def small_from_scratch(c: ml_collections.ConfigDict) -> None:
   """Sets a tiny encoder without dropout, and windows as short as the corpus."""
   c.model.preset = 'tiny'
@@ -96,3 +89,40 @@ def sweep_config(variant: str, file: str, sizes: str = 'minilm_l6'
   c.data.eval = 'tfds(name="squad/v2.0", split="validation")'
   return choose_variant(c, variant, file, known=(sizes, 'tiny'),
                         eval_size=1000, impossible=0.3)
+
+
+def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
+  """Returns what a study of heads starts from: SQuAD 1.1 for one epoch.
+
+  rates_* trains half as long on four fifths of the articles, and scores the
+  others.
+
+  Raises:
+    ValueError: the file has no such variant.
+  """
+  name, known = variant.removeprefix('rates_'), ('minilm_l6', 'tiny')
+  if name not in known:
+    raise ValueError(f'{file}:{variant}: choose {", ".join(known)} or one of '
+                     'them after rates_')
+  c = config.defaults()
+  c.data.train = 'tfds(name="squad/v1.1", split="train")'
+  c.data.eval = 'tfds(name="squad/v1.1", split="validation")'
+  choose_variant(c, name, file)
+  if name != 'tiny':
+    c.train.num_epochs = 1.0
+    c.precision.compute_dtype = 'bfloat16'
+  if name != variant:
+    c.data.eval = f'articles(of={c.data.train!r}, low=0.8, seed=3)'
+    c.data.train = f'articles(of={c.data.train!r}, high=0.8, seed=3)'
+    c.train.num_epochs /= 2
+  return c
+
+
+def heads_and_rates(heads: Sequence[tuple[str, str]], rates: Sequence[float]
+                    ) -> grid.Variants:
+  """Returns each pair of head and objective at each learning rate."""
+  names, objectives = zip(*heads, strict=True)
+  return grid.product(
+      grid.together(grid.over('model.head', names),
+                    grid.over('objective', objectives)),
+      grid.over('optim.learning_rate', rates))

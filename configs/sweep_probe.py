@@ -15,10 +15,7 @@ in sweep_study.py. tiny is a rehearsal on the generated corpus.
 import ml_collections
 
 from configs import common
-from qa_jax import config
-from qa_jax.sweeps import grid
 
-VARIANTS = ('minilm_l6', 'tiny')
 HEADS = (  # the first is the default
     ('independent', 'cross_entropy'),
     ('mlp', 'cross_entropy'),
@@ -28,27 +25,11 @@ RATES = (3e-3, 1e-2, 3e-2)
 
 
 def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
-  name = variant.removeprefix('rates_')
-  if name not in VARIANTS:
-    raise ValueError(f'sweep_probe.py:{variant}: choose {", ".join(VARIANTS)} '
-                     'or one of them after rates_')
-  c = config.defaults()
-  c.data.train = 'tfds(name="squad/v1.1", split="train")'
-  c.data.eval = 'tfds(name="squad/v1.1", split="validation")'
-  common.choose_variant(c, name, 'sweep_probe.py')
-  if name != 'tiny':
-    c.train.num_epochs = 1.0
-    c.precision.compute_dtype = 'bfloat16'
-  if name != variant:
-    common.score_rates(c)
+  c = common.study_config(variant, 'sweep_probe.py')
   c.model.init_head = False
   c.optim.freeze_encoder = True
   return c
 
 
 def sweep():
-  heads, objectives = zip(*HEADS, strict=True)
-  return grid.product(
-      grid.together(grid.over('model.head', heads),
-                    grid.over('objective', objectives)),
-      grid.over('optim.learning_rate', RATES))
+  return common.heads_and_rates(HEADS, RATES)
