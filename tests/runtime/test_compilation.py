@@ -8,6 +8,7 @@ import pytest
 
 from qa_jax import errors
 from qa_jax.runtime import compilation
+from tests.common import compiled
 
 MINUTE = 60.0  # no test waits so long unless it fails
 
@@ -92,19 +93,13 @@ def test_leaving_drops_the_programs_that_have_not_begun():
 
 
 def test_a_call_with_equal_shapes_compiles_nothing_again():
-  compiled = []
-  listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
-      'backend_compile_duration') else None
   function = jax.jit(lambda x: x * 2 + 1)
   inputs = [jax.numpy.ones(n) for n in (3, 5, 7)]
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compiled.listed() as made:
     with compilation.Compilation('program', {
         len(x): lambda x=x: function.lower(x) for x in inputs}) as programs:
       programs.wait_for_all()
-    assert len(compiled) == 3
+    assert len(made) == 3
     for x in inputs:
       function(x)
-    assert len(compiled) == 3
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(made) == 3

@@ -18,15 +18,13 @@ from qa_jax.training import metrics_log
 from qa_jax.training import parallel
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
+from tests.common import compiled
 from tests.common import runs
 from tests.common import tiny
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'mesh'])
 def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
-  compiled = []
-  listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
-      'backend_compile_duration') else None
   trainer = trainer_lib.build_trainer(tiny.config(
       data={'eval': '', 'buckets': (48, 56)}, parallel={'mode': mode},
       train={'num_steps': 100}))
@@ -34,17 +32,14 @@ def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
       trainer.state, trainer.parallel.state_sharding(trainer.state))
   lengths = {length for length, _ in trainer.batches._plan}
   assert len(lengths) > 1
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compiled.listed() as made:
     with trainer.start_compiling(state) as programs:
       programs.wait_for_all()
-    assert len(compiled) == len(lengths)
+    assert len(made) == len(lengths)
     for _ in range(trainer.batches.steps_per_epoch):
       state, _ = trainer.parallel.step(
           state, trainer.place(*trainer.batches.next_rows()))
-    assert len(compiled) == len(lengths)
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(made) == len(lengths)
 
 
 def dispatched(monkeypatch, workdir, **changes) -> list[int]:
@@ -127,23 +122,17 @@ def test_a_run_of_several_updates_a_dispatch_resumes_bit_for_bit(
 
 
 def test_a_dispatch_of_any_number_of_updates_is_one_program(tmp_path):
-  compiled = []
-  listen = lambda name, *_, **__: compiled.append(name) if name.endswith(
-      'backend_compile_duration') else None
   trainer = trainer_lib.build_trainer(several())
   state = jax.device_put(
       trainer.state, trainer.parallel.state_sharding(trainer.state))
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  try:
+  with compiled.listed() as made:
     with trainer.start_compiling(state) as programs:
       programs.wait_for_all()
-    assert len(compiled) == 1
+    assert len(made) == 1
     for most in (3, 1, 2):
       length, rows = trainer.batches.next_alike(most)
       state, _ = trainer.parallel.step(state, trainer.place(length, *rows))
-    assert len(compiled) == 1
-  finally:
-    jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(made) == 1
   assert int(state.step) == 3 + 1 + 1  # an epoch has five batches
 
 
