@@ -118,6 +118,14 @@ def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
   return c
 
 
+def probe_config(variant: str, file: str) -> ml_collections.ConfigDict:
+  """Returns study_config with an encoder that keeps its weights."""
+  c = study_config(variant, file)
+  c.model.init_head = False
+  c.optim.freeze_encoder = True
+  return c
+
+
 def heads_and_rates(heads: Sequence[tuple[str, str]], rates: Sequence[float]
                     ) -> grid.Variants:
   """Returns each pair of head and objective at each learning rate."""

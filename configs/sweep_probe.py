@@ -25,10 +25,7 @@ RATES = (3e-3, 1e-2, 3e-2)
 
 
 def get_config(variant: str = 'minilm_l6') -> ml_collections.ConfigDict:
-  c = common.study_config(variant, 'sweep_probe.py')
-  c.model.init_head = False
-  c.optim.freeze_encoder = True
-  return c
+  return common.probe_config(variant, 'sweep_probe.py')
 
 
 def sweep():

@@ -192,7 +192,7 @@ def _part_identity(part: str) -> list[Any] | None:
     data = _tfds_identity(arguments['name'], arguments.get('data_dir', ''))
   elif name in ONE_FILE:
     data = _file_identity(arguments.pop('path'))
-  elif name == 'articles':
+  elif name in ('articles', 'passage_only'):
     data = data_identity(arguments.pop('of'))
   elif name == 'synthetic':
     data = []  # its code and arguments determine the data

@@ -140,9 +140,19 @@ def _article_hash(seed: int, example: Example) -> float:  # in [0, 1)
   return int.from_bytes(digest[:6], 'big') / 2**48
 
 
+def passage_only(*, of: str) -> list[Example]:
+  """Reads the examples of the SPEC `of` with '?' as the question of each.
+
+  A model that is trained and scored on them shows which scores need no question
+  (Kaushik and Lipton 2018, section 3, whose questions are those of others).
+  """
+  return [dataclasses.replace(e, question='?') for e in load_examples(of)]
+
+
 SOURCES: dict[str, Callable[..., list[Example]]] = {
     'squad_json': squad_json, 'mrqa': mrqa, 'table': tables.read_table,
-    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic, 'articles': articles}
+    'tfds': tfds.tfds, 'synthetic': synthetic.synthetic, 'articles': articles,
+    'passage_only': passage_only}
 
 
 def load_examples(spec: str) -> list[Example]:

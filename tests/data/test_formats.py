@@ -506,10 +506,13 @@ CALLS = {
     'mrqa': 'mrqa(path="FILE")',
     'tfds': 'tfds(name="invented", split="train")',
     'synthetic': 'synthetic(size=3, impossible=0.5)',
-    'articles': 'articles(of="FILE")'}
-CACHED = {*cache.ONE_FILE, 'tfds', 'synthetic', 'articles'}
+    'articles': 'articles(of="FILE")',
+    'passage_only': 'passage_only(of="FILE")'}
+CACHED = {
+    *cache.ONE_FILE, 'tfds', 'synthetic', 'articles', 'passage_only'}
 CONTENT = {'squad_json': articles, 'table': lines,
-           'mrqa': lambda _: examples_lib.MRQA, 'articles': lines}
+           'mrqa': lambda _: examples_lib.MRQA, 'articles': lines,
+           'passage_only': lines}
 
 
 @pytest.fixture(params=sources.SOURCES)
@@ -562,6 +565,6 @@ def test_windows_of_every_source_keep_their_audit_in_the_cache(
   assert warm.audit == cold.audit
   assert cold.audit['unmarked'] == sum(
       e.unmarked for e in sources.load_examples(spec))
-  if name in ('squad_json', 'table', 'tfds', 'articles'):
+  if name in ('squad_json', 'table', 'tfds', 'articles', 'passage_only'):
     assert cold.audit['unmarked'] == 1
   assert cold.audit['unanswered'] == 0

@@ -225,6 +225,16 @@ def test_articles_are_parted_whole_whatever_their_order(tmp_path):
   assert low != sources.load_examples(f'articles(of="{one}", high=0.3, seed=1)')
 
 
+def test_passage_only_hides_the_question_and_nothing_else():
+  whole = sources.load_examples('synthetic(size=9, impossible=0.5)')
+  hidden = sources.load_examples(
+      'passage_only(of="synthetic(size=9, impossible=0.5)")')
+  assert {e.question for e in hidden} == {'?'} and len(hidden) == 9
+  assert [(e.id, e.context, e.answers, e.impossible, e.title) for e in hidden
+          ] == [(e.id, e.context, e.answers, e.impossible, e.title)
+                for e in whole]
+
+
 def test_without_titles_a_context_is_an_article(tmp_path):
   rows = ''.join(
       json.dumps({
