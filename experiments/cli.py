@@ -434,6 +434,18 @@ def _fields(group: object, path: str) -> list[str]:
   return [*plain, *nested]
 
 
+def _field_in_a_value() -> str:
+  """Returns what is wrong with a flag like --config.model.head.form, or ''."""
+  for argument in sys.argv[1:]:
+    name = argument.split('=')[0].lstrip('-').removeprefix('config.')
+    for path in config_lib.paths():
+      if name.startswith(f'{path}.'):
+        return (f'config.{name}: config.{path} is a value and has no fields; '
+                "arguments stand in brackets behind a component's name, as in "
+                '--config.model.head=\'conditional(form="electra")\'')
+  return ''
+
+
 def _reason(e: BaseException) -> str:
   """Returns one line: the message of a bad flag, or the cause and its place."""
   if isinstance(e, flags.Error) and 'parsing config file' not in str(e):
@@ -452,6 +464,8 @@ def _reason(e: BaseException) -> str:
       flag = 'suite' if 'suite' in flags.FLAGS else 'config'
       return (f'--{flag}: the file has no variants: leave out the colon and '
               'the name behind it')
+    if inner := _field_in_a_value():
+      return inner
     if isinstance(e, KeyError):
       hint = errors.did_you_mean(e.args[0], get_type_hints(config_lib.Config))
       return f'config has no field {e.args[0]!r}{hint}'

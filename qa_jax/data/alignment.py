@@ -181,9 +181,10 @@ def character_span(context: str, answer: GoldAnswer) -> tuple[int, int, str]:
     fate, a = 'located', 0
   if (begin := _nearest(context, text, a)) >= 0:
     return begin, begin + len(text), fate
-  near = min(re.finditer(spaced, context), default=None,
+  # The lookahead also finds occurrences that overlap.
+  near = min(re.finditer(f'(?=({spaced}))', context), default=None,
              key=lambda match: abs(match.start() - a))
-  return (*near.span(), fate) if near else (0, 0, 'unrecoverable')
+  return (*near.span(1), fate) if near else (0, 0, 'unrecoverable')
 
 
 def _nearest(context: str, text: str, near: int) -> int:

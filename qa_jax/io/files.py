@@ -130,7 +130,9 @@ def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
       return f.read()
   except UnicodeDecodeError as e:
     fix = ('it is a gzip file, so give it a name that ends in .gz'
-           if e.object.startswith(GZIP) else 're-encode it')
+           if e.object.startswith(GZIP) else
+           'it is a Parquet file: give it, unzipped, a name that ends in '
+           '.parquet' if e.object.startswith(b'PAR1') else 're-encode it')
     raise errors.UserError(
         f'{name}: not UTF-8 at byte {e.start}; {fix}') from None
   except (gzip.BadGzipFile, EOFError, zlib.error) as e:

@@ -7,6 +7,7 @@ from qa_jax import errors
 from qa_jax.data import alignment
 from qa_jax.data import tokenizer
 from qa_jax.data import windows as windows_lib
+from qa_jax.data.examples import GoldAnswer
 from tests.common import windows
 
 
@@ -182,6 +183,12 @@ def test_a_wrong_start_is_repaired_to_the_nearest_occurrence(start, place):
   begin, _ = w.char_spans(np.zeros(1, int), w.start_positions[:1],
                           w.end_positions[:1])
   assert begin[0] == place and w.audit['repaired'] == 1
+
+
+def test_the_nearest_of_occurrences_that_overlap_is_found():
+  answer = GoldAnswer('de de', 5)  # it is at 0, 4 and 8
+  assert alignment.character_span('de  de  de  de', answer) == (
+      4, 10, 'repaired')
 
 
 def test_a_span_beside_an_ideograph_is_exact():

@@ -128,6 +128,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_unzipped(tmp_path, monkeypatch):
     ('missing', 'No such file'), ('.', 'Is a directory'),
     ('file/below', 'Not a directory'), ('latin', '1; re-encode it'),
     ('zipped', 'give it a name that ends in .gz'),
+    ('table', 'unzipped, a name that ends in .parquet'),
     ('latin.gz', 'not UTF-8 at byte 1'), ('no.gz', 'not a whole gzip'),
     ('half.gz', 'not a whole gzip'), ('missing.gz', 'No such file'),
     ('x' * 300, 'name too long'), ('nul\0', 'null'), ('\ud800', 'surrogates')])
@@ -137,6 +138,7 @@ def test_file_that_cannot_be_read_is_refused_in_one_line(
   (tmp_path / 'latin').write_bytes(b'a\xe9')
   (tmp_path / 'zipped').write_bytes(gzip.compress(b'{}'))
   (tmp_path / 'latin.gz').write_bytes(gzip.compress(b'a\xe9'))
+  (tmp_path / 'table').write_bytes(b'PAR1\x15\xff')
   (tmp_path / 'no.gz').write_bytes(b'plain')
   (tmp_path / 'half.gz').write_bytes(gzip.compress(TEXT.encode() * 9)[:-9])
   assert message in refusal(files.read_text, tmp_path / name)
