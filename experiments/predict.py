@@ -64,7 +64,7 @@ def main() -> None:
   print(best.text or '(no answer)')
   for candidate in best.n_best:
     print(f'  {candidate["score"]:8.3f}  {candidate["probability"]:6.1%}'
-          f'  {json.dumps(candidate["text"])}'
+          f'  {json.dumps(candidate["text"], ensure_ascii=False)}'
           f'  [{candidate["start"]}:{candidate["end"]}]')
   print(f'  {best.null_score:8.3f}  {best.null_probability:6.1%}  (null)')
 

@@ -614,6 +614,16 @@ def test_predict_answers_one_question(run):
   assert answer == '(no answer)' or answer in examples.CONTEXT
 
 
+def test_predict_shows_candidates_as_they_are_written(run):
+  context = 'Où? À Müñchén, à l’été.'
+  result = commands.command('predict', f'--workdir={run}', '--question=Où?',
+                            f'--context={context}', '--n_best=9')
+  shown = [text for line in result.out.splitlines()
+           for text in re.findall(r'"(.*)"', line)]
+  assert len(shown) == 9 and all(text in context for text in shown)
+  assert any(not text.isascii() for text in shown)
+
+
 ODD_QUESTIONS = [{
     'id': 'plain',
     'question': 'Who?',
