@@ -26,10 +26,12 @@ if TYPE_CHECKING:
 
 DATA = flags.DEFINE_string('data', None, 'Data SPEC of the evaluation.')
 EVALUATION = flags.DEFINE_list(
-    'evaluation', [], 'Directories of evaluations, or files of predictions.')
-AGAINST = flags.DEFINE_list('against', [], 'Evaluations to compare with.')
+    'evaluation', [], 'Directories of evaluations, or files of predictions; '
+    'several are seeds of one system.')
+AGAINST = flags.DEFINE_list(
+    'against', [], 'Evaluations to compare with, as many as --evaluation has.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of tests and intervals.')
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ measures every head, objective and search beside the default; population
 measures trials as one program and as processes. The peer's packages are those
 of requirements-peers.txt, in this Python or in --peer_python; without them
 qa_jax is measured alone. --set=precision.compute_dtype=bfloat16 sets a config
-field of qa_jax and can be repeated.
+field of qa_jax.
 """
 
 from collections.abc import Sequence
@@ -26,20 +26,23 @@ from qa_jax import errors
 if TYPE_CHECKING:
   from benchmarks import session as session_lib
 
-SUITE = flags.DEFINE_list('suite', [], 'Suites, or all.')
+SUITE = flags.DEFINE_list('suite', [], 'Names of suites, or all.')
 OUTPUT = flags.DEFINE_string('output', None, 'JSON file for the numbers.')
 DATA = flags.DEFINE_string(
-    'data', '', "Data SPEC; '': generated, lengths as SQuAD's.")
+    'data', '', "Data SPEC; '': generated data with the lengths of SQuAD.")
 WORKDIR = flags.DEFINE_string(
-    'workdir', '', "MiniLM-L6 checkpoint; '': random weights.")
+    'workdir', '', "MiniLM-L6 directory or hub id; '': random weights.")
 ENCODERS = flags.DEFINE_list(
-    'encoders', 'minilm_l6,base', 'Sizes that train is measured with.')
+    'encoders', 'minilm_l6,base', 'Encoder sizes of the suite train.')
 PEER_PYTHON = flags.DEFINE_string(
     'peer_python', '', "Interpreter that has the peer; '': this one.")
-THREADS = flags.DEFINE_integer('threads', 2, 'Cores that a side may use.')
-ROUNDS = flags.DEFINE_integer('rounds', 3, 'Runs of each, in turn.')
-SEED = flags.DEFINE_integer('seed', 0, 'Of weights, data and dropout.')
-SET = flags.DEFINE_multi_string('set', [], 'Config field of ours, FIELD=VALUE.')
+THREADS = flags.DEFINE_integer(
+    'threads', 2, 'Cores for qa_jax, and for the peer.')
+ROUNDS = flags.DEFINE_integer(
+    'rounds', 3, 'Measurements of qa_jax and of the peer, in turns.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of weights, data and dropout.')
+SET = flags.DEFINE_multi_string(
+    'set', [], 'FIELD=VALUE, a config field of qa_jax; may be repeated.')
 QUICK = flags.DEFINE_bool(
     'quick', False, 'Tiny sizes: runs everything, measures nothing.')
 FIGURES = flags.DEFINE_string('figures', 'docs', 'Directory for the figures.')

@@ -6,7 +6,7 @@ r"""Chooses a run's null threshold and temperature on held-out articles.
       --data='articles(of="train-v2.0.json", low=0.9)'
 
 Writes WORKDIR/calibration.json. Other commands then use it for the same
-checkpoint and decoding, unless --calibrated=False is given. Questions that the
+checkpoint and decoding, unless --nocalibrated is given. Questions that the
 run was trained on are refused, and fewer than 200 questions give a warning.
 """
 
@@ -17,7 +17,7 @@ from absl import flags
 from experiments import cli
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run to calibrate.')
-DATA = flags.DEFINE_string('data', None, 'SPEC of the held-out questions.')
+DATA = flags.DEFINE_string('data', None, 'Data SPEC of the held-out questions.')
 
 
 def main() -> None:

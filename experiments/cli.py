@@ -180,7 +180,8 @@ def _define_model_flags(calibrated: bool) -> list[str]:
   names = ['checkpoint']
   if calibrated:
     flags.DEFINE_bool(
-        'calibrated', True, 'Use the calibration.json of the run.')
+        'calibrated', True, 'Use the calibration.json of the run; '
+        '--nocalibrated leaves it out.')
     names.append('calibrated')
   return names
 

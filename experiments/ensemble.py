@@ -6,14 +6,12 @@ r"""Averages the span probabilities of runs and n-best files into an ensemble.
 
 A member is a run, the directory of an evaluation or an nbest.jsonl, with any
 head and tokenizer. A run is evaluated on --data if there is no evaluation of
-its checkpoint. --held_out names the questions on which members are
-selected greedily and the null threshold is chosen. Without it, all members are
-averaged and the threshold is 0. If a member is no run, --held_out needs
---held_out_members: for each member its run, or its evaluation on --held_out.
-The flags of decoding, --checkpoint and --nocalibrated are for members that are
-runs; each member is evaluated with them.
-Writes metrics.json, predictions.json, na_probs.json, nbest.jsonl and
-ensemble.{json,md}.
+its checkpoint. --held_out names the questions on which members are selected
+greedily and the null threshold is chosen. Without it, all members are averaged
+and the threshold is 0. If a member is no run, --held_out also needs
+--held_out_members. The flags of decoding, --checkpoint and --nocalibrated apply
+to each member, which must then be a run. Writes metrics.json, predictions.json,
+na_probs.json, nbest.jsonl and ensemble.{json,md}.
 """
 
 import pathlib
@@ -25,12 +23,14 @@ from qa_jax import errors
 
 MEMBERS = flags.DEFINE_list(
     'workdir', [], 'Members: runs, evaluations, n-best files.')
-DATA = flags.DEFINE_string('data', None, 'SPEC of the questions.')
+DATA = flags.DEFINE_string('data', None, 'Data SPEC of the questions.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-HELD_OUT = flags.DEFINE_string('held_out', '', 'SPEC to select members on.')
+HELD_OUT = flags.DEFINE_string(
+    'held_out', '', 'Data SPEC to select members on.')
 HELD_OUT_MEMBERS = flags.DEFINE_list(
-    'held_out_members', [], 'The same members, on --held_out.')
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
+    'held_out_members', [],
+    'For each member, its run or its evaluation on --held_out.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of tests and intervals.')
 
 
 def main() -> None:

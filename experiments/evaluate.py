@@ -7,17 +7,19 @@ r"""Evaluates a run on a data set, or scores a file of predictions.
   python -m experiments.evaluate --data=dev-v2.0.json --audit
 
 --workdir also takes a Hugging Face directory or hub id of a model for question
-answering; its results are files only with --output. --data takes a path, a
-source spec, or several joined by +. Results of a run go to WORKDIR/eval/<data>/
-or --output; the flags of decoding, --checkpoint and --nocalibrated add their
-values to the name of this folder, whose data.json has the step of the
-checkpoint. Without answers in the data, the results are predictions that are
-not scored. A calibrated run predicts at its held-out null
-threshold; metrics.json has EM and F1 at threshold 0, at the held-out one, and
-at the best one of this data (an oracle). With --coordinator, several processes
-share the questions. --audit runs no model: it reports how gold spans became
-token spans, with the tokenizer and the window lengths of --workdir or with a
-learned vocabulary.
+answering; its results are written only with --output. --data takes a path, a
+call such as tfds(name="squad/v1.1", split="train"), or several joined by +. If
+the data has no answers, predictions are written but not scored.
+
+The results of a run go to WORKDIR/eval/NAME, or to --output. NAME is the name
+of the data; the flags of decoding, --checkpoint and --nocalibrated add their
+values to it. A calibrated run predicts at its held-out null threshold.
+metrics.json has EM and F1 at threshold 0, at the held-out threshold and at the
+best threshold for this data (an oracle).
+
+With --coordinator, several processes share the questions. --audit runs no
+model. It reports how gold answers became token spans, with the tokenizer and
+the window lengths of --workdir, or with a vocabulary learned from --data.
 """
 
 import math
@@ -33,15 +35,15 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
 PREDICTIONS = flags.DEFINE_string(
-    'predictions', None, 'Score this {id: text} JSON; no model is run.')
+    'predictions', None, 'JSON {id: text} to score; no model is run.')
 NA_PROBS = flags.DEFINE_string(
-    'na_probs', None, '{id: score} JSON; higher means no answer.')
+    'na_probs', None, 'JSON {id: score}; higher means no answer.')
 NA_THRESHOLD = flags.DEFINE_float(
-    'na_threshold', 1.0, 'An answer counts as none if its score in --na_probs '
-    'exceeds this. 1 fits probabilities; log odds, as in the na_probs.json of '
-    'a run, need their null threshold.')
+    'na_threshold', 1.0, 'A question counts as not answered if its score in '
+    '--na_probs exceeds this. 1 fits probabilities; log odds, as in the '
+    'na_probs.json of a run, need the null threshold of the run.')
 AUDIT = flags.DEFINE_bool(
-    'audit', False, 'Report how gold spans become token spans.')
+    'audit', False, 'Report how gold answers became token spans.')
 # Metrics that are printed; metrics.json has all of them.
 PRINTED = ('exact_match', 'f1', 'total', 'has_answer_exact_match',
            'has_answer_f1', 'no_answer_exact_match', 'no_answer_total',

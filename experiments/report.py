@@ -20,9 +20,10 @@ from qa_jax import errors
 
 WORKDIR = flags.DEFINE_list('workdir', [], 'Sweeps and runs.')
 DATA = flags.DEFINE_string(
-    'data', '', 'SPEC all runs were evaluated on [data.eval].')
+    'data', '', 'Data SPEC on which all runs were evaluated [data.eval].')
 PLANNED = flags.DEFINE_integer(
-    'planned', 0, 'Comparisons of the whole study, for its power; 0: so far.')
+    'planned', 0, 'Number of comparisons that the study will have, for its '
+    'power; 0: those of this report.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the report.')
 
 

@@ -30,16 +30,16 @@ MAX_BATCH = flags.DEFINE_integer(
     'max_batch', 8, 'Windows in a batch of the model.',
     lower_bound=1)
 MAX_WAITING = flags.DEFINE_integer(
-    'max_waiting', 64, 'Concurrent requests; 503 beyond.',
+    'max_waiting', 64, 'Most requests at a time; more get a 503.',
     lower_bound=1)
 MAX_SECONDS = flags.DEFINE_float(
-    'max_seconds', 30.0, 'Seconds for a request; 503 beyond.',
+    'max_seconds', 30.0, 'Most seconds for a request; then it gets a 503.',
     lower_bound=0.001)
 MAX_BYTES = flags.DEFINE_integer(
     'max_bytes', 262_144,
-    'Bytes of a request body; 413 beyond.', lower_bound=1)
+    'Most bytes of a request body; more get a 413.', lower_bound=1)
 MAX_WINDOWS = flags.DEFINE_integer(
-    'max_windows', 64, 'Windows of a context; 422 beyond.',
+    'max_windows', 64, 'Most windows of a context; more get a 422.',
     lower_bound=1)
 
 

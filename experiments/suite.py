@@ -24,7 +24,7 @@ SUITE = config_flags.DEFINE_config_file(
     'suite', None, 'File of data sets; FILE:variant.', lock_config=False,
     accept_new_attributes=True)
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
-SEED = flags.DEFINE_integer('seed', 0, 'Seed of the resampling.')
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the intervals.')
 
 
 def main() -> None:

@@ -35,32 +35,32 @@ if TYPE_CHECKING:
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the sweep.')
 SEEDS = flags.DEFINE_integer(
-    'seeds', 3, 'Seeds of a variant, from config.seed on.')
+    'seeds', 3, 'Seeds of a variant; the first is config.seed.')
 ENGINE = flags.DEFINE_string(
     'engine', 'local', 'local, population, ray or slurm.')
 WORKERS = flags.DEFINE_integer(
-    'workers', 0, 'Trials side by side; 0: one a GPU, else one a machine; '
-    'on SLURM all.')
+    'workers', 0, 'Trials at the same time; 0: one for each GPU, or one '
+    'without GPUs; on SLURM all.')
 ADDRESS = flags.DEFINE_string(
-    'address', 'auto', 'Ray cluster, HOST:PORT; local starts one.')
+    'address', 'auto', 'HOST:PORT of a Ray cluster; local starts one.')
 SLURM = flags.DEFINE_list(
-    'slurm', [], "Parameters of submitit, timeout_min=240,mem_gb=16,…")
+    'slurm', [], 'Parameters of submitit, such as mem_gb=16.')
 SAMPLER = flags.DEFINE_string(
-    'sampler', 'grid', 'Variants: grid of sweep(); random or tpe.')
+    'sampler', 'grid', 'Source of variants: grid, random or tpe.')
 TRIALS = flags.DEFINE_integer(
-    'trials', 20, 'Variants of random and tpe, beside the default.')
+    'trials', 20, 'Variants that random or tpe adds to the default.')
 PRUNER = flags.DEFINE_string(
-    'pruner', 'none', 'Ends trials early: none, halving, wilcoxon.')
+    'pruner', 'none', 'Stops bad trials: none, halving or wilcoxon.')
 STORAGE = flags.DEFINE_string(
-    'storage', '', "The study's database, a URL [WORKDIR/study.db].")
+    'storage', '', 'URL of the database of the study [WORKDIR/study.db].')
 WANDB_PROJECT = flags.DEFINE_string(
-    'wandb_project', None, 'Log the trials there, as one group.')
+    'wandb_project', None, 'Also log the trials to this wandb project.')
 ONLY = flags.DEFINE_string(
     'only', None, 'Run only variants whose name matches this REGEX.')
 TUNED = flags.DEFINE_list(
     'tuned', [], 'Fields that take their best value in --tuned_in.')
 TUNED_IN = flags.DEFINE_string(
-    'tuned_in', None, 'Sweep of all variants on held-out data.')
+    'tuned_in', None, 'Sweep of all variants, scored on held-out data.')
 PRINT = flags.DEFINE_bool(
     'print', False, 'Print a command for each trial; run nothing.')
 

@@ -4,8 +4,8 @@ r"""Trains a config in a run directory, or resumes the run.
       --workdir=runs/quickstart [--config.optim.learning_rate=5e-4]
 
 The same command, run again, resumes from the last checkpoint. With
---coordinator the process is one of several that share the run directory and the
-global batch.
+--coordinator, this process is one of several that share the run directory and
+divide each batch.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,12 @@ from qa_jax import errors
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Directory of the run. (required to train)')
 DRY_RUN = flags.DEFINE_bool(
-    'dry_run', False, 'Print memory, steps and ETA, and do not train.')
+    'dry_run', False, 'Print memory, steps and expected time; train nothing.')
 PRINT_CONFIG = flags.DEFINE_bool(
-    'print_config', False, 'Print the whole config, and do not train.')
+    'print_config', False, 'Print the whole config; train nothing.')
 PROFILE_STEPS = flags.DEFINE_string(
-    'profile_steps', None, 'FIRST:END, steps to profile in WORKDIR/profile.')
+    'profile_steps', None,
+    'FIRST:END; write a trace of these steps, without END, to WORKDIR/profile.')
 WANDB_PROJECT = flags.DEFINE_string(
     'wandb_project', None, 'Also log to this wandb project; needs wandb.')
 WANDB_GROUP = flags.DEFINE_string(
