@@ -147,6 +147,6 @@ def _blocks(rows: Sequence[Row], macro: Mapping[str, Mapping[str, float]],
              if row.metrics is None]
   if skipped:
     blocks += [documents.Title(
-        2, f'{len(skipped)} of {len(rows)} sets could not be had'),
+        2, f'{len(skipped)} of {len(rows)} sets could not be read'),
                documents.Items(skipped)]
   return blocks

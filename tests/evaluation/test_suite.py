@@ -91,7 +91,7 @@ def test_the_command_reports_rows_averages_and_what_was_skipped(
   for text in ('| here/one | 6 |', '| gone/three | SKIPPED |',
                '| macro average of here | 2 of 2 sets |',
                '| macro average of all | 2 of 3 sets |',
-               '1 of 3 sets could not be had'):
+               '1 of 3 sets could not be read'):
     assert text in result.out, text
   report = json.loads((tmp_path / 'out' / 'suite.json').read_text())
   skipped = {s['name']: s['skipped'] for s in report['sets']
