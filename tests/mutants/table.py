@@ -174,8 +174,8 @@ MUTATIONS: dict[str, Mutation] = {
         "jnp.minimum(batch['step'][0] / tau, cap)",
         "cap * jnp.minimum(batch['step'][0] / tau, 1.0)", OBJECTIVES + 'hard'),
     'objectives-f1': Mutation(
-        'qa_jax/objectives/spans.py', '(1 - weight) * (f1 == 1)',
-        '(1 - weight) * f1', OBJECTIVES + 'f1'),
+        'qa_jax/objectives/spans.py', 'gold.astype(f1.dtype)', 'f1',
+        OBJECTIVES + 'f1'),
     'objectives-beyond': Mutation(
         'qa_jax/span_scores.py', 'golds[..., 1] - golds[..., 0] >= longest',
         'golds[..., 1] - golds[..., 0] > longest',
