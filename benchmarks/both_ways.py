@@ -115,8 +115,8 @@ def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
   gap = 0.0
   for side in ('start', 'end'):
     ours = np.concatenate([getattr(p, side) for p in parts])
-    gap = max(gap, np.abs(ours - theirs[side])[seen].max()
-              / np.abs(theirs[side][seen]).max())
+    gap = np.maximum(gap, np.abs(ours - theirs[side])[seen].max()
+                     / np.abs(theirs[side][seen]).max())  # keeps a NaN
   answers = qa.answer_batch([
       {'question': e.question, 'context': e.context} for e in questions])
   best = []

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import harness
 from benchmarks.gpu import results as results_lib
 from qa_jax.decoding import search
 from qa_jax.models import attention
@@ -128,7 +129,7 @@ def attentions(results: results_lib.Results) -> None:
 
 
 def _compare(run, expected, bound: float):
-  error = max(map(difference, run(), expected))
+  error = harness.largest(map(difference, run(), expected))
   return dict(error=error, ms=1e3 * seconds_of(run), ok=error <= bound)
 
 

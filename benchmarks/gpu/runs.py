@@ -211,5 +211,5 @@ def _compare(ours: harness.Worker, torch: harness.Worker, folder: pathlib.Path,
   expected = torch.call('compare_context', batch=str(folder / 'batch.npz'))
   apart = {name: abs(found[name] / expected[name] - 1)
            for name in ('loss', 'grad_norm')}
-  return {**apart, 'ok': max(apart.values())
+  return {**apart, 'ok': harness.largest(apart.values())
           <= train_suite.TOLERANCE['bfloat16']}

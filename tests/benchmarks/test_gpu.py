@@ -3,19 +3,23 @@
 import contextlib
 import importlib
 import json
+import math
 import os
 import pathlib
 import re
 import select
 import subprocess
 import sys
+from unittest import mock
 
+import numpy as np
 import pytest
 
 from benchmarks.gpu import cases
 from benchmarks.gpu import check
 from benchmarks.gpu import h100
 from benchmarks.gpu import hlo
+from benchmarks.gpu import numerics
 from benchmarks.gpu import results
 from benchmarks.gpu import runs
 from configs import sweep_heads
@@ -108,6 +112,19 @@ def test_a_stage_that_raises_or_has_no_time_is_a_failed_check(tmp_path):
           (tmp_path / 'results.jsonl').read_text().splitlines()]
   assert [row['ok'] for row in rows] == [False, True, False]
   assert 'ZeroDivisionError' in rows[0]['error']
+
+
+def test_a_gradient_or_norm_that_is_nan_is_a_failed_check(tmp_path):
+  """The largest number by Python is the first one if the others are NaN."""
+  ones, nans = np.ones(4), np.full(4, np.nan)
+  assert not numerics._compare(
+      lambda: (ones, ones, nans), (ones, ones, ones), 1e-3)['ok']
+  np.savez(tmp_path / 'windows.npz', token_ids=np.zeros((2, 3)),
+           length=np.array([3, 2]))
+  ours, torch = (mock.Mock(call=lambda *_, norm=norm, **__: {
+      'loss': 1.0, 'grad_norm': norm}) for norm in (math.nan, 1.0))
+  assert not runs._compare(ours, torch, tmp_path, {})['ok']
+  assert runs._compare(torch, torch, tmp_path, {})['ok']
 
 
 def test_a_rehearsal_has_no_verdict_on_a_goal(monkeypatch):
