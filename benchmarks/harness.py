@@ -7,6 +7,7 @@ as .npz files.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import contextlib
 import dataclasses
 import json
 import math
@@ -68,9 +69,10 @@ class Worker:
       UserError: the worker of qa_jax reports a mistake of the user.
       WorkerError: anything else went wrong in the worker.
     """
-    self._process.stdin.write(
-        json.dumps({'call': name, 'arguments': arguments}) + '\n')
-    self._process.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):  # killed: `_read` says so
+      self._process.stdin.write(
+          json.dumps({'call': name, 'arguments': arguments}) + '\n')
+      self._process.stdin.flush()
     reply = self._read()
     if 'user_error' in reply:
       raise errors.UserError(reply['user_error'])
@@ -79,7 +81,8 @@ class Worker:
     return reply['result']
 
   def close(self) -> None:
-    self._process.stdin.close()  # a worker stops when its stdin ends
+    with contextlib.suppress(BrokenPipeError):  # the call to a killed worker
+      self._process.stdin.close()  # a worker stops when its stdin ends
     self._process.wait()
     self._process.stdout.close()
 

@@ -103,6 +103,17 @@ def test_an_encoder_that_kills_its_worker_leaves_the_others_measured(
       'left out: train BERT-base: ours ended with exit code -9\n')
 
 
+def test_a_worker_killed_while_the_other_works_is_a_line_with_its_exit_code():
+  """The system, short of memory, may well choose the one that waits."""
+  worker = harness.Worker([sys.executable, '-c', (
+      'import os, signal\nprint(\'{"about": {}}\', flush=True)\n'
+      'os.kill(os.getpid(), signal.SIGKILL)')], threads=1)
+  worker._process.wait()
+  with pytest.raises(harness.WorkerError, match='ended with exit code -9'):
+    with worker:
+      worker.call('run')
+
+
 def test_a_misspelt_suite_is_told():
   result = commands.command('benchmark', '--suite=serch')
   assert result.code == 1 and "did you mean 'search'" in result.err
