@@ -147,8 +147,8 @@ class Row:
 
   suite: str
   what: str
-  ours: Timing | None
-  peer: Timing | None  # None: the peer is not installed or refused
+  ours: Timing | None  # None: left out, or every variant was refused
+  peer: Timing | None  # None: the peer is not installed
   gate: float = 0.0  # target ratio; 0: no target
   goal: float = 0.0
   checks: tuple[Check, ...] = ()
@@ -172,7 +172,8 @@ class Row:
       worst = next(c for c in self.checks if not c.passed)
       return f'refused ({worst})'
     if self.ratio is None:
-      return self.note or 'peer: not installed'
+      return self.note or ('peer: not installed' if self.ours else
+                           'no variant of ours agrees with the peer')
     if not self.gate:
       return ''
     if self.ratio < self.gate:

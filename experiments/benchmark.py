@@ -13,6 +13,7 @@ field of qa_jax.
 """
 
 from collections.abc import Sequence
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -33,7 +34,8 @@ DATA = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string(
     'workdir', '', "MiniLM-L6 directory or hub id; '': random weights.")
 ENCODERS = flags.DEFINE_list(
-    'encoders', 'minilm_l6,base', 'Encoder sizes of the suite train.')
+    'encoders', 'minilm_l6,base',
+    'Encoder sizes of the suite train; other suites take the first.')
 PEER_PYTHON = flags.DEFINE_string(
     'peer_python', '', "Interpreter that has the peer; '': this one.")
 THREADS = flags.DEFINE_integer(
@@ -52,6 +54,7 @@ SCRATCH = flags.DEFINE_string(
 
 def main() -> None:
   from benchmarks import harness
+  from benchmarks import session as session_lib
   from benchmarks import suites
   from benchmarks import table
   from benchmarks.suites import scaling
@@ -68,8 +71,9 @@ def main() -> None:
       console.say(f'suite {name}')
       try:
         outcomes[name] = suites.SUITES[name](session)
-      except harness.WorkerError as e:
-        raise errors.UserError(f'suite {name}: {e}') from None
+      except harness.WorkerError as e:  # other suites go on if one could start
+        errors.require('ours' in session.about, f'suite {name}: {e}')
+        outcomes[name] = session_lib.Outcome(failed=[f'suite {name}: {e}'])
       # Curves of tiny sizes would replace the figures of the documents.
       if outcomes[name].curves and (FIGURES.present or not QUICK.value):
         for path in scaling.draw(outcomes[name].curves,
@@ -86,10 +90,11 @@ def main() -> None:
 
 
 def chosen(names: Sequence[str]) -> tuple[str, ...]:
-  """Returns the suites of the given names; ['all'] stands for those of ALL."""
+  """Returns the suites of the given names; 'all' stands for those of ALL."""
   from benchmarks import suites
 
-  picked = suites.ALL if names == ['all'] else tuple(names)
+  picked = tuple(dict.fromkeys(itertools.chain.from_iterable(
+      suites.ALL if name == 'all' else [name] for name in names)))
   for name in picked:
     if name not in suites.SUITES:
       raise errors.UserError(f'--suite={name}: there is none such'
@@ -103,10 +108,15 @@ def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
   from qa_jax.checkpoints import hugging_face
 
   scratch.mkdir(parents=True, exist_ok=True)
+  # An earlier benchmark left caches and complete runs there.
+  errors.require(not any(scratch.iterdir()),
+                 f'--scratch={scratch} is not empty; choose a new directory')
   for name, flag in (('threads', THREADS), ('rounds', ROUNDS)):
     if flag.value < 1:
       raise errors.UserError(f'--{name}={flag.value} must be at least 1')
   encoders = tuple(ENCODERS.value)
+  errors.require(bool(encoders), '--encoders=: give some of '
+                 f'{", ".join(session_lib.NAMES)}')
   for encoder in encoders:
     if encoder not in session_lib.NAMES:
       raise errors.UserError(

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import harness
 from benchmarks import session as session_lib
+from benchmarks import suites
 from benchmarks.suites import population
 from benchmarks.suites import train
 from tests.common import commands
@@ -109,14 +110,43 @@ def test_a_worker_killed_while_the_other_works_is_a_line_with_its_exit_code():
       'import os, signal\nprint(\'{"about": {}}\', flush=True)\n'
       'os.kill(os.getpid(), signal.SIGKILL)')], threads=1)
   worker._process.wait()
-  with pytest.raises(harness.WorkerError, match='ended with exit code -9'):
-    with worker:
-      worker.call('run')
+  with (pytest.raises(harness.WorkerError, match='ended with exit code -9'),
+        worker):
+    worker.call('run')
 
 
-def test_a_misspelt_suite_is_told():
-  result = commands.command('benchmark', '--suite=serch')
-  assert result.code == 1 and "did you mean 'search'" in result.err
+def test_a_suite_that_fails_leaves_the_others_measured(monkeypatch):
+  def measure(session):
+    session.worker('ours', 'search').close()
+    return session_lib.Outcome(rows=[row()])
+
+  def fail(session):
+    raise harness.WorkerError('ours ended with exit code -9')
+
+  for name, suite in (('search', measure), ('input', fail),
+                      ('features', measure)):
+    monkeypatch.setitem(suites.SUITES, name, suite)
+  result = commands.command(
+      'benchmark', '--suite=search,input,features', '--quick')
+  assert result.code == 1 and result.out.count('spans') == 2
+  assert result.err.endswith(
+      'left out: suite input: ours ended with exit code -9\n')
+
+
+def test_a_peer_without_a_row_of_ours_is_not_said_to_be_missing():
+  peer = row().peer
+  assert 'agrees' in harness.Row('train', 'a', None, peer).verdict
+  assert 'not installed' in harness.Row('train', 'a', peer, None).verdict
+
+
+def test_mistakes_in_the_flags_are_told(tmp_path):
+  (tmp_path / 'cache_1').mkdir()  # of an earlier benchmark
+  for flags, message in (
+      (['--suite=serch'], "did you mean 'search'"),
+      (['--suite=all,serch'], "did you mean 'search'"),
+      (['--suite=train', '--encoders='], 'minilm_l6'),
+      (['--suite=startup', f'--scratch={tmp_path}'], 'not empty')):
+    assert message in commands.refusal('benchmark', *flags)
 
 
 def test_help_says_that_suites_are_names():
