@@ -224,12 +224,13 @@ def fastest(contenders: Sequence[Contender]) -> Contender:
 
 
 def compete(contenders: Sequence[Contender], rounds: int,
-            always: Sequence[str] = ()) -> None:
-  """Times the best of each side and group, and the contenders in `always`.
+            always: Sequence[str] = ()) -> list[Contender]:
+  """Times and returns the best of each side and group, and those in `always`.
 
   One round of all contenders picks the best; then `rounds` interleaved rounds
   are timed. The first round of the finalists is dropped. Every contender has
-  run before, so that no compilation is timed.
+  run before, so that no compilation is timed. Only finalists can be compared:
+  the one time of another contender may be a lucky one.
   """
   interleave(contenders, 1, warm=True)
   finalists = [c for c in contenders if c.name in always or c is fastest(
@@ -238,6 +239,7 @@ def compete(contenders: Sequence[Contender], rounds: int,
   for finalist in finalists:
     finalist.seconds.clear()
   interleave(finalists, rounds, warm=True)
+  return finalists
 
 
 def largest(values: Any) -> float:

@@ -104,9 +104,10 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
         train.dtype_of(name)))
   if peer:
     contenders += _peers(peer, folder, prepared, reference, checks, out)
-  harness.compete(contenders, session.rounds, always=(train.CLASSIC,))
+  finalists = harness.compete(
+      contenders, session.rounds, always=(train.CLASSIC,))
   out.timings += [c.timing for c in contenders]
-  train.add_rows('forward', NAMES[encoder], contenders, checks, out)
+  train.add_rows('forward', NAMES[encoder], finalists, checks, out)
 
 
 def _peers(peer: harness.Worker, folder: pathlib.Path, prepared: dict[str, Any],

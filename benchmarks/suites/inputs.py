@@ -79,10 +79,9 @@ def run(session: Session) -> Outcome:
           'peer', name, lambda name=name: peer.call(
               'run', name=name, batches=batches), **work)
           for name in theirs['variants']]
-    harness.compete(contenders, session.rounds)
+    finalists = harness.compete(contenders, session.rounds)
   out.timings += [c.timing for c in contenders]
-  best = {side: harness.fastest(of_side).timing for side in ('ours', 'peer')
-          if (of_side := [c for c in contenders if c.side == side])}
+  best = {c.side: c.timing for c in finalists}  # one a side
   out.rows.append(harness.Row(
       'input', f'batches of {BATCH} to the device', best['ours'],
       best.get('peer'), checks=checks, against='torch DataLoader'))

@@ -205,9 +205,9 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
     contenders += _peers(peer, folder, batch, steps)
   rounds = (session.rounds if encoder == 'minilm_l6'
             else session.fewer_rounds)
-  harness.compete(contenders, rounds, always=(CLASSIC,))
+  finalists = harness.compete(contenders, rounds, always=(CLASSIC,))
   out.timings += [c.timing for c in contenders]
-  add_rows('train', NAMES[encoder], contenders, checks, out)
+  add_rows('train', NAMES[encoder], finalists, checks, out)
 
 
 def _ours(session: Session, ours: harness.Worker, peer: harness.Worker | None,
@@ -273,15 +273,15 @@ def dtype_of(name: str) -> str:
   return name.split()[0]
 
 
-def add_rows(suite: str, what: str, contenders: list[harness.Contender],
+def add_rows(suite: str, what: str, finalists: list[harness.Contender],
              checks: Checks, out: Outcome) -> None:
   """Adds the rows of the best variant, then the variants that were refused."""
   def best(side: str, group: str = '') -> harness.Timing | None:
-    some = [c for c in contenders
+    some = [c for c in finalists
             if c.side == side and group in ('', c.group)]
     return harness.fastest(some).timing if some else None
 
-  classic = next((c.timing for c in contenders if c.name == CLASSIC), None)
+  classic = next((c.timing for c in finalists if c.name == CLASSIC), None)
   for target, ours, peer, against in (
       ('classic', best('ours'), classic, f'torch {CLASSIC}'),
       ('best', best('ours'), best('peer'), 'the best of the peers'),
