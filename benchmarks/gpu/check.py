@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 from benchmarks.gpu import results as results_lib
 
@@ -65,9 +66,13 @@ LEAST_SECONDS = 3.0  # a stage with less time is left out
 
 
 def run_stage(name: str, results: results_lib.Results) -> None:
-  """Runs one stage in this process."""
-  module = importlib.import_module(f'benchmarks.gpu.{STAGES[name].module}')
-  vars(module)[name](results)
+  """Runs one stage in this process and records the error that ends it."""
+  try:
+    module = importlib.import_module(f'benchmarks.gpu.{STAGES[name].module}')
+    vars(module)[name](results)
+  except Exception as e:  # such as out of memory
+    traceback.print_exc()
+    results.fail('stage', e)
 
 
 def packages() -> dict[str, object]:
@@ -112,7 +117,6 @@ def run_all(output: pathlib.Path, stages: list[str], seconds: float,
   """Runs the stages as processes and writes the table; returns exit code."""
   output.mkdir(parents=True, exist_ok=True)
   path = output / results_lib.FILE
-  path.write_text('')
   end, spare, text, failed = time.monotonic() + seconds, 0.0, '', 0
   results_lib.Results(output, 'packages', 0).record('packages', **packages())
   with tempfile.TemporaryDirectory(prefix='gpu_check_') as scratch:
@@ -167,7 +171,8 @@ def main() -> int:
   args = parser.parse_args()
   stages = args.stages.split(',')
   if unknown := sorted(set(stages) - set(STAGES)):
-    parser.error(f'unknown stages {", ".join(unknown)}')
+    parser.error(f'unknown stages {", ".join(unknown)}; choose of '
+                 f'{", ".join(STAGES)}')
   if bool(args.train) != bool(args.eval):
     parser.error('--train and --eval need each other; give both or none')
   given = results_lib.Given(args.train, args.eval, args.model, args.peer_python)
@@ -175,7 +180,14 @@ def main() -> int:
     run_stage(stages[0], results_lib.Results(
         args.output, stages[0], args.seconds, args.inside, given))
     return 0
-  return run_all(args.output, stages, args.seconds, given)
+  if (args.output / results_lib.FILE).exists():
+    parser.error(f'{args.output} has results already; choose a new directory')
+  # Ends the stage that runs, too, which is a process group of its own.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+  try:
+    return run_all(args.output, stages, args.seconds, given)
+  except OSError as e:  # such as a full disk
+    sys.exit(f'error: {args.output}: {e.strerror or e}')
 
 
 if __name__ == '__main__':

@@ -46,10 +46,16 @@ class Results:
 
   def record(self, name: str, **values: Any) -> None:
     """Adds a result; its value `ok` says whether a check passed."""
+    # Printed first, because the disk may be full.
+    print(f'{self._stage}: {name}: {_shown(values)}', flush=True)
     with open(self.directory / FILE, 'a', encoding='utf-8') as file:
       file.write(json.dumps(
           {'stage': self._stage, 'name': name, **values}) + '\n')
-    print(f'{self._stage}: {name}: {_shown(values)}', flush=True)
+
+  def fail(self, name: str, error: Exception) -> None:
+    """Records an error as a failed check."""
+    self.record(name, ok=False,
+                error=f'{type(error).__name__}: {str(error)[:400]}')
 
   def attempt(self, name: str, function: Callable[..., dict[str, Any]],
               *args: Any) -> None:
@@ -59,8 +65,9 @@ class Results:
         raise TimeoutError('no time left')
       values = function(*args)
     except Exception as e:  # the other checks go on
-      values = dict(ok=False, error=f'{type(e).__name__}: {str(e)[:400]}')
-    self.record(name, **values)
+      self.fail(name, e)
+    else:
+      self.record(name, **values)
 
 
 def reached(value: float, goal: float, *, most: bool = False

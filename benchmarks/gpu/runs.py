@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from typing import Any
 
@@ -35,11 +36,25 @@ ROUNDS = 3
 
 
 def _run(module: str, *flags: str, timeout: float | None = None) -> float:
-  """Runs a command of the project; returns its seconds."""
-  began = time.monotonic()
-  subprocess.run([sys.executable, '-m', module, *flags], check=True,
-                 timeout=timeout)
-  return time.monotonic() - began
+  """Runs a command of the project, for `timeout` seconds; returns its seconds.
+
+  Raises:
+    RuntimeError: it failed, or was ended; its last line is the reason.
+  """
+  began, last_line = time.monotonic(), ''
+  with subprocess.Popen([sys.executable, '-m', module, *flags], text=True,
+                        stderr=subprocess.PIPE) as process:
+    timer = threading.Timer(timeout or threading.TIMEOUT_MAX, process.kill)
+    timer.start()
+    for line in process.stderr:
+      sys.stderr.write(line)
+      last_line = line.strip() or last_line
+    timer.cancel()
+  seconds = time.monotonic() - began
+  if process.returncode:
+    raise RuntimeError(f'{module}: exit code {process.returncode} after '
+                       f'{seconds:.0f} s: {last_line}')
+  return seconds
 
 
 def repeat(results: results_lib.Results) -> None:

@@ -161,8 +161,7 @@ def _speed_of(results: results_lib.Results, some: Iterable[Case]) -> None:
     try:
       started[case] = _start(results, pool, case)
     except Exception as e:  # the other cases go on
-      results.record(str(case), ok=False,
-                     error=f'{type(e).__name__}: {str(e)[:400]}')
+      results.fail(str(case), e)
   futures.wait([run[-1] for run in started.values()],
                timeout=max(results.seconds_left, 0))
   for case in [*started]:  # `pop` frees the memory of the state

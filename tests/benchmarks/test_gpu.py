@@ -10,6 +10,7 @@ import re
 import select
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -145,10 +146,63 @@ def test_what_a_stage_started_ends_with_it(tmp_path):
                         ('sys.exit(3)', 'exit code 3')):
     assert check.run_limited(
         [sys.executable, '-c', stage + rest], 2, {**os.environ}) == problem
-    with contextlib.suppress(ProcessLookupError):  # it has ended
-      ended, _, _ = select.select([os.pidfd_open(int(pid.read_text()))], [],
-                                  [], 10)
-      assert ended
+    assert has_ended(int(pid.read_text()))
+
+
+def has_ended(pid: int) -> bool:
+  """Waits ten seconds for the end of a process."""
+  with contextlib.suppress(ProcessLookupError):
+    return bool(select.select([os.pidfd_open(pid)], [], [], 10)[0])
+  return True
+
+
+def test_a_check_that_is_ended_ends_its_stage(tmp_path):
+  """As by `timeout`, which signals only the process group of the check."""
+  stage = ('import os, time\n'
+           f'os.symlink(str(os.getpid()), {str(tmp_path / "pid")!r})\n'
+           'time.sleep(60)')
+  check_of_it = (
+      'import os, sys\nfrom benchmarks.gpu import check\n'
+      'check.run_all = lambda *_: check.run_limited('
+      f'[sys.executable, "-c", {stage!r}], 60, {{**os.environ}})\n'
+      'sys.exit(check.main())')
+  with subprocess.Popen([sys.executable, '-c', check_of_it, '--output=none'],
+                        stdout=subprocess.PIPE, cwd=ROOT) as process:
+    while not (tmp_path / 'pid').is_symlink():
+      assert process.poll() is None
+      time.sleep(0.05)
+    process.terminate()
+    assert process.wait() == 143
+  assert has_ended(int(os.readlink(tmp_path / 'pid')))
+
+
+def test_the_reason_of_a_stage_or_command_that_failed_is_a_result(
+    tmp_path, monkeypatch):
+  def peer(results):
+    raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+
+  monkeypatch.setattr(runs, 'peer', peer)
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\necho starts >&2\necho error: no room >&2\n'
+                    'exit 1\n')
+  python.chmod(0o700)
+  monkeypatch.setattr(runs.sys, 'executable', str(python))
+  check.run_stage('peer', results.Results(tmp_path, 'peer', 60))
+  check.run_stage('finetune', results.Results(tmp_path, 'finetune', 60))
+  stage, *commands = map(json.loads, (
+      tmp_path / 'results.jsonl').read_text().splitlines())
+  assert (stage['name'], stage['ok']) == ('stage', False)
+  assert 'RESOURCE_EXHAUSTED' in stage['error']
+  assert len(commands) == 2 and all(
+      row['error'].endswith('error: no room') for row in commands)
+
+
+def test_results_of_an_earlier_check_are_kept(tmp_path, monkeypatch):
+  (tmp_path / 'results.jsonl').write_text('{}\n')
+  monkeypatch.setattr(sys, 'argv', ['check', f'--output={tmp_path}'])
+  with pytest.raises(SystemExit, match='2'):
+    check.main()
+  assert (tmp_path / 'results.jsonl').read_text() == '{}\n'
 
 
 def run_stages(monkeypatch, output, stages, *, seconds=100.0, device=True):
