@@ -86,8 +86,7 @@ TARGETS: dict[str, Target] = {
     'train float32': Target(1, 1.1), 'forward float32': Target(1, 1.1),
     'forward classic': Target(2.5, 4), 'forward best': Target(1, 1.5),
     'search loop': Target(12, 40), 'search dense': Target(60, 200),
-    'features cold': Target(5, 8), 'features warm': Target(5, 1000),
-    'evaluate': Target(10, 30)}
+    'features cold': Target(5, 8), 'evaluate': Target(10, 30)}
 
 
 @dataclasses.dataclass
