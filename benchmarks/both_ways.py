@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data import sources
 from qa_jax.export import hugging_face
@@ -66,6 +67,8 @@ def main() -> int:
   parser.add_argument('--peer_python', default=sys.executable)
   parser.add_argument('--questions', type=int, default=64)
   options = parser.parse_args()
+  if options.questions < 1:
+    parser.error(f'--questions={options.questions} must be at least 1')
   examples = sources.load_examples(options.data)
   chosen = examples[::max(1, len(examples) // options.questions)]
   failed = False
@@ -79,8 +82,13 @@ def main() -> int:
     for what, source, target in (
         ('run → transformers', options.run, ''),
         ('transformers → qa_jax, head with a bias', biased, str(biased))):
-      subprocess.run([options.peer_python, '-c', PEER, str(exported),
-                      str(windows), str(logits), target], check=True)
+      done = subprocess.run(
+          [options.peer_python, '-c', PEER, str(exported), str(windows),
+           str(logits), target], stderr=subprocess.PIPE, text=True, check=False)
+      errors.require(
+          not done.returncode, f'--peer_python={options.peer_python}: '
+          f'{done.stderr.strip().rpartition(chr(10))[2]}; it needs the '
+          'packages of requirements-peers.txt')
       failed |= not _compare(what, _load(source), rows, np.load(logits))
   return int(failed)
 
@@ -136,4 +144,7 @@ def _compare(what: str, qa: predict.QA, rows, theirs) -> bool:
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  try:
+    sys.exit(main())
+  except (errors.UserError, OSError) as e:
+    sys.exit(f'error: {e}')

@@ -171,7 +171,7 @@ def compile_step(config: config_lib.Config) -> Program:
       {name: count for name, count in counts.items() if count})
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   add = parser.add_argument
@@ -183,7 +183,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   add('--fsdp', type=int, default=1, help='chips that divide the parameters')
   add('--attention', default='auto', choices=attention.ATTENTION)
   add('--packing', default='auto', choices=[*map(str, config_lib.PACKINGS)])
-  return parser.parse_args(argv)
+  return parser.parse_args()
 
 
 def main() -> None:

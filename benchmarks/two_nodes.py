@@ -112,6 +112,10 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=40)
   arguments = parser.parse_args()
   workdir, steps = arguments.workdir.absolute(), arguments.steps
+  if workdir.exists():
+    parser.error(f'{workdir} exists already; choose a new directory')
+  if not RAY.is_file():
+    parser.error(f'{RAY} is not there; install ray')
   workdir.mkdir(parents=True)
   config = workdir / 'heads.py'
   config.write_text(CONFIG.format(
@@ -134,10 +138,15 @@ def main() -> None:
   if on_ray != here:
     sys.exit('error: ray and local differ')
   if here.keys() != as_one.keys() or any(
-      abs(value - as_one[name][key]) > TOLERANCE
+      not abs(value - as_one[name][key]) <= TOLERANCE  # NaN, too
       for name, metrics in here.items() for key, value in metrics.items()):
     sys.exit('error: population and local differ')
 
 
 if __name__ == '__main__':
-  main()
+  # Ends the nodes, which are sessions of their own.
+  signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+  try:
+    main()
+  except subprocess.CalledProcessError as e:  # it has said why
+    sys.exit(f'error: a sweep ended with exit code {e.returncode}')

@@ -23,12 +23,20 @@ from benchmarks.gpu import h100
 from benchmarks.gpu import hlo
 from qa_jax import config
 from qa_jax import errors
+from qa_jax.io import files
 from qa_jax.models import attention
 from qa_jax.models.encoders import bert
 from qa_jax.runtime import console
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def pattern(text: str) -> re.Pattern[str]:
+  try:
+    return re.compile(text)
+  except re.error as e:
+    raise argparse.ArgumentTypeError(f'{text}: {e}') from None
+
+
+def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   add = parser.add_argument
@@ -44,13 +52,15 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
   add('--attention_dropout', type=float, help='default: as --dropout')
   add('--option', action='append', default=[], metavar='FLAG=VALUE',
       help='flag of XLA, such as xla_gpu_deterministic_ops=true')
-  add('--kernels', metavar='REGEX')
+  add('--kernels', metavar='REGEX', type=pattern)
   add('--save', type=pathlib.Path, help='file for the compiled program')
-  return parser.parse_args(argv)
+  return parser.parse_args()
 
 
 def main() -> None:
   args = parse()
+  if args.save:
+    files.check_writable(args.save)
   options = {'xla_gpu_enable_triton_gemm': False}  # as if tuned to cuBLAS
   for assignment in args.option:
     flag, _, value = assignment.partition('=')
@@ -75,7 +85,7 @@ def main() -> None:
               f'{memory.argument_size_in_bytes / 2**20:.0f} MiB')
   print('\n'.join(hlo.table(kernels)))
   for kernel in kernels if args.kernels else ():
-    if re.search(args.kernels, kernel.source):
+    if args.kernels.search(kernel.source):
       print(f'{1e6 * kernel.seconds:9.1f} µs {kernel.bytes / 1e6:9.2f} MB '
             f'{kernel.flops / 1e9:8.1f} GFLOP {kernel.kind:16} '
             f'{kernel.name[:40]:40} {kernel.source[-100:]}')

@@ -151,6 +151,20 @@ def test_mistakes_in_the_flags_are_told(tmp_path):
     assert message in commands.refusal('benchmark', *flags)
 
 
+@pytest.mark.parametrize('module, argv', [
+    ('both_ways', ['--run=none', '--data=none']),
+    ('both_ways', ['--run=none', '--data=none', '--questions=0']),
+    ('two_nodes', ['--workdir=benchmarks']),
+    ('gpu.compile', ['--kernels=(']),
+    ('gpu.check', ['--output=README.md/x'])])
+def test_a_mistake_in_a_tool_is_its_last_line(module, argv):
+  done = subprocess.run(
+      [sys.executable, '-m', f'benchmarks.{module}', *argv], text=True,
+      cwd=session_lib.ROOT, capture_output=True, check=False)
+  assert done.returncode in (1, 2) and 'Traceback' not in done.stderr
+  assert 'error: ' in done.stderr.splitlines()[-1]
+
+
 def test_help_says_that_suites_are_names():
   result = commands.command('benchmark', '--help')
   assert '--suite=NAME[,NAME…]' in result.out and 'FILE' not in result.out
