@@ -8,6 +8,7 @@ import json
 import os
 import sys
 
+from benchmarks import cores
 from qa_jax import errors
 
 
@@ -15,8 +16,7 @@ def serve(suite: str, threads: int) -> None:
   """Answers calls until stdin ends."""
   replies = os.fdopen(os.dup(1), 'w', encoding='utf-8')
   os.dup2(2, 1)
-  if sys.platform == 'linux':  # XLA:CPU starts a thread for each core
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+  cores.limit(threads)
   import jax  # jax counts the cores when it is imported
 
   from benchmarks import suites

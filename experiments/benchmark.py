@@ -104,6 +104,7 @@ def chosen(names: Sequence[str]) -> tuple[str, ...]:
 
 def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
   """Builds the session that the flags describe, after checking them."""
+  from benchmarks import cores
   from benchmarks import session as session_lib
   from qa_jax.checkpoints import hugging_face
 
@@ -114,6 +115,9 @@ def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
   for name, flag in (('threads', THREADS), ('rounds', ROUNDS)):
     if flag.value < 1:
       raise errors.UserError(f'--{name}={flag.value} must be at least 1')
+  most = len(cores.available())
+  errors.require(THREADS.value <= most or not THREADS.present,
+                 f'--threads={THREADS.value}: there are {most} cores to use')
   encoders = tuple(ENCODERS.value)
   errors.require(bool(encoders), '--encoders=: give some of '
                  f'{", ".join(session_lib.NAMES)}')
@@ -131,7 +135,7 @@ def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
       if WORKDIR.value else '',
       overrides=session_lib.parse_overrides(SET.value),
       rounds=ROUNDS.value,
-      threads=THREADS.value,
+      threads=min(THREADS.value, most),
       seed=SEED.value,
       peer_python=PEER_PYTHON.value or sys.executable)
 

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks import cores
 from benchmarks import harness
 from benchmarks.session import ROOT
 from benchmarks.session import Outcome
@@ -154,7 +155,8 @@ def _commands(session: Session, out: Outcome, config: Mapping[str, Any],
   for name, flags in ways.items():
     workdir = session.scratch / name.replace(' ', '_')
     console.say(f'population: {name}')
-    seconds = _sweep(session, path, workdir, flags)
+    with cores.limited(session.threads):
+      seconds = _sweep(session, path, workdir, flags)
     timings[name] = harness.Timing(
         'ours', f'sweep, {name}', (seconds,), len(rates) * SEEDS, unit='trials')
     losses[name] = _losses(workdir)

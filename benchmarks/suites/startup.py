@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks import cores
 from benchmarks import harness
 from benchmarks.session import ROOT
 from benchmarks.session import Outcome
@@ -44,8 +45,8 @@ def run(session: Session) -> Outcome:
     count += which == 'empty'  # the warm run uses the caches of the cold run
     workdir = session.scratch / f'startup_{count}_{which}'
     seconds, cpu_seconds = first_step(
-        command(session, workdir), harness.environment(session.threads)
-        | cache_environment(session.scratch / f'cache_{count}'))
+        command(session, workdir), session.threads,
+        cache_environment(session.scratch / f'cache_{count}'))
     cpu[which].append(cpu_seconds)
     losses[which].append(RunDirectory(workdir).read_metrics()[0]['loss'])
     return seconds
@@ -87,7 +88,7 @@ def command(session: Session, workdir: pathlib.Path) -> list[str]:
           *(f'--config.{key}={value}' for key, value in fields.items())]
 
 
-def first_step(command: list[str], environment: Mapping[str, str]
+def first_step(command: list[str], threads: int, caches: Mapping[str, str]
                ) -> tuple[float, float]:
   """Returns the seconds and CPU-seconds until the command reports step 1.
 
@@ -99,8 +100,9 @@ def first_step(command: list[str], environment: Mapping[str, str]
   began, last_line = time.perf_counter(), ''
   first: tuple[float, float] | None = None
   is_compiled = is_ended = False
-  with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE,
-                        stdout=subprocess.DEVNULL, text=True) as process:
+  with cores.limited(threads), subprocess.Popen(
+      command, env=harness.environment(threads) | caches, text=True,
+      stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
     for line in process.stderr:
       last_line = line.strip() or last_line
       is_compiled |= line.startswith(COMPILED)

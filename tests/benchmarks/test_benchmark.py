@@ -10,10 +10,12 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks import cores
 from benchmarks import harness
 from benchmarks import session as session_lib
 from benchmarks import suites
 from benchmarks.suites import population
+from benchmarks.suites import startup
 from benchmarks.suites import train
 from tests.common import commands
 
@@ -141,12 +143,25 @@ def test_a_peer_without_a_row_of_ours_is_not_said_to_be_missing():
   assert 'not installed' in harness.Row('train', 'a', peer, None).verdict
 
 
+def test_a_command_that_is_timed_gets_the_cores_of_a_side(tmp_path):
+  file = tmp_path / 'cores'
+  code = ('import os, sys\n'
+          f'open({str(file)!r}, "w").write(str(os.sched_getaffinity(0)))\n'
+          f'print({startup.COMPILED!r}, file=sys.stderr)\n'
+          f'print({startup.FIRST_STEP + "loss 1"!r}, file=sys.stderr)\n')
+  before = cores.available()
+  startup.first_step([sys.executable, '-c', code], 1, {})
+  assert file.read_text() == str({before[0]})
+  assert cores.available() == before
+
+
 def test_mistakes_in_the_flags_are_told(tmp_path):
   (tmp_path / 'cache_1').mkdir()  # of an earlier benchmark
   for flags, message in (
       (['--suite=serch'], "did you mean 'search'"),
       (['--suite=all,serch'], "did you mean 'search'"),
       (['--suite=train', '--encoders='], 'minilm_l6'),
+      (['--suite=train', '--threads=4096'], 'cores to use'),
       (['--suite=startup', f'--scratch={tmp_path}'], 'not empty')):
     assert message in commands.refusal('benchmark', *flags)
 
