@@ -85,7 +85,9 @@ def main() -> None:
     print(table.plain(record, list(outcomes.values())), end='')
     if OUTPUT.value:
       print(f'numbers: {OUTPUT.value}')
-    failed = [reason for o in outcomes.values() for reason in o.failed]
+    failed = [reason for o in outcomes.values() for reason in (
+        *o.failed, *(f'{row.suite} {row.what}: {row.verdict}'
+                     for row in o.rows if row.refused))]
     errors.require(not failed, f'left out: {"; ".join(failed)}')
 
 

@@ -58,16 +58,20 @@ class Results:
                 error=f'{type(error).__name__}: {str(error)[:400]}')
 
   def attempt(self, name: str, function: Callable[..., dict[str, Any]],
-              *args: Any) -> None:
-    """Records the values of function(*args), or its error."""
+              *args: Any) -> bool:
+    """Records the values of function(*args), or its error.
+
+    Returns whether the check did not fail.
+    """
     try:
       if self.seconds_left < 0:
         raise TimeoutError('no time left')
       values = function(*args)
     except Exception as e:  # the other checks go on
       self.fail(name, e)
-    else:
-      self.record(name, **values)
+      return False
+    self.record(name, **values)
+    return values.get('ok') is not False
 
 
 def reached(value: float, goal: float, *, most: bool = False

@@ -137,6 +137,18 @@ def test_a_suite_that_fails_leaves_the_others_measured(monkeypatch):
       'left out: suite input: ours ended with exit code -9\n')
 
 
+def test_outputs_that_differ_are_exit_code_1(monkeypatch):
+  def differ(session):
+    session.worker('ours', 'search').close()
+    return session_lib.Outcome(rows=[row(checks=(
+        harness.Check('loss', 0.2, 0.1),))])
+
+  monkeypatch.setitem(suites.SUITES, 'search', differ)
+  result = commands.command('benchmark', '--suite=search', '--quick')
+  assert result.code == 1 and 'refused (loss: 0.2 > 0.1)' in result.out
+  assert 'search spans: refused' in result.err
+
+
 def test_a_peer_without_a_row_of_ours_is_not_said_to_be_missing():
   peer = row().peer
   assert 'agrees' in harness.Row('train', 'a', None, peer).verdict

@@ -106,12 +106,14 @@ def test_failed_checks_lead_the_table_and_are_counted():
 
 def test_a_stage_that_raises_or_has_no_time_is_a_failed_check(tmp_path):
   stage = results.Results(tmp_path, 's', 60)
-  stage.attempt('bad', lambda: 1 / 0)
-  stage.attempt('good', lambda: dict(ok=True))
+  assert not stage.attempt('bad', lambda: 1 / 0)
+  assert stage.attempt('good', lambda: dict(ok=True))
+  assert not stage.attempt('wrong', lambda: dict(ok=False))
+  assert stage.attempt('measured', lambda: dict(ms=1.0))
   results.Results(tmp_path, 's', -1).attempt('late', lambda: dict(ok=True))
   rows = [json.loads(line) for line in
           (tmp_path / 'results.jsonl').read_text().splitlines()]
-  assert [row['ok'] for row in rows] == [False, True, False]
+  assert [row.get('ok') for row in rows] == [False, True, False, None, False]
   assert 'ZeroDivisionError' in rows[0]['error']
 
 
