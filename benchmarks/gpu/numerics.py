@@ -26,9 +26,10 @@ BOUNDS = {('float32', 'highest'): 2e-5, ('float32', 'tensorfloat32'): 2e-3,
           ('bfloat16', 'highest'): 1.5e-2}
 
 
-def seconds_of(run, repeats: int = 2 if TINY else 20) -> float:
+def seconds_of(run) -> float:
   """Returns the seconds of a call of `run`, after a first one."""
   jax.block_until_ready(run())
+  repeats = 2 if TINY else 20
   began = time.perf_counter()
   for _ in range(repeats):
     y = run()

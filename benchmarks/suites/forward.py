@@ -15,6 +15,7 @@ from benchmarks import harness
 from benchmarks.session import NAMES
 from benchmarks.session import Outcome
 from benchmarks.session import Session
+from benchmarks.suites import search
 from benchmarks.suites import train
 from qa_jax import config as config_lib
 from qa_jax.inference import decode
@@ -142,8 +143,7 @@ def spread(logits: Any) -> float:
 
 
 def compare_spans(name: str, spans: Any, windows: Any, logits: Any,
-                  tolerance: float, cap: int = 30
-                  ) -> tuple[harness.Check, ...]:
+                  tolerance: float) -> tuple[harness.Check, ...]:
   """Compares the spans of qa_jax with the peer's logits [N, L].
 
   Checks the score of each span, the null score, and by a plain loop over widths
@@ -156,7 +156,7 @@ def compare_spans(name: str, spans: Any, windows: Any, logits: Any,
   row = np.arange(len(start))[:, None]
   claimed = start[row, spans['start']] + end[row, spans['end']]
   best = np.full(len(start), -np.inf)
-  for width in range(min(cap, start.shape[1])):
+  for width in range(min(search.CAP, start.shape[1])):
     stop = start.shape[1] - width
     best = np.maximum(best, (start[:, :stop] + end[:, width:]).max(axis=1))
   null = logits['start'][:, 0] + logits['end'][:, 0]

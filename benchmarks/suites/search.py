@@ -47,8 +47,8 @@ class Ours:
     return {'prepare': self.prepare, 'find': self.find, 'run': self.run}
 
   def prepare(self, config: dict[str, Any], windows: int,
-              target: str) -> dict[str, float]:
-    """Writes random scores [N, L] and the masks of real windows."""
+              target: str) -> int:
+    """Writes random scores [N, L] and masks of N windows, and returns N."""
     checked = config_lib.check_config(config)
     window_set = windows_of(checked)
     rng = np.random.default_rng(checked.seed)
@@ -58,8 +58,7 @@ class Ours:
     start, end = (noise + CONTEXT * mask).astype(np.float32)
     np.savez(target, start=start, end=end, mask=mask)
     self._start, self._end, self._mask = jax.device_put((start, end, mask))
-    return {'windows': len(rows),
-            'tokens': float(window_set.total_lengths[rows].sum())}
+    return len(rows)
 
   def find(self, name: str, windows: int, target: str) -> None:
     """Writes the best spans of the first windows."""
@@ -94,13 +93,11 @@ def run(session: Session) -> Outcome:
   """Compares two_stage with the peer's loop and with the dense search."""
   out, sizes = Outcome(), session.sizes
   scores = str(session.scratch / 'scores.npz')
-  few = sizes.dense_windows
   with session.sides('search') as (ours, peer):
-    prepared = ours.call('prepare', windows=sizes.search_windows, target=scores,
-                     config=session.config(
-                         **vocabulary(session), data__buckets=[]))
-    count = int(prepared['windows'])
-    few = min(few, count)
+    count = ours.call('prepare', windows=sizes.search_windows, target=scores,
+                      config=session.config(
+                          **vocabulary(session), data__buckets=[]))
+    few = min(sizes.dense_windows, count)
     spans = {}
     for name, windows in (('two_stage', count), ('top_k', count),
                           ('dense', few)):

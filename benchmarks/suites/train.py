@@ -22,6 +22,7 @@ from benchmarks.session import NAMES
 from benchmarks.session import TARGETS
 from benchmarks.session import Outcome
 from benchmarks.session import Session
+from benchmarks.suites import search
 from qa_jax import config as config_lib
 from qa_jax.checkpoints import hugging_face as hugging_face_lib
 from qa_jax.checkpoints.architectures import ARCHITECTURES
@@ -179,10 +180,9 @@ def run(session: Session) -> Outcome:
 
 def encoder_fields(session: Session, encoder: str) -> dict[str, Any]:
   """Returns the config fields of an encoder before anything is exported."""
-  vocabulary = {'data__vocab': session.encoder} if session.encoder else {}
   if session.encoder and encoder == 'minilm_l6':
     return {'model__preset': '', 'model__init_from': session.encoder}
-  return {'model__preset': encoder, **vocabulary}
+  return {'model__preset': encoder, **search.vocabulary(session)}
 
 
 def _run(session: Session, encoder: str, ours: harness.Worker,
