@@ -22,6 +22,7 @@ from benchmarks import harness
 from benchmarks.session import ROOT
 from benchmarks.session import Outcome
 from benchmarks.session import Session
+from benchmarks.suites import startup
 from qa_jax import config as config_lib
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import console
@@ -175,11 +176,13 @@ def _sweep(session: Session, config: pathlib.Path, workdir: pathlib.Path,
              f'--workdir={workdir}', f'--seeds={SEEDS}', *flags]
   began = time.perf_counter()
   done = subprocess.run(
-      command, cwd=ROOT, capture_output=True, text=True, check=False, env={
-          **harness.environment(session.threads),
-          'XDG_CACHE_HOME': f'{workdir}.cache'})
+      command, cwd=ROOT, capture_output=True, text=True, check=False,
+      env=harness.environment(session.threads) | startup.cache_environment(
+          workdir.with_name(f'{workdir.name}.cache')))
   if done.returncode:
-    raise harness.WorkerError(done.stderr.strip().split('\n')[-1])
+    raise harness.WorkerError(
+        f'experiments.sweep: exit code {done.returncode}: '
+        f'{done.stderr.strip().rpartition(chr(10))[2]}')
   return time.perf_counter() - began
 
 

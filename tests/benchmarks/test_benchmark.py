@@ -197,6 +197,25 @@ def test_help_says_that_suites_are_names():
   assert '--suite=NAME[,NAME…]' in result.out and 'FILE' not in result.out
 
 
+def test_every_way_of_a_population_begins_with_empty_caches(
+    tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path / 'warm'))
+  found = []
+
+  def run(command, *, env, **_):
+    found.append({name: env[name] for name in (
+        'JAX_COMPILATION_CACHE_DIR', 'XDG_CACHE_HOME')})
+    return subprocess.CompletedProcess(command, -9, stderr='a\nb\n')
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  for way in ('one', 'two'):
+    with pytest.raises(harness.WorkerError, match='exit code -9: b'):
+      population._sweep(session_lib.Session(session_lib.TINY, tmp_path),
+                        tmp_path / 'c.py', tmp_path / way, [])
+  for name in found[0]:
+    assert len({str(tmp_path / 'warm'), *(env[name] for env in found)}) == 3
+
+
 def test_losses_are_compared_one_by_one_and_none_may_be_missing():
   a, b = np.float32([[4, 2], [1, 8]]), np.float32([[4, 1], [1, 8]])
   assert population.apart(a, a) == 0 and population.apart(a, b) == 1
