@@ -66,23 +66,26 @@ def main() -> None:
     files.check_writable(pathlib.Path(OUTPUT.value))
   with tempfile.TemporaryDirectory(prefix='qa_jax_bench_') as scratch:
     session = make_session(pathlib.Path(SCRATCH.value or scratch).absolute())
-    outcomes = {}
-    for name in names:
-      console.say(f'suite {name}')
-      try:
-        outcomes[name] = suites.SUITES[name](session)
-      except harness.WorkerError as e:  # other suites go on if one could start
-        errors.require('ours' in session.about, f'suite {name}: {e}')
-        outcomes[name] = session_lib.Outcome(failed=[f'suite {name}: {e}'])
-      # Curves of tiny sizes would replace the figures of the documents.
-      if outcomes[name].curves and (FIGURES.present or not QUICK.value):
-        for path in scaling.draw(outcomes[name].curves,
-                                 pathlib.Path(FIGURES.value)):
-          console.say(f'wrote {path}')
-      record = table.record(session, outcomes, sys.argv)
-      if OUTPUT.value:  # after each suite, because the next one may take long
-        files.write_json(pathlib.Path(OUTPUT.value), record)
-    print(table.plain(record, list(outcomes.values())), end='')
+    outcomes, record = {}, {}
+    try:
+      for name in names:
+        console.say(f'suite {name}')
+        try:
+          outcomes[name] = suites.SUITES[name](session)
+        except harness.WorkerError as e:  # others go on if one could start
+          errors.require('ours' in session.about, f'suite {name}: {e}')
+          outcomes[name] = session_lib.Outcome(failed=[f'suite {name}: {e}'])
+        record = table.record(session, outcomes, sys.argv)
+        if OUTPUT.value:  # after each suite, because the next may take long
+          files.write_json(pathlib.Path(OUTPUT.value), record)
+        # Curves of tiny sizes would replace the figures of the documents.
+        if outcomes[name].curves and (FIGURES.present or not QUICK.value):
+          for path in scaling.draw(outcomes[name].curves,
+                                   pathlib.Path(FIGURES.value)):
+            console.say(f'wrote {path}')
+    finally:  # also after Ctrl-C or on a full disk
+      if record:
+        print(table.plain(record, list(outcomes.values())), end='')
     if OUTPUT.value:
       print(f'numbers: {OUTPUT.value}')
     failed = [reason for o in outcomes.values() for reason in (

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from benchmarks import suites
 from benchmarks.suites import population
 from benchmarks.suites import startup
 from benchmarks.suites import train
+from qa_jax import errors
 from tests.common import commands
 
 
@@ -135,6 +137,21 @@ def test_a_suite_that_fails_leaves_the_others_measured(monkeypatch):
   assert result.code == 1 and result.out.count('spans') == 2
   assert result.err.endswith(
       'left out: suite input: ours ended with exit code -9\n')
+
+
+@pytest.mark.parametrize('error, code', [
+    (errors.UserError('No space left on device'), 1), (KeyboardInterrupt, 130)])
+def test_a_benchmark_that_ends_early_prints_the_suites_before(
+    monkeypatch, error, code):
+  def measure(session):
+    session.worker('ours', 'search').close()
+    return session_lib.Outcome(rows=[row()])
+
+  monkeypatch.setitem(suites.SUITES, 'search', measure)
+  monkeypatch.setitem(suites.SUITES, 'input', mock.Mock(side_effect=error))
+  result = commands.command('benchmark', '--suite=search,input', '--quick')
+  assert result.code == code and 'spans' in result.out
+  assert result.err.splitlines()[-1].startswith('error: ')
 
 
 def test_outputs_that_differ_are_exit_code_1(monkeypatch):
