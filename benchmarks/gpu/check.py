@@ -23,6 +23,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,18 @@ def run_all(output: pathlib.Path, stages: list[str], seconds: float,
   return int(failed > 0)
 
 
+def check_data(parser: argparse.ArgumentParser, *specs: str) -> None:
+  """Ends the check if a data SPEC names what there is not."""
+  # Not above: the check names packages that are missing.
+  from qa_jax import errors
+  from qa_jax.data import sources
+  try:
+    for spec in specs:
+      sources.check_spec(spec)
+  except errors.UserError as e:
+    parser.error(str(e))
+
+
 def main() -> int:
   parser = argparse.ArgumentParser(
       description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -180,6 +193,13 @@ def main() -> int:
     run_stage(stages[0], results_lib.Results(
         args.output, stages[0], args.seconds, args.inside, given))
     return 0
+  # Checked now, because the stages that read these come after minutes.
+  if args.train:
+    check_data(parser, args.train, args.eval)
+  if args.model and not pathlib.Path(args.model).is_dir():
+    parser.error(f'--model={args.model} is not a directory')
+  if not shutil.which(args.peer_python):
+    parser.error(f'--peer_python={args.peer_python} is not a program')
   if (args.output / results_lib.FILE).exists():
     parser.error(f'{args.output} has results already; choose a new directory')
   # Ends the stage that runs, too, which is a process group of its own.

@@ -200,7 +200,10 @@ def test_mistakes_in_the_flags_are_told(tmp_path):
     ('both_ways', ['--run=none', '--data=none', '--questions=0']),
     ('two_nodes', ['--workdir=benchmarks']),
     ('gpu.compile', ['--kernels=(']),
-    ('gpu.check', ['--output=README.md/x'])])
+    ('gpu.check', ['--output=README.md/x']),
+    ('gpu.check', ['--output=none', '--train=none.json', '--eval=none.json']),
+    ('gpu.check', ['--output=none', '--model=none']),
+    ('gpu.check', ['--output=none', '--peer_python=none'])])
 def test_a_mistake_in_a_tool_is_its_last_line(module, argv):
   done = subprocess.run(
       [sys.executable, '-m', f'benchmarks.{module}', *argv], text=True,
