@@ -434,6 +434,26 @@ def test_cudnn_lowers_for_a_gpu(monkeypatch):
   assert '@__cudnn$fmhaSoftmaxBackward(' in program
 
 
+def test_cudnn_is_asked_for_the_formula(monkeypatch):
+  """XLA computes what cuDNN is asked for, in its place."""
+  attend = jax.nn.dot_product_attention
+
+  def by_xla(*arrays, implementation, **options):
+    assert implementation == 'cudnn'
+    return attend(*arrays, implementation='xla', **options)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', by_xla)
+  q, k, v, _ = arrays('bfloat16')
+  y = attention.ATTENTION['cudnn'](
+      q, k, v, visible_of('padded'), attention.Drop())
+  assert y.dtype == jnp.float32
+  *rows, padding = expected('padded', 0.0, 'bfloat16')[0]
+  # 8 bits of mantissa: rounding of 2^-8 in weights and results.
+  np.testing.assert_allclose(y[:-1], rows, atol=2**-8, rtol=2**-7)
+  np.testing.assert_array_equal(
+      y[-1], np.broadcast_to(v[-1, :, :1], padding.shape))  # its first token
+
+
 @pytest.mark.parametrize('window', [None, 64])
 def test_chunked_has_no_array_of_all_weights(window):
   """Neither has its gradient; the reference has both."""
