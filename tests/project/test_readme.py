@@ -24,6 +24,7 @@ from qa_jax.models import attention
 from qa_jax.models.encoders import bert
 from qa_jax.training import optimizer
 from qa_jax.training import parallel
+from tests.common import heads as heads_lib
 from tests.project import readme_commands
 from tests.project.readme_commands import PAGES
 from tests.project.readme_commands import ROOT
@@ -120,6 +121,28 @@ def test_a_page_has_the_arguments_of_every_choice_with_defaults(page):
       for choice, make in TABLES[page][0].items()
       for name, parameter in inspect.signature(make).parameters.items()
       if name not in ('heads', 'name', 'parent'))  # not of a spec string
+
+
+def count_parameters(spec: str) -> int:
+  return sum(x.size for x in jax.tree.leaves(heads_lib.random_params(spec)))
+
+
+@pytest.mark.parametrize(('spec', 'units'), [
+    *((name, heads_lib.SIZE) for name in heads.HEADS),
+    ('conditional(form="electra")', 512), ('answerability(form="xlnet")', 0),
+    ('mlp(hidden_size=7)', 7), ('mlp_span(hidden_size=7)', 7)])
+def test_a_page_has_the_number_of_parameters_of_every_head(spec, units):
+  text = (ROOT / 'docs' / 'heads.md').read_text(encoding='utf-8')
+  name = spec.partition('(')[0]
+  formula = re.search(rf'(?m)^\| `{name}\b.*\| (.*) \|$', text)[1]
+  own, _, rest = formula.partition(', ')
+  forms = own.split(' or ')  # of the classifier of `answerability`
+  product = re.sub(r'(?<=[\w)])(?=[A-Z(])', '*', (
+      forms[-1] if 'xlnet' in spec else forms[0]) + rest)
+  base = inspect.signature(heads.HEADS[name]).parameters.get('base')
+  assert count_parameters(spec) == eval(product, {
+      'D': heads_lib.SIZE, 'H': units, 'R': 64, 'W': 30, 'N': 3,
+      'base': base and count_parameters(base.default)})
 
 
 def test_the_sizes_of_every_preset_are_listed():
