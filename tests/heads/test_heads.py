@@ -193,6 +193,26 @@ def test_export_and_optimizer_know_the_names_of_parameters(spec):
       name: name.split('/')[-1] not in ('bias', 'scale') for name in flat}
 
 
+# Parameters that begin with one value: by their names, or of one head.
+CONSTANT = {'bias': 0, 'scale': 1, 'alpha': 0, 'gamma': 1, 'right/kernel': 0}
+
+
+@every_head
+def test_fresh_parameters_are_constants_or_draws_like_those_of_bert(spec):
+  """See test_initial_values_are_berts for the deviation of a draw."""
+  params = jax.jit(common.build_head(spec).init)(
+      jax.random.key(0), common.head_inputs())['params']
+  for name, x in flax.traverse_util.flatten_dict(params, sep='/').items():
+    value = next((value for end, value in CONSTANT.items()
+                  if f'/{name}'.endswith(f'/{end}')), None)
+    if value is not None:
+      assert (x == value).all(), name
+    else:
+      off = 4 / (2 * x.size) ** 0.5
+      assert x.std() == pytest.approx(0.02 * 0.8796, rel=off), name
+      assert abs(x).max() <= 0.04 + 1e-6, name
+
+
 def span_softmax(scores, batch):
   """Computes -log p(gold span) over null and all spans of the context, [B]."""
   mask = batch['context_mask']
