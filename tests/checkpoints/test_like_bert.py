@@ -386,18 +386,19 @@ def test_rates_by_layer_are_refused_where_layers_share_parameters():
 
 
 @pytest.mark.parametrize('name', ['cudnn', 'pallas'])
-def test_attention_without_a_bias_is_refused(name):
+@pytest.mark.parametrize('biased', ['mpnet', 'deberta_v2'])
+def test_attention_without_a_bias_is_refused(name, biased):
   """Also where the config is checked, so that no run starts in vain."""
   sizes = {encoder: build.encoder_config(tiny.config(
       model={'encoder': encoder, 'num_heads': 1}), 60, None)
-           for encoder in ('bert', 'mpnet')}
+           for encoder in ('bert', biased)}
   config = tiny.config(model={'attention': name, 'attention_dropout': 0.0},
                        precision={'compute_dtype': 'bfloat16'})
   check = functools.partial(build.check_attention, config, training=False,
                             platform='gpu')
   check(dataclasses.replace(sizes['bert'], attention_dropout=0.0))
   assert f'{name!r} adds no bias to the scores' in refusal(
-      check, sizes['mpnet'])
+      check, sizes[biased])
 
 
 def test_a_padding_that_transformers_ignores_is_not_exported(tmp_path):

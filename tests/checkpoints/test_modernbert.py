@@ -9,7 +9,6 @@ import pathlib
 import shutil
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -379,21 +378,6 @@ def test_typed_special_tokens_are_text(reader):
 # --- prediction, conversion, training
 
 
-def spans_of(model: predict.QA) -> list[list[tuple[int, int, float]]]:
-  return [[(c['start'], c['end'], c['score']) for c in answer.n_best]
-          for answer in model.answer_batch(
-              [{'question': q, 'context': c} for q, c in QUESTIONS])]
-
-
-def test_packed_rows_give_equal_answers():
-  plain, packed = (
-      spans_of(predict.load(DIRECTORY, **WINDOWS, **ANY, packing=packing))
-      for packing in (False, True))
-  for a, b in zip(plain, packed, strict=True):
-    assert [s[:2] for s in a] == [s[:2] for s in b]
-    np.testing.assert_allclose([s[2] for s in a], [s[2] for s in b], atol=1e-4)
-
-
 def test_an_exported_program_answers_as_its_model(tmp_path):
   model = predict.load(DIRECTORY, **WINDOWS, **ANY)
   programs.assert_answers_as_its_model(model, QUESTIONS, tmp_path)
@@ -466,12 +450,3 @@ def test_training_starts_from_the_checkpoint_with_its_head(stored):
       build.build_model(config, sizes), jax.random.key(0), DIRECTORY)
   assert notes == []
   jax.tree.map(np.testing.assert_array_equal, params, stored.params)
-
-
-def test_names_cover_every_parameter_and_all_of_them_are_used(stored):
-  paths = {*flax.traverse_util.flatten_dict(stored.params, sep='/')}
-  named = hugging_face.to_hugging_face(
-      stored.params, ARCHITECTURES['modernbert'])
-  raw = safetensors.numpy.load_file(DIRECTORY / 'model.safetensors')
-  assert {k.removeprefix('model.') for k in raw} == named.keys()
-  assert len(paths) == len(named) + 2  # start and end share two tensors

@@ -26,7 +26,6 @@ from qa_jax.export import hugging_face as export_lib
 from qa_jax.export import run as run_lib
 from qa_jax.inference import predict
 from qa_jax.io import files
-from qa_jax.models.encoders import bert
 from tests.common import programs
 from tests.common import scripts
 from tests.common import weights
@@ -71,29 +70,6 @@ def spans_of(qa: predict.QA, questions=QUESTIONS):
 
 
 # --- the encoder
-
-
-@pytest.mark.parametrize('kind', KINDS)
-def test_every_layer_and_the_logits_are_those_of_transformers(golden, kind):
-  directory = directory_of(kind)
-  net = weights.model(directory, 'biased')
-  params, notes = hugging_face.load_parameters(
-      directory, weights.fresh('biased', directory))
-  assert notes == [] and net.config.max_position == 40
-  ids, mask = golden[f'{kind}_token_ids'], golden[f'{kind}_attention_mask']
-  encoder = jax.jit(bert.BertEncoder(net.config).apply)
-  for types in (np.zeros_like(ids), mask):  # there is one type: none matters
-    layers = encoder({'params': params['encoder']}, ids, types, mask)
-    assert len(layers) == len(golden[f'{kind}_layers']) == 3
-    for ours, theirs in zip(layers, golden[f'{kind}_layers'], strict=True):
-      np.testing.assert_allclose(
-          ours[mask > 0], theirs[mask > 0], atol=1e-5, rtol=0)
-  scores = jax.jit(net.apply)(
-      {'params': params}, ids, np.zeros_like(ids), mask, mask > 0)
-  for end in ('start', 'end'):
-    np.testing.assert_allclose(getattr(scores, end)[mask > 0],
-                               golden[f'{kind}_{end}'][mask > 0],
-                               atol=1e-5, rtol=0)
 
 
 def test_the_head_of_a_language_model_is_skipped(tmp_path):

@@ -709,17 +709,6 @@ def test_a_run_names_a_damaged_entry_and_builds_it_again(
   assert path.read_bytes() == content
 
 
-def test_a_run_goes_on_without_a_cache_that_cannot_be_written(
-    tmp_path, capsys, uncached):
-  (tmp_path / 'file').touch()
-  got, line = input_pipeline.load_windows(data(tmp_path / 'file' / 'c'),
-                                              SPEC, VOCABULARY)
-  assert 'made' in line
-  assert_equal(got, uncached)
-  [line] = capsys.readouterr().err.splitlines()
-  assert 'the run goes on without it' in line
-
-
 def test_a_bar_counts_tokenised_texts_and_is_absent_for_cached_ones(
     tmp_path, monkeypatch):
   shown, seen = [], []

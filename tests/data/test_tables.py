@@ -228,7 +228,6 @@ def test_an_empty_cell_of_ids_is_missing(tmp_path):
 
 
 START = {'text': ['Mira'], 'answer_start': [len(CONTEXT) + 1]}
-WITHOUT = {k: v for k, v in ROWS[1].items() if k != 'context'}
 
 
 @pytest.mark.parametrize('name', ['a.csv', 'a.jsonl'])

@@ -36,23 +36,12 @@ def test_units_are_scaled_or_zero(dtype):
   assert set(np.unique(np.asarray(y, np.float32))) == {0.0, 4.0}
 
 
-def test_mean_is_unbiased():
-  x = jnp.ones((4, SIZE))
-  y = dropout.dropout(x, 0.1, keys_of(), 0)
-  sigma = (0.1 / 0.9 / x.size) ** 0.5
-  assert abs(float(y.mean()) - 1) < 4 * sigma
-
-
 def test_gradient_of_dropped_units_is_zero():
   x = jnp.linspace(1, 2, 256).reshape(2, 128)
   y, pull = jax.vjp(
       lambda x: dropout.dropout(x, 0.1, keys_of(rows=2), 0), x)
   np.testing.assert_allclose(
       pull(jnp.ones_like(x))[0], np.where(y > 0, 1 / 0.9, 0), rtol=1e-6)
-
-
-def test_same_key_same_mask():
-  np.testing.assert_array_equal(masks_of(keys_of()), masks_of(keys_of()))
 
 
 def test_mask_under_jit_is_the_mask():
