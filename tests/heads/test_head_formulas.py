@@ -168,13 +168,13 @@ def test_trilinear_is_its_formula():
   assert_table(scores, np.concatenate([i, j, i * j], axis=-1) @ w)
 
 
-@pytest.mark.parametrize('spec', [
-    'transformed', 'transformed(bias=True, dense_bias=True, norm_bias=True)'])
-def test_transformed_is_its_formula(spec):
+@pytest.mark.parametrize(('spec', 'eps'), [('transformed', 1e-5), (
+    'transformed(bias=True, dense_bias=True, norm_bias=True, eps=0.1)', 0.1)])
+def test_transformed_is_its_formula(spec, eps):
   scores, p, h = formula_inputs(spec)
   x = gelu(h @ p['dense/kernel'] + p.get('dense/bias', 0))
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
-      x.var(-1, keepdims=True) + 1e-5)
+      x.var(-1, keepdims=True) + eps)
   x = x * p['layer_norm/scale'] + p.get('layer_norm/bias', 0)
   for end in ('start', 'end'):
     assert_close(getattr(scores, end),
