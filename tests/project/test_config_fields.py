@@ -835,23 +835,24 @@ def check_deterministic(tmp_path):
 
   Mode pmap is then another program, jit of shard_map, with other roundings.
   """
-  for mode in ('jit', 'pmap', 'mesh'):
-    options, moments = [], []
-    for chosen in (False, True):
-      with mock.patch.object(jax, 'jit', wraps=jax.jit) as jit:
-        trainer = built(parallel__mode=mode, parallel__num_devices=1,
-                        precision__deterministic=chosen)
-        state = jax.device_put(
-            trainer.state, trainer.parallel.state_sharding(trainer.state))
-        state, _ = trainer.parallel.step(
-            state, trainer.place(*trainer.batches.shapes(1)[0]))
-      moments.append(jax.tree.leaves(state.params))
-      options.append([call.kwargs['compiler_options']
-                      for call in jit.call_args_list
-                      if call.kwargs.get('compiler_options')])
-    assert options == [[], [{'xla_gpu_deterministic_ops': True}]], mode
-    for a, b in zip(*moments, strict=True):
-      np.testing.assert_allclose(a, b, rtol=0, atol=1e-7 * (mode == 'pmap'))
+  moments = []
+  for mode, chosen in (('jit', True), ('mesh', True), ('pmap', True),
+                       ('pmap', False)):
+    with mock.patch.object(jax, 'jit', wraps=jax.jit) as jit:
+      trainer = built(parallel__mode=mode, parallel__num_devices=1,
+                      precision__deterministic=chosen)
+      state = jax.device_put(
+          trainer.state, trainer.parallel.state_sharding(trainer.state))
+      batch = trainer.place(*trainer.batches.shapes(1)[0])
+      if mode == 'pmap':
+        moments.append(trainer.parallel.step(state, batch)[0].params)
+      else:
+        trainer.parallel.lower(state, batch)
+    options = [call.kwargs['compiler_options'] for call in jit.call_args_list
+               if call.kwargs.get('compiler_options')]
+    assert options == [{'xla_gpu_deterministic_ops': True}] * chosen, mode
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=1e-7), *moments)
 
 
 CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
