@@ -393,7 +393,8 @@ def test_mrqa_answers_are_located_by_the_option(tmp_path):
   del row['qas'][0]['detected_answers']
   row['qas'][0]['answers'] = ['Osprey', 'a ship']
   spec = examples_lib.write(tmp_path / 'a.jsonl', json.dumps(row))
-  assert "has no 'detected_answers'" in refusal(sources.load_examples, spec)
+  assert "has no 'detected_answers'; the option locate_answers=True" in refusal(
+      sources.load_examples, spec)
   example, = sources.load_examples(f'mrqa(path="{spec}", locate_answers=True)')
   assert example.answers == (GoldAnswer('Osprey', -1), GoldAnswer('a ship', -1))
   assert example.gold_texts == ('Osprey', 'a ship')

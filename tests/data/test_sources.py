@@ -456,13 +456,6 @@ def test_bad_mrqa_line_is_named_by_its_number(tmp_path, path, value, message):
   assert message in text and f'{tmp_path}/a.jsonl:2' in text
 
 
-def test_missing_mrqa_answers_are_named(tmp_path):
-  row = copy.deepcopy(examples_lib.MRQA_ROW)
-  del row['qas'][0]['detected_answers']
-  line = refusal(examples_lib.write(tmp_path / 'a.jsonl', row))
-  assert "has no 'detected_answers'; the option locate_answers=True" in line
-
-
 @pytest.mark.parametrize('cut', [3, 12, -20, -3])
 def test_damaged_gzip_is_one_line(tmp_path, cut):
   whole = gzip.compress(examples_lib.MRQA.encode())

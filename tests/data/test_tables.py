@@ -160,14 +160,6 @@ def test_several_splits_are_named(tmp_path):
   assert f'{tmp_path}/squad/train, {tmp_path}/squad/dev' in message
 
 
-def test_list_of_answers_is_read_as_in_squad_json(tmp_path):
-  row = {**ROWS[0], 'answers': [{'text': 'Mira', 'answer_start': 0},
-                                {'text': 'Mira built', 'answer_start': 0}]}
-  for name, content in (('a.jsonl', jsonl([row])), ('a.csv', csv_text([row]))):
-    assert sources.load_examples(write(tmp_path / name,
-                                       content)) == EXAMPLES[:1]
-
-
 @pytest.mark.parametrize('name', ['a.csv', 'a.jsonl'])
 @pytest.mark.parametrize(('fields', 'impossible', 'golds'), [
     ({}, False, 2), ({'answers': {'text': [], 'answer_start': []}}, True, 0),
@@ -199,11 +191,6 @@ def test_cells_may_be_longer_than_the_csv_module_allows(tmp_path):
   row = {'id': 'a', 'question': 'q', 'context': 'x' * (limit + 1)}
   example, = sources.load_examples(write(tmp_path / 'a.csv', csv_text([row])))
   assert len(example.context) == limit + 1 == csv.field_size_limit() + 1
-
-
-def test_mrqa_lines_are_still_mrqa(tmp_path):
-  path = write(tmp_path / 'a.jsonl', examples.MRQA)
-  assert sources.load_examples(path) == examples.MRQA_EXAMPLES
 
 
 def test_strings_may_be_large_or_a_dictionary(tmp_path):
