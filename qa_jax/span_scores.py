@@ -75,10 +75,7 @@ def mask_padding(scores: SpanScores,
   """
   tokens = softmax_domain(attention_mask > 0)
   mask = lambda x: jnp.where(tokens, x, MASKED)
-  return scores.replace(
-      start=mask(scores.start), end=mask(scores.end),
-      boundary=scores.boundary and mask_padding(
-          scores.boundary, attention_mask))
+  return scores.replace(start=mask(scores.start), end=mask(scores.end))
 
 
 def masked_logsumexp(x: jax.Array, mask: jax.Array,
