@@ -25,16 +25,11 @@ def brute_force(start, end, pair, start_mask, end_mask, longest, count):
   return [(i, j, -s) for s, i, j in sorted(spans)[:count]]
 
 
-def build(spec):
-  """Returns the search that the spec names."""
-  return search.find_search(spec)
-
-
 @functools.cache
 def compiled(spec, longest, count):
   """Returns the jitted search with maximal length `longest` and n-best."""
   return jax.jit(functools.partial(
-      build(spec), max_answer_length=longest, n_best=count))
+      search.find_search(spec), max_answer_length=longest, n_best=count))
 
 
 def assert_equals_brute_force(name, start, end, pair, start_mask, end_mask,

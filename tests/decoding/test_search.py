@@ -155,7 +155,8 @@ def test_jit_equals_eager(name, with_pair):
   scores = SpanScores(draw(3, 20), draw(3, 20),  # has 0.0 and -0.0
                       draw(3, 20, 4) if with_pair else None)
   mask = np.ones((3, 20), bool)
-  eager = search.build(name)(scores, mask, mask, max_answer_length=4, n_best=5)
+  eager = search_lib.find_search(name)(
+      scores, mask, mask, max_answer_length=4, n_best=5)
   jax.tree.map(np.testing.assert_array_equal, eager,
                search.compiled(name, 4, 5)(scores, mask, mask))
 
@@ -176,7 +177,8 @@ def test_pair_term_narrower_than_the_cap_is_refused(name):
                       np.zeros((1, 9, 3)))
   mask = np.ones((1, 9), bool)
   with pytest.raises(ValueError, match='max_answer_length 4 exceeds the 3'):
-    search.build(name)(scores, mask, mask, max_answer_length=4, n_best=1)
+    search_lib.find_search(name)(
+        scores, mask, mask, max_answer_length=4, n_best=1)
 
 
 # --- searches that are not exact
@@ -301,7 +303,7 @@ def test_argmax_of_a_reversed_or_too_long_span_is_no_span(end, valid):
 @pytest.mark.parametrize('spec', ['top_k(k=0)', 'beam(width=-1)'])
 def test_search_with_a_count_below_one_is_refused(spec):
   with pytest.raises(errors.UserError, match='must be at least 1'):
-    search.build(spec)
+    search_lib.find_search(spec)
 
 
 # --- the log-partition

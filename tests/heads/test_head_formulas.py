@@ -46,7 +46,7 @@ def assert_table(scores, table):
     assert_close(common.span_table(scores)[:, i, :LENGTH - i], table[:, i, i:])
 
 
-def test_biased_differs_from_independent_only_by_constants():
+def test_biased_is_its_formula():
   scores, p, h = formula_inputs('biased')
   assert_close(scores.start, h @ p['start/kernel'][:, 0] + p['start/bias'])
   assert_close(scores.end, h @ p['end/kernel'][:, 0] + p['end/bias'])

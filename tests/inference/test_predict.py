@@ -343,7 +343,7 @@ def test_a_biased_head_is_loaded_as_one_with_a_note(directory, capsys):
   assert "the head 'biased'" in capsys.readouterr().err
 
 
-def test_the_package_has_the_signature_and_docstring_of_load():
+def test_the_package_has_load_and_refuses_other_names():
   assert qa_jax.load is predict.load
   assert {'load', '__version__'} <= {*dir(qa_jax)}
   with pytest.raises(AttributeError, match="no attribute 'lod'"):
