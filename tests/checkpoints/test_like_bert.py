@@ -34,6 +34,7 @@ from qa_jax.export import hugging_face as export_lib
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.models import qa as qa_lib
+from qa_jax.models.encoders import ENCODERS
 from qa_jax.models.encoders import mpnet
 from qa_jax.sweeps import plan
 from qa_jax.training import optimizer
@@ -185,6 +186,19 @@ def test_a_config_is_read_field_by_field(kind, fields, expected, tmp_path):
   assert {name: getattr(sizes, name) for name in expected} == expected
   assert (sizes.hidden_size, sizes.num_layers, sizes.num_heads, sizes.mlp_size,
           sizes.vocab_size) == (16, 2, 2, 24, 60)
+
+
+@pytest.mark.parametrize(('name', 'expected'), [
+    ('bert', (2, 1e-12, 0, 'gelu')), ('roberta', (1, 1e-5, 0, 'gelu')),
+    ('electra', (2, 1e-12, 128, 'gelu')),
+    ('albert', (2, 1e-12, 128, 'gelu_new')), ('mpnet', (0, 1e-5, 0, 'gelu'))])
+def test_defaults_are_the_constants_of_released_models(name, expected):
+  """Those of bert-base, roberta-base, electra-small, albert-base, mpnet-base.
+  """
+  sizes = ENCODERS[name](vocab_size=9, **ENCODERS[name].PRESETS['tiny'])
+  assert sizes.max_position == 512
+  assert (sizes.type_vocab_size, sizes.layer_norm_eps, sizes.embedding_size,
+          sizes.hidden_act) == expected
 
 
 @pytest.mark.parametrize(('kind', 'fields', 'message'), [
