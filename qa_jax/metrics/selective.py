@@ -35,15 +35,15 @@ def precision_recall(score: np.ndarray,  # [N], higher: more surely positive
   curve = np.stack([recall, 100 * true_positives / retrieved], axis=1)
   if len(curve) > CURVE_POINTS:
     nearest = np.searchsorted(recall, np.linspace(recall[0], 100, CURVE_POINTS))
-    curve = curve[np.unique(nearest.clip(max=len(curve) - 1))]
+    curve = curve[np.unique(nearest)]
   return curve.tolist()
 
 
 def average_precision(score: np.ndarray,  # [N], higher: more surely positive
                       positive: np.ndarray) -> float:  # [N] bool
   """Computes the sum of (recall step · precision) over thresholds, 0 … 1."""
-  values, group = np.unique(-score, return_inverse=True)
-  hits = np.bincount(group, positive, len(values))
+  _, group = np.unique(-score, return_inverse=True)
+  hits = np.bincount(group, positive)
   true_positives, retrieved = np.cumsum(hits), np.cumsum(np.bincount(group))
   return float((hits / positive.sum() * true_positives / retrieved).sum())
 
