@@ -127,6 +127,21 @@ def test_temperature_is_the_minimum_of_the_enumerated_loss(with_null, truth):
   assert temperature == pytest.approx(truth, rel=0.35)
 
 
+@pytest.mark.parametrize('with_null', [False, True])
+def test_joined_blocks_are_the_data_of_all_questions(with_null):
+  data, _ = temperature_data(0, 1.0, with_null=with_null)
+  parts = []
+  for a, b in ((0, 150), (150, 151), (151, 400)):
+    golds = (data.gold_of >= a) & (data.gold_of < b)
+    parts.append(calibration.TemperatureData(
+        data.log_partition[a:b], data.best[a:b],
+        data.null[a:b] if with_null else None, data.gold[golds],
+        data.gold_of[golds] - a))
+  joined = calibration.join_temperature_data(parts)
+  for name, value in vars(data).items():
+    np.testing.assert_array_equal(getattr(joined, name), value)
+
+
 def test_scores_that_cannot_be_improved_keep_their_temperature():
   temperature, before, after = calibration.fit_temperature(
       temperature_data(3, 1.0, with_null=True)[0])
