@@ -35,7 +35,7 @@ def spans(*texts: str) -> list[dict]:
     ('Who met Bob?', 'who'), ('In what year?', 'what'),
     ('How many people met?', 'how many'), ('how did they meet', 'how'),
     ('Name a city.', 'other'), ('By whom was it?', 'whom'),
-    ('Somewhere, where?', 'where'), ('how', 'how'),
+    ('Somewhere, where?', 'where'), ('how', 'how'), ('Which many?', 'which'),
     ('中国的首都是哪里？', 'other'), ('Кто?', 'other'), ('1987?', 'other'),
     ('', 'other')])
 def test_a_question_is_sorted_by_its_first_question_word(question, word):
@@ -43,13 +43,28 @@ def test_a_question_is_sorted_by_its_first_question_word(question, word):
                                               question=question)) == word
 
 
+@pytest.mark.parametrize(('name', 'golds', 'value'), [
+    ('words of the shortest answer', ['Ada met Bob in', 'Ada'], '1'),
+    ('words of the shortest answer', ['Ada met Bob in'], '3–4'),
+    ('words of the shortest answer', [CONTEXT], '9 and more'),
+    ('words of the context', ['Ada'], '0–99'),
+    ('different answers', ['Bonn', 'Bonn.'], '1'),
+    ('different answers', ['Ada', 'Bob', 'Eve'], '3 and more'),
+    ('times the answer stands in the context', ['Ada', 'Bob'], '2'),
+    ('place of the answer, fifth of the context', ['Bonn'], '5'),
+    ('place of the answer, fifth of the context', ['Bonn', 'Rome'], '2')])
+def test_a_question_is_in_the_slice_of_its_golds(name, golds, value):
+  assert error_analysis.SLICES[name](example(0, *golds)) == value
+
+
 def test_more_candidates_reach_the_answer():
   scores = error_analysis.candidate_scores(
-      [example(0, 'Ada'), example(1, 'Rome')],
-      {'0': spans('Bob', 'Ada'), '1': spans('Rome')})
+      [example(0, 'Ada'), example(1, 'Rome'), example(2, 'Eve'), example(3)],
+      {'0': spans('Bob', 'Ada'), '1': spans('Rome'),
+       '2': spans(*['Bob'] * 19, 'Eve')})
   assert scores['exact_match'] == {
-      '1': 50, '2': 100, '5': 100, '10': 100, '20': 100}
-  assert scores['f1']['1'] == 50
+      '1': 25, '2': 50, '5': 50, '10': 50, '20': 75}
+  assert scores['f1']['1'] == 25
 
 
 @pytest.mark.parametrize(('golds', 'candidates', 'true'), [
@@ -179,6 +194,18 @@ def test_without_no_answer_scores_confidence_is_the_share_of_the_best():
   assert 'no_answer' not in analysis
 
 
+def test_a_question_without_candidates_has_its_prediction_and_no_window():
+  """Its F1, of two words with one, is the last in the order of confidence."""
+  analysis = error_analysis.analyse_errors(
+      [example(0, 'Ada'), example(1, 'Rome')], {'0': 'Ada met', '1': 'Rome'},
+      {'1': {'answers': spans('Rome', 'Bonn'), 'windows': 1}})
+  assert analysis['coverage']['curve'][49][1] == 100
+  assert analysis['coverage']['score_at_100'] == pytest.approx(
+      100 * (1 + 2 / 3) / 2)
+  assert {name: part['total'] for name, part in analysis['slices'][
+      'windows'].items()} == {'0': 1, '1': 1}
+
+
 def test_mcnemar_counts_questions_that_one_system_alone_has_right():
   examples = [example(i, 'Ada') for i in range(7)]
   right, wrong = {str(i): 'Ada' for i in range(7)}, {'6': 'Ada'}
@@ -261,6 +288,7 @@ def test_the_coverage_of_a_report_is_that_of_answers_to_all_questions():
 @pytest.mark.parametrize(('golds', 'text', 'kind'), [
     (['Ada'], '', 'missed'), ([], 'Bob', 'invented'),
     (['Ada met'], 'met Bob', 'boundary'), (['Ada'], 'met', 'wrong place'),
+    (['Ada'], ' met', 'wrong place'), (['met'], 'Ada ', 'wrong place'),
     (['Ada'], 'Zoe', 'other')])
 def test_kinds_of_errors(golds, text, kind):
   error, = error_analysis.list_errors([example(0, *golds)], {'0': text})
