@@ -145,18 +145,24 @@ def test_thresholds_are_zero_held_out_and_the_official_best():
       {'0': 'Ada', '1': 'Rome', '2': 'Bob', '3': 'Eve'},
       {'0': -2.0, '1': 1.0, '2': 0.5, '3': 3.0}).thresholds(0.5)
   at = lambda name: (table[name]['threshold'], table[name]['f1'])
-  assert at('zero') == (0, 75)  # question 1 wrongly gets no answer
+  assert table['zero'] == {  # question 1 wrongly gets no answer
+      'threshold': 0, 'exact_match': 75, 'f1': 75, 'has_answer_f1': 50,
+      'no_answer_exact_match': 100}
   # Question 2 wrongly gets an answer too: its score equals the threshold.
   assert at('held_out') == (0.5, 50)
   assert at('oracle') == (-2.0, 75)  # the first of the best thresholds
-  assert table['zero']['no_answer_exact_match'] == 100
 
 
-def test_an_oracle_that_answers_nothing_has_no_threshold():
+@pytest.mark.parametrize(('text', 'oracle'), [
+    ('Bob', {'exact_match': 50, 'f1': 50}),
+    # Only the exact match is best if no question is answered.
+    ('Ada met', {'exact_match': 50, 'f1': pytest.approx(100 * (2 / 3 + 1) / 2),
+                 'threshold': -1})])
+def test_an_oracle_that_answers_nothing_has_no_threshold(text, oracle):
   table = predictions.Predictions(
-      [example(0, 'Ada'), example(1)], {'0': 'Bob', '1': 'Eve'},
-      {'0': 2.0, '1': 1.0}).thresholds(None)
-  assert table['oracle'] == {'exact_match': 50.0, 'f1': 50.0}
+      [example(0, 'Ada'), example(1)], {'0': text, '1': 'Eve'},
+      {'0': -1.0, '1': 1.0}).thresholds(None)
+  assert table['oracle'] == oracle
 
 
 def test_slices_add_up_to_the_whole():

@@ -40,6 +40,7 @@ def test_sampled_sign_flips_agree_with_the_exact_binomial():
 
 def test_no_difference_has_p_one_and_an_empty_interval():
   assert significance.sign_flip(np.zeros(9), seed=0) == 1.0
+  assert significance.paired_t(np.zeros(3)) == 1.0
   assert significance.hierarchical_interval(
       np.zeros((1, 9)), list('abcdefghi'), seed=0) == (0.0, 0.0)
 
@@ -105,6 +106,15 @@ def test_without_seeds_and_articles_the_hierarchy_is_scipys_bootstrap():
       (x,), np.mean, method='percentile', n_resamples=20_000, batch=500,
       rng=np.random.default_rng(1)).confidence_interval
   assert interval == pytest.approx(tuple(expected), abs=0.02)
+
+
+def test_more_questions_than_memory_holds_are_resampled_one_by_one(monkeypatch):
+  x = np.random.default_rng(0).exponential(size=(2, 40))
+  interval = lambda: significance.hierarchical_interval(
+      x, [str(n // 2) for n in range(40)], seed=0)
+  whole = interval()
+  monkeypatch.setattr(significance, '_QUESTIONS', 39)
+  assert interval() == pytest.approx(whole, abs=0.1 * half_width(whole))
 
 
 def test_articles_of_unequal_size_weigh_by_their_questions():
