@@ -108,7 +108,18 @@ MUTATIONS: dict[str, Mutation] = {
     'heads-prior': Mutation(
         'qa_jax/heads/length_prior.py', '[:, :, :self.width] + prior',
         '[:, :, -self.width:] + prior', FORMULAS),
+    'heads-prior-initial': Mutation(
+        'qa_jax/heads/length_prior.py', "'bias', nn.initializers.zeros",
+        "'bias', nn.initializers.normal(1.0)",
+        'tests/heads/test_heads.py -k fresh'),
+    'heads-hidden-size': Mutation(
+        'qa_jax/heads/mlp.py', 'self.hidden_size or inputs.hidden.shape[-1]',
+        'inputs.hidden.shape[-1]',
+        'tests/project/test_readme.py -k number_of_parameters'),
     # --- encoders
+    'encoders-cudnn': Mutation(
+        'qa_jax/models/attention/cudnn.py', 'key_value_seq_lengths=lengths, ',
+        '', 'tests/models/test_attention.py -k cudnn_is_asked'),
     'encoders-auto-length': Mutation(
         'qa_jax/models/attention/__init__.py', 'length=q.shape[2],',
         'length=q.shape[3],', 'tests/models/test_attention.py -k auto_chooses'),
@@ -429,6 +440,9 @@ MUTATIONS: dict[str, Mutation] = {
     'calibration-unanswerable': Mutation(
         CALIBRATE, '[with_null and e.impossible for e in examples]',
         '[False for e in examples]', LOOPS),
+    'calibration-blocks': Mutation(
+        CALIBRATION, 'part.gold_of + size', 'part.gold_of',
+        'tests/evaluation/test_calibration.py -k joined'),
     'calibration-windows': Mutation(
         CALIBRATE, 'log_partition=np.logaddexp.reduceat(',
         'log_partition=np.maximum.reduceat(', LOOPS),
