@@ -61,7 +61,7 @@ class Usual(nn.Module):
   def __call__(self, inputs):
     x = inputs.hidden
     if self.kind == 'last_four':
-      x = jnp.concatenate(inputs.layers[-4:], axis=-1)
+      x = jnp.concatenate([inputs.layers[-n] for n in range(1, 5)], axis=-1)
     if self.kind == 'attention':
       x = nn.LayerNorm()(x + nn.MultiHeadDotProductAttention(12)(x))
     scores = nn.Dense(2)(x)
