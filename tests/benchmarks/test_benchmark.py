@@ -121,6 +121,7 @@ def test_a_worker_killed_while_the_other_works_is_a_line_with_its_exit_code():
     worker.call('run')
 
 
+@pytest.mark.slow
 def test_a_suite_that_fails_leaves_the_others_measured(monkeypatch):
   def measure(session):
     session.worker('ours', 'search').close()
@@ -139,6 +140,7 @@ def test_a_suite_that_fails_leaves_the_others_measured(monkeypatch):
       'left out: suite input: ours ended with exit code -9\n')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('error, code', [
     (errors.UserError('No space left on device'), 1), (KeyboardInterrupt, 130)])
 def test_a_benchmark_that_ends_early_prints_the_suites_before(
@@ -154,6 +156,7 @@ def test_a_benchmark_that_ends_early_prints_the_suites_before(
   assert result.err.splitlines()[-1].startswith('error: ')
 
 
+@pytest.mark.slow
 def test_outputs_that_differ_are_exit_code_1(monkeypatch):
   def differ(session):
     session.worker('ours', 'search').close()

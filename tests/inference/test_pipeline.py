@@ -98,6 +98,7 @@ def test_scores_are_posteriors_and_equal_texts_are_added(pipe):
   assert sum(row['score'] for row in rows) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_repeated_texts_leave_top_k_answers_and_the_score_is_one(pipe):
   """The best spans have few texts, each at many places."""
   ask = lambda **options: pipe('who', 'a b c d e ' * 40,

@@ -485,6 +485,7 @@ def test_a_sweep_asks_before_it_runs_code_of_stored_variants(
   assert (result.code, package.exists()) == (0, True), result.err
 
 
+@pytest.mark.slow
 @reads_a_config
 def test_a_run_with_an_imported_head_trains_resumes_and_is_asked(
     package, tmp_path):

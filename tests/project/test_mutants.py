@@ -41,6 +41,7 @@ def test_the_tests_of_a_mutation_exist():
     assert (ROOT / path).exists(), path
 
 
+@pytest.mark.slow
 def test_a_mutation_is_killed_or_survives_and_is_taken_back(tmp_path):
   (tmp_path / 'code.py').write_text('VALUE = 1  # one\n')
   (tmp_path / 'test_code.py').write_text(

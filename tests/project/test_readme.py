@@ -216,6 +216,7 @@ def test_the_environment_is_active_before_the_first_command():
   assert any(command.startswith('python ') for command in others)
 
 
+@pytest.mark.slow
 def test_the_parts_run_alone():
   text = (ROOT / 'docs' / 'library.md').read_text(encoding='utf-8')
   blocks = readme_commands.blocks(text, 'python')

@@ -81,6 +81,7 @@ def test_speeds_are_of_complete_steps_in_the_last_row_too(
     assert row['tokens_per_second'] == 60.0
 
 
+@pytest.mark.slow
 def test_rows_of_a_resumed_run_equal_those_of_an_undisturbed_one(
     tmp_path):
   """The run is killed between two rows, after a checkpoint."""
