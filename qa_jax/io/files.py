@@ -23,7 +23,11 @@ from qa_jax import errors
 # A .gz file may unzip to UNZIPPED_TIMES its size, or to UNZIPPED_FREE bytes if
 # more. Text shrinks to a tenth of its size, a gzip bomb to a thousandth.
 UNZIPPED_TIMES, UNZIPPED_FREE = 100, 2**26
-GZIP = b'\x1f\x8b'  # the first bytes of a gzip file
+# The first bytes of a file that is no text → what to do with it.
+NO_TEXT = {
+    b'\x1f\x8b': 'it is a gzip file, so give it a name that ends in .gz',
+    b'PAR1': 'it is a Parquet file: give it, unzipped, a name that ends in '
+             '.parquet'}
 PARTIAL = '.partial'  # ending of the name of an unfinished file or directory
 
 
@@ -129,10 +133,8 @@ def read_text(path: pathlib.Path, *, newline: str | None = None) -> str:
     with _open(path, name, newline) as f:
       return f.read()
   except UnicodeDecodeError as e:
-    fix = ('it is a gzip file, so give it a name that ends in .gz'
-           if e.object.startswith(GZIP) else
-           'it is a Parquet file: give it, unzipped, a name that ends in '
-           '.parquet' if e.object.startswith(b'PAR1') else 're-encode it')
+    fix = next((fix for begin, fix in NO_TEXT.items()
+                if e.object.startswith(begin)), 're-encode it')
     raise errors.UserError(
         f'{name}: not UTF-8 at byte {e.start}; {fix}') from None
   except (gzip.BadGzipFile, EOFError, zlib.error) as e:
