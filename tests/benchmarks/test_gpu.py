@@ -23,6 +23,7 @@ from benchmarks.gpu import hlo
 from benchmarks.gpu import numerics
 from benchmarks.gpu import results
 from benchmarks.gpu import runs
+from benchmarks.gpu import steps
 from configs import sweep_heads
 from qa_jax import errors
 from qa_jax import heads
@@ -243,6 +244,25 @@ def test_no_stage_follows_where_jax_finds_no_gpu(tmp_path, monkeypatch):
   code, limits, _ = run_stages(
       monkeypatch, tmp_path, ['device', 'repeat'], device=False)
   assert [*limits] == ['device'] and code == 1
+
+
+def test_every_check_looks_for_the_gpu_first(tmp_path, monkeypatch):
+  asked = []
+  monkeypatch.setattr(check, 'run_all', lambda _, stages, *__: asked.append(
+      stages))
+  monkeypatch.setattr(check.signal, 'signal', lambda *_: None)
+  for stages in ('ablation', 'repeat,device'):
+    monkeypatch.setattr(sys, 'argv', [
+        'check', f'--output={tmp_path}', f'--stages={stages}'])
+    check.main()
+  assert asked == [['device', 'ablation'], ['device', 'repeat']]
+
+
+def test_a_utilisation_has_the_peak_of_its_card():
+  assert steps.peak_of('NVIDIA A100-SXM4-80GB') == 312e12
+  assert steps.peak_of('NVIDIA H100 80GB HBM3') == 989e12
+  assert steps.peak_of('NVIDIA H100 PCIe') == 756e12
+  assert steps.peak_of('cpu') == math.inf
 
 
 def test_a_stage_without_time_is_a_failed_check(tmp_path, monkeypatch):
