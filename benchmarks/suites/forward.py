@@ -15,7 +15,6 @@ from benchmarks import harness
 from benchmarks.session import NAMES
 from benchmarks.session import Outcome
 from benchmarks.session import Session
-from benchmarks.suites import search
 from benchmarks.suites import train
 from qa_jax import config as config_lib
 from qa_jax.inference import decode
@@ -51,7 +50,8 @@ class Ours:
     spans, rows = self._score(name), self._rows
     np.savez(target, start=spans.start[rows], end=spans.end[rows],
              score=spans.score[rows], valid=spans.valid[rows],
-             null=spans.null[rows])
+             null=spans.null[rows],
+             longest=trainer.config.decode.max_answer_length)
 
   def run(self, name: str) -> float:
     """Returns the seconds of encoder, head and search over all windows."""
@@ -156,7 +156,7 @@ def compare_spans(name: str, spans: Any, windows: Any, logits: Any,
   row = np.arange(len(start))[:, None]
   claimed = start[row, spans['start']] + end[row, spans['end']]
   best = np.full(len(start), -np.inf)
-  for width in range(min(search.CAP, start.shape[1])):
+  for width in range(min(int(spans['longest']), start.shape[1])):
     stop = start.shape[1] - width
     best = np.maximum(best, (start[:, :stop] + end[:, width:]).max(axis=1))
   null = logits['start'][:, 0] + logits['end'][:, 0]

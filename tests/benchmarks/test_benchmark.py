@@ -15,6 +15,7 @@ from benchmarks import cores
 from benchmarks import harness
 from benchmarks import session as session_lib
 from benchmarks import suites
+from benchmarks.suites import forward
 from benchmarks.suites import population
 from benchmarks.suites import startup
 from benchmarks.suites import train
@@ -244,6 +245,24 @@ def test_losses_are_compared_one_by_one_and_none_may_be_missing():
   assert population.apart(a, a) == 0 and population.apart(a, b) == 1
   assert math.isnan(population.apart(a, a * np.nan))
   assert population.apart(a, a[:, :1]) == math.inf
+
+
+@pytest.mark.parametrize(('start', 'end', 'longest', 'worse'), [
+    (1, 3, 3, 0), (1, 3, 4, 0), (2, 3, 2, 0), (3, 3, 1, 0), (2, 3, 3, 4),
+    (3, 3, 2, 1)])
+def test_a_span_must_be_the_best_of_those_up_to_the_longest(
+    start, end, longest, worse):
+  logits = {'start': np.array([[0.0, 5, 1, 0]]),
+            'end': np.array([[0.0, 2, 3, 9]])}
+  masks = dict.fromkeys(
+      ('start_mask', 'context_mask'), np.array([[False, True, True, True]]))
+  spans = {'start': np.array([[start]]), 'end': np.array([[end]]),
+           'score': logits['start'][:, [start]] + logits['end'][:, [end]],
+           'valid': np.array([[True]]), 'null': np.zeros(1),
+           'longest': np.array(longest)}
+  checks = forward.compare_spans('a', spans, masks, logits, 1e-6)
+  unit = np.std([0, 5, 1, 0, 0, 2, 3, 9])
+  assert [c.difference for c in checks] == pytest.approx([0, worse / unit, 0])
 
 
 @pytest.mark.parametrize('suite', [
