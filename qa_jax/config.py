@@ -250,9 +250,9 @@ COMPUTE_DTYPES = ('float32', 'tf32', 'bfloat16', 'auto')
 
 # Field → the lowest and the highest value allowed; None is no limit.
 BOUNDS = {
-    'seed': (0, 2**31 - 1), 'model.hidden_size': (0, None),
-    'model.num_layers': (0, None), 'model.num_heads': (0, None),
-    'model.mlp_size': (0, None), 'model.initializer_range': (1e-6, 1),
+    'seed': (0, 2**31 - 1), 'model.hidden_size': (0, 2**16),
+    'model.num_layers': (0, 1000), 'model.num_heads': (0, 2**16),
+    'model.mlp_size': (0, 2**20), 'model.initializer_range': (1e-6, 1),
     'model.position_base': (0, None),
     'model.dropout': (0, 0.9), 'model.attention_dropout': (0, 0.9),
     'decode.max_answer_length': (1, 10**6), 'decode.n_best': (1, 10**6),
@@ -264,7 +264,7 @@ BOUNDS = {
     'train.checkpoint_every_steps': (1, None),
     'train.log_every_steps': (1, None), 'train.max_skipped': (0, None),
     'train.step_timeout_seconds': (0, None), 'optim.learning_rate': (0, None),
-    'optim.warmup_fraction': (0, 1), 'optim.weight_decay': (0, None),
+    'optim.warmup_fraction': (0, 1), 'optim.weight_decay': (0, 1000),
     'optim.clip_norm': (0, None), 'optim.skip_norm': (0, None),
     'optim.layer_decay': (0, 1), 'optim.eps': (1e-12, 1),
     'parallel.num_devices': (0, None)}

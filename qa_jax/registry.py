@@ -18,6 +18,8 @@ from qa_jax import errors
 
 # Annotation of an argument → types of literals that the argument accepts.
 LITERALS = {bool: (bool,), int: (int,), float: (float, int), str: (str,)}
+# The sizes of numbers that are neither 0 nor infinite in int32 and float32.
+SIZES = {int: (1, 2**31 - 1), float: (1.2e-38, 3.4e38)}
 # The module of an importable constructor, with its colon.
 MODULE = re.compile(r'\s*((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*):(?=[A-Za-z_])')
 # Packages whose code stored files may name in this process: --allow_code.
@@ -145,8 +147,8 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: str, *, what: str,
 
   Raises:
     UserError: the entry or an argument is unknown, a required argument is
-      missing, an argument has another type than its annotation, or the import
-      fails.
+      missing, an argument has another type than its annotation or does not fit
+      32 bits, or the import fails.
   """
   name, arguments = parse_spec(spec)
   constructor = find_constructor(table, name, what=what)
@@ -168,6 +170,11 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: str, *, what: str,
     if wanted in LITERALS and type(value) not in LITERALS[wanted]:
       raise errors.UserError(f'{what} {name!r}: {key}={value!r}, expected '
                              f'{wanted.__name__}')
+    low, high = SIZES.get(wanted, (None, None))
+    if low and value and not low <= abs(value) <= high:
+      raise errors.UserError(
+          f'{what} {name!r}: {key}={value!r} is 0 or not finite in 32 bits; '
+          f'its size must be in {low} … {high}')
   for key, parameter in parameters.items():
     if parameter.default is parameter.empty and key not in arguments:
       raise errors.UserError(f'{what} {name!r} needs the argument {key!r}')

@@ -33,6 +33,13 @@ def test_int_is_taken_for_a_float_and_name_may_be_an_argument():
       TABLE, 'area(height=4, scale=2, name=False)', what='shape') == 8
 
 
+def test_the_largest_and_smallest_numbers_of_32_bits_are_taken():
+  for height, scale in ((2**31 - 1, 1.2e-38), (0, 0.0), (-1, -3.4e38)):
+    assert registry.build(
+        TABLE, f'area(height={height}, scale={scale})', what='shape'
+        ) == area(height=height, scale=scale)
+
+
 def test_flax_module_takes_its_fields():
   assert registry.build(TABLE, 'module(rank=3)', what='head').rank == 3
 
@@ -52,6 +59,10 @@ def test_nested_spec_survives_as_a_string():
     ('area(height=None)', 'height=None, expected int'),
     ('area(height=1, unit=2)', 'unit=2, expected str'),
     ('area(height=1, scale="2")', "scale='2', expected float"),
+    ('area(height=2147483648)', 'size must be in 1 … 2147483647'),
+    ('area(height=-2147483648)', 'height=-2147483648 is 0 or'),
+    ('area(height=1, scale=1e-300)', 'scale=1e-300 is 0 or not finite'),
+    ('area(height=1, scale=-1e300)', 'size must be in 1.2e-38 … 3.4e'),
     ('area(height=1, name=1)', 'name=1, expected bool'),
     ('area(height=1, height=2)', 'not of the form'),
     ('module(name="x")', "no argument 'name'"),
