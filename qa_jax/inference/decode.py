@@ -22,6 +22,8 @@ from qa_jax.runtime import compilation
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
 
+P = jax.sharding.PartitionSpec
+
 # Windows whose candidates are in memory at a time: 5 MB if n_best is 20.
 BLOCK = 2**14
 # The masks of a search in a batch; end_mask only if decode.whole_words.
@@ -57,13 +59,11 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
   """
   find = search.find_search(spec)
 
-  @functools.partial(jax.jit, out_shardings=devices.replicated_sharding(mesh))
   def run(params, batch, temperatures):
     starts = batch['start_mask']
     ends = batch.get('end_mask', batch['context_mask'])
-    with devices.on_mesh(mesh):
-      scores = model.apply({'params': params}, **qa.model_inputs(batch),
-                           start_mask=starts if 'end_mask' in batch else None)
+    scores = model.apply({'params': params}, **qa.model_inputs(batch),
+                         start_mask=starts if 'end_mask' in batch else None)
     scores = span_scores.mask_padding(scores, batch['attention_mask'])
     masks = starts, ends
     fields = candidates.window_candidates(
@@ -83,7 +83,14 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
       fields['statistics'] = candidates.score_statistics(
           scores, batch['context_mask'], longest=longest)
     return fields
-  return run
+
+  if mesh is not None:
+    # Divided by the compiler, top_k would gather the scores of all rows on
+    # every device.
+    whole, rows = P(), P(mesh.axis_names)
+    run = jax.shard_map(run, mesh=mesh, in_specs=(whole, rows, whole),
+                        out_specs=rows, check_vma=False)
+  return jax.jit(run, out_shardings=devices.replicated_sharding(mesh))
 
 
 def score_windows(

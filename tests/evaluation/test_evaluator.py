@@ -26,6 +26,7 @@ from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
+from qa_jax.models import qa as qa_lib
 from qa_jax.runtime import console
 from qa_jax.runtime import devices as devices_lib
 from tests.common import lookup
@@ -483,6 +484,20 @@ def test_only_n_best_spans_leave_the_devices(monkeypatch, search):
       lookup.make_config(search=search, n_best=3, eval_batch_size=4,
                          buckets=()))
   assert shapes == {(4, 3), (4,), (4, 1)}
+
+
+@pytest.mark.parametrize('search', ['two_stage', 'beam'])
+def test_devices_exchange_nothing(search):
+  mesh = devices_lib.make_mesh(jax.devices()[:2], {'data': 2})
+  program = decode_lib.build_program(
+      lookup.Lookup(), lookup.make_config(search=search).decode, mesh)
+  batch = WINDOWS.gather(np.arange(4), 20)
+  text = program.lower(lookup.PARAMS, devices_lib.put_rows(
+      {k: batch[k] for k in (*qa_lib.INPUTS, 'start_mask')}, mesh),
+                       np.zeros(0, np.float32)).compile().as_text()
+  assert 'top' in text.lower()
+  for exchange in ('all-gather', 'all-reduce', 'all-to-all', 'permute'):
+    assert exchange not in text, exchange
 
 
 @pytest.mark.parametrize(('block', 'count'), [(1, 6), (4, 3)])
