@@ -11,6 +11,7 @@ import ast
 from collections.abc import Callable, Iterable, Mapping
 import importlib
 import inspect
+import math
 import re
 from typing import Any
 
@@ -171,7 +172,7 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: str, *, what: str,
       raise errors.UserError(f'{what} {name!r}: {key}={value!r}, expected '
                              f'{wanted.__name__}')
     low, high = SIZES.get(wanted, (None, None))
-    if low and value and not low <= abs(value) <= high:
+    if low and 0 < abs(value) < math.inf and not low <= abs(value) <= high:
       raise errors.UserError(
           f'{what} {name!r}: {key}={value!r} is 0 or not finite in 32 bits; '
           f'its size must be in {low} … {high}')
