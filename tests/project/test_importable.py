@@ -114,6 +114,13 @@ def faulty(kind: str):
                 'needs_whole_questions': True}}
   return dataclasses.replace(base, **change[kind])
 
+def every_pair(windows, length):
+  i, j = np.divmod(np.arange((length + 2)**2), length + 2)
+  score = np.where((i + j) % 7 == 6, np.nan, (3.0 * i + 5.0 * j) % 11.0)
+  return {name: np.tile(x, (windows, 1)) for name, x in dict(
+      start=i - 1, end=j - 1, score=score, valid=(i + 2 * j) % 9 > 0).items()
+          } | {'null_score': np.full(windows, 7.0)}
+
 def faulty_search(kind: str):
   def find(scores, start_mask, end_mask, *, max_answer_length, n_best):
     spans = decoding.two_stage(
@@ -126,10 +133,7 @@ def faulty_search(kind: str):
         'float': lambda: spans.replace(start=spans.start * 1.0),
         'null': lambda: spans.replace(null_score=None),
         'raises': lambda: scores.starts,
-        # Spans that are no answers, before the right ones in wrong order.
-        'illegal': lambda: spans.replace(
-            start=spans.start.at[:, 0].set(spans.end[:, 0] + 1),
-            score=spans.score.at[:, 0].add(9.0))}
+        'every': lambda: spans.replace(**every_pair(*scores.start.shape))}
     return change[kind]()
   return {'signature': lambda scores, mask: None, 'number': 3}.get(kind, find)
 
@@ -347,19 +351,26 @@ def test_a_null_rule_without_one_number_a_question_gives_no_answers(
     wrong.answer('Who?', context)
 
 
-def test_an_illegal_span_of_an_imported_search_is_no_answer(package):
-  spec = 'my_project:faulty_search(kind="illegal")'
-  rng = np.random.default_rng(0)
-  scores = SpanScores(*jnp.array(rng.normal(size=(2, 4, 12)), jnp.float32))
-  mask = np.arange(12)[None] > np.array([[2], [3], [9], [11]])
-  options = dict(max_answer_length=3, n_best=30)
-  right = search.two_stage(scores, mask, mask, **options)
-  spans = search.find_search(spec)(scores, mask, mask, **options)
-  for name in ('start', 'end', 'valid'):  # the right ones without the best
-    np.testing.assert_array_equal(
-        getattr(spans, name)[:, :-1], getattr(right, name)[:, 1:], err_msg=name)
-  assert not spans.valid[:, -1].any() and spans.valid[:3, 0].all()
-  np.testing.assert_array_equal(spans.score[:, :-1], right.score[:, 1:])
+def test_each_rule_of_a_legal_span_holds_for_an_imported_search(package):
+  scores = SpanScores(jnp.zeros((2, 9)), jnp.zeros((2, 9)))
+  start_mask = np.arange(9) % 4 != np.array([[0], [3]])
+  end_mask = np.arange(9) % 5 != np.array([[2], [4]])
+  spans = search.find_search('my_project:faulty_search(kind="every")')(
+      scores, start_mask, end_mask, max_answer_length=4, n_best=121)
+  for row in range(2):
+    # The pair at slot 11 · i + j is the span (i - 1, j - 1).
+    legal = [(-((3 * i + 5 * j) % 11), i - 1, j - 1)
+             for i in range(11) for j in range(11)
+             if (i + j) % 7 != 6 and (i + 2 * j) % 9 > 0
+             and 0 <= i - 1 <= j - 1 < 9 and j - i < 4
+             and start_mask[row, i - 1] and end_mask[row, j - 1]]
+    expected = np.array(sorted(legal))  # of equal scores the first slot
+    count = len(expected)
+    assert count > 5 and spans.valid[row].sum() == count
+    np.testing.assert_array_equal(np.stack([
+        -spans.score[row], spans.start[row], spans.end[row]], axis=1)[:count],
+                                  expected)
+  assert spans.null_score.tolist() == [7.0, 7.0]  # of the search
 
 
 @pytest.mark.parametrize(('spec', 'message'), [
