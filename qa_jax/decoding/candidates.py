@@ -54,7 +54,7 @@ def window_candidates(
   """
   spans = find(scores, start_mask, end_mask, max_answer_length=longest,
                n_best=n_best)
-  valid = spans.valid & (spans.score > NO_SPAN / 2)
+  valid = spans.score > NO_SPAN / 2  # an invalid span scores ILLEGAL
   fields = {'start': spans.start, 'end': spans.end, 'valid': valid,
             'score': jnp.where(valid, spans.score, search.ILLEGAL),
             'null': spans.null_score}

@@ -9,7 +9,10 @@ import pytest
 
 from qa_jax import errors
 from qa_jax import registry
+from qa_jax import span_scores
+from qa_jax.decoding import candidates
 from qa_jax.decoding import search as search_lib
+from qa_jax.heads import conditional
 from qa_jax.span_scores import SpanScores
 from tests.common import search
 
@@ -286,6 +289,30 @@ def test_question_and_padding_crowd_out_the_context_of_top_k_alone():
     out = search.compiled(spec, 4, 2)(SpanScores(start, start), mask, mask)
     assert out.valid[0, 0] == valid, spec
     assert (out.start[0, 0], out.end[0, 0]) == ((3, 3) if valid else (0, 0))
+
+
+@pytest.mark.parametrize('side', ['start', 'end'])
+def test_padding_crowds_out_no_token_of_top_k(side):
+  scores = {'start': np.array([[0, 4, 1, 1, 1, 1]], np.float32),
+            'end': np.array([[0, 1, 4, 1, 1, 1]], np.float32)}
+  scores[side][:, 3:] = 9
+  masked = span_scores.mask_padding(
+      SpanScores(**scores), np.array([[1, 1, 1, 0, 0, 0]]))
+  mask = np.array([[False, True, True, False, False, False]])
+  out = search.compiled('top_k(k=3)', 4, 2)(masked, mask, mask)
+  assert (out.start[0, 0], out.end[0, 0], out.score[0, 0]) == (1, 2, 8)
+  assert out.null_score == 0
+
+
+def test_spans_of_starts_outside_of_a_beam_are_no_candidates():
+  pair = np.full((1, 4, 2), conditional.NEVER, np.float32)
+  pair[0, 2] = -3, -1
+  mask = np.array([[False, True, True, True]])
+  out = jax.jit(functools.partial(
+      candidates.window_candidates, search_lib.banded, longest=2, n_best=4))(
+          SpanScores(*np.zeros((2, 1, 4), np.float32), pair), mask, mask)
+  assert out['valid'].tolist() == [[True, True, False, False]]
+  assert out['score'].tolist() == [[-1, -3, *2 * [search_lib.ILLEGAL]]]
 
 
 @pytest.mark.parametrize(('end', 'valid'), [(1, False), (2, True), (3, True),
