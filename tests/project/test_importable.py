@@ -144,6 +144,7 @@ def faulty_rule(kind: str):
       'nan': lambda w: w.null[w.first] * np.nan,
       'inf': lambda w: np.where(w.first > 0, np.inf, 0.0),
       'nothing': lambda w: None, 'needs': lambda w: w.best[w.first],
+      'whole': lambda w: w.first,
       'raises': lambda w: w.normaliser[w.first]}[kind], frozenset(needs))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -303,6 +304,12 @@ def test_a_faulty_objective_is_one_line(package, kind, message):
   build.check_objective('my_project:faulty(kind="whole")', 'independent')
 
 
+def test_a_base_that_is_no_objective_is_refused_by_its_name(package):
+  with pytest.raises(errors.UserError, match="project:nothing' returns None"):
+    build.check_objective('answerability(base="my_project:nothing")',
+                          'answerability')
+
+
 def check_decode(**decode):
   build.check_decode(
       config_lib.Decode(**decode), heads.HEADS['independent'](),
@@ -336,6 +343,13 @@ def test_a_faulty_null_rule_is_one_line_before_training(package, kind, message):
   with pytest.raises(errors.UserError, match=message) as e:
     check_decode(null_rule=spec)
   assert '\n' not in str(e.value) and spec in str(e.value)
+
+
+def test_no_answer_scores_of_an_imported_rule_become_float64(package):
+  scores = null_rules.no_answer_scores(
+      'my_project:faulty_rule(kind="whole")', null_rules.WindowScores(
+          np.zeros(3), np.zeros(3), np.array([0, 2])))
+  assert scores.tolist() == [0, 2] and scores.dtype == np.float64
 
 
 @pytest.mark.parametrize('kind', ['windows', 'nan'])
