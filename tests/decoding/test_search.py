@@ -148,6 +148,7 @@ def test_half_precision_scores_are_searched_in_float32(name):
   mask = np.ones((1, 2), bool)
   out = search.compiled(name, 2, 3)(SpanScores(start, end), mask, mask)
   assert out.score.tolist() == [[257.0, 256.0, 2.0]]  # 257 is no bfloat16
+  assert out.null_score.dtype == jnp.float32
 
 
 @pytest.mark.parametrize('name', search.NAMES)
