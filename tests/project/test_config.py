@@ -90,7 +90,9 @@ def test_comment_above_every_field_is_whole_sentences(group):
     ({'train': {'num_epochs': 0.0, 'num_steps': 2**31}}, 'in 0 … 2147483647'),
     ({'data': {'train': 'a\udcff.json'}}, 'is not UTF-8'),
     ({'parallel': {'mesh': {'\ud83e': 1}}}, 'names to ints'),
+    ({'parallel': {'mesh': {'data': True}}}, 'names to ints'),
     ({'data': {'buckets': [1, 'a']}}, 'list of ints'),
+    ({'data': {'buckets': [64, True]}}, 'list of ints'),
     ({'data': {'max_length': 8193}}, 'in 8 … 8192'),
     ({'precision': {'compute_dtype': 'float16'}},
      'choose float32, tf32, bfloat16 or auto'),
@@ -110,5 +112,15 @@ def test_stored_config_reads_back_equal():
 
 
 def test_differences_name_nested_fields():
-  assert config.differences({'a': {'b': 1, 'c': 2}}, {'a': {'b': 3, 'c': 2}}
-                            ) == [('a.b', 1, 3)]
+  assert config.differences({'a': {'b': 1, 'c': 2}, 'd': 4},
+                            {'a': {'b': 3, 'c': 2}, 'e': 5}) == [
+      ('a.b', 1, 3), ('d', 4, None), ('e', None, 5)]
+
+
+def test_override_adds_groups_and_leaves_its_argument_as_it_is():
+  fields = {'a': {'b': 1}}
+  assert config.override(fields, {'a.b': 2, 'c.d': 3}) == {
+      'a': {'b': 2}, 'c': {'d': 3}}
+  assert fields == {'a': {'b': 1}}
+  with pytest.raises(errors.UserError, match=r"no field 'a\.b\.c'"):
+    config.override(fields, {'a.b.c': 2})

@@ -154,6 +154,54 @@ def test_eta_is_of_this_session_alone(capsys, monkeypatch):
   assert 'ETA 1:20' in capsys.readouterr().err
 
 
+def test_lines_come_after_5_seconds_and_then_every_30(capsys, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(console_lib.time, 'monotonic', lambda: now[0])
+  progress, printed = console_lib.Progress('train', total=100), []
+  for second in range(70):
+    now[0] = 100.0 + second
+    progress.update(second)
+    if capsys.readouterr().err:
+      printed.append(second)
+  assert printed == [6, 37, 68]
+
+
+def test_only_the_first_process_talks(capsys, monkeypatch):
+  console = rich.console.Console
+  monkeypatch.setattr(rich.console, 'Console', lambda **options: console(
+      **options, force_terminal=True, width=100))
+  monkeypatch.setattr(console_lib.processes, 'is_first_process', lambda: False)
+  console_lib.say('a line')
+  progress = console_lib.Progress('train', total=10)
+  progress.update(5)
+  progress.note('loss 1.5')
+  progress.close()
+  assert capsys.readouterr().err == ''
+
+
+def test_a_slow_block_is_named_until_it_is_over_or_cancels(
+    capsys, monkeypatch):
+  class Timer:
+    def __init__(self, seconds, function, args):
+      self.seconds, self.fire = seconds, lambda: function(*args)
+    def start(self):
+      self.runs = True
+    def cancel(self):
+      self.runs = False
+  timers = []
+  monkeypatch.setattr(console_lib.threading, 'Timer', lambda *args: (
+      timers.append(Timer(*args)) or timers[-1]))
+  with console_lib.say_if_slow('reading') as cancel:
+    assert timers[0].runs and timers[0].seconds == 5
+    timers[0].fire()
+    assert capsys.readouterr().err == 'reading\n'
+    cancel()
+    assert not timers[0].runs
+  with console_lib.say_if_slow('reading'):
+    assert timers[1].runs
+  assert not timers[1].runs
+
+
 def test_progress_before_the_first_step_has_an_eta(capsys):
   progress = console_lib.Progress('train', total=10)
   progress.note('starting')
