@@ -7,8 +7,11 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
+
+from qa_jax.runtime import settings
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = '''
@@ -48,6 +51,31 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)''')
             for _ in range(2)]
   assert misses[0] > 0 and misses[1] == 0
   assert entries(tmp_path / 'qa_jax' / 'compiled')
+
+
+def test_the_cache_is_bounded_and_needs_a_directory_to_write(
+    tmp_path, monkeypatch):
+  changes = {}
+  monkeypatch.setattr(settings, 'jax', types.SimpleNamespace(
+      config=types.SimpleNamespace(update=changes.__setitem__)))
+  settings.use_compilation_cache(tmp_path / 'new')
+  assert changes['jax_compilation_cache_dir'] == str(tmp_path / 'new')
+  assert changes['jax_compilation_cache_max_size'] == 4 * 2**30
+  assert changes['jax_persistent_cache_min_compile_time_secs'] < 1
+  changes.clear()
+  monkeypatch.setattr(os, 'access', lambda path, mode: mode != os.W_OK)
+  settings.use_compilation_cache(tmp_path / 'new')
+  assert not changes
+
+
+@pytest.mark.parametrize(('directory', 'enabled', 'note'), [
+    (None, True, ''), ('/d', False, ''), ('/d', True, ', cached afterwards')])
+def test_programs_are_cached_where_there_is_a_cache(
+    monkeypatch, directory, enabled, note):
+  monkeypatch.setattr(settings, 'jax', types.SimpleNamespace(
+      config=types.SimpleNamespace(jax_compilation_cache_dir=directory,
+                                   jax_enable_compilation_cache=enabled)))
+  assert settings.cache_note() == note
 
 
 def test_the_users_directory_is_kept(tmp_path):
