@@ -78,6 +78,28 @@ def test_programs_are_cached_where_there_is_a_cache(
   assert settings.cache_note() == note
 
 
+def test_programs_are_shared_by_equal_processors_alone(monkeypatch):
+  def name(text):
+    monkeypatch.setattr(pathlib.Path, 'read_text', lambda *_, **__: text)
+    return settings._processor()
+  one = 'model name: A\nflags: x y\nFeatures: z\ncpu MHz: 1\n'
+  assert name(one) == name(one.replace('MHz: 1', 'MHz: 2') + one)
+  assert len({name(one.replace(value, 'w')) for value in 'Axyz-'}) == 5
+
+
+@pytest.mark.parametrize(('variable', 'tunes'), [
+    ('GLIBC_TUNABLES', False), ('MALLOC_ARENA_MAX', False), ('MALLOC', True)])
+def test_a_setting_of_malloc_is_left_alone(monkeypatch, variable, tunes):
+  called = []
+  monkeypatch.setattr(os, 'environ', {variable: '1'})
+  monkeypatch.setattr(settings.platform, 'system', lambda: 'Linux')
+  monkeypatch.setattr(settings, 'may_use_accelerator', lambda: False)
+  monkeypatch.setattr(settings, 'tune_malloc', lambda: called.append(1))
+  monkeypatch.setattr(settings.files, 'cache_home', lambda: None)
+  settings.configure_process()
+  assert bool(called) == tunes
+
+
 def test_the_users_directory_is_kept(tmp_path):
   printed = run(PROGRAM, XDG_CACHE_HOME=str(tmp_path / 'a'),
              JAX_COMPILATION_CACHE_DIR=str(tmp_path / 'b'))
