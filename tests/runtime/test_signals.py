@@ -103,6 +103,27 @@ def test_other_signals_change_nothing_but_a_second_interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_one_of_several_processes_stops_for_the_signal_they_agreed_on():
+  before = signal.getsignal(signal.SIGTERM)
+  with signals.StopRequests(alone=False) as requests, requests.interrupting():
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert requests.noted == signal.SIGTERM and requests.signal is None
+    requests.hear(0)
+    assert requests.signal is None
+    for number in (signal.SIGINT, signal.SIGTERM):
+      requests.hear(number)
+      assert requests.signal is signal.SIGINT  # the first
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_after_the_work_that_it_may_interrupt_is_noted():
+  with signals.StopRequests() as requests:
+    with requests.interrupting():
+      pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert requests.signal == signal.SIGTERM
+
+
 FOR_EVER = {'data': {'eval': ''}, 'parallel': {'num_devices': 1},
             'train': {'num_steps': 10**6, 'checkpoint_every_steps': 10**6}}
 
