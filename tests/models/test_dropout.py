@@ -50,6 +50,47 @@ def test_mask_under_jit_is_the_mask():
       dropout.counter_hash(keys_of().seeds, 1000, 0.1))
 
 
+def lowbias32(x: int) -> int:  # Wellons (2018), in whole numbers
+  for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+    x = (x ^ x >> shift) * factor % 2**32
+  return x
+
+
+@pytest.mark.parametrize('place', [
+    dropout.ATTENTION_WEIGHTS, dropout.CONVOLUTION, dropout.EMBEDDINGS])
+def test_masks_are_those_of_the_published_hash(place):
+  seeds = [(0, 0), (1, 2**31), (2**32 - 1, 7)]
+  keys = dropout.DropoutKeys(jnp.array(seeds, jnp.uint32))
+  masks = np.asarray(dropout.kept((3, 8, 5), 0.4, keys, place))
+  for row, (mask, pair) in enumerate(zip(masks, seeds, strict=True)):
+    first, second = (
+        lowbias32(lowbias32((seed + step * place) % 2**32) ^ step)
+        for seed, step in zip(pair, (0x9E3779B9, 0x85EBCA6B), strict=True))
+    assert mask.ravel().tolist() == [
+        lowbias32(lowbias32(unit ^ first) ^ second) >= 0.4 * 2**32
+        for unit in range(40)], row
+  bits = lowbias32(lowbias32(1))  # at the bound a unit is kept
+  one, none = np.uint32([1, 0])[:, None]
+  assert dropout.keep_mask(one, none, none, bits / 2**32)
+  assert not dropout.keep_mask(one, none, none, (bits + 1) / 2**32)
+
+
+def test_an_array_that_rows_share_has_one_mask_a_layer_whatever_the_rows():
+  def mask(rows, layer):
+    keys = dropout.DropoutKeys.from_rows(jax.random.key(0), jnp.array(rows))
+    return np.asarray(dropout.kept(
+        (1, 64), 0.5, keys.fold(layer).shared(), dropout.POSITIONS))
+  np.testing.assert_array_equal(mask([0, 1], 3), mask([5, 6], 3))
+  assert (mask([0, 1], 3) != mask([0, 1], 4)).any()
+
+
+def test_places_have_numbers_of_their_own():
+  places = [dropout.ATTENTION_WEIGHTS, dropout.ATTENTION_OUTPUT,
+            dropout.MLP_OUTPUT, dropout.POSITIONS, dropout.CONVOLUTION,
+            dropout.EMBEDDINGS]
+  assert len({*places}) == len(places)
+
+
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
   return abs(np.corrcoef(a.ravel(), b.ravel())[0, 1])
 
