@@ -73,6 +73,15 @@ MUTATIONS: dict[str, Mutation] = {
     'search-temperature': Mutation(
         SEARCH, 'jnp.maximum(table / temperature, LOWEST)',
         'jnp.maximum(table, LOWEST)', LOOPS),
+    'search-imported-length': Mutation(
+        SEARCH, '& (end - start < max_answer_length)', '',
+        'tests/project/test_importable.py -k legal'),
+    'search-beyond-beam': Mutation(
+        'qa_jax/decoding/candidates.py', 'valid = spans.score > NO_SPAN / 2',
+        'valid = spans.valid', 'tests/decoding -k outside_of_a_beam'),
+    'search-padding': Mutation(
+        'qa_jax/span_scores.py', 'end=mask(scores.end))', 'end=scores.end)',
+        'tests/decoding -k padding_crowds'),
     'search-doubling': Mutation(
         SEARCH, 'while 2 * span <= width:', 'while 2 * span < width:',
         TWO_STAGE, equivalent='the last line of _sliding_max covers what is '
@@ -149,6 +158,10 @@ MUTATIONS: dict[str, Mutation] = {
         'attention_lib.Drop(keys, c.attention_dropout)',
         'attention_lib.Drop(keys, c.dropout)',
         'tests/models/test_encoders.py -k layers_and_places'),
+    'encoders-dropout-hash': Mutation(
+        'qa_jax/models/dropout.py', 'x = (x ^ (x >> 16)) *',
+        'x = (x ^ (x >> 15)) *',
+        'tests/models/test_dropout.py -k published'),
     'encoders-norm-elsewhere': Mutation(
         'qa_jax/models/encoders/base.py', 'default=lambda a, b: (a * b).sum',
         'default=lambda a, b: a.sum', 'tests/models/test_layer_norm.py'),
