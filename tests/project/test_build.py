@@ -8,11 +8,15 @@ from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax import registry
+from qa_jax.checkpoints.run_directory import RunDirectory
+from qa_jax.data import tokenizer
 from qa_jax.decoding import null_rules
 from qa_jax.heads import HEADS
 from qa_jax.heads import nesting
+from qa_jax.models.encoders import bert
 from qa_jax.objectives import OBJECTIVES
 from qa_jax.span_scores import HeadInput
+from tests.common import tiny
 
 BATCH = {
     'context_mask': ((2, 8), jnp.bool_), 'start_mask': ((2, 8), jnp.bool_),
@@ -77,6 +81,7 @@ def test_the_missing_part_is_named(objective, head, message):
     ('joint', 'length_prior(base="biaffine(rank=3)", width=30)'),
     ('answerability(base="joint")', 'answerability(base="biaffine")'),
     ('joint(max_answer_length=20)', 'biaffine(width=20)'),
+    ('span_softmax', 'biaffine'),
     ('conditional', 'conditional(form="electra")')])
 def test_compositions_fit(objective, head):
   build.check_objective(objective, head)
@@ -140,3 +145,59 @@ def test_null_of_a_head_is_no_logit_unless_trained_as_one(rule):
       check()
   else:
     check()
+
+
+def test_the_longest_answer_may_be_all_that_the_head_scores():
+  check_decode(max_answer_length=5)
+
+
+# --- sizes of encoders
+
+
+NO_SIZES = {'hidden_size': 0, 'num_layers': 0, 'num_heads': 0, 'mlp_size': 0}
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+  """The directory of a run of a small encoder, without parameters."""
+  path = tmp_path_factory.mktemp('source')
+  RunDirectory(path).write(tiny.config(), bert.BertConfig(
+      vocab_size=50, hidden_size=16, num_layers=2, num_heads=2, mlp_size=32,
+      max_position=64), tokenizer.train_tokenizer(['a b'], vocab_size=100), {})
+  RunDirectory(path).checkpoints.mkdir()
+  return path
+
+
+def encoder_config(source=None, vocab_size=50, length=64, **model):
+  return build.encoder_config(tiny.config(
+      model=model, data={'max_length': length}), vocab_size, source)
+
+
+@pytest.mark.parametrize(('fields', 'message'), [
+    ({'vocab_size': 51}, 'has 51 entries, but the embeddings of .* only 50'),
+    ({'length': 65}, "max_length=65 exceeds the encoder's 64 positions"),
+    ({'hidden_size': 32}, 'hidden_size=32, but .* has 16; 0 takes'),
+    ({'num_layers': 3}, 'num_layers=3, but .* has 2; 0 takes'),
+    ({'preset': 'mini'}, "preset 'mini' has num_layers 4, but .* has 2"),
+    ({'encoder': 'modernbert'}, "modernbert', but .* has the encoder 'bert'"),
+    ({'encoder': 'bert(max_position=128)'}, 'but .* has max_position 64;'),
+    ({'position_base': 9.0}, 'position_base=9, but .* has its positions')])
+def test_a_size_that_a_checkpoint_lacks_is_refused(source, fields, message):
+  with pytest.raises(errors.UserError, match=message) as caught:
+    encoder_config(source, **{**NO_SIZES, **fields})
+  assert '\n' not in str(caught.value)
+
+
+def test_a_checkpoint_gives_its_sizes_and_first_layers(source):
+  sizes = encoder_config(source, **NO_SIZES, dropout=0.25)
+  assert (sizes.vocab_size, sizes.num_layers, sizes.dropout) == (50, 2, 0.25)
+  sizes = encoder_config(source, encoder='bert(max_position=64)', **{
+      **NO_SIZES, 'num_layers': 1, 'hidden_size': 16}, vocab_size=9)
+  assert (sizes.vocab_size, sizes.num_layers) == (50, 1)
+
+
+def test_sizes_without_a_checkpoint_override_the_preset():
+  sizes = encoder_config(preset='mini', **{**NO_SIZES, 'hidden_size': 64})
+  assert sizes.hidden_size == 64 and sizes.mlp_size == 1024
+  with pytest.raises(errors.UserError, match=r'18 is not .* num_heads 4'):
+    encoder_config(hidden_size=18, num_heads=4)

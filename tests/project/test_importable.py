@@ -138,14 +138,15 @@ def faulty_search(kind: str):
   return {'signature': lambda scores, mask: None, 'number': 3}.get(kind, find)
 
 def faulty_rule(kind: str):
-  needs = {'needs': {'normalizer'}}.get(kind, ())
+  needs = {'needs': {'normalizer'}, 'right': {'normaliser'}}.get(kind, ())
   return decoding.NullRule({
       'windows': lambda w: w.null, 'column': lambda w: w.best[w.first][:, None],
       'nan': lambda w: w.null[w.first] * np.nan,
       'inf': lambda w: np.where(w.first > 0, np.inf, 0.0),
       'nothing': lambda w: None, 'needs': lambda w: w.best[w.first],
       'whole': lambda w: w.first,
-      'raises': lambda w: w.normaliser[w.first]}[kind], frozenset(needs))
+      'raises': lambda w: w.normaliser[w.first],
+      'right': lambda w: w.normaliser[w.first]}[kind], frozenset(needs))
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wide(bert.BertConfig):
@@ -343,6 +344,7 @@ def test_a_faulty_null_rule_is_one_line_before_training(package, kind, message):
   with pytest.raises(errors.UserError, match=message) as e:
     check_decode(null_rule=spec)
   assert '\n' not in str(e.value) and spec in str(e.value)
+  check_decode(null_rule='my_project:faulty_rule(kind="right")')
 
 
 def test_no_answer_scores_of_an_imported_rule_become_float64(package):
