@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.io import files
+from qa_jax.training import checkpointing
 from qa_jax.training import metrics_log
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
@@ -226,6 +228,28 @@ def test_a_complete_run_needs_no_data(
   assert contents(tmp_path / 'run') == before
   assert 'data.jsonl: No such file' in refusal(
       train.train, config, tmp_path / 'killed')
+
+
+@pytest.mark.parametrize(('train_fields', 'epoch', 'metrics', 'complete'), [
+    ({'num_steps': 7}, 0.1, {'f1': 5.0}, True),
+    ({'num_steps': 8}, 9.0, {'f1': 5.0}, False),
+    ({'num_steps': 7}, 0.1, {}, False),  # an evaluation is missing
+    ({'num_steps': 0, 'num_epochs': 2.0}, 2.0, {'f1': 5.0}, True),
+    # The rows of a later step are not those of the checkpoint.
+    ({'num_steps': 0, 'num_epochs': 2.0}, 1.9, {'f1': 5.0}, False)])
+def test_a_run_without_data_is_complete_at_its_last_step(
+    monkeypatch, train_fields, epoch, metrics, complete):
+  monkeypatch.setattr(checkpointing.manager, 'Checkpoints', mock.Mock(
+      return_value=mock.Mock(latest=7, metrics=lambda step: metrics)))
+  run = mock.Mock(read_metrics=lambda: [
+      {'step': 7, 'split': 'eval'}, {'step': 7, 'split': 'train',
+                                     'epoch': epoch},
+      {'step': 8, 'split': 'train', 'epoch': 9.0}])
+  read = lambda evaluation: checkpointing.metrics_without_data(run, tiny.config(
+      data={'eval': evaluation}, train=train_fields))
+  assert read('dev.json') == (metrics if complete else None)
+  if not metrics:
+    assert read('') == {}
 
 
 def test_a_complete_run_has_no_metrics_of_another_checkpoint(
