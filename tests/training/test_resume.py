@@ -230,6 +230,28 @@ def test_a_complete_run_needs_no_data(
       train.train, config, tmp_path / 'killed')
 
 
+@pytest.mark.parametrize(('every', 'evaluated', 'saved'), [
+    (4, [4, 8, 10], [3, 4, 6, 8, 9, 10]), (0, [10], [3, 6, 9, 10])])
+def test_a_run_is_evaluated_and_saved_at_the_steps_of_its_config(
+    every, evaluated, saved):
+  def due(start, metrics, has_evaluation=True, signal=None):
+    store = mock.Mock(metrics=lambda step: metrics)
+    schedule = checkpointing.Schedule(10, every, 3, has_evaluation)
+    due = checkpointing.Checkpointer(
+        store, schedule, None, None, mock.Mock(signal=signal), None,
+        workdir=None, data='', num_devices=1, histograms=False,
+        start=start).is_due
+    steps = range(start, 11)
+    return ([s for s in steps if schedule.evaluates(s) and s],
+            [s for s in steps if due(s)])
+  assert due(0, {}) == (evaluated, saved)
+  assert due(0, {}, has_evaluation=False) == ([], saved)
+  # A process that goes on at step 8 evaluates there if a signal prevented it.
+  assert due(8, {'f1': 1.0})[1] == [9, 10]
+  assert due(8, {})[1] == ([8, 9, 10] if every else [9, 10])
+  assert due(6, {}, signal=2)[1] == [7, 8, 9, 10]
+
+
 @pytest.mark.parametrize(('train_fields', 'epoch', 'metrics', 'complete'), [
     ({'num_steps': 7}, 0.1, {'f1': 5.0}, True),
     ({'num_steps': 8}, 9.0, {'f1': 5.0}, False),
