@@ -34,6 +34,7 @@ from qa_jax.models.attention import pallas
 from qa_jax.models.attention import pallas_tpu
 from qa_jax.models.attention import xla
 from qa_jax.models.encoders import bert
+from qa_jax.models.encoders import modernbert
 from qa_jax.runtime import devices
 from qa_jax.training import trainer
 from tests.common import jaxprs
@@ -593,6 +594,14 @@ def test_a_local_window_is_refused_by_kernels_without_one(name):
   assert refusals.refusal(attention.check_attention, name, use) == (
       f'attention={name!r} has no local window, and this encoder has one; '
       'those that fit: auto, xla, chunked')
+
+
+def test_the_local_window_of_an_encoder_counts():
+  sizes = modernbert.ModernBertConfig(vocab_size=50, hidden_size=64,
+                                      num_layers=2, num_heads=2, mlp_size=64)
+  assert 'pallas\' has no local window' in refusals.refusal(
+      lambda: build.check_attention(tiny.config(model={
+          'attention': 'pallas'}), sizes, training=True, platform='gpu'))
 
 
 def test_pallas_limits_the_length():
