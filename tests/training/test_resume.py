@@ -252,6 +252,20 @@ def test_a_run_is_evaluated_and_saved_at_the_steps_of_its_config(
   assert due(6, {}, signal=2)[1] == [7, 8, 9, 10]
 
 
+def test_a_checkpoint_has_what_the_next_row_of_metrics_needs():
+  store = mock.Mock()
+  meter = mock.Mock(skipped=(2, 1), losses=(0.5, 0.25))
+  assert checkpointing.Checkpointer(
+      store, checkpointing.Schedule(10, 0, 3, True),
+      mock.Mock(position={'epoch': 1}), None, mock.Mock(signal=None), meter,
+      workdir=None, data='', num_devices=4, histograms=False,
+      start=0).evaluate_and_save(3, mock.Mock()) == ''
+  assert store.save.call_args.args == (3,)
+  assert store.save.call_args.kwargs['meta'] == {
+      'position': {'epoch': 1}, 'devices': 4, 'skipped': [2, 1],
+      'losses': [0.5, 0.25]}
+
+
 @pytest.mark.parametrize(('train_fields', 'epoch', 'metrics', 'complete'), [
     ({'num_steps': 7}, 0.1, {'f1': 5.0}, True),
     ({'num_steps': 8}, 9.0, {'f1': 5.0}, False),
