@@ -652,7 +652,7 @@ def candidates(texts, scores, context):
 
 
 def test_merging_lets_two_halves_overtake_the_best():
-  context = 'the cat, a dog! The  Cat'
+  context = 'the cat, a dog! The  Cats'
   example = Example('q', '', context)
   merged = answers_lib.merge_surface_forms([example], candidates(
       ['a dog!', 'the cat', 'Cat', 'dog'], [2.0, 1.9, 1.8, -50.0], context))

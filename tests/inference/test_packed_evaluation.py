@@ -17,6 +17,7 @@ from qa_jax.models.encoders import bert
 from qa_jax.runtime import devices
 from qa_jax.span_scores import SpanScores
 from tests.common import random_model
+from tests.common import tiny
 
 LETTERS = 'abcdefghijklmnop'
 TOKENIZER = tokenizer.Tokenizer(
@@ -95,3 +96,17 @@ def test_few_windows_are_one_batch_of_the_rows_they_need():
       config, np.full(5, 12), devices=1)
   assert length == 40 and places is None
   assert sorted(windows[windows >= 0]) == [*range(5)]
+
+
+@pytest.mark.parametrize(('packing', 'lengths', 'first'), [
+    (False, [32, 32, 64], 1), (True, 5 * [64], 0)])
+def test_windows_are_planned_by_length_or_packed_in_the_order_of_the_data(
+    packing, lengths, first):
+  plan = input_pipeline.plan_evaluation(
+      tiny.config(data={'packing': packing, 'buckets': [32, 64]},
+                  train={'eval_batch_size': 2}),
+      np.array([60, *8 * [20]]), devices=1)
+  assert [length for length, _, _ in plan] == lengths
+  windows = np.concatenate([windows for _, windows, _ in plan])
+  assert windows[0] == first
+  assert sorted(windows[windows >= 0]) == [*range(9)]

@@ -156,6 +156,8 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'parallel': {'num_devices': 9}},
      'num_devices=9, but there are 8 cpu devices; JAX_NUM_CPU_DEVICES=9 in'),
     ({'parallel': {'mode': 'pmapp'}}, "did you mean 'pmap'"),
+    ({'parallel': {'mode': 'jit'}}, "mode='jit' trains on one device"),
+    ({'model': {'attention': 'cudn'}}, "did you mean 'cudnn'"),
     ({'parallel': {'mode': 'mesh', 'mesh': {'data': 3}}}, 'does not multiply'),
     ({'parallel': {'mode': 'mesh', 'mesh': {'model': 2}}}, "no axis 'model'"),
     ({'model': {'head': 'independant'}}, "did you mean 'independent'"),
@@ -178,6 +180,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     train.train(tiny.config(**changes), tmp_path / 'run')
   assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_could_not_be_scored_costs_no_step(tmp_path):
+  data = tmp_path / 'eval.jsonl'
+  data.write_text('{"id": "a", "question": "Who?", "context": "Mira did."}\n')
+  assert f'{data}: ' in refusal(train.train, tiny.config(
+      data={'eval': str(data)}), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 
