@@ -432,6 +432,8 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
     ('nbest.jsonl', {'id': [], 'answers': [], 'windows': 1}, "'id'"),
     ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [
         {'text': 'a', 'start': 0, 'end': 1, 'score': 10**400}]}, 'finite'),
+    ('nbest.jsonl', {'id': '0', 'windows': 1, 'answers': [
+        {'text': 'a', 'start': 0, 'end': 1, 'score': -10**400}]}, 'finite'),
     ('nbest.jsonl', [{'id': '0', 'windows': 1, 'answers': []}] * 2,
      "nbest.jsonl:2: question '0' stands there twice"),
     ('na_probs.json', {'0': 1.0}, 'questions have no na_score')])

@@ -81,6 +81,24 @@ def test_speeds_are_of_complete_steps_in_the_last_row_too(
     assert row['tokens_per_second'] == 60.0
 
 
+def test_steps_that_are_read_together_took_equally_long(
+    make_meter, tmp_path, monkeypatch, capsys):
+  now = [0.0]
+  monkeypatch.setattr(metrics_log_lib.time, 'perf_counter', lambda: now[0])
+  meter = make_meter()
+  for _ in range(5):
+    meter.add_batch(np.array([0, 3, -1]), np.array([10, 20]))
+  now[0] = 3.0
+  meter.leave_out(1.0)
+  meter.add_steps([values(1), values(2)])  # 1 s each
+  now[0] = 9.0
+  meter.add_steps([values(3), values(4), values(5)])  # 2 s each
+  assert [(row['epoch'], row['examples_per_second'], row['tokens_per_second'],
+           row['skipped']) for row in written(tmp_path)] == [
+      (0.5, 2.0, 30.0, 0), (1.0, 1.0, 15.0, 1), (1.25, 1.0, 15.0, 1)]
+  assert capsys.readouterr().err.endswith('Its windows: 0 3\n')
+
+
 @pytest.mark.slow
 def test_rows_of_a_resumed_run_equal_those_of_an_undisturbed_one(
     tmp_path):
