@@ -243,6 +243,15 @@ MUTATIONS: dict[str, Mutation] = {
     'trainer-applied-rate': Mutation(
         TRAINER, 'applied = schedule if step is None else',
         'applied = schedule if True else', SKIP),
+    'trainer-speeds': Mutation(
+        'qa_jax/training/metrics_log.py', '(now - self._read) / len(done), now',
+        '(now - self._read), now',
+        'tests/training/test_metrics_log.py -k read_together'),
+    'trainer-complete': Mutation(
+        'qa_jax/training/checkpointing.py',
+        "row['split'] == 'train' and row['step'] == step",
+        "row['split'] == 'train'",
+        'tests/training/test_resume.py -k complete_at_its'),
     'step-dropout-key': Mutation(
         STEP, 'jax.random.wrap_key_data(state.key_data), state.step)',
         'jax.random.wrap_key_data(state.key_data), 0)',
