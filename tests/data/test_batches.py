@@ -87,6 +87,8 @@ def test_fixed_rows_hold_every_window_once_and_have_one_shape(
       taken[shard, first:first + own] = True
       seen.append(indices[slot])
     tokens += taken.size
+    assert indices.size % (8 * shards) == 0
+    assert rows % 8 == 0 or size < 64 * multiple
   assert len(shapes) == 1 and sorted(seen) == [*range(n)]
   if n == 3000:  # many windows leave few tokens empty
     assert lengths.sum() > 0.9 * tokens

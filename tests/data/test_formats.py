@@ -411,6 +411,8 @@ def test_mrqa_answers_are_located_by_the_option(tmp_path):
     ('old Tarn. The old  Tarn.', 'old Tarn', 14, 'spaces', 'old  Tarn'),
     ('Oh, the old  Tarn.', 'old Tarn', 0, 'repaired', 'old  Tarn'),
     ('old  Tarn, old\tTarn', 'old Tarn', 9, 'repaired', 'old\tTarn'),
+    # The same white space goes before the nearest place.
+    ('old Tarn, old\tTarn', 'old Tarn', 8, 'repaired', 'old Tarn'),
     ('old  Tarn', 'old Tarn', 9, 'repaired', 'old  Tarn'),  # at the end
     ('old Tarn', 'old Tarn', 0, 'exact', 'old Tarn'),
     ('oldTarn', 'old Tarn', 0, 'unrecoverable', None)])

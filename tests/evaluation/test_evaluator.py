@@ -508,6 +508,7 @@ def test_blocks_of_questions_change_nothing(monkeypatch, block, count):
   whole = answer()
   monkeypatch.setattr(decode_lib, 'BLOCK', block)
   assert len(WINDOWS.blocks(block)) == count
+  assert [len(WINDOWS.blocks(len(WINDOWS) - n)) for n in (0, 1)] == [1, 2]
   parts = answer()
   for one, other in zip(whole, parts, strict=True):
     for name, value in vars(one).items():
