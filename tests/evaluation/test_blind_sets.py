@@ -72,11 +72,12 @@ def test_a_calibrated_run_predicts_without_scores_too(
     workdir, tmp_path, monkeypatch):
   monkeypatch.setattr(predict, '_calibrate', lambda config, *_: (
       config, calibration.Calibration(0.5, 2.0, 'x', 'y', 1, 1, {})))
-  data = examples.write(tmp_path / 'test.json', ROWS)
+  data = examples.write(tmp_path / 'blind.json', ROWS)
   result = commands.command('evaluate', f'--workdir={workdir}',
-                            f'--data={data}', f'--output={tmp_path}/out')
+                            f'--data={data}')
   assert (result.code, result.out) == (0, ''), result.err
-  assert not (tmp_path / 'out' / 'metrics.json').exists()
+  assert {p.name for p in (workdir / 'eval/blind').iterdir()} == {
+      'predictions.json', 'na_probs.json', 'nbest.jsonl', 'data.json'}
 
 
 def test_results_that_would_be_lost_are_refused_before_the_model_runs(

@@ -3,6 +3,7 @@
 import dataclasses
 import string
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,6 +17,7 @@ from qa_jax.decoding import candidates
 from qa_jax.inference import decode
 from qa_jax.inference import predict
 from qa_jax.models.encoders import bert
+from tests.common import lookup
 from tests.common import random_model
 
 LETTERS = string.ascii_lowercase
@@ -135,6 +137,26 @@ def test_the_beam_of_a_conditional_head_has_legal_starts_only():
           **qa.config.to_dict()['decode'], 'whole_words': False}}))
   assert not all(at_boundaries(context, *spans[0][:2])
                  for spans in spans_of(plain, questions))
+
+
+@dataclasses.dataclass(frozen=True)
+class Starts(lookup.Lookup):
+  """A model whose null score says whether a head gets legal starts."""
+
+  def apply(self, variables, token_ids, *args, start_mask=None, **inputs):
+    scores = super().apply(variables, token_ids, *args, **inputs)
+    given = jnp.zeros(len(token_ids)) + (start_mask is not None)
+    return dataclasses.replace(scores, null=given)
+
+
+def test_a_head_gets_legal_starts_for_whole_words_alone():
+  for whole_words in (False, True):
+    config = lookup.make_config(whole_words=whole_words)
+    windows = input_pipeline.make_windows(
+        config, lookup.make_examples(), lookup.TOKENIZER)
+    null = decode.score_windows(
+        Starts(), lookup.PARAMS, windows, config).null
+    assert set(null.tolist()) == {float(whole_words)}
 
 
 def test_regret_of_an_inexact_search_is_to_the_best_whole_words():
