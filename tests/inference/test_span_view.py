@@ -95,6 +95,11 @@ def test_focus_tokens_are_near_the_best_spans_of_all_questions():
     assert list(tokens) == [0, 1, 2, count - 3, count - 2, count - 1]
   alone = span_view.focus_tokens(views[:1], 3)[0]
   assert list(alone) == [0, 1, 2]
+  band[first + 3, 1] = 9  # a span of two tokens, with all around it or cut
+  for most in (6, 4):
+    tokens, = span_view.focus_tokens([dataclasses.replace(
+        view, band=band, log_partition=10.0)], most)
+    assert list(tokens) == [*range(1, 1 + most)]
 
 
 @pytest.mark.parametrize('spec', ['independent', 'conditional'])
@@ -154,6 +159,18 @@ def test_offsets_cut_the_context_where_the_tokens_are():
       view.tokens, view.offsets, view.context_mask, strict=True):
     expected = token.removeprefix('##') if inside else ''
     assert random_model.CONTEXT[begin:end].lower() == expected
+
+
+def test_a_span_beyond_the_longest_answer_has_no_place():
+  view = view_of('independent')
+  first = view.tokens.index('[SEP]') + 1
+  assert [view.locate(view.offsets[first, 0], view.offsets[first + d, 1])
+          for d in (3, 4)] == [(first, first + 3), None]
+
+
+def test_a_view_without_a_span_and_null_has_no_probability():
+  view = random_model.random_qa('independent').spans('', '')
+  assert not view.p_start.any() and not view.p_end.any()
 
 
 @pytest.mark.parametrize('spec', ['independent', 'conditional(beam=2)'])
