@@ -23,7 +23,7 @@ class Text(NamedTuple):
 
 
 class Marked(NamedTuple):
-  """A text with marked parts, a cell of a table."""
+  """A text with marked parts, a cell of a table that is HTML alone."""
 
   parts: Sequence[tuple[str, str]]  # (text, kind); kind '' is not marked
 
@@ -194,14 +194,8 @@ def _markdown(block: Block) -> str:
     case Items():
       return '\n'.join(f'- `{name}`: {text}' for name, text in block.items)
     case Table():
-      rows = [[f'*{_plain(cell)}*' for cell in row] if i in block.grey else row
+      rows = [[f'*{cell}*' for cell in row] if i in block.grey else row
               for i, row in enumerate(block.rows)]
       lines = [block.head, [':--', *['--:'] * (len(block.head) - 1)], *rows]
       return '\n'.join('| ' + ' | '.join(
-          _plain(cell).replace('|', r'\|') for cell in line) + ' |'
-                       for line in lines)
-
-
-def _plain(cell: str | Marked) -> str:
-  return cell if isinstance(cell, str) else ''.join(
-      f'[{text}]' if kind else text for text, kind in cell.parts)
+          cell.replace('|', r'\|') for cell in line) + ' |' for line in lines)

@@ -398,6 +398,10 @@ def test_mrqa_answers_are_located_by_the_option(tmp_path):
   example, = sources.load_examples(f'mrqa(path="{spec}", locate_answers=True)')
   assert example.answers == (GoldAnswer('Osprey', -1), GoldAnswer('a ship', -1))
   assert example.gold_texts == ('Osprey', 'a ship')
+  row['qas'][0]['answers'] = []
+  spec = examples_lib.write(tmp_path / 'a.jsonl', json.dumps(row))
+  assert "has no 'detected_answers'" in refusal(
+      sources.load_examples, f'mrqa(path="{spec}", locate_answers=True)')
 
 
 @pytest.mark.parametrize(('context', 'answer', 'start', 'fate', 'text'), [
@@ -447,7 +451,8 @@ def test_an_answer_may_differ_from_the_context_in_white_space(
     ('a.tsv', 'id,context,question\n', "a.tsv has no column 'context'"),
     ('a.csv', 'context,question,answers\nx,y,"[{\'text\': 1}\n {}]"',
      'as json.dumps writes it'),
-    ('a.csv', 'context,question,Answer\nx,y,z', "'Answer' and no 'answers'")])
+    ('a.csv', 'context,question,Answer\nx,y,z', "'Answer' and no 'answers'"),
+    ('a.csv', 'context,question,text,answer_start\nx,y,,0', '.text is ')])
 def test_what_cannot_be_read_is_one_line(tmp_path, name, content, message):
   assert message in refusal(
       sources.load_examples, examples_lib.write(tmp_path / name, content))

@@ -54,6 +54,19 @@ def test_an_epoch_holds_every_window_once_and_no_two_in_one_place(seed):
   assert (plan.window >= 0).any(axis=(1, 2)).all()  # no update is empty
 
 
+@pytest.mark.parametrize(('lengths', 'batch_size', 'count'), [
+    ((20, 13, 7, 12, 5, 3), 2, 6),  # the order of three full rows
+    ((15, 5, 5, 5, 5, 5), 3, 10),  # and the window that is beside the first
+    ((20, 19, 18, 17), 2, 6)])  # the pairs of rows, and their order
+def test_epochs_and_seeds_permute_all_that_is_equal(
+    lengths, batch_size, count):
+  made = planner(np.array(lengths), batch_size=batch_size, row_length=20)
+  for plans in ([made.plan(0, epoch) for epoch in range(100)],
+                [made.plan(seed, 0) for seed in range(100)]):
+    assert len({tuple(frozenset(update[update >= 0].tolist())
+                      for update in plan.window) for plan in plans}) == count
+
+
 @pytest.mark.parametrize('grouped', [False, True])
 def test_all_epochs_of_all_seeds_have_one_shape(grouped):
   lengths = squad_lengths(3000)

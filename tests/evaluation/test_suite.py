@@ -97,10 +97,15 @@ def test_the_command_reports_rows_averages_and_what_was_skipped(
   skipped = {s['name']: s['skipped'] for s in report['sets']
              if s['metrics'] is None}
   assert list(skipped) == ['three'] and 'No such file' in skipped['three']
-  # A flag replaces the SPEC of a set.
+  # A flag replaces the SPEC of a set. One that is answered has fewer metrics.
+  articles = json.loads(pathlib.Path(groups['here']['one']).read_text())
+  files.write_json(tmp_path / 'answered.json', {'data': [
+      article for article in articles['data']
+      if article['paragraphs'][0]['qas'][0]['answers']]})
   result = command(tmp_path, monkeypatch, qa, groups,
-                   f'--suite.gone.three={groups["here"]["one"]}')
+                   f'--suite.gone.three={tmp_path}/answered.json')
   assert 'SKIPPED' not in result.out and '3 of 3 sets' in result.out
+  assert '| HasAns F1 | NoAns |' in result.out
 
 
 @pytest.mark.filterwarnings('ignore:the load_module')
