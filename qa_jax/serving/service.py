@@ -16,7 +16,8 @@ from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.serving import batching
 
-LENGTHS = (64, 128, 256)  # buckets for a run without config.data.buckets
+# Buckets of a run without config.data.buckets, those below data.max_length.
+LENGTHS = (64, 128, 256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Question:
 def prepare_model(qa: predict.QA, limits: Limits) -> predict.QA:
   """Returns the model with batch shapes that compile into few programs."""
   c = qa.config
-  buckets = c.data.buckets or tuple(n for n in LENGTHS if n < c.data.max_length)
+  buckets = c.data.buckets or LENGTHS
   return dataclasses.replace(qa, config=dataclasses.replace(
       c, data=dataclasses.replace(c.data, buckets=buckets, packing=False),
       train=dataclasses.replace(c.train, eval_batch_size=limits.batch)))

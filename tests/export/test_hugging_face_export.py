@@ -302,17 +302,20 @@ def test_the_model_card_has_scores_training_and_use(exported, run):
 def test_the_model_card_has_no_figure_of_a_threshold_chosen_on_its_questions(
     run, tmp_path):
   other = shutil.copytree(run, tmp_path / 'run')
-  for folder, chosen in (('dev', True), ('test', False)):
+  at_zero = {'at_zero_exact_match': 50.0, 'at_zero_f1': 51.0}
+  for folder, chosen, values in (  # without a threshold there is only one F1
+      ('dev', True, at_zero), ('test', False, at_zero), ('warm', True, {})):
     files.write_json(other / 'eval' / folder / 'metrics.json', {
-        'exact_match': 90.0, 'f1': 91.0, 'total': 12,
-        'at_zero_exact_match': 50.0, 'at_zero_f1': 51.0,
+        'exact_match': 90.0, 'f1': 91.0, 'total': 12, **values,
         'threshold_chosen_on_these_questions': chosen})
   body = hugging_face.model_card(hugging_face.read_source(str(other)))
   assert '| dev | 12 | 50.00 | 51.00 |' in body
   assert '| test | 12 | 90.00 | 91.00 |' in body
+  assert '| warm | 12 | 90.00 | 91.00 |' in body
   _, header, _ = body.split('---\n', 2)
   assert [[m['value'] for m in result['metrics']] for result in yaml.safe_load(
-      header)['model-index'][0]['results']] == [[50.0, 51.0], [90.0, 91.0]]
+      header)['model-index'][0]['results']] == [
+          [50.0, 51.0], [90.0, 91.0], [90.0, 91.0]]
 
 
 def test_the_model_card_has_only_evaluations_of_its_weights(

@@ -163,6 +163,8 @@ def test_null_has_its_probability_and_cells():
   drawn = sum(e[1]['d'].count('M') for e in tree.find('path'))
   without = sum(e[1]['d'].count('M') for e in rendered().find('path'))
   assert drawn == without + 1 + 2 * 2  # the null score; [CLS] by layer
+  first = sum(e[1]['d'].count('M0 0h') for e in tree.find('path'))
+  assert first == 1 + 2  # they have the first row and column
 
 
 def test_two_questions_share_one_colour_scale_and_one_set_of_labels():
