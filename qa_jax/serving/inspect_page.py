@@ -181,7 +181,7 @@ def _passage(view: SpanView, answer: predict.Answer,
     pieces.append({
         'before': context[done:begin], 'text': context[begin:end],
         'token': view.tokens[i],
-        'answer': bool(answer.start < end <= answer.end and answer.text),
+        'answer': answer.start < end <= answer.end,
         **_scores(view, i)})
     done = end
   return [*pieces, {'before': context[done:], 'text': '', 'token': ''}]

@@ -130,6 +130,20 @@ def test_tint_grows_with_probability():
          ] == [0, 0, 1, 5, 9]
 
 
+def test_the_tokens_of_the_answer_are_marked():
+  qa = random_qa('independent')
+  answer = qa.answer(question=QUESTION, context=CONTEXT)
+  declined = dataclasses.replace(answer, text='', start=0, end=0)
+  last = dataclasses.replace(answer, text='.', start=len(CONTEXT) - 1,
+                             end=len(CONTEXT))
+  for given in (answer, declined, last):
+    pieces = inspect_page._passage(
+        qa.spans(QUESTION, CONTEXT), given, CONTEXT)
+    marked = ''.join(piece['before'] + piece['text'] for piece in pieces
+                     if piece.get('answer'))
+    assert marked.strip() == given.text != CONTEXT
+
+
 def test_best_spans_equal_the_n_best_of_predict(one):
   answer = random_qa('independent').answer(
       question=QUESTION, context=CONTEXT)
@@ -199,6 +213,16 @@ def test_every_span_has_a_cell_and_the_best_a_frame(one):
   assert any((int(e[1]['x']), int(e[1]['y'])) == (
       (i + d - first) * inspect_page.CELL, (i - first) * inspect_page.CELL)
       for e in one.find('rect', 'over')[:inspect_page.MARKS])
+  best = random_qa('independent').answer(question=QUESTION, context=CONTEXT)
+  assert f'1: {best.text}, {best.score:.2f}' in [
+      text for *_, text in one.find('title')]
+
+
+def test_tokens_that_are_left_out_leave_one_gap():
+  places = np.array([3, 4, 6, 9])
+  for null, expected in ((False, [3, 4, -1, 6, -1, 9]),
+                         (True, [0, -1, 3, 4, -1, 6, -1, 9])):
+    assert list(inspect_page._with_gaps(places, null=null)) == expected
 
 
 @pytest.mark.parametrize('margin', [-0.01, 0.01])
