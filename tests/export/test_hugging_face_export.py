@@ -37,6 +37,7 @@ from qa_jax.models.encoders import bert
 from qa_jax.span_scores import SpanScores
 from qa_jax.training import trainer
 from tests.common import commands
+from tests.common import random_model
 from tests.common import refusals
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
@@ -297,6 +298,19 @@ def test_the_model_card_has_scores_training_and_use(exported, run):
   assert blocks[1] == RunDirectory(run).read_config().to_dict()
   assert 'AutoModelForQuestionAnswering' in body
   assert 'diff' not in body and '--x' not in body  # they may hold private names
+
+
+def test_the_weights_are_those_of_the_checkpoint_that_is_named(tmp_path):
+  best = random_model.random_qa('shared')
+  last = dataclasses.replace(best, params=jax.tree.map(
+      lambda x: x + 1, best.params))
+  path = random_model.write_run(best, tmp_path / 'run', last)
+  for name, step, expected in (
+      ('best', 0, best), ('last', 1, last), ('1', 1, last)):
+    source = hugging_face.read_source(str(path), name)
+    assert source.step == step
+    jax.tree.map(np.testing.assert_array_equal, source.model.params,
+                 expected.params)
 
 
 def test_the_model_card_has_no_figure_of_a_threshold_chosen_on_its_questions(

@@ -71,6 +71,24 @@ def error_of(response, status: int) -> str:
   return response.json()['error']
 
 
+def test_a_question_whose_client_has_left_is_in_no_batch():
+  async def converse():
+    batches, sizes = [], []
+    batcher = batching.Batcher(lambda rows: batches.append(rows) or rows,
+                               max_batch=2)
+    batcher.observe = sizes.append
+    asked = asyncio.create_task(batcher.ask('left'))
+    await asyncio.sleep(0)
+    asked.cancel()
+    drain = asyncio.create_task(batcher.drain())
+    await asyncio.sleep(0.01)
+    assert await batcher.ask('stays') == 'stays'
+    drain.cancel()
+    batcher.close()
+    return batches, sizes
+  assert asyncio.run(converse()) == ([['stays']], [1])
+
+
 def test_answer_equals_that_of_predict(client):
   qa = random_qa('independent')
   expected = qa.answer(**BODY)
