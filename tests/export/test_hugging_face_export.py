@@ -426,6 +426,7 @@ def test_distilbert_leaves_as_a_bert_without_token_types(tmp_path):
       pretrained.read_pretrained(str(tmp_path / 'out')).params, sep='/')
   table = back['encoder/embeddings/token_type/embedding']
   assert table.shape == (2, 16) and not table.any()
+  assert files.read_object(tmp_path / 'out/config.json')['model_type'] == 'bert'
 
 
 def test_more_words_than_embeddings_are_refused(theirs, tmp_path):

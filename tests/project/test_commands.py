@@ -580,7 +580,9 @@ def test_demo_asks_a_question_that_has_an_answer(run, tmp_path):
   copy = shutil.copytree(run, tmp_path / 'run')
   rows = [{'question': 'When?', 'context': 'Never.', 'is_impossible': True},
           {'question': 'Who?', 'context': 'Mira built it.', 'answers': [
-              {'text': 'Mira', 'answer_start': 0}]}]
+              {'text': 'Mira', 'answer_start': 0}]},
+          {'question': 'Where?', 'context': 'In Oslo.', 'answers': [
+              {'text': 'Oslo', 'answer_start': 3}]}]
   config = json.loads((copy / 'config.json').read_text())
   for some, passage in (rows, 'Mira built it.'), (rows[:1], None):
     data = examples.write(tmp_path / f'{len(some)}.json', some)
@@ -591,7 +593,7 @@ def test_demo_asks_a_question_that_has_an_answer(run, tmp_path):
     if passage:
       result = commands.command('demo', *argv)
       assert result.code == 0 and f'passage:  {passage}\n' in result.out
-      assert re.search('  →  .', result.out)
+      assert re.findall('(.*)  →  .', result.out) == ['Who?']
     else:
       assert 'has an answer to show' in commands.refusal('demo', *argv)
 
