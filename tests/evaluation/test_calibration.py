@@ -1,6 +1,7 @@
 """Calibration: thresholds against a search over all of them, temperatures
 against enumeration, bins against sklearn; then the commands that use them."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -236,6 +237,12 @@ def test_temperature_data_are_those_of_loops_over_windows():
   assert data.best.tolist() == [max(found.values()) for found, _ in rows]
   assert data.null.tolist() == [null for _, null in rows]
   assert list(zip(data.gold_of, data.gold, strict=True)) == golds
+  # Without null, no answer is never right.
+  never = calibrate._temperature_data(windows, spans, dataclasses.replace(
+      config.decode, null_rule='never'))
+  with_gold = sorted({row for row, _ in golds})
+  assert never.null is None
+  assert never.best.tolist() == data.best[with_gold].tolist()
 
 
 def test_the_threshold_is_that_of_the_merged_answers(

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import dataclasses
 import html.parser
 import json
 import math
@@ -158,9 +159,15 @@ def test_power_of_a_pilot_is_that_of_the_planned_comparisons(runs, tmp_path):
       'report', f'--workdir={runs[0]}', '--planned=-1')
 
 
-def test_one_seed_of_the_default_has_no_power_table(runs):
-  text = report.report_markdown(compare.compare([runs[0], runs[2]]))
+def test_the_power_table_has_the_seeds_of_the_default_and_needs_two(runs):
+  found = compare.compare([runs[0], runs[2]])
+  text = report.report_markdown(found)
   assert 'Power' not in text and not power_table(text)
+  default, *others = found.variants
+  default = dataclasses.replace(default, runs=[*default.runs] * 4)
+  _, table, _ = report._power_blocks(
+      dataclasses.replace(found, variants=[default, *others]))
+  assert [row[0] for row in table.rows] == ['3', '4', '5', '10', '20', '40']
 
 
 def test_headline_says_which_difference_the_seeds_show(tmp_path):
@@ -476,14 +483,32 @@ def test_costs_are_sums_over_rows_and_means_over_runs(tmp_path):
 
 
 def test_best_is_named(runs):
+  found = compare.compare(runs)
+  default, shared, mlp = found.variants
+  mlp = dataclasses.replace(mlp, runs=[dataclasses.replace(
+      run, metrics={**run.metrics, 'exact_match': 99.0}) for run in mlp.runs])
   assert 'Best F1: head=shared, ' in report.report_markdown(
-      compare.compare(runs))
+      dataclasses.replace(found, variants=[default, shared, mlp]))
+
+
+def test_headline_is_of_the_best_difference_that_counts(runs):
+  found = compare.compare(runs)
+  default, shared, mlp = found.variants
+  shared, mlp = (dataclasses.replace(variant, deltas={
+      'f1': dataclasses.replace(variant.deltas['f1'], seeds=3, mean=mean,
+                                floor=1.0, low=1.0, high=20.0, p_holm=p)})
+                 for variant, mean, p in ((shared, 3.0, 0.01), (mlp, 9.0, 0.5)))
+  assert report.headline(dataclasses.replace(
+      found, variants=[default, mlp, shared]))[1] == (
+          'head=shared is better than the default by +3.00 points F1; 1 of 2 '
+          'variants are better, 0 worse.')
 
 
 def test_a_run_that_is_scored_at_an_earlier_checkpoint_is_named(runs):
   where = [RunDirectory(path).record_evaluation(SPEC) for path in runs]
   for path in runs:
-    with_rows(path, {'step': 4, 'split': 'eval', 'f1': 30.0})
+    with_rows(path, *({'step': step, 'split': 'eval', 'f1': 30.0}
+                      for step in (2, 4)))
   for folder, step in zip(where[:2], (4, 2), strict=True):
     run_directory.record_step(folder, step)
   found = compare.compare(runs)
@@ -496,6 +521,7 @@ def test_a_run_that_is_scored_at_an_earlier_checkpoint_is_named(runs):
 
 
 def test_curves_are_drawn_if_there_are_any(runs, tmp_path):
+  with_rows(runs[0], {'step': 30, 'split': 'eval', 'f1': 60.0})  # its end
   report.write_report(compare.compare(runs), tmp_path / 'none')
   assert not (tmp_path / 'none' / 'report_curves.png').exists()
   for path in runs[:3]:
