@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -603,7 +604,12 @@ def test_an_entry_larger_than_the_bound_is_kept_alone(tmp_path, monkeypatch):
   monkeypatch.setattr(cache, 'MAX_BYTES', 1)
   cached(tmp_path)
   assert is_warm(cached(tmp_path))
+  other = entries(tmp_path)[0].with_name('compiled') / 'program'
+  other.parent.mkdir()
+  other.write_text('of another cache in this directory')
   cached(tmp_path, max_length=65)
+  assert other.is_file()
+  shutil.rmtree(other.parent)
   assert len(entries(tmp_path)) == 1
   assert is_warm(cached(tmp_path, max_length=65))
 
