@@ -248,6 +248,15 @@ def test_files_are_those_of_an_evaluation_and_their_scores(folder):
   assert summary['f1_gain']['mean'] == pytest.approx(values['f1'] - best['f1'])
   assert summary['f1_gain']['mean'] > 0
   assert '| ensemble | 2 |' in result.out
+  # The threshold is the best of the selected members on held-out questions.
+  held = sources.load_examples(f'{folder}/held.json')
+  pool = ensemble.pool_members(held, [ensemble.read_member(
+      folder / pathlib.Path(name).name.replace('dev', 'held'), held)
+                                      for name in summary['members']])
+  selected = pool.combine([0, 1])
+  assert summary['threshold'] == selected.best_threshold()
+  assert summary['held_out_f1'][-1] == pytest.approx(
+      100 * selected.scores(summary['threshold'])[1].mean())
   # An ensemble is a member like any other.
   again = run(folder, members=('out/nbest.jsonl', 'dev2.jsonl'))
   assert again.code == 0, again.err
@@ -258,6 +267,13 @@ def test_without_held_out_questions_all_are_members(folder):
   assert result.code == 0 and 'these very questions' in result.out
   summary = files.read_object(folder / 'out' / 'ensemble.json')
   assert len(summary['members']) == 3 and summary['threshold'] == 0
+  assert 'at_held_out_f1' not in files.read_object(
+      folder / 'out' / 'metrics.json')
+  # A threshold that is given is that of each member alone, too.
+  made = ensemble.build_ensemble(
+      [f'{folder}/dev{m}.jsonl' for m in range(3)], f'{folder}/dev.json',
+      null_threshold=1.5)
+  assert (made.threshold, *made.thresholds) == (1.5,) * 4
 
 
 SCORES = {'exact_match': 0.0, 'f1': 0.0}
