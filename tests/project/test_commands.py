@@ -606,20 +606,30 @@ def test_demo_of_a_run_without_held_out_data_is_one_line(tmp_path):
       'demo', f'--workdir={tmp_path}')
 
 
+@pytest.mark.parametrize('steps', ['3', '3:3', 'a:5', '3:b'])
+def test_profile_steps_that_are_no_range_are_one_line(config, tmp_path, steps):
+  assert f'--profile_steps={steps}: expected FIRST:END' in commands.refusal(
+      'train', f'--config={config}', f'--workdir={tmp_path}/run',
+      f'--profile_steps={steps}')
+
+
 def test_predict_answers_one_question(run):
   result = commands.command('predict', f'--workdir={run}',
                             '--question=Who built it?',
-                            f'--context={examples.CONTEXT}', '--n_best=3')
+                            f'--context={examples.CONTEXT}', '--n_best=3',
+                            '--decode.null_rule=never')
   assert (result.code, result.err) == (0, '')
   answer, *candidates, null = result.out.splitlines()
   assert len(candidates) == 3 and null.endswith('(null)')
-  assert answer == '(no answer)' or answer in examples.CONTEXT
+  assert answer == re.search('"(.*)"', candidates[0])[1] in examples.CONTEXT
 
 
 def test_predict_shows_candidates_as_they_are_written(run):
   context = 'Où? À Müñchén, à l’été.'
   result = commands.command('predict', f'--workdir={run}', '--question=Où?',
-                            f'--context={context}', '--n_best=9')
+                            f'--context={context}', '--n_best=9',
+                            '--decode.null_threshold=-1e9')
+  assert result.out.startswith('(no answer)\n')
   shown = [text for line in result.out.splitlines()
            for text in re.findall(r'"(.*)"', line)]
   assert len(shown) == 9 and all(text in context for text in shown)
