@@ -33,6 +33,8 @@ PLANS = 'qa_jax/data/batch_plans.py'
 BATCHES = 'tests/data/test_batches.py'
 PACKING = 'qa_jax/data/packing.py'
 ROWS = 'tests/data/test_packing.py -k "fit or dealt or shards_hold"'
+ROW_PLANS = 'qa_jax/data/row_plans.py'
+PERMUTED = 'tests/data/test_row_plans.py -k permute_all'
 ANSWERS = 'qa_jax/decoding/answers.py'
 EVALUATOR = 'tests/evaluation/test_evaluator.py -k '
 SQUAD = 'tests/metrics/test_squad.py'
@@ -492,4 +494,38 @@ MUTATIONS: dict[str, Mutation] = {
     'calibration-spline': Mutation(
         CALIBRATION, 'data.log_partition - data.best[:, None] / TEMPERATURES',
         'data.log_partition - data.best[:, None]', THRESHOLDS),
+    # --- found by changes drawn at random
+    'rows-shards': Mutation(
+        ROW_PLANS, 'shard = rng.permutation(to.shards)[to.shard[place]]',
+        'shard = to.shard[place]', PERMUTED),
+    'rows-questions': Mutation(
+        ROW_PLANS, 'questions = _shuffle_equal(rng, self._kind)',
+        "questions = np.argsort(self._kind, kind='stable')", PERMUTED),
+    'head-starts': Mutation(
+        'qa_jax/inference/decode.py',
+        "start_mask=starts if 'end_mask' in batch else None)",
+        'start_mask=starts)', f'{WHOLE_WORDS} -k legal_starts_for'),
+    'cache-others': Mutation(
+        'qa_jax/data/cache.py',
+        "elif re.fullmatch('[0-9a-f]{64}', path.name) and path != newest:",
+        'elif path != newest:', 'tests/data/test_cache.py -k kept_alone'),
+    'ensemble-members': Mutation(
+        'qa_jax/evaluation/ensemble.py',
+        'threshold = held_out_pool.combine(selected).best_threshold()',
+        'threshold = held_out_pool.combine(everyone).best_threshold()',
+        'tests/evaluation/test_ensemble.py -k their_scores'),
+    'export-checkpoint': Mutation(
+        'qa_jax/export/hugging_face.py',
+        'qa = predict.load(directory, checkpoint=checkpoint_name,',
+        'qa = predict.load(directory,',
+        'tests/export/test_hugging_face_export.py -k that_is_named'),
+    'report-headline': Mutation(
+        'qa_jax/sweeps/report.py',
+        "best = max(others, key=lambda v: (v.deltas['f1'].verdict == 'better',",
+        'best = max(others, key=lambda v: (',
+        'tests/sweeps/test_report.py -k best_difference'),
+    'serving-left': Mutation(
+        'qa_jax/serving/batching.py',
+        'batch = [(row, result) for row, result in batch if not result.done()]',
+        'pass', 'tests/serving/test_server.py -k has_left'),
 }
