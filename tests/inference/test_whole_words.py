@@ -82,6 +82,18 @@ def test_posteriors_are_among_whole_words():
   assert sum(c['probability'] for c in answer.n_best) == pytest.approx(1)
 
 
+def test_answers_end_at_last_letters_and_at_the_end_of_the_context():
+  windows = input_pipeline.make_windows(
+      make().config, [Example('0', 'a', 'bcd efg'), Example('1', 'a', 'h')],
+      TOKENIZER)
+  masks = windows.gather(np.arange(2), 40, whole_words=True)
+  first = 3  # after [CLS] a [SEP]
+  for name, places in (('start_mask', [(0, 0), (0, 3), (1, 0)]),
+                       ('end_mask', [(0, 2), (0, 5), (1, 0)])):
+    assert np.argwhere(masks[name]).tolist() == [
+        [row, first + place] for row, place in places]
+
+
 def test_a_gold_span_that_cuts_a_word_has_no_legal_score():
   """The words of the golds are 'fghijk', of a token for each letter."""
   at = CONTEXT.index('fghijk')
