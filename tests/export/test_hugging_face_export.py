@@ -482,6 +482,7 @@ def test_the_command_converts_with_notes_on_the_checkpoint(tmp_path):
       f'--target={tmp_path / "run"}')
   assert result.code == 0, result.err
   assert "the head 'biased'" in result.err and 'not read' in result.err
+  assert 'no span head' not in result.err
   assert RunDirectory(tmp_path / 'run').is_run()
   assert RunDirectory(tmp_path / 'run').read_config().model.head == 'biased'
 

@@ -18,7 +18,10 @@ import pytest
 from experiments import cli
 from qa_jax import config as config_lib
 from qa_jax import config_comments
+from qa_jax import errors
 from qa_jax.data import sources
+from qa_jax.export import hugging_face
+from qa_jax.metrics import error_analysis
 from qa_jax.serving import service
 from qa_jax.training import trainer
 from tests.common import commands
@@ -375,6 +378,37 @@ def test_evaluate_says_that_it_keeps_no_file_of_a_model_that_is_no_run(
   assert f'{exported} is no run, so no file is written; --output' in said.err
   silent = commands.command(*argv, f'--output={kept}')
   assert 'no file' not in silent.err and (kept / 'predictions.json').is_file()
+
+
+@pytest.mark.parametrize(('module', 'function', 'argv', 'given'), [
+    (hugging_face, 'read_source',
+     ['convert_weights', '--workdir=w', '--output=o'],
+     ('w', 'best', {'calibrated': True})),
+    (hugging_face, 'read_source',
+     ['convert_weights', '--workdir=w', '--output=o', '--nocalibrated',
+      '--checkpoint=7'], ('w', '7', {'calibrated': False})),
+    (error_analysis, 'compare_predictions',
+     ['analyze', '--data=dev.json', '--evaluation=a.json', '--against=b.json',
+      '--output=o', '--seed=7'], ({'seed': 7},)),
+    (error_analysis, 'analyse_errors',
+     ['analyze', '--data=dev.json', '--evaluation=a.json', '--output=o',
+      '--seed=7'], ({'seed': 7, 'na_scores': None, 'held_out': None},))])
+def test_flags_reach_the_function_of_the_command(
+    tmp_path, monkeypatch, module, function, argv, given):
+  monkeypatch.chdir(tmp_path)
+  examples.write(pathlib.Path('dev.json'), examples.SQUAD)
+  for name in 'ab':
+    pathlib.Path(f'{name}.json').write_text(json.dumps(
+        {e.id: 'x' for e in sources.load_answered('dev.json')}))
+  got = []
+
+  def spy(*args, **kwargs):
+    got.extend([*args, kwargs])
+    raise errors.UserError('enough')
+
+  monkeypatch.setattr(module, function, spy)
+  assert commands.refusal(*argv) == 'error: enough\n'
+  assert tuple(got[-len(given):]) == given
 
 
 DECODED = {  # flag of decoding → what every span of the answer fulfils
