@@ -67,6 +67,18 @@ def test_windows_are_dealt_forth_and_back():
   np.testing.assert_array_equal(dealt + 1, [[9, 4, 3], [8, 5, 2], [7, 6, 1]])
 
 
+@pytest.mark.parametrize(('windows', 'rows'), [
+    (1, 1), (32, 32), (17, 18), (33, 33), (40, 42), (48, 48), (49, 52)])
+def test_packed_rows_are_rounded_up_to_a_sixteenth_of_the_windows(
+    windows, rows):
+  plan = packing.plan_rows(np.full(2 * windows, P),  # each needs its own row
+                           np.arange(2 * windows).reshape(2, -1), P)
+  np.testing.assert_array_equal(plan['packed_row'],
+                                np.arange(2 * rows).reshape(2, -1))
+  np.testing.assert_array_equal(np.sort(plan['first'].reshape(2, -1)),
+                                [P * np.arange(windows)] * 2)
+
+
 @given(st.integers(1, 8), st.integers(1, 6), st.randoms())
 def test_shards_hold_each_window_once_and_are_about_equal(shards, size, random):
   lengths = np.array([random.randint(1, P) for _ in range(shards * size)])
