@@ -168,6 +168,7 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'objective': 'cross_entropi'}, "did you mean 'cross_entropy'"),
     ({'objective': 'cross_entropy(domain="al")'}, "did you mean 'all'"),
     ({'data': {'train': ''}}, 'data.train is empty'),
+    ({'data': {'eval': 'synthetik()'}}, "did you mean 'synthetic'"),
     ({'data': {'buckets': (0,)}}, 'data.buckets has 0'),
     ({'data': {'window_overlap': 60}}, 'leaves no step'),
     ({'data': {'windows_without_answer': 'keep'}}, 'choose cls or drop'),
@@ -176,7 +177,9 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'optim': {'schedule': 'lineal'}}, "did you mean 'linear'"),
     ({'optim': {'freeze_encoder': True, 'layer_decay': 0.5}},
      'no learning rate under optim.freeze_encoder=True; set layer_decay to 1')])
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, changes, message):
+def test_a_mistake_is_one_line_before_the_data_are_read(
+    tmp_path, monkeypatch, changes, message):
+  monkeypatch.setattr(sources, 'load_examples', None)
   with pytest.raises(errors.UserError, match=message) as caught:
     train.train(tiny.config(**changes), tmp_path / 'run')
   assert '\n' not in str(caught.value)
