@@ -300,6 +300,10 @@ def check_config(
     raise errors.UserError(
         f'set one of config.train.num_epochs ({train.num_epochs}) and '
         f'config.train.num_steps ({train.num_steps}), the other to 0')
+  if 0 < checked.model.position_base < 1:
+    raise errors.UserError(
+        f'config.model.position_base={checked.model.position_base:g} must be '
+        'at least 1, or 0 for positions that are drawn')
   if checked.precision.compute_dtype not in COMPUTE_DTYPES:
     raise errors.UserError(
         f'config.precision.compute_dtype={checked.precision.compute_dtype!r}; '

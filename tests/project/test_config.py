@@ -79,6 +79,8 @@ def test_comment_above_every_field_is_whole_sentences(group):
     ({'seed': -1}, 'in 0'),
     ({'train': {'log_every_steps': 0, 'num_steps': 1}}, 'at least 1'),
     ({'train': {'batch_size': 10**27, 'num_steps': 1}}, 'in 1 … 1000000'),
+    ({'model': {'position_base': 1e-300}, 'train': {'num_steps': 1}},
+     'position_base=1e-300 must be at least 1, or 0'),
     ({'data': {'vocab_size': 10**10}}, 'in 100 … 1000000'),
     ({'train': {'num_steps': 1, 'num_epochs': 1.0}}, 'set one of'),
     ({'train': {}}, 'set one of'),
