@@ -186,15 +186,15 @@ def main() -> int:
   if unknown := sorted(set(stages) - set(STAGES)):
     parser.error(f'unknown stages {", ".join(unknown)}; choose of '
                  f'{", ".join(STAGES)}')
-  if not results_lib.TINY:  # `device` notices that JAX fell back to the CPU
-    stages = ['device', *(s for s in stages if s != 'device')]
   if bool(args.train) != bool(args.eval):
     parser.error('--train and --eval need each other; give both or none')
   given = results_lib.Given(args.train, args.eval, args.model, args.peer_python)
   if args.inside:
-    run_stage(args.stages, results_lib.Results(
-        args.output, args.stages, args.seconds, args.inside, given))
+    run_stage(stages[0], results_lib.Results(
+        args.output, stages[0], args.seconds, args.inside, given))
     return 0
+  if not results_lib.TINY:  # `device` notices that JAX fell back to the CPU
+    stages = ['device', *(s for s in stages if s != 'device')]
   # Checked now, because the stages that read these come after minutes.
   if args.train:
     check_data(parser, args.train, args.eval)
