@@ -1,6 +1,6 @@
 """Answers for a data set: encoder, head and search as one compiled program."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 from typing import Any
 
@@ -21,6 +21,7 @@ from qa_jax.models import qa
 from qa_jax.runtime import compilation
 from qa_jax.runtime import console
 from qa_jax.runtime import devices
+from qa_jax.runtime import processes
 
 P = jax.sharding.PartitionSpec
 
@@ -90,7 +91,7 @@ def _compiled(model: qa.QAModel, spec: str, longest: int, n_best: int,
     whole, rows = P(), P(mesh.axis_names)
     run = jax.shard_map(run, mesh=mesh, in_specs=(whole, rows, whole),
                         out_specs=rows, check_vma=False)
-  return jax.jit(run, out_shardings=devices.replicated_sharding(mesh))
+  return jax.jit(run)
 
 
 def score_windows(
@@ -101,9 +102,9 @@ def score_windows(
   """Computes the n-best spans of every window with encoder, head and search.
 
   Rows are sharded over all devices of `mesh`. Each process computes the rows of
-  its devices and gets the spans of all windows. `progress` names the progress
-  bar; with '' there is none. The result has the log-partitions at
-  `temperatures`, the scores of the gold spans if `golds`, and
+  its devices, and at the end all processes exchange their spans. `progress`
+  names the progress bar; with '' there is none. The result has the
+  log-partitions at `temperatures`, the scores of the gold spans if `golds`, and
   candidates.STATISTICS if `statistics`.
 
   Raises:
@@ -133,12 +134,15 @@ def score_windows(
   bar = console.Progress(progress, len(plan)) if progress else None
   ahead, scales = devices.RunAhead(2), np.asarray(temperatures, np.float32)
   inputs = (*qa.INPUTS, *qa.PACKED, *MASKS, *['gold_spans'] * golds)
+  own_rows = []  # of this process, batch by batch
 
   def store(finished):
     for (number, rows), fields in finished:
-      real = rows >= 0  # padding rows fill a batch
-      for name, value in fields.items():
-        getattr(spans, name)[rows[real]] = value[real]
+      if mesh:
+        rows = devices.local_rows(rows, mesh)
+      own_rows.append(rows)
+      _write(spans, rows, {name: np.concatenate(shards)
+                           for name, shards in fields.items()})
       if bar:
         bar.update(number)
 
@@ -161,11 +165,17 @@ def score_windows(
         programs.wait_for_all()
       for number, (length, rows, places) in enumerate(plan, 1):
         programs.wait((len(rows), length))
-        store(ahead.push((number, rows), run(*arguments(length, rows, places))))
+        store(ahead.push((number, rows), devices.local_shards(
+            run(*arguments(length, rows, places)))))
       store(ahead.drain())
   finally:
     if bar:
       bar.close()
+  if mesh and own_rows and processes.is_multi_process():
+    rows = np.concatenate(own_rows).astype(np.int32)
+    _write(spans, *processes.gather_rows((rows, {
+        name: value[rows] for name, value in vars(spans).items()
+        if isinstance(value, np.ndarray)})))
   odd = ~np.isfinite(spans.null) | (
       spans.valid & ~np.isfinite(spans.score)).any(axis=1)
   if odd.any():
@@ -174,6 +184,14 @@ def score_windows(
         'finite: the checkpoint is damaged, or its training diverged; lower '
         'config.optim.learning_rate')
   return spans
+
+
+def _write(spans: candidates.WindowSpans, rows: np.ndarray,
+           fields: Mapping[str, np.ndarray]) -> None:
+  """Writes fields of the windows `rows`; -1 is a padding row."""
+  real = rows >= 0
+  for name, value in fields.items():
+    getattr(spans, name)[rows[real]] = value[real]
 
 
 def calls_of_bucket(

@@ -174,6 +174,15 @@ def local_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
       mesh.size, -1, *x.shape[1:])[places].reshape(-1, *x.shape[1:]), tree)
 
 
+def local_shards(tree: Any) -> Any:
+  """Returns each array as its shards on this process, in the order of rows."""
+  def shards(x: jax.Array) -> list[jax.Array]:
+    return [shard.data for shard in sorted(
+        x.addressable_shards, key=lambda shard: shard.index[0].start or 0)]
+
+  return jax.tree.map(shards, tree)
+
+
 def put_rows(tree: Any, mesh: jax.sharding.Mesh) -> Any:
   """Returns arrays [B, …] sharded over `mesh`, from rows of `local_rows`."""
   sharding = jax.sharding.NamedSharding(mesh, P(mesh.axis_names))
@@ -209,16 +218,9 @@ def put_tree(tree: Any, shardings: Any) -> Any:
           np.shape(x), sharding, np.asarray(x).__getitem__), tree, shardings)
 
 
-def replicated_sharding(
-    mesh: jax.sharding.Mesh | None) -> jax.sharding.Sharding | None:
-  """Returns the sharding of results for all processes, None for one process."""
-  several = mesh is not None and processes.is_multi_process()
-  return jax.sharding.NamedSharding(mesh, P()) if several else None
-
-
 @functools.cache
 def _largest(mesh: jax.sharding.Mesh) -> Any:
-  return jax.jit(jnp.max, out_shardings=replicated_sharding(mesh))
+  return jax.jit(jnp.max, out_shardings=jax.sharding.NamedSharding(mesh, P()))
 
 
 def max_over_processes(value: int, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -166,6 +167,14 @@ def wait_for_all(what: str) -> None:
   """Waits until all processes have called this function with `what`."""
   if is_multi_process():
     multihost_utils.sync_global_devices(what)
+
+
+def gather_rows(tree: Any) -> Any:
+  """Returns the rows of all processes, in the order of the processes.
+
+  `tree` has host arrays [B, …], with an equal B on every process.
+  """
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def broadcast_from_first(values: Sequence[int]) -> list[int]:
