@@ -1,5 +1,10 @@
-"""Inference by torch + transformers, and by ONNX Runtime on CPU."""
+"""Inference by torch + transformers, and by ONNX Runtime on CPU.
 
+On a CPU each of them also runs in streams: Python threads, one a core, which
+compute different batches without other threads.
+"""
+
+import concurrent.futures
 import importlib.util
 import os
 import pathlib
@@ -11,10 +16,12 @@ import peer_batches
 import torch
 import transformers
 
+CORES = len(os.sched_getaffinity(0))
 # As train.eval_batch_size of qa_jax. On a CPU, 4 windows a core stay in its
 # caches: 1.3 times the windows/s of 32, in torch too.
-BATCH = (128 if peer_batches.DEVICE == 'cuda' else
-         4 * len(os.sched_getaffinity(0)))
+STREAM_BATCH = 4
+BATCH = 128 if peer_batches.DEVICE == 'cuda' else STREAM_BATCH * CORES
+STREAMS = ' streams'
 NAMES = ('input_ids', 'attention_mask', 'token_type_ids')
 
 
@@ -24,7 +31,7 @@ class Forward:
     """Loads the initial weights of both sides and the windows."""
     self.folder = pathlib.Path(folder)
     self.windows = peer_batches.Windows(self.folder / 'windows.npz')
-    self.models = {}
+    self.models, self.sessions = {}, {}
     for dtype in ('float32', 'bfloat16'):  # of weights: no casts, no autocast
       model = transformers.BertForQuestionAnswering.from_pretrained(
           folder, attn_implementation='sdpa', dtype=getattr(torch, dtype)).to(
@@ -40,6 +47,9 @@ class Forward:
         'onnxruntime'):
       names += [f'float32 {layout} onnxruntime'
                 for layout in peer_batches.LAYOUTS]
+    if peer_batches.DEVICE == 'cpu' and CORES > 1:
+      names += [name + STREAMS for name in names
+                if peer_batches.LAYOUTS[-1] in name]
     return names
 
   def logits(self, name, target):
@@ -63,28 +73,48 @@ class Forward:
 
   def _plan(self, name):
     layout = next(x for x in peer_batches.LAYOUTS if x in name)
-    return self.windows.plan(layout, BATCH, shuffled=False)
+    return self.windows.plan(
+        layout, STREAM_BATCH if STREAMS in name else BATCH, shuffled=False)
 
   def _run(self, name):
-    dtype, how = name.split()[0], f' {name.split()[-1]}'
-    if how == ' onnxruntime' and (dtype, how) not in self.models:
-      self.models[dtype, how] = _onnx(self.folder)
-    model = self.models.get((dtype, how), self.models[dtype, ''])
-    outputs = []
-    with torch.inference_mode():
-      for rows, length in self._plan(name):
-        output = model(**self.windows.batch(rows, length, labels=False))
-        outputs.append(output if how == ' onnxruntime' else [
-            x.float().cpu().numpy() for x in _logits(output)])
+    """Returns the start and end logits of each batch of the plan."""
+    streams = CORES if STREAMS in name else 1
+    model, plan = self._model(name, CORES // streams), self._plan(name)
+
+    def compute(batches):
+      torch.set_num_threads(CORES // streams)  # those of this Python thread
+      with torch.inference_mode():
+        return [model(self.windows.batch(*batch, labels=False))
+                for batch in batches]
+
+    if streams == 1:
+      return compute(plan)
+    outputs = [None] * len(plan)
+    with concurrent.futures.ThreadPoolExecutor(streams) as pool:
+      for i, part in enumerate(pool.map(
+          compute, [plan[i::streams] for i in range(streams)])):
+        outputs[i::streams] = part
     return outputs
+
+  def _model(self, name, threads):
+    """Returns the function of a batch to start and end logits on the host."""
+    name = name.removesuffix(STREAMS)
+    if name.endswith('onnxruntime'):
+      if threads not in self.sessions:
+        self.sessions[threads] = _onnx(self.folder, threads)
+      return self.sessions[threads]
+    model = self.models[name.split()[0],
+                        ' compiled' * name.endswith(' compiled')]
+    return lambda batch: [
+        x.float().cpu().numpy() for x in _logits(model(**batch))]
 
 
 def _logits(output):
   return output.start_logits, output.end_logits
 
 
-def _onnx(folder):
-  """Returns an ONNX Runtime session, fused by its own BERT optimizer."""
+def _onnx(folder, threads):
+  """Returns a session of ONNX Runtime, fused by its own BERT optimizer."""
   import onnxruntime
   from onnxruntime.transformers import optimizer
   model = transformers.BertForQuestionAnswering.from_pretrained(
@@ -113,11 +143,11 @@ def _onnx(folder):
         hidden_size=model.config.hidden_size, opt_level=0)
     optimized.save_model_to_file(str(path))
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
         str(path), options, providers=['CPUExecutionProvider'])
 
-  return lambda **batch: session.run(
+  return lambda batch: session.run(
       ['start', 'end'], {name: batch[name].numpy() for name in NAMES})
 
 
