@@ -84,7 +84,27 @@ def test_a_torn_name_is_no_hindrance(tmp_path, text):
     assert before == ''
 
 
-def test_a_lock_that_its_owner_removed_is_not_taken(tmp_path, monkeypatch):
+def test_a_lock_that_cannot_be_is_refused_by_its_path(tmp_path, monkeypatch):
+  path = tmp_path / lock.NAME
+  path.mkdir()
+  with pytest.raises(errors.UserError) as caught:
+    lock.hold_lock(tmp_path).__enter__()
+  assert str(caught.value) == (
+      f'{path}: cannot be written: {os.strerror(errno.EISDIR)}')
+  path.rmdir()
+
+  def no_locks(*_):
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  with pytest.raises(errors.UserError, match=(
+      f'{path}: cannot be locked: {os.strerror(errno.ENOLCK)}; choose')):
+    lock.hold_lock(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize('taken', [False, True])  # by a third process
+def test_a_lock_that_its_owner_removed_is_not_taken(
+    tmp_path, monkeypatch, taken):
   """Else one process locks the removed file, and another the new file."""
   take, first = lock._lock, []
 
@@ -92,6 +112,8 @@ def test_a_lock_that_its_owner_removed_is_not_taken(tmp_path, monkeypatch):
     if not first:  # its owner goes just before we have it
       first.append(file)
       path.unlink()
+      if taken:
+        path.touch()
     take(file, path)
   monkeypatch.setattr(lock, '_lock', slow)
   with lock.hold_lock(tmp_path):

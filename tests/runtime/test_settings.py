@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import platform
 import subprocess
 import sys
 import types
@@ -85,6 +86,14 @@ def test_programs_are_shared_by_equal_processors_alone(monkeypatch):
   one = 'model name: A\nflags: x y\nFeatures: z\ncpu MHz: 1\n'
   assert name(one) == name(one.replace('MHz: 1', 'MHz: 2') + one)
   assert len({name(one.replace(value, 'w')) for value in 'Axyz-'}) == 5
+  assert name(one).startswith(f'{platform.machine()}-')
+  monkeypatch.undo()
+
+  def missing(*_, **__):  # no Linux
+    raise FileNotFoundError
+
+  monkeypatch.setattr(pathlib.Path, 'read_text', missing)
+  assert settings._processor() == platform.machine()
 
 
 @pytest.mark.parametrize(('variable', 'tunes'), [

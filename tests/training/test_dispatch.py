@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.runtime import compilation
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import signals
+from qa_jax.runtime import watchdog
 from qa_jax.training import metrics_log
 from qa_jax.training import parallel
 from qa_jax.training import train
@@ -221,3 +223,31 @@ def test_metrics_are_read_when_later_steps_are_on_their_way():
             for step in range(4)]
   assert [[step for step, _ in done] for done in pushed] == [[], [], [0], [1]]
   assert [values['loss'] for _, values in ahead.drain()] == [2, 3]
+
+
+@pytest.mark.parametrize(('platform', 'updates', 'unread'), [
+    ('cpu', 1, 2), ('cpu', 4, 2), ('gpu', 1, 8), ('gpu', 2, 4), ('gpu', 8, 2)])
+def test_the_loop_reads_as_soon_as_the_platform_has_enough_to_do(
+    monkeypatch, platform, updates, unread):
+  """XLA on a CPU aborts with many updates in flight."""
+  done = []
+  program = mock.Mock(
+      most_at_once=updates, read=lambda some: done.extend(s for s, _ in some),
+      **{f'{name}.return_value': False for name in (
+          'is_compiling', 'is_complete', 'has_failed')})
+  program.is_due.side_effect = lambda step: step == 16 * updates
+  seen = []
+
+  def dispatch(step, state):
+    seen.append(step // updates - len(done))
+    return state + updates, {}, updates
+
+  program.dispatch.side_effect = dispatch
+  monkeypatch.setattr(jax, 'default_backend', lambda: platform)
+  assert train.run_loop(
+      program, 0, start=0, num_steps=16 * updates,
+      requests=mock.Mock(signal=None), dog=watchdog.Watchdog(0, '')
+      ) == 16 * updates
+  assert seen == [*range(unread), *(unread,) * (16 - unread)]
+  # Before the runs are saved, all of it is read; the first step is step 1.
+  assert [k for steps in done for k in steps] == [*range(1, 16 * updates + 1)]

@@ -98,6 +98,26 @@ def test_accumulation_changes_nothing_but_the_rows_at_a_time(
       a, b, rtol=1e-6, atol=1e-6), update, reference)
 
 
+def test_rows_stay_on_their_device_in_every_micro_step():
+  """Row r is in micro-step r mod 3, wherever the mesh divides the rows."""
+  seen = []
+
+  def loss_fn(params, rows, key):
+    jax.debug.callback(lambda x: seen.append(x.tolist()), rows['row'])
+    return {'loss': params * rows['row']}
+
+  jax.jit(functools.partial(
+      step_lib.train_step, loss_fn=loss_fn, accumulation=3,
+      optimizer=optax.with_extra_args_support(optax.identity())))(
+          step_lib.TrainState(
+              step=np.int32(0), params=np.float32(1), opt_state=(),
+              key_data=np.zeros(2, np.uint32)),
+          {'row': np.arange(12, dtype=np.int32),
+           'weight': np.ones(12, np.float32)})
+  jax.effects_barrier()
+  assert sorted(seen) == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+
+
 def test_a_batch_of_padding_alone_changes_nothing(trainer, batch):
   empty = {**batch, 'weight': np.zeros(16, np.float32)}
   loss, norm, params = sgd_update(trainer, empty, 'pmap', 2, {})
