@@ -422,9 +422,11 @@ def _train(members: Sequence[_Member], start: int,
     states = [member.begin(start, open_things.enter_context(
         metrics_log_lib.Costs(share=1 / len(members))), requests, open_things)
               for member in members]
-    if all(member.outcome is not None for member in members):
+    # A member that has failed or is complete only takes its place.
+    left = sum(member.outcome is None for member in members)
+    if not left:
       return
-    console.say(f'{len(members)} runs as one program'
+    console.say(f'{left} run' + 's' * (left > 1) + ' as one program'
                 + f', {first.dispatch} updates a dispatch' * (
                     first.dispatch > 1)
                 + f', from step {start}; each batch shape is compiled at its '

@@ -249,7 +249,7 @@ def test_a_failed_member_does_not_hold_back_a_population_that_is_killed(
     capsys.readouterr()
     kill_after_save(monkeypatch, configs, runs, 'good', death)
     said = capsys.readouterr().err
-    assert f'2 runs as one program, from step {start}' in said
+    assert f'1 run as one program, from step {start}' in said
     assert f'bad: failed at step {record["step"]}; the others go on' in said
     for run in runs:
       store = manager.Checkpoints(run / 'checkpoints', read_only=True)
@@ -275,7 +275,7 @@ def test_a_first_checkpoint_is_used_though_another_member_failed_before_its(
   assert (runs[0] / 'failure.json').is_file()
   assert not [*(runs[0] / 'checkpoints').iterdir()]
   population.train_members(configs, runs)
-  assert '2 runs as one program, from step 2' in capsys.readouterr().err
+  assert '1 run as one program, from step 2' in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -319,8 +319,8 @@ def test_a_member_with_damaged_checkpoints_does_not_hold_back_the_others(
     path.write_bytes(path.read_bytes()[:-1])
   population.train_members(configs, runs)
   said = capsys.readouterr().err
-  assert '1 runs as one program, from step 6' in said
-  assert '1 runs as one program, from step 0' in said
+  assert '1 run as one program, from step 6' in said
+  assert '1 run as one program, from step 0' in said
   for run, expected in zip(runs, whole, strict=True):
     assert_same_values(run, expected)
     store = manager.Checkpoints(run / 'checkpoints', read_only=True)
