@@ -167,6 +167,8 @@ def test_any_flipped_bit_or_cut_of_the_data_is_an_error(tmp_path):
      ({
          'extra': tensorflow_lib.field(2, 5)
      }, 'not a whole index'), ({
+         'extra': tensorflow_lib.field(4, b'7')
+     }, 'field 4 is no number'), ({
          'extra': b'\xff' * 12
      }, 'a number without end'), ({
          'compression': 2

@@ -253,6 +253,15 @@ def test_run_record_has_new_files_that_git_does_not_know_yet(
   assert '+changed \udcff' in record['diff']  # not UTF-8
   assert record['untracked'] == {path: f'# {path}\n' for path in (
       'qa_jax/heads/mine ü.py', 'configs/mine.py')}
+  monkeypatch.setattr(run_record, 'MAX_CHARACTERS', 9)
+  short = run_record.run_record(seed=1, argv=[], devices=jax.devices(),
+                                hashes={})['git']
+  assert short['diff'] == record['diff'][:9]
+  assert short['untracked']['configs/mine.py'] == '# configs'
+  monkeypatch.setenv('PATH', '')  # git is not installed
+  assert run_record.run_record(
+      seed=1, argv=[], devices=jax.devices(), hashes={})['git'] == {
+          'commit': '', 'diff': '', 'untracked': {}}
 
 
 def test_run_record_says_what_made_the_numbers():

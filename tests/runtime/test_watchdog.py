@@ -86,3 +86,20 @@ def test_compiling_and_evaluating_may_take_longer(tmp_path):
   with processes.Child(tmp_path / 'log', slow, tmp_path / 'run',
                        devices=2) as child:
     assert child.wait() == 0, child.said
+
+
+@pytest.mark.parametrize(('seconds', 'ends'), [(9.0, False), (11.0, True)])
+def test_only_a_step_that_takes_longer_than_the_limit_ends(
+    monkeypatch, capsys, seconds, ends):
+  """Looks twice at a step that has taken `seconds` of its 10."""
+  now = iter([0.0, seconds, seconds])
+  codes, looks = [], iter([False, False, True])
+  monkeypatch.setattr(watchdog, 'time', types.SimpleNamespace(
+      monotonic=lambda: next(now)))
+  monkeypatch.setattr(watchdog.os, '_exit', codes.append)
+  dog = watchdog.Watchdog(10.0, 'run')
+  dog._closed = types.SimpleNamespace(wait=lambda _: next(looks))
+  with dog.waiting():
+    dog._run()
+  assert codes == [124] * 2 * ends
+  assert capsys.readouterr().err.startswith('error: run: no step') == ends

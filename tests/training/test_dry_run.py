@@ -1,5 +1,8 @@
 """The dry run: its memory and time, beside the sizes of a run."""
 
+import dataclasses
+
+import jax
 import pytest
 
 from qa_jax.runtime import devices
@@ -34,6 +37,16 @@ def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
   summary = dry_run.summarize(trainer)
   assert summary['eta'].startswith('not timed: beside the state a step needs')
   assert 'seconds_per_step' not in summary
+
+
+@pytest.mark.parametrize('freeze', [False, True])
+def test_the_parameters_are_those_that_learn(trainer, freeze):
+  text = dry_run.describe_parameters(dataclasses.replace(
+      trainer, config=tiny.config(optim={'freeze_encoder': freeze})))
+  every = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+  head = 2 * trainer.sizes.hidden_size  # a start and an end score
+  assert text == f'{every:,} parameters' + (
+      f' ({head} of the head are trained)' * freeze)
 
 
 @pytest.mark.parametrize('changes', [

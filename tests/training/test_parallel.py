@@ -79,7 +79,7 @@ def test_a_checkpoint_restores_on_other_devices(
     trainer, saved, before, after):
   wrapped = wrap_step(trainer, *after)
   state, counts, position = checkpointing.restore_state(
-      dataclasses.replace(trainer, parallel=wrapped,
+      dataclasses.replace(trainer, parallel=wrapped, num_steps=8,
                           devices=jax.devices()[:after[1]]),
       saved(*before), 7)
   assert (counts, position) == ({}, {'epoch': 0, 'index': 3})

@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -114,9 +115,40 @@ def test_members_batches_differ_in_length():
   shapes = []
   for config in members():
     trainer = trainer_lib.build_trainer(config)
+    start = trainer.batches.position
     shapes.append([next(trainer.batches)['token_ids'].shape[1]
                    for _ in range(3)])
+    # Padding to the longest changes no dropout: its lengths are the batch's.
+    trainer.batches.seek(start)
+    batches = population._Member(trainer, None, None).next_batches(3)
+    assert [b['dropout_lengths'].tolist() for b in batches] == [
+        [length] * config.train.batch_size for length in shapes[-1]]
   assert any(len(set(step)) > 1 for step in zip(*shapes, strict=True))
+
+
+def test_a_member_that_cannot_be_saved_ends_alone(tmp_path):
+  full = errors.UserError('no space left')
+  def member():
+    return population._Member(
+        mock.MagicMock(), tmp_path, None, checkpointer=mock.Mock(
+            evaluate_and_save=mock.Mock(side_effect=full),
+            stop_message=mock.Mock(side_effect=full)))
+  saving, stopping, fine = member(), member(), member()
+  assert saving.evaluate_and_save(3, {}) == 'no space left'
+  assert saving.outcome is full and saving.failed
+  assert stopping.stop_message(3) == f'{tmp_path}: no space left'
+  assert stopping.outcome is full
+  fine.checkpointer = mock.Mock(
+      stop_message=lambda step: f'before {step}', metrics={'f1': 1.0},
+      evaluate_and_save=lambda step, state: f'after {step}',
+      is_complete=lambda step: step == 4)
+  assert fine.stop_message(3) == 'before 3'
+  assert fine.evaluate_and_save(3, {}) == 'after 3' and fine.outcome is None
+  assert fine.evaluate_and_save(4, {}) == 'after 4'
+  assert fine.outcome == {'f1': 1.0}
+  assert saving.begin(3, None, None, None) is jax.device_get(
+      saving.trainer.state)
+  assert saving.trainer.batches.skip.call_args.args == (3,)
 
 
 @pytest.mark.parametrize('count', [1, 2, 8])

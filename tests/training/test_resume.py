@@ -15,6 +15,7 @@ from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.data import sources
 from qa_jax.io import files
+from qa_jax.runtime import signals
 from qa_jax.training import checkpointing
 from qa_jax.training import metrics_log
 from qa_jax.training import train
@@ -264,6 +265,25 @@ def test_a_checkpoint_has_what_the_next_row_of_metrics_needs():
   assert store.save.call_args.kwargs['meta'] == {
       'position': {'epoch': 1}, 'devices': 4, 'skipped': [2, 1],
       'losses': [0.5, 0.25]}
+
+
+@pytest.mark.parametrize('error', [
+    errors.NotFiniteError('NaN'), ZeroDivisionError('in a search')])
+def test_a_failed_evaluation_loses_a_run_only_if_its_scores_are_not_finite(
+    tmp_path, error):
+  store, meter = mock.Mock(), mock.Mock(skipped=(0, 0), losses=(0.5, 1.0))
+  checkpointer = checkpointing.Checkpointer(
+      store, checkpointing.Schedule(9, 3, 3, True), mock.Mock(),
+      mock.Mock(evaluate=mock.Mock(side_effect=error)),
+      signals.StopRequests(), meter, workdir=tmp_path, data='', num_devices=1,
+      histograms=False, start=0)
+  with pytest.raises(type(error)) as raised:
+    checkpointer.evaluate_and_save(3, mock.Mock())
+  assert raised.value is error and checkpointer.metrics == {}
+  calls = [name for name, *_ in store.mock_calls]
+  assert calls == ([] if isinstance(error, errors.NotFiniteError)
+                   else ['save', 'finish'])
+  assert not meter.log.write.called
 
 
 @pytest.mark.parametrize(('train_fields', 'epoch', 'metrics', 'complete'), [
