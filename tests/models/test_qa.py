@@ -103,3 +103,14 @@ def test_a_head_in_half_precision_has_a_float32_loss(trainer, batch):
   loss = objectives.span_softmax(max_answer_length=3).loss(scores, batch)
   assert loss.dtype == jnp.float32
   assert (loss != loss.astype(jnp.bfloat16)).any()
+
+
+def test_a_head_that_reads_the_mask_scores_every_layer(trainer, batch):
+  """Shapes alone: the mask is repeated as often as the windows."""
+  model = trainer.model.clone(head=heads_lib.build_head('conditional'))
+  inputs = qa.model_inputs(batch)
+  _, start, end = jax.eval_shape(
+      lambda params: model.apply(
+          {'params': params}, **inputs, method='by_layer'),
+      qa.param_shapes(model))
+  assert start.shape == end.shape == (1 + 2, *batch['token_ids'].shape)

@@ -1,6 +1,7 @@
 """Checkpoints restore on other devices than they were saved on."""
 
 import dataclasses
+from unittest import mock
 
 import jax
 import numpy as np
@@ -92,3 +93,17 @@ def test_a_checkpoint_restores_on_other_devices(
   assert len(kernel.sharding.device_set) == after[1]
   shard = kernel.addressable_shards[0].data
   assert shard.size * (after[1] if after[0] == 'fsdp' else 1) == kernel.size
+
+
+def test_a_run_that_is_over_needs_no_devices_of_its_batches(trainer, saved):
+  """No batch follows the last step."""
+  ended = dataclasses.replace(
+      trainer, parallel=wrap_step(trainer, 'pmap', 1),
+      devices=jax.devices()[:1],
+      batches=mock.Mock(depends_on_devices=True, packing='rows'))
+  assert ended.num_steps == 7
+  state, *_ = checkpointing.restore_state(ended, saved('pmap', 8), 7)
+  assert int(state.step) == 7
+  with pytest.raises(errors.UserError, match='8 devices before, 1 now'):
+    checkpointing.restore_state(
+        dataclasses.replace(ended, num_steps=8), saved('pmap', 8), 7)
