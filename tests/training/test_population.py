@@ -126,6 +126,42 @@ def test_members_batches_differ_in_length():
   assert any(len(set(step)) > 1 for step in zip(*shapes, strict=True))
 
 
+@pytest.mark.parametrize(('complete', 'retried'), [(False, False),
+                                                   (True, True)])
+def test_a_failed_member_tries_again_if_the_others_are_complete(
+    tmp_path, capsys, complete, retried):
+  failed, other = (types.SimpleNamespace(
+      workdir=tmp_path / name, outcome=None, is_complete=lambda: complete)
+                   for name in ('failed', 'other'))
+  record = RunDirectory(failed.workdir).failure_file
+  files.write_json(record, {'step': 7, 'error': 'not finite'})
+  population._read_failures([failed, other])
+  assert record.is_file() != retried and other.outcome is None
+  assert (failed.outcome is None) == retried
+  if not retried:
+    assert str(failed.outcome) == 'not finite'
+    assert 'failed at step 7; the others' in capsys.readouterr().err
+
+
+def test_a_member_that_failed_is_asked_for_nothing(tmp_path):
+  failed = population._Member(  # before it began: it has no checkpointer
+      mock.Mock(), tmp_path, None, outcome=errors.UserError('failed'))
+  other = population._Member(
+      mock.MagicMock(), tmp_path, None, checkpointer=mock.Mock(
+          is_due=lambda step: step == 3, is_complete=lambda step: step == 4,
+          evaluate_and_save=mock.Mock(return_value='')))
+  program = population._PopulationProgram(
+      [failed, other], mock.Mock(take=lambda states: states), None,
+      mock.Mock(), 1)
+  assert [program.is_due(step) for step in (2, 3)] == [False, True]
+  assert [program.is_complete(step) for step in (3, 4)] == [False, True]
+  assert not program.has_failed()
+  program.evaluate_and_save(2, [{}, {}])
+  assert not other.checkpointer.evaluate_and_save.called
+  program.evaluate_and_save(3, [{}, {}])
+  assert other.checkpointer.evaluate_and_save.call_count == 1
+
+
 def test_a_member_that_cannot_be_saved_ends_alone(tmp_path):
   full = errors.UserError('no space left')
   def member():
