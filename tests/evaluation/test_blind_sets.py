@@ -183,11 +183,15 @@ def test_files_of_one_name_have_folders_of_their_own(
 def test_data_of_one_name_do_not_share_the_folder_of_a_decoding(
     tmp_path, plain_first):
   run = RunDirectory(tmp_path / 'run')
+  stranger = run.path / 'eval' / 'dev-000000'  # of no evaluation
+  stranger.mkdir(parents=True)
   if plain_first:
     run.record_evaluation('two/dev.json')
   folders = {data: run.record_evaluation(data, '.n_best-2')
              for data in ('one/dev.json', 'two/dev.json')}
-  assert len({*folders.values()}) == 2
+  assert len({stranger, *folders.values()}) == 3
+  assert run.evaluation('one/dev.json') != stranger
+  assert run.evaluation('two/dev.json') != stranger
   assert all(run.evaluation(data, '.n_best-2') == folder
              for data, folder in folders.items())
 
