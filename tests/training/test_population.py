@@ -131,8 +131,8 @@ def test_members_batches_differ_in_length():
 def test_a_failed_member_tries_again_if_the_others_are_complete(
     tmp_path, capsys, complete, retried):
   failed, other = (types.SimpleNamespace(
-      workdir=tmp_path / name, outcome=None, is_complete=lambda: complete)
-                   for name in ('failed', 'other'))
+      workdir=tmp_path / name, outcome=None, is_complete=lambda done=done: done)
+                   for name, done in (('failed', False), ('other', complete)))
   record = RunDirectory(failed.workdir).failure_file
   files.write_json(record, {'step': 7, 'error': 'not finite'})
   population._read_failures([failed, other])
