@@ -13,6 +13,7 @@ from qa_jax.models.encoders import bert
 from tests.common import platforms
 
 SPECS = {'nd,df->nf': ((6, 4), (4, 5)),
+         'bac,bcd->ad': ((4, 3, 5), (4, 5, 6)),
          'bhqk,bhsk->bhqs': ((2, 3, 6, 4), (2, 3, 5, 4)),
          'bhqs,bhsk->bhqk': ((2, 3, 6, 5), (2, 3, 5, 4))}
 
