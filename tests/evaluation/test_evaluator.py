@@ -604,6 +604,11 @@ def test_regret_of_a_search_that_finds_nothing_is_a_share_alone():
       'decode_regret_share': 100.0}
 
 
+def test_a_question_without_a_span_is_in_the_share_but_not_in_the_mean():
+  assert evaluator.decode_regret(np.array([np.inf, 0.0, 0.0, 0.0])) == {
+      'decode_regret': 0.0, 'decode_regret_share': 25.0}
+
+
 def test_an_exact_search_has_no_regret_to_report():
   for search in ('dense', 'banded', 'two_stage'):
     assert not any('regret' in k for k in run(search=search))
