@@ -460,7 +460,7 @@ def _reason(e: BaseException) -> str:
   if re.search(r'^<|[/\\](absl|ml_collections)[/\\]', place.filename):
     where = '--config'  # not in the config file
     if isinstance(e, KeyError) and 'suite' in flags.FLAGS:
-      return f'--suite has no group {e.args[0]!r}'
+      return f'--suite has no group {e.args[0]!r}; add it to the suite file'
     if re.match(r'get_config\(\) takes 0 positional arguments', str(e)):
       flag = 'suite' if 'suite' in flags.FLAGS else 'config'
       return (f'--{flag}: the file has no variants: leave out the colon and '

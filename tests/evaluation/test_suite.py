@@ -129,7 +129,8 @@ def test_the_flags_of_decoding_and_checkpoint_name_the_folder(
     ({'a': 'x.json'}, (), 'a suite is {group: {name: data SPEC}}'),
     ({'a': {}}, (), 'none of them empty'), ({}, (), 'none of them empty'),
     ({'a': {'b': 3}}, (), 'a suite is'),
-    ({'a': {'b': 'x'}}, ('--suite.c.d=y',), "--suite has no group 'c'"),
+    ({'a': {'b': 'x'}}, ('--suite.c.d=y',),
+     "--suite has no group 'c'; add it to the suite file"),
     ({'a': {'b': 'x'}}, ('--suite=nowhere.py',), 'nowhere.py'),
     ({'a': {'b': 'x'}}, ('--output=',), '--output is needed')])
 def test_mistakes_are_one_line(tmp_path, monkeypatch, qa, sets, more, message):
