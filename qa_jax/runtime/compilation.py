@@ -67,8 +67,11 @@ class Compilation:
     """Drops the programs that have not begun, and waits for the others.
 
     After an exception, such as that of a signal, it does not wait, so that a
-    checkpoint is not late. Python waits for the threads when it ends.
+    checkpoint is not late, and reports nothing. Python waits for the threads
+    when it ends.
     """
+    if kind:
+      self._report = None
     self._pool.shutdown(wait=kind is None, cancel_futures=True)
 
   def is_done(self) -> bool:

@@ -1,5 +1,6 @@
 """Programs compile in threads, and are awaited one by one."""
 
+import contextlib
 import threading
 import types
 
@@ -90,6 +91,24 @@ def test_leaving_drops_the_programs_that_have_not_begun():
     assert begun.wait(MINUTE)
     threading.Timer(0.05, opened.set).start()
   assert 'first' in log and len(log) <= compilation.THREADS
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_compilation_reports_its_end_unless_it_was_left_by_an_error(fails):
+  log, opened, begun, reports = [], threading.Event(), threading.Event(), []
+
+  def lower():
+    begun.set()
+    return program(log, 'a', opened)()
+  programs = compilation.Compilation('program', {'a': lower}, reports.append)
+  with contextlib.suppress(KeyboardInterrupt), programs:
+    assert begun.wait(MINUTE)
+    if fails:
+      raise KeyboardInterrupt
+    opened.set()
+  opened.set()
+  programs.wait_for_all()
+  assert log == ['a'] and len(reports) == (not fails)
 
 
 def test_a_call_with_equal_shapes_compiles_nothing_again():
