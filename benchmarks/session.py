@@ -19,6 +19,7 @@ from qa_jax.runtime import console
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PEER = ROOT / 'benchmarks' / 'peers' / 'peer_worker.py'
 NAMES = {'minilm_l6': 'MiniLM-L6', 'base': 'BERT-base'}  # encoders
+DTYPES = ('float32', 'bfloat16')  # compute dtypes of train and forward
 BUCKETS = tuple(range(80, 384, 16))  # leaves 4 % of a batch as padding
 
 # Asides of a generated passage whose windows then have the lengths of SQuAD
@@ -109,6 +110,7 @@ class Session:
   data: str = ''  # SPEC; '': a generated corpus with SQuAD's lengths
   encoder: str = ''  # a checkpoint directory; '': random weights
   encoders: Sequence[str] = ('minilm_l6', 'base')
+  dtypes: Sequence[str] = DTYPES
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rounds: int = 3
   threads: int = 2

@@ -36,6 +36,10 @@ WORKDIR = flags.DEFINE_string(
 ENCODERS = flags.DEFINE_list(
     'encoders', 'minilm_l6,base',
     'Encoder sizes of the suite train; other suites take the first.')
+DTYPES = flags.DEFINE_list(
+    'dtypes', 'float32,bfloat16',
+    'Compute dtypes of train and forward. In bfloat16, torch takes many '
+    'minutes on a CPU without instructions for it.')
 PEER_PYTHON = flags.DEFINE_string(
     'peer_python', '', "Interpreter that has the peer; '': this one.")
 THREADS = flags.DEFINE_integer(
@@ -123,19 +127,20 @@ def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
   most = len(cores.available())
   errors.require(THREADS.value <= most or not THREADS.present,
                  f'--threads={THREADS.value}: there are {most} cores to use')
-  encoders = tuple(ENCODERS.value)
-  errors.require(bool(encoders), '--encoders=: give some of '
-                 f'{", ".join(session_lib.NAMES)}')
-  for encoder in encoders:
-    if encoder not in session_lib.NAMES:
-      raise errors.UserError(
-          f'--encoders={encoder}: there is none such'
-          f'{errors.did_you_mean(encoder, session_lib.NAMES)}')
+  for flag, choices in ((ENCODERS, session_lib.NAMES),
+                        (DTYPES, session_lib.DTYPES)):
+    errors.require(bool(flag.value), f'--{flag.name}=: give some of '
+                   f'{", ".join(choices)}')
+    for name in flag.value:
+      if name not in choices:
+        raise errors.UserError(f'--{flag.name}={name}: there is none such'
+                               f'{errors.did_you_mean(name, choices)}')
   return session_lib.Session(
       sizes=session_lib.TINY if QUICK.value else session_lib.FULL,
       scratch=scratch,
       data=DATA.value,
-      encoders=encoders,
+      encoders=tuple(ENCODERS.value),
+      dtypes=tuple(DTYPES.value),
       encoder=str(hugging_face.resolve_source(WORKDIR.value))
       if WORKDIR.value else '',
       overrides=session_lib.parse_overrides(SET.value),

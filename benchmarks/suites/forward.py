@@ -88,7 +88,7 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
     peer.call('logits', name=REFERENCE, target=str(folder / 'logits.npz'))
     reference = np.load(folder / 'logits.npz')
   replicas = train.replicas_of(session, encoder, ours)
-  for name, way in train.variants(replicas).items():
+  for name, way in train.variants(session, replicas).items():
     spans = folder / 'spans.npz'
     ours.call('build', name=name, target=str(spans), config=session.config(
         model__preset='', model__init_from=str(folder), data__train=sample,
@@ -104,19 +104,21 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
         prepared['windows'], prepared['tokens'], 'windows',
         train.dtype_of(name)))
   if peer:
-    contenders += _peers(peer, folder, prepared, reference, checks, out)
+    contenders += _peers(session, peer, folder, prepared, reference, checks,
+                         out)
   finalists = harness.compete(
       contenders, session.rounds, always=(train.CLASSIC,))
   out.timings += [c.timing for c in contenders]
   train.add_rows('forward', NAMES[encoder], finalists, checks, out)
 
 
-def _peers(peer: harness.Worker, folder: pathlib.Path, prepared: dict[str, Any],
-           reference: Any, checks: dict[str, tuple[harness.Check, ...]],
+def _peers(session: Session, peer: harness.Worker, folder: pathlib.Path,
+           prepared: dict[str, Any], reference: Any,
+           checks: dict[str, tuple[harness.Check, ...]],
            out: Outcome) -> list[harness.Contender]:
   """Returns the peer's variants that agree with its float32 logits."""
   contenders = []
-  for name in peer.call('variants'):
+  for name in train.peer_variants(session, peer):
     try:
       peer.call('logits', name=name, target=str(folder / 'other.npz'))
     except harness.WorkerError as e:

@@ -38,7 +38,7 @@ CLASSIC = 'float32 pad 384'  # variants of the peer
 TOLERANCE = {'float32': 1e-4, 'bfloat16': 3e-2}
 
 
-def variants(replicas: int) -> dict[str, dict[str, Any]]:
+def variants(session: Session, replicas: int) -> dict[str, dict[str, Any]]:
   """Returns the ways of qa_jax to train: name → config fields."""
   ways = {f'{dtype} {layout}': {'precision__compute_dtype': dtype,
                                 'data__packing': layout == 'packed'}
@@ -48,7 +48,8 @@ def variants(replicas: int) -> dict[str, dict[str, Any]]:
     ways |= {f'{dtype} buckets, {replicas} replicas': {
         **ways[f'{dtype} buckets'], 'parallel__num_devices': replicas}
              for dtype in ('float32', 'bfloat16')}
-  return ways
+  return {name: way for name, way in ways.items()
+          if dtype_of(name) in session.dtypes}
 
 
 def replicas_of(session: Session, encoder: str, ours: harness.Worker) -> int:
@@ -202,7 +203,7 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
   contenders, checks = _ours(session, ours, peer, folder, started, steps,
                              replicas_of(session, encoder, ours))
   if peer:
-    contenders += _peers(peer, folder, batch, steps)
+    contenders += _peers(session, peer, folder, batch, steps)
   rounds = (session.rounds if encoder == 'minilm_l6'
             else session.fewer_rounds)
   finalists = harness.compete(contenders, rounds, always=(CLASSIC,))
@@ -233,7 +234,7 @@ def _ours(session: Session, ours: harness.Worker, peer: harness.Worker | None,
                                TOLERANCE['float32'])
     context = peer.call('compare_context', batch=str(folder / 'batch.npz'))
   contenders = []
-  for name, way in variants(replicas).items():
+  for name, way in variants(session, replicas).items():
     outcome = ours.call('compare', target=str(folder / 'any.npz'),
                       config=session.config(**still, **way))
     if peer:
@@ -256,10 +257,16 @@ def _differ(name: str, ours: Mapping[str, float], theirs: Mapping[str, float],
       for key in ('loss', 'grad_norm'))
 
 
-def _peers(peer: harness.Worker, folder: pathlib.Path, batch: int,
-           steps: int) -> list[harness.Contender]:
+def peer_variants(session: Session, peer: harness.Worker) -> list[str]:
+  """Returns the names of the peer's ways that the session compares."""
+  return [name for name in peer.call('variants')
+          if dtype_of(name) in session.dtypes]
+
+
+def _peers(session: Session, peer: harness.Worker, folder: pathlib.Path,
+           batch: int, steps: int) -> list[harness.Contender]:
   contenders = []
-  for name in peer.call('variants'):
+  for name in peer_variants(session, peer):
     plan = peer.call('plan', name=name, steps=steps, batch_size=batch,
                      windows=str(folder / 'windows.npz'))
     contenders.append(harness.Contender(

@@ -111,6 +111,20 @@ def test_an_encoder_that_kills_its_worker_leaves_the_others_measured(
       'left out: train BERT-base: ours ended with exit code -9\n')
 
 
+@pytest.mark.parametrize('dtypes', [['float32'], ['bfloat16'], [
+    'float32', 'bfloat16']])
+def test_both_sides_are_compared_in_the_dtypes_of_the_session(
+    tmp_path, dtypes):
+  class Peer:
+    call = staticmethod(lambda _: ['float32 pad 384', 'bfloat16 pad 384'])
+
+  session = session_lib.Session(session_lib.TINY, tmp_path, dtypes=dtypes)
+  ours = train.variants(session, replicas=2)
+  theirs = train.peer_variants(session, Peer())
+  assert {way['precision__compute_dtype'] for way in ours.values()} == {
+      train.dtype_of(name) for name in theirs} == set(dtypes)
+
+
 def test_a_worker_killed_while_the_other_works_is_a_line_with_its_exit_code():
   """The system, short of memory, may well choose the one that waits."""
   worker = harness.Worker([sys.executable, '-c', (
@@ -194,6 +208,8 @@ def test_mistakes_in_the_flags_are_told(tmp_path):
       (['--suite=serch'], "did you mean 'search'"),
       (['--suite=all,serch'], "did you mean 'search'"),
       (['--suite=train', '--encoders='], 'minilm_l6'),
+      (['--suite=train', '--dtypes='], 'bfloat16'),
+      (['--suite=train', '--dtypes=float3'], "did you mean 'float32'"),
       (['--suite=train', '--threads=4096'], 'cores to use'),
       (['--suite=startup', f'--scratch={tmp_path}'], 'not empty')):
     assert message in commands.refusal('benchmark', *flags)
