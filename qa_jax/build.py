@@ -106,13 +106,18 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
       + (f'{source} has its positions' if source else
          f'the encoder {encoders.name_of(sizes)!r} has no table of positions')
       + '; set it to 0')
+  errors.require(
+      not config.model.equal_query_key or source is None,
+      f'config.model.equal_query_key=True, but {source} has its weights; set '
+      'it to False')
   return dataclasses.replace(sizes, **_rates(config))
 
 
 def _rates(config: config_lib.Config) -> dict[str, float]:
   """Returns the constants of an encoder that are fields of a config."""
   return {name: getattr(config.model, name) for name in (
-      'dropout', 'attention_dropout', 'initializer_range', 'position_base')}
+      'dropout', 'attention_dropout', 'initializer_range', 'position_base',
+      'equal_query_key')}
 
 
 def _check_encoder(config: config_lib.Config, sizes: encoders.EncoderConfig,

@@ -57,6 +57,9 @@ class Model:
   # Base of the sinusoids that learned positions start from; Vaswani et al.
   # (2017) have 10000. 0 draws them as the other weights.
   position_base: float = 0.0
+  # Whether queries and keys of an encoder from scratch start with equal
+  # weights, so that a token first attends to its repetitions.
+  equal_query_key: bool = False
   # Source of the initial parameters: a checkpoint directory of Hugging Face or
   # TensorFlow, a hub id, or a run directory. '' trains from scratch.
   init_from: str = ''

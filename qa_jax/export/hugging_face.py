@@ -34,7 +34,7 @@ from qa_jax.runtime import console
 FORMATS = ('hf', 'qa_jax')
 # Constants of an encoder that change nothing it computes when it answers.
 TRAINING = ('dropout', 'attention_dropout', 'initializer_range',
-            'position_base')
+            'position_base', 'equal_query_key')
 USAGE = '''\
 ```python
 import torch, transformers

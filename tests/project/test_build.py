@@ -181,7 +181,9 @@ def encoder_config(source=None, vocab_size=50, length=64, **model):
     ({'preset': 'mini'}, "preset 'mini' has num_layers 4, but .* has 2"),
     ({'encoder': 'modernbert'}, "modernbert', but .* has the encoder 'bert'"),
     ({'encoder': 'bert(max_position=128)'}, 'but .* has max_position 64;'),
-    ({'position_base': 9.0}, 'position_base=9, but .* has its positions')])
+    ({'position_base': 9.0}, 'position_base=9, but .* has its positions'),
+    ({'equal_query_key': True}, 'equal_query_key=True, but .* has its weights')
+])
 def test_a_size_that_a_checkpoint_lacks_is_refused(source, fields, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     encoder_config(source, **{**NO_SIZES, **fields})

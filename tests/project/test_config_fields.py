@@ -265,6 +265,30 @@ def check_position_base(tmp_path):
       built(**others, model__position_base=30.0)
 
 
+def check_equal_query_key(tmp_path):
+  for encoder, name, parts in (
+      ('bert', 'attention/query_key_value', 3),
+      ('modernbert', 'attention/query_key_value', 3),
+      ('deberta_v2', 'attention/query_key', 2)):
+    drawn, twins = (arrays(built(
+        model__encoder=encoder, model__equal_query_key=equal_too).state.params)
+                    for equal_too in (False, True))
+    names = [key for key in drawn if f'{name}/kernel' in key]
+    assert names
+    for key in names:
+      query, other, *value = np.split(twins[key], parts, axis=1)
+      np.testing.assert_array_equal(query, other)
+      before = np.split(drawn[key], parts, axis=1)
+      assert np.abs(before[1] - query).mean() > 0.01  # of 0.02 each
+      np.testing.assert_allclose([query, *value], [before[0], *before[2:]],
+                                 rtol=1e-5)
+    assert equal({k: v for k, v in twins.items() if k not in names},
+                 {k: v for k, v in drawn.items() if k not in names})
+  _, fields = stored(tmp_path)
+  with pytest.raises(errors.UserError, match='has its weights; set it to'):
+    built(**fields, model__equal_query_key=True)
+
+
 def stored(tmp_path) -> tuple[Any, dict[str, Any]]:
   """Returns the parameters of a run, and the fields that start from it."""
   source = random_model.random_qa('independent')
@@ -868,6 +892,7 @@ CHECKS: dict[str, Callable[[pathlib.Path], None]] = {
     'model.attention': check_attention,
     'model.initializer_range': check_initializer_range,
     'model.position_base': check_position_base,
+    'model.equal_query_key': check_equal_query_key,
     'model.init_from': check_init_from,
     'model.init_head': check_init_head,
     'model.head': check_head,

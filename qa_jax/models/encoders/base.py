@@ -72,6 +72,7 @@ class EncoderConfig:
   # attention is then less uniform at first.
   initializer_range: float = 0.02
   position_base: float = 0.0  # see `position_init`
+  equal_query_key: bool = False  # see `query_key_init`
   # The model_type that transformers gets, an entry of ARCHITECTURES in
   # checkpoints. It changes nothing that the encoder computes.
   architecture: str = ''
@@ -137,11 +138,13 @@ class Dense(nn.Module):
   features: int
   dtype: jnp.dtype
   use_bias: bool = True
+  kernel_init: nn.initializers.Initializer | None = None  # None: `init`
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:  # […, D] → […, F]
     size = x.shape[-1]
-    kernel = self.param('kernel', init(self.config), (size, self.features))
+    kernel = self.param('kernel', self.kernel_init or init(self.config),
+                        (size, self.features))
     bias = self.param('bias', nn.initializers.zeros, (self.features,)
                       ) if self.use_bias else None
     return matmul.dense(x.reshape(-1, size), kernel, bias, self.dtype).reshape(
@@ -185,6 +188,25 @@ def choose_type(vectors: jax.Array,  # [T, D]
 def init(config: EncoderConfig) -> nn.initializers.Initializer:
   """Returns the initializer of kernels and embeddings."""
   return nn.initializers.truncated_normal(config.initializer_range)
+
+
+def query_key_init(config: EncoderConfig) -> nn.initializers.Initializer:
+  """Returns the initializer of joined weights that begin with q and k.
+
+  They are [D, 2 · D], or [D, 3 · D] with v. With `equal_query_key`, k begins
+  with the weights of q. The product of the two is then near a multiple of the
+  identity, so that a token first attends to itself and to its repetitions, as
+  in trained encoders (Trockman and Kolter, 2023, section 3).
+  """
+  drawn = init(config)
+  if not config.equal_query_key:
+    return drawn
+
+  def equal(key: jax.Array, shape: tuple[int, int], dtype: Any = jnp.float32):
+    weights, size = drawn(key, shape, dtype), config.hidden_size
+    return weights.at[:, size:2 * size].set(weights[:, :size])
+
+  return equal
 
 
 def position_init(config: EncoderConfig) -> nn.initializers.Initializer:

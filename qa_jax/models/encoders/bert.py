@@ -128,7 +128,8 @@ class Attention(nn.Module):
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     q, k, v = base.split_heads(
-        dense(3 * c.hidden_size, name='query_key_value')(x), 3, c.num_heads)
+        dense(3 * c.hidden_size, name='query_key_value',
+              kernel_init=base.query_key_init(c))(x), 3, c.num_heads)
     y = base.join_heads(attention_lib.attend(
         self.implementation, q, k, v, visible, drop_weights, bias), x.dtype)
     y = drop(dense(c.hidden_size, name='output')(y), c.dropout,

@@ -219,7 +219,8 @@ class Attention(nn.Module):
     heads = lambda x: x.reshape(  # […, D] → […, H, ·, K]
         *x.shape[:-1], c.num_heads, -1).swapaxes(-2, -3)
     terms = c.pos_att_type.split('|')
-    query_key = dense(2 * c.hidden_size, name='query_key')
+    query_key = dense(2 * c.hidden_size, name='query_key',
+                      kernel_init=base.query_key_init(c))
     q, k = map(heads, jnp.split(query_key(x), 2, axis=-1))
     v = heads(dense(c.hidden_size, name='value')(x))
     if c.share_att_key:

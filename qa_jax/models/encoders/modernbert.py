@@ -147,7 +147,8 @@ class Attention(nn.Module):
       x = _layer_norm(c)(x, dtype)
     q, k, v = base.split_heads(
         Dense(c, 3 * c.hidden_size, dtype, c.attention_bias,
-              name='query_key_value')(x), 3, c.num_heads)
+              name='query_key_value', kernel_init=base.query_key_init(c))(x),
+        3, c.num_heads)
     y = base.join_heads(attention_lib.attend(
         self.implementation, rotate(q, by), rotate(k, by), v, visible,
         drop_weights), dtype)
