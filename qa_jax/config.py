@@ -58,7 +58,7 @@ class Model:
   # (2017) have 10000. 0 draws them as the other weights.
   position_base: float = 0.0
   # Whether queries and keys of an encoder from scratch start with equal
-  # weights, so that a token first attends to its repetitions.
+  # weights.
   equal_query_key: bool = False
   # Source of the initial parameters: a checkpoint directory of Hugging Face or
   # TensorFlow, a hub id, or a run directory. '' trains from scratch.

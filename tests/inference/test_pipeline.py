@@ -177,7 +177,9 @@ def test_a_generator_is_read_as_far_as_its_answers_are(pipe):
       seen.append(n)
       yield SHORT
   answers = pipe(questions())
-  assert next(answers) == pipe(**SHORT)
+  first, alone = next(answers), pipe(**SHORT)
+  assert first.pop('score') == pytest.approx(alone.pop('score'), abs=1e-6)
+  assert first == alone
   assert len(seen) < 100
 
 
