@@ -11,9 +11,15 @@ service on are held back until stdin ends. MESSAGE is then printed in their
 place if XLA said that it ends the process, and else the lines themselves.
 """
 
+import re
 import signal
 import sys
 
+# Gloo's notice of its connections. Each device has a thread that writes one,
+# piece by piece, so that the pieces of several notices and other lines mix.
+NOTICE = re.compile(
+    r'\[Gloo\] Rank | is connected to | peer ranks\. |'
+    r'Expected number of connected peer ranks is : ')
 FIRST_SIGN = 'coordination_service'
 ENDS_PROCESS = 'distributed service detected'
 
@@ -23,13 +29,17 @@ def main() -> None:
   # The signals that end the run reach this process too, which must outlive it.
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
     signal.signal(number, signal.SIG_IGN)
-  held = []
+  held, notice = [], False
   sys.stdin.reconfigure(errors='replace')
   for line in sys.stdin:
     if held or FIRST_SIGN in line or ENDS_PROCESS in line:
       held.append(line)
-    elif not line.startswith('[Gloo]'):
-      sys.stderr.write(line)
+      continue
+    rest = NOTICE.sub('', line)
+    # A line of numbers alone, or none, is the end of the notice before it.
+    notice = (notice or rest != line) and not rest.strip('0123456789 \n')
+    if not notice:
+      sys.stderr.write(rest)
       sys.stderr.flush()
   if any(ENDS_PROCESS in line for line in held):
     held = [sys.argv[1] + '\n']

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from qa_jax.runtime import devices as devices_lib
 from qa_jax.runtime import processes
+from qa_jax.runtime import stderr_filter
 from qa_jax.training import train
 from tests.common import commands
 from tests.common import refusals
@@ -196,6 +198,24 @@ def test_a_process_that_is_lost_ends_the_other_with_one_line(pair):
       'Traceback', 'Gloo', 'coordination', 'absl'))
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_notices_of_gloo_are_dropped_when_threads_mix_their_pieces(seed):
+  rng = random.Random(seed)
+  texts = []
+  for _ in range(100):
+    notices = [[
+        '[Gloo] Rank ', str(rank), ' is connected to ', '3', ' peer ranks. ',
+        'Expected number of connected peer ranks is : ', '3', '\n',
+    ] for rank in range(2)]
+    while any(notices):
+      texts.append(rng.choice([n for n in notices if n]).pop(0))
+    texts += 'step 5 of 7\n', '\n'
+  result = subprocess.run(
+      [sys.executable, '-I', '-S', stderr_filter.__file__, 'MESSAGE'],
+      input=''.join(texts), capture_output=True, text=True, check=True)
+  assert (result.stdout, result.stderr) == ('', 'step 5 of 7\n\n' * 100)
+
+
 DYING = '''
 import os, signal
 import jax
@@ -274,6 +294,7 @@ def test_a_coordinator_that_does_not_answer_ends_in_time():
   began = time.monotonic()
   process = spawn('-c', f'''
 from qa_jax.runtime import processes
+from qa_jax.runtime import stderr_filter
 processes.CONNECT_SECONDS = 1.0
 processes.join_processes('localhost:{free_port()}', 2, 1)
 ''')
