@@ -111,7 +111,8 @@ def run(main: Callable[[], None], *, config: bool = False,
     del argv
     logging.set_verbosity(logging.WARNING)  # orbax reports every step at INFO
     try:
-      check_required(**{name: flags.FLAGS[name].value for name in required})
+      for name in required:
+        check_required(name)
       if opens_runs:
         registry.allow_code(flags.FLAGS.allow_code)
       main()
@@ -291,7 +292,7 @@ def join() -> None:
 def config() -> config_lib.Config:
   """Returns the checked config of --config and its overrides."""
   given = flags.FLAGS['config']
-  check_required(config=given.value)
+  check_required('config')
   checked = config_lib.check_config(
       _one_length(fields_of(given.value, 'config'), given))
   allow_code_of(checked)
@@ -351,11 +352,12 @@ def fields_of(given: object, flag: str) -> dict[str, object]:
         'ml_collections.ConfigDict') from None
 
 
-def check_required(**values: object) -> None:
-  """Raises a UserError naming the first flag that has no value."""
-  for name, value in values.items():
-    if value in (None, '', []):
-      raise errors.UserError(f'--{name} is needed; see --help')
+def check_required(name: str, none: Sequence[object] = (None, '', [])) -> None:
+  """Raises a UserError with the meaning of flag `name` if its value is `none`.
+  """
+  if flags.FLAGS[name].value in none:
+    meaning = flags.FLAGS[name].help.split('. ')[0].rstrip('.')
+    raise errors.UserError(f'--{name} is needed ({meaning}); see --help')
 
 
 def _given_config(argv: Sequence[str]) -> config_lib.Config | None:

@@ -32,7 +32,8 @@ from experiments import cli
 from qa_jax import errors
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
-DATA = flags.DEFINE_string('data', None, 'Data SPEC to evaluate on.')
+DATA = flags.DEFINE_string(
+    'data', None, 'SQuAD file or other data SPEC to evaluate on.')
 OUTPUT = flags.DEFINE_string('output', None, 'Directory for the results.')
 PREDICTIONS = flags.DEFINE_string(
     'predictions', None, 'JSON {id: text} to score; no model is run.')

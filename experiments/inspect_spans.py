@@ -13,7 +13,6 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import errors
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, checkpoint directory or hub id.')
@@ -36,8 +35,7 @@ def main() -> None:
   from qa_jax.serving import inspect_page
 
   for flag in QUESTION, CONTEXT:  # '' is a text, too
-    if flag.value is None:
-      raise errors.UserError(f'--{flag.name} is needed; see --help')
+    cli.check_required(flag.name, none=[None])
   outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
   for path in outputs:
     files.check_writable(path)

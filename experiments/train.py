@@ -83,7 +83,7 @@ def main() -> None:
       for key, value in summary.items():
         print(f'{key:22}{value}')
     return
-  cli.check_required(workdir=WORKDIR.value)
+  cli.check_required('workdir')
   workdir = pathlib.Path(WORKDIR.value)
   with contextlib.ExitStack() as open_things:
     run_tracker = None

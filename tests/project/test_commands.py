@@ -114,7 +114,7 @@ def test_help_is_short_and_marks_required_flags(name):
 @pytest.mark.parametrize('name', sorted(REQUIRED))
 def test_a_required_flag_that_is_missing_is_one_line(name):
   flag = REQUIRED[name].split()
-  assert re.search(f'--({"|".join(flag)}) is needed; see --help',
+  assert re.search(rf'--({"|".join(flag)}) is needed \(\w.*\w\); see --help',
                    commands.refusal(name))
 
 
