@@ -239,6 +239,17 @@ def test_a_project_that_moved_as_a_whole_keeps_its_folders(
   assert len({*folders, run.evaluation('three/dev.json').name}) == 3
 
 
+def test_a_run_that_moved_alone_keeps_the_folders_of_its_data(tmp_path):
+  data = [f'{tmp_path}/{place}/dev.json' for place in ('one', 'two')]
+  run = RunDirectory(tmp_path / 'a/run')
+  folders = [run.record_evaluation(path).name for path in data]
+  (tmp_path / 'b/c').mkdir(parents=True)
+  run.path.rename(tmp_path / 'b/c/run')
+  moved = RunDirectory(tmp_path / 'b/c/run')
+  assert [moved.evaluation(path).name for path in data] == folders
+  assert len({*folders}) == 2
+
+
 def test_an_evaluation_of_an_earlier_version_belongs_to_the_config(tmp_path):
   data = f'{tmp_path}/one/dev.json'
   run = RunDirectory(tmp_path / 'run')
