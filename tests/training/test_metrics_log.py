@@ -118,6 +118,7 @@ def test_a_run_begins_with_its_size_and_the_compilation(tmp_path, capsys):
   size, = (n for n, line in enumerate(lines) if ' parameters on ' in line)
   assert '2 x cpu (pmap), float32, attention xla; 7 updates of 8' in lines[size]
   assert lines[size + 1].startswith('compiling 1 batch shape')
+  assert 'training begins' not in lines[size + 1]  # it is the only shape
   assert lines[size + 2].startswith('compiled in ')
   assert lines[size + 3].startswith('train 1/7  loss ')
   assert any('gold spans are whole tokens' in line for line in lines[:size])
