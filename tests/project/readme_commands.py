@@ -126,8 +126,9 @@ def prepare(folder: pathlib.Path) -> None:
     if path.name not in ('runs', '.git'):
       (folder / path.name).symlink_to(path)
   for split, name, size in (('train', 'train', 160), ('eval', 'dev', 12)):
-    examples = synthetic.synthetic(size=size, split=split, impossible=0.3)
-    for stem in (f'{name}-v2.0', f'{name}-v2.0-subset'):
+    for stem, share in ((f'{name}-v1.1', 0), (f'{name}-v2.0', 0.3),
+                        (f'{name}-v2.0-subset', 0.3)):
+      examples = synthetic.synthetic(size=size, split=split, impossible=share)
       (folder / f'{stem}.json').write_text(squad_file(examples))
   for command in commands((ROOT / 'README.md').read_text(encoding='utf-8')):
     if command.startswith('printf '):
