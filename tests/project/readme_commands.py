@@ -33,7 +33,7 @@ SKIPPED = {  # part of a command → the reason to skip it
     'experiments.suite': 'needs data sets of the reader'}
 SMALLER = {  # pattern in a command → smaller or generated replacement
     r'(\.py):(base|large|minilm_l6)': r'\1:tiny',
-    'CHECKPOINT_DIR|MINILM': 'runs/squad2',
+    'CHECKPOINT_DIR|MINILM': 'runs/squad2', r'=RUN\b': '=runs/squad2',
     '--seeds=3': '--seeds=1', '--trials=20': '--trials=1',
     ' --window_overlap=64': ' --window_overlap=16',  # of shorter windows
     # The vocabulary of :tiny splits English words into many tokens.
