@@ -172,7 +172,9 @@ def test_every_command_has_flags_that_parse_and_a_valid_config():
   assert done.returncode == 0, done.stderr
 
 
-def test_a_command_is_skipped_with_a_reason_or_runs_in_small():
+def test_a_command_is_skipped_with_a_reason_or_runs_in_small(tmp_path):
+  readme_commands.prepare(tmp_path)
+  given = {file.name for file in tmp_path.iterdir()}
   for page in PAGES:
     for command in readme_commands.commands(page.read_text(encoding='utf-8')):
       if readme_commands.skip_reason(command):
@@ -181,6 +183,10 @@ def test_a_command_is_skipped_with_a_reason_or_runs_in_small():
       assert program == sys.executable, command
       for argument in arguments:
         assert not re.match(r'--config=.*:(?!tiny$)', argument), command
+        assert not re.search(r'=[A-Z_]{2,}$', argument), command
+      written = re.findall(r'(?<=--output=)\S+', command)
+      read = re.findall(r'(?<![\w/])[\w.-]+\.jsonl?\b', ' '.join(arguments))
+      assert given.union(written, readme_commands.OUTPUTS) >= {*read}, command
 
 
 @pytest.mark.slow
