@@ -167,11 +167,12 @@ def check_attention(config: config_lib.Config,
   """Raises a UserError if model.attention is unknown or does not fit its use.
 
   A `platform` of None is that of this process; '' checks only the limits that
-  hold on every platform.
+  hold on every platform. The kernels are imported.
   """
+  use = _use(config, sizes, training, platform)
   attention.check_attention(
-      config.model.attention, _use(config, sizes, training, platform),
-      'config.model.attention')
+      config.model.attention, use, 'config.model.attention')
+  attention.import_kernels(config.model.attention, use)
 
 
 def attention_in_use(config: config_lib.Config,

@@ -13,6 +13,7 @@ file here, a line of ATTENTION and a line of LIMITS.
 
 from collections.abc import Callable
 import dataclasses
+import importlib
 from typing import Any
 
 import jax
@@ -160,6 +161,16 @@ def check_attention(name: str, use: Use, what: str = 'attention') -> None:
     fitting = ', '.join(n for n in ATTENTION if not limitation(n, use))
     raise errors.UserError(
         f'{what}={name!r} {problem}; those that fit: {fitting}')
+
+
+def import_kernels(name: str, use: Use) -> None:
+  """Imports what the implementation `name` needs for a use.
+
+  In JAX 0.11 the import of Pallas for TPUs ends the cache of traces. Amid the
+  first layer it would make JAX trace, lower and compile this layer twice.
+  """
+  if 'pallas_tpu' in (name, name == 'auto' and choose_attention(use)):
+    importlib.import_module('jax.experimental.pallas.tpu')
 
 
 def _use(q: jax.Array, visible: Visible, drop: Drop,
