@@ -353,8 +353,7 @@ def fields_of(given: object, flag: str) -> dict[str, object]:
 
 
 def check_required(name: str, none: Sequence[object] = (None, '', [])) -> None:
-  """Raises a UserError with the meaning of flag `name` if its value is `none`.
-  """
+  """Raises a UserError with the meaning of a flag whose value is in `none`."""
   if flags.FLAGS[name].value in none:
     meaning = flags.FLAGS[name].help.split('. ')[0].rstrip('.')
     raise errors.UserError(f'--{name} is needed ({meaning}); see --help')
