@@ -178,9 +178,8 @@ def check_attention(config: config_lib.Config,
 def attention_in_use(config: config_lib.Config,
                      sizes: encoders.EncoderConfig) -> str:
   """Returns the implementation of attention that training uses here."""
-  name = config.model.attention
-  return (attention.choose_attention(_use(config, sizes, True, None))
-          if name == 'auto' else name)
+  return attention.resolve_attention(
+      config.model.attention, _use(config, sizes, True, None))
 
 
 def usable_attention(

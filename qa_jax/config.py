@@ -112,7 +112,7 @@ class Data:
   # Directory with vocab.txt or tokenizer.json, or a run directory. '' takes
   # the vocabulary of model.init_from, or learns one from data.train.
   vocab: str = ''
-  # Largest number of entries of a learned vocabulary.
+  # Most entries that a learned vocabulary has.
   vocab_size: int = 2000
   # Lengths in tokens that batches are padded to. The longest is max_length;
   # lengths above it are left out. () suits the platform: max_length alone on a
@@ -169,7 +169,7 @@ class Train:
 class Optim:
   """AdamW, its learning rates, and the limits of the gradient."""
 
-  # Highest learning rate, reached at the end of the warm-up.
+  # Highest learning rate, after the warm-up.
   learning_rate: float = 5e-5
   # Fraction of all updates in which the learning rate rises from 0.
   warmup_fraction: float = 0.1

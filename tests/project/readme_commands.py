@@ -126,10 +126,10 @@ def prepare(folder: pathlib.Path) -> None:
     if path.name not in ('runs', '.git'):
       (folder / path.name).symlink_to(path)
   for split, name, size in (('train', 'train', 160), ('eval', 'dev', 12)):
-    for stem, share in ((f'{name}-v1.1', 0), (f'{name}-v2.0', 0.3),
-                        (f'{name}-v2.0-subset', 0.3)):
+    for share, *versions in (0, 'v1.1'), (0.3, 'v2.0', 'v2.0-subset'):
       examples = synthetic.synthetic(size=size, split=split, impossible=share)
-      (folder / f'{stem}.json').write_text(squad_file(examples))
+      for version in versions:
+        (folder / f'{name}-{version}.json').write_text(squad_file(examples))
   for command in commands((ROOT / 'README.md').read_text(encoding='utf-8')):
     if command.startswith('printf '):
       subprocess.run(['sh', '-c', command], cwd=folder, check=True)

@@ -294,7 +294,6 @@ def test_a_coordinator_that_does_not_answer_ends_in_time():
   began = time.monotonic()
   process = spawn('-c', f'''
 from qa_jax.runtime import processes
-from qa_jax.runtime import stderr_filter
 processes.CONNECT_SECONDS = 1.0
 processes.join_processes('localhost:{free_port()}', 2, 1)
 ''')

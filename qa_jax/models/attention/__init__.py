@@ -83,6 +83,11 @@ def choose_attention(use: Use) -> str:
   return 'chunked' if long and not limitation('chunked', use) else 'xla'
 
 
+def resolve_attention(name: str, use: Use) -> str:
+  """Returns `name`, or what `auto` chooses for a use."""
+  return choose_attention(use) if name == 'auto' else name
+
+
 def _runs_on(platform: str) -> tuple[Callable[[Use], bool], str]:
   return (lambda use: use.platform not in ('', platform),
           f'runs on a {platform.upper()}, and this is a {{use.platform}}')
@@ -169,7 +174,7 @@ def import_kernels(name: str, use: Use) -> None:
   In JAX 0.11 the import of Pallas for TPUs ends the cache of traces. Amid the
   first layer it would make JAX trace, lower and compile this layer twice.
   """
-  if 'pallas_tpu' in (name, name == 'auto' and choose_attention(use)):
+  if resolve_attention(name, use) == 'pallas_tpu':
     importlib.import_module('jax.experimental.pallas.tpu')
 
 
