@@ -15,10 +15,8 @@ weight decay.
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import math
-import os
 import pathlib
 import shlex
-import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +42,7 @@ WORKERS = flags.DEFINE_integer(
 ADDRESS = flags.DEFINE_string(
     'address', 'auto', 'HOST:PORT of a Ray cluster; local starts one.')
 SLURM = flags.DEFINE_list(
-    'slurm', [], 'Parameters of submitit, such as mem_gb=16.')
+    'slurm', [], 'Parameters of submitit, such as mem_gb=16,timeout_min=240.')
 SAMPLER = flags.DEFINE_string(
     'sampler', 'grid', 'Source of variants: grid, random or tpe.')
 TRIALS = flags.DEFINE_integer(
@@ -69,6 +67,7 @@ def main() -> None:
   import jax
 
   from qa_jax.runtime import settings
+  from qa_jax.runtime import signals
   from qa_jax.sweeps import config_file
   from qa_jax.sweeps import plan as plan_lib
   from qa_jax.sweeps import samplers
@@ -117,8 +116,6 @@ def main() -> None:
   study = study_lib.open_study(
       workdir, STORAGE.value, pruner=PRUNER.value, space=space,
       eval_every_steps=config.train.eval_every_steps)
-  setup = dataclasses.replace(setup, study=study)
-  signal.signal(signal.SIGTERM, _stop)
   if space:
     workers = max(WORKERS.value, len(setup.environments))
     rounds = samplers.propose_rounds(
@@ -128,13 +125,11 @@ def main() -> None:
         # Random variants are drawn all at once; tpe draws a variant a worker.
         size=(TRIALS.value if SAMPLER.value == 'random'
               else math.ceil(workers / SEEDS.value)))
-  _conclude(*_run(config, rounds, trials, setup, devices, whole))
-
-
-def _stop(*_: object) -> None:
-  """Ends the sweep, and so its trials, after SIGTERM."""
-  os.write(2, b'stopped by SIGTERM; the same command goes on\n')
-  sys.exit(143)
+  with signals.ExitRequests() as requests:
+    setup = dataclasses.replace(setup, study=study,
+                                check_signals=requests.check)
+    outcome = _run(config, rounds, trials, setup, devices, whole)
+  _conclude(*outcome)
 
 
 def _tuned(config: config_lib.Config, variants: Sequence[Mapping[str, Any]]
@@ -231,12 +226,11 @@ def _setup() -> tuple['scheduler.Setup', int | None]:
   from qa_jax.sweeps import engines
   from qa_jax.sweeps.engines import local as local_lib
   from qa_jax.sweeps.engines import scheduler
+  from qa_jax.sweeps.engines import slurm as slurm_lib
 
-  options = dict(item.partition('=')[::2] for item in SLURM.value)
   setup = scheduler.Setup(
-      workers=WORKERS.value, address=ADDRESS.value, slurm={
-          key: int(value) if value.isdigit() else value
-          for key, value in options.items()})
+      workers=WORKERS.value, address=ADDRESS.value,
+      slurm=slurm_lib.parse_options(SLURM.value))
   if ENGINE.value in engines.ELSEWHERE:
     engines.ELSEWHERE[ENGINE.value](setup)
     return setup, None
@@ -251,6 +245,7 @@ def _check_flags(config: config_lib.Config) -> None:
   from qa_jax.sweeps import engines
   from qa_jax.sweeps import pruners
   from qa_jax.sweeps import samplers
+  from qa_jax.training import population
   from qa_jax.training import tracker
 
   for name, value, table in (
@@ -296,6 +291,7 @@ def _check_flags(config: config_lib.Config) -> None:
     if WORKERS.value > 1:
       raise errors.UserError(f'--workers={WORKERS.value}: --engine=population '
                              'has one worker, this process; leave it out')
+    population.check_deterministic(config)
     if PRUNER.value != 'none':
       raise errors.UserError(f'--pruner={PRUNER.value}: the members of '
                              '--engine=population run to the end')
@@ -334,12 +330,14 @@ def _conclude(trials: Sequence['plan_lib.Trial'],
   from qa_jax.runtime import console
 
   if failed:
-    for name, reason in failed.items():
-      console.say(f'failed: {name}: {reason}')
+    for reason in dict.fromkeys(failed.values()):
+      names = [name for name in failed if failed[name] == reason]
+      console.say(f'failed: {", ".join(names)}: {reason}')
     raise errors.UserError(f'{len(failed)} of {len(trials)} trials failed; '
                            f'see {WORKDIR.value}/logs')
   pruned = sum(t.is_pruned for t in trials)
-  print(f'{len(trials) - pruned} trials are complete'
+  complete = len(trials) - pruned
+  print(f'{complete} trial{"s are" if complete != 1 else " is"} complete'
         + f' and {pruned} pruned' * bool(pruned) + '; compare them by\n'
         '  python -m experiments.report '
         + cli.workdir_flags(WORKDIR.value, *(t.config for t in trials)))

@@ -1,7 +1,8 @@
-"""Signals that stop a run: it writes a checkpoint at the next step and ends."""
+"""Signals that stop a run, which writes a checkpoint first, or a sweep."""
 
 from collections.abc import Iterator
 import contextlib
+import os
 import signal
 import threading
 from types import FrameType
@@ -47,6 +48,8 @@ class StopRequests:
   def __exit__(self, *_: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+      if number == self.noted and isinstance(handler, ExitRequests):
+        handler.noted = self.noted
 
   def _note(self, number: int, _: FrameType | None) -> None:
     if self.noted is None:
@@ -81,3 +84,42 @@ class StopRequests:
     """Returns the exception to raise after the last save."""
     assert self.signal
     return Stopped(128 + self.signal)
+
+
+class ExitRequests:
+  """Handles SIGNALS while it is entered, by raising `Stopped`.
+
+  A signal can be lost: Python ignores an exception in a callback of its garbage
+  collector, and StopRequests ignore a signal in the last save of a run. `check`
+  raises `Stopped` for such a signal.
+  """
+
+  def __init__(self) -> None:
+    self.noted: signal.Signals | None = None
+    self._before: dict[signal.Signals, Any] = {}
+    self._said = False
+
+  def __enter__(self) -> 'ExitRequests':
+    for number in SIGNALS:
+      self._before[number] = signal.signal(number, self)
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+  def __call__(self, number: int, _: FrameType | None) -> None:
+    self.noted = self.noted or signal.Signals(number)
+    self.check()
+
+  def check(self) -> None:
+    """Says that the program stops and raises `Stopped`, if a signal came."""
+    if not self.noted:
+      return
+    if not self._said:
+      self._said = True
+      # A handler may not print, because it may have interrupted a print.
+      with contextlib.suppress(OSError):
+        os.write(2, f'stopped by {self.noted.name}; the same command goes on\n'
+                 .encode())
+    raise Stopped(128 + self.noted)

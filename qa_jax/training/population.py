@@ -118,6 +118,18 @@ def member_key(config: config_lib.Config) -> str:
                         else ('seed', *(f'optim.{name}' for name in RATES)))
 
 
+def check_deterministic(config: config_lib.Config) -> None:
+  """Refuses precision.deterministic, which no population has.
+
+  Raises:
+    UserError: the field is True.
+  """
+  if config.precision.deterministic:
+    raise errors.UserError(
+        'config.precision.deterministic=True holds for runs alone, not in a '
+        'population; choose --engine=local or precision.deterministic=False')
+
+
 @dataclasses.dataclass(eq=False)  # equal only to itself
 class _Member:
   """One run of the population, with its open files and its outcome."""
@@ -313,10 +325,7 @@ def train_members(
     raise errors.UserError(
         f'a population trains in one process, not in {jax.process_count()}; '
         'give each its own configs')
-  if configs[0].precision.deterministic:
-    raise errors.UserError(
-        'config.precision.deterministic=True holds for runs alone, not in a '
-        'population; choose --engine=local or precision.deterministic=False')
+  check_deterministic(configs[0])
   if len({member_key(config) for config in configs}) != 1:
     raise errors.UserError(
         'a population differs in seed, optim.learning_rate and '

@@ -237,6 +237,13 @@ def test_temperature_data_are_those_of_loops_over_windows():
   assert data.best.tolist() == [max(found.values()) for found, _ in rows]
   assert data.null.tolist() == [null for _, null in rows]
   assert list(zip(data.gold_of, data.gold, strict=True)) == golds
+  # The best span is that of all, though another search misses it.
+  inexact = lookup.make_config(search='argmax')
+  missed = dataclasses.replace(
+      spans_of(windows, inexact), gold_scores=spans.gold_scores)
+  other = calibrate._temperature_data(windows, missed, inexact.decode)
+  assert (missed.score[:, 0] < missed.exact).any()
+  assert other.best.tolist() == data.best.tolist()
   # Without null, no answer is never right.
   never = calibrate._temperature_data(windows, spans, dataclasses.replace(
       config.decode, null_rule='never'))
@@ -310,6 +317,21 @@ def test_n_best_counts_only_if_candidates_are_merged(merge, message):
       threshold=1.0, temperature=1.0, data='', sha256='', questions=1,
       checkpoint=4, decode={'merge': merge, 'n_best': 5})
   assert made.misfit(4, {'merge': merge, 'n_best': 20}) == message
+
+
+@pytest.mark.parametrize(('golds', 'bound'), [
+    ([0.1, 0.1], True), ([0.0, 0.0], True), ([0.1, 0.1, 0.0], False)])
+def test_a_temperature_at_its_bound_gives_a_warning(golds, bound, capsys):
+  """Each question has two spans, of the scores 0 and 0.1."""
+  count = len(golds)
+  log_partition = np.logaddexp(np.divide(0.1, calibration.TEMPERATURES), 0)
+  temperature, _ = calibrate._fit_temperature([calibration.TemperatureData(
+      np.tile(log_partition, (count, 1)), np.full(count, 0.1), None,
+      np.array(golds), np.arange(count))])
+  assert ('warning: the temperature is at its bound' in capsys.readouterr().err
+          ) == bound
+  if not bound:  # the odds of the two are those of the golds, 2 to 1
+    assert temperature == pytest.approx(0.1 / math.log(2), rel=1e-3)
 
 
 # --- a run
@@ -657,13 +679,23 @@ def test_a_run_that_was_converted_has_no_training_data_to_check(tmp_path):
   assert 'was trained on' in refusal(check_untrained, tuned, TRAINED)
 
 
-def test_articles_trained_on_in_part_give_a_warning(tmp_path, capsys):
-  one, other = (str(tmp_path / name) for name in ('a.json', 'b.json'))
+def write_parts(folder, title) -> list[str]:
+  """Writes two files with paragraphs of one article; returns their paths."""
+  folder.mkdir(exist_ok=True)
+  one, other = (str(folder / name) for name in ('a.json', 'b.json'))
   for path, numbers in ((one, range(3)), (other, [9])):
     paragraphs = [{'context': f'Ada met Bob {n} times.', 'qas': [
         {'id': f'q{n}', 'question': 'Who?', 'answers': []}]} for n in numbers]
     files.write_json(pathlib.Path(path), {
-        'data': [{'title': 'T', 'paragraphs': paragraphs}]})
+        'data': [{'title': title, 'paragraphs': paragraphs}]})
+  return [one, other]
+
+
+def test_articles_trained_on_in_part_give_a_warning(tmp_path, capsys):
+  one, other = write_parts(tmp_path / 'untitled', '')
+  check_untrained(write_run(tmp_path / 'untitled' / 'run', one), other)
+  assert capsys.readouterr().err == ''  # they share no title
+  one, other = write_parts(tmp_path, 'T')
   run = write_run(tmp_path / 'run', one)
   check_untrained(run, other)
   warning = capsys.readouterr().err

@@ -47,11 +47,11 @@ def best_first(posterior):
   return sorted((s for s in posterior if s), key=lambda s: -posterior[s])
 
 
-def as_member(posteriors, examples, n_best=99):
+def as_member(posteriors, examples, n_best=99, windows=2):
   """Returns the n-best candidates of a member, by question id."""
   return {e.id: ensemble.MemberCandidates(
       math.log(p[None]),
-      {s: math.log(p[s]) for s in best_first(p)[:n_best]}, windows=2)
+      {s: math.log(p[s]) for s in best_first(p)[:n_best]}, windows=windows)
           for e, p in zip(examples, posteriors, strict=True)}
 
 
@@ -73,7 +73,8 @@ def test_an_ensemble_is_the_normalised_product_of_posteriors():
   rng = np.random.default_rng(0)
   posteriors = [random_posteriors(rng, len(EXAMPLES)) for _ in range(3)]
   pool = ensemble.pool_members(
-      EXAMPLES, [as_member(p, EXAMPLES) for p in posteriors])
+      EXAMPLES, [as_member(p, EXAMPLES, windows=n) for p, n in zip(
+          posteriors, (2, 4, 3), strict=True)])
   combination = pool.combine([0, 2])
   for e in range(len(EXAMPLES)):
     product = {s: math.sqrt(posteriors[0][e][s] * posteriors[2][e][s])
@@ -84,6 +85,7 @@ def test_an_ensemble_is_the_normalised_product_of_posteriors():
     assert combination.na_score[e] == pytest.approx(
         math.log(product[None] / product[best]))
     row = combination.n_best_row(e, 3)
+    assert row['windows'] == 4  # a tokenizer of many tokens has the most
     assert row['null_probability'] == pytest.approx(product[None] / total)
     assert [a['probability'] for a in row['answers']] == pytest.approx(
         [product[s] / total for s in best_first(product)[:3]])
@@ -172,6 +174,19 @@ def test_members_that_err_in_different_places_help_each_other():
   assert scores[2] == 1 and max(scores[:2]) < 0.8
 
 
+def test_the_best_member_is_that_of_held_out_questions_if_there_are_any():
+  rng = np.random.default_rng(3)
+  pool = ensemble.pool_members(EXAMPLES, [
+      as_member(random_posteriors(rng, len(EXAMPLES)), EXAMPLES)
+      for _ in range(3)])
+  f1 = [pool.combine([m]).scores(0.0)[1].mean() for m in range(3)]
+  assert len({*f1}) == 3
+  made = lambda alone: ensemble.Ensemble(
+      'abc', pool, [0], 0.0, [0.0] * 3, alone)
+  assert made(None).best_member == f1.index(max(f1))
+  assert made([-x for x in f1]).best_member == f1.index(min(f1))
+
+
 def test_without_unanswerable_questions_all_are_answered():
   examples = [example(0, 'Ada'), example(1, 'Bob')]
   sure = [{**dict.fromkeys(SPANS, 0.01), (0, 3): 0.04, None: 0.9}] * 2
@@ -248,6 +263,8 @@ def test_files_are_those_of_an_evaluation_and_their_scores(folder):
   assert summary['f1_gain']['mean'] == pytest.approx(values['f1'] - best['f1'])
   assert summary['f1_gain']['mean'] > 0
   assert '| ensemble | 2 |' in result.out
+  for order, name in enumerate(summary['members'], 1):
+    assert f'| {name} | {order} |' in result.out
   # The threshold is the best of the selected members on held-out questions.
   held = sources.load_examples(f'{folder}/held.json')
   pool = ensemble.pool_members(held, [ensemble.read_member(
@@ -257,6 +274,12 @@ def test_files_are_those_of_an_evaluation_and_their_scores(folder):
   assert summary['threshold'] == selected.best_threshold()
   assert summary['held_out_f1'][-1] == pytest.approx(
       100 * selected.scores(summary['threshold'])[1].mean())
+  # The threshold of a member alone is its best on held-out questions.
+  alone = ensemble.pool_members(held, [ensemble.read_member(
+      folder / f'held{m}.jsonl', held) for m in range(3)])
+  for m in range(3):
+    assert summary['alone'][f'{folder}/dev{m}.jsonl']['held_out_f1'] == (
+        pytest.approx(best_f1(alone, [m])))
   # An ensemble is a member like any other.
   again = run(folder, members=('out/nbest.jsonl', 'dev2.jsonl'))
   assert again.code == 0, again.err
@@ -385,14 +408,20 @@ def test_a_decoding_of_members_has_its_folder_and_is_computed_once(folder):
   runs = write_models(folder)
   argv = [members_flag(runs), f'--data={folder}/dev.json',
           f'--output={folder}/out']
-  flags = ['--decode.n_best=3', '--decode.null_threshold=1']
+  flags = ['--decode.max_answer_length=2', '--decode.null_threshold=1']
+  for path in runs:  # a calibration of the run's decoding, not of the flags'
+    run = run_directory.RunDirectory(path)
+    calibration.write_calibration(path, calibration.Calibration(
+        None, 2.0, 'x', 'y', 1, run.resolve_step('best'), {
+            'max_answer_length': run.read_config().decode.max_answer_length
+        }), {})
   first, second = (commands.command('ensemble', *argv, *flags)
                    for _ in range(2))
   assert (first.code, second.code) == (0, 0), first.err + second.err
   assert 'evaluated on' in first.err and 'evaluated on' not in second.err
   # The null threshold is that of the ensemble, not that of its members.
   assert {p.name for run in runs for p in (run / 'eval').iterdir()} == {
-      'dev.n_best-3'}
+      'dev.max_answer_length-2'}
   assert files.read_object(folder / 'out' / 'ensemble.json')['threshold'] == 1
 
 

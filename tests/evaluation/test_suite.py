@@ -73,6 +73,21 @@ def test_scores_that_are_not_finite_do_not_skip_a_set(
   assert 'not finite' in refusal(suite.run_suite, qa, groups, tmp_path)
 
 
+def test_a_calibrated_model_is_shown_at_0_and_at_the_best_threshold():
+  scores = {'total': 6, 'exact_match': 50.0, 'f1': 60.0}
+  calibrated = {**scores, 'at_held_out_f1': 60.0, 'at_zero_f1': 40.0,
+                'best_f1': 70.0}
+  rows = [suite.Row('a', 'one', 'x', calibrated, 1.0, 2.0),
+          suite.Row('b', 'two', 'y', scores, 1.0, 2.0)]
+  (header, table), (plain, _) = (
+      (table.head, table.rows) for some in (rows, rows[1:])
+      for table in [suite._blocks(some, suite.averages(some), 'title')[1]])
+  assert header == [*plain, 'F1 at 0', 'F1, oracle']
+  assert [row[0] for row in table] == [  # a set alone is no average
+      'a/one', 'b/two', 'macro average of all']
+  assert [row[-2:] for row in table] == [['40.00', '70.00'], *[['–', '–']] * 2]
+
+
 def command(tmp_path, monkeypatch, qa, groups, *more):
   (tmp_path / 'mine.py').write_text(
       'import ml_collections\ndef get_config(variant="all"):\n'
@@ -128,6 +143,7 @@ def test_the_flags_of_decoding_and_checkpoint_name_the_folder(
 @pytest.mark.parametrize(('sets', 'more', 'message'), [
     ({'a': 'x.json'}, (), 'a suite is {group: {name: data SPEC}}'),
     ({'a': {}}, (), 'none of them empty'), ({}, (), 'none of them empty'),
+    ({'a': {'b': ''}}, (), 'none of them empty'),
     ({'a': {'b': 3}}, (), 'a suite is'),
     ({'a': {'b': 'x'}}, ('--suite.c.d=y',),
      "--suite has no group 'c'; add it to the suite file"),

@@ -10,6 +10,7 @@ import pytest
 
 import qa_jax
 from qa_jax import errors
+from qa_jax.inference import pipeline
 from qa_jax.inference import predict
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
@@ -134,9 +135,11 @@ def test_a_context_without_a_token_has_the_empty_answer(pipe, options):
 
 def test_options_of_the_pipeline_hold_for_its_calls(directory, pipe):
   other = qa_jax.pipeline(model=predict.load(directory), top_k=2, batch_size=1,
-                          device='cpu', padding='longest')
+                          device='cpu', padding='longest', use_fast=False)
   assert other(**SHORT) == pipe(**SHORT, top_k=2)
   assert other(**SHORT, topk=1) == pipe(**SHORT)
+  assert other(**SHORT, topk=3, top_k=1, doc_stride=0) == pipe(**SHORT)
+  assert other._model({})[0].config.train.eval_batch_size == 1
   assert other.task == 'question-answering' and 'QA(' in repr(other)
 
 
@@ -156,6 +159,7 @@ def test_columns_and_data_sets_are_several_questions(pipe):
   assert pipe({'question': [SHORT['question']] * 2,
                'context': SHORT['context']}) == two
   assert pipe(Questions()) == pipe(data=Questions()) == two
+  assert pipe(X=Questions()) == two and pipe([]) == []
 
 
 def test_numbers_of_numpy_are_options(pipe):
@@ -211,6 +215,33 @@ def test_a_wrong_call_is_one_line(pipe, args, options, message):
   with pytest.raises(errors.UserError, match=message) as e:
     pipe(*args, **options)
   assert '\n' not in str(e.value)
+
+
+def test_a_text_in_another_case_is_no_other_answer():
+  texts = ['Ada', 'ADA', 'ada', 'Ada', 'ada', 'Bob']
+
+  def answer_batch(rows, n_best=4):
+    return [types.SimpleNamespace(n_best=[{'text': t} for t in texts[:n_best]])
+            for _ in rows]
+  model = types.SimpleNamespace(
+      config=types.SimpleNamespace(decode=types.SimpleNamespace(n_best=4)),
+      answer_batch=answer_batch)
+  answer, = pipeline._candidates(model, pipeline.Options(top_k=2), [{}])
+  assert len(answer.n_best) == 6
+
+
+@pytest.mark.parametrize(('platform', 'fitting', 'others'), [
+    ('cpu', (None, -1, 'cpu'), (0, 'cuda', 'tpu:0')),
+    ('gpu', (None, 0, 'cuda', 'cuda:0', 'gpu:0'), (-1, 'cpu', 'cuda:1')),
+    ('tpu', (None, 0, 'tpu', 'tpu:0'), (-1, 'cpu', 1))])
+def test_a_device_names_the_first_one_of_the_platform(
+    monkeypatch, platform, fitting, others):
+  monkeypatch.setattr(pipeline.jax, 'default_backend', lambda: platform)
+  for device in fitting:
+    pipeline._check_device(device)
+  for device in others:
+    with pytest.raises(errors.UserError, match=f'JAX runs on {platform}'):
+      pipeline._check_device(device)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

@@ -161,6 +161,15 @@ def test_offsets_cut_the_context_where_the_tokens_are():
     assert random_model.CONTEXT[begin:end].lower() == expected
 
 
+def test_the_square_has_each_span_of_context_tokens():
+  view = view_of('independent')
+  keep, width = np.flatnonzero(view.context_mask), view.band.shape[1]
+  assert width < len(keep)
+  np.testing.assert_array_equal(view.square, [
+      [view.start[i] + view.end[j] if 0 <= j - i < width else -np.inf
+       for j in keep] for i in keep])
+
+
 def test_a_span_beyond_the_longest_answer_has_no_place():
   view = view_of('independent')
   first = view.tokens.index('[SEP]') + 1

@@ -165,15 +165,44 @@ def test_an_oracle_that_answers_nothing_has_no_threshold(text, oracle):
   assert table['oracle'] == oracle
 
 
-def test_slices_add_up_to_the_whole():
+@pytest.fixture
+def analysis() -> dict:
+  """Returns the analysis of three answerable questions and another."""
   examples = [example(0, 'Ada'), example(1, 'Rome', question='Where?'),
               example(2, 'Bob', 'met Bob', question='Whom?'), example(3)]
-  analysis = error_analysis.analyse_errors(
+  return error_analysis.analyse_errors(
       examples, {'0': 'Ada', '1': 'Bonn', '2': 'met Bob', '3': ''},
       {key: {'answers': spans(text), 'windows': windows}
        for key, text, windows in (('0', 'Ada', 1), ('1', 'Bonn', 1),
                                   ('2', 'met Bob', 2), ('3', 'Eve', 1))},
       na_scores={'0': -1, '1': 0, '2': -2, '3': 1})
+
+
+def test_a_report_draws_its_curves_and_greys_slices_of_few(
+    analysis, tmp_path, monkeypatch):
+  drawn, plot = {}, error_report.plot_curve
+
+  def plot_curve(points, path, **labels):
+    drawn[path.name] = points
+    plot(points, path, **labels)
+
+  monkeypatch.setattr(error_report, 'plot_curve', plot_curve)
+  error_report.write_error_report(analysis, [], tmp_path, 'title')
+  assert drawn == {
+      error_report.COVERAGE_PLOT: analysis['coverage']['curve'],
+      error_report.PRECISION_RECALL_PLOT: analysis['no_answer'][
+          'precision_recall']}
+  monkeypatch.setattr(error_report, 'FEW', 2)
+  blocks = error_report.error_report_blocks(analysis, 'title')
+  tables = [block for block in blocks
+            if 'answerable questions' in getattr(block, 'head', ())]
+  assert {len(table.rows) for table in tables} >= {1, 2}
+  for table in tables:
+    assert [*table.grey] == [
+        i for i, row in enumerate(table.rows) if int(row[1]) < 2]
+
+
+def test_slices_add_up_to_the_whole(analysis):
   assert set(analysis['slices']) == {*error_analysis.SLICES, 'windows'}
   for parts in analysis['slices'].values():
     total = sum(p['total'] for p in parts.values())
@@ -301,7 +330,7 @@ def test_kinds_of_errors(golds, text, kind):
   assert (error.kind, error.confidence) == (kind, None)
 
 
-def test_errors_are_sorted_by_the_probability_of_the_prediction():
+def test_errors_are_sorted_by_the_probability_of_the_prediction(monkeypatch):
   examples = [example(0, 'Ada'), example(1, 'Ada'), example(2, 'Ada'),
               example(3, 'Ada'), example(4, 'Ada')]
   candidate = {'text': 'Bob', 'start': 28, 'end': 31}
@@ -313,6 +342,14 @@ def test_errors_are_sorted_by_the_probability_of_the_prediction():
   assert [(e.example.id, e.confidence) for e in found] == [
       ('2', 0.9), ('1', 0.5), ('0', 0.2), ('4', None)]
   assert found[0].place == (28, 31)  # the second Bob, that of the candidate
+  rows = error_report.error_rows(found)[1].rows[1:]  # below the legend
+  assert [(row[0], row[3]) for row in rows] == [
+      ('90.0%', 'Bob'), ('50.0%', '(no answer)'), ('20.0%', 'Bob'),
+      ('–', 'Bonn')]
+  monkeypatch.setattr(error_report, 'ERRORS', 3)
+  title, table = error_report.error_rows(found)
+  assert title.text == 'The 3 most confident of 4 errors'
+  assert table.rows[1:] == rows[:3]
 
 
 def test_a_long_passage_keeps_only_the_text_around_marks():
@@ -332,6 +369,13 @@ def test_a_long_passage_keeps_only_the_text_around_marks():
   for text in (before, between, after):
     assert len(text) < 2 * error_report.AROUND + 5
     assert set(text.split()) <= {*context.split(), '…', '.'}
+  # Without a mark it is the beginning, which is as long as two sides.
+  invented = Example('0', 'Who?', context, impossible=True)
+  (text, kind), = error_report.error_rows(error_analysis.list_errors(
+      [invented], {'0': 'Zoe'}))[1].rows[1][-1].parts
+  assert not kind and context.startswith(text.removesuffix('… '))
+  assert text.endswith(' … ')
+  assert 1.5 * error_report.AROUND < len(text) < 2 * error_report.AROUND + 5
 
 
 @pytest.fixture(scope='module')
@@ -364,7 +408,8 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   em, _, other, difference, _, where = result.out.splitlines()
   assert em == 'exact match: 50.00, 95 % interval 0.00 … 100.00'
   assert other == f'difference from {evaluation}/other.json:'
-  assert difference.startswith('  exact match: -50.00, 95 % interval ')
+  assert difference.startswith(
+      '  exact match: -50.00, 95 % interval -100.00 … +0.00, p ')
   assert f'{evaluation}/analysis.md' in where
   text = (evaluation / 'analysis.md').read_text()
   assert '| exact match | 50.00 |' in text
@@ -372,7 +417,7 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert text.count('| answerable questions |') == len(
       error_analysis.SLICES) + 1  # and the number of windows
   assert 'of the first k candidates, for answerable questions\n' in text
-  assert '| exact match | -50.00 |' in text
+  assert '| exact match | -50.00 | -100.00 … +0.00 |' in text
   html = (evaluation / 'analysis.html').read_text()
   assert ('<mark class="gold">Ada</mark> met '
           '<mark class="prediction">Bob</mark>') in html
@@ -380,6 +425,7 @@ def test_the_command_writes_tables_and_a_page_of_errors(evaluation):
   assert '<td data-name="prediction">Bob</td>' in html  # on a narrow screen
   assert '| *who* | *1* |' in text
   assert '| wrong place: the answer stands elsewhere' in text
+  assert '| 1 | 100.0 |' in text  # it is the only error
   assert 'Who met &lt;b&gt;Bob' in html and '<b>' not in html
   analysis = files.read_object(evaluation / 'analysis.json')
   assert analysis['slices']['windows']['1']['f1']['mean'] == 0

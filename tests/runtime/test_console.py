@@ -5,11 +5,13 @@ import io
 import json
 import re
 import subprocess
+import types
 
 import jax
 import numpy as np
 import pytest
 import rich.console
+from tensorboardX.proto import event_pb2
 
 from qa_jax.checkpoints import run_record
 from qa_jax.runtime import console as console_lib
@@ -58,6 +60,10 @@ def test_costs_count_time_and_compilation_once(monkeypatch):
     assert costs.spent(1)['compile_seconds'] > 0
   jax.monitoring.record_event_duration_secs(metrics_log.Costs.EVENT, 0.5)
   assert costs.spent(1)['compile_seconds'] == 0
+  with metrics_log.Costs(share=0.25) as costs:  # of a member of a population
+    now[0] = 105.0
+    jax.monitoring.record_event_duration_secs(metrics_log.Costs.EVENT, 0.5)
+    assert costs.spent(4) == {'device_seconds': 2.0, 'compile_seconds': 0.125}
 
 
 @pytest.mark.parametrize(('step', 'kept'), [
@@ -114,12 +120,30 @@ def test_a_password_in_a_url_is_not_kept():
       'sweep', '--storage=postgresql://…@host/db', 'a@b']
 
 
-def test_values_go_to_tensorboard_too(tmp_path, open_log):
+def test_a_line_is_whole_though_the_system_takes_a_part_of_it(
+    tmp_path, open_log):
   log = open_log(0)
+  whole = log._file
+  log._file = types.SimpleNamespace(
+      write=lambda data: whole.write(data[:7]), closed=False, close=whole.close)
   log.write(1, 'train', {'loss': 2.5})
-  events, = (tmp_path / 'tensorboard').iterdir()
-  log.close()
-  assert b'train/loss' in events.read_bytes()
+  assert lines(tmp_path) == [{'step': 1, 'split': 'train', 'loss': 2.5}]
+
+
+def test_tensorboard_gets_values_at_once_and_hides_those_of_lost_steps(
+    tmp_path, open_log):
+  open_log(3).write(4, 'train', {'loss': 2.5})
+  path, = (tmp_path / 'tensorboard').iterdir()
+  content, events = path.read_bytes(), []  # before it is closed
+  while content:  # a record is its length, a checksum, an event and another
+    end = 12 + int.from_bytes(content[:8], 'little')
+    events.append(event_pb2.Event.FromString(content[12:end]))
+    content = content[end + 4:]
+  start, loss = (e for e in events if not e.file_version)
+  assert start.session_log.status == event_pb2.SessionLog.START
+  assert (start.step, loss.step) == (4, 4)
+  value, = loss.summary.value
+  assert (value.tag, value.simple_value) == ('train/loss', 2.5)
 
 
 def test_histograms_go_to_tensorboard_alone(tmp_path, open_log):
@@ -212,7 +236,8 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch, capsys):
   console = rich.console.Console
   monkeypatch.setattr(rich.console, 'Console', lambda **options: console(
       **options, force_terminal=True, width=100))
-  progress = console_lib.Progress('train', total=10)
+  progress = console_lib.Progress('train', total=10, done=4)
+  assert '4/10' in capsys.readouterr().err  # of a resumed run
   progress.update(5)
   progress.note('loss 1.5')
   progress.close()

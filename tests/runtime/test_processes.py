@@ -5,11 +5,13 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 import types
+from unittest import mock
 
 import jax
 import numpy as np
@@ -216,6 +218,94 @@ def test_notices_of_gloo_are_dropped_when_threads_mix_their_pieces(seed):
   assert (result.stdout, result.stderr) == ('', 'step 5 of 7\n\n' * 100)
 
 
+SIGN = 'coordination_service_agent.cc: a task is lost'
+END = f'F {stderr_filter.ENDS_PROCESS}: aborting'
+
+
+@pytest.mark.parametrize(('lines', 'printed'), [
+    (['a', SIGN, 'b'], ['a', SIGN, 'b']),  # this process goes on
+    (['a', SIGN, 'b', END, 'c'], ['a', 'MESSAGE']),
+    ([END, 'b'], ['MESSAGE'])])
+def test_lines_on_a_lost_process_are_replaced_if_they_end_this_one(
+    lines, printed):
+  result = subprocess.run(
+      [sys.executable, '-I', '-S', stderr_filter.__file__, 'MESSAGE'],
+      input='\n'.join([*lines, '']), capture_output=True, text=True, check=True)
+  assert result.stderr.splitlines() == printed
+
+
+def test_the_filter_outlives_signals_and_bytes_that_are_no_text():
+  process = subprocess.Popen(
+      [sys.executable, '-I', '-S', stderr_filter.__file__, 'MESSAGE'],
+      stdin=subprocess.PIPE, stderr=subprocess.PIPE)
+  process.stdin.write(b'before \xff\n')
+  process.stdin.flush()
+  assert process.stderr.readline() == 'before \ufffd\n'.encode()
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
+    process.send_signal(number)
+  _, err = process.communicate(b'after\n', timeout=60)
+  assert (process.returncode, err) == (0, b'after\n')
+
+
+def test_results_stay_on_stdout_and_native_output_goes_to_stderr():
+  process = spawn('-c', '''
+import os
+from qa_jax.runtime import processes
+processes._filter_native_output()
+print('result')
+os.write(1, b'native\\n')
+''')
+  assert process.communicate(timeout=200) == ('result\n', 'native\n')
+
+
+@pytest.mark.parametrize(('error', 'said'), [
+    (RuntimeError('Gloo context: Connection closed'), 'distributed service'),
+    (RuntimeError('of this process'), 'RuntimeError: of this process'),
+    (ValueError('UNAVAILABLE'), 'ValueError: UNAVAILABLE'),
+    (SystemExit(3), '')])
+def test_a_failure_ends_one_of_several_processes_with_its_reason(
+    monkeypatch, capfd, error, said):
+  codes = []
+  monkeypatch.setattr(processes.os, '_exit', codes.append)
+  processes.leave_processes(error, 3)  # alone, it ends as usual
+  assert not codes and capfd.readouterr().err == ''
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  processes.leave_processes(error, 3)
+  err = capfd.readouterr().err
+  assert codes == [3] and said in err and bool(said) == bool(err)
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_joining_has_a_limit_until_it_ends(monkeypatch, fails):
+  timers, update = [], jax.config.update
+
+  def timer(*_):
+    timers.append(mock.Mock())
+    return timers[-1]
+
+  def initialize(**options):
+    assert set(options) == {  # the others are found out
+        'initialization_timeout', 'heartbeat_timeout_seconds'}
+    timers[0].start.assert_called_once()
+    timers[0].cancel.assert_not_called()
+    assert not jax.config.jax_enable_preemption_service
+    if fails:
+      raise ValueError('coordinator_address should be defined.')
+
+  monkeypatch.setattr(processes.threading, 'Timer', timer)
+  monkeypatch.setattr(processes, '_filter_native_output', lambda: None)
+  monkeypatch.setattr(jax.distributed, 'initialize', initialize)
+  try:
+    if fails:
+      assert 'nothing here says what to join' in refusals.refusal(
+          processes.join_processes, 'auto')
+    else:
+      processes.join_processes('auto')
+  finally:
+    update('jax_enable_preemption_service', True)
+  timers[0].cancel.assert_called_once()
+
+
 DYING = '''
 import os, signal
 import jax
@@ -270,12 +360,14 @@ def test_what_processes_cannot_share_is_refused_by_all(pair):
     (['--coordinator=auto', '--num_processes=2'], 'leave it out'),
     (['--coordinator=h:1', '--num_processes=2', '--process_index=2'],
      '--process_index=2 is outside 0 … 1'),
+    (['--coordinator=h:1', '--num_processes=2', '--process_index=-1'],
+     '--process_index=-1 is outside 0 … 1'),
     (['--coordinator=h:1', '--num_processes=0', '--process_index=0'],
      '--num_processes=0 must be at least 1'),
     (['--coordinator=localhost', '--num_processes=2', '--process_index=1'],
      'expected HOST:PORT'),
-    (['--coordinator=h:99999', '--num_processes=2', '--process_index=1'],
-     'expected HOST:PORT'),
+    *((['--coordinator=h:' + port, '--num_processes=2', '--process_index=1'],
+       'expected HOST:PORT') for port in ('0', '65536', '99999')),
     (['--coordinator=no.such.host.invalid:1234', '--num_processes=2',
       '--process_index=1'], 'invalid:1234: ')])
 def test_bad_flags_are_one_line(argv, message):
@@ -285,8 +377,10 @@ def test_bad_flags_are_one_line(argv, message):
 
 def test_a_port_that_is_taken_is_one_line():
   with socket.create_server(('', 0)) as server:
-    address = f'localhost:{server.getsockname()[1]}'
-    assert 'in use' in refusals.refusal(processes.join_processes, address, 2, 0)
+    port = server.getsockname()[1]
+    assert 'in use' in refusals.refusal(
+        processes.join_processes, f'localhost:{port}', 2, 0)
+    processes._check_flags(f'[::1]:{port}', 2, 1)  # it is that of the first
 
 
 @SLOW

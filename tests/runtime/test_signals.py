@@ -124,6 +124,38 @@ def test_a_signal_after_the_work_that_it_may_interrupt_is_noted():
     assert requests.signal == signal.SIGTERM
 
 
+class Lost:
+  """Gets a signal where Python ignores exceptions."""
+
+  def __del__(self):
+    signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings(
+    'ignore::pytest.PytestUnraisableExceptionWarning')
+def test_a_signal_that_was_lost_ends_a_sweep_at_the_next_check(capfd):
+  before = [signal.getsignal(number) for number in signals.SIGNALS]
+  with signals.ExitRequests() as requests:
+    requests.check()
+    with pytest.raises(signals.Stopped, match='130'):
+      signal.raise_signal(signal.SIGINT)
+  for ignores in (Lost, raise_in_a_run):
+    with signals.ExitRequests() as requests:
+      ignores()
+      for _ in range(2):
+        with pytest.raises(signals.Stopped, match='143'):
+          requests.check()
+  assert before == [signal.getsignal(number) for number in signals.SIGNALS]
+  said = capfd.readouterr().err
+  assert said.count('stopped by SIGTERM; the same command goes on\n') == 2
+  assert said.count('stopped by SIGINT; the same command goes on\n') == 1
+
+
+def raise_in_a_run() -> None:
+  with signals.StopRequests():  # the run is complete and does not stop
+    signal.raise_signal(signal.SIGTERM)
+
+
 FOR_EVER = {'data': {'eval': ''}, 'parallel': {'num_devices': 1},
             'train': {'num_steps': 10**6, 'checkpoint_every_steps': 10**6}}
 

@@ -93,13 +93,14 @@ def test_only_a_step_that_takes_longer_than_the_limit_ends(
     monkeypatch, capsys, seconds, ends):
   """Looks twice at a step that has taken `seconds` of its 10."""
   now = iter([0.0, seconds, seconds])
-  codes, looks = [], iter([False, False, True])
+  codes, waits, looks = [], [], iter([False, False, True])
   monkeypatch.setattr(watchdog, 'time', types.SimpleNamespace(
       monotonic=lambda: next(now)))
   monkeypatch.setattr(watchdog.os, '_exit', codes.append)
   dog = watchdog.Watchdog(10.0, 'run')
-  dog._closed = types.SimpleNamespace(wait=lambda _: next(looks))
+  dog._closed = types.SimpleNamespace(
+      wait=lambda seconds: waits.append(seconds) or next(looks))
   with dog.waiting():
     dog._run()
-  assert codes == [124] * 2 * ends
+  assert codes == [124] * 2 * ends and waits == [1.0] * 3
   assert capsys.readouterr().err.startswith('error: run: no step') == ends

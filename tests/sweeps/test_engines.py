@@ -1,5 +1,6 @@
 """Engines that use other machines: rehearsed on this one."""
 
+import contextlib
 import io
 import json
 import math
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import pytest
 import rich.console
@@ -179,6 +181,7 @@ def test_eta_by_hand():
   assert progress.eta([half, begun], 2, 2, [100.0, 140.0]) == (
       30 + 110 + 2 * 120) / 2
   assert progress.eta([], 0, 2, [100.0]) == 0
+  assert math.isnan(progress.eta([begun], 0, 1, [9.0]))
 
 
 def test_a_row_is_what_metrics_say(tmp_path):
@@ -202,9 +205,10 @@ def test_the_table_has_every_trial_that_runs():
   console = rich.console.Console(file=out, width=100)
   console.print(progress.progress_table([
       progress.Row('head-[red]x', 10, 0.25, 33.0, 60.0),
-      progress.Row('other', 0, 0.0, math.nan, 3661.0)], 2, 7, 3700.0))
+      progress.Row('other', 0, 0.0, math.nan, 3661.0)], 3, 2, 7, 3700.0))
   said = out.getvalue()
-  assert '2 of 7 trials, ETA 1:01:40' in said and 'head-[red]x' in said
+  assert '2 of 7 trials, 3 queued, ETA 1:01:40' in said
+  assert 'head-[red]x' in said
   assert re.search(r'10 +│ +25 % +│ +33.00 +│ +1:00 +│ +3:00', said)
   assert re.search(r'0 +│ +0 % +│ +– +│ +1:01:01 +│ +–', said)
 
@@ -230,6 +234,19 @@ def test_a_terminal_has_the_table_and_a_file_has_lines(tmp_path, capsys,
   said = capsys.readouterr().err
   assert '0 of 2 trials, ETA –' in said and 'sweep 1/2' not in said
   assert f'{trials[0].name}: EM 50.00 F1 60.00' in said
+
+
+def test_an_attempt_that_died_promises_no_end(tmp_path, monkeypatch):
+  durations = []
+  monkeypatch.setattr(progress, 'eta', lambda rows, waiting, workers, finished:
+                      durations.append([*finished]) or math.nan)
+  monkeypatch.setattr(console_lib, 'QUIET_SECONDS', 0.0)
+  monkeypatch.setattr(console_lib, 'FIRST_SECONDS', 0.0)
+  trials = sweeps.plan(tmp_path)
+  code = 'time.sleep(0.3)\ndie() if attempt == 1 else finish()'
+  assert local.run(trials, lambda t: sweeps.stand_in(t, code),
+                   scheduler.Setup([{}])) == {}
+  assert max(map(len, durations)) == 2  # not 4, the number of processes
 
 
 # Work on another machine.
@@ -298,15 +315,119 @@ def test_a_job_that_is_preempted_is_queued_again(tmp_path):
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    ({}, 'srun'),
+    ({}, 'this machine has no sbatch'),
     ({'cluster': 'lokal'}, "lokal"),
-    ({'cluster': 'local', 'slurm_partitoin': 'x'}, 'slurm_partitoin'),
+    ({'cluster': 'local', 'slurm_partitoin': 'x'},
+     "'slurm_partitoin'; options of sbatch begin with slurm_, such as "),
     ({'cluster': 'local', 'nodes': 2}, 'nodes=2, but a trial is one process'),
-    ({'cluster': 'local', 'timeout_min': 'x'}, 'timeout_min')])
-def test_bad_slurm_options_are_one_line(options, message):
+    ({'cluster': 'local', 'timeout_min': 'x'}, 'timeout_min=x: give minutes'),
+    ({'slurm_time': '04:00:00'}, 'slurm_time=04:00:00: give minutes'),
+    ({'cluster': 'local', 'mem_gb': 'x'}, 'mem_gb')])
+def test_bad_slurm_options_are_one_line(options, message, monkeypatch):
+  if 'slurm_time' in options:
+    monkeypatch.setattr(shutil, 'which', lambda name: f'/usr/bin/{name}')
   with pytest.raises(errors.UserError) as caught:
     slurm.check(scheduler.Setup(slurm=options))
   assert message in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_slurm_options_are_literals_of_python():
+  assert slurm.parse_options([
+      'timeout_min=240', 'mem_gb=1.5', 'slurm_exclusive=True',
+      'slurm_use_srun=False', 'slurm_partition=gpu', 'slurm_comment=a=b',
+      'slurm_setup=["module load x"]', 'slurm_mem=16G']) == {
+          'timeout_min': 240, 'mem_gb': 1.5, 'slurm_exclusive': True,
+          'slurm_use_srun': False, 'slurm_partition': 'gpu',
+          'slurm_comment': 'a=b', 'slurm_setup': ['module load x'],
+          'slurm_mem': '16G'}
+
+
+@pytest.mark.parametrize('item', ['exclusive', '=3', 'b'])
+def test_a_slurm_option_without_a_value_is_one_line(item, tmp_path,
+                                                    sweep_config):
+  assert f"--slurm: '{item}' is not NAME=VALUE" in commands.refusal(
+      'sweep', f'--config={sweep_config}', f'--workdir={tmp_path}/x',
+      '--engine=slurm', f'--slurm=timeout_min=60,{item}')
+  assert not (tmp_path / 'x').exists()
+
+
+@pytest.fixture
+def sbatch(tmp_path, monkeypatch) -> pathlib.Path:
+  """Puts commands of SLURM on the path; sbatch keeps its script."""
+  folder = tmp_path / 'bin'
+  folder.mkdir()
+  for name in ('srun', 'sacct', 'scancel', 'sbatch'):
+    (folder / name).write_text('#!/bin/sh\n')
+    (folder / name).chmod(0o755)
+  monkeypatch.setenv('PATH', f'{folder}:{os.environ["PATH"]}')
+  return folder / 'sbatch'
+
+
+@pytest.mark.parametrize(('options', 'workers', 'lines'), [
+    ({}, 0, ['--time=1440', '--array=0-1%2']),
+    ({'timeout_min': 30}, 1, ['--time=30', '--array=0-1%1']),
+    ({'slurm_time': 20}, 0, ['--time=20', '--array=0-1%2'])])
+def test_what_slurm_refuses_is_one_line(tmp_path, sbatch, capsys, options,
+                                        workers, lines):
+  sbatch.write_text(
+      f'#!/bin/sh\ncp "$1" {tmp_path}/script\n'
+      'echo "sbatch: error: invalid partition: gpux" >&2\nexit 1\n')
+  console_lib.say_once.cache_clear()
+  with pytest.raises(errors.UserError) as caught:
+    slurm.run(sweeps.plan(tmp_path), lambda trial: ['true'], scheduler.Setup(
+        workers=workers, slurm=options))
+  message = str(caught.value)
+  assert '\n' not in message and 'sbatch refused 2 trials: ' in message
+  assert 'error: invalid partition: gpux; change --slurm' in message
+  script = (tmp_path / 'script').read_text().split('\n')
+  assert {f'#SBATCH {line}' for line in lines} <= {*script}
+  assert ('may take 24 hours' in capsys.readouterr().err) == (not options)
+
+
+class Jobs:
+  """Stands for `submitit.AutoExecutor`, whose jobs wait and are then lost."""
+
+  def __init__(self, lost: list[str]):
+    self.lost = lost
+
+  def batch(self):
+    return contextlib.nullcontext()
+
+  def submit(self, work):
+    name = f'7_{len(self.lost)}'
+    return mock.Mock(
+        job_id=name, done=lambda: True, paths=mock.Mock(stderr=f'{name}.err'),
+        exception=lambda: RuntimeError(self.lost.pop(0)))
+
+
+def test_a_log_says_why_slurm_lost_a_job(tmp_path, monkeypatch, capsys):
+  import submitit
+  traceback = submitit.core.utils.FailedJobError(
+      'Job (task=0) failed during processing with trace:\n'
+      '----------------------\nTraceback …\nOSError: no space\n\n'
+      '----------------------\nYou can check full logs')
+  memory = ('Job 7 (task: 0) with path 7_0_result.pkl\nhas not produced any '
+            'output (state: OUT_OF_MEMORY)\nNo error stream produced.')
+  monkeypatch.setattr(slurm, '_executor', lambda *_: Jobs(
+      [str(traceback), memory, memory]))
+  trial = sweeps.plan(tmp_path)[0]
+  failed = slurm.run([trial], lambda trial: ['true'], scheduler.Setup())
+  log = trial.log.read_text().split('\n')
+  assert log[0] == 'sweep: OSError: no space; see 7_3.err'
+  assert log[1].startswith('sweep: Job 7 (task: 0) with path 7_0_result.pkl '
+                           'has not produced any output (state: OUT_OF_MEMORY)')
+  assert 'OUT_OF_MEMORY' in failed[trial.name]
+  assert 'submitted job 7, with 1 trials' in capsys.readouterr().err
+
+
+def test_a_task_is_queued_until_it_writes_to_the_log(tmp_path):
+  trial = sweeps.plan(tmp_path)[0]
+  trial.log.parent.mkdir()
+  trial.log.write_text('of an earlier attempt\n')
+  process = remote.Process(trial, trial.log.stat().st_size)
+  assert process.is_queued()
+  work(trial, 'finish()')()
+  assert not process.is_queued()
 
 
 # Ray.

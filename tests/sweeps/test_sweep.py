@@ -440,7 +440,9 @@ def test_a_sweep_that_was_killed_is_waited_for(tmp_path, capsys):
   driver.wait()
   assert not any(t.metrics.exists() for t in trials)
   assert run(trials, 'finish()') == {}
-  assert 'waiting for the process that runs it' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'waiting for the process that runs it' in said
+  assert f'sweep 2/2  {trials[-1].name}: EM 50.00 F1 60.00' in said
   assert [sweeps.starts(t) for t in trials] == [1, 1]
 
 

@@ -44,7 +44,7 @@ def test_every_shape_is_compiled_once_and_before_the_first_step(mode):
     assert len(made) == len(lengths)
 
 
-def dispatched(monkeypatch, workdir, **changes) -> list[int]:
+def dispatched(monkeypatch, workdir, profile=range(0), **changes) -> list[int]:
   """Trains, and returns the number of updates of each dispatch."""
   counts, dispatch = [], train.SingleRun.dispatch
 
@@ -55,7 +55,7 @@ def dispatched(monkeypatch, workdir, **changes) -> list[int]:
 
   with monkeypatch.context() as patch:
     patch.setattr(train.SingleRun, 'dispatch', counting)
-    train.train(several(**changes), workdir)
+    train.train(several(**changes), workdir, profile_steps=profile)
   return counts
 
 
@@ -108,6 +108,11 @@ def test_updates_of_a_dispatch_equal_single_ones_bit_for_bit(
     assert one.pop('position') == other.pop('position')
     for name, value in one.items():
       np.testing.assert_array_equal(value, other[name], err_msg=name)
+
+
+def test_a_profile_begins_and_ends_between_dispatches(tmp_path, monkeypatch):
+  counts = dispatched(monkeypatch, tmp_path, profile=range(1, 2), mode='jit')
+  assert counts[:2] == [1, 1] and max(counts) == 3
 
 
 @pytest.mark.slow

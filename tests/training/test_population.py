@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import types
@@ -19,6 +20,7 @@ from qa_jax.checkpoints import manager
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.inference import predict
 from qa_jax.io import files
+from qa_jax.runtime import signals
 from qa_jax.sweeps import engines
 from qa_jax.sweeps import plan as plan_lib
 from qa_jax.sweeps.engines import population as population_lib
@@ -545,6 +547,38 @@ def test_a_population_that_crashes_does_not_hold_back_the_next(
       [t.name] for t in trials[:2]]
 
 
+def test_a_population_that_is_refused_stays_one(tmp_path, monkeypatch):
+  def refuse(configs, runs):
+    raise errors.UserError('too large')
+
+  trials = plan(tmp_path, {}, seeds=2)
+  monkeypatch.setattr(population, 'train_members', refuse)
+  for _ in range(2):
+    assert population_lib.run(trials, None, scheduler.Setup()
+                              ) == dict.fromkeys(
+                                  [t.name for t in trials], 'too large')
+
+
+def test_a_signal_in_the_last_save_of_a_run_ends_the_sweep(
+    tmp_path, monkeypatch, capsys):
+  def train_one(config, run):
+    began.append(run)
+    with signals.StopRequests():
+      signal.raise_signal(signal.SIGTERM)
+    return {}
+
+  began = []
+  monkeypatch.setattr(train, 'train', train_one)
+  trials = plan(tmp_path, {'model.head': 'mlp'}, {'model.head': 'shared'},
+                seeds=1)
+  with (signals.ExitRequests() as requests,
+        pytest.raises(signals.Stopped, match='143')):
+    population_lib.run(
+        trials, None, scheduler.Setup(check_signals=requests.check))
+  assert began == [trials[0].run]
+  assert f'{trials[0].name}: alone, not in a' in capsys.readouterr().err
+
+
 @pytest.fixture(scope='module')
 def config(tmp_path_factory) -> pathlib.Path:
   """Writes a config of two steps with a sweep of rates, search and head."""
@@ -580,10 +614,14 @@ def test_trials_score_as_they_do_one_by_one(config, tmp_path):
   assert not (shared / 'metrics.jsonl').exists()  # it only evaluates
 
 
-def test_the_population_engine_refuses_workers(config, tmp_path):
-  assert '--engine=population has one' in commands.refusal(
-      'sweep', f'--config={config}', f'--workdir={tmp_path}/x', '--workers=2',
+@pytest.mark.parametrize(('flag', 'message'), [
+    ('--workers=2', '--engine=population has one'),
+    ('--config.precision.deterministic=True', 'choose --engine=local')])
+def test_a_population_refuses_what_it_has_not(config, tmp_path, flag, message):
+  assert message in commands.refusal(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x', flag,
       '--engine=population')
+  assert not (tmp_path / 'x').exists()
 
 
 def test_a_failed_trial_is_reported_and_the_others_are_complete(tmp_path):

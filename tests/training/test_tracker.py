@@ -1,5 +1,6 @@
 """The tracker, with a replacement for wandb: no account, no network."""
 
+import pathlib
 import shlex
 import sys
 import types
@@ -58,9 +59,10 @@ def test_the_tracker_gets_every_row_of_metrics_jsonl(tmp_path, wandb):
       for row in rows for split in [row.pop('split')]]
 
 
-def test_each_run_directory_is_one_wandb_run(tmp_path, wandb):
-  for name in ('a', 'a', 'b'):
-    tracker.Tracker('squad', tmp_path / name, {})
+def test_each_run_directory_is_one_wandb_run(tmp_path, wandb, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for path in (tmp_path / 'a', pathlib.Path('a'), tmp_path / 'b'):
+    tracker.Tracker('squad', path, {})
   first, again, other = (s['id'] for s in wandb.started)
   assert first == again != other
   assert all(s['resume'] == 'allow' for s in wandb.started)

@@ -159,6 +159,8 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'parallel': {'mode': 'jit'}}, "mode='jit' trains on one device"),
     ({'model': {'attention': 'cudn'}}, "did you mean 'cudnn'"),
     ({'parallel': {'mode': 'mesh', 'mesh': {'data': 3}}}, 'does not multiply'),
+    *(({'parallel': {'mode': 'mesh', 'mesh': {'data': n, 'fsdp': -1}}},
+       'does not multiply') for n in (0, -2)),
     ({'parallel': {'mode': 'mesh', 'mesh': {'model': 2}}}, "no axis 'model'"),
     ({'model': {'head': 'independant'}}, "did you mean 'independent'"),
     ({'model': {'preset': 'bse'}}, "did you mean 'base'"),

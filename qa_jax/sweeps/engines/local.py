@@ -60,6 +60,9 @@ class Process:
   def poll(self) -> int | None:
     return self._process.poll()
 
+  def is_queued(self) -> bool:
+    return False
+
   def end(self, force: bool) -> None:
     if self.poll() is None:
       os.killpg(self._process.pid, signal.SIGKILL if force else signal.SIGTERM)

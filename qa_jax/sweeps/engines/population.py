@@ -58,6 +58,7 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
   failed: dict[str, str] = {}
   by_name = {trial.name: trial for trial in trials}
   for group in groups(trials):
+    setup.check_signals()
     failed |= _run_group(group)
   for trial in trials:
     if not trial.source or trial.metrics.is_file():
@@ -68,7 +69,9 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
       continue
     if not trial.run.exists():
       plan.share_training(source, trial)
+    setup.check_signals()
     failed |= _run_group([trial])
+  setup.check_signals()
   return failed
 
 
@@ -82,9 +85,12 @@ def _run_group(group: Sequence[plan.Trial]) -> dict[str, str]:
         return {t.name: f'another process runs {trial.name}' for t in group}
       opened.append(log)
       log.write(f'{plan.LOG_MARK}as one program: {names}\n'.encode())
+    try:
+      outcomes = _outcomes(group)
+    except errors.UserError as e:  # no member is to blame
+      return {t.name: str(e) for t in group}
     failed = {}
-    for trial, log, outcome in zip(group, opened, _outcomes(group),
-                                   strict=True):
+    for trial, log, outcome in zip(group, opened, outcomes, strict=True):
       if isinstance(outcome, errors.UserError):
         failed[trial.name] = str(outcome)
         reason = ' '.join(str(outcome).split())
@@ -99,15 +105,21 @@ def _outcomes(group: Sequence[plan.Trial]) -> list[object]:
   """Returns the metrics of each trial, or the UserError that ended it.
 
   Any other exception becomes one, so that the other populations are trained.
+
+  Raises:
+    UserError: a population is refused as a whole.
   """
   try:
     if len(group) == 1:
+      console.say(f'{group[0].name}: alone, not in a population')
       return [train.train(group[0].config, group[0].run)]
     console.say(f'population of {len(group)}: {group[0].name} …')
     return population.train_members(
         [t.config for t in group], [t.run for t in group])
   except errors.UserError as e:
-    return [e] * len(group)
+    if len(group) > 1:
+      raise
+    return [e]
   except Exception as e:  # a device or a head of one's own may raise anything
     traceback.print_exc()
     return [errors.UserError(f'{type(e).__name__}: {e}')] * len(group)

@@ -46,15 +46,18 @@ def eta(rows: Sequence[Row], waiting: int, workers: int,
         finished: Sequence[float]) -> float:
   """Estimates the seconds until all trials are complete; NaN if unknown.
 
-  `finished` are the durations of finished trials; their mean is the duration of
-  a waiting trial. Without them it is estimated from the running trials.
+  `finished` are the durations of complete trials; their mean is the duration of
+  a waiting trial. Without them it is estimated from the running trials. Nothing
+  is known of a trial without progress that runs for longer than this.
   """
   known = [*finished] or [r.seconds / r.fraction for r in rows if r.fraction]
   if not known:
     return math.nan
   each = sum(known) / len(known)
+  if any(not r.fraction and r.seconds > each for r in rows):
+    return math.nan
   left = sum(r.seconds / r.fraction - r.seconds if r.fraction
-             else max(each - r.seconds, 0.0) for r in rows)
+             else each - r.seconds for r in rows)
   return (left + waiting * each) / max(workers, 1)
 
 
@@ -86,16 +89,20 @@ class Board:
     """Returns whether the table is to be drawn again."""
     return time.monotonic() > self._shown + self._patience
 
-  def show(self, rows: Sequence[Row], seconds: float) -> None:
-    """Draws the table; `seconds` is the time left of the sweep."""
+  def show(self, rows: Sequence[Row], queued: int, seconds: float) -> None:
+    """Draws the table.
+
+    `queued` trials have not begun on the machine that takes them. `seconds` is
+    the time left of the sweep.
+    """
     if self._live:
       self._shown, self._patience = time.monotonic(), REFRESH_SECONDS
-      self._live.update(progress_table(rows, self._done, self._total, seconds),
-                        refresh=True)
+      self._live.update(progress_table(rows, queued, self._done, self._total,
+                                       seconds), refresh=True)
     else:
       trained = sum(r.fraction for r in rows) / max(len(rows), 1)
-      self._say(f'{len(rows)} running, {100 * trained:.0f} % trained, '
-                f'ETA {_left(seconds)}')
+      self._say(f'{len(rows)} running{_queued(queued)}, '
+                f'{100 * trained:.0f} % trained, ETA {_left(seconds)}')
 
   def close(self) -> None:
     if self._live:
@@ -107,11 +114,12 @@ class Board:
     self._patience = console_lib.QUIET_SECONDS
 
 
-def progress_table(rows: Sequence[Row], done: int, total: int,
+def progress_table(rows: Sequence[Row], queued: int, done: int, total: int,
                    seconds: float) -> rich.table.Table:
   """Returns the table of running trials, titled with the sweep's progress."""
   table = rich.table.Table(
-      title=f'{done} of {total} trials, ETA {_left(seconds)}',
+      title=f'{done} of {total} trials{_queued(queued)}, '
+            f'ETA {_left(seconds)}',
       title_justify='left')
   table.add_column('trial', overflow='fold')
   for name in ('step', 'done', 'F1', 'time', 'left'):
@@ -122,6 +130,10 @@ def progress_table(rows: Sequence[Row], done: int, total: int,
         '–' if math.isnan(r.f1) else f'{r.f1:.2f}', _clock(r.seconds),
         _clock(r.seconds / r.fraction - r.seconds) if r.fraction else '–')
   return table
+
+
+def _queued(count: int) -> str:
+  return f', {count} queued' * bool(count)
 
 
 def _left(seconds: float) -> str:

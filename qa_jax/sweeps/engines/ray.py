@@ -22,6 +22,7 @@ from typing import Any
 import warnings
 
 from qa_jax import errors
+from qa_jax.runtime import console
 from qa_jax.sweeps import plan
 from qa_jax.sweeps.engines import remote
 from qa_jax.sweeps.engines import scheduler
@@ -117,7 +118,9 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
           if setup.address == 'local' else {})
   handler = signal.getsignal(signal.SIGTERM)
   try:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), console.say_if_slow(
+        f'--address={setup.address}: starting Ray' if here else
+        f'--address={setup.address}: joining the Ray cluster'):
       # JAX warns of any fork. The forked children call exec at once.
       warnings.filterwarnings('ignore', r'os\.fork\(\)', RuntimeWarning)
       ray.init(address=setup.address, log_to_driver=False,
@@ -136,9 +139,10 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
 
     def start(starts: Sequence[scheduler.Start]) -> Iterator[Process]:
       for s in starts:
+        size = s.log.tell()
         s.log.close()  # frees the lock for the task
         yield Process(ray, task.remote(remote.Work(
-            command(s.trial), s.trial.log, s.trial.metrics)), s.trial)
+            command(s.trial), s.trial.log, s.trial.metrics)), s.trial, size)
 
     return scheduler.run_trials(
         scheduler.Queue(trials, setup.study), workers, start)
@@ -181,12 +185,12 @@ def _call(work: remote.Work) -> int:
   return work(f'on {ray.util.get_node_ip_address()}')
 
 
-class Process:
+class Process(remote.Process):
   """A Ray task, which can be lost with its machine."""
 
-  def __init__(self, ray: Any, task: Any, trial: plan.Trial):
-    self._ray, self._task, self._trial = ray, task, trial
-    self._code: int | None = None
+  def __init__(self, ray: Any, task: Any, trial: plan.Trial, size: int):
+    super().__init__(trial, size)
+    self._ray, self._task = ray, task
 
   def poll(self) -> int | None:
     if self._code is None and self._ray.wait([self._task], timeout=0)[0]:

@@ -1,4 +1,7 @@
-"""The task that runs a trial on another machine of a shared file system."""
+"""The task that runs a trial on another machine of a shared file system.
+
+A task writes to the log of its trial as soon as it begins.
+"""
 
 from collections.abc import Iterator, Sequence
 import contextlib
@@ -9,6 +12,7 @@ import threading
 import time
 from typing import Any
 
+from qa_jax.sweeps import plan
 from qa_jax.sweeps.engines import local
 from qa_jax.sweeps.engines import scheduler
 
@@ -49,6 +53,17 @@ class Work:
       # A second interrupt must not end the wait for the state of the trial.
       with _on_interrupt(signal.SIG_IGN):
         scheduler.stop([process])
+
+
+class Process:
+  """A task seen from here; `size` is that of the log before its submission."""
+
+  def __init__(self, trial: plan.Trial, size: int):
+    self._trial, self._size = trial, size
+    self._code: int | None = None
+
+  def is_queued(self) -> bool:
+    return self._trial.log.stat().st_size == self._size
 
 
 @contextlib.contextmanager

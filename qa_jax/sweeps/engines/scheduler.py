@@ -48,6 +48,8 @@ class Setup:
   # The study records results and decides which trials stop early.
   study: study_lib.Study = dataclasses.field(
       default_factory=study_lib.in_memory)
+  # Raises the SystemExit of a signal that came in a run of this process.
+  check_signals: Callable[[], None] = lambda: None
 
 
 class Process(Protocol):
@@ -55,6 +57,9 @@ class Process(Protocol):
 
   def poll(self) -> int | None:
     """Returns the exit code, negative for a signal; None while it runs."""
+
+  def is_queued(self) -> bool:
+    """Returns whether the process waits elsewhere and has not begun."""
 
   def end(self, force: bool) -> None:
     """Asks the process to end, or kills it if `force`."""
@@ -78,7 +83,7 @@ def run_trials(
   one by one, so that the started ones are ended here if it raises.
   """
   running: dict[int, _Running] = {}
-  took: list[float] = []  # seconds of the ended trials
+  took: list[float] = []  # seconds of the complete trials
   try:
     while queue.waiting or running:
       for worker, job in [*running.items()]:
@@ -88,7 +93,8 @@ def run_trials(
         else:
           del running[worker]
           queue.ended(job.trial, code, job.hopeless)
-          took.append(time.monotonic() - job.began)
+          if job.trial.metrics.is_file():
+            took.append(time.monotonic() - job.began)
       starts = []
       for worker in range(workers):
         if worker not in running:
@@ -99,13 +105,11 @@ def run_trials(
                             strict=True):
         running[s.worker] = _Running(s.trial, process)
       if queue.board.is_due:
-        now = time.monotonic()
-        rows = [progress.progress_row(j.trial, now - j.began)
-                for j in running.values()]
-        queue.board.show(
-            rows, progress.eta(rows, len(queue.waiting), workers, took))
+        _show(queue, running.values(), workers, took)
       time.sleep(POLL_SECONDS)
   finally:
+    if running:
+      console.say(f'ending {len(running)} trials, which save their states')
     stop([job.process for job in running.values()])
     queue.board.close()
   return queue.failed
@@ -118,6 +122,19 @@ class _Running:
   began: float = dataclasses.field(default_factory=time.monotonic)
   hopeless: str = ''  # the reason why it was asked to end
   deadline: float = 0.0  # when it is killed
+
+
+def _show(queue: 'Queue', running: Iterable[_Running], workers: int,
+          took: Sequence[float]) -> None:
+  """Shows the trials that run; those that another queue holds only wait."""
+  now, rows, queued = time.monotonic(), [], 0
+  for job in running:
+    if job.process.is_queued():
+      queued, job.began = queued + 1, now
+    else:
+      rows.append(progress.progress_row(job.trial, now - job.began))
+  queue.board.show(rows, queued, progress.eta(
+      rows, len(queue.waiting) + queued, workers, took))
 
 
 def _prune(job: _Running, queue: 'Queue') -> None:
@@ -191,8 +208,10 @@ class Queue:
   def _is_over(self, trial: plan.Trial) -> bool:
     """Returns whether a trial need not begin, and records its outcome."""
     if trial.metrics.is_file():
-      self._done.add(trial.name)
-      self.study.complete(trial)
+      known = trial.name in self._done
+      self._complete(trial)
+      if not known:  # another process completed it
+        self._note_scores(trial)
       return True
     if trial.pruned.is_file():
       self._pruned.add(trial.name)
@@ -205,11 +224,8 @@ class Queue:
   def ended(self, trial: plan.Trial, code: int, hopeless: str) -> None:
     """Records the outcome of a trial whose process has ended."""
     if trial.metrics.is_file():
-      self._done.add(trial.name)
-      self.study.complete(trial)
-      metrics = trial.read_metrics()
-      self._note(f'{trial.name}: EM {metrics["exact_match"]:.2f} '
-                 f'F1 {metrics["f1"]:.2f}')
+      self._complete(trial)
+      self._note_scores(trial)
       return
     if hopeless:
       self._prune(trial, hopeless)
@@ -220,6 +236,15 @@ class Queue:
     else:
       console.say(f'{trial.name}: {reason}; starting it again')
       self.waiting.insert(0, trial)
+
+  def _complete(self, trial: plan.Trial) -> None:
+    self._done.add(trial.name)
+    self.study.complete(trial)
+
+  def _note_scores(self, trial: plan.Trial) -> None:
+    metrics = trial.read_metrics()
+    self._note(f'{trial.name}: EM {metrics["exact_match"]:.2f} '
+               f'F1 {metrics["f1"]:.2f}')
 
   def _fail(self, trial: plan.Trial, reason: str) -> None:
     self.failed[trial.name] = reason
