@@ -78,6 +78,15 @@ def small_from_scratch(c: ml_collections.ConfigDict) -> None:
   c.data.max_question_length = 20
 
 
+def attend_sooner(c: ml_collections.ConfigDict) -> None:
+  """Lets an encoder from scratch find neighbours and repeated words sooner.
+
+  RESULTS.md, "Quickstart", has the comparison.
+  """
+  c.model.position_base = 100.0
+  c.model.equal_query_key = True
+
+
 def sweep_config(variant: str, file: str, sizes: str = 'minilm_l6'
                  ) -> ml_collections.ConfigDict:
   """Returns what every sweep starts from: SQuAD 2.0, or its rehearsal.
@@ -87,8 +96,11 @@ def sweep_config(variant: str, file: str, sizes: str = 'minilm_l6'
   c = config.defaults()
   c.data.train = 'tfds(name="squad/v2.0", split="train")'
   c.data.eval = 'tfds(name="squad/v2.0", split="validation")'
-  return choose_variant(c, variant, file, known=(sizes, 'tiny'),
-                        eval_size=1000, impossible=0.3)
+  choose_variant(c, variant, file, known=(sizes, 'tiny'), eval_size=1000,
+                 impossible=0.3)
+  if variant == 'tiny':
+    attend_sooner(c)
+  return c
 
 
 def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
@@ -108,7 +120,9 @@ def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
   c.data.train = 'tfds(name="squad/v1.1", split="train")'
   c.data.eval = 'tfds(name="squad/v1.1", split="validation")'
   choose_variant(c, name, file)
-  if name != 'tiny':
+  if name == 'tiny':
+    attend_sooner(c)
+  else:
     c.train.num_epochs = 1.0
     c.precision.compute_dtype = 'bfloat16'
   if name != variant:
@@ -119,8 +133,9 @@ def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
 
 
 def probe_config(variant: str, file: str) -> ml_collections.ConfigDict:
-  """Returns study_config with an encoder that keeps its weights."""
+  """Returns study_config with an encoder that has and keeps its weights."""
   c = study_config(variant, file)
+  c.model.position_base, c.model.equal_query_key = 0.0, False
   c.model.init_head = False
   c.optim.freeze_encoder = True
   return c

@@ -32,9 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
   c.model.num_layers = 3
   c.model.num_heads = 8
   c.model.mlp_size = 256
-  # Neighbours and repeated words are found sooner, see RESULTS.md.
-  c.model.position_base = 100.0
-  c.model.equal_query_key = True
+  common.attend_sooner(c)
   c.decode.max_answer_length = 10
   c.decode.n_best = 10
   c.decode.null_rule = 'never'  # every question has an answer

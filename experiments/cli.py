@@ -148,9 +148,15 @@ def _similar_flags(name: str, known: Sequence[str], config: bool) -> str:
 
 
 def prepare_streams() -> None:
-  """Makes stdout and stderr escape the characters that a terminal lacks."""
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
+  """Makes stdout and stderr escape the characters that a terminal lacks.
+
+  One that the caller has closed takes text and drops it.
+  """
+  for name in ('stdout', 'stderr'):
+    stream = getattr(sys, name)
+    if stream is None:
+      setattr(sys, name, open(os.devnull, 'w', encoding='utf-8'))  # noqa: SIM115
+    elif isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors='backslashreplace')
 
 

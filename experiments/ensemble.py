@@ -19,7 +19,6 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from qa_jax import errors
 
 MEMBERS = flags.DEFINE_list(
     'workdir', [], 'Members: runs, evaluations, n-best files.')
@@ -39,10 +38,6 @@ def main() -> None:
   from qa_jax.io import files
   from qa_jax.runtime import settings
 
-  if HELD_OUT_MEMBERS.value and (not HELD_OUT.value or len(
-      HELD_OUT_MEMBERS.value) != len(MEMBERS.value)):
-    raise errors.UserError('--held_out_members goes with --held_out, one for '
-                           f'each of the {len(MEMBERS.value)} members')
   output = pathlib.Path(OUTPUT.value)
   files.check_writable(output / 'ensemble.json')
   settings.configure_process()

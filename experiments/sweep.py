@@ -42,7 +42,7 @@ WORKERS = flags.DEFINE_integer(
 ADDRESS = flags.DEFINE_string(
     'address', 'auto', 'HOST:PORT of a Ray cluster; local starts one.')
 SLURM = flags.DEFINE_list(
-    'slurm', [], 'Parameters of submitit, such as mem_gb=16,timeout_min=240.')
+    'slurm', [], 'Parameters of submitit, such as timeout_min=240.')
 SAMPLER = flags.DEFINE_string(
     'sampler', 'grid', 'Source of variants: grid, random or tpe.')
 TRIALS = flags.DEFINE_integer(

@@ -211,6 +211,10 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
     raise errors.UserError('an ensemble needs two members; give --workdir=A,B')
   if len(set(members)) < len(members):
     raise errors.UserError('a member is named twice in --workdir')
+  if held_out_members and (
+      not held_out or len(held_out_members) != len(members)):
+    raise errors.UserError('--held_out_members goes with --held_out, one for '
+                           f'each of the {len(members)} members')
   fixed = options.pop('null_threshold', None)
   if fixed is not None:
     if held_out:

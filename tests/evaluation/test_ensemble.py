@@ -526,7 +526,10 @@ def test_a_damaged_n_best_file_is_one_line(folder, change, message):
     (['dev0.jsonl', 'dev0.jsonl'], (), 'named twice'),
     (['dev0.jsonl', 'nowhere'], (), 'no such run'),
     (['dev0.jsonl', 'held1.jsonl'], (), 'is not in the data'),
-    (['dev0.jsonl', 'dev1.jsonl'], ('--held_out_members=x',), 'goes with')])
+    (['dev0.jsonl', 'dev1.jsonl'], ('--held_out_members=x',), 'goes with'),
+    (['dev0.jsonl', 'dev1.jsonl'],
+     ('--held_out=synthetic(size=4)', '--held_out_members=dev0.jsonl'),
+     'one for each of the 2 members')])
 def test_mistakes_of_the_command_are_one_line(folder, members, more, message):
   result = run(folder, *more, members=members)
   assert result.code == 1 and message in result.err

@@ -22,6 +22,7 @@ from qa_jax import errors
 from qa_jax.data import sources
 from qa_jax.export import hugging_face
 from qa_jax.metrics import error_analysis
+from qa_jax.runtime import console
 from qa_jax.serving import service
 from qa_jax.training import trainer
 from tests.common import commands
@@ -222,6 +223,16 @@ def test_a_closed_pipe_ends_a_command_quietly(argv):
                         check=False)
   os.close(writer)
   assert (done.returncode, done.stderr) == (141, '')
+
+
+def test_a_stream_that_is_closed_takes_no_line_of_the_other(
+    monkeypatch, capsys):
+  monkeypatch.setattr(sys, 'stderr', None)  # as with `2>&-`
+  cli.prepare_streams()
+  console.say('a note')
+  print('result')
+  assert capsys.readouterr().out == 'result\n'
+  sys.stderr.close()
 
 
 @pytest.mark.parametrize(('flags', 'kept', 'dropped'), [

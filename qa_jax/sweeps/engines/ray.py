@@ -97,6 +97,9 @@ def check(setup: scheduler.Setup) -> None:
 
 
 def _reason(text: str) -> str:
+  if 'Could not find any running Ray instance' in text:
+    return ('no Ray cluster runs on this machine; `ray start --head` starts '
+            'one, and --address=local one for this sweep alone')
   if 'AuthToken' in text:
     return (f'the cluster refuses the token of this machine; copy {TOKEN} of '
             'the one that it was started on to all')

@@ -109,7 +109,7 @@ def run_trials(
       time.sleep(POLL_SECONDS)
   finally:
     if running:
-      console.say(f'ending {len(running)} trials, which save their states')
+      console.say('ending the trials that run; they save their states')
     stop([job.process for job in running.values()])
     queue.board.close()
   return queue.failed

@@ -6,6 +6,8 @@ trust, because loading a pickle can run code.
 
 import ast
 from collections.abc import Iterator, Sequence
+import contextlib
+import io
 import re
 import shutil
 import tempfile
@@ -96,7 +98,8 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
     for s in starts:
       s.log.close()  # frees the lock for the job
     try:
-      with executor.batch():
+      # submitit also prints what it raises.
+      with contextlib.redirect_stderr(io.StringIO()), executor.batch():
         jobs = [executor.submit(Work(
             command(s.trial), s.trial.log, s.trial.metrics)) for s in starts]
     except (submitit.core.utils.UncompletedJobError,
@@ -107,7 +110,8 @@ def run(trials: Sequence[plan.Trial], command: scheduler.Command,
           f'{reason[:300]}; change --slurm, or run fewer at a time with '
           '--only') from None
     ids = ', '.join(dict.fromkeys(job.job_id.split('_')[0] for job in jobs))
-    console.say(f'submitted job {ids}, with {len(jobs)} trials')
+    console.say(f'submitted job {ids}: {starts[0].trial.name}'
+                + f' and {len(starts) - 1} more' * (len(starts) > 1))
     for s, job, size in zip(starts, jobs, sizes, strict=True):
       yield Process(job, s.trial, size)
 
