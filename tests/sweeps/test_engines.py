@@ -352,8 +352,18 @@ def test_a_slurm_option_without_a_value_is_one_line(item, tmp_path,
 
 
 @pytest.fixture
-def sbatch(tmp_path, monkeypatch) -> pathlib.Path:
-  """Puts commands of SLURM on the path; sbatch keeps its script."""
+def submitit():
+  """The module, whose handler of messages keeps the stderr of its import.
+
+  Tests name this fixture before `capsys`, whose stderr is closed with the test.
+  """
+  import submitit
+  return submitit
+
+
+@pytest.fixture
+def sbatch(submitit, tmp_path, monkeypatch) -> pathlib.Path:
+  """Puts commands of SLURM on the path."""
   folder = tmp_path / 'bin'
   folder.mkdir()
   for name in ('srun', 'sacct', 'scancel', 'sbatch'):
@@ -363,21 +373,22 @@ def sbatch(tmp_path, monkeypatch) -> pathlib.Path:
   return folder / 'sbatch'
 
 
-@pytest.mark.parametrize(('options', 'workers', 'lines'), [
-    ({}, 0, ['--time=1440', '--array=0-1%2']),
-    ({'timeout_min': 30}, 1, ['--time=30', '--array=0-1%1']),
-    ({'slurm_time': 20}, 0, ['--time=20', '--array=0-1%2'])])
-def test_what_slurm_refuses_is_one_line(tmp_path, sbatch, capsys, options,
-                                        workers, lines):
+@pytest.mark.parametrize(('options', 'workers', 'seeds', 'lines'), [
+    ({}, 0, 1, ['--time=1440', '--array=0-1%2']),
+    ({'timeout_min': 30}, 1, 1, ['--time=30', '--array=0-1%1']),
+    ({'slurm_time': 20}, 0, 130, ['--time=20', '--array=0-259%260'])])
+def test_what_slurm_refuses_is_one_line(sbatch, tmp_path, capsys, options,
+                                        workers, seeds, lines):
   sbatch.write_text(
       f'#!/bin/sh\ncp "$1" {tmp_path}/script\n'
       'echo "sbatch: error: invalid partition: gpux" >&2\nexit 1\n')
   console_lib.say_once.cache_clear()
   with pytest.raises(errors.UserError) as caught:
-    slurm.run(sweeps.plan(tmp_path), lambda trial: ['true'], scheduler.Setup(
-        workers=workers, slurm=options))
+    slurm.run(sweeps.plan(tmp_path, seeds=seeds), lambda trial: ['true'],
+              scheduler.Setup(workers=workers, slurm=options))
   message = str(caught.value)
-  assert '\n' not in message and 'sbatch refused 2 trials: ' in message
+  assert '\n' not in message
+  assert f'sbatch refused {2 * seeds} trials: ' in message
   assert 'error: invalid partition: gpux; change --slurm' in message
   script = (tmp_path / 'script').read_text().split('\n')
   assert {f'#SBATCH {line}' for line in lines} <= {*script}
@@ -401,8 +412,8 @@ class Jobs:
         exception=lambda: RuntimeError(self.lost.pop(0)))
 
 
-def test_a_log_says_why_slurm_lost_a_job(tmp_path, monkeypatch, capsys):
-  import submitit
+def test_a_log_says_why_slurm_lost_a_job(submitit, tmp_path, monkeypatch,
+                                         capsys):
   traceback = submitit.core.utils.FailedJobError(
       'Job (task=0) failed during processing with trace:\n'
       '----------------------\nTraceback …\nOSError: no space\n\n'
