@@ -907,10 +907,13 @@ def test_config_file_with_an_error_is_one_line(tmp_path, content, message):
     (str(commands.ROOT / 'configs'),
      'error: --config: [Errno 21] Is a directory', 1),
     (f'{commands.ROOT}/configs/squad2.py:nope', 'choose base, large,', 2),
-    (f'{commands.ROOT}/configs/quickstart.py:nope',
+    (f'{commands.ROOT}/configs/quickstart.py:nope', 'the only variant is', 2),
+    ('TMP/plain.py:nope',
      'error: --config: the file has no variants: leave out the colon', 2)
 ])
 def test_config_that_is_not_there_is_one_line(tmp_path, path, message, code):
+  (tmp_path / 'plain.py').write_text('def get_config():\n  return None\n')
+  path = path.replace('TMP', str(tmp_path))
   assert message in commands.refusal('train',
                                      f'--config={path}',
                                      f'--workdir={tmp_path}/run',
