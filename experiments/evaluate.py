@@ -22,14 +22,19 @@ model. It reports how gold answers became token spans, with the tokenizer and
 the window lengths of --workdir, or with a vocabulary learned from --data.
 """
 
+from collections.abc import Sequence
 import math
 import pathlib
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import cli
 from qa_jax import errors
+
+if TYPE_CHECKING:
+  from qa_jax.data.examples import Example
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Run, checkpoint or hub id.')
 DATA = flags.DEFINE_string(
@@ -72,6 +77,7 @@ def main() -> None:
   if PREDICTIONS.value and (of_model := [*_decode_flags(), *_model_flags()]):
     raise errors.UserError(
         f'--predictions runs no model; leave out {", ".join(of_model)}')
+  errors.require(OUTPUT.value != '', '--output is empty; give a directory')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
   if output:
     files.check_writable(output / predictions_lib.METRICS)
@@ -100,26 +106,54 @@ def _model_flags() -> list[str]:
 def _score(output: pathlib.Path | None) -> dict[str, float]:
   from qa_jax.data import sources
   from qa_jax.io import files
+  from qa_jax.metrics import error_analysis
   from qa_jax.metrics import predictions as predictions_lib
   from qa_jax.metrics import squad
 
   examples = sources.load_answered(DATA.value)
+  errors.require(not (output and (output / predictions_lib.N_BEST).exists()), (
+      f'--output={output} is the evaluation of a model; choose another'))
   predictions = predictions_lib.read_predictions(
       pathlib.Path(PREDICTIONS.value))
-  na_scores = predictions_lib.read_na_probs(
-      pathlib.Path(NA_PROBS.value)) if NA_PROBS.value else None
-  if NA_PROBS.value and squad.resolve_version(examples, 'auto') == '1.1':
-    print('warning: --na_probs is not used: all questions have answers, and '
-          'the metrics of SQuAD 1.1 decline none', file=sys.stderr)
-  elif not flags.FLAGS['na_threshold'].present and any(
-      not 0 <= score <= 1 for score in (na_scores or {}).values()):
-    print(f'warning: {NA_PROBS.value} holds no probabilities, but they are '
-          'compared with 1; give --na_threshold', file=sys.stderr)
+  if predictions.keys().isdisjoint(e.id for e in examples):
+    error_analysis.check_ids(examples, predictions,
+                             pathlib.Path(PREDICTIONS.value))
+  na_scores = _na_scores(examples) if NA_PROBS.value else None
   values = squad.squad_metrics(examples, predictions, na_scores=na_scores,
                                na_threshold=NA_THRESHOLD.value)
   if output:
     files.write_json(output / predictions_lib.METRICS, values)
   return values
+
+
+def _na_scores(examples: Sequence['Example']) -> dict[str, float]:
+  """Reads the scores of --na_probs; warns of what they do not fit."""
+  from qa_jax.metrics import predictions as predictions_lib
+  from qa_jax.metrics import squad
+
+  path, ids = NA_PROBS.value, {e.id for e in examples}
+  scores = predictions_lib.read_na_probs(pathlib.Path(path))
+  used = {key: value for key, value in scores.items() if key in ids}
+  if len(used) < len(scores):
+    _warn(f'{path} has {len(scores) - len(used)} scores of questions that the '
+          'data does not have')
+  if squad.resolve_version(examples, 'auto') == '1.1':
+    _warn('--na_probs is not used: all questions have answers, and the metrics '
+          'of SQuAD 1.1 decline none')
+    return used
+  if len(used) < len(ids):
+    raise errors.UserError(
+        f'{path} has a score for {len(used)} of {len(ids)} questions, and none '
+        f'for {min(ids - used.keys())!r}; give one for every question')
+  if not flags.FLAGS['na_threshold'].present and any(
+      not 0 <= score <= 1 for score in used.values()):
+    _warn(f'{path} holds no probabilities, but they are compared with 1; give '
+          '--na_threshold')
+  return used
+
+
+def _warn(message: str) -> None:
+  print(f'warning: {message}', file=sys.stderr)
 
 
 def score_model(output: pathlib.Path | None
@@ -141,6 +175,10 @@ def score_model(output: pathlib.Path | None
   qa = cli.load_model(WORKDIR.value)
   run = run_directory.RunDirectory(pathlib.Path(WORKDIR.value))
   label = cli.evaluation_label()
+  # Its SPEC and step would be taken for those of the new scores.
+  errors.require(not (output and (output / run_directory.SPEC).exists()), (
+      f'--output={output} is the evaluation of a run; choose another, or leave '
+      'it out'))
   folder = output or (
       run.evaluation(DATA.value, label) if run.is_run() else None)
   if folder is None:

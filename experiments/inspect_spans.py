@@ -8,11 +8,13 @@ draws the scores near the best spans with matplotlib, for a paper. A passage of
 several windows is shown with the scores of the window that holds the best span.
 """
 
+import os
 import pathlib
 
 from absl import flags
 
 from experiments import cli
+from qa_jax import errors
 
 WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Run directory, checkpoint directory or hub id.')
@@ -39,6 +41,11 @@ def main() -> None:
   outputs = [pathlib.Path(f) for f in (OUTPUT.value, PNG.value) if f]
   for path in outputs:
     files.check_writable(path)
+  if PNG.value:
+    errors.require(PNG.value.lower().endswith('.png'), (
+        f'--png={PNG.value}: expected a name that ends in .png'))
+    errors.require(os.path.realpath(PNG.value) != os.path.realpath(
+        OUTPUT.value), f'--png={PNG.value} is the file of --output')
   settings.configure_process()
   n_best = cli.listed(N_BEST)
   qa = predict.with_options(cli.load_model(WORKDIR.value), n_best=n_best)

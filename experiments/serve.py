@@ -74,6 +74,7 @@ def main() -> None:
           'password')
     host = f'[{address}]' if ':' in address else address
     seconds = time.perf_counter() - began
+    server.listen(listener)  # before the line that tells people to connect
     console.say(f'compiled {count} programs in {seconds:.1f} s; '
                 f'http://{host}:{port}/')
     server.serve(qa_service, listener)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 import huggingface_hub
+import jax
 import ml_dtypes  # noqa: F401  lets safetensors read bfloat16
 import numpy as np
 import safetensors
@@ -32,6 +33,8 @@ from qa_jax.checkpoints.architectures import Architecture
 from qa_jax.checkpoints.architectures import bert
 from qa_jax.io import files
 from qa_jax.models import encoders
+
+MAX_LAYERS = 1000  # as of config.model.num_layers
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -142,6 +145,10 @@ def encoder_config(file: ConfigFile) -> encoders.EncoderConfig:
           f'{path}: {name} is {config.get(name)!r}, expected a positive int')
   names = architecture.fields
   sizes = {ours: config[name] for ours, name in names.items()}
+  if sizes['num_layers'] > MAX_LAYERS:
+    raise errors.UserError(
+        f'{path}: {names["num_layers"]} is {sizes["num_layers"]}, expected at '
+        f'most {MAX_LAYERS}')
   hidden_size, num_heads = sizes['hidden_size'], sizes['num_heads']
   if hidden_size % num_heads:
     raise errors.UserError(
@@ -256,6 +263,10 @@ def _read_tensors(directory: pathlib.Path, file: ConfigFile
           f'{directory}: the weights hold {_first_names([name])} twice, once '
           f'as {_first_names([theirs])}')
     if name is not None:
+      errors.require(
+          jax.dtypes.issubdtype(raw[theirs].dtype, np.floating),
+          f'{directory}: {theirs} has the type {raw[theirs].dtype}, expected '
+          'floats; take the checkpoint that is not quantised')
       tensors[name] = raw[theirs]
   _check_finite(tensors, directory)
   if kind == 'distilbert':  # It has no token types: their vectors are zeros.
@@ -339,6 +350,9 @@ def _read_safetensors(directory: pathlib.Path) -> dict[str, np.ndarray]:
       raise errors.UserError(f'{path} is missing; {_remedy(directory)}')
     try:
       tensors |= safetensors.numpy.load_file(path)
+    except AttributeError as e:  # numpy has no such type
+      raise errors.UserError(
+          f'{path}: {e}; take the checkpoint that is not quantised') from None
     except (safetensors.SafetensorError, KeyError, ValueError, TypeError,
             OSError) as e:
       raise errors.UserError(

@@ -117,6 +117,11 @@ def _mrqa_question(qa: Any, context: str, at: str, locate: bool) -> Example:
               f'{at}: char_spans has {reprlib.repr(span)}, expected '
               f'[first, last] within the {len(context)} characters of the '
               'context')
+        text = answer.get('text')
+        if text == context[span[0]:span[1]] and text:
+          raise errors.UserError(
+              f'{at}: char_spans has {span}, whose last character is beyond '
+              f'{reprlib.repr(text)}; both ends are inclusive')
         golds[GoldAnswer(context[span[0]:span[1] + 1], span[0])] = None
   return Example(id_field(qa, 'qid', at), text_field(qa, 'question', at),
                  context, tuple(golds), accepted=accepted)

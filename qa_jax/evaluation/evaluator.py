@@ -4,6 +4,7 @@ Glossary of shapes: N windows, E questions.
 """
 
 from collections.abc import Callable, Mapping
+import contextlib
 import hashlib
 import pathlib
 from typing import Any
@@ -94,6 +95,9 @@ class Evaluator:
     self.declined = int(predictions.declined(threshold).sum())
     blind = examples_lib.is_blind(examples)
     metrics = {} if blind else predictions.metrics(threshold)
+    if output:  # of an earlier evaluation
+      with contextlib.suppress(OSError):
+        (output / RELIABILITY_PLOT).unlink()
     if calibration and not blind:
       metrics |= calibration_metrics(
           predictions, calibration, threshold, before=uncalibrated[0],

@@ -203,6 +203,8 @@ def main():
   parser.add_argument('--context', required=True)
   flags = parser.parse_args()
   try:
+    for text in flags.question, flags.context:
+      text.encode()  # what is no UTF-8 is a ValueError
     loaded = load_program(pathlib.Path(__file__).resolve().parent)
     print(json.dumps(answer_question(loaded, flags.question, flags.context)))
   except (OSError, ValueError) as e:

@@ -112,7 +112,8 @@ def lower_program(model: qa.QAModel, params: Mapping[str, Any],
 
 
 def check_platforms(names: Sequence[str]) -> None:
-  """Raises a UserError for a name that is not in PLATFORMS."""
+  """Raises a UserError for a name that is not in PLATFORMS, and for none."""
+  errors.require(names, f'no platform; choose from {", ".join(PLATFORMS)}')
   for name in names:
     if name not in PLATFORMS:
       raise errors.UserError(

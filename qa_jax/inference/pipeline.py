@@ -14,6 +14,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 
 from qa_jax import errors
 from qa_jax.data import windows as windows_lib
@@ -276,7 +277,8 @@ def _questions(args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
     if isinstance(value, Iterator):
       return value
     if isinstance(value, Mapping) and {*value} == {
-        'question', 'context'} and isinstance(value['question'], list | tuple):
+        'question', 'context'} and isinstance(
+            value['question'], list | tuple | np.ndarray):
       return _questions((), value)  # several questions as columns
     if isinstance(value, (str, Mapping)) or hasattr(value, 'question_text'):
       return [value]
@@ -288,7 +290,8 @@ def _questions(args: tuple[Any, ...], given: Mapping[str, Any]) -> Any:
   if {*given} != {'question', 'context'}:
     raise errors.UserError(
         'pipeline: give question=… and context=…, or dicts with these keys')
-  question, context = given['question'], given['context']
+  question, context = (predict.plain(given[name])
+                       for name in ('question', 'context'))
   if isinstance(question, (list, tuple)):
     contexts = ([context] * len(question) if isinstance(context, str)
                 else context)
@@ -311,7 +314,7 @@ def _question(i: int, item: Any) -> dict[str, Any]:
     item = {'question': item.question_text, 'context': item.context_text}
   if isinstance(item, Mapping):
     for key in ('question', 'context'):
-      if item.get(key) == '':
+      if isinstance(item.get(key), str) and not item[key]:
         raise errors.UserError(f'pipeline: {key} of row {i} is empty')
   return item
 

@@ -252,9 +252,9 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   if type(checkpoint) not in (str, int):
     raise errors.UserError(
         f'checkpoint={checkpoint!r}, expected best, last or a step')
-  if isinstance(allow_code, str):
+  if isinstance(allow_code, str) or not isinstance(allow_code, Iterable):
     raise errors.UserError(f'allow_code={allow_code!r}, expected a tuple of '
-                           f'packages: allow_code=({allow_code!r},)')
+                           "packages, such as ('my_project',)")
   if type(calibrated) is not bool:
     raise errors.UserError(f'calibrated={calibrated!r}, expected bool')
   checkpoint = str(checkpoint)
@@ -433,7 +433,8 @@ def read_questions(path: pathlib.Path) -> list[dict[str, Any]]:
   rows = []
   for place, row in _question_rows(path):
     for key in ('question', 'context'):
-      examples_lib.check_text(row.get(key), f'{place}: {key}')
+      errors.require(key in row, f'{place}: there is no {key!r}')
+      examples_lib.check_text(row[key], f'{place}: {key}')
     if 'id' in row and type(row['id']) is not int:
       examples_lib.check_text(row['id'], f'{place}: id')
     rows.append({key: row[key] for key in QUESTION_FIELDS if key in row})

@@ -13,6 +13,8 @@ from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import tokenizer_files
 from qa_jax.models import qa
 
+# Rows of the embeddings without a token: they are padded to multiples of 128.
+MOST_SPARE = 127
 # Config fields that an export stores in config.json under 'qa_jax', so that a
 # loaded export has the windows and decoding of its run.
 CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
@@ -51,6 +53,10 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
     raise errors.UserError(
         f'{source}: the vocabulary has {len(tokenizer.vocab)} entries, but '
         f'the embeddings only {sizes.vocab_size}')
+  if sizes.vocab_size - len(tokenizer.vocab) > MOST_SPARE:
+    notes.append(
+        f'the vocabulary has {len(tokenizer.vocab)} entries and the embeddings '
+        f'{sizes.vocab_size}: is a part of it missing?')
   head = hugging_face.stored_head(checkpoint)
   if head == 'biased':
     notes.append(

@@ -32,8 +32,10 @@ PARTIAL = '.partial'  # ending of the name of an unfinished file or directory
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes UTF-8 text to `path`, as `write_bytes` does."""
-  write_bytes(path, text.encode())
+  """Writes UTF-8 text as `write_bytes` does, zipped if `path` ends in .gz."""
+  content = text.encode()
+  write_bytes(path, gzip.compress(content, mtime=0)
+              if path.suffix == '.gz' else content)
 
 
 def write_bytes(path: pathlib.Path, content: bytes) -> None:
@@ -100,6 +102,8 @@ def check_writable(path: pathlib.Path) -> None:
   above = next(p for p in path.absolute().parents if os.path.exists(p))
   if path.is_dir():
     raise errors.UserError(f'{path}: a directory, expected a file to write')
+  if path.exists() and not path.is_file():  # a rename would replace it
+    raise errors.UserError(f'{path}: a device or a pipe, expected a file')
   try:
     tempfile.TemporaryFile(dir=above).close()  # permissions do not say enough
   except OSError as e:

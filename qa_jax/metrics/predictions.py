@@ -129,13 +129,13 @@ def write_evaluation(output: pathlib.Path, predictions: Predictions, *,
                      metrics: Mapping[str, float] | None) -> None:
   """Writes the files of an evaluation; metrics.json comes last.
 
-  Without metrics or no-answer scores, those of an earlier evaluation are
-  removed.
+  That of an earlier evaluation goes first, so that it never stands beside other
+  predictions.
   """
-  for name, value in ((METRICS, metrics), (NA_PROBS, predictions.na_scores)):
-    if value is None:
-      with contextlib.suppress(OSError):
-        (output / name).unlink()
+  stale = [METRICS] + [NA_PROBS] * (predictions.na_scores is None)
+  for name in stale:
+    with contextlib.suppress(OSError):
+      (output / name).unlink()
   if predictions.na_scores is not None:
     files.write_json(output / NA_PROBS, predictions.na_scores)
   files.write_json(output / PREDICTIONS, predictions.texts(threshold))

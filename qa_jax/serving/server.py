@@ -231,8 +231,8 @@ def uvicorn_server(service: service_lib.Service) -> uvicorn.Server:
       timeout_graceful_shutdown=int(service.limits.seconds) + 1))
 
 
-def serve(service: service_lib.Service, listener: socket.socket) -> None:
-  """Serves until SIGTERM or SIGINT, and then finishes the open requests.
+def listen(listener: socket.socket) -> None:
+  """Lets clients connect; they are answered once `serve` runs.
 
   A UserError is raised if another process listens on the port meanwhile.
   """
@@ -241,6 +241,14 @@ def serve(service: service_lib.Service, listener: socket.socket) -> None:
     listener.listen(128)
   except OSError as e:
     raise errors.UserError(_bind_error(e, host, port)) from None
+
+
+def serve(service: service_lib.Service, listener: socket.socket) -> None:
+  """Serves until SIGTERM or SIGINT, and then finishes the open requests.
+
+  A UserError is raised as by `listen`.
+  """
+  listen(listener)
   # uvicorn raises the signal again after its shutdown. An empty handler lets
   # the process end with exit code 0.
   signal.signal(signal.SIGTERM, lambda *_: None)

@@ -207,6 +207,38 @@ def test_weights_that_are_not_finite_are_refused(
       name.removeprefix('bert.')) in message
 
 
+@pytest.mark.parametrize('dtype', [np.int8, np.uint8, np.int64, np.bool_])
+def test_weights_that_are_no_floats_are_refused(tensors, tmp_path, dtype):
+  name = 'bert.' + QUERY
+  write(tmp_path, tensors | {name: np.ones(tensors[name].shape, dtype)})
+  assert f'{name} has the type {np.dtype(dtype)}, expected floats' in refusal(
+      hugging_face.read_checkpoint, tmp_path)
+
+
+def test_weights_of_a_type_that_numpy_lacks_are_refused(tensors, tmp_path):
+  path = write(tmp_path, tensors) / 'model.safetensors'
+  raw = path.read_bytes()
+  header = raw[8:8 + int.from_bytes(raw[:8], 'little')]
+  fields = json.loads(header)
+  fields['bert.' + QUERY].update(dtype='F8_E4M3')
+  end = 0  # each tensor has a quarter of its bytes, of one byte a number
+  for field in fields.values():
+    if 'shape' in field:
+      field['dtype'] = 'F8_E4M3'
+      field['data_offsets'] = [end, end := end + int(np.prod(field['shape']))]
+  new = json.dumps(fields).encode()
+  path.write_bytes(len(new).to_bytes(8, 'little') + new + bytes(end))
+  message = refusal(hugging_face.read_checkpoint, tmp_path)
+  assert 'take the checkpoint that is not quantised' in message
+  assert str(path) in message
+
+
+def test_more_layers_than_a_config_may_have_are_refused(tensors, tmp_path):
+  write(tmp_path, tensors, num_hidden_layers=10**12)
+  assert 'num_hidden_layers is 1000000000000, expected at most' in refusal(
+      hugging_face.read_config, tmp_path)
+
+
 def test_a_part_that_is_not_read_may_be_infinite(tensors, tmp_path):
   write(tmp_path, tensors | {'classifier.bias': np.full(2, np.inf)})
   assert hugging_face.read_checkpoint(tmp_path).tensors

@@ -456,6 +456,23 @@ def test_bad_mrqa_line_is_named_by_its_number(tmp_path, path, value, message):
   assert message in text and f'{tmp_path}/a.jsonl:2' in text
 
 
+@pytest.mark.parametrize(('text', 'refused'), [
+    ('Mira', True), ('Mira ', False), ('mira', False), ('', False),
+    (None, False)])
+def test_an_mrqa_span_with_an_exclusive_end_is_refused(
+    tmp_path, text, refused):
+  row = {'context': 'Mira met Tol.', 'qas': [{
+      'qid': 'a', 'question': 'Who?', 'answers': ['Mira'],
+      'detected_answers': [{'text': text, 'char_spans': [[0, 4]]}]}]}
+  path = examples_lib.write(tmp_path / 'a.jsonl', '\n'.join(
+      map(json.dumps, ({'header': {}}, row))))
+  if refused:
+    assert "[0, 4], whose last character is beyond 'Mira'; both" in refusal(
+        path)
+  else:
+    assert sources.load_examples(str(path))[0].answers[0].text == 'Mira '
+
+
 @pytest.mark.parametrize('cut', [3, 12, -20, -3])
 def test_damaged_gzip_is_one_line(tmp_path, cut):
   whole = gzip.compress(examples_lib.MRQA.encode())

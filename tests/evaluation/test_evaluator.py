@@ -329,6 +329,21 @@ def with_best_answer_as_gold(e):
       GoldAnswer(best['text'], best['start']),), impossible=False)
 
 
+def test_an_evaluation_that_fails_leaves_no_files_of_another(
+    tmp_path, monkeypatch):
+  (tmp_path / 'reliability.png').write_text('of a calibration')
+  run(output=tmp_path)
+  assert (tmp_path / 'metrics.json').is_file()
+  assert not (tmp_path / 'reliability.png').exists()
+
+  def full(*_):
+    raise errors.UserError('no space')
+  monkeypatch.setattr(predictions_lib.files, 'write_jsonl', full)
+  with pytest.raises(errors.UserError, match='no space'):
+    run(output=tmp_path)
+  assert not (tmp_path / 'metrics.json').exists()
+
+
 def test_files_are_consistent_with_each_other_and_the_metrics(tmp_path):
   examples = [e if e.impossible else with_best_answer_as_gold(n)
               for n, e in enumerate(EXAMPLES)]

@@ -167,6 +167,12 @@ def test_the_copied_runner_needs_no_qa_jax(directory, answers):
   assert 'from qa_jax' not in (directory / 'run.py').read_text()
 
 
+def test_the_runner_says_that_a_text_is_no_unicode(directory):
+  done = run(directory, 'a', 'b \udcff')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
+
+
 @pytest.mark.parametrize('count', [0, 1, 33, 34, 35, 200])
 @pytest.mark.parametrize('query', [0, 3, 12, 40])
 def test_windows_of_the_runner_equal_those_of_windows_py(
@@ -327,6 +333,7 @@ def test_a_program_for_another_platform_is_refused(model, loaded):
 
 @pytest.mark.parametrize(('fields', 'platforms', 'message'), [
     ({}, ('gpu',), "unknown platform 'gpu'"),
+    ({}, (), 'no platform; choose from cpu, cuda, tpu'),
     ({'merge': 'surface_form'}, ('cpu',), "merge='surface_form'"),
     ({'max_length': 80}, ('cpu',), 'max_length=80 exceeds'),
     ({'max_length': 20}, ('cpu',), 'leaves no step')])

@@ -12,6 +12,7 @@ import qa_jax
 from qa_jax import errors
 from qa_jax.inference import pipeline
 from qa_jax.inference import predict
+from qa_jax.inference import pretrained
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
 RECORDED = json.loads((GOLDEN / 'pipeline_golden.json').read_text())
@@ -171,6 +172,30 @@ def test_options_without_a_value_have_the_documented_ones(directory):
   config = qa_jax.pipeline(model=predict.load(
       directory, window_overlap=3))._model({})[0].config.data
   assert (config.max_length, config.window_overlap) == (40, 20)
+
+
+def test_a_vocabulary_that_lost_its_end_is_said(directory, tmp_path,
+                                                monkeypatch):
+  cut = shutil.copytree(directory, tmp_path / 'cut') / 'vocab.txt'
+  words = cut.read_text().splitlines()
+  cut.write_text('\n'.join(words[:-3]) + '\n')
+  lost = lambda: [note for note in pretrained.read_pretrained(
+      str(cut.parent)).notes if 'is a part of it missing' in note]
+  spare = 100 - len(words) + 3
+  monkeypatch.setattr(pretrained, 'MOST_SPARE', spare)
+  assert not lost()
+  monkeypatch.setattr(pretrained, 'MOST_SPARE', spare - 1)
+  note, = lost()
+  assert f'has {len(words) - 3} entries and the embeddings 100' in note
+
+
+def test_arrays_of_texts_are_lists_of_texts(pipe):
+  twice = [SHORT['question']] * 2
+  expected = pipe(question=twice, context=SHORT['context'])
+  for many in (np.array(twice), np.array(twice, object)):
+    assert pipe(question=many, context=SHORT['context']) == expected
+    assert pipe({'question': many,
+                 'context': np.array([SHORT['context']] * 2)}) == expected
 
 
 def test_a_generator_is_read_as_far_as_its_answers_are(pipe):

@@ -400,8 +400,9 @@ def test_data_that_are_no_questions_are_for_evaluate(tmp_path, content):
 @pytest.mark.parametrize(('line', 'message'), [
     ('{"question": "a"', r'in\.jsonl:2: not JSON'),
     ('["a"]', r'in\.jsonl:2: list, expected'),
-    ('{"question": "a"}', r'in\.jsonl:2: context is NoneType'),
-    ('{"context": "a"}', r'in\.jsonl:2: question is NoneType'),
+    ('{"question": "a"}', r"in\.jsonl:2: there is no 'context'"),
+    ('{"context": "a"}', r"in\.jsonl:2: there is no 'question'"),
+    ('{"context": "a", "question": null}', 'question is NoneType'),
     ('{"question": "a", "context": "\\ud800"}', r'in\.jsonl:2: .*U\+D800')])
 def test_bad_line_is_named_by_number(tmp_path, line, message):
   path = tmp_path / 'in.jsonl'

@@ -91,12 +91,20 @@ def test_check_writable_refuses_early_and_writes_nothing(tmp_path):
   files.check_writable(tmp_path / 'file')
   files.check_writable(tmp_path / 'new' / 'deeper' / 'file')
   assert 'a directory' in refusal(files.check_writable, tmp_path)
+  assert 'a device or a pipe' in refusal(files.check_writable,
+                                         pathlib.Path('/dev/null'))
   assert f'{tmp_path}/file is not a directory' in refusal(
       files.check_writable, tmp_path / 'file' / 'below')
   if os.path.isdir('/proc/self'):  # to root it seems writable, but is not
     assert '/proc is not a directory to write in' in refusal(
         files.check_writable, pathlib.Path('/proc/new/file'))
   assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+def test_text_under_a_name_in_gz_is_zipped(tmp_path):
+  files.write_jsonl(tmp_path / 'a.jsonl.gz', [{'a': 'é'}])
+  assert gzip.decompress((tmp_path / 'a.jsonl.gz').read_bytes()
+                         ) == '{"a": "é"}\n'.encode()
 
 
 def test_byte_order_mark_and_gzip_are_undone(tmp_path):

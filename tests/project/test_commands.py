@@ -377,6 +377,33 @@ def test_evaluate_goes_to_a_folder_of_the_run_named_after_the_data(run, data):
   assert (run / 'eval' / 'dev' / 'metrics.json').is_file()
 
 
+def test_evaluate_leaves_the_evaluations_of_a_run_to_the_run(
+    run, data, tmp_path):
+  commands.command('evaluate', f'--workdir={run}', f'--data={data}')
+  folder = run / 'eval' / 'dev'
+  before = commands.files_of(folder)
+  for more in f'--workdir={run}', f'--predictions={folder}/predictions.json':
+    assert f'--output={folder} is the evaluation of' in commands.refusal(
+        'evaluate', more, f'--data={data}', f'--output={folder}')
+  assert commands.files_of(folder) == before
+  assert '--output is empty' in commands.refusal(
+      'evaluate', f'--workdir={run}', f'--data={data}', '--output=')
+
+
+def test_scores_of_other_questions_are_said(tmp_path):
+  data = tmp_path / 'data.jsonl'
+  data.write_text(''.join(json.dumps({
+      'id': name, 'question': 'Who?', 'context': 'Mira',
+      'answers': [], 'is_impossible': True}) + '\n' for name in 'ab'))
+  (tmp_path / 'answers').write_text('{"a": "", "b": ""}')
+  (tmp_path / 'scores').write_text('{"a": 0.5, "b": 1, "c": 7}')
+  said = commands.command(
+      'evaluate', f'--data={data}', f'--predictions={tmp_path}/answers',
+      f'--na_probs={tmp_path}/scores')
+  assert said.code == 0 and 'no probabilities' not in said.err
+  assert 'scores has 1 scores of questions that the data does' in said.err
+
+
 def test_evaluate_says_that_it_keeps_no_file_of_a_model_that_is_no_run(
     run, data, tmp_path):
   exported, kept = tmp_path / 'hf', tmp_path / 'kept'
@@ -972,7 +999,7 @@ def test_answers_that_are_nowhere_leave_nothing_to_train_on(config, tmp_path):
 @pytest.mark.parametrize(
     ('line', 'message'),
     [('words', 'not JSON'), ('[]', 'list, expected a JSON object'),
-     ('{"question": "Who?"}', ':2: context is NoneType'),
+     ('{"question": "Who?"}', ":2: there is no 'context'"),
      ('{"context": "Mira", "question": 3}', ':2: question is int'),
      ('{"context": "\\ud800", "question": "Who?"}',
       ':2: context holds a lone surrogate U+D800 at character 0'),
@@ -1031,7 +1058,8 @@ def test_surrogate_on_the_command_line_is_named(run):
      ('predictions', '{"who": 3}', "'who' is 3, expected a string"),
      ('predictions', '{"who": "a", "who": "b"}', 'stands there twice'),
      ('na_probs', '{"who": NaN}', 'expected a finite number'),
-     ('na_probs', '{"who": 0.5}', 'have no na_score'),
+     ('na_probs', '{"who": 0.5}', 'has a score for 1 of '),
+     ('predictions', '{"nobody": "x"}', '1 of 1 predictions are of questions'),
      ('na_probs', None, 'Is a directory')])
 def test_bad_predictions_are_one_line(data, tmp_path, flag, content, message):
   (tmp_path / 'good').write_text('{"who": "Mira"}')

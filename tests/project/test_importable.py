@@ -417,8 +417,9 @@ def test_a_stored_run_runs_code_of_allowed_packages_only(run, package):
   qa = qa_jax.load(run, allow_code=('my_project',))
   assert package.exists()
   assert np.isfinite(qa.answer('Who?', random_model.CONTEXT).score)
-  with pytest.raises(errors.UserError, match='expected a tuple of packages'):
-    qa_jax.load(run, allow_code='my_project')
+  for allowed in ('my_project', 5):
+    with pytest.raises(errors.UserError, match='expected a tuple of packages'):
+      qa_jax.load(run, allow_code=allowed)
 
 
 @pytest.mark.parametrize(('field', 'spec'), [

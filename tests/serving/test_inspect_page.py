@@ -358,13 +358,16 @@ def test_command_writes_the_page_and_the_picture(run, tmp_path, monkeypatch):
     ({'question': '\udcff'}, 'question holds a lone surrogate'),
     ({'output': '{tmp}'}, 'a directory, expected a file'),
     ({'n_best': 0}, 'n_best=0 must be in 1 … 1000000'),
-    ({'png': '/dev/null/a.png'}, 'cannot be written')])
+    ({'png': '/dev/null/a.png'}, 'cannot be written'),
+    ({'png': '{tmp}/a.html'}, 'expected a name that ends in .png'),
+    ({'png': '{tmp}/a.png', 'output': '{tmp}/../{name}/a.png'},
+     'a.png is the file of --output')])
 def test_a_mistake_is_one_line_and_leaves_no_file(
     run, tmp_path, changes, message):
   flags = {'workdir': run, 'question': QUESTION, 'context': CONTEXT,
            'output': tmp_path / 'a.html', **changes}
   text = commands.refusal('inspect_spans', *(
-      f'--{name}={str(value).format(tmp=tmp_path)}'
+      f'--{name}={str(value).format(tmp=tmp_path, name=tmp_path.name)}'
       for name, value in flags.items() if value is not None))
   assert message in text
   assert not list(tmp_path.iterdir())
