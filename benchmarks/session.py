@@ -1,6 +1,5 @@
 """A benchmark session: the sizes, data, configs and workers of all suites."""
 
-import ast
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -10,7 +9,6 @@ from typing import Any
 
 from benchmarks import harness
 from qa_jax import config as config_lib
-from qa_jax import errors
 from qa_jax.data import sources
 from qa_jax.data.examples import Example
 from qa_jax.io import files
@@ -211,19 +209,3 @@ def generated(questions: int) -> str:
   return '+'.join(
       f'synthetic(seed={seed}, size={each}, sentences={sentences})'
       for seed, sentences in enumerate(SENTENCES))
-
-
-def parse_overrides(assignments: Sequence[str]) -> dict[str, Any]:
-  """Parses [FIELD=VALUE, …]; values are Python literals if possible."""
-  values: dict[str, Any] = {}
-  for assignment in assignments:
-    path, equals, text = assignment.partition('=')
-    if not equals:
-      raise errors.UserError(
-          f'--set={assignment}: expected FIELD=VALUE, such as '
-          'train.batch_size=8')
-    try:
-      values[path] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-      values[path] = text
-  return values

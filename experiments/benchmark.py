@@ -143,7 +143,9 @@ def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
       dtypes=tuple(DTYPES.value),
       encoder=str(hugging_face.resolve_source(WORKDIR.value))
       if WORKDIR.value else '',
-      overrides=session_lib.parse_overrides(SET.value),
+      overrides=cli.assignments(
+          SET.value, '--set={}: expected FIELD=VALUE, such as '
+          'train.batch_size=8'),
       rounds=ROUNDS.value,
       threads=min(THREADS.value, most),
       seed=SEED.value,

@@ -10,6 +10,7 @@ This file loads no jax. The commands import what they use in `main`, so that
 --help and mistakes in the flags are answered at once.
 """
 
+import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
@@ -356,6 +357,24 @@ def fields_of(given: object, flag: str) -> dict[str, object]:
     raise errors.UserError(
         f'--{flag}: get_config() gives a {type(given).__name__}, expected an '
         'ml_collections.ConfigDict') from None
+
+
+def assignments(items: Sequence[str], mistake: str) -> dict[str, object]:
+  """Parses [NAME=VALUE, …]; values are Python literals if possible.
+
+  Raises:
+    UserError: an item has no name or no value; the message is `mistake`, with
+      the item in its braces.
+  """
+  values: dict[str, object] = {}
+  for item in items:
+    name, equals, text = item.partition('=')
+    errors.require(name and equals, mistake.format(item))
+    try:
+      values[name] = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+      values[name] = text
+  return values
 
 
 def check_required(name: str, none: Sequence[object] = (None, '', [])) -> None:

@@ -226,11 +226,13 @@ def _setup() -> tuple['scheduler.Setup', int | None]:
   from qa_jax.sweeps import engines
   from qa_jax.sweeps.engines import local as local_lib
   from qa_jax.sweeps.engines import scheduler
-  from qa_jax.sweeps.engines import slurm as slurm_lib
 
   setup = scheduler.Setup(
       workers=WORKERS.value, address=ADDRESS.value,
-      slurm=slurm_lib.parse_options(SLURM.value))
+      slurm=cli.assignments(
+          SLURM.value, '--slurm: {!r} is not NAME=VALUE, such as '
+          'slurm_exclusive=True; quote an item with a comma: '
+          '--slurm=\'"NAME=a,b"\''))
   if ENGINE.value in engines.ELSEWHERE:
     engines.ELSEWHERE[ENGINE.value](setup)
     return setup, None

@@ -24,6 +24,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import manifest
 from qa_jax.checkpoints import weight_names
@@ -34,7 +35,7 @@ from qa_jax.checkpoints.architectures import bert
 from qa_jax.io import files
 from qa_jax.models import encoders
 
-MAX_LAYERS = 1000  # as of config.model.num_layers
+_, MAX_LAYERS = config_lib.BOUNDS['model.num_layers']
 
 Arrays = Mapping[str, np.ndarray]
 

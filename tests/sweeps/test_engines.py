@@ -19,6 +19,7 @@ from unittest import mock
 import pytest
 import rich.console
 
+from experiments import cli
 from qa_jax import errors
 from qa_jax.io import files
 from qa_jax.runtime import console as console_lib
@@ -332,10 +333,10 @@ def test_bad_slurm_options_are_one_line(options, message, monkeypatch):
 
 
 def test_slurm_options_are_literals_of_python():
-  assert slurm.parse_options([
+  assert cli.assignments([
       'timeout_min=240', 'mem_gb=1.5', 'slurm_exclusive=True',
       'slurm_use_srun=False', 'slurm_partition=gpu', 'slurm_comment=a=b',
-      'slurm_setup=["module load x"]', 'slurm_mem=16G']) == {
+      'slurm_setup=["module load x"]', 'slurm_mem=16G'], '') == {
           'timeout_min': 240, 'mem_gb': 1.5, 'slurm_exclusive': True,
           'slurm_use_srun': False, 'slurm_partition': 'gpu',
           'slurm_comment': 'a=b', 'slurm_setup': ['module load x'],

@@ -4,7 +4,6 @@ submitit writes pickles to WORKDIR/slurm. Do not use a workdir that you do not
 trust, because loading a pickle can run code.
 """
 
-import ast
 from collections.abc import Iterator, Sequence
 import contextlib
 import io
@@ -39,26 +38,6 @@ class Work(remote.Work):
     """Returns the submission that resumes from the last checkpoint."""
     import submitit
     return submitit.helpers.DelayedSubmission(self)
-
-
-def parse_options(items: Sequence[str]) -> dict[str, Any]:
-  """Reads NAME=VALUE; a value is a literal of Python, or else a string.
-
-  Raises:
-    UserError: an item has no name or no value.
-  """
-  options = {}
-  for item in items:
-    name, equals, value = item.partition('=')
-    if not name or not equals:
-      raise errors.UserError(
-          f"--slurm: {item!r} is not NAME=VALUE, such as slurm_exclusive=True; "
-          'quote an item with a comma: --slurm=\'"NAME=a,b"\'')
-    try:
-      options[name] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      options[name] = value
-  return options
 
 
 def check(setup: scheduler.Setup) -> None:
