@@ -87,27 +87,29 @@ def attend_sooner(c: ml_collections.ConfigDict) -> None:
   c.model.equal_query_key = True
 
 
-def sweep_config(variant: str, file: str, sizes: str = 'minilm_l6'
-                 ) -> ml_collections.ConfigDict:
+def sweep_config(variant: str, file: str, sizes: str = 'minilm_l6',
+                 sooner: bool = True) -> ml_collections.ConfigDict:
   """Returns what every sweep starts from: SQuAD 2.0, or its rehearsal.
 
-  `sizes` is the variant that is not the rehearsal.
+  `sizes` is the variant that is not the rehearsal. If `sooner`, the rehearsal
+  takes the initial values of `attend_sooner`.
   """
   c = config.defaults()
   c.data.train = 'tfds(name="squad/v2.0", split="train")'
   c.data.eval = 'tfds(name="squad/v2.0", split="validation")'
   choose_variant(c, variant, file, known=(sizes, 'tiny'), eval_size=1000,
                  impossible=0.3)
-  if variant == 'tiny':
+  if variant == 'tiny' and sooner:
     attend_sooner(c)
   return c
 
 
-def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
+def study_config(variant: str, file: str, sooner: bool = True
+                 ) -> ml_collections.ConfigDict:
   """Returns what a study of heads starts from: SQuAD 1.1 for one epoch.
 
   rates_* trains half as long on four fifths of the articles, and scores the
-  others.
+  others. `sooner` is that of `sweep_config`.
 
   Raises:
     ValueError: the file has no such variant.
@@ -120,9 +122,9 @@ def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
   c.data.train = 'tfds(name="squad/v1.1", split="train")'
   c.data.eval = 'tfds(name="squad/v1.1", split="validation")'
   choose_variant(c, name, file)
-  if name == 'tiny':
+  if name == 'tiny' and sooner:
     attend_sooner(c)
-  else:
+  if name != 'tiny':
     c.train.num_epochs = 1.0
     c.precision.compute_dtype = 'bfloat16'
   if name != variant:
@@ -134,8 +136,7 @@ def study_config(variant: str, file: str) -> ml_collections.ConfigDict:
 
 def probe_config(variant: str, file: str) -> ml_collections.ConfigDict:
   """Returns study_config with an encoder that has and keeps its weights."""
-  c = study_config(variant, file)
-  c.model.position_base, c.model.equal_query_key = 0.0, False
+  c = study_config(variant, file, sooner=False)
   c.model.init_head = False
   c.optim.freeze_encoder = True
   return c

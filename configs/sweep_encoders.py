@@ -35,10 +35,10 @@ HEADS = (  # the first is the default
 
 
 def get_config(variant: str = 'base') -> ml_collections.ConfigDict:
-  c = common.sweep_config(variant, 'sweep_encoders.py', sizes='base')
-  if variant == 'tiny':  # some encoders have no table of positions
-    c.model.position_base, c.model.equal_query_key = 0.0, False
-  else:
+  # Some encoders have no table of positions to begin with.
+  c = common.sweep_config(variant, 'sweep_encoders.py', sizes='base',
+                          sooner=False)
+  if variant == 'base':
     c.model.preset = ''  # each checkpoint brings its sizes
     c.train.batch_size = 48  # with rate 5e-5: squad2.py
     c.train.num_epochs = 2.0
