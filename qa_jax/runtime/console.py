@@ -59,9 +59,11 @@ class Progress:
   """
 
   def __init__(self, what: str, total: int, done: int = 0):
-    self._what, self._total, self._begin, self._done = what, total, done, done
-    self._started = self._last_line = time.monotonic()
-    self._patience = FIRST_SECONDS
+    self._what, self._total, self._done = what, total, done
+    # The moments of the beginning and of the first unit. The time of a unit is
+    # measured from the second, since the first unit includes compilation.
+    self._from = [(time.monotonic(), done)]
+    self._last_line, self._patience = time.monotonic(), FIRST_SECONDS
     console = rich.console.Console(stderr=True)
     self._bar = None
     if console.is_terminal and processes.is_first_process():
@@ -77,6 +79,8 @@ class Progress:
   def update(self, done: int) -> None:
     """Moves the bar to `done` units."""
     self._done = done
+    if done > self._from[0][1] and len(self._from) == 1:
+      self._from.append((time.monotonic(), done))
     if self._bar:
       self._bar.update(self._task, completed=done)
     elif time.monotonic() - self._last_line > self._patience:
@@ -88,9 +92,10 @@ class Progress:
       self._bar.update(self._task, note=note)
       return
     self._last_line, self._patience = time.monotonic(), QUIET_SECONDS
-    seconds = self._last_line - self._started
+    later = self._done > self._from[-1][1]
+    began, done = self._from[-1 if later else 0]
     eta = (self._total - self._done) * (
-        seconds / max(self._done - self._begin, 1))
+        (self._last_line - began) / max(self._done - done, 1))
     say(f'{self._what} {self._done}/{self._total}  {note}{"  " * bool(note)}'
         f'ETA {int(eta // 60)}:{int(eta % 60):02d}')
 

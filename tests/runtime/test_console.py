@@ -178,6 +178,17 @@ def test_eta_is_of_this_session_alone(capsys, monkeypatch):
   assert 'ETA 1:20' in capsys.readouterr().err
 
 
+def test_eta_leaves_out_the_compilation_in_the_first_unit(capsys, monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr(console_lib.time, 'monotonic', lambda: now[0])
+  progress = console_lib.Progress('evaluate', total=20)
+  for seconds, done, eta in ((60, 1, '19:00'), (2, 2, '0:36'), (2, 3, '0:34')):
+    now[0] += seconds
+    progress.update(done)
+    progress.note('')
+    assert f'ETA {eta}' in capsys.readouterr().err, done
+
+
 def test_lines_come_after_5_seconds_and_then_every_30(capsys, monkeypatch):
   now = [100.0]
   monkeypatch.setattr(console_lib.time, 'monotonic', lambda: now[0])

@@ -1,6 +1,8 @@
 """Checkpoints restore on other devices than they were saved on."""
 
 import dataclasses
+import math
+import re
 from unittest import mock
 
 import jax
@@ -93,6 +95,20 @@ def test_a_checkpoint_restores_on_other_devices(
   assert len(kernel.sharding.device_set) == after[1]
   shard = kernel.addressable_shards[0].data
   assert shard.size * (after[1] if after[0] == 'fsdp' else 1) == kernel.size
+
+
+def test_split_parameters_move_once_and_activations_never(trainer):
+  """An update gathers parameters and adds gradients, as in ZeRO."""
+  wrapped = wrap_step(trainer, 'fsdp', 8)
+  state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
+  program = wrapped.compile(state, wrapped.place_batch(
+      next(iter(trainer.batches)))).as_text()
+  moved = [math.prod(int(n) for n in shape.split(',') if n)
+           for results in re.findall(
+               r'= (.*?) (?:all-|reduce-scatter|collective-)[a-z-]*\(', program)
+           for shape in re.findall(r'\w\[([\d,]*)\]', results)]
+  params = sum(x.size for x in jax.tree.leaves(trainer.state.params))
+  assert params <= sum(moved) < 2.5 * params
 
 
 def test_a_run_that_is_over_needs_no_devices_of_its_batches(trainer, saved):
