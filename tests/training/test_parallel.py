@@ -111,6 +111,19 @@ def test_split_parameters_move_once_and_activations_never(trainer):
   assert params <= sum(moved) < 2.5 * params
 
 
+@pytest.mark.parametrize('deterministic', [False, True])
+@pytest.mark.parametrize('mode', parallel.MODES)
+def test_a_step_frees_the_state_that_it_got(trainer, mode, deterministic):
+  """Two states at a time would not fit on a device that one state fills."""
+  wrapped = parallel.wrap_step(
+      trainer.step, mode=mode, devices=jax.devices(),
+      deterministic=deterministic)
+  state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
+  wrapped.step(state, wrapped.place_batch(next(iter(trainer.batches))))
+  kept = [x for x in jax.tree.leaves(state) if not x.is_deleted()]
+  assert not kept
+
+
 def test_a_run_that_is_over_needs_no_devices_of_its_batches(trainer, saved):
   """No batch follows the last step."""
   ended = dataclasses.replace(
