@@ -70,12 +70,14 @@ def test_a_set_without_answers_gives_predictions_and_no_scores(
 
 def test_a_calibrated_run_predicts_without_scores_too(
     workdir, tmp_path, monkeypatch):
-  monkeypatch.setattr(predict, '_calibrate', lambda config, *_: (
-      config, calibration.Calibration(0.5, 2.0, 'x', 'y', 1, 1, {})))
+  stored = calibration.Calibration(0.5, 2.0, 'x', 'y', 1, 1, {})
+  monkeypatch.setattr(calibration, 'read_calibration', lambda _: stored)
+  monkeypatch.setattr(predict, '_misfit', lambda *_: '')
   data = examples.write(tmp_path / 'blind.json', ROWS)
   result = commands.command('evaluate', f'--workdir={workdir}',
                             f'--data={data}')
   assert (result.code, result.out) == (0, ''), result.err
+  assert 'temperature 2 in use' in result.err
   assert {p.name for p in (workdir / 'eval/blind').iterdir()} == {
       'predictions.json', 'na_probs.json', 'nbest.jsonl', 'data.json'}
 
