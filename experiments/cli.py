@@ -20,6 +20,7 @@ import re
 import shlex
 import sys
 import textwrap
+import threading
 import traceback
 from typing import Any, get_type_hints
 
@@ -121,18 +122,56 @@ def run(main: Callable[[], None], *, config: bool = False,
       _fail(str(e), 1)
     except KeyboardInterrupt:
       _fail('interrupted', 130)
-    except (MemoryError, RuntimeError) as e:
-      # That of a device is a RuntimeError of XLA, with its status in the text.
-      if isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' not in str(e):
+    except Exception as e:
+      if not (message := _out_of_memory(e) or _bad_environment(e)):
         raise
-      _fail(f'out of memory: {" ".join(str(e).split())[:300].rstrip(".")}; '
-            'lower train.batch_size or raise train.grad_accumulation, or lower '
-            'train.eval_batch_size, data.max_length or the sizes of the model',
-            1)
+      _fail(message, 1)
 
-  with quiet_pipes():
-    app.run(_one_of_several(guarded) if several else guarded,
-            flags_parser=parse)
+  try:
+    with quiet_pipes():
+      app.run(_one_of_several(guarded) if several else guarded,
+              flags_parser=parse)
+  except SystemExit as e:
+    if any(t.name.startswith('compile') for t in threading.enumerate()):
+      # Python would wait for XLA without a word, and abort at a second Ctrl-C.
+      end_now(e.code)
+    raise
+
+
+def end_now(code: int) -> None:
+  """Ends the process without waiting for its threads."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
+  os._exit(code)
+
+
+def _out_of_memory(e: Exception) -> str:
+  """Returns a line with the remedy if memory is too small, else ''."""
+  # That of a device is a RuntimeError of XLA, with its status in the text.
+  if not (isinstance(e, MemoryError) or (
+      isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(e))):
+    return ''
+  return (f'out of memory: {" ".join(str(e).split())[:300].rstrip(".")}; lower '
+          'train.batch_size or raise train.grad_accumulation, or lower '
+          'train.eval_batch_size, data.max_length or the sizes of the model')
+
+
+def _bad_environment(e: Exception) -> str:
+  """Returns what is wrong with a variable that jax reads when it starts, or ''.
+
+  Such are JAX_PLATFORMS and JAX_NUM_CPU_DEVICES.
+  """
+  place = traceback.extract_tb(e.__traceback__)[-1].filename
+  if not re.search(r'[/\\]jax[/\\]_src[/\\](config|xla_bridge)\.py$', place):
+    return ''
+  text = ' '.join(str(e).split()) or 'it knows no such device here'
+  named = re.search(r'jax_[a-z_]+', text, re.IGNORECASE)
+  names = {'JAX_PLATFORMS', 'JAX_NUM_CPU_DEVICES', *(
+      [named[0].upper()] if named else [])}
+  given = [f'{name}={os.environ[name]}' for name in sorted(names)
+           if name in os.environ]
+  return f'jax does not start{" with " * bool(given)}{", ".join(given)}: {text}'
 
 
 def _similar_flags(name: str, known: Sequence[str], config: bool) -> str:

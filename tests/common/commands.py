@@ -11,6 +11,8 @@ from unittest import mock
 from absl import app  # noqa: F401  its flags must be there before a command's
 from absl import flags
 
+from experiments import cli
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = """
 import ml_collections
@@ -34,6 +36,7 @@ def command(name: str, *argv: object) -> Result:
     sys.modules.pop(module, None)
   try:
     with (mock.patch.object(sys, 'argv', [name, *map(str, argv)]),
+          mock.patch.object(cli, 'end_now'),  # this process goes on
           contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)):
       runpy.run_module(f'experiments.{name}', run_name='__main__',
                        alter_sys=True)

@@ -1185,6 +1185,42 @@ def test_interrupt_ends_with_130(monkeypatch):
                                            code=130)
 
 
+def test_an_interrupt_does_not_wait_for_threads_that_compile(tmp_path):
+  """A second Ctrl-C in this time would abort Python."""
+  (tmp_path / 'hangs.py').write_text("""
+import time
+from experiments import cli
+from qa_jax.runtime import compilation
+
+def main():
+  with compilation.Compilation('a step', {1: lambda: time.sleep(1000)}):
+    raise KeyboardInterrupt
+
+cli.run(main)
+""")
+  result = subprocess.run(
+      [sys.executable, tmp_path / 'hangs.py'], capture_output=True, text=True,
+      check=False, timeout=100, env={**os.environ,
+                                     'PYTHONPATH': str(commands.ROOT)})
+  assert (result.returncode, result.stderr) == (130, 'error: interrupted\n')
+
+
+@pytest.mark.parametrize(('name', 'value', 'reason'), [
+    ('JAX_PLATFORMS', 'abacus', 'not in the list of known backends'),
+    ('JAX_NUM_CPU_DEVICES', '0', "initialize backend 'cpu'"),
+    ('JAX_NUM_CPU_DEVICES', 'two', 'Invalid value "two"'),
+    ('JAX_ENABLE_COMPILATION_CACHE', 'nope', 'invalid truth value')])
+def test_a_variable_that_jax_refuses_is_one_line(run, name, value, reason):
+  result = subprocess.run(
+      [sys.executable, '-m', 'experiments.predict', f'--workdir={run}',
+       '--question=q', '--context=c'], cwd=commands.ROOT, capture_output=True,
+      text=True, check=False, env={**os.environ, 'XLA_FLAGS': '', name: value})
+  assert result.returncode == 1 and result.stderr.count('\n') == 1, result
+  assert result.stderr.startswith(
+      f'error: jax does not start with {name}={value}: ')
+  assert reason in result.stderr
+
+
 @pytest.mark.parametrize('error', [
     MemoryError('Unable to allocate 9 GiB'),
     jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of\n memory')])
