@@ -379,8 +379,10 @@ def _one_length(fields: dict[str, Any], given: Any) -> dict[str, Any]:
     group, name = old.split('.')
     before = (fields.get(group) or {}).get(name)
     if overrides.get(new) and old not in overrides and before:
-      print(f'--config.{new}={overrides[new]} replaces config.{old}={before} '
-            f'of {given.config_filename}', file=sys.stderr)
+      # Of several processes, which have not met yet, the first says it.
+      if not ('process_index' in flags.FLAGS and flags.FLAGS.process_index):
+        print(f'--config.{new}={overrides[new]} replaces config.{old}={before} '
+              f'of {given.config_filename}', file=sys.stderr)
       return config_lib.override(fields, {old: 0})
   return fields
 

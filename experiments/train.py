@@ -59,6 +59,22 @@ def check_specs(config: config_lib.Config) -> None:
     sources.check_spec(spec, files=False)
 
 
+def _check_flags() -> None:
+  """Raises a UserError if a flag would have no effect."""
+  if PRINT_CONFIG.value and DRY_RUN.value:
+    raise errors.UserError('give --print_config or --dry_run, not both')
+  only = [f'--{f.name}' for f in (PRINT_CONFIG, DRY_RUN) if f.value]
+  for flag in (PROFILE_STEPS, WANDB_PROJECT, WANDB_GROUP):
+    if only and flag.present:
+      raise errors.UserError(f'--{flag.name} has no effect with {only[0]}, '
+                             'which trains nothing; leave it out')
+  if WANDB_PROJECT.present:
+    cli.check_required(WANDB_PROJECT.name)
+  if WANDB_GROUP.present and not WANDB_PROJECT.value:
+    raise errors.UserError(
+        f'--{WANDB_GROUP.name} goes with --{WANDB_PROJECT.name}')
+
+
 def main() -> None:
   from qa_jax.runtime import console
   from qa_jax.runtime import processes
@@ -69,6 +85,7 @@ def main() -> None:
   from qa_jax.training import trainer
 
   config = cli.config()
+  _check_flags()
   if PRINT_CONFIG.value:
     check_specs(config)
     pprint.pprint(config.to_dict(), sort_dicts=False)

@@ -51,7 +51,8 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
       position_base is set for an encoder without positions to draw.
   """
   given: dict[str, int] = {}
-  name, arguments = registry.parse_spec(config.model.encoder or 'bert')
+  name, arguments = registry.parse_spec(
+      config.model.encoder or 'bert', 'encoder')
   if config.model.preset:
     # A function that builds an encoder has the presets of all encoders.
     presets = getattr(registry.find_constructor(

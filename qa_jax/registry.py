@@ -27,11 +27,12 @@ MODULE = re.compile(r'\s*((?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*):(?=[A-Za-z_])')
 _allowed: set[str] = set()
 
 
-def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+def parse_spec(spec: str, what: str = 'spec') -> tuple[str, dict[str, Any]]:
   """Parses 'name(a=1, b="x")' into ('name', {'a': 1, 'b': 'x'}).
 
-  The name may begin with a module: 'package.module:name'. Raises a UserError
-  unless `spec` is a name or a call with keyword literals.
+  The name may begin with a module: 'package.module:name'. Raises a UserError,
+  which begins with `what`, unless `spec` is a name or a call with keyword
+  literals.
   """
   module = MODULE.match(spec)
   try:
@@ -48,7 +49,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
   except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
     pass
   raise errors.UserError(
-      f'spec {spec[:200]!r} is not of the form name or name(key=literal, …)')
+      f'{what} {spec[:200]!r} is not of the form name or name(key=literal, …)')
 
 
 def is_importable(spec: str) -> bool:
@@ -151,7 +152,7 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: str, *, what: str,
       missing, an argument has another type than its annotation or does not fit
       32 bits, or the import fails.
   """
-  name, arguments = parse_spec(spec)
+  name, arguments = parse_spec(spec, what)
   constructor = find_constructor(table, name, what=what)
   parameters = dict(inspect.signature(constructor).parameters)
   open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -96,13 +96,13 @@ class Checkpoints:
     for path in self._directory.glob(f'[0-9]*/**/*{files.PARTIAL}'):
       path.unlink()
     manifest.complete_manifests([
-        self._path(step) for step in self._finished_by_orbax()
+        self.path(step) for step in self._finished_by_orbax()
         if not self._missing_item(step)])
     for step in self._finished_by_orbax():
       if fault := self.damage(step):
         aside = self._directory / f'{step}.damaged'
         shutil.rmtree(aside, ignore_errors=True)
-        self._path(step).rename(aside)
+        self.path(step).rename(aside)
         console.say(
             f'checkpoint {step} is damaged, and set aside as {aside}: {fault}')
     self._remove_superseded()  # a killed save may have left one
@@ -124,11 +124,11 @@ class Checkpoints:
     steps = self._finished_by_orbax()
     if self._read_only and not self._has_manifests():
       return steps
-    return [step for step in steps if manifest.is_sealed(self._path(step))
+    return [step for step in steps if manifest.is_sealed(self.path(step))
             and not self._missing_item(step)]
 
   def _has_manifests(self) -> bool:
-    return any((self._path(step) / manifest.NAME).is_file()
+    return any((self.path(step) / manifest.NAME).is_file()
                for step in self._finished_by_orbax())
 
   @property
@@ -152,7 +152,7 @@ class Checkpoints:
 
   def metrics(self, step: int) -> dict[str, float]:
     """Reads the metrics of a checkpoint, {} if it was saved without."""
-    path = self._path(step) / METRICS / METRICS
+    path = self.path(step) / METRICS / METRICS
     return files.read_object(path) if path.is_file() else {}
 
   def damage(self, step: int, *, within: str = '') -> str:
@@ -165,14 +165,15 @@ class Checkpoints:
       return missing
     if self._read_only and not self._has_manifests():
       return ''
-    return manifest.find_damage(self._path(step), within=within)
+    return manifest.find_damage(self.path(step), within=within)
 
   def _missing_item(self, step: int) -> str:
     """Returns 'ITEM: missing' of the first item that was not saved, or ''."""
     return next((f'{item}: missing' for item in ITEMS
-                 if not (self._path(step) / item).is_dir()), '')
+                 if not (self.path(step) / item).is_dir()), '')
 
-  def _path(self, step: int) -> pathlib.Path:
+  def path(self, step: int) -> pathlib.Path:
+    """Returns the directory of a checkpoint."""
     return self._directory / str(step)
 
   def _whole(self) -> str:
@@ -181,7 +182,7 @@ class Checkpoints:
 
   def _check(self, step: int, *, within: str = '') -> None:
     if fault := self.damage(step, within=within):
-      raise errors.UserError(f'{self._path(step) / fault}; '
+      raise errors.UserError(f'{self.path(step) / fault}; '
                              f'checkpoints that are whole: {self._whole()}')
 
   def save(self, step: int, *, params: Any, optimizer: Any,
@@ -215,7 +216,7 @@ class Checkpoints:
       if metrics:
         items[METRICS] = ocp.args.JsonSave(metrics)
       with self._failing(step):
-        self._writer.save(self._path(step), args=ocp.args.Composite(**items))
+        self._writer.save(self.path(step), args=ocp.args.Composite(**items))
     self._sealing = self._sealer.submit(seal)
     if not self._overlapping:
       self.finish()
@@ -230,18 +231,18 @@ class Checkpoints:
       if not processes.is_first_process():
         return
       if (self._missing_item(step) or self.metrics(step) != metrics
-          or files.read_object(self._path(step) / 'meta' / 'metadata')
+          or files.read_object(self.path(step) / 'meta' / 'metadata')
           != json.loads(json.dumps(meta))):
         raise errors.UserError(
-            f'{self._path(step)}: orbax did not save what it was given; '
+            f'{self.path(step)}: orbax did not save what it was given; '
             f'checkpoints that are whole: {self._whole()}')
-      manifest.write_manifest(self._path(step))
+      manifest.write_manifest(self.path(step))
       self._remove_superseded()
 
   def _add_metrics(self, step: int, metrics: dict[str, float]) -> None:
     with self._failing(step):
       if processes.is_first_process():
-        manifest.add_file(self._path(step), f'{METRICS}/{METRICS}',
+        manifest.add_file(self.path(step), f'{METRICS}/{METRICS}',
                           json.dumps(metrics))
         self._remove_superseded()
 
@@ -260,7 +261,7 @@ class Checkpoints:
     for step in self.steps[:-2]:
       if step != best:
         removed = self._directory / f'{step}{REMOVED}'
-        self._path(step).rename(removed)
+        self.path(step).rename(removed)
         shutil.rmtree(removed)
 
   def finish(self) -> None:
@@ -315,7 +316,7 @@ class Checkpoints:
       items['meta'] = ocp.args.JsonRestore()
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
       return reader.restore(
-          self._path(step), args=ocp.args.Composite(**items))
+          self.path(step), args=ocp.args.Composite(**items))
 
   def resolve(self, which: str) -> int:
     """Returns the step that 'best', 'last' or a number names.
@@ -333,7 +334,7 @@ class Checkpoints:
     if which in ('best', 'last'):
       for step in sorted({*self._finished_by_orbax()} - {*steps}):
         console.say(
-            f'{self._path(step)} is no whole checkpoint and left out: '
+            f'{self.path(step)} is no whole checkpoint and left out: '
             f'{self._missing_item(step) or manifest.NAME + ": missing"}')
       best = self.best if which == 'best' else None
       return steps[-1] if best is None else best

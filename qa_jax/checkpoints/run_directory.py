@@ -150,8 +150,17 @@ class RunDirectory:
     return config_lib.check_config(fields)
 
   def read_record(self) -> dict[str, Any]:
-    """Reads run.json: seed, command, git commit, packages, hashes of inputs."""
-    return files.read_object(self.record_file)
+    """Reads run.json: seed, command, git commit, packages, hashes of inputs.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    record = files.read_object(self.record_file)
+    for name in ('sha256', 'platform_choices'):
+      errors.require(isinstance(record.get(name, {}), dict),
+                     f'{self.record_file}: {name}={record.get(name)!r} must be '
+                     'a JSON object')
+    return record
 
   def read_encoder_config(self) -> encoders.EncoderConfig:
     """Reads the constants of the encoder; a damaged file raises a UserError."""
@@ -170,7 +179,13 @@ class RunDirectory:
     if not self.metrics_file.is_file():
       return []
     *lines, _ = files.read_text(self.metrics_file).split('\n')
-    return [files.parse_object(line, self.metrics_file) for line in lines]
+    rows = [files.parse_object(line, f'{self.metrics_file}:{number}')
+            for number, line in enumerate(lines, 1)]
+    for number, row in enumerate(rows, 1):
+      errors.require(type(row.get('step')) is int,
+                     f'{self.metrics_file}:{number}: step={row.get("step")!r} '
+                     'must be a whole number; remove the row')
+    return rows
 
   def has_checkpoint(self) -> bool:
     """Returns whether the directory is a run that can be resumed."""
@@ -260,8 +275,11 @@ class RunDirectory:
       if value != own.get(field):
         console.say(f'{self.path}: {field} stays {value}, with which the run '
                     f'began; on a {platform} it would be {own.get(field)}')
-    return config_lib.check_config(
-        config_lib.override(config.to_dict(), kept))
+    try:
+      return config_lib.check_config(
+          config_lib.override(config.to_dict(), kept))
+    except errors.UserError as e:
+      raise errors.UserError(f'{self.record_file}: {e}') from None
 
   def _choices(self) -> dict[str, Any] | None:
     """Reads the platform's choices in run.json; earlier versions wrote none."""

@@ -240,7 +240,8 @@ def _checked(part: str, examples: Any) -> list[Example]:
           f'data source {part!r} returns {type(example).__name__}, expected a '
           'list of qa_jax.data.Example')
   constructor = registry.find_constructor(
-      SOURCES, registry.parse_spec(part)[0], what='data source')
+      SOURCES, registry.parse_spec(part, 'data source')[0],
+      what='data source')
   return examples if constructor.__module__.startswith('qa_jax.') else [
       _checked_example(example, f'data source {part!r}: [{i}]')
       for i, example in enumerate(examples)]

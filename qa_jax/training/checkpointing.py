@@ -204,6 +204,13 @@ def restore_state(
   params, optimizer, meta = store.restore(
       step, params=shapes.params,
       optimizer={'opt_state': shapes.opt_state, 'step': shapes.step})
+  held = int(optimizer['step'])
+  errors.require(held == step, f'{store.path(step)} holds step {held}; rename '
+                 'it to its step, or remove it')
+  errors.require(
+      step <= trainer.num_steps,
+      f'{store.path(step)} is later than the {trainer.num_steps} updates of '
+      'the config; choose a new --workdir')
   state = step_lib.TrainState(
       params=params, **optimizer, key_data=devices_lib.put_tree(
           trainer.state.key_data, shardings.key_data))
@@ -355,6 +362,7 @@ def metrics_without_data(run: RunDirectory, config: config_lib.Config
     step, metrics = store.latest, store.metrics(store.latest)
   train = config.train  # num_steps or num_epochs is 0
   ended = step >= train.num_steps and any(
-      row['split'] == 'train' and row['step'] == step
-      and row['epoch'] >= train.num_epochs for row in run.read_metrics())
+      row.get('split') == 'train' and row['step'] == step
+      and row.get('epoch', 0) >= train.num_epochs
+      for row in run.read_metrics())
   return metrics if ended and (metrics or not config.data.eval) else None

@@ -40,23 +40,16 @@ class MetricsLog:
     if not processes.is_first_process():
       return
     if self._path.is_file():
-      rows = []
-      for line in self._path.read_text(encoding='utf-8').split('\n'):
-        try:
-          row = json.loads(line)
-        except ValueError:
-          continue  # the torn last line of a killed process
-        if row['step'] <= step:
-          rows.append(row)
-      files.write_jsonl(self._path, rows)
+      files.write_jsonl(self._path, [
+          row for row in _rows(self._path) if row['step'] <= step])
     with self._reporting_disk_errors():
-      # Without a buffer, closing the file cannot fail again on a full disk.
-      self._file = self._path.open('ab', buffering=0)
       board = workdir / 'tensorboard'
       board.mkdir(exist_ok=True)
       # SummaryWriter of tensorboardX writes in a thread, which ends silently
       # when the disk is full; adding to its full queue never returns.
       self._board = event_file_writer.EventsWriter(str(board / 'events'))
+      # Without a buffer, closing the file cannot fail again on a full disk.
+      self._file = self._path.open('ab', buffering=0)
       # TensorBoard then hides the later events of a process that was lost.
       self._board.write_event(event_pb2.Event(
           step=step + 1, session_log=event_pb2.SessionLog(
@@ -100,8 +93,8 @@ class MetricsLog:
       yield
     except OSError as e:
       raise errors.UserError(
-          f'{self._path}: cannot be written: {e.strerror}; the same command '
-          'goes on from the last checkpoint') from None
+          f'{e.filename or self._path}: cannot be written: {e.strerror}; the '
+          'same command goes on from the last checkpoint') from None
 
   def close(self) -> None:
     """Closes the files; a second call does nothing."""
@@ -109,6 +102,17 @@ class MetricsLog:
       self._file.close()
       with contextlib.suppress(OSError):  # the failed write was reported
         self._board.close()
+
+
+def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
+  """Yields the rows with a step, without the torn row of a killed process."""
+  for line in path.read_text('utf-8', errors='replace').split('\n'):
+    try:
+      row = files.parse_object(line, path)
+    except errors.UserError:
+      continue
+    if type(row.get('step')) is int:
+      yield row
 
 
 class Costs:

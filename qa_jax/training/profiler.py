@@ -50,4 +50,5 @@ class Profiler:
       else:
         jax.profiler.stop_trace()
         console_lib.say(
-            f'profile of {len(self._steps)} steps in {self._directory}')
+            f'profile of {len(self._steps)} step'
+            f'{"s" * (len(self._steps) > 1)} in {self._directory}')

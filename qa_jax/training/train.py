@@ -161,9 +161,10 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     console.say(about)
     shapes = len(trainer.batches.shapes(trainer.num_steps - start))
     overlaps = shapes > 1 and compilation.may_overlap()
-    console.say(f'compiling {shapes} batch shape{"s" * (shapes > 1)}'
-                f'{settings.cache_note()}'
-                f'{"; training begins with the first" * overlaps}')
+    if shapes:  # not if the last step needs only its evaluation
+      console.say(f'compiling {shapes} batch shape{"s" * (shapes > 1)}'
+                  f'{settings.cache_note()}'
+                  f'{"; training begins with the first" * overlaps}')
     programs = open_things.enter_context(trainer.start_compiling(
         state, lambda seconds: console.say(f'compiled in {seconds:.1f} s')))
     if not overlaps:

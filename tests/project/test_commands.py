@@ -1173,6 +1173,25 @@ def test_damaged_run_is_one_line(run, tmp_path, name, content):
                    '--context=c')
 
 
+@pytest.mark.parametrize(('argv', 'message'), [
+    (['--wandb_group=x'], '--wandb_group goes with --wandb_project'),
+    (['--wandb_project='], '--wandb_project is needed'),
+    (['--dry_run', '--profile_steps=1:2'], 'no effect with --dry_run'),
+    (['--dry_run', '--wandb_project=x'], 'no effect with --dry_run'),
+    (['--print_config', '--wandb_group=x'], 'no effect with --print_config'),
+    (['--print_config', '--dry_run'], 'not both'),
+    (['--config.model.head='], "head '' is not of the form"),
+    (['--config.model.head=mlp('], "head 'mlp(' is not of the form"),
+    (['--config.model.encoder=bert('], "encoder 'bert(' is not of the form"),
+    (['--config.objective='], "objective '' is not of the form")])
+def test_a_flag_of_train_without_effect_is_refused(tmp_path, argv, message):
+  said = commands.refusal(
+      'train', f'--config={commands.ROOT}/configs/quickstart.py:tiny',
+      f'--workdir={tmp_path}/run', *argv)
+  assert message in said
+  assert not (tmp_path / 'run').exists()
+
+
 def test_interrupt_ends_with_130(monkeypatch):
 
   def interrupt(_):

@@ -13,6 +13,7 @@ import pytest
 import rich.console
 from tensorboardX.proto import event_pb2
 
+from qa_jax import errors
 from qa_jax.checkpoints import run_record
 from qa_jax.runtime import console as console_lib
 from qa_jax.training import metrics_log
@@ -78,12 +79,25 @@ def test_lines_after_the_resumed_step_are_dropped(
   assert [row['step'] for row in lines(tmp_path)] == [*kept, 4]
 
 
-@pytest.mark.parametrize('torn', ['{"step": 2, "spl', '{', '\0\0\0'])
+@pytest.mark.parametrize('torn', [
+    '{"step": 2, "spl', '{', '\0\0\0', '{}\n', '3\n', '{"step": "x"}\n'])
 def test_torn_last_line_is_dropped(tmp_path, open_log, torn):
   whole = '{"step": 1, "split": "train"}\n'
   (tmp_path / 'metrics.jsonl').write_text(whole + torn)
   open_log(5).write(6, 'train', {})
   assert [row['step'] for row in lines(tmp_path)] == [1, 6]
+
+
+def test_a_row_that_is_not_utf8_is_dropped(tmp_path, open_log):
+  (tmp_path / 'metrics.jsonl').write_bytes(b'{"step": 1}\n\xff\xfe\n')
+  open_log(5).write(6, 'train', {})
+  assert [row['step'] for row in lines(tmp_path)] == [1, 6]
+
+
+def test_a_file_in_place_of_the_tensorboard_folder_is_named(tmp_path, open_log):
+  (tmp_path / 'tensorboard').write_text('')
+  with pytest.raises(errors.UserError, match='tensorboard: cannot be written'):
+    open_log(0)
 
 
 def test_a_full_disk_is_one_line_and_closes(tmp_path, open_log):

@@ -1,5 +1,6 @@
 """A run that is stopped resumes exactly; a complete run is left as it is."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -20,6 +21,7 @@ from qa_jax.training import checkpointing
 from qa_jax.training import metrics_log
 from qa_jax.training import train
 from qa_jax.training import trainer as trainer_lib
+from tests.common import commands
 from tests.common import runs
 from tests.common import tiny
 from tests.common.refusals import refusal
@@ -177,6 +179,44 @@ def test_other_evaluation_data_are_named(interrupted, capsys):
   write_questions(eval_data, QUESTIONS[:5])
   train.train(config, workdir)
   assert 'the evaluation data changed since the run' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('name', 'num_steps', 'message'), [
+    ('3', 5, '/3 holds step 2; rename it'),
+    ('9', 5, '/9 holds step 2; rename it'),
+    ('2', 1, '/2 is later than the 1 updates of the config')])
+def test_a_checkpoint_of_another_step_is_refused(
+    interrupted, name, num_steps, message):
+  """Training would leave out updates, or never end."""
+  config, _, workdir = interrupted
+  config = dataclasses.replace(config, train=dataclasses.replace(
+      config.train, num_steps=num_steps))
+  (workdir / 'config.json').write_text(json.dumps(config.to_dict()))
+  store = workdir / 'checkpoints'
+  (store / '2').rename(store / name)
+  before = commands.files_of(store)
+  assert message in refusal(train.train, config, workdir)
+  assert commands.files_of(store) == before
+
+
+@pytest.mark.parametrize(('field', 'value', 'message'), [
+    ('sha256', [], 'sha256=[] must be a JSON object'),
+    ('platform_choices', [1], 'platform_choices=[1] must be a JSON object'),
+    ('platform_choices', {'data.packing': 'x'}, "config.data.packing='x'")])
+def test_a_damaged_record_is_named(interrupted, field, value, message):
+  config, _, workdir = interrupted
+  record = json.loads((workdir / 'run.json').read_text())
+  (workdir / 'run.json').write_text(json.dumps({**record, field: value}))
+  said = refusal(train.train, config, workdir)
+  assert said.startswith(f'{workdir}/run.json: ') and message in said
+
+
+def test_a_row_of_metrics_without_a_step_is_named(interrupted):
+  run = RunDirectory(interrupted[2])
+  rows = len(run.read_metrics())
+  with run.metrics_file.open('a') as f:
+    f.write('{"split": "train"}\n')
+  assert f'metrics.jsonl:{rows + 1}: step=None' in refusal(run.read_metrics)
 
 
 def test_a_run_whose_record_has_no_hashes_goes_on(interrupted):
