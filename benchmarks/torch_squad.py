@@ -18,11 +18,17 @@ import collections
 import json
 import pathlib
 import random
+import sys
 import time
 
 import numpy as np
-import torch
-import transformers
+
+try:
+  import torch
+  import transformers
+except ImportError as e:
+  sys.exit(f'error: {e.name} is not installed; '
+           'pip install -r requirements-peers.txt')
 
 
 def read_squad(path):

@@ -46,6 +46,11 @@ FLAG_OF = {int: flags.DEFINE_integer, float: flags.DEFINE_float,
            bool: flags.DEFINE_bool, str: flags.DEFINE_string}
 
 
+# Files that read a config file, and are none.
+NOT_A_CONFIG = re.compile(
+    r'^<|[/\\](absl|ml_collections)[/\\]|[/\\]experiments[/\\]cli\.py$')
+
+
 def run(main: Callable[[], None], *, config: bool = False,
         several: bool = False, model: bool = False, calibrated: bool = True,
         required: Sequence[str] = (),
@@ -420,8 +425,10 @@ def assignments(items: Sequence[str], mistake: str) -> dict[str, object]:
 
 def check_required(name: str, none: Sequence[object] = (None, '', [])) -> None:
   """Raises a UserError with the meaning of a flag whose value is in `none`."""
-  if flags.FLAGS[name].value in none:
-    meaning = flags.FLAGS[name].help.split('. ')[0].rstrip('.')
+  flag = flags.FLAGS[name]
+  # A file whose get_config() returns nothing was given; `fields_of` refuses it.
+  if flag.value in none and not (name in CONFIGS and flag.present):
+    meaning = flag.help.split('. ')[0].rstrip('.')
     raise errors.UserError(f'--{name} is needed ({meaning}); see --help')
 
 
@@ -518,20 +525,24 @@ def _reason(e: BaseException) -> str:
   """Returns one line: the message of a bad flag, or the cause and its place."""
   if isinstance(e, flags.Error) and 'parsing config file' not in str(e):
     return ' '.join(str(e).split())
+  frames = traceback.extract_tb(e.__traceback__)
   while e.__cause__ or e.__context__:
     e = e.__cause__ or e.__context__
+    frames += traceback.extract_tb(e.__traceback__)
+  flag = 'suite' if 'suite' in flags.FLAGS else 'config'
   if isinstance(e, OSError):
-    return f'--config: {str(e).splitlines()[-1].strip()}'
-  place = traceback.extract_tb(e.__traceback__)[-1]
-  where = f'{place.filename}:{place.lineno}'
-  if re.search(r'^<|[/\\](absl|ml_collections)[/\\]', place.filename):
-    where = '--config'  # not in the config file
-    if isinstance(e, KeyError) and 'suite' in flags.FLAGS:
+    return f'--{flag}: {str(e).splitlines()[-1].strip()}'
+  places = [f'{frame.filename}:{frame.lineno}' for frame in frames
+            if not NOT_A_CONFIG.search(frame.filename)]
+  where = places[-1] if places else f'--{flag}'
+  if not places:
+    if isinstance(e, KeyError) and flag == 'suite':
       return f'--suite has no group {e.args[0]!r}; add it to the suite file'
     if re.match(r'get_config\(\) takes 0 positional arguments', str(e)):
-      flag = 'suite' if 'suite' in flags.FLAGS else 'config'
       return (f'--{flag}: the file has no variants: leave out the colon and '
               'the name behind it')
+    if str(e).endswith("has no attribute 'get_config'"):
+      return f'--{flag}: the file has no function get_config()'
     if inner := _field_in_a_value():
       return inner
     if isinstance(e, KeyError):

@@ -99,6 +99,10 @@ def main() -> None:
       variants = _tuned(config, variants)
     rounds = [variants]
   else:
+    if not drawn and plan_lib.planned_names(workdir):
+      raise errors.UserError(
+          f'--workdir={workdir} is a sweep of --sampler=grid; give another '
+          '--workdir')
     choices = config_file.call(path, 'search_space', SAMPLER.value, variant)
     space = samplers.parse_space(choices)
     config_file.check_overrides(path, given.override_values, space,
@@ -257,6 +261,7 @@ def _check_flags(config: config_lib.Config) -> None:
       raise errors.UserError(
           f'--{name}={value}{errors.did_you_mean(value, table)}')
   for name, value, least in (('workers', WORKERS.value, 0),
+                             ('seeds', SEEDS.value, 1),
                              ('trials', TRIALS.value, 1)):
     if value < least:
       raise errors.UserError(f'--{name}={value} must be at least {least}')

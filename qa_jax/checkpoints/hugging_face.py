@@ -89,7 +89,7 @@ def resolve_source(source: str) -> pathlib.Path:
       hub cannot be reached and its cache does not hold the checkpoint.
   """
   directory = pathlib.Path(source)
-  if directory.is_dir():
+  if source and directory.is_dir():
     if not any((directory / name).is_file()
                for name in ('config.json', 'bert_config.json')):
       raise errors.UserError(
@@ -100,7 +100,8 @@ def resolve_source(source: str) -> pathlib.Path:
   if directory.exists() or not re.fullmatch(
       r'[\w.-]+(/[\w.-]+)?', source) or source.startswith(('.', '/')):
     raise errors.UserError(
-        f'{source} is not a directory with a checkpoint, nor a hub id')
+        f'{source or "an empty path"} is not a directory with a checkpoint, '
+        'nor a hub id')
   try:
     return pathlib.Path(huggingface_hub.snapshot_download(
         source, allow_patterns=list(FETCHED), etag_timeout=5))

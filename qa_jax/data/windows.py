@@ -282,10 +282,9 @@ def check_lengths(max_length: int, window_overlap: int,
 
   `outer_length` is that of the tokenizer: the number of special tokens.
   """
-  if min(max_length, max_question_length) < 1 or window_overlap < 0:
-    raise errors.UserError(
-        f'max_length {max_length}, max_question_length {max_question_length} '
-        f'and window_overlap {window_overlap} must be positive')
+  errors.check_at_least(1, 'windows', max_length=max_length,
+                        max_question_length=max_question_length)
+  errors.check_at_least(0, 'windows', window_overlap=window_overlap)
   room = max_length - max_question_length - outer_length
   if window_overlap >= room:
     raise errors.UserError(

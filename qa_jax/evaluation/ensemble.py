@@ -209,8 +209,11 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
   """
   if len(members) < 2:
     raise errors.UserError('an ensemble needs two members; give --workdir=A,B')
-  if len(set(members)) < len(members):
-    raise errors.UserError('a member is named twice in --workdir')
+  paths = [pathlib.Path(m).resolve() for m in members]
+  paths = [p.parent if p.name == predictions_lib.N_BEST else p for p in paths]
+  for i, path in enumerate(paths):
+    errors.require(path not in paths[:i],
+                   f'--workdir names the member {members[i]} twice')
   if held_out_members and (
       not held_out or len(held_out_members) != len(members)):
     raise errors.UserError('--held_out_members goes with --held_out, one for '

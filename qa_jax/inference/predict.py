@@ -404,6 +404,8 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config,
                 tokenizer: tokenizer_lib.Tokenizer) -> None:
   build.check_positions(config, model.config)
   windows_lib.check_limit(config.data.max_length, tokenizer)
+  windows_lib.check_lengths(**input_pipeline.window_lengths(config),
+                            outer_length=tokenizer.outer_length)
   build.check_attention(config, model.config, training=False)
   build.check_decode(config.decode, model.head, registry.build(
       objectives.OBJECTIVES, config.objective, what='objective',

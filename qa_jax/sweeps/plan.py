@@ -92,7 +92,7 @@ def plan_trials(
   """
   if seeds < 1 or not variants:
     raise errors.UserError(
-        f'{len(variants)} variants × {seeds} seeds: nothing to run')
+        f'{len(variants)} variants of sweep() × {seeds} seeds: nothing to run')
   runs = sorted(
       ({**variant, 'seed': seed} for variant in variants for seed in (
           [variant['seed']] if 'seed' in variant

@@ -224,6 +224,10 @@ def _contains(space: BaseDistribution, value: Any) -> bool:
 
 def _refusal(where: str, e: Exception) -> errors.UserError:
   cause = e.__cause__ or e  # Optuna raises its own error from the database's
+  if isinstance(cause, sqlalchemy.exc.ArgumentError):  # of make_url
+    return errors.UserError(
+        f'{where}: {" ".join(str(cause).split())}; expected '
+        'sqlite:///FILE or another URL of SQLAlchemy')
   reason = ' '.join(str(getattr(cause, 'orig', None) or cause)
                     .split('\n')[0].split())
   return errors.UserError(

@@ -518,9 +518,8 @@ CALLS = {
     'passage_only': 'passage_only(of="FILE")'}
 CACHED = {
     *cache.ONE_FILE, 'tfds', 'synthetic', 'articles', 'passage_only'}
-CONTENT = {'squad_json': articles, 'table': lines,
-           'mrqa': lambda _: examples_lib.MRQA, 'articles': lines,
-           'passage_only': lines}
+# The content of FILE if it is not `lines`.
+CONTENT = {'squad_json': articles, 'mrqa': lambda _: examples_lib.MRQA}
 
 
 @pytest.fixture(params=sources.SOURCES)
@@ -531,7 +530,7 @@ def source(request, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorflow_datasets, 'builder',
                         lambda *_, **__: PreparedDataSet(tmp_path))
   path = examples_lib.write(tmp_path / 'rows', CONTENT.get(
-      request.param, lambda _: '')(ROWS))
+      request.param, lines)(ROWS))
   return request.param, CALLS[request.param].replace('FILE', path)
 
 

@@ -523,7 +523,9 @@ def test_a_damaged_n_best_file_is_one_line(folder, change, message):
 
 @pytest.mark.parametrize(('members', 'more', 'message'), [
     (['dev0.jsonl'], (), 'needs two members'),
-    (['dev0.jsonl', 'dev0.jsonl'], (), 'named twice'),
+    (['dev0.jsonl', 'dev0.jsonl'], (), '/dev0.jsonl twice'),
+    (['dev0.jsonl', 'x/../dev0.jsonl'], (), 'x/../dev0.jsonl twice'),
+    (['one', 'one/nbest.jsonl'], (), '/one/nbest.jsonl twice'),
     (['dev0.jsonl', 'nowhere'], (), 'no such run'),
     (['dev0.jsonl', 'held1.jsonl'], (), 'is not in the data'),
     (['dev0.jsonl', 'dev1.jsonl'], ('--held_out_members=x',), 'goes with'),

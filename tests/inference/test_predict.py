@@ -302,7 +302,10 @@ def test_load_takes_sizes_and_case_from_the_directory(qa):
     ({'search': 'fast'}, "unknown search 'fast'"),
     ({'merge': 'texts'}, "unknown config.decode.merge 'texts'"),
     ({'null_rule': 'classifier'}, "'classifier' needs a null logit"),
-    ({'max_length': 41}, "max_length=41 exceeds the encoder's 40 positions")])
+    ({'max_length': 41}, "max_length=41 exceeds the encoder's 40 positions"),
+    ({'window_overlap': -1}, 'window_overlap=-1 must be at least 0'),
+    ({'max_question_length': 0}, 'max_question_length=0 must be at least 1'),
+    ({'window_overlap': 40}, 'window_overlap 40 leaves no step')])
 def test_option_that_does_not_fit_is_one_line(directory, options, message):
   with pytest.raises(errors.UserError, match=message) as caught:
     predict.load(directory, **options)

@@ -914,9 +914,11 @@ def test_bad_config_field_is_one_line(config, tmp_path, flag, message):
      ('def get_config():\n  raise OSError("no\\ndisk")\n', 'disk'),
      ('def get_config():\n  raise ValueError("two\\nlines")\n',
       'bad.py:2: ValueError: two lines'),
-     ('x = 1\n', "no attribute 'get_config'"),
+     ('x = 1\n', '--config: the file has no function get_config()'),
+     ('from qa_jax import config\ndef get_config():\n  c = config.defaults()\n'
+      "  c.train.num_steps = '5'\n  return c\n", 'bad.py:4: TypeError: 5 is'),
      ('def get_config(arg):\n  return None\n', 'missing 1 required positional'),
-     ('def get_config():\n  return None\n', '--config is needed'),
+     ('def get_config():\n  return None\n', 'gives a NoneType, expected'),
      ('def get_config():\n  return {}\n', 'gives a dict, expected')])
 def test_config_file_with_an_error_is_one_line(tmp_path, content, message):
   (tmp_path / 'bad.py').write_text(content)

@@ -134,8 +134,9 @@ def count_parameters(spec: str) -> int:
 def test_a_page_has_the_number_of_parameters_of_every_head(spec, units):
   text = (ROOT / 'docs' / 'heads.md').read_text(encoding='utf-8')
   name = spec.partition('(')[0]
-  formula = re.search(rf'(?m)^\| `{name}\b.*\| (.*) \|$', text)[1]
-  own, _, rest = formula.partition(', ')
+  row = re.search(rf'(?m)^\| `{name}\b.*\| (.*) \|$', text)
+  assert row, f'docs/heads.md has no row of {name} that ends with a formula'
+  own, _, rest = row[1].partition(', ')
   forms = own.split(' or ')  # of the classifier of `answerability`
   product = re.sub(r'(?<=[\w)])(?=[A-Z(])', '*', (
       forms[-1] if 'xlnet' in spec else forms[0]) + rest)

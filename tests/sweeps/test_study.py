@@ -415,6 +415,22 @@ def sweep(): return [{}]
   assert files.read_object(tmp_path / 'x' / 'sweep.json')['drawn'] == drawn
 
 
+def test_a_sampler_leaves_the_plan_of_a_grid_as_it_is(config, tmp_path):
+  plan = '{"trials": ["seed-0"]}'
+  (tmp_path / 'x').mkdir()
+  (tmp_path / 'x' / 'sweep.json').write_text(plan)
+  assert 'is a sweep of --sampler=grid' in commands.refusal(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x',
+      '--sampler=tpe', '--seeds=1')
+  assert (tmp_path / 'x' / 'sweep.json').read_text() == plan
+
+
+def test_a_storage_that_is_no_url_is_one_line(config, tmp_path):
+  assert 'expected sqlite:///FILE' in commands.refusal(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x',
+      '--sampler=tpe', '--seeds=1', '--storage=foo')
+
+
 def test_a_config_without_a_space_or_a_sweep_is_one_line(config, tmp_path):
   flags = (f'--workdir={tmp_path}/x', '--seeds=1')
   assert 'has no sweep(), which --sampler=grid needs' in commands.refusal(
@@ -450,7 +466,7 @@ def test_a_bad_study_file_is_one_line(tmp_path, monkeypatch, spoil, message):
 
 
 @pytest.mark.parametrize(('url', 'message'), [
-    ('nonsense', '--storage: no study'),
+    ('nonsense', '--storage: Could not parse'),
     ('nosuch://host/x', 'plugin'),
     ('sqlite:////no/where/x.db', 'unable to open database file')])
 def test_a_bad_storage_is_one_line(tmp_path, url, message):

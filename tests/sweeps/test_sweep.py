@@ -132,7 +132,7 @@ def test_trials_that_differ_in_decode_share_the_first_ones_training(tmp_path):
 
 @pytest.mark.parametrize(
     ('variants', 'message'),
-    [([], '0 variants × 1 seeds: nothing to run'),
+    [([], '0 variants of sweep() × 1 seeds: nothing to run'),
      ([{
          'modle.head': 'shared'
      }], "modle.head-shared: config has no field "
@@ -233,7 +233,7 @@ def test_a_bad_variant_is_one_line(tmp_path, variants, message):
                           }, 'window_overlap 70 leaves no step'),
                           ({
                               'data.max_question_length': 0
-                          }, 'must be positive'),
+                          }, 'max_question_length=0 must be at least 1'),
                           ({
                               'data.vocab': '/nowhere'
                           }, "data.vocab='/nowhere' is not a directory"),
@@ -546,7 +546,7 @@ def test_print_gives_commands_and_runs_nothing(sweep_config, tmp_path):
      (['--pruner=halfing'], "did you mean 'halving'"),
      (['--pruner=halving'], 'set config.train.eval_every_steps'),
      (['--pruner=wilcoxon'], '3 seeds cannot tell'),
-     (['--seeds=0'], '× 0 seeds: nothing to run'),
+     (['--seeds=0'], '--seeds=0 must be at least 1'),
      (['--workers=-1'], '--workers=-1 must be at least 0'),
      (['--workdir='], '--workdir is needed'),
      (['--config.decode.search=argmax'], '--config.decode.search: '),
@@ -564,7 +564,7 @@ def test_mistake_is_one_line(sweep_config, tmp_path, argv, message):
      ('def sweep(): yield {1: 2}', 'sweep() yields {1: 2}, expected overrides'),
      ('def sweep(): return 1 / 0', 'sweep(): ZeroDivisionError: division'),
      ('def sweep(x): pass', 'sweep(): TypeError: sweep() missing 1'),
-     ('def sweep(): return []', '0 variants × 3 seeds: nothing to run')])
+     ('def sweep(): return []', '0 variants of sweep() × 3 seeds: nothing to run')])
 def test_bad_sweep_function_is_one_line(sweep_config, tmp_path, code, message):
   path = tmp_path / 'bad.py'
   path.write_text(sweep_config.read_text() + code)
