@@ -139,7 +139,7 @@ def run(main: Callable[[], None], *, config: bool = False,
   except SystemExit as e:
     if any(t.name.startswith('compile') for t in threading.enumerate()):
       # Python would wait for XLA without a word, and abort at a second Ctrl-C.
-      end_now(e.code)
+      end_now(e.code or 0)
     raise
 
 
