@@ -348,7 +348,8 @@ def test_files_are_consistent_with_each_other_and_the_metrics(tmp_path):
   examples = [e if e.impossible else with_best_answer_as_gold(n)
               for n, e in enumerate(EXAMPLES)]
   threshold = -5.0
-  values = run(windows=cut(examples), output=tmp_path, null_threshold=threshold)
+  windows = cut(examples)
+  values = run(windows=windows, output=tmp_path, null_threshold=threshold)
   assert {p.name for p in tmp_path.iterdir()} == {
       'metrics.json', 'predictions.json', 'na_probs.json', 'nbest.jsonl'}
   assert files.read_object(tmp_path / 'metrics.json') == values
@@ -357,6 +358,9 @@ def test_files_are_consistent_with_each_other_and_the_metrics(tmp_path):
   rows = read_lines(tmp_path / 'nbest.jsonl')
   assert [e.id for e in examples] == [*predictions] == [*na] == [
       r['id'] for r in rows]
+  owners = [examples[e].id for e in windows.example_of]
+  assert [r['windows'] for r in rows] == [owners.count(r['id']) for r in rows]
+  assert len(owners) > len(rows)
   always = {}
   for example, row in zip(examples, rows, strict=True):
     for answer in row['answers']:
