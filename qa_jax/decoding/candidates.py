@@ -54,7 +54,8 @@ def window_candidates(
   """
   spans = find(scores, start_mask, end_mask, max_answer_length=longest,
                n_best=n_best)
-  valid = spans.score > NO_SPAN / 2  # an invalid span scores ILLEGAL
+  # An invalid span scores ILLEGAL. A score that is NaN stays, to be refused.
+  valid = ~(spans.score <= NO_SPAN / 2)
   fields = {'start': spans.start, 'end': spans.end, 'valid': valid,
             'score': jnp.where(valid, spans.score, search.ILLEGAL),
             'null': spans.null_score}

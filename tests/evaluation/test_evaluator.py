@@ -20,6 +20,7 @@ from qa_jax.data.examples import GoldAnswer
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.decoding import null_rules
+from qa_jax.decoding import search
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import decode as decode_lib
 from qa_jax.inference import predict
@@ -342,6 +343,39 @@ def test_an_evaluation_that_fails_leaves_no_files_of_another(
   with pytest.raises(errors.UserError, match='no space'):
     run(output=tmp_path)
   assert not (tmp_path / 'metrics.json').exists()
+
+
+@pytest.mark.parametrize('name', search.SEARCHES)
+@pytest.mark.parametrize('scores', ['null', 'candidates'])
+def test_scores_that_are_not_finite_are_refused(scores, name):
+  letter = lookup.TOKENIZER.index['a']
+  nan = jnp.float32(jnp.nan)
+
+  class Diverged(lookup.Lookup):
+
+    def apply(self, variables, **inputs):
+      good = super().apply(variables, **inputs)
+      if scores == 'null':
+        return good.replace(start=good.start.at[:, 0].set(nan))
+      return good.replace(start=jnp.where(
+          inputs['token_ids'] == letter, nan, good.start))
+
+  windows = cut([Example('x', 'b', 'a b'), Example('y', 'b', 'b b')])
+  which = {'null': '2 of 2 windows', 'candidates': '1 of 2 windows'}[scores]
+  with pytest.raises(errors.NotFiniteError, match=which):
+    run(Diverged(), windows=windows, search=name)
+
+
+def test_the_programs_of_a_bucket_are_all_that_its_windows_run():
+  model, config = lookup.Lookup(name='bucket'), lookup.make_config()
+  for count in range(1, 20):
+    windows = cut([Example(f'{n}', 'a', 'b c') for n in range(count)])
+    decode_lib.answer_questions(model, lookup.PARAMS, windows, config)
+  ran = {shape for name, shape in lookup.TRACED if name == 'bucket'}
+  ready = {arguments[1]['token_ids'].shape for length in (12, 16, 20)
+           for _, arguments in decode_lib.calls_of_bucket(
+               model, lookup.PARAMS, config, windows, length)}
+  assert {(6, 12), (1, 12)} <= ran <= ready
 
 
 def test_files_are_consistent_with_each_other_and_the_metrics(tmp_path):
