@@ -49,6 +49,16 @@ def write(directory: pathlib.Path, *, positions: int = 40, config=None,
   return directory
 
 
+def test_a_vocabulary_larger_than_the_embeddings_is_refused(tmp_path):
+  directory = write(tmp_path / 'checkpoint')  # whose embeddings have 100 rows
+  assert pretrained.read_pretrained(str(directory)).tokenizer.vocab
+  with (directory / 'vocab.txt').open('a') as f:
+    f.write('one_more\n')
+  with pytest.raises(errors.UserError, match='has 101 entries, but the embedd'
+                     'ings only 100'):
+    pretrained.read_pretrained(str(directory))
+
+
 def test_each_file_of_json_is_read_once(tmp_path, monkeypatch):
   directory, counts = write(tmp_path / 'checkpoint'), collections.Counter()
   read = files.read_object
