@@ -89,9 +89,9 @@ def test_windows_fit_any_number_of_positions(positions):
   windows.check_lengths(**lengths)  # raises if there is no room for a step
   config_lib.check_config({'data': lengths, 'train': {'num_steps': 1}})
   assert lengths['max_length'] <= positions
+  assert lengths['max_question_length'] == min(64, positions // 2)
   if positions >= 256:  # as transformers: min(max_seq_len // 2, 128)
     assert lengths['window_overlap'] == 128
-    assert lengths['max_question_length'] == 64
 
 
 @pytest.mark.parametrize('positions', [64, 100, 128, 192, 250])
