@@ -37,18 +37,21 @@ SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
 
 
 def encoder_config(config: config_lib.Config, vocab_size: int,
-                   source: pathlib.Path | None) -> encoders.EncoderConfig:
+                   source: pathlib.Path | None, pad_id: int | None = None
+                   ) -> encoders.EncoderConfig:
   """Returns the sizes of the encoder, for a vocabulary of `vocab_size` entries.
 
   They are the sizes of the checkpoint `source`, or without one those of
   model.preset. A size that is set in the config overrides the preset. A
   config.model.num_layers below that of the checkpoint takes its first layers.
+  `pad_id` is that of the checkpoint's tokenizer, if it is used.
 
   Raises:
-    UserError: the preset is unknown, a size is missing or contradicts the
-      checkpoint, the vocabulary exceeds its embeddings, hidden_size is not
-      divisible by num_heads, windows exceed the encoder's positions, or
-      position_base is set for an encoder without positions to draw.
+    UserError: the preset is unknown, a size or the pad_id contradicts the
+      checkpoint, a size is missing, the vocabulary exceeds its embeddings,
+      hidden_size is not divisible by num_heads, windows exceed the encoder's
+      positions, or position_base is set for an encoder without positions to
+      draw.
   """
   given: dict[str, int] = {}
   name, arguments = registry.parse_spec(
@@ -75,7 +78,7 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
   elif RunDirectory(source).is_run():
     sizes = RunDirectory(source).read_encoder_config()
   else:
-    sizes = hugging_face.read_config(source)
+    sizes = hugging_face.read_config(source, pad_id)
   if config.model.encoder and source is not None:
     _check_encoder(config, sizes, name, arguments, source)
   for key, value in given.items():

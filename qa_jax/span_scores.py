@@ -129,9 +129,10 @@ def log_sum_of_pairs(scores: SpanScores,
                      mask: jax.Array) -> jax.Array:  # [B, L] bool → [B]
   """Computes log Σ exp over all pairs (i, j) of context tokens and [CLS].
 
-  The pair (0, 0) has the null score. Pairs inside the band have their pair
-  score. The ends before and behind the band have none; their sums are running
-  sums of positive terms, so nothing cancels.
+  The pair (0, 0) has the null score. Pairs of context tokens inside the band
+  have their pair score; other pairs with [CLS] have none. The ends before and
+  behind the band have none; their sums are running sums of positive terms, so
+  nothing cancels.
   """
   start, end, length = scores.start, scores.end, mask.shape[1]
   width = 1 if scores.pair is None else min(scores.pair.shape[-1], length)

@@ -42,7 +42,8 @@ Arrays = Mapping[str, np.ndarray]
 FETCHED = ('config.json', '*.safetensors', '*.safetensors.index.json',
            'vocab.txt', 'tokenizer.json', 'tokenizer_config.json',
            'vocab.json', 'merges.txt',
-           'special_tokens_map.json', 'added_tokens.json')
+           'special_tokens_map.json', 'added_tokens.json',
+           'adapter_config.json')
 # The program that the refusal of pickled weights advises: it is never run here.
 CONVERT = (
     'import pathlib, sys, torch, safetensors.torch; '
@@ -120,16 +121,21 @@ def file_hashes(directory: pathlib.Path) -> dict[str, str]:
           for pattern in patterns for path in sorted(directory.glob(pattern))}
 
 
-def read_config(directory: pathlib.Path) -> encoders.EncoderConfig:
+def read_config(directory: pathlib.Path, pad_id: int | None = None
+                ) -> encoders.EncoderConfig:
   """Reads encoder sizes from config.json, or TensorFlow's bert_config.json.
 
-  GELU is the erf form for both, as in transformers.
+  GELU is the erf form for both, as in transformers. `pad_id` is that of the
+  checkpoint's tokenizer.
 
   Raises:
     UserError: the architecture is not supported, or a field that it needs is
-      missing or out of range.
+      missing or out of range, or has another `pad_id`.
   """
-  return encoder_config(_read_config_file(directory))
+  file = _read_config_file(directory)
+  if pad_id is not None:
+    check_padding(file, pad_id)
+  return encoder_config(file)
 
 
 def encoder_config(file: ConfigFile) -> encoders.EncoderConfig:
@@ -185,6 +191,20 @@ def _unused_positions(path: pathlib.Path, config: Mapping[str, Any],
   return pad + 1
 
 
+def check_padding(file: ConfigFile, pad_id: int) -> None:
+  """Raises a UserError if another token than padding has padding's position.
+
+  RoBERTa and MPNet of transformers count positions without the tokens whose id
+  is pad_token_id of config.json.
+  """
+  stored = _unused_positions(*file) - 1
+  errors.require(
+      stored in (-1, pad_id),
+      f'{file.path}: pad_token_id is {stored}, but the tokenizer pads with '
+      f'{pad_id}; transformers would give each token {stored} of a text the '
+      'position of padding: correct one of the files')
+
+
 def _read_config_file(directory: pathlib.Path) -> ConfigFile:
   path = directory / 'config.json'
   if not path.is_file():
@@ -233,6 +253,10 @@ def read_checkpoint(directory: pathlib.Path) -> Checkpoint:
       damaged, a weight is not finite, the directory holds two checkpoints or
       pickled weights, or the extra for TensorFlow checkpoints is missing.
   """
+  errors.require(
+      not (adapter := directory / 'adapter_config.json').is_file(),
+      f'{adapter}: adapters are not supported; merge this one into the weights '
+      'by merge_and_unload() of peft')
   config = _read_config_file(directory)
   sizes = encoder_config(config)
   return Checkpoint(directory, config, sizes,
@@ -279,6 +303,8 @@ def _read_tensors(directory: pathlib.Path, file: ConfigFile
         _unused_positions(path, config, kind):]
   notes = [f'not read, a span model has no use for them: '
            f'{_first_names(ignored)}'] if ignored else []
+  if config.get('quantization_config'):
+    notes.append('quantization_config is not read: the weights are floats')
   types = tensors.get(bert.TOKEN_TYPES, np.zeros((1, 0)))
   if not _has_token_types(directory) and (types != types[:1]).any():
     # A model whose tokens all have type 0.
@@ -292,11 +318,15 @@ def _has_token_types(directory: pathlib.Path) -> bool:
   """Returns whether transformers gives the context token type 1."""
   path = directory / 'tokenizer_config.json'
   about = files.read_object(path) if path.is_file() else {}
-  names = about.get('model_input_names')
-  if names is None:  # transformers 5, which writes `backend`, has a default
-    return 'backend' not in about or about.get('tokenizer_class') not in (
-        'AlbertTokenizer', 'TokenizersBackend')
-  return not isinstance(names, list) or 'token_type_ids' in names
+  names, kind = about.get('model_input_names'), about.get('tokenizer_class')
+  if isinstance(names, list):
+    return 'token_type_ids' in names
+  if re.fullmatch('(DistilBert|MPNet|(XLM)?Roberta|Camembert)Tokenizer(Fast)?',
+                  str(kind)):
+    return False
+  # Others have another default in transformers 5, which writes `backend`.
+  return 'backend' not in about or kind not in (
+      'AlbertTokenizer', 'TokenizersBackend')
 
 
 def _check_finite(tensors: Arrays, directory: pathlib.Path) -> None:
@@ -370,6 +400,10 @@ def _remedy(directory: pathlib.Path) -> str:
   reads tensors and executes nothing.
   """
   # A snapshot in the hub's cache: CACHE/models--OWNER--NAME/snapshots/COMMIT.
+  others = sorted(path.name for path in directory.iterdir() if re.search(
+      r'\.(h5|msgpack|onnx|fp16\.safetensors)$', path.name))
+  if others:
+    return f'{others[0]} is not read; save the model as model.safetensors'
   hub = re.fullmatch(r'models--(.+)', directory.parent.parent.name)
   if [*directory.glob('*.safetensors*')] or not (
       hub or [*directory.glob('pytorch_model*.bin')]):

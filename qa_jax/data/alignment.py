@@ -16,7 +16,7 @@ from qa_jax.data.examples import GoldAnswer
 
 FATES = {  # of gold answers
     'exact': 'the token span is the answer, character by character',
-    'widened': 'the answer begins or ends inside a token; widened to it',
+    'widened': 'the answer does not begin and end with a token; fitted to them',
     'spaces': 'differs from the context in white space alone',
     'repaired': 'wrong answer_start; the nearest occurrence was taken',
     'located': 'no answer_start; the first occurrence was taken',

@@ -378,9 +378,16 @@ def bert_pipeline(vocab: dict[str, int], lowercase: bool,
 
 
 def _is_berts(whole: dict[str, Any]) -> bool:
-  """Returns whether BertTokenizer can have this tokenizer.json."""
-  return all((whole[part] or {}).get('type') == kind for part, kind in (
-      ('normalizer', 'BertNormalizer'), ('pre_tokenizer', 'BertPreTokenizer')))
+  """Returns whether BertTokenizer can have this tokenizer.json.
+
+  In transformers 5 this class builds it anew from vocabulary and normalizer.
+  """
+  return all((whole[part] or {}).get(field) == value for part, field, value in (
+      ('normalizer', 'type', 'BertNormalizer'),
+      ('normalizer', 'clean_text', True),
+      ('pre_tokenizer', 'type', 'BertPreTokenizer'),
+      ('model', 'continuing_subword_prefix', '##'),
+      ('model', 'max_input_chars_per_word', 100)))
 
 
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int,

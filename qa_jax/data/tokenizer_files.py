@@ -75,7 +75,9 @@ def read_tokenizer(directory: str | pathlib.Path,
   if library is None and (directory / 'vocab.json').is_file():
     library = _read_roberta(directory, about, special)
   if library:
-    stored = folds = _set_normalizer(library, about, where)
+    stored = folds = _set_normalizer(
+        library, about, where,
+        generic=about.get('tokenizer_class') in GENERIC)
   else:
     library, stored = _read_bert(directory, about, special, lowercase)
     folds = _set_normalizer(library, about, where)
@@ -94,6 +96,10 @@ def read_tokenizer(directory: str | pathlib.Path,
       *_read_layout(library, special, directory))
   _check_closed(tokenizer, directory)
   return tokenizer
+
+
+# Classes that read tokenizer.json alone, without the settings of NORMALIZER.
+GENERIC = ('PreTrainedTokenizerFast', 'TokenizersBackend')
 
 
 def _check_settings(about: dict[str, Any], where: pathlib.Path) -> None:
@@ -151,6 +157,10 @@ def _check_json_vocabulary(whole: dict[str, Any], path: pathlib.Path) -> None:
             for row in vocab) and len({row[0] for row in vocab}) == len(vocab),
         f'{path}: its vocabulary is not a list of distinct pieces with scores')
     check_text('\n'.join(row[0] for row in vocab), f'{path}: vocabulary')
+    errors.require(
+        type(model.get('unk_id')) is int,
+        f'{path}: unk_id is {model.get("unk_id")!r}, expected the number of '
+        'the unknown token')
     return
   if kind == 'BPE':
     errors.require(
@@ -167,6 +177,10 @@ def _check_json_vocabulary(whole: dict[str, Any], path: pathlib.Path) -> None:
         f'{path}: its {len(vocab)} tokens are not numbered '
         f'0 … {len(vocab) - 1}')
   check_text('\n'.join(vocab), f'{path}: vocabulary')
+  unknown = model.get('unk_token', '[UNK]')
+  errors.require(
+      kind != 'WordPiece' or unknown in vocab,
+      f'{path}: its unk_token {unknown!r} is not in its vocabulary')
 
 
 def _read_roberta(directory: pathlib.Path, about: dict[str, Any],
@@ -327,11 +341,12 @@ def _unknown_token(library: tokenizers.Tokenizer) -> str | None:
 
 
 def _set_normalizer(library: tokenizers.Tokenizer, about: dict[str, Any],
-                    where: pathlib.Path) -> bool:
+                    where: pathlib.Path, *, generic: bool = False) -> bool:
   """Gives the settings to a BertNormalizer; returns whether case is folded.
 
   Raises:
-    UserError: another normaliser contradicts a setting.
+    UserError: another normaliser, or that of a `generic` class, contradicts a
+      setting.
   """
   fold = (library.normalizer.normalize_str if library.normalizer
           else lambda text: text)
@@ -339,12 +354,14 @@ def _set_normalizer(library: tokenizers.Tokenizer, about: dict[str, Any],
               if about.get(name) is not None}
   state = (json.loads(library.normalizer.__getstate__())
            if library.normalizer else {})
-  if state.pop('type', None) == 'BertNormalizer':
-    state |= {NORMALIZER[name]: value for name, value in settings.items()}
-    library.normalizer = tokenizers.normalizers.BertNormalizer(**state)
-    return state['lowercase']
   folds = {'do_lower_case': 'a' in fold('A'),
            'strip_accents': 'e' in fold('\u00e9')}
+  if state.pop('type', None) == 'BertNormalizer':
+    if not generic:
+      state |= {NORMALIZER[name]: value for name, value in settings.items()}
+      library.normalizer = tokenizers.normalizers.BertNormalizer(**state)
+      return state['lowercase']
+    folds['tokenize_chinese_chars'] = state['handle_chinese_chars']
   for name, value in folds.items():
     errors.require(
         settings.get(name) in (None, value),
@@ -384,7 +401,8 @@ def _set_prefix_space(library: tokenizers.Tokenizer, about: dict[str, Any],
   value = about.get('add_prefix_space')
   if value is None or isinstance(library.model, tokenizers.models.WordPiece):
     return
-  state = json.loads(library.pre_tokenizer.__getstate__())
+  state = (json.loads(library.pre_tokenizer.__getstate__())
+           if library.pre_tokenizer else {'type': None})
   if state['type'] == 'ByteLevel' and type(value) is bool:
     state.pop('type')
     library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(

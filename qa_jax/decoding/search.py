@@ -295,7 +295,7 @@ def _end_band(end, end_mask, pair, width) -> jax.Array:  # [B, L, W]
   length = end.shape[1]
   reach = jnp.arange(length)[:, None] + jnp.arange(width)[None, :]
   index = jnp.minimum(reach, length - 1)
-  right = end[:, index]
+  right, end_mask = end[:, index], jnp.asarray(end_mask)
   if pair is not None:
     right = _floored_sum(right, pair[:, :, :width])
   return jnp.where(end_mask[:, index] & (reach < length)[None], right, ILLEGAL)

@@ -316,7 +316,7 @@ def _load_pretrained(run: RunDirectory, source: str | os.PathLike[str],
     kind = checkpoint.architecture
     raise errors.UserError(
         f'{source} is {f"a {kind}" if kind else "an encoder"} without a span '
-        'head (qa_outputs.weight): fine-tune it first: python -m '
+        'head of a class …ForQuestionAnswering: fine-tune it first: python -m '
         'experiments.train --config=configs/squad1.py --config.model.preset= '
         f'--config.model.init_from={source} --workdir=RUN')
   for note in checkpoint.notes:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 import dataclasses
 from typing import Any
 
+import jax
+
 from qa_jax import build
 from qa_jax import config as config_lib
 from qa_jax import errors
@@ -15,6 +17,8 @@ from qa_jax.models import qa
 
 # Rows of the embeddings without a token: they are padded to multiples of 128.
 MOST_SPARE = 127
+# Parameters that a small model may have beside those of a checkpoint.
+MOST_FRESH = 10**6
 # Config fields that an export stores in config.json under 'qa_jax', so that a
 # loaded export has the windows and decoding of its run.
 CARRIED = {'data': ('max_length', 'window_overlap', 'max_question_length'),
@@ -49,6 +53,7 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   tokenizer = tokenizer_files.read_tokenizer(directory)
   checkpoint = hugging_face.read_checkpoint(directory)
   sizes, notes = checkpoint.sizes, [*checkpoint.notes]
+  hugging_face.check_padding(checkpoint.config, tokenizer.pad_id)
   if len(tokenizer.vocab) > sizes.vocab_size:
     raise errors.UserError(
         f'{source}: the vocabulary has {len(tokenizer.vocab)} entries, but '
@@ -84,6 +89,13 @@ def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
                       config_lib.spec_strings(config), allow_code)
   build.check_positions(config, sizes)
   model = build.build_model(config, sizes)
+  asked, stored = (
+      sum(x.size for x in jax.tree.leaves(tree))
+      for tree in (qa.param_shapes(model), checkpoint.tensors))
+  errors.require(  # before they are in memory
+      asked <= 2 * stored + MOST_FRESH,
+      f'{checkpoint.config.path}: its sizes ask for {asked:,} parameters, but '
+      f'the weights are {stored:,}')
   params, head_notes = hugging_face.fit_tensors(checkpoint,
                                                 qa.zero_params(model))
   notes += [note for note in head_notes if note != hugging_face.FRESH_HEAD]

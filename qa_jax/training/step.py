@@ -129,9 +129,9 @@ def several_updates(step: Callable[..., tuple[TrainState, dict[str, Any]]]
                     ) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
   """Returns a step that makes one update for each batch of a stack.
 
-  It equals calls of `step` for one batch after another, and its metrics are
-  [K]. One program makes any number of updates up to K, so that the few before
-  an evaluation need no program of their own.
+  It equals calls of `step` for one batch after another, up to rounding, and its
+  metrics are [K]. One program makes any number of updates up to K, so that the
+  few before an evaluation need no program of their own.
   """
   def updates(state: TrainState, batches: dict[str, jax.Array],
               **options: Any) -> tuple[TrainState, dict[str, Any]]:
@@ -144,7 +144,7 @@ def several_updates(step: Callable[..., tuple[TrainState, dict[str, Any]]]
 
     def body(k, carry):
       state, metrics = carry
-      # Without barriers XLA fuses, and rounds, otherwise than in one update.
+      # Without barriers XLA fuses, and rounds, even more unlike one update.
       state, values = jax.lax.optimization_barrier(step(
           *jax.lax.optimization_barrier((state, batch(k))), **options))
       return state, jax.tree.map(

@@ -321,7 +321,8 @@ def build_parts(
   windows_lib.check_lengths(**input_pipeline.window_lengths(config), **(
       {'outer_length': vocabulary.outer_length} if known else {}))
   sizes = build.encoder_config(
-      config, len(vocabulary.vocab) if known else 0, source)
+      config, len(vocabulary.vocab) if known else 0, source,
+      vocabulary.pad_id if known and not config.data.vocab else None)
   build.check_layer_decay(config, sizes)
   build.check_attention(config, sizes, training=True, platform=platform)
   model = build.build_model(config, sizes, platform)

@@ -294,7 +294,11 @@ def test_a_head_that_is_no_pair_stays_fresh_with_a_note(head):
     ({'tokenizer_class': 'TokenizersBackend', 'backend': 'tokenizers'}, False),
     ({'tokenizer_class': 'AlbertTokenizer', 'backend': 'tokenizers'}, False),
     ({'tokenizer_class': 'BertTokenizer', 'backend': 'tokenizers'}, True),
-    ({'tokenizer_class': 'AlbertTokenizer'}, True)])
+    ({'tokenizer_class': 'AlbertTokenizer'}, True),
+    ({'tokenizer_class': 'BertTokenizerFast'}, True),
+    *(({'tokenizer_class': kind}, False) for kind in (
+        'DistilBertTokenizer', 'DistilBertTokenizerFast', 'MPNetTokenizer',
+        'RobertaTokenizerFast', 'XLMRobertaTokenizer'))])
 def test_a_tokenizer_without_token_types_gives_all_tokens_type_0(
     template, tensors, tmp_path, about, has_types):
   files.write_json(write(tmp_path, tensors) / 'tokenizer_config.json', about)
@@ -456,6 +460,23 @@ def test_pickled_weights_of_the_hub_are_fetched_and_converted(
   message = refusal(hugging_face.load_parameters, directory, template)
   assert 'hf download someone/some-bert --local-dir some-bert && ' in message
   assert message.endswith(' some-bert, and use some-bert')
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('tf_model.h5', 'tf_model.h5 is not read; save the model as'),
+    ('model.fp16.safetensors', 'model.fp16.safetensors is not read; save'),
+    ('adapter_config.json', 'adapters are not supported; merge')])
+def test_weights_of_another_kind_are_named(template, tmp_path, name, message):
+  (write(tmp_path, {}) / 'model.safetensors').rename(tmp_path / name)
+  assert message in refusal(hugging_face.load_parameters, tmp_path, template)
+
+
+def test_a_quantisation_of_floats_is_noted(template, tensors, tmp_path):
+  path = write(tmp_path, tensors) / 'config.json'
+  files.write_json(path, files.read_object(path) | {
+      'quantization_config': {'load_in_8bit': True}})
+  _, notes = hugging_face.load_parameters(tmp_path, template)
+  assert 'quantization_config is not read' in ' '.join(notes)
 
 
 def test_a_directory_without_weights_is_refused(template, tmp_path):

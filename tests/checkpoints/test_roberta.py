@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
+from qa_jax import config as config_lib
 from qa_jax import errors
 from qa_jax.checkpoints import hugging_face
 from qa_jax.checkpoints.run_directory import RunDirectory
@@ -26,6 +27,7 @@ from qa_jax.export import hugging_face as export_lib
 from qa_jax.export import run as run_lib
 from qa_jax.inference import predict
 from qa_jax.io import files
+from qa_jax.training import trainer as trainer_lib
 from tests.common import programs
 from tests.common import scripts
 from tests.common import weights
@@ -215,6 +217,30 @@ def test_another_tokenizer_is_refused_in_one_line(
   with pytest.raises(errors.UserError, match=message) as e:
     tokenizer_files.read_tokenizer(change(kind, tmp_path, **parts))
   assert '\n' not in str(e.value) and len(str(e.value)) < 600
+
+
+def test_a_tokenizer_without_a_pre_tokenizer_may_have_a_prefix_space(tmp_path):
+  directory = change('xlm_roberta', tmp_path, pre_tokenizer=None)
+  files.write_json(directory / 'tokenizer_config.json',
+                   {'add_prefix_space': True})
+  assert tokenizer_files.read_tokenizer(directory).vocab
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_another_padding_of_the_encoder_is_refused(kind, tmp_path):
+  """transformers counts positions without tokens of pad_token_id."""
+  directory = shutil.copytree(directory_of(kind), tmp_path / kind)
+  path = directory / 'config.json'
+  pad = files.read_object(path)['pad_token_id']
+  files.write_json(path, files.read_object(path) | {'pad_token_id': pad + 3})
+  message = f'pad_token_id is {pad + 3}, but the tokenizer pads with {pad}'
+  assert message in refusal(predict.load, directory)
+  config = config_lib.check_config({
+      'model': {'preset': '', 'init_from': str(directory)},
+      'data': {'train': 'synthetic(size=2)', **WINDOWS, 'max_length': 24,
+               'lowercase': False},
+      'train': {'num_steps': 1}})
+  assert message in refusal(trainer_lib.build_parts, config, 1)
 
 
 def test_a_sentencepiece_model_alone_is_refused_with_the_way_out(tmp_path):

@@ -313,6 +313,24 @@ def test_settings_override_the_normalizer_of_tokenizer_json(
   assert tokens(tokenizer_files.read_tokenizer(tmp_path), 'CAFÉ') == expected
 
 
+@pytest.mark.parametrize('settings', [
+    {'do_lower_case': True}, {'strip_accents': True},
+    {'tokenize_chinese_chars': False}])
+@pytest.mark.parametrize('kind', tokenizer_files.GENERIC)
+def test_a_class_that_reads_no_settings_is_refused_with_others(
+    tmp_path, kind, settings):
+  """These classes of transformers take tokenizer.json as it is."""
+  cased = tokenizer.Tokenizer((*tokenizer.SPECIAL, 'CAFÉ'), False)
+  (tmp_path / 'tokenizer.json').write_text(cased.to_json())
+  about = tmp_path / 'tokenizer_config.json'
+  about.write_text(json.dumps({'tokenizer_class': kind, **settings}))
+  name, value = *settings, *settings.values()
+  with pytest.raises(errors.UserError, match=f'{name}={value}, but'):
+    tokenizer_files.read_tokenizer(tmp_path)
+  about.write_text(json.dumps({'tokenizer_class': kind, name: not value}))
+  assert tokens(tokenizer_files.read_tokenizer(tmp_path), 'CAFÉ') == ['CAFÉ']
+
+
 def test_a_limit_of_characters_makes_a_longer_word_unknown(trained, tmp_path):
   whole = json.loads(trained.to_json())
   whole['model']['max_input_chars_per_word'] = 3
@@ -361,7 +379,11 @@ def test_capitals_in_a_bare_vocabulary_make_it_cased(tmp_path):
     ('tokenizer.json', b'[]', 'expected a JSON object'),
     ('tokenizer.json', b'{"model": {"type": "BPE"}}', "'BPE'"),
     ('tokenizer.json', b'{"normalizer": {"lowercase": true}, "model": {"type": '
-     b'"WordPiece", "vocab": {"a": 0}}}', 'tokenizers cannot read it'),
+     b'"WordPiece", "vocab": {"[UNK]": 0}}}', 'tokenizers cannot read it'),
+    ('tokenizer.json', b'{"model": {"type": "WordPiece", "vocab": {"a": 0}}}',
+     r"unk_token '\[UNK\]' is not in its vocabulary"),
+    ('tokenizer.json', b'{"model": {"type": "Unigram", "unk_id": null, "vocab": '
+     b'[["a", 0.0]]}}', 'unk_id is None, expected the number'),
 ])
 def test_a_bad_vocabulary_is_refused_in_one_line(
     tmp_path, name, content, message):

@@ -159,10 +159,13 @@ def test_jit_equals_eager(name, with_pair):
   scores = SpanScores(draw(3, 20), draw(3, 20),  # has 0.0 and -0.0
                       draw(3, 20, 4) if with_pair else None)
   mask = np.ones((3, 20), bool)
-  eager = search_lib.find_search(name)(
-      scores, mask, mask, max_answer_length=4, n_best=5)
+  find = functools.partial(search_lib.find_search(name),
+                           max_answer_length=4, n_best=5)
+  eager = find(scores, mask, mask)
   jax.tree.map(np.testing.assert_array_equal, eager,
                search.compiled(name, 4, 5)(scores, mask, mask))
+  jax.tree.map(np.testing.assert_array_equal, eager,  # with masks of numpy
+               jax.jit(lambda scores: find(scores, mask, mask))(scores))
 
 
 @pytest.mark.parametrize('name', search.NAMES)

@@ -20,7 +20,7 @@ from qa_jax.data.examples import GoldAnswer
 from qa_jax.decoding import answers as answers_lib
 from qa_jax.decoding import candidates as candidates_lib
 from qa_jax.decoding import null_rules
-from qa_jax.decoding import search
+from qa_jax.decoding import search as search_lib
 from qa_jax.evaluation import evaluator
 from qa_jax.inference import decode as decode_lib
 from qa_jax.inference import predict
@@ -345,7 +345,7 @@ def test_an_evaluation_that_fails_leaves_no_files_of_another(
   assert not (tmp_path / 'metrics.json').exists()
 
 
-@pytest.mark.parametrize('name', search.SEARCHES)
+@pytest.mark.parametrize('name', search_lib.SEARCHES)
 @pytest.mark.parametrize('scores', ['null', 'candidates'])
 def test_scores_that_are_not_finite_are_refused(scores, name):
   letter = lookup.TOKENIZER.index['a']

@@ -161,3 +161,22 @@ def test_a_settings_file_tells_transformers_the_tokenizer(kinds, tmp_path):
     hugging_face.write_tokenizer(kinds[kind], 64, tmp_path / kind)
     about = files.read_object(tmp_path / kind / 'tokenizer_config.json')
     assert settings.items() <= about.items(), json.dumps(about)
+
+
+@pytest.mark.parametrize(('part', 'field', 'value'), [
+    ('normalizer', 'clean_text', False),
+    ('model', 'max_input_chars_per_word', 10),
+    ('model', 'continuing_subword_prefix', '')])
+def test_what_a_bert_tokenizer_of_transformers_loses_is_no_bert_tokenizer(
+    kinds, tmp_path, part, field, value):
+  """transformers 5 builds the class anew, from vocabulary and normalizer."""
+  whole = json.loads(kinds['uncased'].to_json())
+  for name, changed in (('as_it_is', {}), ('changed', {field: value})):
+    files.write_json(tmp_path / name / 'tokenizer.json',
+                     {**whole, part: whole[part] | changed})
+    hugging_face.write_tokenizer(tokenizer_files.read_tokenizer(
+        tmp_path / name), 64, tmp_path / f'{name}_out')
+  kind = lambda name: files.read_object(
+      tmp_path / f'{name}_out' / 'tokenizer_config.json')['tokenizer_class']
+  assert (kind('as_it_is'), kind('changed')) == (
+      'BertTokenizer', 'PreTrainedTokenizerFast')

@@ -59,6 +59,13 @@ def test_a_vocabulary_larger_than_the_embeddings_is_refused(tmp_path):
     pretrained.read_pretrained(str(directory))
 
 
+def test_sizes_far_beyond_the_weights_are_refused(tmp_path):
+  """They would be 100 GB of zeros before the shapes are compared."""
+  directory = write(tmp_path / 'checkpoint', config={'vocab_size': 10**9})
+  with pytest.raises(errors.UserError, match='its sizes ask for 32,000,0'):
+    pretrained.read_pretrained(str(directory))
+
+
 def test_each_file_of_json_is_read_once(tmp_path, monkeypatch):
   directory, counts = write(tmp_path / 'checkpoint'), collections.Counter()
   read = files.read_object

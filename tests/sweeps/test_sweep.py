@@ -564,7 +564,7 @@ def test_mistake_is_one_line(sweep_config, tmp_path, argv, message):
      ('def sweep(): yield {1: 2}', 'sweep() yields {1: 2}, expected overrides'),
      ('def sweep(): return 1 / 0', 'sweep(): ZeroDivisionError: division'),
      ('def sweep(x): pass', 'sweep(): TypeError: sweep() missing 1'),
-     ('def sweep(): return []', '0 variants of sweep() × 3 seeds: nothing to run')])
+     ('def sweep(): return []', '0 variants of sweep() × 3 seeds: nothing')])
 def test_bad_sweep_function_is_one_line(sweep_config, tmp_path, code, message):
   path = tmp_path / 'bad.py'
   path.write_text(sweep_config.read_text() + code)
