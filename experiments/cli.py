@@ -44,8 +44,6 @@ COLUMNS = 80  # of a line of help
 TEXT_COLUMN = 28  # where the texts of flags and fields begin
 FLAG_OF = {int: flags.DEFINE_integer, float: flags.DEFINE_float,
            bool: flags.DEFINE_bool, str: flags.DEFINE_string}
-
-
 # Files that read a config file, and are none.
 NOT_A_CONFIG = re.compile(
     r'^<|[/\\](absl|ml_collections)[/\\]|[/\\]experiments[/\\]cli\.py$')

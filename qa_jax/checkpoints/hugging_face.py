@@ -400,14 +400,16 @@ def _remedy(directory: pathlib.Path) -> str:
   reads tensors and executes nothing.
   """
   # A snapshot in the hub's cache: CACHE/models--OWNER--NAME/snapshots/COMMIT.
-  others = sorted(path.name for path in directory.iterdir() if re.search(
-      r'\.(h5|msgpack|onnx|fp16\.safetensors)$', path.name))
-  if others:
-    return f'{others[0]} is not read; save the model as model.safetensors'
   hub = re.fullmatch(r'models--(.+)', directory.parent.parent.name)
-  if [*directory.glob('*.safetensors*')] or not (
-      hub or [*directory.glob('pytorch_model*.bin')]):
+  names = sorted(path.name for path in directory.iterdir())
+  if any(re.match(r'model(-.*\.safetensors|\.safetensors\.index\.json)$', n)
+         for n in names):  # a shard is missing
     return 'fetch it again'
+  if not (hub or any(re.match(r'pytorch_model.*\.bin$', n) for n in names)):
+    others = [n for n in names if re.search(
+        r'\.(h5|msgpack|onnx|safetensors)$', n)]
+    return (f'{others[0]} is not read; save the model as model.safetensors'
+            if others else 'fetch it again')
   target, fetch, use = str(directory), '', ''
   if hub:  # pickled weights are not fetched
     hub_id = hub[1].replace('--', '/')

@@ -179,7 +179,7 @@ def _check_json_vocabulary(whole: dict[str, Any], path: pathlib.Path) -> None:
   check_text('\n'.join(vocab), f'{path}: vocabulary')
   unknown = model.get('unk_token', '[UNK]')
   errors.require(
-      kind != 'WordPiece' or unknown in vocab,
+      kind != 'WordPiece' or type(unknown) is not str or unknown in vocab,
       f'{path}: its unk_token {unknown!r} is not in its vocabulary')
 
 

@@ -469,6 +469,10 @@ def test_pickled_weights_of_the_hub_are_fetched_and_converted(
 def test_weights_of_another_kind_are_named(template, tmp_path, name, message):
   (write(tmp_path, {}) / 'model.safetensors').rename(tmp_path / name)
   assert message in refusal(hugging_face.load_parameters, tmp_path, template)
+  if name == 'tf_model.h5':  # many checkpoints have both
+    (tmp_path / 'pytorch_model.bin').write_bytes(b'')
+    assert 'convert them where torch' in refusal(
+        hugging_face.load_parameters, tmp_path, template)
 
 
 def test_a_quantisation_of_floats_is_noted(template, tensors, tmp_path):

@@ -382,6 +382,8 @@ def test_capitals_in_a_bare_vocabulary_make_it_cased(tmp_path):
      b'"WordPiece", "vocab": {"[UNK]": 0}}}', 'tokenizers cannot read it'),
     ('tokenizer.json', b'{"model": {"type": "WordPiece", "vocab": {"a": 0}}}',
      r"unk_token '\[UNK\]' is not in its vocabulary"),
+    ('tokenizer.json', b'{"model": {"type": "WordPiece", "unk_token": [], '
+     b'"vocab": {"a": 0}}}', 'tokenizers cannot read it'),
     ('tokenizer.json', b'{"model": {"type": "Unigram", "unk_id": null, '
      b'"vocab": [["a", 0.0]]}}', 'unk_id is None, expected the number'),
 ])
