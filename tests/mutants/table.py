@@ -79,8 +79,13 @@ MUTATIONS: dict[str, Mutation] = {
         SEARCH, '& (end - start < max_answer_length)', '',
         'tests/project/test_importable.py -k legal'),
     'search-beyond-beam': Mutation(
-        'qa_jax/decoding/candidates.py', 'valid = spans.score > NO_SPAN / 2',
-        'valid = spans.valid', 'tests/decoding -k outside_of_a_beam'),
+        'qa_jax/decoding/candidates.py',
+        'valid = ~(spans.score <= NO_SPAN / 2)', 'valid = spans.valid',
+        'tests/decoding -k outside_of_a_beam'),
+    'search-nan': Mutation(
+        'qa_jax/decoding/candidates.py',
+        'valid = ~(spans.score <= NO_SPAN / 2)',
+        'valid = spans.score > NO_SPAN / 2', EVALUATOR + 'not_finite'),
     'search-padding': Mutation(
         'qa_jax/span_scores.py', 'end=mask(scores.end))', 'end=scores.end)',
         'tests/decoding -k padding_crowds'),
@@ -251,8 +256,8 @@ MUTATIONS: dict[str, Mutation] = {
         'tests/training/test_metrics_log.py -k read_together'),
     'trainer-complete': Mutation(
         'qa_jax/training/checkpointing.py',
-        "row['split'] == 'train' and row['step'] == step",
-        "row['split'] == 'train'",
+        "row.get('split') == 'train' and row['step'] == step",
+        "row.get('split') == 'train'",
         'tests/training/test_resume.py -k complete_at_its'),
     'step-dropout-key': Mutation(
         STEP, 'jax.random.wrap_key_data(state.key_data), state.step)',
