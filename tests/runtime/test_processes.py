@@ -158,7 +158,7 @@ def test_the_first_alone_speaks(pair):
 @SLOW
 def test_the_first_process_alone_records_the_profile(pair):
   assert len([*pair.workdir.rglob('*.xplane.pb')]) == 1
-  assert 'profile of 1 steps' in pair.err[0]
+  assert 'profile of 1 step in' in pair.err[0]
 
 
 @SLOW
