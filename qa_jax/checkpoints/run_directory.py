@@ -179,13 +179,8 @@ class RunDirectory:
     if not self.metrics_file.is_file():
       return []
     *lines, _ = files.read_text(self.metrics_file).split('\n')
-    rows = [files.parse_object(line, f'{self.metrics_file}:{number}')
+    return [parse_row(line, f'{self.metrics_file}:{number}')
             for number, line in enumerate(lines, 1)]
-    for number, row in enumerate(rows, 1):
-      errors.require(type(row.get('step')) is int,
-                     f'{self.metrics_file}:{number}: step={row.get("step")!r} '
-                     'must be a whole number; remove the row')
-    return rows
 
   def has_checkpoint(self) -> bool:
     """Returns whether the directory is a run that can be resumed."""
@@ -286,6 +281,18 @@ class RunDirectory:
     if not self.record_file.is_file():
       return None
     return self.read_record().get('platform_choices')
+
+
+def parse_row(line: str, where: str) -> dict[str, Any]:
+  """Returns a row of metrics.jsonl.
+
+  A UserError that begins with `where` is raised if it is no object with a step.
+  """
+  row = files.parse_object(line, where)
+  errors.require(type(row.get('step')) is int,
+                 f'{where}: step={row.get("step")!r} must be a whole number; '
+                 'remove the row')
+  return row
 
 
 def record_step(folder: pathlib.Path, step: int) -> None:

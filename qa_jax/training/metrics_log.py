@@ -17,6 +17,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.proto import summary_pb2
 
 from qa_jax import errors
+from qa_jax.checkpoints import run_directory
 from qa_jax.checkpoints.run_directory import RunDirectory
 from qa_jax.io import files
 from qa_jax.runtime import console as console_lib
@@ -107,12 +108,8 @@ class MetricsLog:
 def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
   """Yields the rows with a step, without the torn row of a killed process."""
   for line in path.read_text('utf-8', errors='replace').split('\n'):
-    try:
-      row = files.parse_object(line, path)
-    except errors.UserError:
-      continue
-    if type(row.get('step')) is int:
-      yield row
+    with contextlib.suppress(errors.UserError):
+      yield run_directory.parse_row(line, str(path))
 
 
 class Costs:
