@@ -206,6 +206,10 @@ def check_padding(file: ConfigFile, pad_id: int) -> None:
 
 
 def _read_config_file(directory: pathlib.Path) -> ConfigFile:
+  errors.require(
+      not (adapter := directory / 'adapter_config.json').is_file(),
+      f'{adapter}: adapters are not supported; merge this one into the weights '
+      'by merge_and_unload() of peft')
   path = directory / 'config.json'
   if not path.is_file():
     path = directory / 'bert_config.json'
@@ -253,10 +257,6 @@ def read_checkpoint(directory: pathlib.Path) -> Checkpoint:
       damaged, a weight is not finite, the directory holds two checkpoints or
       pickled weights, or the extra for TensorFlow checkpoints is missing.
   """
-  errors.require(
-      not (adapter := directory / 'adapter_config.json').is_file(),
-      f'{adapter}: adapters are not supported; merge this one into the weights '
-      'by merge_and_unload() of peft')
   config = _read_config_file(directory)
   sizes = encoder_config(config)
   return Checkpoint(directory, config, sizes,

@@ -39,6 +39,8 @@ CLASSES = (None, *(f'{name}Tokenizer{fast}' for fast in ('', 'Fast')
 # Classes whose vocab.json and merges.txt are read like those of
 # RobertaTokenizer.
 BPE_CLASSES = (None, 'RobertaTokenizer', 'RobertaTokenizerFast')
+# Classes that read tokenizer.json alone, without the settings of NORMALIZER.
+GENERIC = ('PreTrainedTokenizerFast', 'TokenizersBackend')
 UNLIMITED = 10**9  # transformers writes 10**30 if the length has no limit
 
 
@@ -96,10 +98,6 @@ def read_tokenizer(directory: str | pathlib.Path,
       *_read_layout(library, special, directory))
   _check_closed(tokenizer, directory)
   return tokenizer
-
-
-# Classes that read tokenizer.json alone, without the settings of NORMALIZER.
-GENERIC = ('PreTrainedTokenizerFast', 'TokenizersBackend')
 
 
 def _check_settings(about: dict[str, Any], where: pathlib.Path) -> None:

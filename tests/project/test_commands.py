@@ -1186,7 +1186,7 @@ def test_damaged_run_is_one_line(run, tmp_path, name, content):
     (['--config.model.head=mlp('], "head 'mlp(' is not of the form"),
     (['--config.model.encoder=bert('], "encoder 'bert(' is not of the form"),
     (['--config.objective='], "objective '' is not of the form")])
-def test_a_flag_of_train_without_effect_is_refused(tmp_path, argv, message):
+def test_a_mistake_in_the_flags_of_train_is_one_line(tmp_path, argv, message):
   said = commands.refusal(
       'train', f'--config={commands.ROOT}/configs/quickstart.py:tiny',
       f'--workdir={tmp_path}/run', *argv)
