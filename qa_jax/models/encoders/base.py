@@ -247,6 +247,12 @@ class LayerNorm(nn.Module):
   Values and parameters are those of `flax.linen.LayerNorm`. The gradient is
   written by hand. On a CPU, its sums over a token are products with the scale:
   XLA would copy the scale once for each token before it takes such a sum.
+
+  The variance is E[x²] − E[x]², from one pass over x. Its relative error passes
+  1e-4 where |E[x]| is 40 standard deviations; in MiniLM-L6 it is below 0.1.
+  E[(x − E[x])²] has no such limit, but adds 48 kernels and 1 % to the roofline
+  of an update of BERT-base on an H100, and a third to the time of one LayerNorm
+  of MiniLM-L6 on a CPU (measured in commit 8c1b695).
   """
 
   epsilon: float
