@@ -109,7 +109,7 @@ class Timing:
   seconds: tuple[float, ...]  # of a run
   items: float  # examples, windows, … done in a run
   tokens: float = 0.0  # real tokens in a run, padding never; 0: none
-  unit: str = 'examples'
+  unit: str = 'windows'
 
   @property
   def median(self) -> float:
@@ -190,7 +190,7 @@ class Contender:
   run: Callable[[], float]  # → seconds
   items: float
   tokens: float = 0.0
-  unit: str = 'examples'
+  unit: str = 'windows'
   group: str = ''  # the best of each group of a side is a finalist
   seconds: list[float] = dataclasses.field(default_factory=list)
 
@@ -228,8 +228,8 @@ def compete(contenders: Sequence[Contender], rounds: int,
   """Times and returns the best of each side and group, and those in `always`.
 
   One round of all contenders picks the best; then `rounds` interleaved rounds
-  are timed. The first round of the finalists is dropped. Every contender has
-  run before, so that no compilation is timed. Only finalists can be compared:
+  are timed. The times of that first round are dropped. Every contender has run
+  before, so that no compilation is timed. Only finalists can be compared:
   the one time of another contender may be a lucky one.
   """
   interleave(contenders, 1, warm=True)

@@ -9,7 +9,8 @@ can disagree.
   python benchmarks/torch_squad.py --model=DIR --train=train.json \
       --eval=dev.json --seed=0 --output=runs/peer0
 
-Writes OUTPUT/{predictions,na_probs,run}.json; score the predictions with
+Writes OUTPUT/{predictions,na_probs,always_answer,run}.json and OUTPUT/model/;
+score the predictions with
 `python -m experiments.evaluate --data=dev.json --predictions=...`.
 """
 
@@ -188,7 +189,7 @@ def main():
       log.append((step, float(loss), seen, time.perf_counter() - began))
       if step % 50 == 0 or step == 1:
         print(f'step {step}/{total} loss {float(loss):.4f} '
-              f'{seen / log[-1][-1]:.2f} examples/s', flush=True)
+              f'{seen / log[-1][-1]:.2f} windows/s', flush=True)
       if args.max_steps and step >= args.max_steps:
         break
     if args.max_steps and step >= args.max_steps:

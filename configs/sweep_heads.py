@@ -5,7 +5,8 @@
   python -m experiments.report --workdir=runs/heads
 
 SQuAD 2.0 with minilm_l6; tiny is a rehearsal on the generated corpus, about a
-minute a trial on two CPU cores. biased is the provable no-op, shared the floor;
+minute a trial on two CPU cores. biased must equal the default, because softmax
+cancels its biases. shared, one vector for both ends, should score worst.
 independent with span_softmax tells head from objective.
 """
 

@@ -5,9 +5,10 @@
   python -m experiments.report --workdir=runs/objectives
 
 SQuAD 2.0 with minilm_l6; tiny is a rehearsal on the generated corpus, about a
-minute a trial on two CPU cores. A sum is twice the mean: clipping and Adam
-leave little of that. marginal and hard_em equal span_softmax where a training
-question has one gold span, as in SQuAD: see MRQA's files for them.
+minute a trial on two CPU cores. reduction="sum" doubles the loss; clipping by
+norm and Adam cancel nearly all of that factor. marginal and hard_em equal
+span_softmax where a training question has one gold span, as in SQuAD: see
+MRQA's files for them.
 """
 
 import ml_collections

@@ -203,7 +203,7 @@ def _audit() -> None:
   if _model_flags() and not WORKDIR.value:
     raise errors.UserError(f'{_model_flags()[0]} goes with --workdir; leave it '
                            'out of an --audit with a learned vocabulary')
-  windows = cli.decoding()
+  lengths = cli.decoding()
   if other := [f for f in _decode_flags() if f.startswith(f'--{cli.DECODE}')]:
     raise errors.UserError(f'--audit decodes nothing; leave out {other[0]}')
   output = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
@@ -214,7 +214,7 @@ def _audit() -> None:
     config, vocabulary = qa.config, qa.tokenizer
   else:
     config = config_lib.check_config(
-        {'data': windows, 'train': {'num_steps': 1}})
+        {'data': lengths, 'train': {'num_steps': 1}})
     vocabulary = input_pipeline.vocabulary_source(config, None)
   windows, _ = input_pipeline.load_windows(config, DATA.value, vocabulary)
   lines, shown = alignment.describe_audit(

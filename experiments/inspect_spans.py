@@ -29,7 +29,6 @@ N_BEST = flags.DEFINE_integer('n_best', 10, 'Candidates listed per question.')
 
 
 def main() -> None:
-  from qa_jax.inference import predict
   from qa_jax.inference import span_view
   from qa_jax.io import files
   from qa_jax.io import plots
@@ -48,10 +47,11 @@ def main() -> None:
         OUTPUT.value), f'--png={PNG.value} is the file of --output')
   settings.configure_process()
   n_best = cli.listed(N_BEST)
-  qa = predict.with_options(cli.load_model(WORKDIR.value), n_best=n_best)
+  qa = cli.load_model(WORKDIR.value)
   questions = [q for q in (QUESTION.value, SECOND_QUESTION.value)
                if q is not None]
-  answered = inspect_page.answer_questions(qa, questions, CONTEXT.value)
+  answered = inspect_page.answer_questions(
+      qa, questions, CONTEXT.value, n_best=n_best)
   html = inspect_page.render_page(qa, answered, CONTEXT.value, title=(
       f'Scores of tokens and spans: {pathlib.Path(WORKDIR.value).name}'))
   if PNG.value:

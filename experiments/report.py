@@ -6,9 +6,9 @@ r"""Compares the variants of sweeps or runs with the first variant.
 Runs that differ only in the seed are one variant. The report compares their
 answers to data.eval, or to --data=SPEC if experiments.evaluate has evaluated
 every run on it. Of runs with equal configs and seeds, the first is compared.
-Writes report.md, .html (one file, with all plots), .csv, .tex, .png and, with a
-row for each run, report_runs.csv to --output, or to report/ in the first
-WORKDIR.
+Writes report.md, .html (one file, with all plots), .csv, .tex, .png, with a row
+for each run report_runs.csv and, if runs were evaluated while they trained,
+report_curves.png to --output, or to report/ in the first WORKDIR.
 """
 
 import pathlib

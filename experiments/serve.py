@@ -9,7 +9,6 @@ equal those of experiments.predict, except that they are whole words
 (decode.whole_words). Needs `pip install -e '.[serve]'`.
 """
 
-import dataclasses
 import ipaddress
 import pathlib
 import time
@@ -58,15 +57,15 @@ def main() -> None:
     # People read the answers.
     qa = cli.load_model(WORKDIR.value, whole_words=True)
     qa_service = service.Service(
-        qa, dataclasses.replace(
-            service.Limits(), batch=MAX_BATCH.value,
-            waiting=MAX_WAITING.value, seconds=MAX_SECONDS.value,
-            body_bytes=MAX_BYTES.value, windows=MAX_WINDOWS.value),
+        qa, service.Limits(
+            batch=MAX_BATCH.value, waiting=MAX_WAITING.value,
+            seconds=MAX_SECONDS.value, body_bytes=MAX_BYTES.value,
+            windows=MAX_WINDOWS.value),
         name=pathlib.Path(WORKDIR.value).resolve().name)
     began = time.perf_counter()
     console.say('compiling the programs of all window lengths'
                 f'{settings.cache_note()}')
-    count = qa_service.warm_up()
+    count = qa_service.qa.warm_up()
     address, port = listener.getsockname()[:2]
     if not ipaddress.ip_address(address).is_loopback:
       console.say(

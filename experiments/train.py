@@ -56,7 +56,7 @@ def check_specs(config: config_lib.Config) -> None:
   if not config.model.init_from:
     build.encoder_config(config, 0, None)
   for spec in filter(None, (config.data.train, config.data.eval)):
-    sources.check_spec(spec, files=False)
+    sources.check_spec(spec, must_exist=False)
 
 
 def _check_flags() -> None:

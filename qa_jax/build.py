@@ -74,7 +74,7 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
     sizes = registry.build(
         encoders.ENCODERS, config.model.encoder or 'bert', what='encoder',
         kind=encoders.EncoderConfig, given={'vocab_size': vocab_size, **given,
-                                            **_rates(config)})
+                                            **_constants_of_config(config)})
   elif RunDirectory(source).is_run():
     sizes = RunDirectory(source).read_encoder_config()
   else:
@@ -98,10 +98,6 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
     raise errors.UserError(
         f'the vocabulary has {vocab_size} entries, but the embeddings of '
         f'{source} only {sizes.vocab_size}')
-  if sizes.hidden_size % sizes.num_heads:
-    raise errors.UserError(
-        f'config.model.hidden_size {sizes.hidden_size} is not divisible by '
-        f'num_heads {sizes.num_heads}')
   check_positions(config, sizes)
   errors.require(
       not config.model.position_base
@@ -114,10 +110,10 @@ def encoder_config(config: config_lib.Config, vocab_size: int,
       not config.model.equal_query_key or source is None,
       f'config.model.equal_query_key=True, but {source} has its weights; set '
       'it to False')
-  return dataclasses.replace(sizes, **_rates(config))
+  return dataclasses.replace(sizes, **_constants_of_config(config))
 
 
-def _rates(config: config_lib.Config) -> dict[str, float]:
+def _constants_of_config(config: config_lib.Config) -> dict[str, float]:
   """Returns the constants of an encoder that are fields of a config."""
   return {name: getattr(config.model, name) for name in (
       'dropout', 'attention_dropout', 'initializer_range', 'position_base',

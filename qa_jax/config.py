@@ -52,7 +52,8 @@ class Model:
   # chunked. All compute one result; auto chooses what suits device, config and
   # row length.
   attention: str = 'auto'
-  # Standard deviation of the initial weights of an encoder from scratch.
+  # Standard deviation, before a cut at two of them, of the weights of an
+  # encoder from scratch.
   initializer_range: float = 0.02
   # Base of the sinusoids that learned positions start from; Vaswani et al.
   # (2017) have 10000. 0 draws them as the other weights.
@@ -115,8 +116,8 @@ class Data:
   # Most entries that a learned vocabulary has.
   vocab_size: int = 2000
   # Lengths in tokens that batches are padded to. The longest is max_length;
-  # lengths above it are left out. () suits the platform: max_length alone on a
-  # CPU, else four lengths.
+  # lengths above it are left out. () is the platform's default, max_length
+  # alone on a CPU, else four lengths.
   buckets: tuple = ()
   # Packing of several windows into rows of max_length tokens: False, True (with
   # batch_size windows in each update), rows (with a fixed number of rows, as
@@ -139,7 +140,8 @@ class Train:
   # of packed rows for each device and micro-step allows.
   batch_size: int = 32
   # Number of windows of max_length in an evaluation batch, over all devices;
-  # batches of shorter windows have as many tokens. 0 suits the platform.
+  # batches of shorter windows have as many tokens. 0 is the platform's
+  # default.
   eval_batch_size: int = 0
   # Number of passes over the training windows. Set either this or num_steps.
   num_epochs: float = 0.0
@@ -148,8 +150,8 @@ class Train:
   # Number of micro-steps whose gradients are summed in an update.
   grad_accumulation: int = 1
   # Largest number of updates that one call of the device makes. They have one
-  # batch shape, and no evaluation or checkpoint between them. 0 suits the
-  # platform: 1 on a CPU, else 4 if all batches have one shape.
+  # batch shape, and no evaluation or checkpoint between them. 0 is the
+  # platform's default, 1 on a CPU, else 4 if all batches have one shape.
   updates_per_dispatch: int = 0
   # Number of updates between evaluations. 0 evaluates at the end only.
   eval_every_steps: int = 0
@@ -157,8 +159,9 @@ class Train:
   checkpoint_every_steps: int = 500
   # Number of updates between lines of training metrics.
   log_every_steps: int = 50
-  # Number of updates in a row that may be skipped, as their loss or gradient
-  # is not finite or longer than optim.skip_norm. One more ends the run.
+  # Number of updates in a row that may be skipped, as the loss or gradient is
+  # not finite or the gradient norm exceeds optim.skip_norm. One more ends the
+  # run.
   max_skipped: int = 10
   # Seconds after which a step (or the updates of one dispatch) that hangs ends
   # the process. 0 waits for ever.
@@ -336,7 +339,7 @@ def packing(config: Config, platform: str) -> bool | str:
     return config.data.packing
   padded = (platform in ('', 'cpu') or config.model.attention == 'cudnn'
             # Such an objective normalises over padding.
-            or re.search(r'domain *= *[\'"]all', config.objective))
+            or re.search(r'domain *= *\\*[\'"]all', config.objective))
   return False if padded else 'rows'
 
 

@@ -120,6 +120,14 @@ def batch_buckets(config: config_lib.Config) -> tuple[int, ...]:
       config_lib.buckets(config, jax.default_backend()), config.data.max_length)
 
 
+def buckets_note(config: config_lib.Config) -> str:
+  """Returns a line if data.buckets has lengths that packing leaves unused."""
+  if not packing(config) or len(config.data.buckets) < 2:
+    return ''
+  return (f'data.buckets={config.data.buckets} is not used: data.packing='
+          f'{config.data.packing} fills rows of data.max_length')
+
+
 def eval_batch_size(config: config_lib.Config, devices: int,
                     platform: str | None = None) -> int:
   """Returns the windows of length max_length in an evaluation batch.

@@ -49,7 +49,7 @@ def config(scratch: pathlib.Path, *, preset: str, batch: int, length: int,
            packing: bool | str = False, dropout: float = 0.1,
            attention_dropout: float | None = None, questions: int = 400,
            vocab_size: int = VOCABULARY, **fields: Any) -> config_lib.Config:
-  """Returns the checked config of a step in bfloat16 on one device.
+  """Returns the checked config of a train step, on one device by default.
 
   `attention_dropout` is `dropout` by default. A further field a.b is given as
   the keyword a__b.

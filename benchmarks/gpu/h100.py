@@ -8,7 +8,6 @@ Products are not autotuned, calls of cuDNN stay calls, and nothing can run.
 
 from collections.abc import Iterator, Mapping
 import contextlib
-import functools
 import os
 from typing import Any
 from unittest import mock
@@ -97,7 +96,7 @@ def compile_step(config: config_lib.Config,
   elif trainer.dispatch > 1:
     train_step = step_lib.several_updates(trainer.step)
   else:
-    train_step = functools.partial(trainer.step)
+    train_step = trainer.step
   shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(
       axes + x.shape, x.dtype, sharding=replicated),
                         (trainer.state, *rates, batch))

@@ -101,8 +101,8 @@ def _run(session: Session, encoder: str, ours: harness.Worker,
         continue
     contenders.append(harness.Contender(
         'ours', name, lambda name=name: ours.call('run', name=name),
-        prepared['windows'], prepared['tokens'], 'windows',
-        train.dtype_of(name)))
+        prepared['windows'], prepared['tokens'],
+        group=train.dtype_of(name)))
   if peer:
     contenders += _peers(session, peer, folder, prepared, reference, checks,
                          out)
@@ -133,8 +133,8 @@ def _peers(session: Session, peer: harness.Worker, folder: pathlib.Path,
       continue
     contenders.append(harness.Contender(
         'peer', name, lambda name=name: peer.call('run', name=name),
-        prepared['windows'], prepared['tokens'], 'windows',
-        train.dtype_of(name)))
+        prepared['windows'], prepared['tokens'],
+        group=train.dtype_of(name)))
   return contenders
 
 

@@ -63,8 +63,7 @@ def run(session: Session) -> Outcome:
         train__batch_size=BATCH))
     share = batches / prepared['batches']
     work = dict(items=prepared['windows'] * share,
-                tokens=prepared['tokens'] * share,
-                unit='windows')
+                tokens=prepared['tokens'] * share)
     checks = (harness.Check('windows of an epoch', abs(
         prepared['windows'] - prepared['expected']), 0),)
     contenders = [harness.Contender(

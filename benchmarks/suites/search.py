@@ -112,11 +112,11 @@ def run(session: Session) -> Outcome:
         'two_stage': harness.Contender(
             'ours', 'two_stage', lambda: ours.call(
                 'run', name='two_stage', windows=count, repeats=repeats),
-            count * repeats, unit='windows'),
+            count * repeats),
         'dense': harness.Contender(
             'ours', 'dense', lambda: ours.call(
                 'run', name='dense', windows=few, repeats=1),
-            few, unit='windows')}
+            few)}
     loop = same
     if peer:
       theirs = session.scratch / 'loop.npz'
@@ -126,8 +126,7 @@ def run(session: Session) -> Outcome:
       out.notes.append(f'search: the peer misses the best span of {missed} of '
                        f'{count} windows; ours is exact')
       contenders['peer'] = harness.Contender(
-          'peer', 'run_qa loop, 20 x 20', lambda: peer.call('run'), count,
-          unit='windows')
+          'peer', 'run_qa loop, 20 x 20', lambda: peer.call('run'), count)
     harness.interleave(list(contenders.values()), session.rounds)
   timing = {name: c.timing for name, c in contenders.items()}
   out.timings += timing.values()

@@ -139,7 +139,7 @@ def _compare(session: Session, ours: harness.Worker, kind: str, out: Outcome,
   for name in others:
     timing = ours.call(kind, **variants[name])
     pair = [harness.Contender('ours', which, lambda which=which: ours.call(
-        'run', name=which), windows, unit='windows')
+        'run', name=which), windows)
             for which in (default, name)]
     harness.interleave(pair, session.rounds)
     ours.call('drop', name=name)

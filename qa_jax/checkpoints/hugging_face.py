@@ -5,7 +5,8 @@ encoder, and `load_parameters` reads its weights into a tree of parameters.
 Nothing in a directory is executed: safetensors and TensorFlow's tensor bundles
 are read, pickles are refused. `qa_jax.export.hugging_face` writes a directory.
 
-Common names are the names of Hugging Face's BERT without "bert." in front.
+Common names are those of Hugging Face without the prefix of the encoder, such
+as `bert.`; DistilBERT's are BERT's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -147,11 +148,11 @@ def encoder_config(file: ConfigFile) -> encoders.EncoderConfig:
     if value != supported:
       raise errors.UserError(
           f'{path}: {key} {value!r} is not supported; only {supported!r} is')
-  for name in architecture.fields.values():
+  names = architecture.fields
+  for name in names.values():
     if type(config.get(name)) is not int or config[name] < 1:
       raise errors.UserError(
           f'{path}: {name} is {config.get(name)!r}, expected a positive int')
-  names = architecture.fields
   sizes = {ours: config[name] for ours, name in names.items()}
   if sizes['num_layers'] > MAX_LAYERS:
     raise errors.UserError(
@@ -423,7 +424,7 @@ def _remedy(directory: pathlib.Path) -> str:
 
 def stored_head(checkpoint: Checkpoint) -> str:
   """Returns the spec string of the checkpoint's head, '' for none."""
-  architecture = ARCHITECTURES[checkpoint.sizes.architecture]
+  architecture = checkpoint.architecture
   if f'{architecture.head}.weight' not in checkpoint.tensors:
     return ''
   return architecture.head_spec(checkpoint.tensors, checkpoint.sizes)
@@ -456,7 +457,8 @@ def fit_tensors(checkpoint: Checkpoint, template: Any, *,
   loads_layers = (reads_head and bool(stored_layers)
                   and not layers.isdisjoint(expected))
   if not loads_head:
-    kind = repr(*architecture.heads) if layers else 'a pair of S and E'
+    kind = (' or '.join(map(repr, architecture.heads)) if layers
+            else 'a pair of S and E')
     notes.append(FRESH_HEAD if weight not in tensors else
                  f'the span head of the checkpoint, {kind}, is dropped: the '
                  'head asked for is freshly initialised')
@@ -584,8 +586,8 @@ def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],
         f'{directory}: weights do not fit the model; {"; ".join(faults)}')
 
 
-def _first_names(names: list[str], count: int = 4) -> str:
+def _first_names(names: list[str]) -> str:
   """Returns the first names in one line, with unprintable names quoted."""
-  more = f' and {len(names) - count} more' if len(names) > count else ''
+  more = f' and {len(names) - 4} more' if len(names) > 4 else ''
   return ', '.join(name if name.isprintable() else repr(name)
-                   for name in names[:count]) + more
+                   for name in names[:4]) + more

@@ -171,7 +171,7 @@ class RunDirectory:
       return registry.build(
           encoders.ENCODERS, name, what='encoder', kind=encoders.EncoderConfig,
           given=fields)
-    except TypeError as e:  # a field too many or too few
+    except (TypeError, errors.UserError) as e:  # fields that do not fit
       raise errors.UserError(f'{self.encoder_file}: {e}') from None
 
   def read_metrics(self) -> list[dict[str, Any]]:

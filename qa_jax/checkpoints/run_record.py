@@ -41,7 +41,8 @@ def _git() -> dict[str, Any]:
   """Returns commit and uncommitted changes of this code, '' where unknown.
 
   `untracked` has the texts of new Python files of the library and its configs
-  that git does not ignore, by path.
+  that git does not ignore, by path. A repository that only encloses the
+  installed library, and does not track it, is none of this code.
   """
   root = pathlib.Path(__file__).resolve().parents[2]
 
@@ -54,9 +55,12 @@ def _git() -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError):
       return ''
 
+  if not output('ls-files', '--', 'qa_jax/__init__.py'):
+    return {'commit': '', 'diff': '', 'untracked': {}}
   new = output('ls-files', '-z', '--others', '--exclude-standard', '--',
                'qa_jax/*.py', 'configs/*.py').split('\0')
   return {'commit': output('rev-parse', 'HEAD').strip(),
           'diff': output('diff', 'HEAD')[:MAX_CHARACTERS],
           'untracked': {path: (root / path).read_text(
-              errors='replace')[:MAX_CHARACTERS] for path in new if path}}
+              errors='replace')[:MAX_CHARACTERS]
+                        for path in new if (root / path).is_file()}}

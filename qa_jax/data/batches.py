@@ -222,7 +222,7 @@ class TrainBatches:
     return self._lengths[windows[windows >= 0]]
 
   def shapes(self, steps: int) -> list[tuple[int, dict[str, np.ndarray]]]:
-    """Returns the first of the next `steps` batches of this epoch per shape.
+    """Returns one batch of each shape among the next `steps` of this epoch.
 
     A batch is a pair as `next_rows` returns it.
     """
@@ -243,7 +243,7 @@ class TrainBatches:
     """
     self._start_epoch_if_done()
     last = min(self.index + most, len(self._plan))
-    if self.one_shape:
+    if self.one_shape or last - self.index == 1:
       return last - self.index
     shape = self._shape_at(self.index)
     return next((i - self.index for i in range(self.index + 1, last)

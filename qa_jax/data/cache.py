@@ -33,6 +33,7 @@ from qa_jax import errors
 from qa_jax import registry
 from qa_jax.data import sources
 from qa_jax.data import store
+from qa_jax.data import tfds
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.data.examples import Example
@@ -173,8 +174,7 @@ def _tfds_identity(name: str, data_dir: str) -> list[Any] | None:
   the cache saves.
   """
   base = re.match(r'\w*', name)[0]  # of name/config:version
-  root = pathlib.Path(os.path.expanduser(data_dir or os.environ.get(
-      'TFDS_DATA_DIR', '~/tensorflow_datasets'))) / base
+  root = tfds.data_directory(data_dir) / base
   paths = sorted(p for p in root.rglob('*') if p.is_file()) if base else []
   return [importlib.metadata.version('tensorflow-datasets'), *(
       [str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns]

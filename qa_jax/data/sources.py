@@ -148,8 +148,9 @@ def _article_hash(seed: int, example: Example) -> float:  # in [0, 1)
 def passage_only(*, of: str) -> list[Example]:
   """Reads the examples of the SPEC `of` with '?' as the question of each.
 
-  A model that is trained and scored on them shows which scores need no question
-  (Kaushik and Lipton 2018, section 3, whose questions are those of others).
+  A model that is trained and scored on them shows which scores need no
+  question. Kaushik and Lipton (2018), section 3, give each passage a question
+  of another passage instead.
   """
   return [dataclasses.replace(e, question='?') for e in load_examples(of)]
 
@@ -171,7 +172,8 @@ def load_examples(spec: str) -> list[Example]:
       there is no question.
   """
   parts = split_mixture(spec)
-  check_spec(spec, files=len(parts) > 1)  # the reader of one file says more
+  # The reader of one file says more.
+  check_spec(spec, must_exist=len(parts) > 1)
   examples = [
       dataclasses.replace(e, id=f'{index}-{e.id}')
       if e.numbered and len(parts) > 1 else e
@@ -188,10 +190,10 @@ def load_examples(spec: str) -> list[Example]:
   return examples
 
 
-def check_spec(spec: str, *, files: bool = True) -> None:
+def check_spec(spec: str, *, must_exist: bool = True) -> None:
   """Raises a UserError if a data SPEC names what there is not; reads no data.
 
-  The existence of files is checked only if `files` is true.
+  The existence of files is checked only if `must_exist`.
   """
   parts = split_mixture(spec)
   for part in parts:
@@ -204,7 +206,7 @@ def check_spec(spec: str, *, files: bool = True) -> None:
       raise errors.UserError(
           f'data {part!r} is neither a file nor a source'
           f'{errors.did_you_mean(part, SOURCES)}')
-    elif files:
+    elif must_exist:
       raise errors.UserError(f'{part}: No such file or directory' + (
           f', in the mixture {spec!r}' if len(parts) > 1 else ''))
 

@@ -83,7 +83,10 @@ class StoredExamples(Sequence[Example]):
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-  """Returns the sha256 of ids, questions, contexts and answer texts."""
+  """Returns the sha256 of ids, questions, contexts and answers.
+
+  The gold answers count with their starts, the accepted ones as texts.
+  """
   if isinstance(examples, StoredExamples):
     return examples.fingerprint
   digest = hashlib.sha256()

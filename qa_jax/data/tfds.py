@@ -19,6 +19,12 @@ PROBE_SECONDS = 3.0
 FEATURES = ('id', 'question', 'context', 'answers')
 
 
+def data_directory(data_dir: str) -> pathlib.Path:
+  """Returns the directory of prepared data sets; '' is that of TFDS."""
+  return pathlib.Path(data_dir or os.environ.get(
+      'TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+
+
 def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
   """Reads a TFDS data set with SQuAD's features, such as `squad/v1.1`.
 
@@ -36,8 +42,7 @@ def tfds(*, name: str, split: str, data_dir: str = '') -> list[Example]:
   # stops importing them at the first one that needs TensorFlow.
   import tensorflow_datasets.question_answering
 
-  where = pathlib.Path(data_dir or os.environ.get(
-      'TFDS_DATA_DIR', '~/tensorflow_datasets')).expanduser()
+  where = data_directory(data_dir)
   try:
     builder = library.builder(name, data_dir=str(where),
                               file_format='array_record')

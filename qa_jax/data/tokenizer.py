@@ -40,8 +40,9 @@ NORMALIZER = {'do_lower_case': 'lowercase', 'strip_accents': 'strip_accents',
 class Ragged:
   """Rows of T tokens in all; row r is the range `[ptr[r], ptr[r + 1])`."""
 
-  ids: np.ndarray  # [T] int32
-  offsets: np.ndarray  # [T, 2] int32, code points [begin, end) of the text
+  # int32, or uint16 from the cache of windows if all values fit.
+  ids: np.ndarray  # [T]
+  offsets: np.ndarray  # [T, 2] code points [begin, end) of the text
   ptr: np.ndarray  # [rows + 1] int64
 
   @property

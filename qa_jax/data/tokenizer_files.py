@@ -291,25 +291,25 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
   else that of BERT or, in other vocabularies than WordPiece, of RoBERTa. The
   padding of `library` is turned off.
   """
-  used, names_of = {}, SPECIAL
+  used, defaults = {}, SPECIAL
   if library is None and (directory / 'vocab.json').is_file():
-    names_of = ROBERTA_SPECIAL
+    defaults = ROBERTA_SPECIAL
   if library:
     if not isinstance(library.model, tokenizers.models.WordPiece):
-      names_of = ROBERTA_SPECIAL
+      defaults = ROBERTA_SPECIAL
     used['unk_token'] = _unknown_token(library)
     used['pad_token'] = (library.padding or {}).get('pad_token')
     library.no_padding()  # else the pair below may end in padding tokens
-    for role in (0, 4):  # MPNet and ALBERT have names of both families
-      present = [names[role] for names in (SPECIAL, ROBERTA_SPECIAL)
-                 if library.token_to_id(names[role]) is not None]
+    for index in (0, 4):  # MPNet and ALBERT have names of both families
+      present = [family[index] for family in (SPECIAL, ROBERTA_SPECIAL)
+                 if library.token_to_id(family[index]) is not None]
       if len(present) == 1:
-        used[ROLES[role]] = used.get(ROLES[role]) or present[0]
+        used[ROLES[index]] = used.get(ROLES[index]) or present[0]
     if library.post_processor:
       pair = library.encode('', '').tokens
       used |= {'cls_token': pair[0], 'sep_token': pair[-1]} if pair else {}
   special = []
-  for role, standard in zip(ROLES, names_of, strict=True):
+  for role, default in zip(ROLES, defaults, strict=True):
     stored = []
     for source, name in ((about, 'tokenizer_config.json'),
                          (names, 'special_tokens_map.json')):
@@ -322,7 +322,7 @@ def _special_tokens(about: dict[str, Any], names: dict[str, Any],
         len(set(stored)) < 2,
         f'{directory}: {role} is {" and ".join(map(shown, stored))} in '
         'tokenizer_config.json and special_tokens_map.json; correct one')
-    special.append(stored[0] if stored else used.get(role) or standard)
+    special.append(stored[0] if stored else used.get(role) or default)
   return tuple(special)
 
 

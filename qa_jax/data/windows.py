@@ -56,13 +56,13 @@ class WindowSet:
   def end_positions(self) -> np.ndarray:
     return np.maximum(self.gold_spans[:, 0, 1], 0)
 
-  @property
+  @functools.cached_property
   def context_offset(self) -> np.ndarray:
     """Returns the positions [N] of the first context token of each window."""
     return (self.questions.lengths[self.example_of]
             + 1 + self.tokenizer.separators)
 
-  @property
+  @functools.cached_property
   def total_lengths(self) -> np.ndarray:
     """Returns the token counts [N] of windows, special tokens included."""
     return self.context_offset + self.length + 1
@@ -153,7 +153,7 @@ class WindowSet:
       last[in_context] |= ~inside[after[in_context]]
       words = {'end_mask': last}
     return {
-        'token_ids': ids.astype(np.int32),
+        'token_ids': ids,
         'token_type_ids': (
             self.tokenizer.context_type * ((column >= first) & (column < total)
                                            & real_row)).astype(np.int32),
@@ -199,8 +199,8 @@ class WindowSet:
                  end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Converts spans of windows to character ranges [begin, end) of context.
 
-    Raises a UserError if a span is not within the context tokens, as that of
-    [CLS], which stands for no answer.
+    The ends are int64. Raises a UserError if a span is not within the context
+    tokens, as that of [CLS], which stands for no answer.
     """
     first = self.context_offset[window]
     outside = (start < first) | (end >= first + self.length[window])
@@ -215,7 +215,8 @@ class WindowSet:
     base = (self.contexts.ptr[self.context_of[self.example_of[window]]]
             + self.begin[window] - first)
     offsets = self.contexts.offsets
-    return offsets[base + start, 0], offsets[base + end, 1]
+    return (offsets[base + start, 0].astype(np.int64),
+            offsets[base + end, 1].astype(np.int64))
 
 
 def make_windows(examples: Iterable[Example],

@@ -142,7 +142,7 @@ def merge_surface_forms(examples: Sequence[Example],
     # Unlike scores, posteriors are at the calibration temperature.
     log_p = np.full(len(peak), -np.inf)
     np.logaddexp.at(log_p, form, answers.log_p)
-    log_p = log_p[order]
+    log_p = np.minimum(log_p[order], 0.0)  # a sum may round to above 1
   return dataclasses.replace(
       answers, begin=answers.begin[best], end=answers.end[best],
       score=score[order], window=answers.window[best], log_p=log_p,

@@ -237,8 +237,7 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
   for paths, asked in ((members, examples),
                        (held_out_members, held_out_examples)):
     for path in paths:  # before the first one is evaluated
-      _check_member(pathlib.Path(path), any(e.impossible for e in asked),
-                    options)
+      _check_member(pathlib.Path(path), asked, options)
   for path in map(pathlib.Path, members if held_out else ()):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_examples)
@@ -423,19 +422,16 @@ def _read_pool(members: Sequence[str], data: str, examples: Sequence[Example],
                                  for path in paths], never=never)
 
 
-def _check_member(path: pathlib.Path, unanswerable: bool,
+def _check_member(path: pathlib.Path, examples: Sequence[Example],
                   options: Mapping[str, Any]) -> None:
-  """Raises a UserError if a member cannot be read or evaluated.
-
-  `unanswerable` says whether a question of the data is.
-  """
+  """Raises a UserError if a member has no candidates and cannot get them."""
   if not path.exists():
     raise errors.UserError(
         f'member {path}: no such run, evaluation or nbest.jsonl')
   run = RunDirectory(path)
   if run.is_run():
     errors.require(
-        not unanswerable or 'null_rule' in options
+        'null_rule' in options or not any(e.impossible for e in examples)
         or run.read_config().decode.null_rule != 'never',
         f'member {path} has the null rule never, but some questions are '
         'unanswerable; give --decode.null_rule=min_null, or never for all '
@@ -450,6 +446,7 @@ def _check_member(path: pathlib.Path, unanswerable: bool,
         f'member {path} is neither a run nor an evaluation: it has no '
         f'{predictions_lib.N_BEST}; evaluate it (python -m experiments.evaluate'
         f' --workdir={path} --data=… --output=DIR) and give DIR')
+  read_member(_n_best_file(path, '', options), examples)
 
 
 def _n_best_file(member: pathlib.Path, data: str,

@@ -73,7 +73,7 @@ class Evaluator:
     `show` gets name and [N] values of each column of `candidates.STATISTICS`.
 
     Raises:
-      UserError: the score of a window is not finite.
+      NotFiniteError: the score of a window is not finite.
     """
     examples, decode = self.windows.examples, self._config.decode
     calibration, threshold = self._calibration, decode.null_threshold

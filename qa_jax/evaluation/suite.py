@@ -37,7 +37,7 @@ class Row:
 
 
 def check_suite(groups: Any) -> dict[str, dict[str, str]]:
-  """Returns {group: {name: SPEC}}; raises a UserError if empty or none."""
+  """Returns {group: {name: SPEC}}; raises a UserError at another form."""
   if not (isinstance(groups, Mapping) and groups and all(
       isinstance(sets, Mapping) and sets
       and all(isinstance(spec, str) and spec for spec in sets.values())

@@ -255,9 +255,8 @@ def _results(source: ConversionSource) -> dict[str, dict[str, float]]:
 
   An evaluation of another step or at another held-out threshold is left out,
   with a message. An evaluation of earlier versions, which recorded no step, is
-  taken to be of this one.
-  If the null threshold was chosen on the questions of an evaluation, its EM and
-  F1 are those at threshold 0.
+  taken to be of this one. If the null threshold was chosen on the questions of
+  an evaluation, its EM and F1 are those at threshold 0.
   """
   results, step = {}, source.step
   threshold = source.calibration and source.calibration.threshold

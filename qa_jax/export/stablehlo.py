@@ -160,13 +160,8 @@ def export_run(model: predict.QA, target: pathlib.Path,
       'platforms': list(exported.platforms),
       'calling_convention': exported.calling_convention_version,
       'jax': jax.__version__}
-  try:
-    program = exported.serialize()
-  except ModuleNotFoundError as e:  # flatbuffers, which jax does not require
-    raise errors.UserError(
-        f"{e.name} is not installed; pip install '{e.name}'") from None
   contents = {
-      'program.bin': bytes(program),
+      'program.bin': bytes(exported.serialize()),
       'params.safetensors': safetensors.numpy.save(params),
       'tokenizer.json': tokenizer.closed_json().encode(),
       'meta.json': (json.dumps(meta, indent=2) + '\n').encode()}

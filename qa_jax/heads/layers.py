@@ -16,8 +16,8 @@ from qa_jax.span_scores import softmax_domain
 
 # Offsets of a band that a GPU or TPU computes in one kernel.
 OFFSETS_AT_ONCE = 6
-# All heads use BERT's initializer. Flax's default has a standard deviation 1.8
-# times as large at D = 768, and a comparison of heads would also compare that.
+# All heads use BERT's initializer. Flax's default has twice the standard
+# deviation at D = 768, and a comparison of heads would also compare that.
 kernel_init = nn.initializers.truncated_normal(0.02)
 
 

@@ -90,21 +90,18 @@ class QuestionAnswering:
     """
     given = {k: kwargs.pop(k) for k in (
         'question', 'context', 'data', 'X') if k in kwargs}
-    qa, options = self._model(kwargs)
-    questions = _questions(args, given)
+    options = change_options(self.options, kwargs)
+    qa, questions = self._prepared(options), _questions(args, given)
     if isinstance(questions, Iterator):
-      return self._stream(qa, options, questions)
+      return _stream(qa, options, questions)
     results = _answer(qa, options, questions)
     return results[0] if len(results) == 1 else results
 
-  def _model(self, changes: Mapping[str, Any]) -> tuple[predict.QA, Options]:
-    options = change_options(self.options, changes)
-    return self._prepared(options), options
 
-  def _stream(self, qa: predict.QA, options: Options,
-              questions: Iterator[Any]) -> Iterator[Any]:
-    while rows := list(itertools.islice(questions, GENERATED)):
-      yield from _answer(qa, options, rows)
+def _stream(qa: predict.QA, options: Options,
+            questions: Iterator[Any]) -> Iterator[Any]:
+  while rows := list(itertools.islice(questions, GENERATED)):
+    yield from _answer(qa, options, rows)
 
 
 def pipeline(task: str | None = None,
@@ -165,8 +162,7 @@ def change_options(options: Options, changes: Mapping[str, Any]) -> Options:
       del changes[name]
       continue
     changes[name] = value = predict.plain(value)
-    kind = type(getattr(Options, name))
-    kind = bool if kind is bool else int
+    kind = bool if isinstance(getattr(Options, name), bool) else int
     least = 0 if name == 'doc_stride' else 1
     if type(value) is not kind or (kind is int and value < least):
       wanted = 'bool' if kind is bool else f'an integer of at least {least}'

@@ -89,8 +89,9 @@ class QA:
              n_best: int | None = None) -> Answer:
     """Returns the best span of the context, or no answer by the null rule.
 
-    `n_best` is the number of candidates in `Answer.n_best`; without it, the
-    number is decode.n_best. A call `qa(question, context)` does the same.
+    `n_best` is the most candidates in `Answer.n_best`; without it, and at most
+    if decode.merge merges candidates, it is decode.n_best. It never changes the
+    answer. A call `qa(question, context)` does the same.
 
     Raises:
       UserError: `question` or `context` is no text, or `n_best` is below 1.
@@ -130,7 +131,9 @@ class QA:
       errors.require(
           type(n_best) is int and n_best >= 1,
           f'n_best={n_best!r}, expected an integer of at least 1')
-      if n_best > self.config.decode.n_best:
+      # More candidates to merge would give other answers.
+      if (n_best > self.config.decode.n_best
+          and self.config.decode.merge == 'none'):
         return with_options(self, n_best=n_best)._answer_examples(
             rows, progress, cache=cache)
     if cache:
@@ -262,7 +265,8 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   if not run.is_run():
     check_no_choice(checkpoint, source)
     return _load_pretrained(run, source, allow_code, overrides)
-  config = _override(run.read_config(allow_code), overrides)
+  stored_config = run.read_config(allow_code)
+  config = _override(stored_config, overrides)
   tokenizer = tokenizer_files.read_tokenizer(run.tokenizer)
   sizes = run.read_encoder_config()
   if 'attention' not in overrides:
@@ -274,7 +278,7 @@ def load(source: str | os.PathLike[str], *, checkpoint: str | int = 'best',
   shapes = qa.param_shapes(model)
   step = run.resolve_step(checkpoint)
   params = run.read_parameters(str(step), shapes)
-  uncalibrated = config.decode.null_threshold
+  uncalibrated = stored_config.decode.null_threshold
   stored = calibration_lib.read_calibration(run.path) if calibrated else None
   config, calibration = (_calibrate(config, stored, run, step, overrides)
                          if stored else (config, None))
@@ -413,7 +417,7 @@ def _check_fits(model: qa.QAModel, config: config_lib.Config,
 
 
 def _question_rows(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-  """Yields as files.read_rows; an error at other JSON says what is expected."""
+  """Yields (place, row); the error at other JSON says what a line must be."""
   hint = ('; a line is {"question": …, "context": …}; answer SQuAD JSON by '
           'python -m experiments.evaluate --data')
   rows = files.parse_rows(files.read_text(path), path)

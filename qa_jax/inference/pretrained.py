@@ -45,7 +45,8 @@ class Pretrained:
 def read_pretrained(source: str, allow_code: Iterable[str] = ()) -> Pretrained:
   """Reads the checkpoint of a Hugging Face or TensorFlow directory or hub id.
 
-  The head of BERT's is `biased` if it has a bias, `independent` otherwise.
+  The head is `head_spec` of the architecture: for BERT `biased` if its bias is
+  not zero, else `independent`.
   A UserError is raised if `source` is no checkpoint, is damaged, or has another
   architecture or no vocabulary. `allow_code` is that of `predict.load`.
   """

@@ -17,8 +17,8 @@ from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data import windows as windows_lib
 from qa_jax.decoding import answers as answers_lib
+from qa_jax.decoding import candidates
 from qa_jax.decoding import search
-from qa_jax.heads import conditional
 from qa_jax.inference import decode as decode_lib
 from qa_jax.models import qa
 
@@ -158,12 +158,12 @@ def view_window(
       params, *_inputs(batch)))
   start, end = scores.start[0, :length], scores.end[0, :length]
   if not (np.isfinite(start).all() and np.isfinite(end).all()):
-    raise errors.UserError(
+    raise errors.NotFiniteError(
         'the scores are not finite: the checkpoint is damaged, or its training '
         'diverged')
   mask = batch['context_mask'][0, :length]
   band = band[0, :length, :min(longest, length)]
-  band = np.where(band < conditional.NEVER / 2, -np.inf, band)
+  band = np.where(band <= candidates.NO_SPAN / 2, -np.inf, band)
   offsets, inside = np.zeros((length, 2), np.int64), np.flatnonzero(mask)
   offsets[inside] = np.stack(windows.char_spans(
       np.full_like(inside, window), inside, inside), axis=1)

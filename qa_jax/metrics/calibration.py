@@ -22,7 +22,7 @@ NAME = 'calibration.json'
 # beyond them all spans are nearly equal, or one has all the probability. The
 # error of interpolation between two of them is below 1e-4 nats.
 TEMPERATURES = tuple(np.geomspace(0.05, 20, 41).tolist())
-BINS = 15  # Guo et al. (2017), section 2
+BINS = 15  # as in table 1 of Guo et al. (2017)
 # Fields of config.decode that set the answers and their scores.
 DECODE = ('null_rule', 'search', 'max_answer_length', 'n_best', 'merge',
           'whole_words')
@@ -125,8 +125,8 @@ def choose_threshold(na_score: np.ndarray,  # [E] higher: surer of no answer
 class TemperatureData:
   """The scores that a temperature is fitted to.
 
-  They leave out questions of which no search may return a gold span, and which
-  null does not answer.
+  Left out are questions for which no search may return a gold span, unless no
+  answer is their right answer.
   """
 
   log_partition: np.ndarray  # [E, T] log Σ exp(score / t) over all spans

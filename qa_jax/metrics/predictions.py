@@ -29,8 +29,8 @@ ANEW = 'delete the file and evaluate the run again'  # if it is damaged
 # Entries of metrics.json that depend on the null threshold.
 AT_THRESHOLD = ('exact_match', 'f1', 'has_answer_exact_match', 'has_answer_f1',
                 'no_answer_exact_match')
-# Entry of metrics.json: whether the null threshold was chosen on the questions
-# that it has the scores of.
+# Entry of metrics.json: whether the calibration, that is the threshold or the
+# temperature, was fitted to the questions that it has the scores of.
 CHOSEN_HERE = 'threshold_chosen_on_these_questions'
 
 

@@ -16,6 +16,7 @@ from qa_jax import errors
 
 RESAMPLES = 9999  # sign flips; p is at least 2 / (RESAMPLES + 1)
 BOOTSTRAPS = 1999
+ALPHA = 0.05  # level of a test; intervals cover 1 - ALPHA
 _BATCH = 256  # resamples of signs held in memory at a time
 _VARIANCES = 2000  # quantiles of the estimated variance of a t-test
 _QUESTIONS = 2**19  # questions of bootstraps held in memory at a time
@@ -76,9 +77,9 @@ def sign_flip(differences: np.ndarray, *, seed: int) -> float:  # [N]
 
 
 def hierarchical_interval(differences: np.ndarray,  # [S, N]
-                          articles: Sequence[str], *, seed: int,  # [N]
-                          level: float = 0.95) -> tuple[float, float]:
-  """Computes the percentile bootstrap interval of a mean over seeds, questions.
+                          articles: Sequence[str], *, seed: int  # [N]
+                          ) -> tuple[float, float]:
+  """Computes the 95 % bootstrap interval of a mean over seeds and questions.
 
   Seeds and questions are crossed. Each draw takes S seeds with replacement and,
   independently, A articles and from each as many questions as it has (Davison
@@ -110,7 +111,7 @@ def hierarchical_interval(differences: np.ndarray,  # [S, N]
     seeds = rng.integers(len(x), size=(len(x), count))
     means.append(np.take_along_axis(of_seed, seeds, axis=0).mean(axis=0))
   low, high = np.quantile(
-      np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+      np.concatenate(means), [ALPHA / 2, 1 - ALPHA / 2])
   return float(low), float(high)
 
 
@@ -132,11 +133,11 @@ def holm_adjust(p_values: Sequence[float]) -> np.ndarray:  # [V]
 
 
 def detectable_difference(sd: float, count: int, *, comparisons: int = 1,
-                          power: float = 0.8, level: float = 0.05) -> float:
+                          power: float = 0.8) -> float:
   """Computes the true mean difference that a paired t-test finds with `power`.
 
   `sd` is the standard deviation of a pair's difference, and `count` the number
-  of pairs. The test is two-sided at `level` / `comparisons`, the first step of
+  of pairs. The test is two-sided at ALPHA / `comparisons`, the first step of
   Holm's correction. NaN for fewer than two pairs or an unknown `sd`.
   """
   from scipy import optimize  # lazily: slow to import
@@ -147,7 +148,7 @@ def detectable_difference(sd: float, count: int, *, comparisons: int = 1,
   # Given its estimate of the variance, the test is one of a normal mean. (The
   # noncentral t of scipy is NaN for shifts of 30 standard errors.)
   quantiles = (np.arange(_VARIANCES) + 0.5) / _VARIANCES
-  critical = stats.t.isf(level / comparisons / 2, freedom) * np.sqrt(
+  critical = stats.t.isf(ALPHA / comparisons / 2, freedom) * np.sqrt(
       stats.chi2.ppf(quantiles, freedom) / freedom)
   lacking = lambda shift: power - np.mean(
       stats.norm.sf(critical - shift) + stats.norm.sf(critical + shift))

@@ -173,10 +173,6 @@ def _no_answer_probabilities(rows: Mapping[str, Mapping[str, Any]]
     missing = next(key for key in rows if key not in values)
     raise errors.UserError(f'predictions: {missing} has no '
                            "'no_answer_probability', but others have it")
-  for key, value in values.items():
-    if type(value) not in (int, float) or value != value:
-      raise errors.UserError(f'predictions: {key}.no_answer_probability is '
-                             f'{value!r}, expected a number')
   return values
 
 

@@ -64,26 +64,17 @@ def _fold(seeds: jax.Array, number: int) -> jax.Array:  # [B, 2] uint32
   return _lowbias32(_lowbias32(seeds + steps * jnp.uint32(number)) ^ steps)
 
 
-def counter_hash(seeds: jax.Array,  # [B, 2] uint32, of DropoutKeys
-                 count: int, rate: float,
-                 index: jax.Array | None = None) -> jax.Array:  # [B, N] bool
-  """Computes masks of `count` elements a row; true elements are not dropped.
-
-  The random bits of an element are two rounds of an integer hash of its index
-  ([B, N] uint32): about twelve integer operations, which XLA fuses into their
-  consumer. Threefry needs a hundred and a pass over memory. The round is
-  "lowbias32" (Wellons, 2018), seeded for each row by 64 bits.
-  """
-  if index is None:
-    index = jax.lax.broadcasted_iota(jnp.uint32, (len(seeds), count), 1)
-  return keep_mask(index, seeds[:, :1], seeds[:, 1:], rate)
-
-
 def keep_mask(index: jax.Array,  # uint32
               first: jax.Array, second: jax.Array, rate: float) -> jax.Array:
   """Computes the mask of the elements of a row that have the numbers `index`.
 
-  `first` and `second` are the seeds of the row and broadcast against `index`.
+  True elements are not dropped. `first` and `second` are the uint32 seeds of
+  the row and broadcast against `index`.
+
+  The random bits of an element are two rounds of an integer hash of its number:
+  about twelve integer operations, which XLA fuses into their consumer. Threefry
+  needs a hundred and a pass over memory. The round is "lowbias32" (Wellons,
+  2018), seeded for each row by 64 bits.
   """
   bits = _lowbias32(_lowbias32(index ^ first) ^ second)
   return bits >= jnp.uint32(round(rate * 2**32))
@@ -105,13 +96,17 @@ def dropout(x: jax.Array,  # [B, …]
   """
   if keys is None or rate == 0:
     return x
-  scale = jnp.asarray(1 / (1 - rate), x.dtype)
-  return jnp.where(kept(x.shape, rate, keys, place, index), x * scale,
+  # In bfloat16, 1 / (1 - rate) itself would be rounded, the same for all units.
+  scaled = (x.astype(jnp.float32) * (1 / (1 - rate))).astype(x.dtype)
+  return jnp.where(unit_mask(x.shape, rate, keys, place, index), scaled,
                    jnp.zeros((), x.dtype))
 
 
-def kept(shape: tuple[int, ...], rate: float, keys: DropoutKeys, place: int,
-         index: jax.Array | None = None) -> jax.Array:  # bool
+def unit_mask(shape: tuple[int, ...], rate: float, keys: DropoutKeys,
+              place: int, index: jax.Array | None = None) -> jax.Array:  # bool
   """Computes the mask of the units of [B, …] that `dropout` does not drop."""
-  return counter_hash(keys.fold(place).seeds, math.prod(shape[1:]), rate,
-                      index).reshape(shape)
+  seeds = keys.fold(place).seeds
+  if index is None:
+    index = jax.lax.broadcasted_iota(
+        jnp.uint32, (len(seeds), math.prod(shape[1:])), 1)
+  return keep_mask(index, seeds[:, :1], seeds[:, 1:], rate).reshape(shape)

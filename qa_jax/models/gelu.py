@@ -40,6 +40,7 @@ def _cdf(x):
 def gelu_new(x: jax.Array) -> jax.Array:
   """Computes GELU with tanh in float32 and returns it in the dtype of `x`.
 
-  It is equation 2 of section 2 there, and hidden_act gelu_new of transformers.
+  It is the approximation in section 2 of Hendrycks and Gimpel (2016), and
+  hidden_act gelu_new of transformers.
   """
   return jax.nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)

@@ -27,7 +27,7 @@ class Packed:
 
   segment_ids: jax.Array  # [S, R, P] int32
   position_ids: jax.Array  # [S, R, P] int32
-  packed_row: jax.Array  # [S, R] int32, the numbers of the packed rows
+  packed_row: jax.Array  # [S, R] int32, numbers in the global batch
   first: jax.Array  # [B] int32, first token among the R·P tokens of the shard
 
   def unpack(self, x: jax.Array,  # [S·R, P, …]

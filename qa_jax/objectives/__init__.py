@@ -46,9 +46,8 @@ def answerability(*, base: str = 'cross_entropy',
   inner = registry.build(OBJECTIVES, base, what='objective', kind=Objective)
 
   def loss(scores: SpanScores, batch: Batch) -> jax.Array:  # [B]
-    logit = scores.null.astype(jnp.float32)
     answered = batch['start_positions'] > 0
-    extra = jax.nn.softplus(jnp.where(answered, logit, -logit))
+    extra = jax.nn.softplus(jnp.where(answered, scores.null, -scores.null))
     if inner.needs_whole_questions:  # the mean over the question's windows
       same_question = batch['group'][:, None] == batch['group'][None, :]
       extra = jnp.mean(jnp.broadcast_to(extra[None], same_question.shape),

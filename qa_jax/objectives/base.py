@@ -6,7 +6,8 @@ A loss reads these arrays of a batch (data/windows.py and data/batches.py make
 all but `step` and `draw`, which the train step adds):
 
   context_mask     [B, L] bool      the context tokens
-  start_mask       [B, L] bool      the owned tokens of the context
+  start_mask       [B, L] bool      owned context tokens with a character that
+                                    is no space
   start_positions  [B] int32        start of the first gold span; 0: no answer
   end_positions    [B] int32        end of the first gold span, inclusive
   gold_spans       [B, G, 2] int32  all gold spans, inclusive; padded with -1

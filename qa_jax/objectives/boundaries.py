@@ -210,7 +210,6 @@ def position_loss(scores: jax.Array, positions: jax.Array,  # [B, L], [B] int32
 
 
 def _log_softmax(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
-  scores = scores.astype(jnp.float32)
   if mask is not None:
     scores = jnp.where(mask, scores, span_scores.MASKED)
   return jax.nn.log_softmax(scores, axis=-1)

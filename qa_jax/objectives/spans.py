@@ -24,6 +24,7 @@ from qa_jax.objectives.base import Objective
 from qa_jax.span_scores import SpanScores
 from qa_jax.span_scores import softmax_domain
 
+LONGEST = 30  # tokens of a span, by default
 # (scores, context mask [B, L], gold spans [B, G, 2]) → log-partition, [B].
 LogPartition = Callable[[SpanScores, jax.Array, jax.Array], jax.Array]
 
@@ -36,7 +37,7 @@ def _span_objective(loss: Loss, max_answer_length: int,
 
 
 def span_softmax(*, constrained: bool = True,
-                 max_answer_length: int = 30) -> Objective:
+                 max_answer_length: int = LONGEST) -> Objective:
   """Computes -log p(gold span), with one softmax p over V⁺.
 
   If the head has neither pair nor null scores, this is CE(start) + CE(end) +
@@ -53,7 +54,7 @@ def span_softmax(*, constrained: bool = True,
 
 
 def joint(*, constrained: bool = True,
-          max_answer_length: int = 30) -> Objective:
+          max_answer_length: int = LONGEST) -> Objective:
   """Computes `span_softmax` with pair scores (Fajcik et al., 2021)."""
   log_partition = _log_partition('joint', constrained, max_answer_length)
   return _span_objective(_loss(_first_gold, log_partition), max_answer_length,
@@ -61,7 +62,7 @@ def joint(*, constrained: bool = True,
 
 
 def compound(*, constrained: bool = True,
-             max_answer_length: int = 30) -> Objective:
+             max_answer_length: int = LONGEST) -> Objective:
   """Computes the mean of a start loss, an end loss and a joint loss.
 
   Fajcik et al. (2021). The start and end losses are those of
@@ -83,25 +84,29 @@ def compound(*, constrained: bool = True,
 
 
 def marginal(*, over: str = 'span', constrained: bool = True,
-             max_answer_length: int = 30) -> Objective:
+             max_answer_length: int = LONGEST) -> Objective:
   """Computes the marginal loss: -log of the probability of *any* gold span.
 
   With `over` = 'span' that is -log Σ p(span), with p as in `span_softmax`. With
   'boundary' it is the mean of -log Σ p(start) and -log Σ p(end), with the
-  softmaxes of `cross_entropy` (Clark and Gardner, 2018). This also rewards the
-  start of one mention with the end of another; the other arguments are unused.
+  softmaxes of `cross_entropy` (Clark and Gardner, 2018), and takes no other
+  argument. This also rewards the start of one mention with the end of another.
   """
   errors.check_choice(
       "objective 'marginal'", 'over', over, ('span', 'boundary'))
   log_partition = _log_partition('marginal', constrained, max_answer_length)
   if over == 'boundary':
+    errors.require(
+        constrained and max_answer_length == LONGEST,
+        "objective 'marginal': constrained and max_answer_length have no "
+        "effect with over='boundary'; leave them out")
     return Objective(boundaries.marginal_loss, scores_other_spans=True)
   return _span_objective(_loss(_all_golds, log_partition), max_answer_length,
                          constrained)
 
 
 def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
-            max_answer_length: int = 30) -> Objective:
+            max_answer_length: int = LONGEST) -> Objective:
   """Computes -log p of the most probable gold span: hard EM (Min et al., 2019).
 
   As in their code, a train step uses this loss with probability
@@ -126,7 +131,7 @@ def hard_em(*, tau: float = 4000.0, cap: float = 0.8, constrained: bool = True,
 
 
 def f1_weighted(*, weight: float = 0.5,
-                max_answer_length: int = 30) -> Objective:
+                max_answer_length: int = LONGEST) -> Objective:
   """Computes -log Σ p(i, j) · [weight · F1(i, j) + (1 - weight) · 1{gold}].
 
   F1 is the token F1 of (i, j) with its best gold span, so a span that overlaps
@@ -183,6 +188,10 @@ def _log_partition(objective: str, constrained: bool,
   """Returns the log-partition over V⁺ and the gold spans, or over all pairs."""
   errors.check_at_least(1, f'objective {objective!r}',
                         max_answer_length=max_answer_length)
+  errors.require(
+      constrained or max_answer_length == LONGEST,
+      f'objective {objective!r}: max_answer_length={max_answer_length} has no '
+      'effect with constrained=False; leave one of them out')
 
   def over_spans(scores, mask, golds):
     return jnp.logaddexp(

@@ -33,12 +33,17 @@ GAP = '⋯'  # label of a row or column in place of tokens that are left out
 
 
 def answer_questions(
-    qa: predict.QA, questions: Sequence[str], context: str
+    qa: predict.QA, questions: Sequence[str], context: str, *,
+    n_best: int | None = None
     ) -> list[tuple[str, SpanView, predict.Answer]]:
-  """Returns each question about one context with its view and its answer."""
+  """Returns each question about one context with its view and its answer.
+
+  `n_best` is that of `QA.answer`.
+  """
   views = [qa.spans(question, context) for question in questions]
   answers = qa.answer_batch([
-      {'question': question, 'context': context} for question in questions])
+      {'question': question, 'context': context} for question in questions],
+                            n_best=n_best)
   return [*zip(questions, views, answers, strict=True)]
 
 

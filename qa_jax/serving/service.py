@@ -30,7 +30,7 @@ class Limits:
   windows: int = 64  # of one context
   waiting: int = 64  # requests being read or answered at a time
   seconds: float = 30.0  # from the headers of a request to its answer
-  batch: int = 8  # windows in a batch of the model
+  batch: int = 8  # windows in a batch, and questions answered together
 
 
 class RefusedError(Exception):
@@ -68,10 +68,6 @@ class Service:
     self.inside = 0  # requests being read, waiting or answered
     self.batcher = batching.Batcher(self.qa.answer_batch,
                                     max_batch=limits.batch)
-
-  def warm_up(self) -> int:
-    """Compiles all programs of requests and returns their number."""
-    return self.qa.warm_up()
 
   def parse(self, body: bytes) -> Question:
     """Parses a JSON body; a RefusedError (422) names the wrong field."""

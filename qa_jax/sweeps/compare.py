@@ -190,8 +190,8 @@ def _default(paths: Iterable[pathlib.Path],
              begun: Collection[pathlib.Path]) -> pathlib.Path:
   """Returns the first run of the default.
 
-  If it failed before its config was written, its next seed that begun replaces
-  it.
+  If it failed before its config was written, this is the first of its other
+  seeds that has begun.
   """
   first, *others = paths
   label = lambda path: str(path).rsplit('.seed-', 1)[0]

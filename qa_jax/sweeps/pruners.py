@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from qa_jax import errors
 
 P_VALUE = 0.1
-# With three results no difference is significant: 2^-3 > P_VALUE.
+# Four results are the fewest that can be significant, as 2^-4 < P_VALUE < 2^-3.
+# So the fifth seed is the first that can be saved.
 WILCOXON_SEEDS = 5
 PRUNERS = ('none', 'halving', 'wilcoxon')
 

@@ -22,12 +22,13 @@ TITLES = {  # of metrics; a metric that no run has gets no column
     'best_f1': 'best F1', 'calibration_error_before': 'ECE at t = 1',
     'calibration_error': 'ECE'}
 COSTS = {  # title, form
-    'step_time': ('step time', '{:.2f} ×'), 'memory': ('memory', '{:.2f} ×'),
+    'window_time': ('time per window', '{:.2f} ×'),
+    'memory': ('memory', '{:.2f} ×'),
     'device_seconds': ('device-seconds', '{:,.0f}'),
     'compile_seconds': ('compiling (s)', '{:.1f}')}
 NOTES = {
-    'step_time': ' Step time and memory are relative to the default; they mean '
-                 'something if the trials ran alike.',
+    'window_time': ' Time per window, of training, and memory are relative to '
+                   'the default; they mean something if the trials ran alike.',
     'device_seconds': ' Device-seconds and compiling are means over runs, of '
                       'the steps and evaluations that led to the result.'}
 POWER_SEEDS = (3, 5, 10, 20, 40)  # seeds of the table of power
@@ -321,7 +322,7 @@ def _shown(comparison: compare.Comparison) -> list[str]:
 
 
 def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
-  """Returns the costs; step time and memory are relative to the default."""
+  """Returns the costs; time and memory are relative to the default."""
   def mean(of: Callable[[compare.Run], float], v: compare.Variant) -> float:
     known = [of(run) for run in v.runs if not math.isnan(of(run))]
     return sum(known) / len(known) if known else math.nan
@@ -329,7 +330,7 @@ def _costs(comparison: compare.Comparison) -> list[dict[str, float]]:
   seconds = lambda v: mean(lambda run: 1 / run.examples_per_second, v)
   memory = lambda v: mean(lambda run: run.peak_megabytes, v)
   default = comparison.variants[0]
-  return [{'step_time': seconds(v) / seconds(default),
+  return [{'window_time': seconds(v) / seconds(default),
            'memory': memory(v) / memory(default),
            'device_seconds': mean(lambda run: run.device_seconds, v),
            'compile_seconds': mean(lambda run: run.compile_seconds, v)}

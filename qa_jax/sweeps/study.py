@@ -124,7 +124,7 @@ class Study:
   def begin(self, trial: plan.Trial) -> None:
     self._set_state(trial, TrialState.RUNNING)
 
-  def superfluous(self, trial: plan.Trial) -> str:
+  def reason_to_skip(self, trial: plan.Trial) -> str:
     """Returns the reason why a trial need not begin, or ''."""
     if self._pruner != 'wilcoxon' or self._is_default(trial):
       return ''
@@ -136,7 +136,7 @@ class Study:
     return pruners.worse_over_seeds(
         finished.pop(json.dumps(trial.variant), {}), list(finished.values()))
 
-  def hopeless(self, trial: plan.Trial) -> str:
+  def reason_to_end(self, trial: plan.Trial) -> str:
     """Records new evaluations of a trial; returns why it should end, or ''."""
     path = RunDirectory(trial.run).metrics_file
     size = path.stat().st_size if path.is_file() else 0
@@ -161,7 +161,7 @@ class Study:
 
   def complete(self, trial: plan.Trial) -> None:
     """Records the last evaluations and the final F1 of a trial."""
-    self.hopeless(trial)
+    self.reason_to_end(trial)
     self._set_state(trial, TrialState.COMPLETE,
                     trial.read_metrics()[SCORE])
 

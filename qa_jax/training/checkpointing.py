@@ -40,16 +40,14 @@ class Schedule:
 
   def saves(self, step: int) -> bool:
     """Returns whether a checkpoint is saved before this step."""
-    return (self._is_evaluation_step(step)
+    return (step == self.num_steps or self.evaluates(step)
             or step % self.checkpoint_every_steps == 0)
 
   def evaluates(self, step: int) -> bool:
     """Returns whether metrics are measured before this step."""
-    return self.has_evaluation and self._is_evaluation_step(step)
-
-  def _is_evaluation_step(self, step: int) -> bool:
     every = self.eval_every_steps
-    return step == self.num_steps or bool(every and step % every == 0)
+    return self.has_evaluation and (
+        step == self.num_steps or bool(every and step % every == 0))
 
   def lacks_evaluation(self, store: manager.Checkpoints, step: int) -> bool:
     """Returns whether the checkpoint of a step has no metrics but should."""
@@ -269,12 +267,17 @@ def open_run(trainer: Trainer, config: config_lib.Config,
     files.write_json(directory.alignment_file, {
         'counts': trainer.windows.audit, 'examples': trainer.windows.faults})
     directory.write(
-        config, trainer.sizes, trainer.tokenizer, run_record.run_record(
+        config, trainer.model.config, trainer.windows.tokenizer,
+        run_record.run_record(
             seed=config.seed, argv=sys.argv, devices=trainer.devices,
             hashes=trainer.data_hashes | trainer.weight_hashes) | {
                 'compute_dtype': build.compute_dtype(config),
                 'platform_choices': config_lib.platform_choices(
                     trainer.config, trainer.devices[0].platform),
+                **({'init_from_step': RunDirectory(
+                    trainer.source).resolve_step('best')}
+                   if trainer.source and RunDirectory(trainer.source).is_run()
+                   else {}),
                 **(record or {})})
 
   directory = RunDirectory(workdir)

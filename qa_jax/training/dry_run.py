@@ -39,7 +39,7 @@ def summarize(trainer: trainer_lib.Trainer) -> dict[str, Any]:
       'updates_per_dispatch': trainer.dispatch,
       'steps_per_epoch': trainer.batches.steps_per_epoch,
       'steps': trainer.num_steps,
-      'vocabulary': len(trainer.tokenizer.vocab),
+      'vocabulary': len(trainer.windows.tokenizer.vocab),
       **_costs(trainer)}
 
 

@@ -173,10 +173,10 @@ class StepMetrics:
     self.skipped = skipped  # skipped updates: all, and the last in a row
     self.losses = losses  # sum and number of the losses since the last row
     self.mean_loss = math.nan  # of the last row
-    # Window numbers, rows and tokens of the steps in flight. A failed member of
-    # a population takes none out; the bound keeps its queue short.
+    self.step = 0  # the last one that was counted
+    # Window numbers, rows and tokens of the steps in flight.
     self._in_flight: collections.deque[tuple[np.ndarray, int, int]] = (
-        collections.deque(maxlen=64))
+        collections.deque())
 
   def add_batch(self, windows: np.ndarray, lengths: np.ndarray) -> None:
     """Counts windows (-1 is padding) and their tokens, before a step."""
@@ -200,6 +200,7 @@ class StepMetrics:
     now = time.perf_counter()
     each, self._read = (now - self._read) / len(done), now
     for step, values in done:
+      self.step = step
       self._seconds += each
       windows, rows, tokens = self._in_flight.popleft()
       self._rows, self._tokens = self._rows + rows, self._tokens + tokens
@@ -227,7 +228,7 @@ class StepMetrics:
         self.log.histogram(step, 'train/grad_norm_of_steps', self._norms)
         if self._progress:
           self._progress.note(f'loss {self.mean_loss:.4f}  '
-                              f'{line["examples_per_second"]:.1f} examples/s')
+                              f'{line["examples_per_second"]:.1f} windows/s')
         self._seconds, self._rows, self._tokens = 0.0, 0, 0
         self._norms, self.losses = [], (0.0, 0)
 

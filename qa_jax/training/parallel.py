@@ -33,13 +33,13 @@ P = jax.sharding.PartitionSpec
 class Parallel:
   """A train step that is wrapped for devices, and the placement of arrays."""
   step: Step  # (state, device batch) → (state, metrics); donates the state
-  lower: Callable[[Any, Any], jax.stages.Lowered]  # of this call of `step`
+  lower: Callable[[Any, Any], jax.stages.Lowered]  # takes what `step` takes
   place_batch: Callable[[Any], Any]  # host batch → device batch
   state_sharding: Callable[[Any], Any]  # a state (or shapes) → shardings
   mesh: jax.sharding.Mesh
 
   def compile(self, state: Any, batch: Any) -> jax.stages.Compiled:
-    """Compiles the program of this call of `step`."""
+    """Compiles the program that `step(state, batch)` would run."""
     return self.lower(state, batch).compile()
 
 

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import operator
 import pathlib
+import time
 from typing import Any
 
 import jax
@@ -189,7 +190,7 @@ class _Member:
     trainer, batches = self.trainer, []
     for _ in range(count):
       length, rows = trainer.batches.next_rows()
-      if self.meter:  # None: the member had failed before it began
+      if not self.failed:
         self.meter.add_batch(
             rows['window'], trainer.batches.lengths_of(rows['window']))
       batch = trainer.batches.gather(length, rows)
@@ -198,8 +199,10 @@ class _Member:
       batches.append(batch)
     return batches
 
-  def read(self, step: int, values: dict[str, np.ndarray]) -> None:
-    """Logs one step. Too many skipped updates end only this member.
+  def read(self, steps: Sequence[int], values: dict[str, np.ndarray]) -> None:
+    """Logs the steps of a dispatch; the values have a leading axis of steps.
+
+    Too many skipped updates end only this member.
 
     They are recorded, so that the other members do not wait for this one if the
     population is killed and started again.
@@ -207,13 +210,15 @@ class _Member:
     if self.failed:
       return
     try:
-      self.meter.add_steps([(step, values)])
+      self.meter.add_steps([
+          (step, {name: value[k] for name, value in values.items()})
+          for k, step in enumerate(steps)])
     except errors.UserError as e:
       self.outcome = e
       console.say(f'{self.workdir}: {e}')
       if self.meter.skipped[1] > self.trainer.config.train.max_skipped:
         files.write_json(RunDirectory(self.workdir).failure_file,
-                         {'step': step, 'error': str(e)})
+                         {'step': self.meter.step, 'error': str(e)})
 
   def evaluate_and_save(self, step: int, state: step_lib.TrainState) -> str:
     """Evaluates and saves this member; returns a line for the user."""
@@ -246,6 +251,7 @@ class _PopulationProgram:
   rates: Any  # learning rate and weight decay of each member, on the devices
   progress: console.Progress
   most_at_once: int
+  compiled: set[tuple[Any, ...]] = dataclasses.field(default_factory=set)
 
   def is_due(self, step: int) -> bool:
     return any(not m.failed and m.checkpointer.is_due(step)
@@ -253,12 +259,19 @@ class _PopulationProgram:
 
   def evaluate_and_save(self, step: int, states: Any) -> None:
     # One member after another, each on all devices.
+    began = time.perf_counter()
     for member, state in zip(
         self.members, self.vectorized.take(states), strict=True):
       if not member.failed and member.checkpointer.is_due(step):
         note = member.evaluate_and_save(step, state)
         if note:
           self.progress.note(f'{member.workdir.name}: {note}')
+    self._leave_out(time.perf_counter() - began)
+
+  def _leave_out(self, seconds: float) -> None:
+    for member in self.members:
+      if not member.failed:
+        member.meter.leave_out(seconds)
 
   def is_complete(self, step: int) -> bool:
     return all(m.failed or m.checkpointer.is_complete(step)
@@ -282,24 +295,27 @@ class _PopulationProgram:
     # Batches of one shape in every member are padded alike.
     count = min(m.trainer.batches.count_alike(most) for m in self.members)
     batches = [m.next_batches(count) for m in self.members]
-    states, values = self.vectorized.step(
-        states, self.rates, self.vectorized.place(
-            [step_lib.stack_batches(some, self.most_at_once)
-             for some in batches]))
+    placed = self.vectorized.place(
+        [step_lib.stack_batches(some, self.most_at_once) for some in batches])
+    shapes = tuple(x.shape for x in jax.tree.leaves(placed))
+    began = time.perf_counter()
+    states, values = self.vectorized.step(states, self.rates, placed)
+    if shapes not in self.compiled:  # the call returned after the compilation
+      self.compiled.add(shapes)
+      self._leave_out(time.perf_counter() - began)
     return states, values, count
 
   def read(self, done: list[tuple[range, Any]]) -> None:
     for steps, values in done:
       rows = self.vectorized.take(values)
-      for k, step in enumerate(steps):
-        for member, row in zip(self.members, rows, strict=True):
-          member.read(step, {name: value[k] for name, value in row.items()})
-        self.progress.update(step)
-        # A member that had failed before the start has no meter.
-        meters = [m.meter for m in self.members if not m.failed]
-        if meters and meters[0].is_due(step):
-          losses = [meter.mean_loss for meter in meters]
-          self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
+      for member, row in zip(self.members, rows, strict=True):
+        member.read(steps, row)
+      self.progress.update(steps[-1])
+      # A member that had failed before the start has no meter.
+      meters = [m.meter for m in self.members if not m.failed]
+      if meters and any(map(meters[0].is_due, steps)):
+        losses = [meter.mean_loss for meter in meters]
+        self.progress.note(f'loss {min(losses):.4f} … {max(losses):.4f}')
 
 
 def train_members(

@@ -16,12 +16,12 @@ def steps_to_profile(steps: range, start: int, end: int) -> range:
   Raises:
     UserError: the run makes none of `steps`.
   """
-  made = range(max(steps.start, start), min(steps.stop, end))
-  if steps and not made:
+  chosen = range(max(steps.start, start), min(steps.stop, end))
+  if steps and not chosen:
     raise errors.UserError(
         f'--profile_steps={steps.start}:{steps.stop}: this run makes steps '
         f'{start} … {end - 1}; choose some of them')
-  return made
+  return chosen
 
 
 class Profiler:
@@ -48,7 +48,15 @@ class Profiler:
       if self._on:
         jax.profiler.start_trace(self._directory)
       else:
-        jax.profiler.stop_trace()
-        console_lib.say(
-            f'profile of {len(self._steps)} step'
-            f'{"s" * (len(self._steps) > 1)} in {self._directory}')
+        self._write(f'profile of {len(self._steps)} step'
+                    f'{"s" * (len(self._steps) > 1)}')
+
+  def close(self) -> None:
+    """Writes a profile that a signal or an error has cut short."""
+    if self._on and processes.is_first_process():
+      self._write('profile that was cut short')
+    self._on = False
+
+  def _write(self, name: str) -> None:
+    jax.profiler.stop_trace()
+    console_lib.say(f'{name} in {self._directory}')

@@ -43,6 +43,9 @@ def train_step(state: TrainState, batch: dict[str, jax.Array],
   run over rows, micro-steps and devices. The sums are divided once, at the end,
   so that uneven padding is exact on any number of devices.
 
+  `batch` has 'row' [B] int32, the number of a row in the global batch, 'weight'
+  [B] float32, and the arrays that `loss_fn` reads; 'step' and 'draw' are added.
+
   `optimizer` takes the arguments of optimizer.adamw.
   `loss_fn(params, batch, key)` returns [B] values of 'loss' and of further
   metrics, which are averaged in the same way. `axis_name` is the device axis of

@@ -107,7 +107,7 @@ def describe_run(trainer: trainer_lib.Trainer) -> str:
   return (f'{dry_run.describe_parameters(trainer)} on '
           f'{dry_run.device_text(trainer)} ({config.parallel.mode}), '
           f'{build.compute_dtype(config)}, attention '
-          f'{build.attention_in_use(config, trainer.sizes)}; '
+          f'{build.attention_in_use(config, trainer.model.config)}; '
           f'{trainer.num_steps} updates of {trainer.batches.describe()}'
           + f'; {trainer.dispatch} a dispatch' * (trainer.dispatch > 1))
 
@@ -178,6 +178,7 @@ def train(config: config_lib.Config, workdir: pathlib.Path,
     dog = open_things.enter_context(watchdog.Watchdog(
         config.train.step_timeout_seconds, str(workdir)))
     trace = profiler.Profiler(workdir / 'profile', profile_steps)
+    open_things.callback(trace.close)
     meter = checkpointing.step_metrics(trainer, log, costs, counts, progress)
     checkpointer = checkpointing.build_checkpointer(
         trainer, store, workdir, requests, meter, start=start)

@@ -30,7 +30,6 @@ from qa_jax.data import store as store_lib
 from qa_jax.data import tokenizer as tokenizer_lib
 from qa_jax.data import windows as windows_lib
 from qa_jax.evaluation import evaluator as evaluator_lib
-from qa_jax.models import encoders
 from qa_jax.models import qa
 from qa_jax.runtime import compilation
 from qa_jax.runtime import console
@@ -46,10 +45,10 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
                        init_head: bool = True) -> tuple[Any, list[str]]:
   """Returns the parameters before the first step, and notes for the user.
 
-  Without `source` they are drawn with `key`. A Hugging Face model or a run at
-  `source` gives the encoder: its first layers if it has more than the model. It
-  also gives the head if it gives all layers, the heads are equal and
-  `init_head` is true; otherwise the head is drawn.
+  Without `source` they are drawn with `key`. A Hugging Face model or the best
+  checkpoint of a run at `source` gives the encoder: its first layers if it has
+  more than the model. It also gives the head if it gives all layers, the heads
+  are equal and `init_head` is true; otherwise the head is drawn.
   """
   if source is None:
     return qa.init_params(net, key), []
@@ -61,19 +60,23 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
   stored = RunDirectory(source).read_config()
   sizes = RunDirectory(source).read_encoder_config()
   other = build.build_model(stored, sizes)
+  step, last = map(RunDirectory(source).resolve_step, ('best', 'last'))
   params = RunDirectory(source).read_parameters(
-      'best', qa.param_shapes(other))
+      str(step), qa.param_shapes(other))
+  notes = [f'{source}: the parameters of step {step}, its best checkpoint; the '
+           f'last is of step {last}'] * (step != last)
   used = net.config.num_layers
   if used < sizes.num_layers:
     fresh = qa.init_head(net, key)  # with the names of the layers to take
     return {'encoder': {k: params['encoder'][k] for k in fresh['encoder']},
-            'head': fresh['head']}, [hugging_face.first_layers_note(
-                source, used, sizes.num_layers)]
+            'head': fresh['head']}, [
+                *notes, hugging_face.first_layers_note(
+                    source, used, sizes.num_layers)]
   if init_head and other.head == net.head:
-    return params, []
+    return params, notes
   return {**params, 'head': qa.init_head(net, key)['head']}, [
-      f'the head is fresh; {source}, whose head is {stored.model.head}, gives '
-      'the encoder']
+      *notes, f'the head is fresh; {source}, whose head is '
+      f'{stored.model.head}, gives the encoder']
 
 
 def build_optimizer(
@@ -108,7 +111,8 @@ def build_loss(net: qa.QAModel, objective: objectives.Objective,
                ) -> step_lib.Loss:
   """Builds the loss function of the train step.
 
-  With `freeze_encoder` its gradient by the encoder is 0, which costs nothing.
+  With `freeze_encoder` the gradient with respect to the encoder is 0, and is
+  neither computed nor summed over devices.
 
   It returns the objective's 'loss' of each row. Unless the head scores ends
   only for given starts, it also returns 'valid_mass', which is only logged.
@@ -208,9 +212,7 @@ class Trainer:
   objective: objectives.Objective
   source: pathlib.Path | None  # directory of model.init_from
   windows: windows_lib.WindowSet
-  tokenizer: tokenizer_lib.Tokenizer
   buckets: tuple[int, ...]  # lengths of batches, in tokens
-  sizes: encoders.EncoderConfig
   model: qa.QAModel
   loss_fn: step_lib.Loss
   batches: batches_lib.TrainBatches
@@ -226,7 +228,7 @@ class Trainer:
   @functools.cached_property
   def data_hashes(self) -> dict[str, str]:
     """The hashes of the vocabulary and the data."""
-    hashes = {'vocabulary': self.tokenizer.fingerprint,
+    hashes = {'vocabulary': self.windows.tokenizer.fingerprint,
               'train': store_lib.fingerprint(self.windows.examples)}
     if self.evaluator:
       hashes['eval'] = store_lib.fingerprint(self.evaluator.windows.examples)
@@ -311,6 +313,12 @@ def build_parts(
       f'config.objective={config.objective!r} normalises over padding, which '
       f'packed rows lack: config.data.packing={config.data.packing!r}; set it '
       'to False')
+  errors.require(
+      not objective.needs_whole_questions
+      or config.data.windows_without_answer != 'drop',
+      f'config.objective={config.objective!r} needs all windows of a question, '
+      "but config.data.windows_without_answer='drop' leaves some out; set it "
+      'to cls')
   if not config.data.train:
     raise errors.UserError('config.data.train is empty; name a data source')
   for spec in filter(None, (config.data.train, config.data.eval)):
@@ -360,15 +368,15 @@ def build_trainer(config: config_lib.Config,
   if run and source == run.path:  # in place of init_from; its head is this one
     config = dataclasses.replace(config, model=dataclasses.replace(
         config.model, init_head=True))
-  buckets, sizes = input_pipeline.batch_buckets(config), model.config
+  buckets = input_pipeline.batch_buckets(config)
   windows, note = input_pipeline.load_windows(
       config, config.data.train, vocabulary)
   examples_lib.require_answers(
       windows.audit['unanswered'], len(windows.examples), config.data.train)
   notes = [f'{note}; {describe_alignment(windows.audit)}']
-  if not sizes.vocab_size:
-    sizes = dataclasses.replace(sizes, vocab_size=len(windows.tokenizer.vocab))
-    model = model.clone(config=sizes)
+  if not model.config.vocab_size:
+    model = model.clone(config=dataclasses.replace(
+        model.config, vocab_size=len(windows.tokenizer.vocab)))
   loss_fn = build_loss(model, objective, config.decode,
                        config.optim.freeze_encoder)
   parts, state_notes = _seeded_parts(
@@ -381,8 +389,10 @@ def build_trainer(config: config_lib.Config,
       mode=config.parallel.mode, devices=devices,
       axes=dict(config.parallel.mesh),
       deterministic=config.precision.deterministic)
-  notes += state_notes + [note for note in (
-      parts['batches'].rounding_note(),
+  if not run or source != run.path:
+    notes += state_notes
+  notes += [note for note in (
+      parts['batches'].rounding_note(), input_pipeline.buckets_note(config),
       build.untrained_lengths(config, objective)) if note]
   evaluator = None
   if config.data.eval:
@@ -394,9 +404,9 @@ def build_trainer(config: config_lib.Config,
         model, held_out, config, mesh=wrapped.mesh)
   trainer = Trainer(
       config=config, devices=devices, objective=objective, source=source,
-      windows=windows, tokenizer=windows.tokenizer, buckets=buckets,
-      sizes=sizes, model=model, loss_fn=loss_fn, dispatch=dispatch,
-      parallel=wrapped, evaluator=evaluator, notes=notes, **parts)
+      windows=windows, buckets=buckets, model=model, loss_fn=loss_fn,
+      dispatch=dispatch, parallel=wrapped, evaluator=evaluator, notes=notes,
+      **parts)
   if processes.is_multi_process():
     processes.check_equal_on_all(
         config=json.dumps(config.to_dict(), sort_keys=True),
@@ -433,7 +443,7 @@ def _seeded_parts(
   errors.require(
       updates <= most, f'config.train.num_epochs={config.train.num_epochs:g} '
       f'are {updates:.3g} updates, more than {most}; lower it')
-  num_steps = math.ceil(updates)
+  num_steps = math.ceil(round(updates, 6))  # 0.07 · 100 is more than 7
   facts = dict(num_steps=num_steps, num_layers=model.config.num_layers,
                bias_table=model.config.BIAS_TABLE)
   schedule, optimizer = build_optimizer(config.optim, **facts)

@@ -48,7 +48,7 @@ def test_contenders_take_turns_and_the_median_counts(capsys):
   assert (a.timing.median, b.timing.median) == (2, 4)
   assert a.timing.items_per_second == 6
   assert capsys.readouterr().err.splitlines()[:2] == [
-      'ours, a: 12 examples in 1 s', 'peer, b: 12 examples in 4 s']
+      'ours, a: 12 windows in 1 s', 'peer, b: 12 windows in 4 s']
 
 
 def test_finalists_are_the_best_of_each_side_and_group_after_a_warm_run():

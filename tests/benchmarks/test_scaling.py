@@ -40,7 +40,7 @@ def step_of(**fields) -> tuple[collections.Counter[str], int, int]:
   wrapped = trainer.parallel
   state = jax.device_put(trainer.state, wrapped.state_sharding(trainer.state))
   program = wrapped.compile(state, wrapped.place_batch(next(trainer.batches)))
-  sizes, length = trainer.sizes, trainer.config.data.max_length
+  sizes, length = trainer.model.config, trainer.config.data.max_length
   return (moved(program.as_text()),
           scaling_model.gradient_bytes(trainer.state.params),
           4 * sizes.hidden_size * (sizes.max_position - length))

@@ -32,7 +32,7 @@ WRONG = (  # bodies and the expected statuses
 def serve(port_file: pathlib.Path) -> None:
   """Serves on a free port of 127.0.0.1 and writes the port to a file."""
   house = service_lib.Service(random_model.random_qa('independent'), LIMITS)
-  house.warm_up()
+  house.qa.warm_up()
   with server.bind_socket('127.0.0.1', 0) as sock:
     port_file.with_suffix('.part').write_text(str(sock.getsockname()[1]))
     port_file.with_suffix('.part').rename(port_file)

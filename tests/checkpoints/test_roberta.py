@@ -442,6 +442,21 @@ def test_the_written_tokenizer_json_lays_out_pairs_as_before(tmp_path):
       assert rows[0].offsets == rows[1].offsets
 
 
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'num_heads': 3}, 'hidden_size 16 is not divisible by num_heads 3'),
+    ({'num_heads': 0}, 'num_heads=0 must be at least 1'),
+    ({'mlp_size': -1}, 'mlp_size=-1 must be at least 1'),
+    ({'size': 1}, 'size')])
+def test_a_damaged_file_of_the_encoder_is_one_line(tmp_path, change, message):
+  export_lib.write_run_directory(
+      export_lib.read_source(str(directory_of('roberta'))), tmp_path / 'x', [])
+  path = tmp_path / 'x' / 'encoder.json'
+  files.write_json(path, files.read_object(path) | change)
+  with pytest.raises(errors.UserError, match='encoder') as e:
+    RunDirectory(tmp_path / 'x').read_encoder_config()
+  assert str(e.value).startswith(f'{path}: ') and message in str(e.value)
+
+
 def test_a_run_without_the_name_of_an_architecture_is_berts(tmp_path):
   export_lib.write_run_directory(
       export_lib.read_source(str(directory_of('roberta'))), tmp_path / 'x', [])

@@ -5,6 +5,7 @@ P row length.
 """
 
 import dataclasses
+import json
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -274,9 +275,10 @@ def test_a_softmax_over_padding_takes_no_packed_rows(spec):
     with pytest.raises(errors.UserError, match='normalises over padding'):
       trainer_lib.build_parts(tiny.config(
           objective=spec, data={**tiny.FIELDS['data'], 'packing': mode}), 1)
-  auto = tiny.config(objective=spec, data={
-      **tiny.FIELDS['data'], 'packing': 'auto'})
-  assert config_lib.packing(auto, 'gpu') is False
+  for objective in (spec, f'answerability(base={json.dumps(spec)})'):
+    auto = tiny.config(objective=objective, data={
+        **tiny.FIELDS['data'], 'packing': 'auto'})
+    assert config_lib.packing(auto, 'gpu') is False
   assert registry.build(objectives.OBJECTIVES, spec,
                         what='objective').reads_padding
   assert not registry.build(objectives.OBJECTIVES, spec.replace(

@@ -29,7 +29,6 @@ from qa_jax.metrics import calibration
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
 from qa_jax.serving import server
-from qa_jax.serving import service
 from qa_jax.training import train
 from tests.common import commands
 from tests.common import lookup
@@ -444,8 +443,9 @@ def test_the_uncalibrated_threshold_is_the_configs_also_if_it_is_not_0(
   files.write_json(workdir / 'config.json', fields)
   values = [evaluator.evaluate_data(
       predict.load(workdir, **options), HELD_OUT, output=None)
-      for options in ({}, {'calibrated': False})]
+      for options in ({}, {'calibrated': False}, {'null_threshold': -1000.0})]
   assert values[0]['uncalibrated_f1'] == values[1]['f1']
+  assert values[2]['uncalibrated_f1'] == values[1]['f1'] != values[2]['f1']
   assert values[0]['f1'] != values[1]['f1']
 
 
@@ -516,7 +516,7 @@ def test_serve_uses_the_calibration_of_its_own_decoding(
     calibrated, calibrated_on, monkeypatch, whole_words):
   workdir = calibrated_on(whole_words=True) if whole_words else calibrated
   served = []
-  monkeypatch.setattr(service.Service, 'warm_up', lambda self: 0)
+  monkeypatch.setattr(predict.QA, 'warm_up', lambda self: 0)
   monkeypatch.setattr(server, 'serve', lambda s, _: served.append(s.qa))
   threshold = calibration.read_calibration(workdir).threshold
   for flags, words in ([], True), (['--decode.whole_words=false'], False):

@@ -544,6 +544,7 @@ def test_mistakes_of_the_command_are_one_line(folder, members, more, message):
      '--held_out_members'),
     (['run', 'model'], [], 'model is neither a run nor an evaluation: it has '
      'no nbest.jsonl; evaluate it (python -m experiments.evaluate --workdir='),
+    (['run', 'held0.jsonl'], [], "held0.jsonl: question 'q40' is not in the"),
     (['run', 'no_null'], [], 'no_null has the null rule never, but some')])
 def test_a_member_that_cannot_answer_is_refused_before_any_model_runs(
     folder, monkeypatch, members, more, message):

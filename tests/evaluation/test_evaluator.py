@@ -722,6 +722,19 @@ def test_merging_lets_two_halves_overtake_the_best():
   assert merged.ptr.tolist() == [0, 2]
 
 
+def test_a_merged_probability_is_at_most_1():
+  context = 'Ada ' * 40
+  posteriors = np.float32(np.random.default_rng(0).dirichlet(
+      np.ones(40), size=200))
+  answers = candidates(['Ada'] * 40, [0.0] * 40, context)
+  merged = [answers_lib.merge_surface_forms(
+      [Example('q', '', context)], dataclasses.replace(
+          answers, log_p=np.log(np.float64(p)))).log_p[0] for p in posteriors]
+  assert np.log(np.float64(posteriors)).shape == (200, 40)
+  assert max(np.float64(p).sum() for p in posteriors) > 1  # by rounding
+  assert max(merged) == 0 and min(merged) > -1e-5
+
+
 def test_merged_ties_keep_their_order_and_huge_scores_stay_finite():
   context = 'x y z'
   merged = answers_lib.merge_surface_forms(

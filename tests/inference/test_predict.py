@@ -1,6 +1,7 @@
 """Tests of a loaded model's answers by brute force on its scores."""
 
 import copy
+import dataclasses
 import functools
 import pathlib
 import pickle
@@ -223,6 +224,27 @@ def test_answer_takes_its_texts_by_name_or_place_and_a_number_of_candidates(qa):
   more = qa('x y', SHORT, n_best=9).n_best  # decode.n_best is 6
   assert (len(more), more[:6]) == (9, answer.n_best)
   assert len(repr(answer)) < 200
+
+
+def test_a_number_of_candidates_changes_no_answer_also_if_they_are_merged(
+    directory):
+  """`b` wins if all spans are merged, since it is there most often."""
+  rows = [{'question': q, 'context': ' '.join(c)} for q, c in (
+      ('x y', 'a b b c b d b e b f'), ('z', 'g h g i g j g k'),
+      ('q r', 'm n m n m n o o'))]
+  qa, all_spans = (predict.load(
+      directory, null_rule='never', merge='surface_form', **{
+          **OPTIONS, 'n_best': n_best}) for n_best in (2, 60))
+  answers = qa.answer_batch(rows)
+  assert [a.text for a in answers] != [
+      a.text for a in all_spans.answer_batch(rows)]
+  for n_best in (1, 60):
+    assert [dataclasses.replace(a, n_best=()) for a in qa.answer_batch(
+        rows, n_best=n_best)] == [
+            dataclasses.replace(a, n_best=()) for a in answers]
+  for answer in all_spans.answer_batch(rows):  # a sum of posteriors
+    assert 0 < answer.probability <= 1
+    assert all(c['probability'] <= 1 for c in answer.n_best)
 
 
 @pytest.mark.parametrize('n_best', [0, -1, 2.0, True, '3'])

@@ -6,6 +6,7 @@ to float32.
 """
 
 import json
+import math
 import pathlib
 import re
 import time
@@ -346,7 +347,18 @@ def test_rows_with_probabilities_are_those_of_version_2():
   assert values['best_f1'] == pytest.approx(100 * (2 + 2 / 3) / 3)
 
 
+def test_probabilities_of_numpy_are_those_of_python():
+  predictions, references = rows(probabilities=True)
+  for row in predictions:
+    row['no_answer_probability'] = np.float32(row['no_answer_probability'])
+  values = squad.squad_metrics(predictions=predictions, references=references,
+                               na_threshold=0.5)
+  assert values['no_answer_exact_match'] == 100
+
+
 @pytest.mark.parametrize(('change', 'message'), [
+    (lambda p, r: [row.update(no_answer_probability=math.nan) for row in p],
+     r"na_scores\['a'\] is nan, expected a number"),
     (lambda p, r: p.append(p[0]), "id 'a' stands there twice"),
     (lambda p, r: p[0].pop('prediction_text'), "no 'prediction_text'"),
     (lambda p, r: p[0].update(no_answer_probability=1), 'others have it'),

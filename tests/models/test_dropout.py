@@ -36,6 +36,15 @@ def test_units_are_scaled_or_zero(dtype):
   assert set(np.unique(np.asarray(y, np.float32))) == {0.0, 4.0}
 
 
+def test_units_in_bfloat16_are_scaled_without_bias():
+  """1 / 0.9 in bfloat16 is 1.109375: all units would be 0.16 % too small."""
+  x = np.random.default_rng(0).normal(size=(1, 4096)).astype(jnp.bfloat16)
+  y = np.asarray(dropout.dropout(jnp.asarray(x), 0.1, keys_of(rows=1), 0))
+  right = (x.astype(np.float64) / 0.9).astype(jnp.bfloat16)
+  np.testing.assert_array_equal(y[y != 0], right[y != 0])
+  assert (y != 0).mean() > 0.8
+
+
 def test_gradient_of_dropped_units_is_zero():
   x = jnp.linspace(1, 2, 256).reshape(2, 128)
   y, pull = jax.vjp(
@@ -45,9 +54,9 @@ def test_gradient_of_dropped_units_is_zero():
 
 
 def test_mask_under_jit_is_the_mask():
-  np.testing.assert_array_equal(
-      jax.jit(lambda k: dropout.counter_hash(k, 1000, 0.1))(keys_of().seeds),
-      dropout.counter_hash(keys_of().seeds, 1000, 0.1))
+  mask = lambda keys: dropout.unit_mask(
+      (len(keys.seeds), 1000), 0.1, keys, dropout.EMBEDDINGS)
+  np.testing.assert_array_equal(jax.jit(mask)(keys_of()), mask(keys_of()))
 
 
 def lowbias32(x: int) -> int:  # Wellons (2018), in whole numbers
@@ -61,7 +70,7 @@ def lowbias32(x: int) -> int:  # Wellons (2018), in whole numbers
 def test_masks_are_those_of_the_published_hash(place):
   seeds = [(0, 0), (1, 2**31), (2**32 - 1, 7)]
   keys = dropout.DropoutKeys(jnp.array(seeds, jnp.uint32))
-  masks = np.asarray(dropout.kept((3, 8, 5), 0.4, keys, place))
+  masks = np.asarray(dropout.unit_mask((3, 8, 5), 0.4, keys, place))
   for row, (mask, pair) in enumerate(zip(masks, seeds, strict=True)):
     first, second = (
         lowbias32(lowbias32((seed + step * place) % 2**32) ^ step)
@@ -78,7 +87,7 @@ def test_masks_are_those_of_the_published_hash(place):
 def test_an_array_that_rows_share_has_one_mask_a_layer_whatever_the_rows():
   def mask(rows, layer):
     keys = dropout.DropoutKeys.from_rows(jax.random.key(0), jnp.array(rows))
-    return np.asarray(dropout.kept(
+    return np.asarray(dropout.unit_mask(
         (1, 64), 0.5, keys.fold(layer).shared(), dropout.POSITIONS))
   np.testing.assert_array_equal(mask([0, 1], 3), mask([5, 6], 3))
   assert (mask([0, 1], 3) != mask([0, 1], 4)).any()
@@ -134,8 +143,8 @@ def test_counts_in_blocks_vary_as_a_binomial_does():
 def test_a_row_keeps_its_mask_in_another_batch():
   key = jax.random.key(7)
   whole, part = (
-      dropout.counter_hash(
-          dropout.DropoutKeys.from_rows(key, rows).seeds, 512, 0.1)
+      dropout.unit_mask((len(rows), 512), 0.1, dropout.DropoutKeys.from_rows(
+          key, rows), dropout.EMBEDDINGS)
       for rows in (jnp.arange(4), jnp.array([3, 1])))
   np.testing.assert_array_equal(part, whole[jnp.array([3, 1])])
 

@@ -225,16 +225,16 @@ def test_dropout_depends_on_key_and_row_alone(qa, arrays):
 
 
 def test_layers_and_places_drop_independently(qa, arrays, monkeypatch):
-  real, seen, rates = dropout.counter_hash, [], []
+  real, seen, rates = dropout.unit_mask, [], []
   sizes = dataclasses.replace(
       qa.model.config, dropout=0.2, attention_dropout=0.3)
 
-  def spy(keys, count, rate, index=None):
-    seen.append(real(keys, 4096, 0.1)[0])
-    rates.append((count == sizes.num_heads * LENGTH**2, rate))
-    return jnp.ones((len(keys), count), bool)
+  def spy(shape, rate, keys, place, index=None):
+    seen.append(real((1, 4096), 0.1, keys, place)[0])
+    rates.append((shape[1:] == (sizes.num_heads, LENGTH, LENGTH), rate))
+    return jnp.ones(shape, bool)
 
-  monkeypatch.setattr(dropout, 'counter_hash', spy)
+  monkeypatch.setattr(dropout, 'unit_mask', spy)
   with jax.disable_jit():  # under jit all layers share one trace
     sizes.build(jnp.float32, 'xla').apply(
         {'params': qa.params['encoder']},

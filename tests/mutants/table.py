@@ -453,8 +453,8 @@ MUTATIONS: dict[str, Mutation] = {
     'significance-one': Mutation(
         SIGNIFICANCE, 'if len(changed) < 2:', 'if len(changed) < 1:', SIGNS),
     'significance-level': Mutation(
-        SIGNIFICANCE, '[(1 - level) / 2, (1 + level) / 2]',
-        '[(1 - level), level]', SIGNS),
+        SIGNIFICANCE, '[ALPHA / 2, 1 - ALPHA / 2]',
+        '[ALPHA, 1 - ALPHA]', SIGNS),
     'significance-sd': Mutation(
         SIGNIFICANCE, 'np.std(values, ddof=1) / n**0.5)',
         'np.std(values, ddof=0) / n**0.5)', 'tests/sweeps/test_report.py -k '

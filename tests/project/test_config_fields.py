@@ -196,7 +196,7 @@ def check_rate(place: str) -> None:
   trainer = built(**{**off, f'model__{place}': 0.4})
   settings = config(**off)
   made = dataclasses.replace(build.encoder_config(
-      settings, len(trainer.tokenizer.vocab), None), **{place: 0.4})
+      settings, len(trainer.windows.tokenizer.vocab), None), **{place: 0.4})
   model = qa.QAModel(
       config=made, head=trainer.model.head, attention='xla',
       compute_dtype=jnp.dtype('float32'))
@@ -221,7 +221,7 @@ def check_attention(tmp_path):
   def losses_of(name):
     settings = config(model__attention=name)
     return losses(trainer, trainer_lib.build_loss(
-        build.build_model(settings, trainer.sizes), trainer.objective,
+        build.build_model(settings, trainer.model.config), trainer.objective,
         settings.decode))
   before = losses_of('xla')
   with mock.patch.dict(attention.ATTENTION, {
@@ -229,8 +229,8 @@ def check_attention(tmp_path):
     assert np.array_equal(losses_of('xla'), before)
     assert np.abs(losses_of('auto') - before).max() > 1e-4
   with pytest.raises(errors.UserError, match='cudnn'):
-    build.check_attention(config(model__attention='cudnn'), trainer.sizes,
-                          training=True)
+    build.check_attention(config(model__attention='cudnn'),
+                          trainer.model.config, training=True)
 
 
 def check_initializer_range(tmp_path):
@@ -483,13 +483,15 @@ def check_lowercase(tmp_path):
 def check_vocab(tmp_path):
   made = tokenizer_lib.train_tokenizer(['Mira built it'], vocab_size=120)
   made.save(tmp_path)
-  assert built(data__vocab=str(tmp_path)).tokenizer.vocab == made.vocab
-  assert built().tokenizer.vocab != made.vocab
+  trained = built(data__vocab=str(tmp_path))
+  assert trained.windows.tokenizer.vocab == made.vocab
+  assert built().windows.tokenizer.vocab != made.vocab
 
 
 def check_vocab_size(tmp_path):
   for size in (150, 250):
-    assert len(built(data__vocab_size=size).tokenizer.vocab) == size
+    trainer = built(data__vocab_size=size)
+    assert len(trainer.windows.tokenizer.vocab) == size
 
 
 def check_buckets(tmp_path):
@@ -850,7 +852,8 @@ def check_compute_dtype(tmp_path):
       ('auto', 'cpu', 'float32', False), ('auto', 'gpu', 'bfloat16', False),
       ('auto', 'tpu', 'bfloat16', False), ('auto', None, 'float32', False)):
     model = build.build_model(
-        config(precision__compute_dtype=name), exact.sizes, platform)
+        config(precision__compute_dtype=name), exact.model.config,
+        platform)
     assert (model.compute_dtype, model.tf32) == (dtype, tf32), name
 
 

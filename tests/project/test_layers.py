@@ -33,7 +33,7 @@ ALLOWED = {
         'registry span_scores'),
     'input_pipeline': 'checkpoints config data errors runtime',
     'inference': (
-        'build checkpoints config data decoding errors heads input_pipeline '
+        'build checkpoints config data decoding errors input_pipeline '
         'io metrics models objectives registry runtime span_scores'),
     'evaluation': (
         'checkpoints config data decoding errors inference input_pipeline '

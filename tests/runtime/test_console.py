@@ -287,13 +287,16 @@ def test_run_record_has_new_files_that_git_does_not_know_yet(
   git = lambda *words: subprocess.run(
       ['git', '-C', str(tmp_path), '-c', 'user.name=n', '-c', 'user.email=e',
        *words], check=True, capture_output=True)
-  for path in ('qa_jax/checkpoints/old.py', 'qa_jax/heads/mine ü.py',
-               'qa_jax/heads/ignored.py', 'configs/mine.py', 'notes.py'):
+  for path in ('qa_jax/__init__.py', 'qa_jax/checkpoints/old.py',
+               'qa_jax/heads/mine ü.py', 'qa_jax/heads/ignored.py',
+               'configs/mine.py', 'notes.py'):
     (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / path).write_text(f'# {path}\n')
   (tmp_path / '.gitignore').write_text('ignored.py\n')
   git('init')
-  git('add', '.gitignore', 'qa_jax/checkpoints')
+  # As the lock of an editor.
+  (tmp_path / 'qa_jax/heads/.#mine.py').symlink_to('user@host')
+  git('add', '.gitignore', 'qa_jax/__init__.py', 'qa_jax/checkpoints')
   git('commit', '-m', 'first')
   (tmp_path / 'qa_jax/checkpoints/old.py').write_bytes(b'changed \xff\n')
   monkeypatch.setattr(run_record, '__file__',
@@ -308,6 +311,11 @@ def test_run_record_has_new_files_that_git_does_not_know_yet(
                                 hashes={})['git']
   assert short['diff'] == record['diff'][:9]
   assert short['untracked']['configs/mine.py'] == '# configs'
+  # The same files in an installation that this repository does not track.
+  git('rm', '--cached', 'qa_jax/__init__.py')
+  assert run_record.run_record(
+      seed=1, argv=[], devices=jax.devices(), hashes={})['git'] == {
+          'commit': '', 'diff': '', 'untracked': {}}
   monkeypatch.setenv('PATH', '')  # git is not installed
   assert run_record.run_record(
       seed=1, argv=[], devices=jax.devices(), hashes={})['git'] == {

@@ -156,7 +156,7 @@ def test_spans_are_the_band_over_the_tokens_of_the_context(client):
 
 def test_after_the_warm_up_no_request_compiles():
   service, app = make()
-  assert service.warm_up() == 3 + 1  # 1, 2 or 4 windows; and the spans
+  assert service.qa.warm_up() == 3 + 1  # 1, 2 or 4 windows; and the spans
   programs = (decode.build_program(service.qa.model, service.qa.config.decode),
               span_view._compiled(service.qa.model,
                                   service.qa.config.decode.max_answer_length))

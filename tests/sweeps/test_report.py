@@ -381,7 +381,7 @@ def test_costs_are_relative_to_the_default(tmp_path):
   assert row.endswith('| – | – |')
   for path in tmp_path.glob('*/metrics.jsonl'):
     path.unlink()
-  assert 'step time' not in report.report_markdown(compare.compare(runs))
+  assert 'time per window' not in report.report_markdown(compare.compare(runs))
 
 
 @pytest.mark.parametrize(('impossible', 'there'), [(0.0, False), (0.5, True)])
@@ -403,7 +403,7 @@ def test_csv_has_all_numbers(runs):
                       ('f1_seeds', 2)):
     assert float(rows[1][name]) == value
   assert [r['f1_verdict'] for r in rows] == ['', *['too few seeds'] * 2]
-  assert rows[0]['f1_delta'] == rows[0]['step_time'] == ''
+  assert rows[0]['f1_delta'] == rows[0]['window_time'] == ''
 
 
 def test_csv_of_runs_has_each_seed(runs):

@@ -42,7 +42,7 @@ def test_a_row_has_overrides_evaluations_and_the_final_score(tmp_path):
   study = open_study(tmp_path)
   study.register(trials)
   study.begin(trials[1])
-  study.hopeless(trials[1])
+  study.reason_to_end(trials[1])
   study.fail(trials[2], 'no luck')
   assert (tmp_path / 'study.db').is_file()
   rows = sweeps.rows(open_study(tmp_path))
@@ -292,16 +292,16 @@ def test_halving_keeps_the_better_half_at_every_rung(tmp_path):
   for trial, score in zip(trials[1:], (50.0, 60.0, 40.0, 70.0, 65.0),
                           strict=True):
     sweeps.measure(trial, score, final=False)
-    said.append(study.hopeless(trial))
+    said.append(study.reason_to_end(trial))
   assert [bool(s) for s in said] == [False, False, True, False, False]
   assert said[2] == ('F1 40.00 at step 10 is not in the better half of the '
                      'trials that came so far')
   sweeps.measure(trials[5], 65.0, 61.0, final=False)
-  assert study.hopeless(trials[5]) == ''
+  assert study.reason_to_end(trials[5]) == ''
   sweeps.measure(trials[2], 60.0, 60.0, final=False)
-  assert 'F1 60.00 at step 20' in study.hopeless(trials[2])
+  assert 'F1 60.00 at step 20' in study.reason_to_end(trials[2])
   sweeps.measure(trials[0], 1.0, final=False)
-  assert study.hopeless(trials[0]) == ''  # the default is compared with
+  assert study.reason_to_end(trials[0]) == ''  # the default is compared with
   # Not a trial that is complete, whatever its evaluations were.
   assert sweeps.rows(study)[trials[4].name].state == TrialState.WAITING
 

@@ -44,7 +44,7 @@ def test_the_parameters_are_those_that_learn(trainer, freeze):
   text = dry_run.describe_parameters(dataclasses.replace(
       trainer, config=tiny.config(optim={'freeze_encoder': freeze})))
   every = sum(x.size for x in jax.tree.leaves(trainer.state.params))
-  head = 2 * trainer.sizes.hidden_size  # a start and an end score
+  head = 2 * trainer.model.config.hidden_size  # a start and an end score
   assert text == f'{every:,} parameters' + (
       f' ({head} of the head are trained)' * freeze)
 

@@ -9,6 +9,7 @@ import pytest
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.evaluation import evaluator
 from qa_jax.export import hugging_face as export
 from qa_jax.inference import predict
 from qa_jax.training import train
@@ -25,7 +26,32 @@ def test_a_run_can_start_from_a_run(finished, tmp_path):
   qa = predict.load(finished)
   jax.tree.map(np.testing.assert_array_equal,
                jax.device_get(started.state.params), jax.device_get(qa.params))
-  assert started.tokenizer == qa.tokenizer
+  assert started.windows.tokenizer == qa.tokenizer
+
+
+def test_a_start_from_an_earlier_checkpoint_than_the_last_is_said(
+    tmp_path, capsys, monkeypatch):
+  scores = iter((50.0, 30.0, 20.0))
+  real = evaluator.Evaluator.evaluate
+  monkeypatch.setattr(
+      evaluator.Evaluator, 'evaluate', lambda self, *args, **kwargs: {
+          **real(self, *args, **kwargs), 'f1': next(scores)})
+  source = tmp_path / 'source'
+  train.train(tiny.config(train={'num_steps': 3, 'eval_every_steps': 1}),
+              source)
+  config = shallow(source, 0, data={'eval': ''}, train={'num_steps': 1})
+  started = trainer_lib.build_trainer(config)
+  note = (f'{source}: the parameters of step 1, its best checkpoint; the last '
+          'is of step 3')
+  assert note in started.notes
+  expected = predict.load(source, checkpoint=1).params
+  jax.tree.map(np.testing.assert_array_equal,
+               jax.device_get(started.state.params), jax.device_get(expected))
+  capsys.readouterr()
+  train.train(config, tmp_path / 'run')
+  assert note in capsys.readouterr().err
+  record = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert record['init_from_step'] == 1
 
 
 @pytest.mark.parametrize('fields', [
@@ -44,8 +70,9 @@ def test_a_fresh_head_can_start_on_the_encoder_of_a_run(finished, fields):
   assert any('the head is fresh' in note for note in started.notes)
 
 
-def shallow(source, num_layers, **fields) -> config_lib.Config:
-  return tiny.config(model={
+def shallow(source, num_layers, data=None, train=None, **fields
+            ) -> config_lib.Config:
+  return tiny.config(data=data or {}, train=train or {}, model={
       'init_from': str(source), 'hidden_size': 0, 'num_layers': num_layers,
       'num_heads': 0, 'mlp_size': 0, **fields})
 

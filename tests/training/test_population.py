@@ -122,7 +122,8 @@ def test_members_batches_differ_in_length():
                    for _ in range(3)])
     # Padding to the longest changes no dropout: its lengths are the batch's.
     trainer.batches.seek(start)
-    batches = population._Member(trainer, None, None).next_batches(3)
+    batches = population._Member(
+        trainer, None, None, meter=mock.Mock()).next_batches(3)
     assert [b['dropout_lengths'].tolist() for b in batches] == [
         [length] * config.train.batch_size for length in shapes[-1]]
   assert any(len(set(step)) > 1 for step in zip(*shapes, strict=True))
@@ -145,13 +146,17 @@ def test_a_failed_member_tries_again_if_the_others_are_complete(
     assert 'failed at step 7; the others' in capsys.readouterr().err
 
 
-def test_a_member_that_failed_is_asked_for_nothing(tmp_path):
+def test_a_member_that_failed_is_asked_for_nothing(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(population.time, 'perf_counter', lambda: now[0])
   failed = population._Member(  # before it began: it has no checkpointer
       mock.Mock(), tmp_path, None, outcome=errors.UserError('failed'))
   other = population._Member(
-      mock.MagicMock(), tmp_path, None, checkpointer=mock.Mock(
+      mock.MagicMock(), tmp_path, None, meter=mock.Mock(),
+      checkpointer=mock.Mock(
           is_due=lambda step: step == 3, is_complete=lambda step: step == 4,
-          evaluate_and_save=mock.Mock(return_value='')))
+          evaluate_and_save=mock.Mock(
+              side_effect=lambda *_: now.__setitem__(0, 5.0))))
   program = population._PopulationProgram(
       [failed, other], mock.Mock(take=lambda states: states), None,
       mock.Mock(), 1)
@@ -162,6 +167,65 @@ def test_a_member_that_failed_is_asked_for_nothing(tmp_path):
   assert not other.checkpointer.evaluate_and_save.called
   program.evaluate_and_save(3, [{}, {}])
   assert other.checkpointer.evaluate_and_save.call_count == 1
+  assert other.meter.leave_out.call_args.args == (5.0,)
+
+
+def test_the_first_step_of_a_shape_compiles_and_is_not_timed(
+    tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(population.time, 'perf_counter', lambda: now[0])
+  trainer = mock.Mock(buckets=(8, 16))
+  trainer.batches.count_alike.return_value = 1
+  trainer.batches.packing = False
+  trainer.batches.next_rows.side_effect = [
+      (n, {'window': np.arange(2), 'row': np.arange(2)}) for n in (8, 16, 8)]
+  trainer.batches.gather.side_effect = lambda length, rows: {
+      'token_ids': np.zeros((2, length), np.int32)}
+  member = population._Member(
+      trainer, tmp_path, None, meter=mock.Mock(),
+      checkpointer=mock.Mock(is_due=lambda step: False))
+
+  def step(*_):
+    now[0] += 3.0
+    return {}, {}
+
+  program = population._PopulationProgram(
+      [member], mock.Mock(step=step, place=lambda trees: trees), None,
+      mock.Mock(), 1)
+  for k in range(3):
+    program.dispatch(k, {})
+  assert [c.args for c in member.meter.leave_out.call_args_list] == [(3.0,)] * 2
+
+
+def test_the_steps_of_a_dispatch_took_equally_long(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(
+      metrics_log.time, 'perf_counter', lambda: now.__setitem__(
+          0, now[0] + 4.0) or now[0])
+  trainer = mock.Mock(buckets=(8,))
+  trainer.batches.next_rows.return_value = 8, {'window': np.arange(2)}
+  trainer.batches.lengths_of.return_value = np.ones(2)
+  log = mock.Mock()
+  meter = metrics_log.StepMetrics(
+      log, mock.Mock(spent=lambda devices: {}), every_steps=2,
+      steps_per_epoch=4, devices=jax.local_devices(), max_skipped=0)
+  member = population._Member(trainer, tmp_path, None, meter=meter)
+  ending = population._Member(  # failed before it began
+      trainer, tmp_path, None, outcome=errors.UserError('failed'))
+  progress = mock.Mock()
+  program = population._PopulationProgram(
+      [member, ending], mock.Mock(take=lambda values: [values] * 2), None,
+      progress, 4)
+  member.next_batches(4)
+  ending.next_batches(4)
+  program.read([(range(1, 5), {
+      'loss': np.arange(4.0), 'grad_norm': np.ones(4), 'skipped': np.zeros(4)
+      })])
+  rows = [call.args for call in log.write.call_args_list]
+  assert [(step, row['examples_per_second'], row['loss'])
+          for step, _, row in rows] == [(2, 2.0, 0.5), (4, 2.0, 2.5)]
+  assert progress.update.call_args.args == (4,)
+  assert progress.note.call_args.args == ('loss 2.5000 … 2.5000',)
 
 
 def test_a_member_that_cannot_be_saved_ends_alone(tmp_path):

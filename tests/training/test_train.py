@@ -169,6 +169,14 @@ def test_training_overfits_what_it_has_seen(tmp_path):
     ({'model': {'init_from': '/no/where'}}, 'nor a hub id'),
     ({'objective': 'cross_entropi'}, "did you mean 'cross_entropy'"),
     ({'objective': 'cross_entropy(domain="al")'}, "did you mean 'all'"),
+    ({'objective': 'shared_norm', 'data': {'windows_without_answer': 'drop'}},
+     "needs all windows of a question, but config.data.windows_without_answer"),
+    ({'objective': 'span_softmax(constrained=False, max_answer_length=9)'},
+     'max_answer_length=9 has no effect with constrained=False'),
+    ({'objective': 'marginal(over="boundary", max_answer_length=9)'},
+     "have no effect with over='boundary'"),
+    ({'objective': 'marginal(over="boundary", constrained=False)'},
+     "have no effect with over='boundary'"),
     ({'data': {'train': ''}}, 'data.train is empty'),
     ({'data': {'eval': 'synthetik()'}}, "did you mean 'synthetic'"),
     ({'data': {'buckets': (0,)}}, 'data.buckets has 0'),
@@ -224,6 +232,25 @@ def test_a_profile_holds_the_steps_asked_for(tmp_path, capsys, steps):
               tmp_path / 'run', profile_steps=steps)
   assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
   assert 'profile of 2 steps in' in capsys.readouterr().err
+
+
+def test_a_profile_that_an_error_cuts_short_is_written(
+    tmp_path, capsys, monkeypatch):
+  dispatch = train.SingleRun.dispatch
+
+  def failing(self, step, state):
+    if step == 2:
+      raise errors.UserError('the device hangs')
+    return dispatch(self, step, state)
+
+  monkeypatch.setattr(train.SingleRun, 'dispatch', failing)
+  with pytest.raises(errors.UserError, match='hangs'):
+    train.train(tiny.config(data={'eval': ''}, train={'num_steps': 4}),
+                tmp_path / 'run', profile_steps=range(1, 4))
+  assert list((tmp_path / 'run' / 'profile').rglob('*.xplane.pb'))
+  said = capsys.readouterr().err
+  assert f'cut short in {tmp_path / "run" / "profile"}' in said
+  assert 'profile of' not in said
 
 
 @pytest.mark.parametrize('steps', [range(4, 6), range(9, 12)])

@@ -1,7 +1,7 @@
 """The facts of an architecture: its config.json and the names of its weights.
 
 Common names are those of Hugging Face without the prefix of the encoder, such
-as `bert.`. For the models of `bert.py` they are the names of BERT.
+as `bert.`; DistilBERT's are renamed to BERT's.
 """
 
 from collections.abc import Callable, Mapping

@@ -76,7 +76,7 @@ def _thetas(config: Mapping[str, Any]) -> dict[str, float]:
         f'rope_parameters {stored!r} is not supported; only rope_type '
         f"'default' and rope_theta of {GLOBAL!r} and {LOCAL!r} are")
     value = rope.get('rope_theta', config.get(
-        older, ModernBertConfig.__dataclass_fields__[ours].default))
+        older, getattr(ModernBertConfig, ours)))
     if value is None and kind == LOCAL:  # of transformers 4: as in the others
       value = out['global_theta']
     errors.require(type(value) in (int, float) and 0 < value < 1e38,

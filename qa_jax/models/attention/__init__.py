@@ -61,7 +61,7 @@ ATTENTION: dict[str, Attend] = {
 # Tokens of a row from which `auto` computes the weights of a chunk at a time.
 # On a CPU, a step at 512 tokens is a tenth faster in one piece, one at 2,048
 # tokens is a third faster by chunks (measured in commit 43a5877).
-LONG = 1025
+CHUNKED_FROM = 1025
 
 
 def choose_attention(use: Use) -> str:
@@ -69,7 +69,8 @@ def choose_attention(use: Use) -> str:
 
   On a GPU it is 'pallas' for packed rows and for dropout of weights, of which
   'xla' stores L·L weights a head, and else 'cudnn', which takes bfloat16. On a
-  TPU it is 'pallas_tpu'.
+  TPU it is 'pallas_tpu'. If that does not fit, and on a CPU, it is 'chunked'
+  for long rows: from CHUNKED_FROM tokens on, or three chunks of a local window.
   """
   drops = use.training and use.dropout > 0
   fused = {'gpu': 'pallas' if use.packed or drops else 'cudnn',
@@ -79,7 +80,7 @@ def choose_attention(use: Use) -> str:
   if use.window is not None:  # a query then computes 3C weights, not L
     long = use.length > 3 * chunked.chunk_of_window(use.window)
   else:
-    long = use.length >= LONG
+    long = use.length >= CHUNKED_FROM
   return 'chunked' if long and not limitation('chunked', use) else 'xla'
 
 

@@ -93,7 +93,7 @@ class Drop:
     if places or self.keys.lengths is not None:
       index = (places or Places.all(shape[-1])).numbers(
           shape, self.keys.lengths)
-    return dropout.kept(
+    return dropout.unit_mask(
         shape, self.rate, self.keys, dropout.ATTENTION_WEIGHTS, index)
 
 
@@ -103,12 +103,20 @@ class Attend(Protocol):
   def __call__(self, q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
                k: jax.Array, v: jax.Array, visible: Visible,
                drop: Drop) -> jax.Array:  # [B, H, L, K] float32
-    """Computes dropout(softmax(q kᵀ / √K)) v over the visible tokens."""
+    """Computes dropout(softmax(q kᵀ / √K)) v over the visible tokens.
+
+    `auto` and `xla` also take a `bias` of the scores, [B or 1, H, L, L].
+    """
 
 
-def scaled(q: jax.Array) -> jax.Array:
-  """Computes q / √K in the dtype of `q`."""
-  return q / math.sqrt(q.shape[-1])
+def scaled(q: jax.Array,  # [..., K]
+           size: int | None = None) -> jax.Array:
+  """Computes q / √K in float32, then rounds it to the dtype of `q`.
+
+  K is `size`, or without it the size of the last axis.
+  """
+  return (q.astype(jnp.float32) / math.sqrt(size or q.shape[-1])).astype(
+      q.dtype)
 
 
 def by_rows(function: Callable[..., Any], rows: Sequence[jax.Array]) -> Any:

@@ -5,7 +5,6 @@ keys of a tile.
 """
 
 from collections.abc import Callable
-import math
 from typing import Any
 
 import jax
@@ -49,16 +48,6 @@ def factor(rate: float, seeds: list[jax.Array],  # the first three of a row
   keep = dropout.keep_mask((head * length + query) * length + key, first,
                            second, rate)
   return jnp.where(keep, 1 / (1 - rate), 0.0)
-
-
-def scaled(q: jax.Array,  # [T, …]
-           size: int | None = None) -> jax.Array:
-  """Computes q / √K rounded to the dtype of `q`; Triton divides no bfloat16.
-
-  K is `size`, or without it the size of the last axis.
-  """
-  return (q.astype(jnp.float32) / math.sqrt(size or q.shape[-1])).astype(
-      q.dtype)
 
 
 def product(precision: matmul.Precision, a: jax.Array, b: jax.Array, i: int,

@@ -10,9 +10,9 @@ algorithms 1 and 4). Dropout hashes the index of a weight (models/dropout.py),
 so both kernels have the masks of `xla` bit for bit and store none. On a CPU, in
 tests, the kernels are interpreted.
 
-JAX 0.11 announces that Pallas will stop to compile through Triton. Then kernels
-for Mosaic GPU, which need another form of memory access, replace these, or
-cuDNN's packed layout where no weights are dropped.
+JAX 0.11 announces the end of Pallas through Triton. Replacements then: kernels
+for Mosaic GPU, which need another form of memory access, or cuDNN's packed
+layout where no weights are dropped.
 """
 
 from collections.abc import Callable
@@ -179,7 +179,7 @@ def _call(kernel: Callable[..., None], *arrays: jax.Array, **options: Any):
 def _forward_kernel(length, rate, precision, q_ref, k_ref, v_ref, query_ids_ref,
                     key_ids_ref, bounds_ref, seeds_ref, y_ref, top_ref,
                     total_ref):
-  q, query_ids = kernels.scaled(q_ref[...]), query_ids_ref[...]  # [T, K], [T]
+  q, query_ids = base.scaled(q_ref[...]), query_ids_ref[...]  # [T, K], [T]
   tile = len(query_ids)
   this = pl.program_id(2)
   weigh = functools.partial(_factor, rate, seeds_ref, pl.program_id(1))
@@ -222,7 +222,7 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
     """Returns the weights after dropout and the gradient of scores, [T, T]."""
     rows, columns = pl.ds(i * tile, tile), pl.ds(j * tile, tile)
     scores, seen = _scores(
-        product, length, kernels.scaled(q_ref[rows, :]), k_ref[columns, :],
+        product, length, base.scaled(q_ref[rows, :]), k_ref[columns, :],
         query_ids_ref[rows], key_ids_ref[columns], j)
     weights = jnp.exp(scores - top_ref[rows][:, None])
     weights = weights / total_ref[rows][:, None]
@@ -237,7 +237,7 @@ def _backward_kernel(length, rate, precision, tile, q_ref, k_ref, v_ref,
     dk, dv = sums
     weights, slope = pair(i, this)
     rows = pl.ds(i * tile, tile)
-    return (dk + product(slope, kernels.scaled(q_ref[rows, :]), 0, 0),
+    return (dk + product(slope, base.scaled(q_ref[rows, :]), 0, 0),
             dv + product(weights, g_ref[rows, :], 0, 0))
 
   def by_queries(j, dq):

@@ -160,7 +160,7 @@ def _blocks(shape: tuple[int, ...]) -> tuple[Any, ...]:
 def _forward_kernel(size, rate, window, precision, q_ref, k_ref, v_ref,
                     query_ids_ref, key_ids_ref, seeds_ref, y_ref):
   product = functools.partial(kernels.product, precision)
-  q, k, v = kernels.scaled(q_ref[...], size), k_ref[...], v_ref[...]
+  q, k, v = base.scaled(q_ref[...], size), k_ref[...], v_ref[...]
   this = pl.program_id(2)
   places = _places(this, len(q), len(k))
   seen = _seen(query_ids_ref[_rows(this, len(q), len(k)), :], key_ids_ref[...],
@@ -189,7 +189,7 @@ def _backward_kernel(size, rate, window, precision, q_ref, k_ref, v_ref,
   @pl.when(this < count)
   def _():
     product = functools.partial(kernels.product, precision)
-    q, k, v = kernels.scaled(q_ref[...], size), k_ref[...], v_ref[...]
+    q, k, v = base.scaled(q_ref[...], size), k_ref[...], v_ref[...]
     g = g_ref[...]
     places = _places(this, tile, len(k))
     rows = _rows(this, tile, len(k))

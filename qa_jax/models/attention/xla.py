@@ -24,7 +24,7 @@ from qa_jax.models.attention.base import Visible
 
 # Rows of at least so many tokens have more scores than fit in the caches of a
 # CPU. One head after another then takes 0.86 of the time (measured at 384).
-LONG = 320
+BY_HEADS_FROM = 320
 
 
 def attend(q: jax.Array,  # [B, H, L, K] compute dtype, as k and v
@@ -46,7 +46,7 @@ def over_seen(q: jax.Array,  # [B, H, …, Q, K]
               k: jax.Array, v: jax.Array,  # [B, H, …, S, K]
               seen: jax.Array,  # bool, broadcasts to [B, H, …, Q, S]
               drop: Drop, places: Places | None = None,  # None: the whole row
-              bias: jax.Array | None = None,  # of the scores
+              bias: jax.Array | None = None,  # [B or 1, H, Q, S]
               ) -> jax.Array:  # [B, H, …, Q, K] float32
   """Computes attention of queries to the keys that they see."""
   rate, kept = 0.0, None
@@ -65,7 +65,7 @@ def _attend(rate: float, precision: matmul.Precision, q: jax.Array,  # q / √K
   whole = lambda q, k, v, seen: _forward(
       rate, precision, q, k, v, seen, kept, bias)[0]
   if (kept is not None or bias is not None or q.ndim > 4
-      or q.shape[2] < LONG):
+      or q.shape[2] < BY_HEADS_FROM):
     return whole(q, k, v, seen)
 
   def by_heads(q, k, v, seen):

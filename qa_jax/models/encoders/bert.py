@@ -25,7 +25,7 @@ from qa_jax.models import gelu
 from qa_jax.models.dropout import DropoutKeys
 from qa_jax.models.encoders import base
 from qa_jax.models.encoders.base import Dense
-from qa_jax.models.encoders.base import Drop
+from qa_jax.models.encoders.base import DropUnits
 
 # hidden_act of config.json → activation of the MLP.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -39,8 +39,10 @@ class BertConfig(base.EncoderConfig):
   The constants in capitals are those in which a subclass differs.
   """
 
-  ALWAYS_PROJECTS: ClassVar[bool] = False  # embeddings that have the size D too
-  # Module of the config and, called with L, the bias of the attention scores.
+  # Whether embeddings are projected even if their size is D.
+  ALWAYS_PROJECTS: ClassVar[bool] = False
+  # A module class: RELATIVE_POSITIONS(config)(L) is the bias of the attention
+  # scores, [1, H, L, L].
   RELATIVE_POSITIONS: ClassVar[type[nn.Module] | None] = None
   embedding_size: ClassVar[int] = 0  # 0: D
   architecture: str = 'bert'
@@ -67,7 +69,7 @@ class RobertaConfig(BertConfig):
 class ElectraConfig(BertConfig):
   """The constants of ELECTRA (Clark et al., 2020): BERT with small embeddings.
 
-  Section 3.1 there and its table 6 have an embedding size of 128 for the small
+  Section 3.3 there and its table 6 have an embedding size of 128 for the small
   model. Embeddings as wide as the layers are not projected.
   """
 
@@ -122,7 +124,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               visible: attention_lib.Visible, drop: Drop,
+               visible: attention_lib.Visible, drop: DropUnits,
                drop_weights: attention_lib.Drop,
                bias: jax.Array | None) -> jax.Array:  # [1, H, L, L]
     c = self.config
@@ -144,7 +146,7 @@ class MLP(nn.Module):
   compute_dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array, drop: Drop) -> jax.Array:  # [B, L, D]
+  def __call__(self, x: jax.Array, drop: DropUnits) -> jax.Array:  # [B, L, D]
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
     y = ACTIVATIONS[c.hidden_act](

@@ -37,7 +37,7 @@ from qa_jax.models.dropout import DropoutKeys
 from qa_jax.models.encoders import base
 from qa_jax.models.encoders import bert
 from qa_jax.models.encoders.base import Dense
-from qa_jax.models.encoders.base import Drop
+from qa_jax.models.encoders.base import DropUnits
 
 TERMS = ('c2p', 'p2c')
 NORMS = ('none', 'layer_norm')
@@ -108,7 +108,7 @@ class DebertaV2Config(bert.BertConfig):
 
   @property
   def reach(self) -> int:
-    """The longest distance with vectors of its own, or a bucket of its own."""
+    """The longest distance that is told from all longer ones."""
     return (self.max_relative_positions if self.max_relative_positions > 0
             else self.max_position)
 
@@ -212,7 +212,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
                positions: jax.Array,  # [2 S, D] compute dtype
-               visible: attention_lib.Visible, drop: Drop,
+               visible: attention_lib.Visible, drop: DropUnits,
                drop_weights: attention_lib.Drop) -> jax.Array:
     c = self.config
     dense = functools.partial(Dense, c, dtype=self.compute_dtype)
@@ -230,9 +230,10 @@ class Attention(nn.Module):
               else None for term, name in (
                   ('c2p', 'position_key'), ('p2c', 'position_query')))
     # `attend` divides by √K.
-    shrink = 1 / math.sqrt(1 + len(terms))
-    q = q * jnp.asarray(shrink, q.dtype)
-    bias = _position_scores(c, q, k * jnp.asarray(shrink, k.dtype), *(
+    shrink = lambda x: (x.astype(jnp.float32) / math.sqrt(
+        1 + len(terms))).astype(x.dtype)
+    q = shrink(q)
+    bias = _position_scores(c, q, shrink(k), *(
         heads(y) if term in terms else None
         for term, y in (('c2p', r), ('p2c', s))))
     y = base.join_heads(attention_lib.attend(
@@ -284,7 +285,7 @@ class Convolution(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, y: jax.Array,  # [B, L, D] before, after it
-               visible: attention_lib.Visible, drop: Drop) -> jax.Array:
+               visible: attention_lib.Visible, drop: DropUnits) -> jax.Array:
     c, size = self.config, self.config.conv_kernel_size
     kernel = self.param(
         'kernel', base.init(c), (size, c.hidden_size, c.hidden_size))

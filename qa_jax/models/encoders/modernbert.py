@@ -26,7 +26,7 @@ from qa_jax.models import gelu
 from qa_jax.models.dropout import DropoutKeys
 from qa_jax.models.encoders import base
 from qa_jax.models.encoders.base import Dense
-from qa_jax.models.encoders.base import Drop
+from qa_jax.models.encoders.base import DropUnits
 
 # cos and sin of the angles of a row, [B or 1, L, K / 2].
 Rotation = tuple[jax.Array, jax.Array]
@@ -140,7 +140,7 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array,  # [B, L, D] compute dtype
-               visible: attention_lib.Visible, by: Rotation, drop: Drop,
+               visible: attention_lib.Visible, by: Rotation, drop: DropUnits,
                drop_weights: attention_lib.Drop) -> jax.Array:
     c, dtype = self.config, self.compute_dtype
     if not self.is_first:
@@ -164,7 +164,7 @@ class MLP(nn.Module):
   compute_dtype: jnp.dtype
 
   @nn.compact
-  def __call__(self, x: jax.Array, drop: Drop) -> jax.Array:  # [B, L, D]
+  def __call__(self, x: jax.Array, drop: DropUnits) -> jax.Array:  # [B, L, D]
     c, dtype = self.config, self.compute_dtype
     x = _layer_norm(c)(x, dtype)
     x, gate = jnp.split(Dense(c, 2 * c.mlp_size, dtype, c.mlp_bias,

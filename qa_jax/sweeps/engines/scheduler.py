@@ -139,7 +139,7 @@ def _show(queue: 'Queue', running: Iterable[_Running], workers: int,
 
 def _prune(job: _Running, queue: 'Queue') -> None:
   if not job.hopeless:
-    job.hopeless = queue.study.hopeless(job.trial)
+    job.hopeless = queue.study.reason_to_end(job.trial)
     if job.hopeless:
       job.process.end(force=False)
       job.deadline = time.monotonic() + GRACE_SECONDS
@@ -216,7 +216,7 @@ class Queue:
     if trial.pruned.is_file():
       self._pruned.add(trial.name)
       return True
-    reason = self.study.superfluous(trial)
+    reason = self.study.reason_to_skip(trial)
     if reason:
       self._prune(trial, reason)
     return bool(reason)
