@@ -180,7 +180,8 @@ def test_the_first_step_of_a_shape_compiles_and_is_not_timed(
   trainer.batches.next_rows.side_effect = [
       (n, {'window': np.arange(2), 'row': np.arange(2)}) for n in (8, 16, 8)]
   trainer.batches.gather.side_effect = lambda length, rows: {
-      'token_ids': np.zeros((2, length), np.int32)}
+      'token_ids': np.zeros((2, length), np.int32),
+      'row': np.arange(2)}
   member = population._Member(
       trainer, tmp_path, None, meter=mock.Mock(),
       checkpointer=mock.Mock(is_due=lambda step: False))
