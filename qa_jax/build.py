@@ -32,6 +32,7 @@ from qa_jax.models import attention
 from qa_jax.models import encoders
 from qa_jax.models import qa
 from qa_jax.span_scores import SpanScores
+from qa_jax.span_scores import check_width
 
 SIZES = ('hidden_size', 'num_layers', 'num_heads', 'mlp_size')
 
@@ -388,11 +389,8 @@ def check_decode(decode: config_lib.Decode, head: nn.Module,
     raise errors.UserError(
         f'config.decode.null_rule={decode.null_rule!r} {_null_advice()}')
   pair = nesting.score_shapes(head, training=False).pair
-  if pair is not None and pair.shape[-1] < decode.max_answer_length:
-    raise errors.UserError(
-        f'config.decode.max_answer_length={decode.max_answer_length} exceeds '
-        f'the {pair.shape[-1]} lengths that the head scores; lower it or widen '
-        'the head')
+  check_width(pair, decode.max_answer_length,
+              f'config.decode.max_answer_length={decode.max_answer_length}')
   if registry.is_importable(decode.search):
     mask = jax.ShapeDtypeStruct((nesting.WINDOWS[0], length), bool)
     with errors.naming(f'config.decode.search={decode.search!r}',

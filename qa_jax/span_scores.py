@@ -84,19 +84,26 @@ def masked_logsumexp(x: jax.Array, mask: jax.Array,
   return jax.nn.logsumexp(jnp.where(mask, x, MASKED), axis=axis)
 
 
+def check_width(pair: jax.Array | jax.ShapeDtypeStruct | None, longest: int,
+                what: str) -> None:
+  """Raises a UserError, which begins with `what`, if W of `pair` is too small.
+
+  `pair` is [B, L, W], scores of spans of at most W tokens, or None.
+  """
+  if pair is not None and pair.shape[-1] < longest:
+    raise errors.UserError(f'{what} exceeds the {pair.shape[-1]} lengths that '
+                           'the head scores; lower it or widen the head')
+
+
 def band(scores: SpanScores, mask: jax.Array, longest: int) -> jax.Array:
   """Computes the scores of V at [i, j - i], MASKED outside V: [B, L, W].
 
   V has the spans in `mask`, [B, L], of at most `longest` tokens. So W is
   min(`longest`, L). Raises a UserError if the head scores only shorter spans.
   """
-  pair, length = scores.pair, mask.shape[1]
-  if pair is not None and pair.shape[-1] < longest:
-    raise errors.UserError(
-        f'max_answer_length={longest} of the objective exceeds the '
-        f'{pair.shape[-1]} lengths that the head scores; lower it or widen the '
-        'head')
-  width = min(longest, length)
+  check_width(scores.pair, longest,
+              f'max_answer_length={longest} of the objective')
+  pair, width = scores.pair, min(longest, mask.shape[1])
   right = _shifted(scores.end, width)
   if pair is not None:
     right += pair[:, :, :width]

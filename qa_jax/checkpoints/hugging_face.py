@@ -517,15 +517,19 @@ def load_parameters(directory: pathlib.Path, template: Any, *,
     architecture = checkpoint.architecture
     layer = {k: re.search(r'\blayers?\.(\d+)\.', k)
              for k in checkpoint.tensors}
-    head = tuple(f'{name}.' for name in (
-        architecture.head, *architecture.head_names.values()))
     checkpoint = dataclasses.replace(checkpoint, tensors={
         k: v for k, v in checkpoint.tensors.items()
         if not (layer[k] and used <= int(layer[k][1]) < stored)
-        and not k.startswith(head)})
+        and not in_head(k, architecture)})
     notes = [first_layers_note(directory, used, stored)]
   params, fitted = fit_tensors(checkpoint, template, reads_head=reads_head)
   return params, [*checkpoint.notes, *(notes or fitted)]
+
+
+def in_head(name: str, kind: Architecture) -> bool:
+  """Returns whether a common name is that of a tensor of the span head."""
+  return name.startswith(tuple(
+      f'{layer}.' for layer in (kind.head, *kind.head_names.values())))
 
 
 def count_layers(params: Any) -> int:

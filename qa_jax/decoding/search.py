@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from qa_jax import errors
 from qa_jax import registry
 from qa_jax.span_scores import SpanScores
+from qa_jax.span_scores import check_width
 
 # Three constants stand for "no score" and must not be confused:
 # * span_scores.MASKED (-1e30) is a masked logit of a head or an objective.
@@ -268,10 +269,7 @@ def _canonical_scores(scores: SpanScores, max_answer_length: int) -> tuple[
     jax.Array, jax.Array, jax.Array | None]:
   """Returns start, end and pair in float32, without -0.0 and >= LOWEST."""
   pair = scores.pair
-  if pair is not None and pair.shape[-1] < max_answer_length:
-    raise ValueError(
-        f'max_answer_length {max_answer_length} exceeds the {pair.shape[-1]} '
-        'lengths that the head scores; lower it or widen the head')
+  check_width(pair, max_answer_length, f'max_answer_length={max_answer_length}')
   return (_canonical(scores.start), _canonical(scores.end),
           None if pair is None else _canonical(pair))
 

@@ -234,10 +234,10 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
           f'member {path} is no run, so it cannot answer --held_out; give '
           '--held_out_members: for each member the run, or its evaluation on '
           '--held_out'))
-  for paths, asked in ((members, examples),
+  for names, asked in ((members, examples),
                        (held_out_members, held_out_examples)):
-    for path in paths:  # before the first one is evaluated
-      _check_member(pathlib.Path(path), asked, options)
+    for name in names:  # before the first one is evaluated
+      _check_member(pathlib.Path(name), asked, options)
   for path in map(pathlib.Path, members if held_out else ()):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_examples)

@@ -87,7 +87,8 @@ def write_hugging_face(source: ConversionSource, target: pathlib.Path) -> None:
   sizes, kind = model.model.config, _architecture(model.model.config)
   tensors = hugging_face.to_hugging_face(model.params, kind)
   if not model.has_head:
-    tensors = {k: v for k, v in tensors.items() if not in_head(k, kind)}
+    tensors = {k: v for k, v in tensors.items()
+               if not hugging_face.in_head(k, kind)}
   elif not build.is_stored_head(model.model):
     raise errors.UserError(
         f'{source.name} has the head {model.config.model.head!r}; only '
@@ -159,18 +160,12 @@ def _check_stored(sizes: EncoderConfig, file: hugging_face.ConfigFile) -> None:
       f'{" and ".join(lost)}, which this encoder has')
 
 
-def in_head(name: str, kind: Architecture) -> bool:
-  """Returns whether a common name is that of a tensor of the span head."""
-  return name.startswith(tuple(
-      f'{layer}.' for layer in (kind.head, *kind.head_names.values())))
-
-
 def write_weights(tensors: hugging_face.Arrays, directory: pathlib.Path,
                   kind: Architecture = ARCHITECTURES['bert']) -> None:
   """Writes model.safetensors; encoder names get a prefix if there is a head."""
   prefix = kind.prefix if f'{kind.head}.weight' in tensors else ''
   (directory / 'model.safetensors').write_bytes(safetensors.numpy.save(
-      {name if in_head(name, kind) else prefix + name:
+      {name if hugging_face.in_head(name, kind) else prefix + name:
        np.ascontiguousarray(value) for name, value in tensors.items()},
       metadata={'format': 'pt'}))
 

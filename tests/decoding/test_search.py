@@ -183,7 +183,8 @@ def test_pair_term_narrower_than_the_cap_is_refused(name):
   scores = SpanScores(np.zeros((1, 9)), np.zeros((1, 9)),
                       np.zeros((1, 9, 3)))
   mask = np.ones((1, 9), bool)
-  with pytest.raises(ValueError, match='max_answer_length 4 exceeds the 3'):
+  with pytest.raises(
+      errors.UserError, match='max_answer_length=4 exceeds the 3'):
     search_lib.find_search(name)(
         scores, mask, mask, max_answer_length=4, n_best=1)
 
