@@ -140,7 +140,7 @@ def test_options_of_the_pipeline_hold_for_its_calls(directory, pipe):
   assert other(**SHORT) == pipe(**SHORT, top_k=2)
   assert other(**SHORT, topk=1) == pipe(**SHORT)
   assert other(**SHORT, topk=3, top_k=1, doc_stride=0) == pipe(**SHORT)
-  assert other._model({})[0].config.train.eval_batch_size == 1
+  assert other._prepared(other.options).config.train.eval_batch_size == 1
   assert other.task == 'question-answering' and 'QA(' in repr(other)
 
 
@@ -169,8 +169,8 @@ def test_numbers_of_numpy_are_options(pipe):
 
 
 def test_options_without_a_value_have_the_documented_ones(directory):
-  config = qa_jax.pipeline(model=predict.load(
-      directory, window_overlap=3))._model({})[0].config.data
+  pipe = qa_jax.pipeline(model=predict.load(directory, window_overlap=3))
+  config = pipe._prepared(pipe.options).config.data
   assert (config.max_length, config.window_overlap) == (40, 20)
 
 
