@@ -43,14 +43,14 @@ class WindowSpans:
   statistics: np.ndarray | None = None  # [N, 3] float32, columns STATISTICS
 
 
-# The masks are [B, L] bool. `longest` counts tokens, both ends included.
 def window_candidates(
     find: search.Search, scores: SpanScores, start_mask: jax.Array,
     end_mask: jax.Array, *, longest: int, n_best: int,
     softmax_mask: jax.Array | None = None) -> dict[str, jax.Array]:
   """Returns the n-best spans of each window as fields of WindowSpans.
 
-  With `softmax_mask`, the context mask, the fields have the normaliser.
+  The masks are [B, L] bool. `longest` counts tokens, both ends included. With
+  `softmax_mask`, the context mask, the fields have the normaliser.
   """
   spans = find(scores, start_mask, end_mask, max_answer_length=longest,
                n_best=n_best)

@@ -5,6 +5,8 @@ product of float32 with bfloat16, which is computed with an upcast and a slow
 kernel. Here the cotangent is rounded like the operands, so the product and both
 of its gradients are bfloat16 × bfloat16 → float32. CPUs, GPUs and TPUs have a
 native kernel for this form.
+
+Glossary of shapes: N tokens, D input features, F output features.
 """
 
 import functools

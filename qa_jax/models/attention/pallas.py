@@ -1,7 +1,7 @@
 """Fused attention in Pallas for GPUs: a forward and a backward Triton kernel.
 
 Glossary of shapes: B rows, L row length, P row length padded to whole tiles,
-H attention heads, K head size, T tile.
+H attention heads, K head size, T tokens of a tile, N tiles of a row.
 
 Only the scores of one tile of queries and one tile of keys exist at a time. The
 forward kernel accumulates the softmax over the tiles of keys. The backward

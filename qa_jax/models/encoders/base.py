@@ -1,7 +1,7 @@
 """The parts that encoders share: sizes, Dense, LayerNorm, one traced layer.
 
 Glossary of shapes: B rows, L row length, D hidden size, F output features of a
-layer.
+layer, H attention heads, K head size, P positions, T token types.
 
 An encoder is an `Encoder`, called as
 
