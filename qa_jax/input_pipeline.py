@@ -144,8 +144,8 @@ def eval_batch_size(config: config_lib.Config, devices: int,
   return config.train.eval_batch_size or devices * each
 
 
-# Row length in tokens, numbers of the B windows, and their places in packed rows if these
-# are planned already.
+# Row length in tokens, numbers of the windows, and their places in packed rows
+# if these are planned already.
 EvaluationPlan = list[tuple[int, np.ndarray, dict[str, np.ndarray] | None]]
 
 
