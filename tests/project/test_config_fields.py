@@ -595,6 +595,10 @@ def check_num_epochs(tmp_path):
   trainer = built(train__num_steps=0, train__num_epochs=2.5)
   count = len(trainer.batches.indices)
   assert trainer.num_steps == math.ceil(2.5 * math.ceil(count / 8))
+  whole = built(train__num_steps=0, train__num_epochs=0.28,
+                train__batch_size=2, data__train='synthetic(size=43)')
+  assert whole.batches.steps_per_epoch == 25 and 0.28 * 25 > 7
+  assert whole.num_steps == 7
 
 
 def check_num_steps(tmp_path):
