@@ -592,6 +592,7 @@ def _check_shapes(stored: Mapping[str, tuple], expected: Mapping[str, tuple],
 
 def _first_names(names: list[str]) -> str:
   """Returns the first names in one line, with unprintable names quoted."""
-  more = f' and {len(names) - 4} more' if len(names) > 4 else ''
+  first, others = names[:4], names[4:]
+  more = f' and {len(others)} more' if others else ''
   return ', '.join(name if name.isprintable() else repr(name)
-                   for name in names[:4]) + more
+                   for name in first) + more

@@ -184,10 +184,12 @@ class RunDirectory:
 
   def has_checkpoint(self) -> bool:
     """Returns whether the directory is a run that can be resumed."""
-    if not self.is_run():
-      return False
+    return self.is_run() and self.latest_step() is not None
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the last checkpoint, None if there is none."""
     with self._open_checkpoints() as store:
-      return store.latest is not None
+      return store.latest
 
   def resolve_step(self, which: str) -> int:
     """Returns the step of the checkpoint 'best', 'last' or a number."""

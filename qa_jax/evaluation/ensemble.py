@@ -234,14 +234,15 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
           f'member {path} is no run, so it cannot answer --held_out; give '
           '--held_out_members: for each member the run, or its evaluation on '
           '--held_out'))
-  for names, asked in ((members, examples),
-                       (held_out_members, held_out_examples)):
-    for name in names:  # before the first one is evaluated
-      _check_member(pathlib.Path(name), asked, options)
+  # Before the first one is evaluated.
+  stored, held_out_stored = (
+      [_read_stored(pathlib.Path(name), asked, options) for name in names]
+      for names, asked in ((members, examples),
+                           (held_out_members, held_out_examples)))
   for path in map(pathlib.Path, members if held_out else ()):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_examples)
-  pool = _read_pool(members, data, examples, options)
+  pool = _read_pool(members, stored, data, examples, options)
   everyone = range(len(members))
   n_best = options.get('n_best', N_BEST)
   if not held_out:
@@ -249,7 +250,8 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
     return Ensemble(members, pool, list(everyone), threshold,
                     [threshold] * len(members), n_best=n_best)
   held_out_pool = _read_pool(
-      held_out_members or members, held_out, held_out_examples, options)
+      held_out_members or members, held_out_stored or [None] * len(members),
+      held_out, held_out_examples, options)
   seen = ({e.context for e in held_out_pool.examples}
           & {e.context for e in pool.examples})
   if seen:
@@ -413,18 +415,25 @@ def select_members(pool: Pool) -> list[tuple[int, float]]:
   return selection
 
 
-def _read_pool(members: Sequence[str], data: str, examples: Sequence[Example],
-               options: Mapping[str, Any]) -> Pool:
-  paths = [*map(pathlib.Path, members)]
+def _read_pool(members: Sequence[str],
+               stored: Sequence[dict[str, MemberCandidates] | None], data: str,
+               examples: Sequence[Example], options: Mapping[str, Any]) -> Pool:
+  """Reads the candidates of the members of which `_read_stored` has none."""
   never = options.get('null_rule') == 'never'
-  return pool_members(examples, [read_member(
-      _n_best_file(path, data, options), examples, never=never)
-                                 for path in paths], never=never)
+  return pool_members(examples, [
+      read_member(_n_best_file(pathlib.Path(member), data, options), examples,
+                  never=never) if candidates is None else candidates
+      for member, candidates in zip(members, stored, strict=True)], never=never)
 
 
-def _check_member(path: pathlib.Path, examples: Sequence[Example],
-                  options: Mapping[str, Any]) -> None:
-  """Raises a UserError if a member has no candidates and cannot get them."""
+def _read_stored(path: pathlib.Path, examples: Sequence[Example],
+                 options: Mapping[str, Any]
+                 ) -> dict[str, MemberCandidates] | None:
+  """Reads the candidates of a member that is no run; returns None for a run.
+
+  Raises:
+    UserError: the member has no candidates and cannot get them.
+  """
   if not path.exists():
     raise errors.UserError(
         f'member {path}: no such run, evaluation or nbest.jsonl')
@@ -436,7 +445,7 @@ def _check_member(path: pathlib.Path, examples: Sequence[Example],
         f'member {path} has the null rule never, but some questions are '
         'unanswerable; give --decode.null_rule=min_null, or never for all '
         'members')
-    return
+    return None
   if options:
     raise errors.UserError(
         f'member {path} is no run, so it has no model to decode; leave out '
@@ -446,19 +455,18 @@ def _check_member(path: pathlib.Path, examples: Sequence[Example],
         f'member {path} is neither a run nor an evaluation: it has no '
         f'{predictions_lib.N_BEST}; evaluate it (python -m experiments.evaluate'
         f' --workdir={path} --data=… --output=DIR) and give DIR')
-  read_member(_n_best_file(path, '', options), examples)
+  return read_member(
+      path / predictions_lib.N_BEST if path.is_dir() else path, examples)
 
 
 def _n_best_file(member: pathlib.Path, data: str,
                  options: Mapping[str, Any]) -> pathlib.Path:
-  """Returns the nbest.jsonl of a member.
+  """Returns the nbest.jsonl of a run.
 
-  A run that has none for `data`, these options and their checkpoint, or that
-  was calibrated since, is evaluated.
+  If it has none for `data`, these options and their checkpoint, or was
+  calibrated since, it is evaluated.
   """
   run = RunDirectory(member)
-  if not run.is_run():
-    return member / predictions_lib.N_BEST if member.is_dir() else member
   label = run_directory.evaluation_label(options)
   folder = run.evaluation(data, label)
   n_best_file = folder / predictions_lib.N_BEST

@@ -274,10 +274,8 @@ def open_run(trainer: Trainer, config: config_lib.Config,
                 'compute_dtype': build.compute_dtype(config),
                 'platform_choices': config_lib.platform_choices(
                     trainer.config, trainer.devices[0].platform),
-                **({'init_from_step': RunDirectory(
-                    trainer.source).resolve_step('best')}
-                   if trainer.source and RunDirectory(trainer.source).is_run()
-                   else {}),
+                **({} if trainer.source_step is None
+                   else {'init_from_step': trainer.source_step}),
                 **(record or {})})
 
   directory = RunDirectory(workdir)

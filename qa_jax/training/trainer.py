@@ -41,18 +41,19 @@ from qa_jax.training import step as step_lib
 
 
 def initial_parameters(net: qa.QAModel, key: jax.Array,
-                       source: pathlib.Path | None, *,
+                       source: pathlib.Path | None, step: int | None = None, *,
                        init_head: bool = True) -> tuple[Any, list[str]]:
   """Returns the parameters before the first step, and notes for the user.
 
-  Without `source` they are drawn with `key`. A Hugging Face model or the best
-  checkpoint of a run at `source` gives the encoder: its first layers if it has
-  more than the model. It also gives the head if it gives all layers, the heads
-  are equal and `init_head` is true; otherwise the head is drawn.
+  Without `source` they are drawn with `key`. A Hugging Face model at `source`
+  or, with a `step`, a checkpoint of the run there gives the encoder: its first
+  layers if it has more than the model. It also gives the head if it gives all
+  layers, the heads are equal and `init_head` is true; otherwise the head is
+  drawn.
   """
   if source is None:
     return qa.init_params(net, key), []
-  if not RunDirectory(source).is_run():
+  if step is None:
     fresh = qa.init_head(net, key)
     params, notes = hugging_face.load_parameters(
         source, fresh, reads_head=build.is_stored_head(net))
@@ -60,23 +61,19 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
   stored = RunDirectory(source).read_config()
   sizes = RunDirectory(source).read_encoder_config()
   other = build.build_model(stored, sizes)
-  step, last = map(RunDirectory(source).resolve_step, ('best', 'last'))
   params = RunDirectory(source).read_parameters(
       str(step), qa.param_shapes(other))
-  notes = [f'{source}: the parameters of step {step}, its best checkpoint; the '
-           f'last is of step {last}'] * (step != last)
   used = net.config.num_layers
   if used < sizes.num_layers:
     fresh = qa.init_head(net, key)  # with the names of the layers to take
     return {'encoder': {k: params['encoder'][k] for k in fresh['encoder']},
-            'head': fresh['head']}, [
-                *notes, hugging_face.first_layers_note(
-                    source, used, sizes.num_layers)]
+            'head': fresh['head']}, [hugging_face.first_layers_note(
+                source, used, sizes.num_layers)]
   if init_head and other.head == net.head:
-    return params, notes
+    return params, []
   return {**params, 'head': qa.init_head(net, key)['head']}, [
-      *notes, f'the head is fresh; {source}, whose head is '
-      f'{stored.model.head}, gives the encoder']
+      f'the head is fresh; {source}, whose head is {stored.model.head}, gives '
+      'the encoder']
 
 
 def build_optimizer(
@@ -211,6 +208,7 @@ class Trainer:
   devices: list[jax.Device]
   objective: objectives.Objective
   source: pathlib.Path | None  # directory of model.init_from
+  source_step: int | None  # its best checkpoint; None: it is no run
   windows: windows_lib.WindowSet
   buckets: tuple[int, ...]  # lengths of batches, in tokens
   model: qa.QAModel
@@ -368,6 +366,8 @@ def build_trainer(config: config_lib.Config,
   if run and source == run.path:  # in place of init_from; its head is this one
     config = dataclasses.replace(config, model=dataclasses.replace(
         config.model, init_head=True))
+  source_step = (RunDirectory(source).resolve_step('best')
+                 if source and RunDirectory(source).is_run() else None)
   buckets = input_pipeline.batch_buckets(config)
   windows, note = input_pipeline.load_windows(
       config, config.data.train, vocabulary)
@@ -380,7 +380,8 @@ def build_trainer(config: config_lib.Config,
   loss_fn = build_loss(model, objective, config.decode,
                        config.optim.freeze_encoder)
   parts, state_notes = _seeded_parts(
-      config, devices, objective, source, windows, buckets, model, loss_fn)
+      config, devices, objective, source, source_step, windows, buckets, model,
+      loss_fn)
   dispatch = updates_per_dispatch(
       config, jax.default_backend(), parts['batches'].one_shape)
   wrapped = parallel.wrap_step(
@@ -389,9 +390,11 @@ def build_trainer(config: config_lib.Config,
       mode=config.parallel.mode, devices=devices,
       axes=dict(config.parallel.mesh),
       deterministic=config.precision.deterministic)
-  if not run or source != run.path:
-    notes += state_notes
-  notes += [note for note in (
+  if source_step is not None and not (run and source == run.path):
+    last = RunDirectory(source).latest_step()
+    notes += [f'{source}: the parameters of step {source_step}, its best '
+              f'checkpoint; the last is of step {last}'] * (source_step != last)
+  notes += state_notes + [note for note in (
       parts['batches'].rounding_note(), input_pipeline.buckets_note(config),
       build.untrained_lengths(config, objective)) if note]
   evaluator = None
@@ -404,9 +407,9 @@ def build_trainer(config: config_lib.Config,
         model, held_out, config, mesh=wrapped.mesh)
   trainer = Trainer(
       config=config, devices=devices, objective=objective, source=source,
-      windows=windows, buckets=buckets, model=model, loss_fn=loss_fn,
-      dispatch=dispatch, parallel=wrapped, evaluator=evaluator, notes=notes,
-      **parts)
+      source_step=source_step, windows=windows, buckets=buckets, model=model,
+      loss_fn=loss_fn, dispatch=dispatch, parallel=wrapped,
+      evaluator=evaluator, notes=notes, **parts)
   if processes.is_multi_process():
     processes.check_equal_on_all(
         config=json.dumps(config.to_dict(), sort_keys=True),
@@ -421,15 +424,17 @@ def with_seed_and_rates(trainer: Trainer, config: config_lib.Config) -> Trainer:
   """
   parts, _ = _seeded_parts(
       config, trainer.devices, trainer.objective, trainer.source,
-      trainer.windows, trainer.buckets, trainer.model, trainer.loss_fn)
+      trainer.source_step, trainer.windows, trainer.buckets, trainer.model,
+      trainer.loss_fn)
   return dataclasses.replace(trainer, config=config, **parts)
 
 
 def _seeded_parts(
     config: config_lib.Config, devices: list[jax.Device],
     objective: objectives.Objective, source: pathlib.Path | None,
-    windows: windows_lib.WindowSet, buckets: tuple[int, ...], model: qa.QAModel,
-    loss_fn: step_lib.Loss) -> tuple[dict[str, Any], list[str]]:
+    source_step: int | None, windows: windows_lib.WindowSet,
+    buckets: tuple[int, ...], model: qa.QAModel, loss_fn: step_lib.Loss
+    ) -> tuple[dict[str, Any], list[str]]:
   """Builds the fields that depend on seed and rates, and notes for the user."""
   batches = batches_lib.TrainBatches(
       windows, windows.train_indices(config.data.windows_without_answer),
@@ -449,7 +454,7 @@ def _seeded_parts(
   schedule, optimizer = build_optimizer(config.optim, **facts)
   init_key, dropout_key = jax.random.split(jax.random.key(config.seed))
   params, notes = initial_parameters(
-      model, init_key, source, init_head=config.model.init_head)
+      model, init_key, source, source_step, init_head=config.model.init_head)
   state = step_lib.TrainState(
       step=jnp.zeros((), jnp.int32), params=params,
       # AdamW begins with zeros. `optimizer.init` would compile a program for

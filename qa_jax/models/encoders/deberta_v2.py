@@ -19,7 +19,6 @@ buckets, S is their number and long distances share vectors on a log scale.
 
 import dataclasses
 import functools
-import math
 from typing import ClassVar
 
 import flax.linen as nn
@@ -230,10 +229,8 @@ class Attention(nn.Module):
               else None for term, name in (
                   ('c2p', 'position_key'), ('p2c', 'position_query')))
     # `attend` divides by √K.
-    shrink = lambda x: (x.astype(jnp.float32) / math.sqrt(
-        1 + len(terms))).astype(x.dtype)
-    q = shrink(q)
-    bias = _position_scores(c, q, shrink(k), *(
+    q, small_k = (attention_base.scaled(x, 1 + len(terms)) for x in (q, k))
+    bias = _position_scores(c, q, small_k, *(
         heads(y) if term in terms else None
         for term, y in (('c2p', r), ('p2c', s))))
     y = base.join_heads(attention_lib.attend(
