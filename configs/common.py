@@ -48,7 +48,8 @@ def rehearse(c: ml_collections.ConfigDict, *, eval_size: int = 500,
   """Turns any config into a run of a minute on two CPU cores.
 
   The data become the generated corpus, with the arguments `corpus`, and the
-  encoder a tiny one from scratch. All else stays: head, objective, decoding.
+  encoder a tiny one from scratch, with a learning rate, batches, epochs and
+  windows that suit them. Head, objective and decoding stay.
   """
   options = ''.join(f', {name}={value}' for name, value in corpus.items())
   c.data.train = f'synthetic(seed=0, size=8000, paraphrases=1{options})'

@@ -6,7 +6,7 @@ has to learn to read: to find the sentence that the question asks about.
   python -m experiments.train --config=configs/quickstart.py \
       --workdir=runs/quickstart
 
-Expected: exact match of 98 to 100 after 1 to 5 minutes of training on two
+Expected: exact match of 98 to 100 after 3 to 7 minutes of training on two
 cores; see RESULTS.md, "Quickstart", for seeds and for how it was found. The
 variant tiny trains for a fifth of the updates, with a schedule of that length.
 """

@@ -3,9 +3,9 @@
   python -m experiments.train --config=configs/squad2.py:base \
       --workdir=runs/squad2
 
-Variants: base and large (expect about EM 73 / F1 76 and 79 / 82), minilm_l6
-(6 layers of 384 units, for small machines), and tiny, a rehearsal on the
-generated corpus in about a minute on two CPU cores. Offline, set data.train and
+Variants: base, large, minilm_l6 (6 layers of 384 units, for small machines),
+and tiny, a rehearsal on the generated corpus in about a minute on two CPU
+cores. Offline, set data.train and
 data.eval to SQuAD's JSON files and model.init_from to a checkpoint directory.
 """
 

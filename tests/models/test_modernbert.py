@@ -143,6 +143,7 @@ def test_every_layer_is_global_without_a_window():
       64, 64, None, None)
   for bad, message in (({'global_every': 0}, 'global_every=0'),
                        ({'local_attention': 0}, 'local_attention=0'),
+                       ({'type_vocab_size': 2}, 'it has no token types'),
                        ({'local_theta': -1.0}, 'local_theta=-1.0'),
                        ({'num_heads': 16}, 'must be divisible by 2')):
     assert message in refusal(lambda bad=bad: ModernBertConfig(

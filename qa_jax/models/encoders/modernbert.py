@@ -57,6 +57,9 @@ class ModernBertConfig(base.EncoderConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    errors.require(
+        self.type_vocab_size == 1, "encoder 'modernbert': type_vocab_size="
+        f'{self.type_vocab_size}, but it has no token types; leave it out')
     errors.check_at_least(1, "encoder 'modernbert'", global_every=(
         self.global_every), local_attention=self.local_attention)
     for name in ('global_theta', 'local_theta'):
