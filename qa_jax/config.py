@@ -56,8 +56,7 @@ class Model:
   # encoder from scratch.
   initializer_range: float = 0.02
   # Base of the sinusoids that learned positions start from; Vaswani et al.
-  # (2017) have 10000. 0 draws them as the other weights; any other base is at
-  # least 1.
+  # (2017) have 10000. 0 draws them as the other weights; else at least 1.
   position_base: float = 0.0
   # Whether queries and keys of an encoder from scratch start with equal
   # weights.
