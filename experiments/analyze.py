@@ -43,10 +43,6 @@ def main() -> None:
 
   ours = [pathlib.Path(p) for p in EVALUATION.value]
   theirs = [pathlib.Path(p) for p in AGAINST.value]
-  if theirs and len(ours) != len(theirs):
-    raise errors.UserError(
-        f'--evaluation has {len(ours)} seeds and --against {len(theirs)}; give '
-        'equally many, since they are compared in pairs')
   for path in (*ours, *theirs):
     errors.require(path.exists(), f'{path}: no such evaluation; give the '
                    'directory that evaluate wrote, or a file of predictions')
@@ -60,6 +56,8 @@ def main() -> None:
   examples = sources.load_answered(DATA.value)
   first, second = ([_read_predictions(p, examples) for p in paths]
                    for paths in (ours, theirs))
+  difference = error_analysis.compare_predictions(
+      examples, first, second, seed=SEED.value) if theirs else {}
   read = lambda reader, name: (
       reader(folder / name) if folder and (folder / name).is_file() else None)
   metrics = read(predictions_lib.read_metrics, predictions_lib.METRICS) or {}
@@ -70,9 +68,7 @@ def main() -> None:
       held_out=metrics.get('held_out_threshold'), seed=SEED.value)
   if theirs:
     analysis['difference'] = {
-        'against': ', '.join(map(str, theirs)),
-        **error_analysis.compare_predictions(
-            examples, first, second, seed=SEED.value)}
+        'against': ', '.join(map(str, theirs)), **difference}
   error_report.write_error_report(
       analysis, error_analysis.list_errors(examples, first[0], n_best), output,
       f'{len(examples)} questions of {DATA.value}')

@@ -104,9 +104,9 @@ def _choose_threshold(examples: Sequence[Example], answers: answers_lib.Answers,
     return None, {'questions': len(examples)}
   answered = squad.per_question(
       examples, answers_lib.answer_texts(examples, answers), '2.0')
-  unanswered = np.array([float(not e.gold_texts) for e in examples])
+  unanswered = squad.empty_scores(examples, '2.0')
   threshold, _ = calibration.choose_threshold(
-      answers.na_score, answered[1], unanswered)
+      answers.na_score, answered[1], unanswered[1])
   if selective.declines(answers.na_score, threshold).all():
     console.say('never answer: on these questions F1 is best if none is '
                 'answered')

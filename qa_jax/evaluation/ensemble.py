@@ -82,10 +82,10 @@ class Pool:
     return any(e.impossible for e in self.examples)
 
   @functools.cached_property
-  def empty_score(self) -> np.ndarray:  # [E]
-    """The score of no answer, 0 or 1."""
-    return np.array([float(self.has_null and not e.gold_texts)
-                     for e in self.examples])
+  def empty_scores(self) -> np.ndarray:  # [2, E]
+    """Exact match and F1 of no answer, 0 or 1."""
+    return squad.empty_scores(
+        self.examples, '2.0' if self.has_null else '1.1')
 
   @functools.cached_property
   def scores(self) -> np.ndarray:  # [2, C]
@@ -127,7 +127,7 @@ class Combination:
 
   def scores(self, threshold: float) -> np.ndarray:  # [2, E]
     """Computes exact match and F1 at a null threshold, 0 … 1."""
-    empty = self.pool.empty_score
+    empty = self.pool.empty_scores
     answered = np.where(self.best >= 0, np.append(
         self.pool.scores, np.zeros((2, 1)), axis=1)[:, self.best], empty)
     return answered if not self.pool.may_decline else np.where(
@@ -138,7 +138,7 @@ class Combination:
     if not self.pool.may_decline:
       return 0.0
     return calibration.choose_threshold(
-        self.na_score, self.scores(np.inf)[1], self.pool.empty_score)[0]
+        self.na_score, self.scores(np.inf)[1], self.pool.empty_scores[1])[0]
 
   def n_best_row(self, e: int, count: int) -> dict[str, Any]:
     """Returns the row of question e in nbest.jsonl, with `count` candidates.
@@ -239,7 +239,8 @@ def build_ensemble(members: Sequence[str], data: str, *, held_out: str = '',
       [_read_stored(pathlib.Path(name), asked, options) for name in names]
       for names, asked in ((members, examples),
                            (held_out_members, held_out_examples)))
-  for path in map(pathlib.Path, members if held_out else ()):
+  for path in map(pathlib.Path, dict.fromkeys(
+      [*members, *held_out_members] if held_out else ())):
     if RunDirectory(path).is_run():
       calibrate.check_untrained(path, held_out, held_out_examples)
   pool = _read_pool(members, stored, data, examples, options)

@@ -222,9 +222,10 @@ def _shorten(text: str, *, first: bool, last: bool) -> str:
   tail = 0 if last else AROUND
   if len(text) <= head + tail + 3:
     return text
-  # Cut between words.
-  begin = text[:head].rpartition(' ')[0]
-  end = text[len(text) - tail:].partition(' ')[2]
+  begin, end = text[:head], text[len(text) - tail:]
+  # Cut between words, where there are spaces.
+  begin = begin.rpartition(' ')[0] or begin
+  end = end.partition(' ')[2] or end
   return f'{begin} … {end}'
 
 

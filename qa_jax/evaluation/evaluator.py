@@ -206,8 +206,9 @@ def _check_equal_on_all(qa: predict.QA, windows: windows_lib.WindowSet) -> None:
 def decode_regret(regret: np.ndarray) -> dict[str, float]:  # [E]
   """Computes the score that an inexact search misses.
 
-  `decode_regret` is the mean over questions for which the search returned a
-  span, if any; `decode_regret_share` the percent whose best span it missed.
+  `decode_regret` is the mean over questions, but those of which the search
+  missed every span; `decode_regret_share` the percent whose best span it
+  missed.
   """
   finite = regret[np.isfinite(regret)]
   mean = {'decode_regret': float(finite.mean())} if len(finite) else {}

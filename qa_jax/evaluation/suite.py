@@ -21,6 +21,7 @@ from qa_jax.metrics import squad
 from qa_jax.runtime import console
 
 SCORES = ('exact_match', 'f1')
+ALL = 'all'  # the name of the average of all sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,10 @@ def check_suite(groups: Any) -> dict[str, dict[str, str]]:
     raise errors.UserError(
         'a suite is {group: {name: data SPEC}}, none of them empty; see '
         'configs/suites')
+  errors.require(
+      ALL not in groups,
+      f'a suite has a group {ALL!r}, which is the name of the average of all '
+      'sets; rename the group')
   return {group: dict(sets) for group, sets in groups.items()}
 
 
@@ -94,7 +99,7 @@ def averages(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
   return {name: {'sets': len(members), **{
       score: float(np.mean([row.metrics[score] for row in members]))
       for score in SCORES}}
-          for name, members in {**groups, 'all': available}.items()}
+          for name, members in {**groups, ALL: available}.items()}
 
 
 def write_suite(rows: Sequence[Row], output: pathlib.Path,
@@ -135,7 +140,7 @@ def _blocks(rows: Sequence[Row], macro: Mapping[str, Mapping[str, float]],
       table.append([f'{group}/{row.name}', *cells])
     if len(members) > 1 and group in macro:
       table.append(macro_row(group, len(members)))
-  table.append(macro_row('all', len(rows)))
+  table.append(macro_row(ALL, len(rows)))
   blocks: list[documents.Block] = [
       documents.Title(1, title),
       documents.Table(

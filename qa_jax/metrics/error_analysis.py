@@ -217,7 +217,14 @@ def compare_predictions(examples: Sequence[Example],
   `mcnemar` counts the questions that only one of the systems has exactly right,
   and gives the p-value of the exact two-sided test that both counts are equally
   likely (McNemar, 1947).
+
+  Raises:
+    UserError: the systems have different numbers of seeds.
   """
+  errors.require(
+      len(predictions) == len(others) > 0,
+      f'the systems have {len(predictions)} and {len(others)} seeds; give '
+      'equally many, since they are compared in pairs')
   from scipy import stats  # lazily: slow to import
   articles = [e.article for e in examples]
   first, second = (np.stack([squad.per_question(examples, p) for p in system],

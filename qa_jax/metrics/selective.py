@@ -26,7 +26,7 @@ def precision_recall(score: np.ndarray,  # [N], higher: more surely positive
   """Computes [recall, precision] at each threshold, by rising recall.
 
   Equal scores are one threshold. A curve of more than CURVE_POINTS thresholds
-  is reduced to the points nearest to equal steps of recall.
+  is reduced to the first points at or above equal steps of recall.
   """
   _, group = np.unique(-score, return_inverse=True)
   true_positives = np.cumsum(np.bincount(group, positive))
@@ -34,8 +34,8 @@ def precision_recall(score: np.ndarray,  # [N], higher: more surely positive
   recall = 100 * true_positives / positive.sum()
   curve = np.stack([recall, 100 * true_positives / retrieved], axis=1)
   if len(curve) > CURVE_POINTS:
-    nearest = np.searchsorted(recall, np.linspace(recall[0], 100, CURVE_POINTS))
-    curve = curve[np.unique(nearest)]
+    first = np.searchsorted(recall, np.linspace(recall[0], 100, CURVE_POINTS))
+    curve = curve[np.unique(first)]
   return curve.tolist()
 
 

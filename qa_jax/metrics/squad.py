@@ -28,7 +28,17 @@ def score_answer(prediction: str, golds: Sequence[str], *,
 
   Version '2.0' drops golds that normalise to '' and, if none is left, expects
   no answer. Version '1.1' scores with all golds and needs at least one.
+
+  Raises:
+    UserError: the version is neither, `golds` is a text, or version '1.1' has
+      no gold.
   """
+  errors.check_choice('score_answer', 'version', version, VERSIONS[1:])
+  errors.require(
+      not isinstance(golds, str),
+      f'score_answer: golds={golds!r} is a text, expected a list of texts')
+  errors.require(version == '2.0' or len(golds) > 0,
+                 "score_answer: version '1.1' needs a gold text")
   predicted = examples_lib.normalize_answer(prediction)
   expected = [examples_lib.normalize_answer(g) for g in dict.fromkeys(golds)]
   if version == '2.0':
@@ -77,6 +87,17 @@ def per_question(examples: Iterable[Example], predictions: Mapping[str, str],
   return scores
 
 
+def empty_scores(examples: Iterable[Example], version: str = 'auto'
+                 ) -> np.ndarray:  # [2, N]
+  """Computes exact match and F1 of the empty text for every question, 0 … 1.
+
+  It is right for a question without answer, and for a gold that normalises to
+  ''. Raises as `per_question`.
+  """
+  examples = list(examples)
+  return per_question(examples, {e.id: '' for e in examples}, version)
+
+
 def squad_metrics(
     examples: Iterable[Example] | None = None,
     predictions: Mapping[str, str] | Sequence[Mapping[str, Any]] = (), *,
@@ -95,14 +116,16 @@ def squad_metrics(
   Both keys are left out if the count is 0.
 
   Version 2.0 also takes no-answer scores, which are higher the surer it is that
-  there is no answer; version 1.1 ignores them. A prediction counts as '' if its
-  score exceeds `na_threshold`. The best thresholds (`best_*`) are over
+  there is no answer; version 1.1 ignores them. If the score exceeds
+  `na_threshold`, the question is declined: this scores 1 if it has no answer,
+  else 0, as in the official script. The best thresholds (`best_*`) are over
   `predictions`, so no threshold may have been applied to these before: an
   answer that is already '' cannot come back. `Predictions` does both.
 
   Raises:
     UserError: there is no question, a question cannot be scored, a row has
-      wrong fields, or a prediction is no text or a no-answer score no number.
+      wrong fields, or a prediction is no text, or a no-answer score or the
+      threshold no number.
   """
   if (examples is None) == (references is None):
     raise errors.UserError('squad_metrics: give one of examples and references')
@@ -136,6 +159,9 @@ def squad_metrics(
   answered = per_question(examples, predictions, version)
   if version == '1.1' or na_scores is None:
     return summarize_scores(examples, predictions, answered, version)
+  errors.require(
+      isinstance(na_threshold, numbers.Real) and na_threshold == na_threshold,
+      f'squad_metrics: na_threshold is {na_threshold!r}, expected a number')
   check_covers(na_scores, examples)
   declined = [e.id in predictions and selective.declines(
       na_scores[e.id], na_threshold) for e in examples]

@@ -201,10 +201,28 @@ def test_a_question_at_the_threshold_is_answered():
   combination = ensemble.pool_members(
       EXAMPLES, [as_member(posteriors, EXAMPLES)]).combine([0])
   every = combination.scores(np.inf)
-  assert (every != combination.pool.empty_score).any()
+  assert (every != combination.pool.empty_scores).any()
   for e, threshold in enumerate(combination.na_score):
     np.testing.assert_array_equal(
         combination.scores(threshold)[:, e], every[:, e])
+
+
+@pytest.mark.parametrize('threshold', [-np.inf, 0.0, np.inf])
+def test_scores_are_those_of_the_written_predictions(threshold):
+  """No answer is right for a gold answer that normalises to ''."""
+  context = 'Ada took vitamin A.'
+  examples = [Example(str(n), 'What?', context, golds, impossible=not golds)
+              for n, golds in enumerate([
+                  (GoldAnswer('A', 17),), (), (GoldAnswer('vitamin A', 9),)])]
+  member = {e.id: ensemble.MemberCandidates(
+      math.log(0.3), {(17, 18): math.log(0.2), (9, 18): math.log(0.5)}, 1)
+            for e in examples}
+  combination = ensemble.pool_members(examples, [member]).combine([0])
+  written = predictions_lib.Predictions(
+      examples, dict.fromkeys(member, 'vitamin A'),
+      dict(zip(member, combination.na_score, strict=True)))
+  np.testing.assert_array_equal(
+      combination.scores(threshold), written.scores(threshold))
 
 
 # --- the command
@@ -355,6 +373,12 @@ def test_a_run_that_has_seen_the_held_out_questions_is_refused(folder):
   write_run(folder, f'{folder}/held.json')
   result = run(folder, *held_out_flags(folder),
                members=('run', 'dev1.jsonl', 'dev2.jsonl'))
+  assert result.code == 1
+  assert 'was trained on; hold out articles' in result.err.splitlines()[-1]
+  # Also a run that answers the held-out questions alone.
+  result = run(folder, f'--held_out={folder}/held.json',
+               f'--held_out_members={folder}/run,{folder}/held1.jsonl',
+               members=('dev0.jsonl', 'dev1.jsonl'))
   assert result.code == 1
   assert 'was trained on; hold out articles' in result.err.splitlines()[-1]
 

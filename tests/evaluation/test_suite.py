@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 
 from qa_jax import errors
+from qa_jax.data import sources
 from qa_jax.evaluation import evaluator
 from qa_jax.evaluation import suite
 from qa_jax.inference import predict
 from qa_jax.io import files
+from qa_jax.metrics import significance
+from qa_jax.metrics import squad
 from tests.common import commands
 from tests.common import lookup
 from tests.common.refusals import refusal
@@ -55,7 +58,13 @@ def test_rows_are_evaluations_and_averages_weigh_sets_alike(
   for values in averages.values():
     assert values['sets'] == 2
     assert values['f1'] == pytest.approx(np.mean([v['f1'] for v in alone]))
-  assert all(r.low <= r.metrics['f1'] <= r.high for r in rows[:2])
+  for row in rows[:2]:
+    examples = sources.load_examples(row.data)
+    em, f1 = 100 * squad.per_question(examples, files.read_object(
+        tmp_path / 'here' / row.name / 'predictions.json'))
+    assert em.mean() != f1.mean()
+    assert (row.low, row.high) == significance.hierarchical_interval(
+        f1[None], [e.id for e in examples], seed=0)
   assert (tmp_path / 'here' / 'one' / 'nbest.jsonl').is_file()
 
 
@@ -145,6 +154,7 @@ def test_the_flags_of_decoding_and_checkpoint_name_the_folder(
     ({'a': {}}, (), 'none of them empty'), ({}, (), 'none of them empty'),
     ({'a': {'b': ''}}, (), 'none of them empty'),
     ({'a': {'b': 3}}, (), 'a suite is'),
+    ({'all': {'b': 'x'}}, (), "a suite has a group 'all'"),
     ({'a': {'b': 'x'}}, ('--suite.c.d=y',),
      "--suite has no group 'c'; add it to the suite file"),
     ({'a': {'b': 'x'}}, ('--suite=nowhere.py',), 'nowhere.py'),

@@ -14,6 +14,7 @@ from qa_jax.metrics import error_analysis
 from qa_jax.metrics import predictions
 from qa_jax.metrics import selective
 from tests.common import commands
+from tests.common.refusals import refusal
 
 CONTEXT = 'Ada met Bob in Rome and Bob met Eve in Bonn.'
 
@@ -85,6 +86,16 @@ def test_right_text_at_the_wrong_place_is_an_error_of_its_own():
   shares = error_analysis.boundary_errors(
       [example(0, 'Bob', last=True)], {'0': spans('Bob')})
   assert shares['text_elsewhere'] == 100 and shares['span'] == 0
+
+
+def test_a_right_text_between_two_gold_answers_is_no_splice():
+  context = 'the Ada the cat'
+  asked = Example('0', 'Who?', context, (
+      GoldAnswer('the Ada', 0), GoldAnswer('Ada the', 4)))
+  shares = error_analysis.boundary_errors([asked], {'0': [
+      {'text': 'the Ada the', 'start': 0, 'end': 11, 'score': 0.0}]})
+  assert (shares['start'], shares['end'], shares['span']) == (100, 100, 0)
+  assert (shares['text_elsewhere'], shares['splice']) == (100, 0)
 
 
 def test_risk_and_coverage_equal_the_mean_over_all_orders_of_ties():
@@ -202,6 +213,26 @@ def test_a_report_draws_its_curves_and_greys_slices_of_few(
         i for i, row in enumerate(table.rows) if int(row[1]) < 2]
 
 
+def test_each_number_of_a_report_stands_beside_its_name(analysis):
+  analysis['thresholds'] = {'zero': dict(zip(
+      ('threshold', 'exact_match', 'f1', 'has_answer_f1',
+       'no_answer_exact_match'), (1.0, 2.0, 3.0, 4.0, 5.0), strict=True))}
+  analysis['boundaries'] = {
+      name: float(n) for n, name in enumerate(error_report.BOUNDARIES)}
+  analysis['coverage'] |= {'score_at_100': 91.0, selective.AT_COVERAGE: 92.0,
+                           'area': 93.0}
+  blocks = error_report.error_report_blocks(analysis, 'title')
+  tables = {tuple(b.head): b.rows for b in blocks if hasattr(b, 'head')}
+  assert tables['', 'threshold', 'EM', 'F1', 'HasAns F1', 'NoAns'] == [
+      [error_report.THRESHOLDS['zero'], '1.00', '2.00', '3.00', '4.00', '5.00']]
+  assert tables['', '% of answerable questions'] == [
+      [text, f'{n}.00'] for n, text in enumerate(
+          error_report.BOUNDARIES.values())]
+  text, = [b.text for b in blocks if 'surest' in getattr(b, 'text', '')]
+  assert text.endswith('all questions are answered 91.00, if the surest 80 % '
+                       'are 92.00, mean over all coverages 93.00.')
+
+
 def test_slices_add_up_to_the_whole(analysis):
   assert set(analysis['slices']) == {*error_analysis.SLICES, 'windows'}
   for parts in analysis['slices'].values():
@@ -229,6 +260,20 @@ def test_without_no_answer_scores_confidence_is_the_share_of_the_best():
   assert 'no_answer' not in analysis
 
 
+def test_an_answer_is_the_surer_the_lower_its_no_answer_score():
+  analysis = error_analysis.analyse_errors(
+      [example(0, 'Ada'), example(1, 'Rome')], {'0': 'Ada', '1': 'Bonn'},
+      na_scores={'0': -2.0, '1': -1.0})
+  assert analysis['coverage']['curve'][49][1] == 100  # question 0 alone
+
+
+def test_a_question_is_declined_where_the_prediction_is_empty():
+  analysis = error_analysis.analyse_errors(
+      [example(0, 'Ada'), example(1)], {'0': 'Ada', '1': ''},
+      na_scores={'0': -2.0, '1': -1.0})
+  assert analysis['no_answer']['accuracy'] == 100
+
+
 def test_a_question_without_candidates_has_its_prediction_and_no_window():
   """Its F1, of two words with one, is the last in the order of confidence."""
   analysis = error_analysis.analyse_errors(
@@ -242,14 +287,16 @@ def test_a_question_without_candidates_has_its_prediction_and_no_window():
 
 
 def test_mcnemar_counts_questions_that_one_system_alone_has_right():
-  examples = [example(i, 'Ada') for i in range(7)]
-  right, wrong = {str(i): 'Ada' for i in range(7)}, {'6': 'Ada'}
+  examples = [example(i, 'Ada') for i in range(9)]
+  right = {**{str(i): 'Ada' for i in range(7)}, '7': 'Bob', '8': 'Ada met'}
+  wrong = {'6': 'Ada', '7': 'Ada', '8': 'Bob'}  # '8' is wrong in both
   difference = error_analysis.compare_predictions(
       examples, [right], [wrong], seed=0)
-  assert difference['exact_match']['mean'] == pytest.approx(600 / 7)
-  # Six heads of six coins. The sign-flip test has the same 2 of 64 patterns.
-  assert difference['mcnemar'] == {'here': 6, 'there': 0, 'p': 2 / 64}
-  assert difference['exact_match']['p'] == pytest.approx(2 / 64)
+  assert difference['exact_match']['mean'] == pytest.approx(500 / 9)
+  # Six or more heads, or tails, of seven coins: 2 (1 + 7) of 128 patterns, of
+  # which the sign-flip test has the same.
+  assert difference['mcnemar'] == {'here': 6, 'there': 1, 'p': 16 / 128}
+  assert difference['exact_match']['p'] == pytest.approx(16 / 128)
   # All questions are about one context, and one article shows nothing.
   assert difference['exact_match']['p_articles'] == 1
 
@@ -264,6 +311,10 @@ def test_seeds_are_compared_in_pairs():
   assert (exact['low'], exact['mean'], exact['high']) == (-100, 0, 100)
   assert exact['p'] == 1 and difference['seeds'] == 2
   assert 'mcnemar' not in difference
+  for ours, theirs in (([right], [wrong, right]), ([], [])):
+    assert 'equally many' in refusal(
+        lambda ours=ours, theirs=theirs: error_analysis.compare_predictions(
+            examples, ours, theirs, seed=0))
 
 
 @pytest.mark.parametrize(('text', 'start'), [
@@ -378,6 +429,15 @@ def test_a_long_passage_keeps_only_the_text_around_marks():
   assert 1.5 * error_report.AROUND < len(text) < 2 * error_report.AROUND + 5
 
 
+def test_a_passage_without_spaces_keeps_the_text_around_marks():
+  context = '甲' * 200 + '巴黎' + '乙' * 200
+  table = error_report.error_rows(error_analysis.list_errors(
+      [Example('0', '谁?', context, (GoldAnswer('巴黎', 200),))], {}))[1]
+  assert table.rows[1][-1].parts == [
+      (' … ' + '甲' * error_report.AROUND, ''), ('巴黎', 'gold'),
+      ('乙' * error_report.AROUND + ' … ', '')]
+
+
 @pytest.fixture(scope='module')
 def evaluation(tmp_path_factory):
   """Returns a directory with the files of an evaluation, and its data."""
@@ -467,7 +527,7 @@ def test_the_command_takes_seeds(evaluation, tmp_path):
   result = analyze(evaluation, f'--against={there}', f'--output={tmp_path}',
                    evaluation=f'{there},{evaluation}')
   assert result.code == 1
-  assert '2 seeds and --against 1' in result.err
+  assert 'the systems have 2 and 1 seeds; give equally many' in result.err
 
 
 @pytest.mark.parametrize(('name', 'content', 'message'), [

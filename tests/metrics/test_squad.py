@@ -9,7 +9,6 @@ import json
 import math
 import pathlib
 import re
-import time
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from qa_jax.data.examples import Example
 from qa_jax.data.examples import GoldAnswer
 from qa_jax.metrics import predictions as predictions_lib
 from qa_jax.metrics import squad
+from tests.common.refusals import refusal
 
 RECORDED = pathlib.Path(__file__).parents[1] / 'golden'
 GOLDEN = json.loads((RECORDED / 'metrics_official.json').read_text('utf-8'))
@@ -166,12 +166,6 @@ def test_thresholded_predictions_score_as_evaluate_v2_0():
       k: v for k, v in official('salad', 1.0).items() if 'best' in k}
 
 
-def test_thresholded_texts_alone_give_another_best_score():
-  """The class `Predictions` exists for this reason."""
-  assert (official('thresholded', 1.0)['best_f1']
-          < official('salad', 1.0)['best_f1'])
-
-
 def test_answer_at_the_threshold_stays():
   values = squad.squad_metrics(
       EXAMPLES, ANSWERS, na_scores=dict.fromkeys(ANSWERS, 0.5),
@@ -305,14 +299,22 @@ def test_data_that_cannot_be_scored_is_refused(examples, options, message):
     squad.squad_metrics(examples, ANSWERS, **options)
 
 
-def test_ten_thousand_questions_score_in_about_a_second():
-  golds = {str(i): ['the Denver Broncos of 1963'] * 3 if i % 2 else []
-           for i in range(10_000)}
-  examples = make_examples(golds)
-  answers = dict.fromkeys(golds, 'Broncos of Denver')
-  began = time.process_time()
-  squad.squad_metrics(examples, answers, na_scores=dict.fromkeys(golds, 0.0))
-  assert time.process_time() - began < 3  # 0.4 on one idle core
+@pytest.mark.parametrize('threshold', [math.nan, None, '0.5'])
+def test_a_threshold_that_is_no_number_is_refused(threshold):
+  assert f'na_threshold is {threshold!r}, expected a number' in refusal(
+      lambda: squad.squad_metrics(
+          EXAMPLES, ANSWERS, na_scores=dict.fromkeys(ANSWERS, 0.5),
+          na_threshold=threshold))
+
+
+@pytest.mark.parametrize(('golds', 'version', 'message'), [
+    (['ab'], '2', "score_answer: version='2'"),
+    (['ab'], 'auto', "score_answer: version='auto'"),
+    ('ab', '1.1', "golds='ab' is a text"),
+    ([], '1.1', "version '1.1' needs a gold text")])
+def test_an_answer_that_cannot_be_scored_is_refused(golds, version, message):
+  assert message in refusal(
+      lambda: squad.score_answer('ab', golds, version=version))
 
 
 # --- rows of Hugging Face's `evaluate`
@@ -345,6 +347,29 @@ def test_rows_with_probabilities_are_those_of_version_2():
   assert values['no_answer_exact_match'] == 100  # 0.9 > 0.5: no answer
   assert values['has_answer_f1'] == pytest.approx(100 * (1 + 2 / 3) / 2)
   assert values['best_f1'] == pytest.approx(100 * (2 + 2 / 3) / 3)
+
+
+def test_the_version_of_rows_is_that_of_their_metric_in_evaluate():
+  """Probabilities, or a reference without answers, make it 2.0."""
+  predictions, references = rows(probabilities=True)
+  values = squad.squad_metrics(predictions=predictions[:2],
+                               references=references[:2])
+  assert values['best_f1'] == pytest.approx(100 * (1 + 2 / 3) / 2)
+  assert values['has_answer_total'] == 2
+  predictions, references = rows()
+  assert squad.squad_metrics(predictions=predictions, references=references)[
+      'no_answer_total'] == 1
+
+
+def test_rows_that_contradict_other_arguments_are_refused():
+  predictions, references = rows(probabilities=True)
+  for message, arguments in (
+      ('give one of examples and references', {'examples': EXAMPLES}),
+      ('contradict each other', {'na_scores': dict.fromkeys('abc', 0.5)})):
+    assert message in refusal(lambda arguments=arguments: squad.squad_metrics(
+        predictions=predictions, references=references, **arguments))
+  assert 'give one of examples and references' in refusal(
+      lambda: squad.squad_metrics(predictions=predictions))
 
 
 def test_probabilities_of_numpy_are_those_of_python():
