@@ -117,7 +117,10 @@ def make_session(scratch: pathlib.Path) -> 'session_lib.Session':
   from benchmarks import session as session_lib
   from qa_jax.checkpoints import hugging_face
 
-  scratch.mkdir(parents=True, exist_ok=True)
+  try:
+    scratch.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise errors.UserError(f'--scratch={scratch}: {e.strerror}') from None
   # An earlier benchmark left caches and complete runs there.
   errors.require(not any(scratch.iterdir()),
                  f'--scratch={scratch} is not empty; choose a new directory')

@@ -14,6 +14,7 @@ import ast
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import errno
 import io
 import os
 import re
@@ -126,7 +127,8 @@ def run(main: Callable[[], None], *, config: bool = False,
     except KeyboardInterrupt:
       _fail('interrupted', 130)
     except Exception as e:
-      if not (message := _out_of_memory(e) or _bad_environment(e)):
+      if not (message := _out_of_memory(e) or _long_name(e)
+              or _bad_environment(e)):
         raise
       _fail(message, 1)
 
@@ -158,6 +160,13 @@ def _out_of_memory(e: Exception) -> str:
   return (f'out of memory: {" ".join(str(e).split())[:300].rstrip(".")}; lower '
           'train.batch_size or raise train.grad_accumulation, or lower '
           'train.eval_batch_size, data.max_length or the sizes of the model')
+
+
+def _long_name(e: Exception) -> str:
+  """Returns a line if a name is longer than any file's can be, else ''."""
+  if isinstance(e, OSError) and e.errno == errno.ENAMETOOLONG:
+    return f'{e.filename}: {e.strerror}'
+  return ''
 
 
 def _bad_environment(e: Exception) -> str:
@@ -416,7 +425,7 @@ def assignments(items: Sequence[str], mistake: str) -> dict[str, object]:
     errors.require(name and equals, mistake.format(item))
     try:
       values[name] = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
       values[name] = text
   return values
 

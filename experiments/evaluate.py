@@ -60,9 +60,10 @@ def main() -> None:
   from qa_jax.io import files
   from qa_jax.metrics import predictions as predictions_lib
 
-  if flags.FLAGS.coordinator and (AUDIT.value or PREDICTIONS.value):
-    raise errors.UserError('--coordinator goes with a model to run; leave it '
-                           'out with --audit and --predictions')
+  for name in cli.PROCESSES if AUDIT.value or PREDICTIONS.value else ():
+    errors.require(
+        flags.FLAGS[name].value is None, f'--{name} goes with a model to run; '
+        'leave it out with --audit and --predictions')
   if flags.FLAGS['na_threshold'].present and not NA_PROBS.value:
     raise errors.UserError('--na_threshold goes with --na_probs')
   if AUDIT.value:

@@ -113,7 +113,8 @@ class Data:
   # Directory with vocab.txt or tokenizer.json, or a run directory. '' takes
   # the vocabulary of model.init_from, or learns one from data.train.
   vocab: str = ''
-  # Most entries that a learned vocabulary has.
+  # Most entries that a learned vocabulary has. It keeps each letter of the
+  # data, alone and within a word, even if these are more.
   vocab_size: int = 2000
   # Lengths in tokens that batches are padded to. The longest is max_length;
   # lengths above it are left out. () is the platform's default, max_length

@@ -94,12 +94,16 @@ def load_windows(
         **window_lengths(config))
   cached = isinstance(window_set.examples, store_lib.StoredExamples)
   unmarked, cut = window_set.audit['unmarked'], cut_note(config, window_set)
+  entries = len(window_set.tokenizer.vocab)
   return window_set, (
       f'{len(window_set)} windows of {len(window_set.examples)} questions '
       f'{"from the cache" if cached else "made"} in '
       f'{time.perf_counter() - began:.1f} s' + (
           f'; {unmarked} of them, whose list of answers is empty, count as '
-          'unanswerable' if unmarked else '') + (cut and f'; {cut}'))
+          'unanswerable' if unmarked else '') + (cut and f'; {cut}') + (
+              f'; the vocabulary has {entries} entries, above data.vocab_size, '
+              'since it keeps all letters of the data'
+              if learns and entries > config.data.vocab_size else ''))
 
 
 def cut_note(config: config_lib.Config, made: windows.WindowSet) -> str:

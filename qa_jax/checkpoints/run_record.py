@@ -25,7 +25,8 @@ def run_record(*, seed: int, argv: list[str], devices: list[jax.Device],
   """
   return {
       'seed': seed,
-      'argv': [re.sub(r'(?<=://)[^/@\s]+@', '…@', word) for word in argv],
+      'argv': [re.sub(r'(?<=://)([^/@\s:]*:[^@\s]*|[^/@\s]+)@', '…@', word)
+               for word in argv],
       'git': _git(), 'python': platform.python_version(),
       'packages': {name: importlib.metadata.version(name) for name in PACKAGES},
       'devices': {'kind': devices[0].device_kind, 'count': len(devices),

@@ -395,6 +395,9 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int,
                     lowercase: bool = True) -> Tokenizer:
   """Learns a tokenizer of at most `vocab_size` entries from `texts`.
 
+  It has all letters of the texts, each alone and within a word, even if these
+  are more entries.
+
   The library numbers "##x" pieces in hash order and breaks ties by number. Here
   they are special tokens, sorted, so that equal texts give equal vocabularies.
   """

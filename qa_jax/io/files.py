@@ -99,11 +99,11 @@ def cache_home() -> pathlib.Path | None:
 
 def check_writable(path: pathlib.Path) -> None:
   """Raises a UserError if `path` cannot be written, before long work."""
-  above = next(p for p in path.absolute().parents if os.path.exists(p))
   if path.is_dir():
     raise errors.UserError(f'{path}: a directory, expected a file to write')
   if path.exists() and not path.is_file():  # a rename would replace it
     raise errors.UserError(f'{path}: a device or a pipe, expected a file')
+  above = next(p for p in path.absolute().parents if os.path.exists(p))
   try:
     tempfile.TemporaryFile(dir=above).close()  # permissions do not say enough
   except OSError as e:

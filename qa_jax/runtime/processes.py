@@ -103,9 +103,9 @@ def _check_flags(coordinator: str, num_processes: int | None,
     socket.getaddrinfo(host, port)
     if process_index == 0:
       socket.create_server(('', port)).close()
-  except OSError as e:
-    raise errors.UserError(
-        f'--coordinator={coordinator}: {e.strerror or e}') from None
+  except (OSError, UnicodeError) as e:  # UnicodeError: no name of a host
+    reason = getattr(e, 'strerror', None) or e
+    raise errors.UserError(f'--coordinator={coordinator}: {reason}') from None
 
 
 def _filter_native_output() -> None:

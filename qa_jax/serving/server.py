@@ -201,8 +201,9 @@ def bind_socket(host: str, port: int) -> socket.socket:
     family, kind, proto, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind, proto)
-  except OSError as e:
-    raise errors.UserError(f'--host={host}: {e.strerror}') from None
+  except (OSError, UnicodeError) as e:  # UnicodeError: no name of a host
+    reason = getattr(e, 'strerror', None) or e
+    raise errors.UserError(f'--host={host}: {reason}') from None
   try:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)

@@ -13,6 +13,7 @@ import contextlib
 import json
 import pathlib
 from typing import Any
+import urllib.parse
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -268,7 +269,8 @@ def open_study(workdir: pathlib.Path, url: str = '', *, pruner: str = 'none',
       where = sqlalchemy.make_url(url).render_as_string()  # hides a password
     else:
       workdir.mkdir(parents=True, exist_ok=True)
-      url = f'sqlite:///{home}/study.db'
+      # As a path, '?' would begin options and '%20' be a space.
+      url = f'sqlite:///{urllib.parse.quote(str(home))}/study.db'
     options = ({'connect_args': {'timeout': LOCK_SECONDS}}
                if url.startswith('sqlite') else None)
     storage = _storage(url, options)

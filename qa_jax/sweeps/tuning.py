@@ -44,8 +44,8 @@ class Choice:
     """Returns a warning if a number is the smallest or largest tried, or ''."""
     warning = ''
     for field, value in self.tuned[self.best].items():
-      tried = {values[field] for values in self.tuned}
-      if len(tried) > 1 and type(value) in (int, float):
+      tried = [values[field] for values in self.tuned]
+      if type(value) in (int, float) and min(tried) < max(tried):
         for name, end in (('smallest', min(tried)), ('largest', max(tried))):
           if value == end:
             warning += (f'; {field}={value} is the {name} tried, so a better '

@@ -204,6 +204,7 @@ def test_a_command_that_is_timed_gets_the_cores_of_a_side(tmp_path):
 
 def test_mistakes_in_the_flags_are_told(tmp_path):
   (tmp_path / 'cache_1').mkdir()  # of an earlier benchmark
+  (tmp_path / 'file').touch()
   for flags, message in (
       (['--suite=serch'], "did you mean 'search'"),
       (['--suite=all,serch'], "did you mean 'search'"),
@@ -211,7 +212,8 @@ def test_mistakes_in_the_flags_are_told(tmp_path):
       (['--suite=train', '--dtypes='], 'bfloat16'),
       (['--suite=train', '--dtypes=float3'], "did you mean 'float32'"),
       (['--suite=train', '--threads=4096'], 'cores to use'),
-      (['--suite=startup', f'--scratch={tmp_path}'], 'not empty')):
+      (['--suite=startup', f'--scratch={tmp_path}'], 'not empty'),
+      (['--suite=startup', f'--scratch={tmp_path}/file'], 'File exists')):
     assert message in commands.refusal('benchmark', *flags)
 
 

@@ -47,6 +47,14 @@ def tokens(wordpiece, text):
   return [wordpiece.vocab[i] for i in wordpiece.encode([text]).ids]
 
 
+def test_a_learned_vocabulary_has_its_size_or_all_letters():
+  texts = ['abcd ' * 3, 'dcba abcd']
+  assert len(tokenizer.train_tokenizer(texts, vocab_size=14).vocab) == 14
+  small = tokenizer.train_tokenizer(texts, vocab_size=6)
+  assert set(small.vocab) == {*tokenizer.SPECIAL, *'abcd',
+                              *('##' + c for c in 'abcd')}
+
+
 def test_accents_and_case_are_folded_but_offsets_are_of_the_original(trained):
   (ids, offsets), = rows(trained.encode(['CAFÉ']))
   (plain, _), = rows(trained.encode(['cafe']))

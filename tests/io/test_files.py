@@ -90,7 +90,8 @@ def test_check_writable_refuses_early_and_writes_nothing(tmp_path):
   (tmp_path / 'file').write_text('old')
   files.check_writable(tmp_path / 'file')
   files.check_writable(tmp_path / 'new' / 'deeper' / 'file')
-  assert 'a directory' in refusal(files.check_writable, tmp_path)
+  for directory in (tmp_path, pathlib.Path('/')):
+    assert 'a directory' in refusal(files.check_writable, directory)
   assert 'a device or a pipe' in refusal(files.check_writable,
                                          pathlib.Path('/dev/null'))
   assert f'{tmp_path}/file is not a directory' in refusal(

@@ -507,7 +507,9 @@ def test_a_run_that_is_decoded_otherwise_keeps_its_evaluation(run, data):
     ['--predictions=x', '--decode.n_best=2'], ['--audit', '--decode.n_best=2'],
     ['--predictions=x', '--max_length=64'], ['--predictions=x',
                                              '--checkpoint=last'],
-    ['--predictions=x', '--nocalibrated'], ['--audit', '--checkpoint=3']])
+    ['--predictions=x', '--nocalibrated'], ['--audit', '--checkpoint=3'],
+    ['--audit', '--num_processes=2'], ['--audit', '--process_index=1'],
+    ['--predictions=x', '--coordinator=h:1']])
 def test_flags_of_a_model_without_one_are_refused(data, argv):
   name = argv[1].partition('=')[0].removeprefix('--no')
   message = commands.refusal('evaluate', f'--data={data}', *argv)
@@ -545,6 +547,22 @@ def test_log_odds_have_the_threshold_of_their_predictions(tmp_path):
       'evaluate', *argv, '--na_threshold=3')
   assert '--na_threshold=nan' in commands.refusal(
       'evaluate', *argv, f'--na_probs={odds}', '--na_threshold=nan')
+
+
+@pytest.mark.parametrize(('command', 'flags'), [
+    ('train', ['--config=configs/quickstart.py', '--workdir=LONG']),
+    ('predict', ['--question=a', '--context=b', '--workdir=LONG']),
+    ('predict', ['--input=QUESTIONS', '--output=LONG', '--workdir=x']),
+    ('report', ['--workdir=LONG']), ('calibrate', ['--workdir=LONG',
+                                                  '--data=x']),
+    ('analyze', ['--evaluation=LONG', '--data=x'])])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path, command, flags):
+  questions = examples.write(
+      tmp_path / 'in.jsonl', {'question': 'Who?', 'context': 'Ada.'})
+  name = f'{tmp_path}/{"x" * 300}'
+  assert 'File name too long' in commands.refusal(command, *(
+      flag.replace('LONG', name).replace('QUESTIONS', str(questions))
+      for flag in flags))
 
 
 def test_an_audit_takes_the_length_of_windows_and_no_threshold(data):

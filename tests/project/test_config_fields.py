@@ -492,6 +492,13 @@ def check_vocab_size(tmp_path):
   for size in (150, 250):
     trainer = built(data__vocab_size=size)
     assert len(trainer.windows.tokenizer.vocab) == size
+  letters = [Example('0', 'Who?', ''.join(map(chr, range(0x4e00, 0x4e80))))]
+  small = config(data__vocab_size=100, data__cache='none')
+  made, note = input_pipeline.load_windows(
+      small, letters, input_pipeline.vocabulary_source(small, None))
+  entries = len(made.tokenizer.vocab)
+  assert entries >= 2 * 0x80
+  assert f'vocabulary has {entries} entries, above data.vocab_size' in note
 
 
 def check_buckets(tmp_path):

@@ -126,10 +126,11 @@ def test_a_line_that_nobody_can_be_told_ends_no_run(monkeypatch):
   console_lib.say('a line')
 
 
-def test_a_password_in_a_url_is_not_kept():
+@pytest.mark.parametrize('user', ['me:secret', 'me:se/cr:et', ':se/cret', 'me'])
+def test_a_password_in_a_url_is_not_kept(user):
   record = run_record.run_record(
       seed=1, devices=jax.devices(), hashes={},
-      argv=['sweep', '--storage=postgresql://me:secret@host/db', 'a@b'])
+      argv=['sweep', f'--storage=postgresql://{user}@host/db', 'a@b'])
   assert record['argv'] == [
       'sweep', '--storage=postgresql://…@host/db', 'a@b']
 

@@ -369,7 +369,9 @@ def test_what_processes_cannot_share_is_refused_by_all(pair):
     *((['--coordinator=h:' + port, '--num_processes=2', '--process_index=1'],
        'expected HOST:PORT') for port in ('0', '65536', '99999')),
     (['--coordinator=no.such.host.invalid:1234', '--num_processes=2',
-      '--process_index=1'], 'invalid:1234: ')])
+      '--process_index=1'], 'invalid:1234: '),
+    (['--coordinator=a..b:1234', '--num_processes=2', '--process_index=1'],
+     '--coordinator=a..b:1234: ')])
 def test_bad_flags_are_one_line(argv, message):
   assert message in commands.refusal(
       'evaluate', '--data=x', '--workdir=x', *argv)

@@ -394,6 +394,12 @@ def test_an_unknown_host_is_one_line(monkeypatch):
     server.bind_socket('h', 80)
 
 
+@pytest.mark.parametrize('host', ['a..b', 'a' * 70])
+def test_a_text_that_names_no_host_is_one_line(host):
+  with pytest.raises(errors.UserError, match=f'--host={host}: .*label'):
+    server.bind_socket(host, 0)
+
+
 @pytest.mark.parametrize(('argv', 'code', 'message'), [
     ([], 1, '--workdir is needed'),
     (['--port=65536', '--workdir=x'], 2, 'port'),

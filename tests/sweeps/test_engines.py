@@ -336,11 +336,12 @@ def test_slurm_options_are_literals_of_python():
   assert cli.assignments([
       'timeout_min=240', 'mem_gb=1.5', 'slurm_exclusive=True',
       'slurm_use_srun=False', 'slurm_partition=gpu', 'slurm_comment=a=b',
-      'slurm_setup=["module load x"]', 'slurm_mem=16G'], '') == {
+      'slurm_setup=["module load x"]', 'slurm_mem=16G', 'slurm_a={[64]}',
+      'slurm_b={'], '') == {
           'timeout_min': 240, 'mem_gb': 1.5, 'slurm_exclusive': True,
           'slurm_use_srun': False, 'slurm_partition': 'gpu',
           'slurm_comment': 'a=b', 'slurm_setup': ['module load x'],
-          'slurm_mem': '16G'}
+          'slurm_mem': '16G', 'slurm_a': '{[64]}', 'slurm_b': '{'}
 
 
 @pytest.mark.parametrize('item', ['exclusive', '=3', 'b'])

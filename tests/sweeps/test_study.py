@@ -35,6 +35,13 @@ def open_study(workdir: pathlib.Path, **options) -> study_lib.Study:
   return study_lib.open_study(workdir, **options)
 
 
+@pytest.mark.parametrize('name', ['a?b', 'a%20b', 'a#b', 'ä b'])
+def test_the_study_is_in_the_directory_of_any_name(tmp_path, name):
+  open_study(tmp_path / name)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  assert (tmp_path / name / 'study.db').is_file()
+
+
 def test_a_row_has_overrides_evaluations_and_the_final_score(tmp_path):
   trials = sweeps.plan(tmp_path, seeds=2)
   sweeps.measure(trials[0], 10.0, 30.0, 20.0)

@@ -108,6 +108,19 @@ def test_line_names_all_scores_and_warns_at_the_ends(tmp_path):
       'it')
   least, _ = choose(tuned_sweep(tmp_path / 'b', [9.0, 5.0, 2.0, 1, 2, 3]))
   assert f'; {RATE}=0.0001 is the smallest tried' in least.line()
+  one, = choose(tuned_sweep(tmp_path / 'c', [1.0], variants=VARIANTS[:1]),
+                VARIANTS[:1])
+  assert 'tried' not in one.line()
+
+
+def test_fields_of_lists_and_texts_are_tuned(tmp_path):
+  variants = [*grid.over('data.buckets', ((24, 32), (24, 40))),
+              *grid.over('optim.schedule', ('linear', 'cosine'))]
+  for n, (pair, field) in enumerate(((variants[:2], 'data.buckets'),
+                                     (variants[2:], 'optim.schedule'))):
+    choice, = choose(tuned_sweep(tmp_path / str(n), [1.0, 5.0], variants=pair),
+                     pair, (field,))
+    assert choice.variant == pair[1] and 'may lie beyond' not in choice.line()
 
 
 def test_what_cannot_be_tuned_is_refused(tmp_path):
