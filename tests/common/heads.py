@@ -56,10 +56,10 @@ def compiled_scores(spec):
       lambda *args: {m: head_scores(spec, m, *args) for m in GOLD_STARTS})
 
 
-def scores_by_mode(spec, x=None):
-  """Returns the scores under `random_params` by mode, on the host."""
-  return jax.device_get(
-      compiled_scores(spec)(random_params(spec), x or head_inputs()))
+def scores_by_mode(spec, x=None, params=None):
+  """Returns the scores by mode, on the host, under `random_params` if None."""
+  return jax.device_get(compiled_scores(spec)(
+      random_params(spec) if params is None else params, x or head_inputs()))
 
 
 def sum_of_sines(scores):

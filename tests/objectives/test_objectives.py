@@ -21,6 +21,7 @@ from qa_jax.span_scores import SpanScores
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
 from tests.common import batches
+from tests.common import derivatives
 from tests.common import jaxprs
 
 NAMES = sorted(objectives.OBJECTIVES)
@@ -109,6 +110,14 @@ def on_device(*trees):
 
 def full(name, **kwargs):
   return draw(conditional='conditional' in build(name).needs, **kwargs)
+
+
+@pytest.mark.parametrize('name', [*NAMES, 'marginal(over="boundary")'])
+def test_gradients_are_those_of_the_loss(name, batch):
+  scores = full(name, scale=1.0)
+  derivatives.assert_are_gradients(
+      lambda moved: np.float64(run(name, moved, batch)[0]).sum(), scores,
+      run(name, scores, batch)[1])
 
 
 @pytest.mark.parametrize('name', NAMES)
