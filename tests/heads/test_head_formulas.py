@@ -255,7 +255,8 @@ forms = pytest.mark.parametrize('form', sorted(conditional.FORMS))
 
 @forms
 def test_conditional_decodes_a_distribution_over_spans(form):
-  spec = f'conditional(form="{form}", beam={LENGTH}, width={LENGTH})'
+  # A beam is at most as wide as the window is long.
+  spec = f'conditional(form="{form}", beam={LENGTH + 1}, width={LENGTH})'
   everything = np.ones((BATCH, LENGTH), bool)
   scores, p, h = formula_inputs(
       spec, x=common.head_inputs().replace(context_mask=everything))

@@ -13,6 +13,7 @@ from qa_jax import errors
 from qa_jax.inference import pipeline
 from qa_jax.inference import predict
 from qa_jax.inference import pretrained
+from tests.common import random_model
 
 GOLDEN = pathlib.Path(__file__).resolve().parents[1] / 'golden'
 RECORDED = json.loads((GOLDEN / 'pipeline_golden.json').read_text())
@@ -172,6 +173,10 @@ def test_options_without_a_value_have_the_documented_ones(directory):
   pipe = qa_jax.pipeline(model=predict.load(directory, window_overlap=3))
   config = pipe._prepared(pipe.options).config.data
   assert (config.max_length, config.window_overlap) == (40, 20)
+  long = random_model.random_qa('independent', null_rule='min_null')
+  pipe = qa_jax.pipeline(model=long, max_seq_len=384)
+  config = pipe._prepared(pipe.options).config.data
+  assert (config.window_overlap, config.max_question_length) == (128, 64)
 
 
 def test_a_vocabulary_that_lost_its_end_is_said(directory, tmp_path,

@@ -354,10 +354,12 @@ def test_span_softmax_is_cross_entropy_plus_log_valid_mass(longest):
       np.exp(log_prob(scores.start, r, i) + log_prob(scores.end, r, j))
       for i, j in [*set(legal(r, scores, longest)) - {'null'}, (0, 0)])
       for r in range(BATCH)])
-  valid_mass = jax.jit(functools.partial(
-      span_scores.valid_mass, max_answer_length=longest))(
-          scores, batch['context_mask'])
-  np.testing.assert_allclose(valid_mass, mass, rtol=1e-5)
+  for fields in ((), FIELDS):  # pair and null scores do not count
+    valid_mass = jax.jit(functools.partial(
+        span_scores.valid_mass, max_answer_length=longest))(
+            draw(fields=fields)
+            .replace(start=scores.start, end=scores.end), batch['context_mask'])
+    np.testing.assert_allclose(valid_mass, mass, rtol=1e-5)
   assert (mass[:-1] < 1).all() and mass[-1] == valid_mass[-1] == 1
   losses = jax.jit(build(
       f'span_softmax(max_answer_length={longest})').loss)(scores, batch)
@@ -651,19 +653,23 @@ def test_label_smoothing_spreads_over_valid_positions(domain, columns):
   check(f'label_smoothing(domain="{domain}")', scores, expected)
 
 
-def test_boundary_kernel_is_its_definition():
+@pytest.mark.parametrize(('options', 'temperature', 'columns'), [
+    ('', 1.0, None), ('temperature=1.5', 1.5, None),
+    ('domain="all"', 1.0, list(range(LENGTH)))])
+def test_boundary_kernel_is_its_definition(options, temperature, columns):
   scores = draw()
   def expected(row):
     total = 0.0
     for x, gold in zip((scores.start, scores.end), first_gold(row),
                        strict=True):
-      near = {i: np.exp(-abs(i - gold) / 1.5) for i in domain_of(row)[1:]}
+      near = {i: np.exp(-abs(i - gold) / temperature)
+              for i in domain_of(row)[1:]}
       if not ROWS[row][1]:
         near = {0: 1.0}
-      total -= sum(q / sum(near.values()) * log_prob(x, row, i)
+      total -= sum(q / sum(near.values()) * log_prob(x, row, i, columns)
                    for i, q in near.items())
     return total / 2
-  check('boundary_kernel(temperature=1.5)', scores, expected)
+  check(f'boundary_kernel({options})', scores, expected)
 
 
 def test_sigmoid_is_its_definition():
