@@ -100,8 +100,9 @@ def test_sentences_make_passages_of_several_windows():
 def test_the_longest_passage_has_enough_years(seed):
   example = synthetic.synthetic(
       size=1, seed=seed, sentences=synthetic.MAX_SENTENCES, subjects=8,
-      facts=8)[0]
-  assert example.context.count('.') >= synthetic.MAX_SENTENCES
+      facts=8, repeats=0)[0]
+  years = re.findall(r'\b1[1-9]\d\d\b', example.context)
+  assert len(years) > 400 and len({*years}) == len(years)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [

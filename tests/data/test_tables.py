@@ -176,6 +176,25 @@ def test_is_impossible_decides_and_else_an_empty_list(
   assert (example.impossible, len(example.answers)) == (impossible, golds)
 
 
+@pytest.mark.parametrize(('cell', 'impossible'), [
+    *((cell, True) for cell in ('true', 'True', '1', '1.0')),
+    *((cell, False) for cell in ('false', 'FALSE', '0', '0.0')),
+    # Missing, so that the empty list of answers decides.
+    *((cell, True) for cell in ('', 'nan', 'NA', 'None', 'null', '<NA>'))])
+def test_cells_of_a_table_are_booleans_or_missing(tmp_path, cell, impossible):
+  path = write(tmp_path / 'a.csv', csv_text([
+      {**ROWS[0], 'answers': {'text': [], 'answer_start': []},
+       'is_impossible': cell}, {**ROWS[1], 'is_impossible': 'false'}]))
+  assert sources.load_examples(path)[0].impossible == impossible
+
+
+def test_a_start_between_two_characters_is_refused(tmp_path):
+  path = write(tmp_path / 'a.jsonl', jsonl([{
+      'question': 'Who?', 'context': 'Ada met Bob.', 'answer_text': 'Bob',
+      'answer_start': 8.5}]))
+  assert 'answer_start is float' in refusal(sources.load_examples, path)
+
+
 @pytest.mark.parametrize('name', ['a.parquet', 'a.csv', 'a.jsonl'])
 def test_other_columns_are_not_read_and_optional_ones_may_lack(tmp_path, name):
   rows = [{'extra': 'x', **{k: row[k] for k in ('question', 'context', 'id')}}

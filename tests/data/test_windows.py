@@ -215,6 +215,14 @@ def test_an_answer_that_begins_or_ends_inside_a_token_is_widened(
   assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), fate: 1}
 
 
+def test_an_answer_between_two_tokens_is_unrecoverable():
+  tokens = tokenizer.Tokenizer((*tokenizer.SPECIAL, 'a', 'b'), True)
+  w = windows_lib.make_windows(
+      [windows.example(context='a \u200b b', answers=[('\u200b', 2)])], tokens,
+      max_length=30, window_overlap=3, max_question_length=4)
+  assert w.audit == {**dict.fromkeys(alignment.AUDIT, 0), 'unrecoverable': 1}
+
+
 def test_span_longer_than_every_window_is_counted_and_not_trained_on():
   text = windows.example(30).context
   w = windows.cut(windows.example(30, answers=[(text, 0)]))

@@ -37,7 +37,9 @@ SIZES = bert.BertConfig(
     vocab_size=80, hidden_size=16, num_layers=1, num_heads=2, mlp_size=32,
     max_position=64, initializer_range=0.5)
 LONG = ' '.join(LETTERS[i * 7 % 26] for i in range(150))
+MANY = ' '.join(np.random.default_rng(0).choice([*LETTERS], 1500))
 QUESTIONS = [('x y', 'a b: c d e, f g h!'), ('a b', LONG), ('', LONG[:100]),
+             ('a b', MANY),  # of more windows than a batch
              ('What?', 'Åb  ç\t(D)\r\nÉF 東x  g\u0301… [SEP] [CLS]'),
              ('z ' * 300, LONG), ('q', ''), ('[SEP]', 'word wordy words')]
 

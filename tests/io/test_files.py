@@ -164,6 +164,22 @@ def test_text_that_is_no_json_object_is_refused_in_one_line(text, message):
   assert complaint.startswith('here: ') and message in complaint
 
 
+def test_a_directory_is_renamed_whole_and_without_what_a_killed_process_left(
+    tmp_path):
+  target = tmp_path / 'run'
+  left = tmp_path / f'run.{os.getpid()}{files.PARTIAL}'
+  left.mkdir()
+  (left / 'old').touch()
+
+  def fill(directory):
+    (directory / 'new').touch()
+    assert not target.exists()
+
+  files.write_directory(target, fill)
+  assert [path.name for path in target.iterdir()] == ['new']
+  assert not left.exists()
+
+
 @pytest.mark.parametrize('place', ['working directory', 'mount point',
                                    'below a read-only directory'])
 def test_a_directory_that_no_rename_can_replace_is_filled(
@@ -182,7 +198,11 @@ def test_a_directory_that_no_rename_can_replace_is_filled(
     monkeypatch.setattr(os.path, 'ismount', lambda path: path == target)
   else:
     monkeypatch.setattr(os, 'access', lambda path, _: path != tmp_path)
+  moved, replace = [], pathlib.Path.replace
+  monkeypatch.setattr(pathlib.Path, 'replace', lambda path, to: (
+      moved.append(path.name), replace(path, to)))
   files.write_directory(target, fill)
+  assert moved == ['tokenizer', 'config.json']  # which marks a run
   assert target.stat().st_ino == before
   assert sorted(p.relative_to(target).as_posix() for p in target.rglob('*')
                 ) == ['config.json', 'tokenizer', 'tokenizer/vocab.txt']

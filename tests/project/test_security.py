@@ -70,4 +70,3 @@ def test_an_evaluation_stays_in_its_run(spec):
 def test_the_server_listens_to_this_machine_alone_by_default():
   text = (ROOT / 'experiments' / 'serve.py').read_text()
   assert "DEFINE_string('host', '127.0.0.1'" in text
-  assert 'is_loopback' in text  # else it says who may ask

@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 import types
 
 import jax
@@ -47,6 +48,7 @@ def test_one_program_is_traced_at_a_time():
   def lower():
     tracing.append(1)
     most.append(len(tracing))
+    time.sleep(0.001)  # lets another thread run
     tracing.pop()
     return types.SimpleNamespace(compile=lambda: None)
   with compilation.Compilation('program', dict.fromkeys(

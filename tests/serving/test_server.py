@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 
 import httpx2
 import jsonschema
@@ -18,10 +20,12 @@ from prometheus_client import parser
 import pytest
 from starlette import testclient
 
+from experiments import cli
 from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data.examples import Example
 from qa_jax.inference import decode
+from qa_jax.inference import predict
 from qa_jax.inference import span_view
 from qa_jax.metrics import calibration
 from qa_jax.serving import batching
@@ -392,6 +396,35 @@ def test_an_unknown_host_is_one_line(monkeypatch):
   monkeypatch.setattr(socket, 'getaddrinfo', lookup)
   with pytest.raises(errors.UserError, match='--host=h: Name or service'):
     server.bind_socket('h', 80)
+
+
+@pytest.mark.parametrize(('address', 'said'), [
+    ('127.0.0.1', False), ('::1', False), ('0.0.0.0', True)])
+def test_an_address_that_others_reach_is_told(monkeypatch, address, said):
+  listener = types.SimpleNamespace(getsockname=lambda: (address, 80))
+  monkeypatch.setattr(server, 'bind_socket',
+                      lambda *_: contextlib.nullcontext(listener))
+  for name in ('listen', 'serve'):
+    monkeypatch.setattr(server, name, lambda *_: None)
+  monkeypatch.setattr(cli, 'load_model',
+                      lambda *_, **__: random_qa('independent'))
+  monkeypatch.setattr(predict.QA, 'warm_up', lambda self: 1)
+  result = commands.command('serve', '--workdir=x')
+  assert result.code == 0 and ':80/\n' in result.err
+  assert (f'anyone who reaches {address} can ask' in result.err) == said
+
+
+def test_a_request_at_every_limit_is_answered():
+  body = json.dumps(BODY).encode()
+  exact = {'question_characters': len(QUESTION), 'windows': 1,
+           'context_characters': len(CONTEXT), 'body_bytes': len(body)}
+  for lowered in ('', *exact):
+    limits = dataclasses.replace(LIMITS, **{
+        name: value - (name == lowered) for name, value in exact.items()})
+    with testclient.TestClient(make(limits)[1]) as client:
+      status = client.post('/answer', content=body).status_code
+    assert status == (200 if not lowered else
+                      413 if lowered == 'body_bytes' else 422), lowered
 
 
 @pytest.mark.parametrize('host', ['a..b', 'a' * 70])

@@ -431,6 +431,23 @@ def test_tables_are_rectangular(runs):
     assert line.count(' & ') == columns - 1 and line.endswith(r' \\')
 
 
+def test_a_row_of_latex_has_the_floor_and_the_corrected_p(runs):
+  found = compare.compare(runs)
+  text = report.latex_table(found)
+  assert '$-$' in text and '−' not in text and '–' not in text
+  deltas = []
+  for variant, line in zip(found.variants[1:], text.splitlines()[5:],
+                           strict=False):
+    cells = line.removesuffix(r' \\').split(' & ')[3:]
+    for n, score in enumerate(compare.SCORES):
+      delta = variant.deltas[score]
+      deltas.append(delta)
+      assert cells[3 * n + 1:3 * n + 3] == [
+          f'{delta.floor:.2f}', f'{delta.p_holm:.4f}']
+  assert any(abs(d.floor - d.sd) > 0.1 for d in deltas)
+  assert any(d.p_holm - d.p > 0.001 for d in deltas)
+
+
 def test_labels_are_escaped(tmp_path):
   runs = [fake(tmp_path / 'a'), fake(
       tmp_path / 'b', head='mlp(x="50%|{a_b}~\\^")')]
@@ -557,8 +574,8 @@ class Reader(html.parser.HTMLParser):
 
 def test_page_needs_no_other_file_and_runs_nothing(tmp_path):
   bad = '<script>alert("x")</script>'
-  runs = [fake(tmp_path / 'trials' / 'a'),
-          fake(tmp_path / 'trials' / 'b', head=f'mlp(x={bad!r})')]
+  fake(tmp_path / 'trials' / 'a')
+  fake(tmp_path / 'trials' / 'b', head=f'mlp(x={bad!r})')
   sweep_of(tmp_path, 'a', 'b', 'c')
   files.write_text(tmp_path / 'logs' / 'c.log', f'error: {bad}')
   found = compare.compare([tmp_path])
@@ -576,7 +593,6 @@ def test_page_needs_no_other_file_and_runs_nothing(tmp_path):
   assert page.tags.count('tr') == sum(
       len(re.findall('^\\|', report.report_markdown(found), re.M)) - n
       for n in [page.tags.count('table')])  # less a rule for each table
-  assert runs
 
 
 def test_pruned_trials_are_listed_with_their_reason(tmp_path):

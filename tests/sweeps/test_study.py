@@ -313,6 +313,18 @@ def test_halving_keeps_the_better_half_at_every_rung(tmp_path):
   assert sweeps.rows(study)[trials[4].name].state == TrialState.WAITING
 
 
+def test_the_score_of_a_pruned_trial_is_its_last_one(tmp_path):
+  trial, *_ = trials = sweeps.plan(tmp_path, seeds=2)
+  sweeps.measure(trial, 30.0, 20.0, final=False)
+  study = open_study(tmp_path)
+  study.register(trials)
+  study.begin(trial)
+  study.reason_to_end(trial)
+  study.prune(trial, 'too low')
+  row = sweeps.rows(study)[trial.name]
+  assert (row.state, row.value) == (TrialState.PRUNED, 20.0)
+
+
 def test_a_pruned_trial_ends_and_is_not_started_again(tmp_path, capsys):
   variants = [{}, {'decode.n_best': 3, 'optim.eps': 1e-6}, {'optim.eps': 1e-6}]
   trials = sweeps.plan(tmp_path, variants)

@@ -480,6 +480,7 @@ def test_a_shared_training_gives_what_its_own_would(tmp_path):
   assert not trial.metrics.exists()
   shared = train.train(trial.config, trial.run)
   assert not (trial.run / 'metrics.jsonl').exists()  # it has not trained
+  assert not any(path.is_symlink() for path in trial.run.rglob('*'))
   assert shared == train.train(alone.config, alone.run)
   assert shared != files.read_object(source.metrics)
   predictions = [
