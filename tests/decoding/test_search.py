@@ -249,8 +249,9 @@ def test_every_search_is_exact_or_has_a_definition_here():
 def test_inexact_search_is_its_definition(
     spec, definition, with_pair, tied, length, longest):
   rng = np.random.default_rng([length, longest, with_pair, tied])
-  draw = (lambda *s: rng.integers(-2, 3, s).astype(np.float32)) if tied else (
-      lambda *s: rng.normal(0, 3, s).astype(np.float32))
+  signs = lambda *s: rng.choice(np.float32([-1, 1]), s)  # of zeros, too
+  draw = (lambda *s: signs(*s) * np.float32(rng.integers(0, 3, s))) if (
+      tied) else lambda *s: rng.normal(0, 3, s).astype(np.float32)
   batch, count = 8, 30
   start, end = draw(batch, length), draw(batch, length)
   pair = draw(batch, length, longest) if with_pair else None

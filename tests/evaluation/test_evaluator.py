@@ -205,6 +205,16 @@ def test_a_gold_span_is_scored_once_though_windows_overlap():
       for i, j in places[:-1])
 
 
+def test_the_confidence_is_that_of_the_best_span_or_of_no_answer():
+  answers = answers_lib.Answers(
+      *np.zeros((4, 3)), ptr=np.array([0, 2, 2, 3, 3]),
+      null_score=np.zeros(4), na_score=np.zeros(4),
+      log_p=np.log([0.5, 0.2, 0.6]), null_log_p=np.log([0.1, 0.2, 0.3, 0.4]))
+  declined = np.array([False, False, True, True])
+  np.testing.assert_allclose(evaluator.confidence(answers, declined),
+                             [0.5, 0.0, 0.3, 0.4])
+
+
 def test_histograms_are_of_each_windows_valid_mass_and_best_scores():
   """Both are over context and [CLS], whose scores are half of null each."""
   histograms = {}

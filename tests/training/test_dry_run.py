@@ -57,3 +57,10 @@ def test_every_way_to_train_has_a_dry_run(changes):
   summary = dry_run.summarize(trainer_lib.build_trainer(tiny.config(**changes)))
   assert float(summary['activation_megabytes'].split()[0]) > 0
   assert 'an estimate' in summary['eta']
+
+
+@pytest.mark.parametrize(('seconds', 'text'), [
+    (0.4, '0 s'), (119.0, '119 s'), (121.0, '3 min'), (7140.0, '119 min'),
+    (7141.0, '2 h 0 min'), (9000.0, '2 h 30 min')])
+def test_a_time_has_the_unit_that_people_read(seconds, text):
+  assert dry_run._clock(seconds) == text
