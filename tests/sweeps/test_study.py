@@ -434,6 +434,20 @@ def sweep(): return [{}]
   assert files.read_object(tmp_path / 'x' / 'sweep.json')['drawn'] == drawn
 
 
+@pytest.mark.parametrize(('sampler', 'workers', 'seeds', 'size'), [
+    ('random', 2, 2, 5), ('tpe', 2, 2, 1), ('tpe', 3, 2, 2), ('tpe', 1, 3, 1)])
+def test_a_round_keeps_all_workers_busy(
+    config, tmp_path, monkeypatch, sampler, workers, seeds, size):
+  sizes = []
+  monkeypatch.setattr(samplers, 'propose_rounds', lambda *_, **options: (
+      sizes.append(options['size']), iter([[{}]]))[1])
+  monkeypatch.setitem(engines.ENGINES, 'local', lambda *_: {})
+  commands.command(
+      'sweep', f'--config={config}', f'--workdir={tmp_path}/x', '--trials=5',
+      f'--workers={workers}', f'--sampler={sampler}', f'--seeds={seeds}')
+  assert sizes == [size]
+
+
 def test_a_sampler_leaves_the_plan_of_a_grid_as_it_is(config, tmp_path):
   plan = '{"trials": ["seed-0"]}'
   (tmp_path / 'x').mkdir()
