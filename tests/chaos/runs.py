@@ -170,7 +170,7 @@ def two_writers(directory: pathlib.Path, count: int, seed: int) -> str:
     heir = begin(f'heir{attempt}')
     processes.wait_for(lambda heir=heir, owner=owner: (
         f'going on from pid {owner.pid}' in heir.said
-        and 'shapes of batches' in heir.said), heir)
+        and 'batch shape' in heir.said), heir)
     owner = heir
   owner.kill()
   assert slowest < 5, slowest
