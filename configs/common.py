@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from qa_jax import config
+from qa_jax import errors
 from qa_jax.sweeps import grid
 
 # Variant of a config file → the pretrained encoder, a hub id.
@@ -26,10 +27,11 @@ def choose_variant(c: ml_collections.ConfigDict, variant: str, file: str,
   `corpus` holds arguments of `synthetic` for the rehearsal.
 
   Raises:
-    ValueError: the file has no such variant.
+    UserError: the file has no such variant.
   """
   if variant not in known:
-    raise ValueError(f'{file}:{variant}: choose {", ".join(known)}')
+    hint = errors.did_you_mean(variant, known)
+    raise errors.UserError(f'{file}: unknown variant {variant!r}{hint}')
   c.data.vocab_size = 1500  # of the rehearsal; an encoder brings its own
   if variant == 'tiny':
     return rehearse(c, **corpus)
@@ -113,12 +115,13 @@ def study_config(variant: str, file: str, sooner: bool = True
   others. `sooner` is that of `sweep_config`.
 
   Raises:
-    ValueError: the file has no such variant.
+    UserError: the file has no such variant.
   """
   name, known = variant.removeprefix('rates_'), ('minilm_l6', 'tiny')
   if name not in known:
-    raise ValueError(f'{file}:{variant}: choose {", ".join(known)} or one of '
-                     'them after rates_')
+    raise errors.UserError(
+        f'{file}: unknown variant {variant!r}; choose {", ".join(known)} or '
+        'one of them after rates_')
   c = config.defaults()
   c.data.train = 'tfds(name="squad/v1.1", split="train")'
   c.data.eval = 'tfds(name="squad/v1.1", split="validation")'

@@ -15,11 +15,13 @@ import ml_collections
 
 from configs import common
 from qa_jax import config
+from qa_jax import errors
 
 
 def get_config(variant: str = '') -> ml_collections.ConfigDict:
   if variant not in ('', 'tiny'):
-    raise ValueError(f'quickstart.py:{variant}: the only variant is tiny')
+    raise errors.UserError(
+        f'quickstart.py: unknown variant {variant!r}; the only variant is tiny')
   c = config.defaults()
   common.small_from_scratch(c)
   # Half of the passages state two facts: one sentence to find among two is

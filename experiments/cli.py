@@ -528,14 +528,26 @@ def _field_in_a_value() -> str:
   return ''
 
 
+# What Python says of a value → the type that was expected.
+WRONG_TYPES = {
+    r"invalid literal for int\(\) with base 10: .*": 'an integer',
+    r'could not convert string to float: .*': 'a number',
+    r"\('Non-boolean argument to boolean flag', .*\)": 'true or false'}
+
+
 def _reason(e: BaseException) -> str:
   """Returns one line: the message of a bad flag, or the cause and its place."""
   if isinstance(e, flags.Error) and 'parsing config file' not in str(e):
-    return ' '.join(str(e).split())
+    text = ' '.join(str(e).split())
+    for pattern, kind in WRONG_TYPES.items():
+      text = re.sub(pattern, f'expected {kind}', text)
+    return text
   frames = traceback.extract_tb(e.__traceback__)
   while e.__cause__ or e.__context__:
     e = e.__cause__ or e.__context__
     frames += traceback.extract_tb(e.__traceback__)
+  if isinstance(e, errors.UserError):
+    return str(e)
   flag = 'suite' if 'suite' in flags.FLAGS else 'config'
   if isinstance(e, OSError):
     return f'--{flag}: {str(e).splitlines()[-1].strip()}'

@@ -178,9 +178,16 @@ def check_attention(config: config_lib.Config,
 
 def attention_in_use(config: config_lib.Config,
                      sizes: encoders.EncoderConfig) -> str:
-  """Returns the implementation of attention that training uses here."""
-  return attention.resolve_attention(
-      config.model.attention, _use(config, sizes, True, None))
+  """Returns the implementation of attention that training uses here.
+
+  Both are named if local and global layers use different ones.
+  """
+  use = _use(config, sizes, True, None)
+  local, everywhere = (
+      attention.resolve_attention(config.model.attention, u)
+      for u in (use, dataclasses.replace(use, window=None)))
+  return local if use.window is None or local == everywhere else (
+      f'{local} (local layers) and {everywhere} (global layers)')
 
 
 def usable_attention(

@@ -28,10 +28,13 @@ def hold_lock(directory: pathlib.Path) -> Iterator[str]:
   """
   with _take(directory / NAME) as file:
     previous_owner = _owner(file)
-    file.seek(0)
-    file.truncate()
-    json.dump({'pid': os.getpid(), 'host': socket.gethostname()}, file)
-    file.flush()
+    text = json.dumps({'pid': os.getpid(), 'host': socket.gethostname()})
+    try:
+      file.truncate(0)
+      os.write(file.fileno(), text.encode())  # no buffer that closing writes
+    except OSError as e:
+      raise errors.UserError(
+          f'{directory / NAME}: cannot be written: {e.strerror}') from None
     try:
       yield previous_owner
     finally:

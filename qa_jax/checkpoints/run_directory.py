@@ -90,8 +90,8 @@ class RunDirectory:
       return folder
     base = folder.with_name(evaluation_name(data) + label)
     if folder != base:
-      console.say(f'{base} has the results of other data of this name; the '
-                  f'results of {data} go to {folder}')
+      console.say(f'{base} has the results of another data SPEC of this name; '
+                  f'the results of {data} go to {folder}')
     absolute, relative = self._places(data)
     _add_fields(folder / SPEC, {
         'data': data, 'absolute': absolute, 'relative_to_run': relative})

@@ -481,6 +481,10 @@ def _n_best_file(member: pathlib.Path, data: str,
     console.say(f'{member}: evaluated on {data}')
     evaluator.evaluate_data(predict.load(member, **options), data, run=run,
                             label=label, progress=member.name)
+  else:
+    console.say(f'{member}: its evaluation in {folder} is used' + (
+        f', calibrated at temperature {metrics["temperature"]:.3g}'
+        if 'temperature' in metrics else ''))
   return n_best_file
 
 

@@ -196,7 +196,7 @@ def write_tokenizer(tokenizer: tokenizer_lib.Tokenizer, longest: int,
 def model_card(source: ConversionSource) -> str:
   """Returns README.md, with the metrics and the training of a run, if any."""
   model, sizes = source.model, source.model.model.config
-  name = pathlib.Path(source.name).name
+  name = pathlib.Path(source.name).absolute().name  # also of '.'
   results = _results(source) if source.run else {}
   about = huggingface_hub.ModelCardData(
       model_name=name, library_name='transformers',
@@ -211,7 +211,8 @@ def model_card(source: ConversionSource) -> str:
   case = 'lower-cased' if model.tokenizer.lowercase else 'cased'
   lines = ['---', about.to_yaml().strip(), '---', f'# {name}', '',
            f'A {"BERT" if sizes.architecture == "bert" else kind} of '
-           f'{sizes.num_layers} layers, hidden size {sizes.hidden_size}, '
+           f'{sizes.num_layers} layer{"s" * (sizes.num_layers > 1)}, '
+           f'hidden size {sizes.hidden_size}, '
            f'{sizes.num_heads} heads, {len(model.tokenizer.vocab)} {case} '
            f'{"WordPieces" if model.tokenizer.is_wordpiece else "tokens"}, '
            'written by qa_jax.', '']

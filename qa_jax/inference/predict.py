@@ -198,7 +198,11 @@ class QA:
     with compilation.Compilation('a program of answers', {
         number: lambda run=run, arguments=arguments: run.lower(*arguments)
         for number, (run, arguments) in enumerate(calls, 1)}) as programs:
-      programs.wait_for_all()
+      bar = console.Progress('compile', len(calls))
+      for number in range(1, len(calls) + 1):
+        programs.wait(number)
+        bar.update(number)
+      bar.close()
     for run, arguments in calls:  # the first call of a program is slower
       jax.block_until_ready(run(*arguments))
     return len(calls)

@@ -52,18 +52,22 @@ def say_if_slow(message: str) -> Iterator[Callable[[], None]]:
 class Progress:
   """A progress bar with the remaining time, or plain lines without a terminal.
 
-  Without a terminal, `note` prints a line, and `update` prints one after
-  FIRST_SECONDS without a line, later after QUIET_SECONDS.
+  Without a terminal, `note` prints a line, and so does `update` after
+  FIRST_SECONDS without a line, later after QUIET_SECONDS. A first unit that
+  takes more than FIRST_SECONDS gets a line as well. The remaining time is known
+  from the second unit on.
 
   `total` is the number of units of work, of which `done` are already done.
   """
 
   def __init__(self, what: str, total: int, done: int = 0):
     self._what, self._total, self._done = what, total, done
-    # The moments of the beginning and of the first unit. The time of a unit is
-    # measured from the second, since the first unit includes compilation.
-    self._from = [(time.monotonic(), done)]
+    # The first unit and its moment. The time of a unit is measured from the
+    # second, since the first unit includes compilation.
+    self._first: tuple[int, float] | None = None
     self._last_line, self._patience = time.monotonic(), FIRST_SECONDS
+    self._timer = threading.Timer(FIRST_SECONDS, self.note, [''])
+    self._timer.daemon = True
     console = rich.console.Console(stderr=True)
     self._bar = None
     if console.is_terminal and processes.is_first_process():
@@ -75,12 +79,15 @@ class Progress:
       self._task = self._bar.add_task(
           what, total=total, completed=done, note='')
       self._bar.start()
+    else:
+      self._timer.start()
 
   def update(self, done: int) -> None:
     """Moves the bar to `done` units."""
+    self._timer.cancel()
+    if done > self._done and not self._first:
+      self._first = done, time.monotonic()
     self._done = done
-    if done > self._from[0][1] and len(self._from) == 1:
-      self._from.append((time.monotonic(), done))
     if self._bar:
       self._bar.update(self._task, completed=done)
     elif time.monotonic() - self._last_line > self._patience:
@@ -91,15 +98,19 @@ class Progress:
     if self._bar:
       self._bar.update(self._task, note=note)
       return
+    self._timer.cancel()
     self._last_line, self._patience = time.monotonic(), QUIET_SECONDS
-    later = self._done > self._from[-1][1]
-    began, done = self._from[-1 if later else 0]
-    eta = (self._total - self._done) * (
-        (self._last_line - began) / max(self._done - done, 1))
+    eta = '–'
+    if self._first and self._done > self._first[0]:
+      done, began = self._first
+      left = (self._total - self._done) * (
+          (self._last_line - began) / (self._done - done))
+      eta = f'{int(left // 60)}:{int(left % 60):02d}'
     say(f'{self._what} {self._done}/{self._total}  {note}{"  " * bool(note)}'
-        f'ETA {int(eta // 60)}:{int(eta % 60):02d}')
+        f'ETA {eta}')
 
   def close(self) -> None:
     """Stops the bar and leaves it on the screen."""
+    self._timer.cancel()
     if self._bar:
       self._bar.stop()

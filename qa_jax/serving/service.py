@@ -11,7 +11,7 @@ import numpy as np
 from qa_jax import errors
 from qa_jax import input_pipeline
 from qa_jax.data.examples import Example
-from qa_jax.data.examples import check_text
+from qa_jax.data.examples import text_field
 from qa_jax.inference import predict
 from qa_jax.io import files
 from qa_jax.serving import batching
@@ -78,8 +78,8 @@ class Service:
         if name not in known:
           raise errors.UserError(
               f'no field {name[:40]!r}{errors.did_you_mean(name[:40], known)}')
-      question = Question(check_text(fields.get('question'), 'question'),
-                          check_text(fields.get('context'), 'context'),
+      question = Question(text_field(fields, 'question', 'body'),
+                          text_field(fields, 'context', 'body'),
                           fields.get('n_best', self.qa.config.decode.n_best))
     except UnicodeDecodeError as e:
       raise RefusedError(422, f'body is not UTF-8 at byte {e.start}') from None

@@ -30,7 +30,8 @@ NOTES = {
     'window_time': ' Time per window, of training, and memory are relative to '
                    'the default; they mean something if the trials ran alike.',
     'device_seconds': ' Device-seconds and compiling are means over runs, of '
-                      'the steps and evaluations that led to the result.'}
+                      'the steps and evaluations that led to the result, '
+                      'without those of a stopped run after its last row.'}
 POWER_SEEDS = (3, 5, 10, 20, 40)  # seeds of the table of power
 LATEX = str.maketrans({
     **{symbol: f'\\{symbol}' for symbol in '{}&%$#_'},

@@ -213,7 +213,8 @@ def restore_state(
       params=params, **optimizer, key_data=devices_lib.put_tree(
           trainer.state.key_data, shardings.key_data))
   if meta['devices'] != len(trainer.devices):
-    changed = f'{meta["devices"]} devices before, {len(trainer.devices)} now'
+    changed = (f'{meta["devices"]} device{"s" * (meta["devices"] > 1)} before, '
+               f'{len(trainer.devices)} now')
     # No batch follows the last step.
     errors.require(
         step == trainer.num_steps or not trainer.batches.depends_on_devices,
@@ -311,7 +312,8 @@ def _check_inputs(trainer: Trainer, directory: RunDirectory,
   """
   if not directory.record_file.is_file():
     return
-  stored = directory.read_record().get('sha256', {})
+  record = directory.read_record()
+  stored = record.get('sha256', {})
   # The initial weights do not count after the first checkpoint.
   hashes = trainer.data_hashes | ({} if store.latest else trainer.weight_hashes)
   changed = [name for name, digest in hashes.items()
@@ -319,6 +321,10 @@ def _check_inputs(trainer: Trainer, directory: RunDirectory,
   names = {'vocabulary': 'the vocabulary', 'train': 'the training data'}
   differing = [names.get(name, f'config.model.{name}') for name in changed
                if name != 'eval']
+  began = record.get('init_from_step', trainer.source_step)
+  if not store.latest and began != trainer.source_step:
+    differing.append(f'the best step of config.model.init_from, {began} before '
+                     f'and {trainer.source_step} now,')
   errors.require(
       not differing,
       f'{directory.path} began with other inputs: {" and ".join(differing)} '

@@ -140,7 +140,8 @@ class Costs:
   def spent(self, devices: int) -> dict[str, float]:
     """Returns the costs since the last call, for this number of devices.
 
-    Their sum over metrics.jsonl is the cost of a run, even if it was resumed.
+    Their sum over metrics.jsonl is the cost of a run, without what a process
+    that was stopped spent after its last row.
     """
     now = time.perf_counter()
     spent = {'device_seconds': self._share * devices * (now - self._began),

@@ -357,6 +357,8 @@ def train_members(
         'the runs of a population began on different platforms, so that their '
         'data.packing or data.buckets differ; choose --engine=local')
   first = trainer_lib.build_trainer(settled[0])
+  for note in first.notes:
+    console.say(note)
   check_memory(first.state, len(configs), first.devices)
   members = []
   with contextlib.ExitStack() as open_things:

@@ -54,10 +54,11 @@ def initial_parameters(net: qa.QAModel, key: jax.Array,
   if source is None:
     return qa.init_params(net, key), []
   if step is None:
-    fresh = qa.init_head(net, key)
-    params, notes = hugging_face.load_parameters(
-        source, fresh, reads_head=build.is_stored_head(net))
-    return (params if init_head else {**params, 'head': fresh['head']}), notes
+    stored = hugging_face.read_config(source).num_layers
+    return hugging_face.load_parameters(
+        source, qa.init_head(net, key), reads_head=(
+            init_head and net.config.num_layers == stored
+            and build.is_stored_head(net)))
   stored = RunDirectory(source).read_config()
   sizes = RunDirectory(source).read_encoder_config()
   other = build.build_model(stored, sizes)

@@ -107,6 +107,22 @@ def test_every_layer_and_the_logits_are_those_of_transformers(case):
         np.asarray(ours)[stored], theirs, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize('kind', ['albert', 'mpnet'])
+@pytest.mark.parametrize('change', [{'num_layers': 1}, {'init_head': False}])
+def test_a_head_of_fewer_layers_or_unasked_is_fresh(tmp_path, kind, change):
+  source = write(kind, tmp_path / kind)
+  sizes = hugging_face.read_config(source)
+  net = qa_lib.QAModel(dataclasses.replace(
+      sizes, num_layers=change.get('num_layers', sizes.num_layers)),
+                       heads.HEADS['biased']())
+  key = jax.random.key(0)
+  params, notes = trainer_lib.initial_parameters(
+      net, key, source, init_head=change.get('init_head', True))
+  jax.tree.map(np.testing.assert_array_equal, params['head'],
+               qa_lib.init_head(net, key)['head'])
+  assert len(notes) == 1 and 'fresh' in notes[0]
+
+
 def test_loss_gradients_and_an_update_are_those_of_torch(case):
   kind, model, params, expected = case
   batch = parity.inputs(kind)

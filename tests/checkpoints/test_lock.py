@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import socket
@@ -100,6 +101,19 @@ def test_a_lock_that_cannot_be_is_refused_by_its_path(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError, match=(
       f'{path}: cannot be locked: {os.strerror(errno.ENOLCK)}; choose')):
     lock.hold_lock(tmp_path).__enter__()
+
+
+def test_a_lock_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
+  def write(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(os, 'write', write)
+  with pytest.raises(errors.UserError, match=(
+      f'{tmp_path / lock.NAME}: cannot be written: No space left')):
+    lock.hold_lock(tmp_path).__enter__()
+  monkeypatch.undo()
+  with lock.hold_lock(tmp_path):
+    assert json.loads(lock.read_lock(tmp_path))['pid'] == os.getpid()
 
 
 @pytest.mark.parametrize('taken', [False, True])  # by a third process

@@ -167,8 +167,8 @@ def test_files_of_one_name_have_folders_of_their_own(
     folder = run.evaluation(paths[place])
     assert folder.parent == first.parent and folder != first
     assert folder.name.startswith('dev-') and len(folder.name) == 10
-    assert (f'{first} has the results of other data of this name; the results '
-            f'of {paths[place]} go to {folder}') in evaluate(
+    assert (f'{first} has the results of another data SPEC of this name; '
+            f'the results of {paths[place]} go to {folder}') in evaluate(
                 workdir, paths[place])
     assert len(questions_of(folder)) == count
   assert questions_of(first) == ['0']

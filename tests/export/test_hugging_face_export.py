@@ -332,6 +332,13 @@ def test_the_model_card_has_no_figure_of_a_threshold_chosen_on_its_questions(
           [50.0, 51.0], [90.0, 91.0], [90.0, 91.0]]
 
 
+def test_the_model_card_of_the_working_directory_has_its_name(
+    run, monkeypatch):
+  monkeypatch.chdir(run)
+  card = hugging_face.model_card(hugging_face.read_source('.'))
+  assert f'\n# {run.name}\n' in card
+
+
 def test_the_model_card_has_only_evaluations_of_its_weights(
     run, tmp_path, capsys):
   other = shutil.copytree(run, tmp_path / 'run')

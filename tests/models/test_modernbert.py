@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qa_jax import build
+from qa_jax import config as config_lib
 from qa_jax import heads
 from qa_jax import objectives
 from qa_jax.models import dropout
@@ -183,6 +185,17 @@ subprocess.run([sys.executable, '-m', 'experiments.train', *sys.argv[1:]],
                check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 2**10)  # MiB
 """
+
+
+def test_the_attention_of_local_and_of_global_layers_is_named():
+  config = config_lib.check_config({
+      'model': {'encoder': 'modernbert', 'preset': 'tiny'},
+      'data': {'max_length': 512, 'buckets': ()}, 'train': {'num_steps': 1}})
+  named = lambda config: build.attention_in_use(
+      config, build.encoder_config(config, 200, None))
+  assert named(config) == 'chunked (local layers) and xla (global layers)'
+  assert named(config_lib.check_config(config_lib.override(
+      config.to_dict(), {'model.attention': 'xla'}))) == 'xla'
 
 
 @pytest.mark.slow  # a step at full length

@@ -834,7 +834,11 @@ def test_output_is_escaped_where_the_terminal_lacks_its_characters():
 @pytest.mark.parametrize(('name', 'argv', 'message'), [
     ('train', ['--wrkdir=x'], "unknown flag --wrkdir; did you mean 'workdir'?"),
     ('train', ['--cofig.optim.learning_rate=1'], "did you mean 'config'"),
-    ('train', ['--dry_run=maybe'], 'Non-boolean argument'),
+    ('train', ['--dry_run=maybe'], 'dry_run=maybe: expected true or false'),
+    *(('train', ['--config=configs/quickstart.py', f'--config.{flag}'],
+       f'{flag}: expected {kind}') for flag, kind in (
+           ('train.num_steps=a', 'an integer'), ('optim.eps=a', 'a number'),
+           ('optim.freeze_encoder=a', 'true or false'))),
     ('train', ['--workdir'], 'Missing value for flag --workdir'),
     ('train', ['stray'], "unexpected argument 'stray'"),
     ('train', ['workdir=x'], "did you mean 'workdir'"),
@@ -953,7 +957,10 @@ def test_config_file_with_an_error_is_one_line(tmp_path, content, message):
     ('', 'error: --config: Path to config file is an empty string', 1),
     (str(commands.ROOT / 'configs'),
      'error: --config: [Errno 21] Is a directory', 1),
-    (f'{commands.ROOT}/configs/squad2.py:nope', 'choose base, large,', 2),
+    (f'{commands.ROOT}/configs/squad2.py:nope',
+     "unknown variant 'nope'; known: ", 2),
+    (f'{commands.ROOT}/configs/squad2.py:tny',
+     "error: squad2.py: unknown variant 'tny'; did you mean 'tiny'", 2),
     (f'{commands.ROOT}/configs/quickstart.py:nope', 'the only variant is', 2),
     ('TMP/plain.py:nope',
      'error: --config: the file has no variants: leave out the colon', 2)

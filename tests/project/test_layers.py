@@ -113,7 +113,7 @@ def test_no_file_imports_what_it_must_not(path):
 def test_configs_import_little():
   for path in (ROOT / 'configs').rglob('*.py'):
     known = {'collections.abc', 'configs.common', 'ml_collections',
-             'qa_jax.config', 'qa_jax.sweeps.grid'}
+             'qa_jax.config', 'qa_jax.errors', 'qa_jax.sweeps.grid'}
     assert imports_lib.imported_modules(path, deferred=False) <= known, path
     # Only a sweep over all encoders needs their table.
     assert imports_lib.imported_modules(path) <= {*known, 'qa_jax.models'}, path

@@ -175,6 +175,7 @@ def test_histograms_go_to_tensorboard_alone(tmp_path, open_log):
 
 def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
   progress = console_lib.Progress('train', total=10, done=4)
+  progress.update(5)
   progress.update(6)
   progress.note('loss 1.5')
   progress.close()
@@ -183,12 +184,26 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(capsys):
   assert re.fullmatch(r'train 6/10  loss 1\.5  ETA 0:00\n', err)
 
 
+def test_a_first_unit_that_takes_long_is_announced(capsys, monkeypatch):
+  monkeypatch.setattr(console_lib, 'FIRST_SECONDS', 0.01)
+  progress = console_lib.Progress('evaluate', total=39)
+  progress._timer.join()
+  assert capsys.readouterr().err == 'evaluate 0/39  ETA –\n'
+  progress.close()
+  quick = console_lib.Progress('evaluate', total=39)
+  monkeypatch.setattr(console_lib, 'FIRST_SECONDS', 60.0)
+  for end in (lambda: quick.update(1), quick.close):
+    end()
+    assert quick._timer.finished.is_set()
+
+
 def test_eta_is_of_this_session_alone(capsys, monkeypatch):
   now = [100.0]
   monkeypatch.setattr(console_lib.time, 'monotonic', lambda: now[0])
   progress = console_lib.Progress('train', total=100, done=50)
-  now[0] = 120.0
-  progress.update(60)  # 10 steps in 20 s, 40 to go
+  progress.update(51)
+  now[0] = 118.0
+  progress.update(60)  # 9 steps in 18 s, 40 to go
   progress.note('')
   assert 'ETA 1:20' in capsys.readouterr().err
 
@@ -197,7 +212,7 @@ def test_eta_leaves_out_the_compilation_in_the_first_unit(capsys, monkeypatch):
   now = [100.0]
   monkeypatch.setattr(console_lib.time, 'monotonic', lambda: now[0])
   progress = console_lib.Progress('evaluate', total=20)
-  for seconds, done, eta in ((60, 1, '19:00'), (2, 2, '0:36'), (2, 3, '0:34')):
+  for seconds, done, eta in ((60, 1, '–'), (2, 2, '0:36'), (2, 3, '0:34')):
     now[0] += seconds
     progress.update(done)
     progress.note('')

@@ -95,6 +95,24 @@ def test_initial_weights_count_until_the_first_checkpoint(
     train.train(config, workdir)
 
 
+@pytest.mark.parametrize('steps', [1, 2])
+def test_the_best_step_of_a_source_counts_until_the_first_checkpoint(
+    finished, tmp_path, steps):
+  workdir, config = tmp_path / 'run', shallow(finished, 0)
+  runs.train_until_killed(config, workdir, steps + 1)
+  record = json.loads((workdir / 'run.json').read_text())
+  now = record['init_from_step']
+  (workdir / 'run.json').write_text(json.dumps(
+      {**record, 'init_from_step': now + 1}))
+  if steps == 2:
+    train.train(config, workdir)
+    return
+  with pytest.raises(errors.UserError, match=(
+      f'the best step of config.model.init_from, {now + 1} before and {now} '
+      'now, changed')):
+    train.train(config, workdir)
+
+
 @pytest.mark.parametrize('init_head', [
     pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_with_a_checkpoint_goes_on_where_its_initial_weights_are_gone(

@@ -146,4 +146,4 @@ def test_a_long_silence_is_broken_without_a_terminal(monkeypatch, capsys):
     now[0] += 20.0
     progress.update(done)
   assert capsys.readouterr().err == (
-      'evaluate 1/4  ETA 1:00\nevaluate 3/4  ETA 0:20\n')
+      'evaluate 1/4  ETA –\nevaluate 3/4  ETA 0:20\n')

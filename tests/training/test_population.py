@@ -392,7 +392,9 @@ def test_a_failed_member_does_not_hold_back_a_population_that_is_killed(
   capsys.readouterr()
   bad, good = population.train_members(configs, runs)
   # All others are complete, so the failed member tries again and fails again.
-  assert 'resuming from step 2 of 10' in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert 'resuming from step 2 of 10' in said
+  assert 'gold spans' in said  # a note of the trainer
   assert str(bad) == str(expected[0]) and good == {}
   assert_equal_state(runs[1], whole[1], 10)
 

@@ -70,7 +70,8 @@ def choose_attention(use: Use) -> str:
   On a GPU it is 'pallas' for packed rows and for dropout of weights, of which
   'xla' stores L·L weights a head, and else 'cudnn', which takes bfloat16. On a
   TPU it is 'pallas_tpu'. If that does not fit, and on a CPU, it is 'chunked'
-  for long rows: from CHUNKED_FROM tokens on, or three chunks of a local window.
+  for long rows: from CHUNKED_FROM tokens on, or beyond three chunks of a local
+  window.
   """
   drops = use.training and use.dropout > 0
   fused = {'gpu': 'pallas' if use.packed or drops else 'cudnn',
