@@ -151,7 +151,7 @@ def test_help_of_train_has_every_field_with_the_values_of_the_config(config):
       ('model.hidden_size', '0 takes it from preset or init_from [0]'),
       ('model.init_from', "'' trains from scratch ['']"),
       ('model.position_base', 'Vaswani et al. (2017) have 10000. 0 draws them '
-       'as the other weights [0.0]'),
+       'as the other weights; else at least 1 [0.0]'),
       ('data.buckets', "() is the platform's default, max_length alone on "
        'a CPU, else four lengths [()]'),
       ('data.packing', "packed rows, else rows ['auto']")):
