@@ -5,6 +5,7 @@ tests/golden/record_modernbert.py recorded the checkpoint and the arrays.
 Glossary of shapes: B rows, L row length, D hidden size, N layers.
 """
 
+import dataclasses
 import pathlib
 import shutil
 from typing import Any
@@ -435,6 +436,19 @@ def test_a_head_that_transformers_lacks_is_refused(tmp_path, stored, head,
   source = export_lib.ConversionSource('x', model, None)
   assert message in refusal(
       export_lib.write_hugging_face, source, tmp_path / 'out')
+
+
+def test_the_first_layers_of_a_checkpoint_are_taken(stored):
+  net = stored.model.clone(config=dataclasses.replace(
+      stored.model.config, num_layers=1))
+  params, notes = trainer.initial_parameters(
+      net, jax.random.key(0), DIRECTORY)
+  whole = stored.params['encoder']
+  assert {k for k in whole if k not in params['encoder']} == {
+      f'layer_{n}' for n in range(1, stored.model.config.num_layers)}
+  jax.tree.map(np.testing.assert_array_equal, params['encoder'],
+               {k: whole[k] for k in params['encoder']})
+  assert 'the first 1 of the' in notes[-1] and 'fresh head' in notes[-1]
 
 
 def test_training_starts_from_the_checkpoint_with_its_head(stored):

@@ -365,3 +365,15 @@ def test_two_checkpoints_in_one_directory_are_refused(tmp_path):
   shutil.copy(directory / 'bert_model.ckpt.index', directory / 'b.index')
   assert 'has 2 TensorFlow checkpoints: b.index, bert_model' in refusal(
       hugging_face.read_checkpoint, directory)
+
+
+@pytest.mark.parametrize('name', [
+    'bert_model.ckpt.data-00000-of-00001', 'bert_model.ckpt.index',
+    'bert_config.json'])
+def test_the_hashes_of_a_checkpoint_cover_its_files(tmp_path, name):
+  source = shutil.copytree(GOLDEN / 'tf1_bert', tmp_path / 'tf')
+  before = hugging_face.file_hashes(source)
+  with (source / name).open('ab') as file:
+    file.write(b'x')
+  after = hugging_face.file_hashes(source)
+  assert {k for k in after if after[k] != before.get(k)} == {name}

@@ -140,6 +140,10 @@ def test_model_max_length_bounds_the_windows(directories, kinds, tmp_path):
   loaded = predict.load(tmp_path / 'hf', **short)
   assert loaded.config.data.max_length == 40
   assert predict.load(tmp_path / 'hf', max_length=30, **short)
+  # The bound is exported, too.
+  hugging_face.write_hugging_face(source_of(loaded), tmp_path / 'again')
+  assert files.read_object(tmp_path / 'again' / 'tokenizer_config.json')[
+      'model_max_length'] == 40
   for call in (
       lambda: predict.load(tmp_path / 'hf', max_length=41, **short),
       lambda: input_pipeline.vocabulary_source(

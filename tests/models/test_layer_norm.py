@@ -39,3 +39,12 @@ def test_values_and_gradients_are_those_of_flax(
                           strict=True):
     np.testing.assert_allclose(found, right, rtol=1e-4,
                                atol=1e-5 * np.abs(right).max())
+
+
+def test_a_constant_vector_has_finite_values_and_gradients():
+  """Its variance, rounded, may be below 0."""
+  x = jnp.full((4, 384), 1000.1) * jnp.array([[1.0], [1.7], [-3.3], [0.01]])
+  layer = base.LayerNorm(EPSILON)
+  params = layer.init(jax.random.key(0), x)
+  y, back = jax.vjp(lambda x: layer.apply(params, x), x)
+  assert np.isfinite(y).all() and np.isfinite(back(jnp.ones_like(y))[0]).all()

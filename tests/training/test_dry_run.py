@@ -39,6 +39,41 @@ def test_no_step_is_tried_that_may_not_fit(trainer, monkeypatch):
   assert 'seconds_per_step' not in summary
 
 
+def test_devices_of_a_cpu_share_its_memory(trainer, monkeypatch):
+  monkeypatch.setattr(dry_run, '_time', lambda *_: (1.0, 3))
+  pair = trainer_lib.build_trainer(tiny.config(
+      train={'num_steps': 30}, data={'max_length': 96, 'buckets': (56,)},
+      parallel={'num_devices': 2}))
+  megabytes = float(dry_run.summarize(pair)['activation_megabytes'].split()[0])
+  for times, timed in ((1.5, False), (2.5, True)):
+    monkeypatch.setattr(devices, 'free_bytes', lambda _, times=times: (
+        times * megabytes * 2**20 / dry_run.MEMORY_SHARE))
+    assert ('seconds_per_step' in dry_run.summarize(pair)) == timed
+
+
+def test_the_first_step_is_not_timed(trainer, monkeypatch):
+  class Clock:
+    now, steps = 0.0, 0
+
+    def perf_counter(self):
+      return self.now
+
+  clock, step = Clock(), trainer.parallel.step
+
+  def slow(*args):
+    clock.now += 2.0 if clock.steps else 90.0
+    clock.steps += 1
+    return step(*args)
+
+  monkeypatch.setattr(dry_run, 'time', clock)
+  monkeypatch.setattr(dry_run, 'SECONDS', 91.0)  # time for two steps
+  slow_trainer = dataclasses.replace(
+      trainer, parallel=dataclasses.replace(trainer.parallel, step=slow))
+  summary = dry_run.summarize(slow_trainer)
+  assert summary['seconds_per_step'].startswith('2 for ')
+  trainer.batches.seek({'epoch': 0, 'index': 0})
+
+
 @pytest.mark.parametrize('freeze', [False, True])
 def test_the_parameters_are_those_that_learn(trainer, freeze):
   text = dry_run.describe_parameters(dataclasses.replace(

@@ -9,6 +9,8 @@ import pytest
 
 from qa_jax import config as config_lib
 from qa_jax import errors
+from qa_jax.checkpoints import hugging_face
+from qa_jax.checkpoints import manifest
 from qa_jax.evaluation import evaluator
 from qa_jax.export import hugging_face as export
 from qa_jax.inference import predict
@@ -93,6 +95,16 @@ def test_initial_weights_count_until_the_first_checkpoint(
   with pytest.raises(errors.UserError, match=(
       r'other inputs: config\.model\.init_from: config\.json changed')):
     train.train(config, workdir)
+
+
+def test_the_hashes_of_a_run_cover_its_checkpoints(finished, tmp_path):
+  source = shutil.copytree(finished, tmp_path / 'source')
+  before = hugging_face.file_hashes(source)
+  path, *_ = (source / 'checkpoints').glob(f'*/{manifest.NAME}')
+  path.write_text(path.read_text() + '\n')
+  after = hugging_face.file_hashes(source)
+  assert [k for k in after if after[k] != before[k]] == [
+      path.relative_to(source).as_posix()]
 
 
 @pytest.mark.parametrize('steps', [1, 2])
