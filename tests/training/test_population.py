@@ -7,6 +7,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 import types
 from unittest import mock
 
@@ -103,7 +104,15 @@ def assert_equal_state(run: pathlib.Path, expected: pathlib.Path,
 def test_a_member_is_the_run_trained_alone(tmp_path, changes):
   configs = members(**changes)
   runs = [tmp_path / f'member-{i}' for i in range(len(configs))]
+  began = time.perf_counter()
   outcomes = population.train_members(configs, runs)
+  seconds = time.perf_counter() - began
+  # Each member has its share of the costs of all.
+  costs = [sum(row.get('device_seconds', 0.0) for row in RunDirectory(
+      run).read_metrics()) for run in runs]
+  count = RunDirectory(runs[0]).read_record()['devices']['count']
+  assert costs[0] == pytest.approx(costs[1], rel=0.2)
+  assert 0 < sum(costs) < count * seconds
   for i, config in enumerate(configs):
     alone = tmp_path / f'alone-{i}'
     metrics = train.train(config, alone)

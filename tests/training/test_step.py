@@ -1,5 +1,6 @@
 """The train step: every wrapper makes the update of its definition."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,11 +9,15 @@ import numpy as np
 import optax
 import pytest
 
+from qa_jax import input_pipeline
 from qa_jax import objectives
+from qa_jax import span_scores
+from qa_jax.data.examples import Example
 from qa_jax.models import qa as qa_lib
 from qa_jax.training import parallel
 from qa_jax.training import step as step_lib
 from qa_jax.training import trainer as trainer_lib
+from tests.common import random_model
 from tests.common import tiny
 
 WRAPPERS = [('jit', 1, {}), ('pmap', 1, {}), ('pmap', 4, {}), ('pmap', 8, {}),
@@ -162,3 +167,18 @@ def test_every_step_has_its_dropout_masks(trainer, batch):
 def test_the_schedule_ends_with_the_run(trainer):
   assert float(trainer.schedule(trainer.num_steps)) == 0
   assert float(trainer.schedule(trainer.num_steps - 1)) > 0
+
+
+@pytest.mark.parametrize('longest', [1, 3, 30])
+def test_the_valid_mass_is_of_the_spans_that_decoding_allows(longest):
+  qa = random_model.random_qa('independent')
+  windows = input_pipeline.make_windows(qa.config, [Example(
+      '0', random_model.QUESTION, random_model.CONTEXT)], qa.tokenizer)
+  batch = windows.gather(np.arange(1), 32) | {'row': np.zeros(1, np.int32)}
+  loss = trainer_lib.build_loss(
+      qa.model, objectives.cross_entropy(), dataclasses.replace(
+          qa.config.decode, max_answer_length=longest))
+  scores = qa.model.apply({'params': qa.params}, **qa_lib.model_inputs(batch))
+  np.testing.assert_allclose(
+      loss(qa.params, batch, None)['valid_mass'], span_scores.valid_mass(
+          scores, batch['context_mask'], max_answer_length=longest))
