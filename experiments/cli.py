@@ -196,7 +196,9 @@ def _similar_flags(name: str, known: Sequence[str], config: bool) -> str:
   same = [flag for flag in (*known, *fields) if f'.{flag}'.endswith(ending)]
   if same:
     return f'; did you mean {" or ".join(repr(flag) for flag in same)}?'
-  return errors.did_you_mean(name.split('.')[0], known)
+  hint = errors.did_you_mean(name, [*known, *fields])
+  return hint if 'did you mean' in hint else errors.did_you_mean(
+      name.split('.')[0], known)
 
 
 def prepare_streams() -> None:

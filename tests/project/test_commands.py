@@ -833,7 +833,10 @@ def test_output_is_escaped_where_the_terminal_lacks_its_characters():
 
 @pytest.mark.parametrize(('name', 'argv', 'message'), [
     ('train', ['--wrkdir=x'], "unknown flag --wrkdir; did you mean 'workdir'?"),
-    ('train', ['--cofig.optim.learning_rate=1'], "did you mean 'config'"),
+    ('train', ['--cofig.optim.learning_rate=1'],
+     "did you mean 'config.optim.learning_rate'"),
+    ('train', ['--cofig.x.y.z=1'], "did you mean 'config'"),
+    ('evaluate', ['--decode.n_bst=1'], "did you mean 'decode.n_best' or"),
     ('train', ['--dry_run=maybe'], 'dry_run=maybe: expected true or false'),
     *(('train', ['--config=configs/quickstart.py', f'--config.{flag}'],
        f'{flag}: expected {kind}') for flag, kind in (
