@@ -1,6 +1,7 @@
 """Answers to questions by a trained model: `load(...)` returns a QA."""
 
 from collections.abc import Iterable, Iterator, Mapping
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -198,11 +199,10 @@ class QA:
     with compilation.Compilation('a program of answers', {
         number: lambda run=run, arguments=arguments: run.lower(*arguments)
         for number, (run, arguments) in enumerate(calls, 1)}) as programs:
-      bar = console.Progress('compile', len(calls))
-      for number in range(1, len(calls) + 1):
-        programs.wait(number)
-        bar.update(number)
-      bar.close()
+      with contextlib.closing(console.Progress('compile', len(calls))) as bar:
+        for number in range(1, len(calls) + 1):
+          programs.wait(number)
+          bar.update(number)
     for run, arguments in calls:  # the first call of a program is slower
       jax.block_until_ready(run(*arguments))
     return len(calls)
