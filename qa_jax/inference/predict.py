@@ -196,13 +196,13 @@ class QA:
       inputs = self.model, self.params, self.config, windows, length
       calls += [span_view.call_of_bucket(*inputs),
                 *decode_lib.calls_of_bucket(*inputs)]
-    with compilation.Compilation('a program of answers', {
-        number: lambda run=run, arguments=arguments: run.lower(*arguments)
-        for number, (run, arguments) in enumerate(calls, 1)}) as programs:
-      with contextlib.closing(console.Progress('compile', len(calls))) as bar:
-        for number in range(1, len(calls) + 1):
-          programs.wait(number)
-          bar.update(number)
+    lower = {number: lambda run=run, arguments=arguments: run.lower(*arguments)
+             for number, (run, arguments) in enumerate(calls, 1)}
+    with (compilation.Compilation('a program of answers', lower) as programs,
+          contextlib.closing(console.Progress('compile', len(lower))) as bar):
+      for number in lower:
+        programs.wait(number)
+        bar.update(number)
     for run, arguments in calls:  # the first call of a program is slower
       jax.block_until_ready(run(*arguments))
     return len(calls)
