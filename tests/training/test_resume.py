@@ -107,7 +107,8 @@ def test_a_run_goes_on_with_another_number_of_devices(
   train.train(on_before, tmp_path / 'whole')
   runs.train_until_killed(on_before, tmp_path / 'moved', 5)
   train.train(on_after, tmp_path / 'moved')
-  assert f'{before} devices before, {after} now' in capsys.readouterr().err
+  counted = {1: '1 device', 4: '4 devices'}[before]
+  assert f'{counted} before, {after} now' in capsys.readouterr().err
   for a, b in zip(runs.rows_of(tmp_path / 'whole'),
                   runs.rows_of(tmp_path / 'moved'),
                   strict=True):
