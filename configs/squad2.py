@@ -5,8 +5,8 @@
 
 Variants: base, large, minilm_l6 (6 layers of 384 units, for small machines),
 and tiny, a rehearsal on the generated corpus in about a minute on two CPU
-cores. Offline, set data.train and
-data.eval to SQuAD's JSON files and model.init_from to a checkpoint directory.
+cores. Offline, set data.train and data.eval to SQuAD's JSON files and
+model.init_from to a checkpoint directory.
 """
 
 import ml_collections

@@ -186,7 +186,7 @@ def attention_in_use(config: config_lib.Config,
   local, everywhere = (
       attention.resolve_attention(config.model.attention, u)
       for u in (use, dataclasses.replace(use, window=None)))
-  return local if use.window is None or local == everywhere else (
+  return local if local == everywhere else (
       f'{local} (local layers) and {everywhere} (global layers)')
 
 

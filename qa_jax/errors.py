@@ -69,6 +69,11 @@ def require(condition: bool, message: str) -> None:
     raise UserError(message)
 
 
+def host_reason(e: Exception) -> str:
+  """Returns why a host cannot be reached, also if its name is no name."""
+  return getattr(e, 'strerror', None) or str(e)
+
+
 def check_at_least(least: int, owner: str, **values: int) -> None:
   """Raises a UserError if one of the named `values` is below `least`."""
   for name, value in values.items():
@@ -78,10 +83,11 @@ def check_at_least(least: int, owner: str, **values: int) -> None:
 def check_choice(owner: str, name: str, value: str,
                  known: Collection[str]) -> None:
   """Raises a UserError with similar names unless `value` is in `known`."""
-  require(value in known,
-          f'{owner}: {name}={value!r}{did_you_mean(value, known)}')
+  if value not in known:  # similar names are slow to find
+    raise UserError(f'{owner}: {name}={value!r}{did_you_mean(value, known)}')
 
 
 def check_known(what: str, name: str, table: Collection[str]) -> None:
   """Raises a UserError with similar names if `table` has no entry `name`."""
-  require(name in table, f'unknown {what} {name!r}{did_you_mean(name, table)}')
+  if name not in table:
+    raise UserError(f'unknown {what} {name!r}{did_you_mean(name, table)}')

@@ -34,9 +34,9 @@ def score_answer(prediction: str, golds: Sequence[str], *,
       no gold.
   """
   errors.check_choice('score_answer', 'version', version, VERSIONS[1:])
-  errors.require(
-      not isinstance(golds, str),
-      f'score_answer: golds={golds!r} is a text, expected a list of texts')
+  if isinstance(golds, str):
+    raise errors.UserError(
+        f'score_answer: golds={golds!r} is a text, expected a list of texts')
   errors.require(version == '2.0' or len(golds) > 0,
                  "score_answer: version '1.1' needs a gold text")
   predicted = examples_lib.normalize_answer(prediction)

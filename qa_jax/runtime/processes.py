@@ -104,8 +104,8 @@ def _check_flags(coordinator: str, num_processes: int | None,
     if process_index == 0:
       socket.create_server(('', port)).close()
   except (OSError, UnicodeError) as e:  # UnicodeError: no name of a host
-    reason = getattr(e, 'strerror', None) or e
-    raise errors.UserError(f'--coordinator={coordinator}: {reason}') from None
+    raise errors.UserError(
+        f'--coordinator={coordinator}: {errors.host_reason(e)}') from None
 
 
 def _filter_native_output() -> None:

@@ -202,8 +202,8 @@ def bind_socket(host: str, port: int) -> socket.socket:
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind, proto)
   except (OSError, UnicodeError) as e:  # UnicodeError: no name of a host
-    reason = getattr(e, 'strerror', None) or e
-    raise errors.UserError(f'--host={host}: {reason}') from None
+    raise errors.UserError(
+        f'--host={host}: {errors.host_reason(e)}') from None
   try:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(address)

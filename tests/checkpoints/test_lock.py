@@ -85,6 +85,13 @@ def test_a_torn_name_is_no_hindrance(tmp_path, text):
     assert before == ''
 
 
+def failing(code: int):
+  """Returns a function of the system that fails with an error code."""
+  def call(*_):
+    raise OSError(code, os.strerror(code))
+  return call
+
+
 def test_a_lock_that_cannot_be_is_refused_by_its_path(tmp_path, monkeypatch):
   path = tmp_path / lock.NAME
   path.mkdir()
@@ -93,21 +100,14 @@ def test_a_lock_that_cannot_be_is_refused_by_its_path(tmp_path, monkeypatch):
   assert str(caught.value) == (
       f'{path}: cannot be written: {os.strerror(errno.EISDIR)}')
   path.rmdir()
-
-  def no_locks(*_):
-    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  monkeypatch.setattr(fcntl, 'flock', failing(errno.ENOLCK))
   with pytest.raises(errors.UserError, match=(
       f'{path}: cannot be locked: {os.strerror(errno.ENOLCK)}; choose')):
     lock.hold_lock(tmp_path).__enter__()
 
 
 def test_a_lock_on_a_full_disk_is_one_line(tmp_path, monkeypatch):
-  def write(*_):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-  monkeypatch.setattr(os, 'write', write)
+  monkeypatch.setattr(os, 'write', failing(errno.ENOSPC))
   with pytest.raises(errors.UserError, match=(
       f'{tmp_path / lock.NAME}: cannot be written: No space left')):
     lock.hold_lock(tmp_path).__enter__()

@@ -62,9 +62,12 @@ def scores_by_mode(spec, x=None, params=None):
       random_params(spec) if params is None else params, x or head_inputs()))
 
 
-def sum_of_sines(scores):
-  """Computes a loss with a gradient at every score, whatever its scale."""
-  return sum(jnp.sin(x + 0.1 * jnp.arange(x.size).reshape(x.shape)).sum()
+def sum_of_sines(scores, numpy=jnp):
+  """Computes a loss with a gradient at every score, whatever its scale.
+
+  With the module numpy it is in float64.
+  """
+  return sum(numpy.sin(x + 0.1 * numpy.arange(x.size).reshape(x.shape)).sum()
              for x in jax.tree.leaves(scores))
 
 

@@ -106,10 +106,8 @@ def test_gradients_are_those_of_the_scores(spec, mode):
 
   def total(arrays):
     params, layers_ = arrays
-    scores = common.scores_by_mode(
-        spec, common.head_inputs().replace(layers=layers_), params)[mode]
-    return sum(np.sin(np.float64(x) + 0.1 * np.arange(x.size).reshape(x.shape))
-               .sum() for x in jax.tree.leaves(scores))
+    return common.sum_of_sines(common.scores_by_mode(
+        spec, common.head_inputs().replace(layers=layers_), params)[mode], np)
 
   derivatives.assert_are_gradients(
       total, (common.random_params(spec), common.head_inputs().layers),

@@ -511,6 +511,7 @@ def test_a_log_says_where_its_trial_ran(tmp_path):
     ('127.0.0.1:1', 'no Ray cluster there: Connection refused'),
     ('ray://127.0.0.1:1', 'no Ray cluster there: Connection refused'),
     ('no.such.host.invalid:6379', 'no Ray cluster there: '),
+    ('a..b:6379', 'no Ray cluster there: '),
     ('127.0.0.1:99999', 'no Ray cluster there: '),
     ('6379', 'expected HOST:PORT'), ('host:', 'expected HOST:PORT')])
 def test_an_unreachable_cluster_is_one_line(

@@ -81,10 +81,10 @@ def check(setup: scheduler.Setup) -> None:
       raise errors.UserError(f'{where}: expected HOST:PORT, auto or local')
     try:
       socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as e:
+    except (OSError, OverflowError, UnicodeError) as e:
       raise errors.UserError(
-          f'{where}: no Ray cluster there: {getattr(e, "strerror", None) or e};'
-          ' `ray start --head` starts one') from None
+          f'{where}: no Ray cluster there: {errors.host_reason(e)}; `ray start '
+          '--head` starts one') from None
   try:
     child = subprocess.run([sys.executable, '-c', JOIN, address], text=True,
                            capture_output=True, timeout=JOIN_SECONDS)
